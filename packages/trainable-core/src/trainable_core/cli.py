@@ -1,0 +1,273 @@
+"""The command line, ``trainable``: what is installed, what is broken, and the schemas of the documents."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import platform
+import sys
+from collections.abc import Callable, Sequence
+from importlib import metadata, util
+from pathlib import Path
+from typing import Any
+
+from trainable_core.errors import DocumentError, TrainableError
+from trainable_core.registry import QuantizerRow, Registry, default_registry
+
+OK, FAILED, ERROR = 0, 1, 2
+"""Exit codes: all well; ``doctor`` found something broken; the command could not be carried out."""
+
+UNKNOWN_VERSION = "version unknown"
+
+UNFOLDED = 100_000
+"""Columns of an output that is no terminal: more than any table needs, so that no cell is folded."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """One sub-command: how it is called, what it does."""
+
+    name: str
+    summary: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        Arguments without the program's name; None takes those of the process.
+
+    Returns
+    -------
+    int
+        0 when all is well, 1 when ``doctor`` found something broken, 2 when the command could not be carried out.
+    """
+    arguments = _parser().parse_args(argv)
+    try:
+        return int(arguments.run(arguments))
+    except TrainableError as error:
+        sys.stderr.write(f"{error}\n")
+        return ERROR
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="trainable", description="Trainable quantizers: what is installed here.")
+    parser.add_argument("--version", action="version", version=f"trainable-core {_version('trainable-core')}")
+    commands = parser.add_subparsers(metavar="command", required=True)
+    for command in COMMANDS:
+        subparser = commands.add_parser(command.name, help=command.summary, description=command.summary)
+        command.add_arguments(subparser)
+        subparser.set_defaults(run=command.run)
+    return parser
+
+
+def _list_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--backend", metavar="NAME", help="only this backend's; by default every installed one is asked"
+    )
+    _json_argument(parser)
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    registry = default_registry()
+    with _quiet_stdout():
+        rows = registry.list_quantizers(arguments.backend)
+    failures = registry.failures()
+    if arguments.json:
+        _print_json({"quantizers": [_row_document(row) for row in rows], "failures": failures})
+        return OK
+    if rows:
+        columns = ("backend", "training method", "target", "quantization methods", "class", "provided by")
+        _print_table("quantizers", columns, [_row_cells(row) for row in rows])
+    else:
+        sys.stdout.write("no quantizers are registered\nHint: pip install trainable-torch\n")
+    for name, problem in failures.items():
+        sys.stderr.write(f"plugin {name!r} failed: {problem}\n")
+    return OK
+
+
+def _schema_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--output", metavar="FILE", type=Path, help="write here instead of to standard output")
+
+
+def _schema(arguments: argparse.Namespace) -> int:
+    from trainable_core import config, recipe  # noqa: PLC0415 - no other command needs the recipe
+
+    documents = (
+        config.TrainableQuantizerWeightsConfig,
+        config.TrainableQuantizerActivationConfig,
+        config.TrainableQuantizerCandidateConfig,
+        recipe.QuantizationRecipe,
+    )
+    schemas = {document.__name__: document.model_json_schema() for document in documents}
+    if arguments.output is None:
+        _print_json(schemas)
+        return OK
+    try:
+        arguments.output.write_text(json.dumps(schemas, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise DocumentError(arguments.output, f"can't be written: {error.strerror}") from error
+    return OK
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    with _quiet_stdout():
+        report = _diagnose(default_registry())
+    if arguments.json:
+        _print_json(report)
+    else:
+        _print_report(report)
+    return OK if report["ok"] else FAILED
+
+
+def _diagnose(registry: Registry) -> dict[str, Any]:
+    """Ask every backend for its quantizers and return all there is to report, as a JSON document."""
+    rows = registry.list_quantizers()
+    clashes = [{"key": str(key), "providers": providers} for key, providers in registry.clashes().items()]
+    backends: list[dict[str, Any]] = [
+        {
+            "name": backend.name,
+            "distribution": backend.distribution,
+            "version": _version(backend.distribution),
+            "framework": {name: _version(name) for name in backend.framework},
+            "tie_rule": backend.tie_rule.value,
+            "verbs": backend.verbs,
+            "quantizers": sum(row.backend == backend.name for row in rows),
+        }
+        for backend in registry.list_backends()
+    ]
+    missing = sorted({name for backend in backends for name, found in backend["framework"].items() if found is None})
+    return {
+        "ok": not (clashes or missing or registry.failures()),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: _version(name) for name in ("trainable-core", "numpy", "pydantic", "pluggy")},
+        },
+        "backends": backends,
+        "missing": missing,
+        "plugins": [dataclasses.asdict(plugin) for plugin in registry.plugins()],
+        "unknown_disabled": registry.unknown_disabled(),
+        "clashes": clashes,
+    }
+
+
+def _print_report(report: dict[str, Any]) -> None:
+    versions = [(name, version or "missing") for name, version in report["versions"].items()]
+    _print_table("versions", ("name", "version"), versions)
+    backends = [
+        (
+            backend["name"],
+            f"{backend['distribution']} {backend['version'] or ''}",
+            ", ".join(f"{name} {version or 'missing'}" for name, version in backend["framework"].items()),
+            backend["tie_rule"],
+            str(backend["quantizers"]),
+        )
+        for backend in report["backends"]
+    ]
+    _print_table("backends", ("name", "distribution", "framework", "ties", "quantizers"), backends)
+    plugins = [
+        (
+            plugin["name"],
+            f"{plugin['distribution'] or 'in process'} {plugin['version'] or ''}",
+            plugin["state"],
+            plugin["problem"],
+        )
+        for plugin in report["plugins"]
+    ]
+    _print_table("plugins", ("name", "distribution", "state", "problem"), plugins)
+    if report["clashes"]:
+        clashes = [(clash["key"], "; ".join(clash["providers"])) for clash in report["clashes"]]
+        _print_table("clashes", ("quantizer", "provided by"), clashes)
+    for name in report["unknown_disabled"]:
+        sys.stdout.write(f"TRAINABLE_DISABLE_PLUGINS names {name!r}, which no installed plugin is called\n")
+    sys.stdout.write(
+        "all is well\n" if report["ok"] else "something is broken: see missing, failed and clashes above\n"
+    )
+
+
+def _json_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print a JSON document instead of tables")
+
+
+COMMANDS = (
+    Command("list", "List the quantizers that installed plugins offer.", _list_arguments, _list),
+    Command("schema", "Print the JSON schemas of configs and recipe.", _schema_arguments, _schema),
+    Command("doctor", "Check the installation; exit with 1 when something is broken.", _json_argument, _doctor),
+)
+
+
+def _row_document(row: QuantizerRow) -> dict[str, Any]:
+    return {
+        "backend": row.backend,
+        "training_method": row.training_method,
+        "target": row.target.name,
+        "quantization_methods": [method.name for method in row.methods],
+        "class": f"{row.cls.__module__}.{row.cls.__qualname__}",
+        "distribution": row.distribution,
+        "version": row.version,
+    }
+
+
+def _row_cells(row: QuantizerRow) -> tuple[str, ...]:
+    methods = ", ".join(method.name for method in row.methods)
+    provider = "in process" if row.distribution is None else f"{row.distribution} {row.version}"
+    name = f"{row.cls.__module__}.{row.cls.__qualname__}"
+    return row.backend, row.training_method, row.target.name, methods, name, provider
+
+
+def _version(distribution: str) -> str | None:
+    """Return the version of a distribution, None when it is not there; imports nothing."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        # On the path without metadata (a source tree), or installed under another name (tensorflow-cpu).
+        name = distribution.replace("-", "_")
+        return UNKNOWN_VERSION if name.isidentifier() and util.find_spec(name) else None
+
+
+def _quiet_stdout() -> contextlib.redirect_stdout[Any]:
+    """Send what plugins and frameworks print while they are imported to stderr: stdout is for the answer."""
+    return contextlib.redirect_stdout(sys.stderr)
+
+
+def _print_json(document: object) -> None:
+    sys.stdout.write(json.dumps(document, indent=2) + "\n")
+
+
+def _print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table, drawn by rich where it is installed; one line per row either way when nobody watches."""
+    if not rows:
+        sys.stdout.write(f"{title}: none\n")
+        return
+    cells = [[" ".join(cell.split()) for cell in row] for row in rows]
+    try:
+        from rich.console import Console  # noqa: PLC0415 - an extra
+        from rich.table import Table  # noqa: PLC0415
+        from rich.text import Text  # noqa: PLC0415
+    except ImportError:
+        sys.stdout.write(_plain_table(title, columns, cells))
+        return
+    table = Table(*columns, title=title, title_justify="left")
+    for row in cells:
+        table.add_row(*map(Text, row))  # Text: brackets in an error message are not markup
+    console = Console(file=sys.stdout)
+    if not console.is_terminal:
+        console.width = UNFOLDED
+    console.print(table)
+
+
+def _plain_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [list(columns), *rows]
+    widths = [max(len(line[index]) for line in lines) for index in range(len(columns))]
+    padded = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    return "\n".join([title, *(f"  {line}" for line in padded)]) + "\n"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,61 @@
+"""The closed vocabularies of the library: methods, targets, variable groups, tie rules."""
+
+from enum import Enum
+
+
+class TrainingMethod(str, Enum):
+    """How a quantizer learns. Open: a plugin's method is any other string.
+
+    The members are the built-in methods. A member equals its own string, so ``TrainingMethod.LSQ == "LSQ"``.
+    """
+
+    STE = "STE"
+    """Straight-through estimator: fixed thresholds, identity gradient inside the range (Bengio et al., 2013)."""
+    LSQ = "LSQ"
+    """Learned step size quantization: thresholds learn with the weights (Esser et al., ICLR 2020)."""
+    DQA = "DQA"
+    """DNN quantization with attention: a softmax over bit widths anneals to one of them (Hacene et al., 2021)."""
+
+    def __str__(self) -> str:
+        return self.value
+
+
+class QuantizationMethod(Enum):
+    """Which grid a tensor is quantized on; names and values are those of `mct_quantizers.QuantizationMethod`."""
+
+    POWER_OF_TWO = 0
+    LUT_POT_QUANTIZER = 1
+    SYMMETRIC = 2
+    UNIFORM = 3
+    LUT_SYM_QUANTIZER = 4
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class QuantizationTarget(Enum):
+    """What is quantized; names and values are those of `mct_quantizers.QuantizationTarget`."""
+
+    Activation = "Activation"
+    Weights = "Weights"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+class VariableGroup(Enum):
+    """Which optimizer group a trainable variable belongs to."""
+
+    WEIGHTS = 0
+    """The layer's own values."""
+    QPARAMS = 1
+    """What the quantizer learns: thresholds, range ends, attention logits."""
+
+
+class TieRule(Enum):
+    """Where a value exactly half way between two grid codes goes; each backend declares its own."""
+
+    HALF_EVEN = "half_even"
+    """To the even code (IEEE 754 ``roundTiesToEven``; PyTorch, NumPy, JAX)."""
+    HALF_UP = "half_up"
+    """Towards plus infinity, ``floor(v + 0.5)`` (TensorFlow's ``fake_quant`` kernels)."""

@@ -1,0 +1,146 @@
+"""Every exception of the library.
+
+`TrainableError` is the base; each leaf also inherits the nearest builtin, so ``except TrainableError`` and
+``except LookupError`` both work. Constructors take facts, keep them as attributes, and write the sentence.
+`pydantic.ValidationError` passes through untouched: it already names the field.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Iterable, Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from trainable_core.quantizer import Key
+
+
+def nearest(asked: object, known: Iterable[str]) -> str:
+    """Return a ``Hint`` line naming the known word closest to the one asked for, or an empty string."""
+    close = difflib.get_close_matches(str(asked), list(known), n=1, cutoff=0.5)
+    return f"\nHint: did you mean {close[0]!r}?" if close else ""
+
+
+class TrainableError(Exception):
+    """Base of everything the library raises on purpose."""
+
+
+class UnknownQuantizerError(TrainableError, LookupError):
+    """Raised when no registered quantizer answers to a key."""
+
+    def __init__(
+        self, key: Key, known: Collection[Key], failed: Mapping[str, str], *, known_backends: Collection[str] = ()
+    ) -> None:
+        self.key, self.known, self.failed = key, list(known), dict(failed)
+        lines = [f"no quantizer is registered for {key}"]
+        lines.append("registered for this backend: " + (", ".join(sorted({str(k) for k in known})) or "none"))
+        lines += [f"plugin {name!r} failed: {reason}" for name, reason in failed.items()]
+        if key.backend not in known_backends:
+            lines.append(f"Hint: pip install trainable-{key.backend.replace('_', '')}")
+        else:
+            hint = nearest(key.quantizer_id, {k.quantizer_id for k in known}).strip()
+            lines.append(hint or "Hint: `trainable list` shows every quantizer; `trainable doctor` shows broken plugins.")
+        super().__init__("\n".join(lines))
+
+
+class DuplicateQuantizerError(TrainableError, ValueError):
+    """Raised when two classes answer to one key."""
+
+    def __init__(self, key: Key, providers: Collection[str]) -> None:
+        self.key, self.providers = key, list(providers)
+        super().__init__(
+            f"{len(self.providers)} quantizers are registered for {key}: {'; '.join(self.providers)}\n"
+            "Hint: uninstall one, or switch a plugin off with TRAINABLE_DISABLE_PLUGINS=name."
+        )
+
+
+class UnknownBackendError(TrainableError, LookupError):
+    """Raised when no installed plugin provides a backend."""
+
+    def __init__(self, backend: str, known: Collection[str], failed: Mapping[str, str]) -> None:
+        self.backend, self.known, self.failed = backend, list(known), dict(failed)
+        lines = [f"no backend {backend!r} is installed; installed: {', '.join(sorted(known)) or 'none'}"]
+        lines += [f"plugin {name!r} failed: {reason}" for name, reason in failed.items()]
+        lines.append(nearest(backend, known).strip() or f"Hint: pip install trainable-{backend.replace('_', '')}")
+        super().__init__("\n".join(lines))
+
+
+class QuantizerDefinitionError(TrainableError, TypeError):
+    """Raised when a quantizer class is not what the registry needs."""
+
+    def __init__(self, cls: object, problem: str) -> None:
+        self.cls, self.problem = cls, problem
+        name = getattr(cls, "__qualname__", repr(cls))
+        super().__init__(
+            f"{name} can't be registered: {problem}\n"
+            "Hint: a quantizer carries @mark_quantizer(quantization_target=..., quantization_method=[...], identifier=...) "
+            "and takes its config first; every further argument needs a default."
+        )
+
+
+class UnsupportedConfigError(TrainableError, ValueError):
+    """Raised when a config is well formed but this quantizer, layer or target can't carry it out."""
+
+    def __init__(self, subject: str, problem: str, hint: str = "") -> None:
+        self.subject, self.problem = subject, problem
+        super().__init__(f"{subject}: {problem}" + (f"\nHint: {hint}" if hint else ""))
+
+
+class ShapeMismatchError(TrainableError, ValueError):
+    """Raised when parameters don't fit the tensor they are for."""
+
+    def __init__(self, subject: str, expected: object, got: object) -> None:
+        self.subject, self.expected, self.got = subject, expected, got
+        super().__init__(f"{subject}: expected {expected}, got {got}")
+
+
+class QuantizerStateError(TrainableError, RuntimeError):
+    """Raised when a call comes at the wrong time: not initialized, not calibrated, already trained."""
+
+    def __init__(self, subject: str, problem: str, hint: str = "") -> None:
+        self.subject, self.problem = subject, problem
+        super().__init__(f"{subject}: {problem}" + (f"\nHint: {hint}" if hint else ""))
+
+
+class CalibrationError(TrainableError, ValueError):
+    """Raised when the values seen can't give quantization parameters."""
+
+    def __init__(self, subject: str, problem: str, hint: str = "") -> None:
+        self.subject, self.problem = subject, problem
+        super().__init__(f"{subject}: {problem}" + (f"\nHint: {hint}" if hint else ""))
+
+
+class RuleError(TrainableError, ValueError):
+    """Raised when a recipe's rule matches no layer, or asks for what its layers don't have."""
+
+    def __init__(self, rule: str, problem: str, layers: Collection[str]) -> None:
+        self.rule, self.problem, self.layers = rule, problem, list(layers)
+        super().__init__(f"{rule}: {problem}\nlayers: {', '.join(layers) or 'none'}")
+
+
+class ModelError(TrainableError, TypeError):
+    """Raised when a model is not of the kind the verb needs."""
+
+    def __init__(self, problem: str, hint: str = "") -> None:
+        self.problem = problem
+        super().__init__(problem + (f"\nHint: {hint}" if hint else ""))
+
+
+class DocumentError(TrainableError, ValueError):
+    """Raised when a saved file is truncated, foreign, damaged, or does not fit the model."""
+
+    def __init__(self, path: object, problem: str, hint: str = "") -> None:
+        self.path, self.problem = path, problem
+        super().__init__(f"{path}: {problem}" + (f"\nHint: {hint}" if hint else ""))
+
+
+class DocumentVersionError(DocumentError):
+    """Raised when a document was written in a version of the format that this release can't read."""
+
+    def __init__(self, path: object, found: object, supported: Collection[int]) -> None:
+        self.found, self.supported = found, list(supported)
+        super().__init__(
+            path,
+            f"schema version {found!r} is not one of {sorted(supported)}",
+            "install the release of trainable-core that wrote the document, or write it again.",
+        )

@@ -1,0 +1,68 @@
+"""The whole plugin API: two hooks, and what a backend says about itself.
+
+A plugin is an entry point of group ``trainable``, the hooks it has something to say to, and its quantizer classes::
+
+    [project.entry-points."trainable"]
+    my_plugin = "my_package.plugin"
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import pluggy
+
+from trainable_core.enums import TieRule
+
+PROJECT: Final = "trainable"
+"""Entry point group, and pluggy's name of the project."""
+
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+@dataclass(frozen=True)
+class Backend:
+    """What a backend says about itself, without importing its framework.
+
+    Parameters
+    ----------
+    name : str
+        What users pass as ``backend=``, e.g. ``"torch"``.
+    distribution : str
+        What to install for it, e.g. ``"trainable-torch"``.
+    framework : tuple of str
+        Distributions whose versions decide what it does, e.g. ``("torch", "mct-quantizers")``.
+    tie_rule : TieRule
+        Where its deployed kernels send a value half way between two codes.
+    verbs : str
+        Import path of the module with ``wrap``, ``calibrate``, ``finalize`` …, e.g. ``"trainable_torch"``.
+    """
+
+    name: str
+    distribution: str
+    framework: tuple[str, ...]
+    tie_rule: TieRule
+    verbs: str
+
+    def __post_init__(self) -> None:
+        if isinstance(self.framework, str):  # a str is a sequence too: of letters
+            message = f"framework must be a tuple of distribution names, got the string {self.framework!r}"
+            raise TypeError(message)
+
+
+@hookspec
+def trainable_register_quantizers(backend: str) -> list[type[Any]]:
+    """Return the quantizer classes this plugin has for `backend`; an empty list if it has none.
+
+    Called once per backend asked for. Import the framework inside, and for your own name only: looking up torch must
+    not import keras. A plugin may have quantizers for a backend that another plugin provides.
+    """
+    raise NotImplementedError(backend)  # a specification: pluggy reads its signature and never calls it
+
+
+@hookspec
+def trainable_register_backend() -> Backend | None:
+    """Return what this plugin says about the backend it provides; only backends implement it. Import nothing heavy."""
+    raise NotImplementedError  # a specification, as above

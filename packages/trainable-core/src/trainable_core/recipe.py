@@ -1,0 +1,497 @@
+"""One document for every framework: which tensors of a model are quantized, on which grid, trained how.
+
+A backend lists the model's layers as `LayerInfo`, in its own order and under framework-neutral op names;
+`QuantizationRecipe.resolve` answers with a `LayerPlan` for each. Nothing here knows a framework, so the same recipe gives
+the same configs everywhere.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic.json_schema import SkipJsonSchema
+
+from trainable_core.calibration import CalibrationMethod
+from trainable_core.config import (
+    LUT_METHODS,
+    Document,
+    MethodField,
+    MinThreshold,
+    NBits,
+    TrainableQuantizerActivationConfig,
+    TrainableQuantizerCandidateConfig,
+    TrainableQuantizerConfig,
+    TrainableQuantizerWeightsConfig,
+)
+from trainable_core.constants import MIN_THRESHOLD, SIGNED
+from trainable_core.enums import QuantizationMethod, QuantizationTarget
+from trainable_core.errors import DocumentError, RuleError, UnsupportedConfigError
+from trainable_core.quantizer import identifier_text
+
+OPS = (
+    "conv",
+    "depthwise_conv",
+    "conv_transpose",
+    "linear",
+    "embedding",
+    "attention",
+    "recurrent",
+    "normalization",
+    "activation",
+    "pooling",
+    "add",
+    "mul",
+    "cat",
+    "matmul",
+    "other",
+)
+"""Framework-neutral kinds of layers and functional operations."""
+
+INTEGER_INPUT_OPS = frozenset({"embedding"})
+"""Ops whose inputs are indices: nothing to quantize there."""
+
+S = TypeVar("S", bound="_Spec")
+
+
+class _Part(Document):
+    """A part of a recipe: versioned as a whole, so without a version of its own."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    schema_version: SkipJsonSchema[Literal[1]] = Field(default=1, exclude=True, repr=False)
+
+
+Identifier = Annotated[str, BeforeValidator(identifier_text), Field(min_length=1)]
+
+
+class _Spec(_Part):
+    """How one kind of tensor is quantized."""
+
+    method: MethodField
+    n_bits: NBits
+    training_method: Identifier
+    enabled: bool = True
+    min_threshold: MinThreshold = MIN_THRESHOLD
+    candidates: list[NBits] | None = None
+    arguments: dict[str, Any] = Field(default_factory=dict)
+
+    def candidate_configs(self) -> list[TrainableQuantizerCandidateConfig] | None:
+        """Return the candidate widths as the configs hold them, their params left to calibration."""
+        if self.candidates is None:
+            return None
+        return [TrainableQuantizerCandidateConfig(n_bits=width) for width in self.candidates]
+
+
+class WeightsSpec(_Spec):
+    """How weights are quantized.
+
+    Parameters
+    ----------
+    method : QuantizationMethod
+        The grid.
+    n_bits : int
+        Width of the codes, 1 to 16.
+    training_method : TrainingMethod or str
+        How the quantizer learns: a built-in's name or a plugin's.
+    enabled : bool
+        False leaves the weights alone.
+    min_threshold : float
+        Lower bound of thresholds and range widths.
+    candidates : list of int, optional
+        Bit widths for methods that choose among several.
+    arguments : dict
+        Further arguments of the quantizer class, by name.
+    per_channel : bool
+        One threshold per output channel instead of one per tensor.
+    """
+
+    per_channel: bool = True
+
+
+class ActivationsSpec(_Spec):
+    """How activations are quantized; the fields of `WeightsSpec` except `per_channel`, and two more.
+
+    Parameters
+    ----------
+    signed : bool, optional
+        Whether a symmetric grid reaches below zero; by default calibration looks.
+    placement : {"inputs", "outputs"}
+        At the inputs of layers with weights, or at the outputs of all layers and, where the model can be traced,
+        functional operations.
+    """
+
+    signed: bool | None = None
+    placement: Literal["inputs", "outputs"] = "inputs"
+
+    @model_validator(mode="after")
+    def _sign_goes_with_threshold(self) -> "ActivationsSpec":
+        if self.signed is not None and self.method is QuantizationMethod.UNIFORM:
+            message = "signed: a UNIFORM range says by its ends whether it is signed; leave it out"
+            raise ValueError(message)
+        return self
+
+
+class CalibrationSpec(_Part):
+    """How values seen become thresholds.
+
+    Parameters
+    ----------
+    weights, activations : CalibrationMethod
+        ``minmax``, ``percentile``, ``mse``, ``mae``, ``lp`` or ``kl``.
+    percentile : float
+        For ``percentile``: how much of the values stays inside, in percent.
+    p : float
+        For ``lp``: the norm's exponent.
+    """
+
+    weights: CalibrationMethod = CalibrationMethod.MSE
+    activations: CalibrationMethod = CalibrationMethod.PERCENTILE
+    percentile: float = Field(default=99.99, gt=0, le=100)
+    p: float = Field(default=2.0, gt=0)
+
+
+class Match(_Part):
+    """Which layers a rule is for; every criterion given must hold.
+
+    Parameters
+    ----------
+    name : str, optional
+        Pattern of the layer's full name, shell style (``*`` also matches dots), case-sensitive.
+    op : str, optional
+        Framework-neutral op kind, one of `OPS`.
+    """
+
+    name: str | None = None
+    op: str | None = None
+
+    @field_validator("op")
+    @classmethod
+    def _known_op(cls, op: str | None) -> str | None:
+        if op is not None and op not in OPS:
+            message = f"{op!r} is not one of {', '.join(OPS)}"
+            raise ValueError(message)
+        return op
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> "Match":
+        if self.name is None and self.op is None:
+            message = "a rule matches by name, by op, or by both"
+            raise ValueError(message)
+        return self
+
+    @property
+    def explicit(self) -> bool:
+        """Whether the rule names an op kind or one layer, rather than a group of whatever is there."""
+        return self.op is not None or not set("*?[") & set(self.name or "")
+
+    def __call__(self, layer: "LayerInfo") -> bool:
+        """Return whether the layer is meant."""
+        named = self.name is None or fnmatchcase(layer.name, self.name)
+        return named and (self.op is None or self.op == layer.op)
+
+
+class Rule(_Part):
+    """What is different for some layers.
+
+    Parameters
+    ----------
+    match : Match
+        Which layers.
+    weights, activations : dict
+        Fields of `WeightsSpec` / `ActivationsSpec` to change. Layers and operations without weights get an activation
+        quantizer from a rule only when it names their op or their full name: ``name: "stem.*"`` changes the layers that are
+        quantized anyway.
+    skip : bool, optional
+        True leaves the layers alone, False takes an earlier skip back.
+    """
+
+    match: Match
+    weights: dict[str, Any] = Field(default_factory=dict)
+    activations: dict[str, Any] = Field(default_factory=dict)
+    skip: bool | None = None
+
+    @model_validator(mode="after")
+    def _known_fields(self) -> "Rule":
+        for part, spec in (("weights", WeightsSpec), ("activations", ActivationsSpec)):
+            changes = getattr(self, part)
+            base = {"method": "SYMMETRIC", "n_bits": 8, "training_method": "STE"}
+            spec.model_validate({**base, **changes})  # a wrong field or value is told here, not when a layer is met
+        if not self.weights and not self.activations and self.skip is None:
+            message = "a rule changes weights, activations or skip; this one changes nothing"
+            raise ValueError(message)
+        return self
+
+
+@dataclass(frozen=True)
+class WeightInfo:
+    """One quantizable weight of a layer: its shape and the axis of its output channels."""
+
+    shape: tuple[int, ...]
+    channels_axis: int
+
+
+@dataclass(frozen=True)
+class LayerInfo:
+    """What a backend tells of one layer or functional operation.
+
+    Parameters
+    ----------
+    name : str
+        Full name in the model.
+    op : str
+        One of `OPS`.
+    weights : mapping of str to WeightInfo
+        Weights that can be quantized, by attribute name; empty for operations without.
+    """
+
+    name: str
+    op: str
+    weights: Mapping[str, WeightInfo] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class QuantizerPlan:
+    """Which quantizer to build: its config, its training method and its further arguments."""
+
+    config: TrainableQuantizerConfig
+    training_method: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """What becomes of one layer.
+
+    Parameters
+    ----------
+    layer : LayerInfo
+        The layer.
+    weights : mapping of str to QuantizerPlan
+        By weight attribute; empty where weights stay float.
+    activation : QuantizerPlan or None
+        The quantizer of its inputs or of its output.
+    placement : {"inputs", "outputs"}
+        Where the activation quantizer stands.
+    reason : str
+        Why nothing is quantized; empty where something is.
+    """
+
+    layer: LayerInfo
+    weights: Mapping[str, QuantizerPlan]
+    activation: QuantizerPlan | None
+    placement: Literal["inputs", "outputs"]
+    reason: str = ""
+
+
+class QuantizationRecipe(Document):
+    """The whole document.
+
+    Parameters
+    ----------
+    weights, activations : WeightsSpec, ActivationsSpec, optional
+        What holds for every layer; left out, only rules quantize.
+    calibration : CalibrationSpec
+        How thresholds are found.
+    target : {"mctq"}
+        What the result is deployed with; a grid it can't express is refused when wrapping.
+    fold_batch_norm : bool
+        Whether batch normalization is folded into the convolution or linear layer before it.
+    rules : list of Rule
+        In order; later ones win.
+
+    Examples
+    --------
+    >>> recipe = QuantizationRecipe.model_validate(
+    ...     {
+    ...         "weights": {"method": "SYMMETRIC", "n_bits": 4, "training_method": "LSQ"},
+    ...         "rules": [{"match": {"name": "stem.*"}, "weights": {"n_bits": 8}}],
+    ...     }
+    ... )
+    >>> layers = [LayerInfo(f"{n}.conv", "conv", {"weight": WeightInfo((8, 3, 3, 3), 0)}) for n in ("stem", "body")]
+    >>> [plan.weights["weight"].config.n_bits for plan in recipe.resolve(layers)]
+    [8, 4]
+    """
+
+    weights: WeightsSpec | None = None
+    activations: ActivationsSpec | None = None
+    calibration: CalibrationSpec = CalibrationSpec()
+    target: Literal["mctq"] = "mctq"
+    fold_batch_norm: bool = True
+    rules: list[Rule] = Field(default_factory=list)
+
+    @classmethod
+    def of(cls, source: "QuantizationRecipe | Mapping[str, Any] | str | PathLike[str]") -> "QuantizationRecipe":
+        """Return a recipe from a recipe, a mapping, or the path of a YAML or JSON file.
+
+        Raises
+        ------
+        DocumentError
+            When the file can't be read or isn't YAML or JSON.
+        pydantic.ValidationError
+            When the document breaks a rule; names the field.
+        """
+        if isinstance(source, QuantizationRecipe):
+            return source
+        if isinstance(source, Mapping):
+            return cls.model_validate(dict(source))
+        if not isinstance(source, str | PathLike):
+            raise DocumentError(
+                type(source).__name__, "a recipe is a QuantizationRecipe, a mapping, or the path of a YAML or JSON file"
+            )
+        return cls.model_validate(_read(Path(fspath(source))))
+
+    def resolve(self, layers: Sequence[LayerInfo], *, unseen: str = "") -> list[LayerPlan]:
+        """Return what becomes of each layer.
+
+        Parameters
+        ----------
+        layers : sequence of LayerInfo
+            The model's layers and, where they are visible, functional operations.
+        unseen : str
+            Why functional operations are not among them; told when a rule matches nothing.
+
+        Raises
+        ------
+        RuleError
+            When a rule matches no layer, or asks matched layers for weights none of them has.
+        UnsupportedConfigError
+            When a layer's grid can't be expressed by the target.
+        pydantic.ValidationError
+            When rules add up to an incomplete or wrong config.
+        """
+        names = [layer.name for layer in layers]
+        for index, rule in enumerate(self.rules):
+            text = f"rules.{index} ({rule.match.model_dump_json(exclude_none=True)})"
+            matched = [layer for layer in layers if rule.match(layer)]
+            if not matched:
+                problem = "it matches no layer" + (f" (functional operations are not visible: {unseen})" if unseen else "")
+                raise RuleError(text, problem, names)
+            if rule.weights and not any(layer.weights for layer in matched):
+                raise RuleError(text, "none of its layers has weights to quantize", [layer.name for layer in matched])
+        return [self._plan(layer) for layer in layers]
+
+    def matches_functional(self, layers: Sequence[LayerInfo]) -> bool:
+        """Return whether some rule matches none of the layers: it may mean an operation that only tracing shows."""
+        return any(not any(rule.match(layer) for layer in layers) for rule in self.rules)
+
+    @property
+    def quantizes_outputs(self) -> bool:
+        """Whether any activation quantizer may stand at an output."""
+        placements = [self.activations.placement] if self.activations else []
+        placements += [rule.activations.get("placement", "inputs") for rule in self.rules]
+        return "outputs" in placements
+
+    def _plan(self, layer: LayerInfo) -> LayerPlan:
+        weights: dict[str, Any] | None = self.weights.model_dump(exclude_unset=True) if self.weights else None
+        activations: dict[str, Any] | None = self.activations.model_dump(exclude_unset=True) if self.activations else None
+        asked = bool(layer.weights) or bool(self.activations and self.activations.placement == "outputs")
+        skip = False
+        for rule in self.rules:
+            if not rule.match(layer):
+                continue
+            skip = skip if rule.skip is None else rule.skip
+            if rule.weights and layer.weights:
+                weights = {**(weights or {}), **rule.weights}
+            if rule.activations:
+                activations = {**(activations or {}), **rule.activations}
+                asked = asked or rule.match.explicit
+        if skip:
+            return LayerPlan(layer, {}, None, "inputs", "skipped by a rule")
+        weights_spec = _spec(WeightsSpec, weights, layer) if layer.weights else None
+        activations_spec = _spec(ActivationsSpec, activations, layer) if asked else None
+        plans = {
+            attribute: self._weights_plan(layer, attribute, info, weights_spec)
+            for attribute, info in layer.weights.items()
+            if weights_spec is not None and weights_spec.enabled
+        }
+        placement: Literal["inputs", "outputs"] = activations_spec.placement if activations_spec else "inputs"
+        activation = None
+        reason = ""
+        if activations_spec is not None and activations_spec.enabled:
+            if placement == "inputs" and layer.op in INTEGER_INPUT_OPS:
+                reason = "" if plans else "its inputs are indices"
+            else:
+                activation = self._activation_plan(layer, activations_spec)
+        if not plans and activation is None:
+            reason = reason or "the recipe quantizes neither its weights nor its activations"
+        return LayerPlan(layer, plans, activation, placement, reason)
+
+    def _weights_plan(self, layer: LayerInfo, attribute: str, info: WeightInfo, spec: WeightsSpec) -> QuantizerPlan:
+        check_target(self.target, f"{layer.name}.{attribute}", spec.method, spec.n_bits, QuantizationTarget.Weights)
+        config = TrainableQuantizerWeightsConfig(
+            weights_quantization_method=spec.method,
+            weights_n_bits=spec.n_bits,
+            weights_quantization_params={},
+            enable_weights_quantization=True,
+            weights_channels_axis=info.channels_axis,
+            weights_per_channel_threshold=spec.per_channel,
+            min_threshold=spec.min_threshold,
+            weights_quantization_candidates=spec.candidate_configs(),
+        )
+        return QuantizerPlan(config, spec.training_method, spec.arguments)
+
+    def _activation_plan(self, layer: LayerInfo, spec: ActivationsSpec) -> QuantizerPlan:
+        check_target(self.target, layer.name, spec.method, spec.n_bits, QuantizationTarget.Activation)
+        config = TrainableQuantizerActivationConfig(
+            activation_quantization_method=spec.method,
+            activation_n_bits=spec.n_bits,
+            activation_quantization_params={} if spec.signed is None else {SIGNED: spec.signed},
+            enable_activation_quantization=True,
+            min_threshold=spec.min_threshold,
+            activation_quantization_candidates=spec.candidate_configs(),
+        )
+        return QuantizerPlan(config, spec.training_method, spec.arguments)
+
+
+def _spec(spec: type[S], fields: Mapping[str, Any] | None, layer: LayerInfo) -> S | None:
+    """Return the spec that defaults and rules add up to; None when nothing was said."""
+    if fields is None:
+        return None
+    missing = [name for name in ("method", "n_bits", "training_method") if name not in fields]
+    if missing:
+        part = "weights" if spec is WeightsSpec else "activations"
+        raise UnsupportedConfigError(
+            f"{layer.name}: {part}", f"rules give no {', '.join(missing)}, and the recipe has no {part} default"
+        )
+    return spec.model_validate(dict(fields))
+
+
+def check_target(target: str, subject: str, method: QuantizationMethod, n_bits: int, kind: QuantizationTarget) -> None:
+    """Refuse a grid that the deployment target has no inferable quantizer for.
+
+    Raises
+    ------
+    UnsupportedConfigError
+        Names the layer. mctq's look-up tables hold 8-bit codes, and activations have no LUT_SYM_QUANTIZER.
+    """
+    if method not in LUT_METHODS:
+        return
+    if n_bits > 8:  # noqa: PLR2004 - mctq's LUT_VALUES_BITWIDTH
+        raise UnsupportedConfigError(subject, f"{target} can't express {method} with {n_bits} bits", "use at most 8 bits.")
+    if kind is QuantizationTarget.Activation and method is QuantizationMethod.LUT_SYM_QUANTIZER:
+        raise UnsupportedConfigError(subject, f"{target} has no {method} for activations", "use LUT_POT_QUANTIZER.")
+
+
+def _read(path: Path) -> Any:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DocumentError(path, f"can't be read: {error}") from error
+    if path.suffix == ".json":
+        try:
+            return json.loads(text)
+        except json.JSONDecodeError as error:
+            raise DocumentError(path, f"not JSON: {error}") from error
+    try:
+        import yaml  # noqa: PLC0415 - an extra, and only this format needs it
+    except ImportError as error:
+        raise DocumentError(path, "reading YAML needs pyyaml", "pip install trainable-core[yaml]") from error
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise DocumentError(path, f"not YAML: {error}") from error

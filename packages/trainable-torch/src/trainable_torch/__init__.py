@@ -1,0 +1,38 @@
+"""Quantization-aware training for PyTorch: the way of the data is wrap, calibrate, train, finalize.
+
+The verbs are those of every backend; the numbers come from `trainable_core`.
+"""
+
+from trainable_torch.annealing import PytorchLinearAnnealingScheduler
+from trainable_torch.calibration import calibrate
+from trainable_torch.description import describe
+from trainable_torch.finalized import finalize
+from trainable_torch.grid import Grid
+from trainable_torch.holder import ActivationQuantizationHolder
+from trainable_torch.layers import register_layer
+from trainable_torch.quantizers import BasePytorchTrainableQuantizer
+from trainable_torch.serialization import load, save
+from trainable_torch.training import advance_schedules, freeze_quant_params, parameter_groups, regularization
+from trainable_torch.wrapper import QuantizationWrapper
+from trainable_torch.wrapping import wrap
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ActivationQuantizationHolder",
+    "BasePytorchTrainableQuantizer",
+    "Grid",
+    "PytorchLinearAnnealingScheduler",
+    "QuantizationWrapper",
+    "advance_schedules",
+    "calibrate",
+    "describe",
+    "finalize",
+    "freeze_quant_params",
+    "load",
+    "parameter_groups",
+    "register_layer",
+    "regularization",
+    "save",
+    "wrap",
+]

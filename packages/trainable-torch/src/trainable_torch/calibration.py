@@ -1,0 +1,227 @@
+"""From seen values to thresholds: one pass over the batches, then all quantizers at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+from trainable_core.calibration import Observer, calibrate_activation, calibrate_weights
+from trainable_core.constants import SIGNED
+from trainable_core.errors import CalibrationError, QuantizerStateError
+
+from trainable_torch.holder import ActivationQuantizationHolder
+from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer
+from trainable_torch.wrapper import QuantizationWrapper
+from trainable_torch.wrapping import state_of
+
+Params = dict[int, dict[str, Any]]
+
+
+def calibrate(
+    qmodel: nn.Module,
+    batches: Iterable[Any] | None = None,
+    *,
+    forward: Callable[[nn.Module, Any], Any] | None = None,
+    force: bool = False,
+    progress: bool | None = None,
+) -> nn.Module:
+    """Set the thresholds of a wrapped model from its weights and from what its activations look like.
+
+    Parameters
+    ----------
+    qmodel : Module
+        What `wrap` returned; changed in place, and only when everything went well.
+    batches : iterable, optional
+        What the model is called with; needed when activations are quantized. A mapping is passed as keyword arguments,
+        of a tuple or list only the first item (a loader's inputs without its labels), anything else as it is.
+    forward : callable, optional
+        ``forward(qmodel, batch)`` instead, when batches need another call.
+    force : bool
+        Overwrite thresholds that are already set, trained ones included.
+    progress : bool, optional
+        Whether to show a progress bar; by default when a terminal is there.
+
+    Returns
+    -------
+    Module
+        `qmodel`.
+
+    Raises
+    ------
+    QuantizerStateError
+        When every quantizer has its numbers and `force` is false, or when the model is finalized.
+    CalibrationError
+        When there are no batches, a quantized tensor was never seen, or values are not finite.
+
+    Notes
+    -----
+    Activations are seen in eval mode, without gradients, with float weights. Quantizers that already have numbers (from a
+    config, or from a former calibration) keep them unless forced. Tied weights share one quantizer; it is calibrated once.
+    """
+    state = state_of(qmodel)
+    if state.finalized:
+        raise QuantizerStateError(type(qmodel).__name__, "it is finalized; its quantizers don't change any more")
+    waiting = _waiting(qmodel, force=force)
+    new: list[tuple[BasePytorchTrainableQuantizer, Params]] = []
+    spec = state.recipe.calibration
+    options = {"percentile": spec.percentile, "p": spec.p}
+    holders = {name: holder for name, holder in _holders(qmodel) if holder.trainable_quantizer in waiting}
+    if holders:
+        observers = _observe(qmodel, holders, batches, forward, progress=progress)
+        for name, holder in holders.items():
+            quantizer = holder.trainable_quantizer
+            assert quantizer is not None  # noqa: S101 - that is how `holders` was chosen
+            if observers[name].empty:
+                raise CalibrationError(
+                    quantizer.subject,
+                    "no batch reached it",
+                    "leave the layer out by a rule with skip: true, or calibrate with batches that use it.",
+                )
+            new.append((quantizer, _activation_params(quantizer, observers[name], spec.activations, options)))
+    done: set[int] = set()
+    for wrapper in _wrappers(qmodel):
+        for _, weight, quantizer in wrapper.get_weights_vars():
+            if quantizer in waiting and id(quantizer) not in done:
+                done.add(id(quantizer))
+                new.append((quantizer, _weights_params(quantizer, weight, spec.weights, options)))
+    for quantizer, params in new:
+        quantizer.set_quantization_params(params)
+    return qmodel
+
+
+def _wrappers(model: nn.Module) -> list[QuantizationWrapper]:
+    return [module for module in model.modules() if isinstance(module, QuantizationWrapper)]
+
+
+def _holders(model: nn.Module) -> list[tuple[str, ActivationQuantizationHolder]]:
+    return [(name, module) for name, module in model.named_modules() if isinstance(module, ActivationQuantizationHolder)]
+
+
+def _waiting(qmodel: nn.Module, *, force: bool) -> set[nn.Module]:
+    """Return the quantizers that are to be calibrated."""
+    quantizers = {
+        m for m in qmodel.modules() if isinstance(m, BasePytorchTrainableQuantizer) and m.quantization_config.enabled
+    }
+    waiting = quantizers if force else {quantizer for quantizer in quantizers if not quantizer.calibrated}
+    if quantizers and not waiting:
+        raise QuantizerStateError(
+            type(qmodel).__name__,
+            f"its {len(quantizers)} quantizers have their thresholds already, trained ones perhaps",
+            "pass force=True to overwrite them.",
+        )
+    return set(waiting)
+
+
+def _observe(
+    qmodel: nn.Module,
+    holders: Mapping[str, ActivationQuantizationHolder],
+    batches: Iterable[Any] | None,
+    forward: Callable[[nn.Module, Any], Any] | None,
+    *,
+    progress: bool | None,
+) -> dict[str, Observer]:
+    if batches is None:
+        raise CalibrationError("calibrate", f"{len(holders)} activation quantizers need batches, and none were given")
+    if isinstance(batches, Tensor | str | bytes | Mapping) or not isinstance(batches, Iterable):
+        raise CalibrationError(
+            "calibrate", f"batches must be an iterable of batches, got {type(batches).__name__}", "pass [batch]."
+        )
+    observers = {name: Observer() for name in holders}
+    count = 0
+    with observing(qmodel, {holders[name]: observer for name, observer in observers.items()}):
+        for batch in tqdm(batches, desc="calibrate", disable=None if progress is None else not progress, leave=False):
+            (forward or _call)(qmodel, batch)
+            count += 1
+    if count == 0:
+        raise CalibrationError("calibrate", "the batches are empty", "a generator can be read only once; pass a fresh one.")
+    return observers
+
+
+def _call(model: nn.Module, batch: Any) -> Any:
+    if isinstance(batch, Mapping):
+        return model(**batch)
+    if isinstance(batch, tuple | list):
+        if not batch:
+            raise CalibrationError("calibrate", "a batch is an empty tuple or list")
+        return model(batch[0])
+    return model(batch)
+
+
+@contextmanager
+def observing(qmodel: nn.Module, observers: Mapping[ActivationQuantizationHolder, Observer]) -> Iterator[None]:
+    """Let holders see and pass on what comes, with float weights, in eval mode; everything is put back afterwards."""
+    modes = {module: module.training for module in qmodel.modules()}
+    wrappers = _wrappers(qmodel)
+    passing = [holder for _, holder in _holders(qmodel)]
+    try:
+        qmodel.eval()
+        for wrapper in wrappers:
+            wrapper.quantizes_weights = False
+        for holder in passing:
+            holder.observer = observers.get(holder, Observer())
+        with torch.no_grad():
+            yield
+    finally:
+        for holder in passing:
+            holder.observer = None
+        for wrapper in wrappers:
+            wrapper.quantizes_weights = True
+            if isinstance(wrapper.layer, nn.Module):
+                wrapper.layer.training = modes[wrapper]
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _activation_params(
+    quantizer: BasePytorchTrainableQuantizer, observer: Observer, method: Any, options: Mapping[str, float]
+) -> Params:
+    config = quantizer.quantization_config
+    signed = config.quantization_params.get(SIGNED)
+    if signed is None and len(quantizer.widths) > 1:
+        signed = observer.minimum < 0  # one sign for every width
+    with _named(quantizer):
+        return {
+            width: calibrate_activation(
+                observer,
+                calibration_method=method,
+                quantization_method=config.quantization_method,
+                n_bits=width,
+                signed=signed,
+                min_threshold=config.min_threshold,
+                **options,
+            )
+            for width in quantizer.widths
+        }
+
+
+def _weights_params(
+    quantizer: BasePytorchTrainableQuantizer, weight: Tensor, method: Any, options: Mapping[str, float]
+) -> Params:
+    config = quantizer.quantization_config
+    values = weight.detach().to("cpu", torch.float32).numpy()
+    with _named(quantizer):
+        return {
+            width: calibrate_weights(
+                values,
+                calibration_method=method,
+                quantization_method=config.quantization_method,
+                n_bits=width,
+                channels_axis=quantizer.channels_axis,
+                min_threshold=config.min_threshold,
+                **options,
+            )
+            for width in quantizer.widths
+        }
+
+
+@contextmanager
+def _named(quantizer: BasePytorchTrainableQuantizer) -> Iterator[None]:
+    """Let a calibration error say which tensor it is about."""
+    try:
+        yield
+    except CalibrationError as error:
+        raise CalibrationError(quantizer.subject, error.problem) from error

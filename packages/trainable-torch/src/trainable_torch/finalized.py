@@ -1,0 +1,56 @@
+"""From a trained model to the deployed one."""
+
+from __future__ import annotations
+
+import copy
+
+from torch import nn
+from trainable_core.errors import QuantizerStateError
+
+from trainable_torch.holder import ActivationQuantizationHolder
+from trainable_torch.training import quantizers_of
+from trainable_torch.wrapper import QuantizationWrapper
+from trainable_torch.wrapping import count_step, state_of
+
+
+def finalize(qmodel: nn.Module) -> nn.Module:
+    """Return a new model with inferable quantizers, which gives bit for bit what `qmodel` gives in eval mode.
+
+    Parameters
+    ----------
+    qmodel : Module
+        A wrapped, calibrated model; left as it is, and still trains.
+
+    Returns
+    -------
+    Module
+        In eval mode, with mctq's inferable quantizers in wrappers and holders. Of a finalized model a copy is returned.
+
+    Raises
+    ------
+    ModelError
+        When the model is not wrapped.
+    QuantizerStateError
+        When a quantizer has no numbers yet; names the layers.
+    """
+    state_of(qmodel)
+    quantizers = quantizers_of(qmodel)
+    missing = sorted(q.subject for q in quantizers.values() if q.quantization_config.enabled and not q.calibrated)
+    if missing:
+        raise QuantizerStateError(
+            type(qmodel).__name__, f"not calibrated: {', '.join(missing)}", "trainable_torch.calibrate(qmodel, batches)."
+        )
+    deployed = copy.deepcopy(qmodel).eval()
+    inferable = {id(q): q.convert2inferable() for q in quantizers_of(deployed).values() if q.quantization_config.enabled}
+    for module in list(deployed.modules()):  # a quantizer that tied weights share stays shared
+        if isinstance(module, QuantizationWrapper):
+            for attribute, quantizer in module.weights_quantizers.items():
+                module.weights_quantizers[attribute] = inferable.get(id(quantizer), quantizer)
+        elif isinstance(module, ActivationQuantizationHolder):
+            quantizer = module.activation_holder_quantizer
+            module.activation_holder_quantizer = inferable.get(id(quantizer), quantizer)
+    for key, hook in list(deployed._forward_pre_hooks.items()):  # noqa: SLF001 - there is no public way to find a hook
+        if hook is count_step:
+            del deployed._forward_pre_hooks[key]  # noqa: SLF001
+    state_of(deployed).finalized = True
+    return deployed

@@ -1,0 +1,61 @@
+"""The activation quantization holder: mctq's, mended."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from mct_quantizers import PytorchActivationQuantizationHolder
+from torch import Tensor, nn
+from trainable_core.calibration import Observer
+
+from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer
+
+
+class ActivationQuantizationHolder(PytorchActivationQuantizationHolder):  # type: ignore[misc]
+    """A module that quantizes what passes through it.
+
+    Parameters
+    ----------
+    activation_holder_quantizer : BasePytorchTrainableQuantizer or mctq inferable quantizer
+        The quantizer; initialized here.
+
+    Notes
+    -----
+    Mended against mctq: the quantizer is told whether the model trains, so ``eval()`` reaches it; conversion is
+    idempotent; integer tensors pass untouched. While `observer` is set, values are seen and passed on as they are.
+    """
+
+    observer: Observer | None
+
+    def __init__(self, activation_holder_quantizer: Any) -> None:
+        nn.Module.__init__(self)
+        self.activation_holder_quantizer = activation_holder_quantizer
+        self.observer = None
+        activation_holder_quantizer.initialize_quantization(None, "activation", self)
+
+    @property
+    def trainable_quantizer(self) -> BasePytorchTrainableQuantizer | None:
+        """The quantizer while it is trainable, None once it is inferable."""
+        quantizer = self.activation_holder_quantizer
+        return quantizer if isinstance(quantizer, BasePytorchTrainableQuantizer) else None
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return the input quantized."""
+        if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
+            return inputs
+        if self.observer is not None:
+            self.observer.update(inputs.detach().to("cpu", torch.float32).numpy())
+            return inputs
+        quantizer = self.activation_holder_quantizer
+        if isinstance(quantizer, BasePytorchTrainableQuantizer):
+            result: Tensor = quantizer(inputs, self.training)
+        else:
+            result = quantizer(inputs)
+        return result
+
+    def convert_to_inferable_quantizers(self) -> None:
+        """Put the inferable quantizer in the trainable one's place; does nothing the second time."""
+        quantizer = self.trainable_quantizer
+        if quantizer is not None:
+            self.activation_holder_quantizer = quantizer.convert2inferable()

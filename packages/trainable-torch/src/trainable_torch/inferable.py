@@ -1,0 +1,171 @@
+"""mctq's PyTorch inferable quantizers, mended: one class per target and grid, each still an instance of mctq's.
+
+Mended against mctq 1.7 (`docs/design/0004-mended-mctq.md` has the measurements):
+
+- the numbers are buffers, so the deployed model moves between devices and its state dict is complete;
+- the forward is `ops.snap`, the formula that trained: infinities saturate to their own side, NaN stays NaN, float64 and
+  half-precision inputs are computed in float32;
+- the input's ``requires_grad`` is left alone;
+- scale and zero point are the grid's own, not derived once more from a range.
+
+While a TorchScript trace with ``enable_custom_impl()`` runs, mctq's own path is taken: that is how mctq exports to ONNX.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from mct_quantizers.pytorch import quantizers as mctq
+from torch import Tensor, nn
+from trainable_core.constants import RANGE_MAX, RANGE_MIN, SIGNED, THRESHOLD
+from trainable_core.enums import QuantizationMethod, QuantizationTarget
+from trainable_core.qparams import QParams, deployed_params
+
+from trainable_torch import ops
+
+
+class _Mended(nn.Module):
+    """What every mended inferable quantizer shares.
+
+    Parameters
+    ----------
+    qparams : QParams
+        The grid's numbers.
+    n_bits : int
+        Width of the codes.
+    ndim : int
+        Number of dimensions of the weights tensor; 0 for activations.
+    """
+
+    grid_scale: Tensor
+    grid_low: Tensor
+    grid_high: Tensor
+    quantization_target: Any
+    quantization_method: Any
+    _use_custom_impl: bool
+
+    def __init__(self, qparams: QParams, n_bits: int, ndim: int) -> None:
+        nn.Module.__init__(self)
+        self._channels_axis = qparams.channels_axis
+        self._ndim = ndim
+        along = qparams.along(ndim)
+        zero_point = along.zero_point.astype(np.float32)
+        self.register_buffer("grid_scale", torch.tensor(along.scale))
+        self.register_buffer("grid_low", torch.tensor(qparams.quant_min - zero_point))
+        self.register_buffer("grid_high", torch.tensor(qparams.quant_max - zero_point))
+        self._tell_mctq(n_bits)
+
+    def _tell_mctq(self, n_bits: int) -> None:
+        """Set mctq's own attributes from the grid."""
+        params = self.params
+        signed = params.pop(SIGNED, None)
+        listed = {key: value if isinstance(value, list) else [value] for key, value in params.items()}
+        names = {THRESHOLD: "threshold", RANGE_MIN: "min_range", RANGE_MAX: "max_range"}
+        arguments: dict[str, Any] = {names[key]: value for key, value in listed.items()}
+        if self.quantization_target.name == QuantizationTarget.Weights.name:
+            axis = self._channels_axis
+            arguments["per_channel"] = axis is not None
+            arguments["channel_axis"] = None if axis is None else axis % self._ndim
+        elif signed is not None:
+            arguments["signed"] = signed
+        super(nn.Module, self).__init__(num_bits=n_bits, **arguments)  # type: ignore[call-arg]
+        for name in ("scales", "zero_points"):
+            if isinstance(getattr(self, name, None), Tensor):
+                setattr(self, name, getattr(self, name).cpu())  # mctq puts them on a GPU when there is one
+
+    @property
+    def qparams(self) -> QParams:
+        """The grid's numbers, from the buffers."""
+        shape = () if self._channels_axis is None else (-1,)
+        scale, low, high = (b.detach().cpu().numpy().reshape(shape) for b in (self.grid_scale, self.grid_low, self.grid_high))
+        uniform = self.quantization_method[0].name == QuantizationMethod.UNIFORM.name
+        quant_min = 0 if uniform else int(low.reshape(-1)[0])
+        zero_point = np.asarray(quant_min - low).astype(np.int32)
+        quant_max = int((high + zero_point).reshape(-1)[0])
+        return QParams(scale, zero_point, quant_min, quant_max, self._channels_axis)
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """Threshold or nudged range, as in the configs."""
+        return deployed_params(self.qparams, QuantizationMethod[self.quantization_method[0].name])
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        if not self.grid_scale.is_meta:
+            qparams = self.qparams
+            self._tell_mctq((qparams.quant_max - qparams.quant_min + 1).bit_length() - 1)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> _Mended:  # noqa: FBT001, FBT002 - torch's signature
+        """Move the numbers; they stay float32 whatever dtype the model is cast to."""
+        return super()._apply(lambda tensor: keep_float32(fn, tensor), recurse)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return the input snapped to the grid, in the input's dtype."""
+        if self._use_custom_impl and torch.jit.is_tracing():
+            result: Tensor = super(nn.Module, self).__call__(inputs)
+            return result
+        with torch.no_grad():
+            return ops.snap(inputs.float(), self.grid_scale, self.grid_low, self.grid_high).to(inputs.dtype)
+
+
+def keep_float32(fn: Any, tensor: Tensor) -> Tensor:
+    """Return ``fn(tensor)``, but in the dtype that the tensor had: for ``nn.Module._apply`` of a quantizer."""
+    moved: Tensor = fn(tensor)
+    return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+
+class WeightsSymmetricInferableQuantizer(_Mended, mctq.WeightsSymmetricInferableQuantizer):
+    """Deployed SYMMETRIC weights."""
+
+
+class WeightsPOTInferableQuantizer(_Mended, mctq.WeightsPOTInferableQuantizer):
+    """Deployed POWER_OF_TWO weights."""
+
+
+class WeightsUniformInferableQuantizer(_Mended, mctq.WeightsUniformInferableQuantizer):
+    """Deployed UNIFORM weights."""
+
+
+class ActivationSymmetricInferableQuantizer(_Mended, mctq.ActivationSymmetricInferableQuantizer):
+    """Deployed SYMMETRIC activations."""
+
+
+class ActivationPOTInferableQuantizer(_Mended, mctq.ActivationPOTInferableQuantizer):
+    """Deployed POWER_OF_TWO activations."""
+
+
+class ActivationUniformInferableQuantizer(_Mended, mctq.ActivationUniformInferableQuantizer):
+    """Deployed UNIFORM activations."""
+
+
+InferableQuantizer = _Mended
+
+_CLASSES: dict[tuple[QuantizationTarget, QuantizationMethod], type[_Mended]] = {
+    (QuantizationTarget.Weights, QuantizationMethod.SYMMETRIC): WeightsSymmetricInferableQuantizer,
+    (QuantizationTarget.Weights, QuantizationMethod.POWER_OF_TWO): WeightsPOTInferableQuantizer,
+    (QuantizationTarget.Weights, QuantizationMethod.UNIFORM): WeightsUniformInferableQuantizer,
+    (QuantizationTarget.Activation, QuantizationMethod.SYMMETRIC): ActivationSymmetricInferableQuantizer,
+    (QuantizationTarget.Activation, QuantizationMethod.POWER_OF_TWO): ActivationPOTInferableQuantizer,
+    (QuantizationTarget.Activation, QuantizationMethod.UNIFORM): ActivationUniformInferableQuantizer,
+}
+
+
+def build(
+    target: QuantizationTarget, method: QuantizationMethod, n_bits: int, qparams: QParams, ndim: int
+) -> _Mended:
+    """Return the inferable quantizer of a grid.
+
+    Parameters
+    ----------
+    target, method
+        Which class.
+    n_bits : int
+        Width of the codes.
+    qparams : QParams
+        The grid's numbers.
+    ndim : int
+        Number of dimensions of the weights tensor; 0 for activations.
+    """
+    return _CLASSES[target, method](qparams, n_bits, ndim)

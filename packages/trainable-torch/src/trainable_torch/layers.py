@@ -1,0 +1,170 @@
+"""Which PyTorch modules and functions are which op kind, and which of their weights can be quantized."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F  # noqa: N812 - the name everyone reads
+from torch.nn.utils import parametrize
+from trainable_core.errors import ModelError, UnsupportedConfigError
+from trainable_core.recipe import OPS, LayerInfo, WeightInfo
+
+
+@dataclass(frozen=True)
+class LayerKind:
+    """How a module type is quantized.
+
+    Parameters
+    ----------
+    op : str
+        Framework-neutral op kind.
+    weights : mapping of str to int
+        Axis of the output channels, by weight attribute.
+    inputs : tuple of str
+        Names of the tensor arguments that an activation quantizer may stand at, in positional order.
+    unsupported : str
+        Why the weights can't be quantized; empty where they can.
+    """
+
+    op: str
+    weights: Mapping[str, int] = field(default_factory=dict)
+    inputs: tuple[str, ...] = ("input",)
+    unsupported: str = ""
+
+
+_RECURRENT = LayerKind("recurrent", unsupported="recurrent layers keep flat copies of their weights")
+
+_KINDS: dict[type[nn.Module], LayerKind] = {
+    nn.Linear: LayerKind("linear", {"weight": 0}),
+    nn.Bilinear: LayerKind("linear", {"weight": 0}, ("input1", "input2")),
+    nn.Conv1d: LayerKind("conv", {"weight": 0}),
+    nn.Conv2d: LayerKind("conv", {"weight": 0}),
+    nn.Conv3d: LayerKind("conv", {"weight": 0}),
+    nn.ConvTranspose1d: LayerKind("conv_transpose", {"weight": 1}),
+    nn.ConvTranspose2d: LayerKind("conv_transpose", {"weight": 1}),
+    nn.ConvTranspose3d: LayerKind("conv_transpose", {"weight": 1}),
+    nn.Embedding: LayerKind("embedding", {"weight": 0}),
+    nn.EmbeddingBag: LayerKind("embedding", {"weight": 0}),
+    nn.RNNBase: _RECURRENT,
+    nn.RNNCellBase: _RECURRENT,
+}
+
+_BY_OP: dict[str, tuple[type[nn.Module], ...]] = {
+    "activation": (
+        nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Sigmoid, nn.Tanh,
+        nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, nn.Softplus, nn.Softmax,
+    ),
+    "normalization": (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm),  # noqa: SLF001 - public bases of none
+    "pooling": (nn.modules.pooling._AvgPoolNd, nn.modules.pooling._AdaptiveAvgPoolNd),  # noqa: SLF001
+}  # fmt: skip
+_KINDS |= {cls: LayerKind(op) for op, classes in _BY_OP.items() for cls in classes}
+
+FUNCTIONS: dict[Any, str] = {
+    **dict.fromkeys((operator.add, operator.iadd, operator.sub, torch.add, torch.sub, "add", "add_", "sub"), "add"),
+    **dict.fromkeys((operator.mul, operator.imul, torch.mul, "mul", "mul_"), "mul"),
+    **dict.fromkeys((torch.cat, torch.concat, torch.stack), "cat"),
+    **dict.fromkeys((operator.matmul, torch.matmul, torch.bmm, "matmul", "bmm", F.scaled_dot_product_attention), "matmul"),
+    **dict.fromkeys(
+        (
+            F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_", F.relu6, F.leaky_relu, F.elu, F.gelu, F.silu, F.mish,
+            F.sigmoid, torch.sigmoid, "sigmoid", F.tanh, torch.tanh, "tanh", F.hardswish, F.hardsigmoid, F.hardtanh, F.softplus,
+            F.softmax, torch.softmax, "softmax",
+        ),
+        "activation",
+    ),
+    **dict.fromkeys((F.layer_norm, F.group_norm, F.rms_norm), "normalization"),
+    **dict.fromkeys(
+        (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d, F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, torch.mean, "mean"), "pooling"
+    ),
+}  # fmt: skip
+"""Op kinds of functions and tensor methods, for traced models."""
+
+
+def register_layer(
+    cls: type[nn.Module], op: str, weights: Mapping[str, int] | None = None, inputs: tuple[str, ...] = ("input",)
+) -> None:
+    """Tell how a module type of your own is quantized.
+
+    Parameters
+    ----------
+    cls : type
+        Module type; subclasses are meant too.
+    op : str
+        Its op kind, one of `trainable_core.recipe.OPS`.
+    weights : mapping of str to int, optional
+        Axis of the output channels, by weight attribute.
+    inputs : tuple of str
+        Names of its tensor arguments, in positional order.
+
+    Raises
+    ------
+    UnsupportedConfigError
+        When the op kind is unknown or `cls` is no module type.
+    """
+    if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
+        raise UnsupportedConfigError("register_layer", f"{cls!r} is not a subclass of torch.nn.Module")
+    if op not in OPS:
+        raise UnsupportedConfigError("register_layer", f"op {op!r} is not one of {', '.join(OPS)}")
+    _KINDS[cls] = LayerKind(op, dict(weights or {}), tuple(inputs))
+
+
+def _attention(module: nn.MultiheadAttention) -> LayerKind:
+    projections = ("in_proj_weight",) if module._qkv_same_embed_dim else ("q_proj_weight", "k_proj_weight", "v_proj_weight")  # noqa: SLF001
+    return LayerKind("attention", dict.fromkeys((*projections, "out_proj.weight"), 0), ("query", "key", "value"))
+
+
+def kind_of(module: nn.Module) -> LayerKind | None:
+    """Return how a module is quantized, or None when its type is unknown."""
+    if isinstance(module, nn.MultiheadAttention):
+        return _attention(module)
+    for cls in type(module).__mro__:
+        kind = _KINDS.get(cls)
+        if kind is not None:
+            break
+    else:
+        cls = type(module)
+        if cls.__name__ == "Conv1D" and cls.__module__.startswith("transformers."):
+            return LayerKind("linear", {"weight": 1}, ("x",))  # a linear layer stored transposed
+        return None
+    if kind.op == "conv" and 1 < module.groups == module.in_channels:
+        kind = LayerKind("depthwise_conv", kind.weights, kind.inputs)
+    if kind.weights and parametrize.is_parametrized(module):
+        kind = LayerKind(kind.op, {}, kind.inputs, "its weight is computed by a parametrization")
+    elif kind.weights and any("weight" == getattr(hook, "name", None) for hook in module._forward_pre_hooks.values()):  # noqa: SLF001
+        kind = LayerKind(kind.op, {}, kind.inputs, "its weight is computed by a hook")
+    return kind
+
+
+def layer_info(name: str, module: nn.Module, kind: LayerKind) -> LayerInfo:
+    """Return what core needs to know of a module.
+
+    Raises
+    ------
+    ModelError
+        When a lazy module has no shape yet.
+    """
+    weights = {}
+    for attribute, axis in kind.weights.items():
+        weight: Any = module
+        for part in attribute.split("."):
+            weight = getattr(weight, part)
+        if isinstance(weight, nn.parameter.UninitializedTensorMixin):
+            raise ModelError(f"layer {name!r} has no weights yet", "call the model once with an example before wrapping it.")
+        weights[attribute] = WeightInfo(tuple(weight.shape), axis)
+    return LayerInfo(name, kind.op, weights)
+
+
+def leave_fused_paths(model: nn.Module) -> None:
+    """Make PyTorch's transformer layers call their children, whose weights the fused eval kernels would read past us."""
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoderLayer):
+            module.activation_relu_or_gelu = 0
+        elif isinstance(module, nn.TransformerEncoder):
+            module.enable_nested_tensor = module.use_nested_tensor = False
+
+

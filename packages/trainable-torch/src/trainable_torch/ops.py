@@ -1,0 +1,105 @@
+"""Fake quantization on tensors: one forward formula, which training and deployment share, and two ways back.
+
+The formula is that of `trainable_core.reference.affine`: ``clip(round(x * (1 / scale)), low, high) * scale`` with the ends
+counted from zero, ties to even. On finite values it equals ``torch.fake_quantize_per_tensor_affine`` and
+``torch.fake_quantize_per_channel_affine`` bit for bit; infinities saturate to their own side (the per-channel kernel
+sends +inf to the lowest code), and NaN stays NaN.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainable_torch.grid import Grid
+
+End = Tensor | int
+
+
+def snap(x: Tensor, scale: Tensor, low: End, high: End) -> Tensor:
+    """Return `x` snapped to the grid; float32 in, float32 out, no gradient defined.
+
+    Parameters
+    ----------
+    x : Tensor, float32
+        Real values.
+    scale : Tensor, float32, broadcastable to `x`
+        Step between grid points.
+    low, high : int, or Tensor broadcastable to `x`
+        The grid's ends counted from zero.
+    """
+    codes = (x * scale.reciprocal()).round_().clamp_(low, high)  # type: ignore[arg-type]
+    return codes.add_(0.0).mul_(scale)  # -0.0 + 0.0 is +0.0: the deployed kernels have no negative zero
+
+
+class _FakeQuantize(torch.autograd.Function):
+    """Forward and bookkeeping that every gradient rule shares."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, scale: Tensor, zero_point: Tensor, low: End, high: End, *_: Any) -> Tensor:
+        """Return `x` snapped to the grid."""
+        return snap(x, scale, low, high)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Keep the input and the grid; nothing the size of the tensor besides."""
+        x, scale, zero_point, low, high, *ctx.constants = inputs
+        ends = (low, high) if isinstance(low, Tensor) else ()
+        ctx.plain_ends = None if ends else (low, high)
+        ctx.save_for_backward(x, scale, *ends)
+
+    @staticmethod
+    def saved(ctx: Any) -> tuple[Tensor, Tensor, End, End]:
+        """Return input, scale and ends."""
+        x, scale, *ends = ctx.saved_tensors
+        low, high = ctx.plain_ends or ends
+        return x, scale, low, high
+
+
+class _Ste(_FakeQuantize):
+    """Gradient of `trainable_core.reference.ste`."""
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        """Pass the gradient inside the range, its ends included."""
+        x, scale, low, high = _Ste.saved(ctx)
+        steps = x * scale.reciprocal()
+        return torch.where((steps >= low) & (steps <= high), upstream, 0.0), None, None, None, None
+
+
+class _Lsq(_FakeQuantize):
+    """Gradients of `trainable_core.reference.lsq`."""
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        """Pass the gradient strictly inside the range; give scale and zero point theirs."""
+        x, scale, low, high = _Lsq.saved(ctx)
+        (gradient_scale,) = ctx.constants
+        steps = x * scale.reciprocal()
+        below, above = steps <= low, steps >= high
+        between = (steps > low) & (steps < high)
+        d_x = torch.where(between, upstream, 0.0) if ctx.needs_input_grad[0] else None
+        d_scale = d_zero = None
+        if ctx.needs_input_grad[1]:
+            outside = torch.where(above, high, torch.where(below, low, 0.0))
+            slope = torch.where(between, steps.round() - steps, outside.to(steps.dtype))
+            d_scale = (upstream * slope).sum_to_size(scale.shape) * gradient_scale
+        if ctx.needs_input_grad[2]:
+            d_zero = -(torch.where(below | above, upstream, 0.0).sum_to_size(scale.shape) * scale) * gradient_scale
+        return d_x, d_scale, d_zero, None, None, None
+
+
+def ste_fake_quantize(x: Tensor, grid: Grid) -> Tensor:
+    """Return `x` snapped to the grid, gradient by `trainable_core.reference.ste`; float32."""
+    result: Tensor = _Ste.apply(x, grid.scale.detach(), grid.zero_point.detach(), *grid.ends)
+    return result
+
+
+def lsq_fake_quantize(x: Tensor, grid: Grid, gradient_scale: float) -> Tensor:
+    """Return `x` snapped to the grid, gradients by `trainable_core.reference.lsq`; float32."""
+    result: Tensor = _Lsq.apply(x, grid.scale, grid.zero_point, *grid.ends, gradient_scale)
+    return result

@@ -1,0 +1,34 @@
+"""Learned step size quantization; defined by `trainable_core.reference.lsq`."""
+
+from __future__ import annotations
+
+from mct_quantizers import QuantizationTarget, mark_quantizer
+from torch import Tensor
+from trainable_core.enums import TrainingMethod
+from trainable_core.reference import lsq
+
+from trainable_torch import ops
+from trainable_torch.grid import Grid
+from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer
+from trainable_torch.quantizers.ste import METHODS
+
+
+class LsqQuantizer(BasePytorchTrainableQuantizer):
+    """Thresholds and ranges learn with the weights; see `trainable_core.reference.lsq`."""
+
+    learns_grid = True
+
+    def fake_quantize(self, x: Tensor, grid: Grid, training: bool) -> Tensor:  # noqa: ARG002, FBT001 - the base's signature
+        """Return `x` on the grid."""
+        sharing = x.numel() // max(grid.scale.numel(), 1)
+        return ops.lsq_fake_quantize(x, grid, lsq.gradient_scale(sharing, grid.quant_max))
+
+
+@mark_quantizer(QuantizationTarget.Weights, METHODS, TrainingMethod.LSQ)
+class LsqWeightsQuantizer(LsqQuantizer):
+    """LSQ for weights."""
+
+
+@mark_quantizer(QuantizationTarget.Activation, METHODS, TrainingMethod.LSQ)
+class LsqActivationQuantizer(LsqQuantizer):
+    """LSQ for activations."""

@@ -1,0 +1,201 @@
+"""A wrapped model on disk: its recipe and plain tensors, in one safetensors file; no pickle, nothing executed."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import pydantic
+import safetensors
+import torch
+from safetensors.torch import save as to_bytes
+from torch import Tensor, nn
+from trainable_core.errors import DocumentError, DocumentVersionError, ModelError, TrainableError
+from trainable_core.recipe import QuantizationRecipe
+
+from trainable_torch.finalized import finalize
+from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer
+from trainable_torch.training import quantizers_of
+from trainable_torch.wrapping import state_of, wrap
+
+FORMAT = "trainable-torch"
+SCHEMA_VERSION = 1
+
+
+def save(qmodel: nn.Module, path: str | PathLike[str]) -> None:
+    """Write a wrapped or finalized model.
+
+    Parameters
+    ----------
+    qmodel : Module
+        What `wrap` or `finalize` returned.
+    path : path
+        File to write; an old one is replaced only once the new one is complete on disk.
+
+    Raises
+    ------
+    ModelError
+        When the model is not wrapped, or its state holds something that is no tensor.
+    DocumentError
+        When the file can't be written.
+
+    Notes
+    -----
+    A safetensors file: the state dict's tensors, and in the header the recipe, which quantizers are frozen, which names
+    share a tensor, and the version of this format.
+    """
+    state = state_of(qmodel)
+    tensors: dict[str, Tensor] = {}
+    aliases: dict[str, str] = {}
+    first: dict[tuple[Any, ...], str] = {}
+    for name, value in qmodel.state_dict().items():
+        if not isinstance(value, Tensor):
+            raise ModelError(f"the state of {name!r} is {type(value).__name__}, no tensor; only plain tensors are saved")
+        if value.is_meta:
+            raise ModelError(f"{name!r} is on the meta device and has no values to save")
+        identity = (value.device, value.data_ptr(), value.shape, value.stride(), value.dtype)
+        if value.numel() and identity in first:
+            aliases[name] = first[identity]
+        else:
+            first[identity] = name
+            tensors[name] = value.detach().to("cpu").contiguous().clone()
+    quantizers = quantizers_of(qmodel)
+    metadata = {
+        "format": FORMAT,
+        "schema_version": SCHEMA_VERSION,
+        "recipe": state.recipe.model_dump(mode="json", exclude_unset=True),
+        "aliases": aliases,
+        "frozen": [name for name, quantizer in quantizers.items() if quantizer.freeze_quant_params],
+        "finalized": state.finalized,
+        "training": qmodel.training,
+    }
+    write_atomically(Path(path), to_bytes(tensors, {FORMAT: json.dumps(metadata)}))
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that at any moment, also after a crash, the path holds the old content or all of the new.
+
+    Raises
+    ------
+    DocumentError
+        When it can't be written; the old file is whole then.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise DocumentError(path, f"can't be written: {error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load(path: str | PathLike[str], model: nn.Module) -> nn.Module:
+    """Return a wrapped model as it was saved: training resumes bit for bit.
+
+    Parameters
+    ----------
+    path : path
+        What `save` wrote.
+    model : Module
+        A float model of the same architecture; left untouched, its values don't matter.
+
+    Returns
+    -------
+    Module
+        Wrapped, or finalized if that is what was saved.
+
+    Raises
+    ------
+    DocumentError
+        When the file is missing, truncated, damaged, of another format, or for another architecture.
+    DocumentVersionError
+        When it was written in a version of the format that this release doesn't know.
+    ModelError
+        When `model` is no module.
+    """
+    metadata, tensors = _read(Path(path))
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"load needs the float torch.nn.Module, got {type(model).__name__}")
+    try:
+        recipe = QuantizationRecipe.model_validate(metadata["recipe"])
+        qmodel = wrap(model, recipe)
+    except pydantic.ValidationError as error:
+        raise DocumentError(path, f"its recipe is damaged: {error}") from error
+    if metadata["finalized"]:
+        for quantizer in quantizers_of(qmodel).values():
+            _placeholder(quantizer)
+        qmodel = finalize(qmodel)
+    _fill(path, qmodel, tensors)
+    quantizers = quantizers_of(qmodel)
+    for name in metadata["frozen"]:
+        if name not in quantizers:
+            raise DocumentError(path, f"it freezes {name!r}, which this model doesn't have")
+        quantizers[name].freeze()
+    return qmodel.train(metadata["training"])
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            text = header.get(FORMAT)
+            if text is None:
+                raise DocumentError(path, "a safetensors file, but not written by trainable_torch.save")
+            metadata = json.loads(text)
+            version = metadata.get("schema_version") if isinstance(metadata, dict) else None
+            if version != SCHEMA_VERSION or isinstance(version, bool):
+                raise DocumentVersionError(path, version, [SCHEMA_VERSION])
+            kinds = {"recipe": dict, "aliases": dict, "frozen": list, "finalized": bool, "training": bool}
+            for key, kind in kinds.items():
+                if not isinstance(metadata.get(key), kind):
+                    raise DocumentError(path, f"its header has no {key!r}")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - the file is no mapping
+    except TrainableError:
+        raise
+    except FileNotFoundError as error:
+        raise DocumentError(path, "no such file") from error
+    except (OSError, ValueError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
+        raise DocumentError(path, f"truncated, damaged or no safetensors file: {error}") from error
+    for name, source in metadata["aliases"].items():
+        if source not in tensors:
+            raise DocumentError(path, f"{name!r} shares the tensor of {source!r}, which is missing")
+        tensors[name] = tensors[source]
+    return metadata, tensors
+
+
+def _fill(path: Any, qmodel: nn.Module, tensors: dict[str, Tensor]) -> None:
+    wanted = qmodel.state_dict()
+    missing, foreign = sorted(set(wanted) - set(tensors)), sorted(set(tensors) - set(wanted))
+    if missing or foreign:
+        raise DocumentError(
+            path,
+            f"it is for another architecture; missing: {', '.join(missing) or 'none'}; unknown: {', '.join(foreign) or 'none'}",
+        )
+    for name, value in wanted.items():
+        if tensors[name].shape != value.shape:
+            raise DocumentError(
+                path, f"{name!r} has shape {tuple(tensors[name].shape)}, this model's has {tuple(value.shape)}"
+            )
+    qmodel.load_state_dict(tensors)
+
+
+def _placeholder(quantizer: BasePytorchTrainableQuantizer) -> None:
+    """Give a quantizer some numbers so that it converts; the file's replace them."""
+    with torch.no_grad():
+        for width in quantizer.widths:
+            for key, variable in quantizer.grid_variables(width).items():
+                variable.fill_(-1.0 if key == "range_min" else 1.0)
+    quantizer.calibrated = True

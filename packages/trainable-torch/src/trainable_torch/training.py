@@ -1,0 +1,99 @@
+"""What a training loop needs of a wrapped model: optimizer groups, terms for the loss, freezing, step counting."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from trainable_core.enums import VariableGroup
+from trainable_core.errors import UnsupportedConfigError
+
+from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer
+from trainable_torch.wrapping import scheduled_quantizers, state_of
+
+
+def quantizers_of(model: nn.Module) -> dict[str, BasePytorchTrainableQuantizer]:
+    """Return a model's trainable quantizers by module name, each once."""
+    return {name: m for name, m in model.named_modules() if isinstance(m, BasePytorchTrainableQuantizer)}
+
+
+def parameter_groups(
+    qmodel: nn.Module, *, weights: Mapping[str, Any] | None = None, qparams: Mapping[str, Any] | None = None
+) -> list[dict[str, Any]]:
+    """Return the model's trainable parameters in groups, ready for an optimizer.
+
+    Parameters
+    ----------
+    qmodel : Module
+        A wrapped model.
+    weights : mapping, optional
+        Optimizer options of the group WEIGHTS: everything that is not a quantizer's.
+    qparams : mapping, optional
+        Optimizer options of the group QPARAMS: thresholds, ranges, attention logits. Without a ``weight_decay`` here it
+        is 0: decay would pull thresholds to zero.
+
+    Returns
+    -------
+    list of dict
+        ``{"params": [...], "name": "WEIGHTS" or "QPARAMS", **options}``; a group without parameters is left out.
+
+    Raises
+    ------
+    ModelError
+        When the model is not wrapped.
+    UnsupportedConfigError
+        When an option would replace the parameters or the name.
+
+    Examples
+    --------
+    ``torch.optim.Adam(parameter_groups(qmodel, qparams={"lr": 1e-4}), lr=1e-3)``
+    """
+    state_of(qmodel)
+    for part, options in (("weights", weights), ("qparams", qparams)):
+        for reserved in {"params", "name"} & set(options or {}):
+            raise UnsupportedConfigError(f"parameter_groups: {part}", f"{reserved!r} is not an option")
+    learned: dict[int, Tensor] = {}
+    for quantizer in quantizers_of(qmodel).values():
+        for variable in quantizer.get_trainable_variables(VariableGroup.QPARAMS):
+            learned[id(variable)] = variable
+    others = [p for p in qmodel.parameters() if p.requires_grad and id(p) not in learned]
+    groups: list[dict[str, Any]] = []
+    if others:
+        groups.append({"params": others, "name": VariableGroup.WEIGHTS.name, **(weights or {})})
+    if learned:
+        group = {"params": list(learned.values()), "name": VariableGroup.QPARAMS.name, "weight_decay": 0.0, **(qparams or {})}
+        groups.append(group)
+    return groups
+
+
+def regularization(qmodel: nn.Module) -> Tensor:
+    """Return the sum of the quantizers' terms for the loss; a zero scalar when no method has one.
+
+    Add it to the loss: ``loss = criterion(qmodel(x), y) + regularization(qmodel)``.
+    """
+    state_of(qmodel)
+    terms = [term for quantizer in quantizers_of(qmodel).values() if (term := quantizer.regularization()) is not None]
+    if not terms:
+        device = next((p.device for p in qmodel.parameters()), torch.device("cpu"))
+        return torch.zeros((), device=device)
+    return torch.stack(terms).sum()
+
+
+def freeze_quant_params(qmodel: nn.Module, frozen: bool = True) -> nn.Module:  # noqa: FBT001, FBT002 - reads as a fact
+    """Stop every quantizer's variables from learning, or let them learn again; returns the model."""
+    state_of(qmodel)
+    for quantizer in quantizers_of(qmodel).values():
+        quantizer.freeze(frozen)
+    return qmodel
+
+
+def advance_schedules(qmodel: nn.Module) -> None:
+    """Count one training step in every quantizer with a schedule.
+
+    The wrapped model's own forward does it in training mode; call this only when you train a part of the model by itself.
+    """
+    state_of(qmodel)
+    for quantizer in scheduled_quantizers(qmodel):
+        quantizer.advance()

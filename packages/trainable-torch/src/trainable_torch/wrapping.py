@@ -1,0 +1,301 @@
+"""From a float model and a recipe to a model that trains quantized."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from os import PathLike
+from typing import Any
+
+from torch import fx, nn
+from trainable_core.errors import ModelError, QuantizerDefinitionError, QuantizerStateError, UnsupportedConfigError
+from trainable_core.recipe import LayerInfo, LayerPlan, QuantizationRecipe, QuantizerPlan
+from trainable_core.registry import get_trainable_quantizer_class
+
+from trainable_torch.folding import fold_batch_norm
+from trainable_torch.holder import ActivationQuantizationHolder
+from trainable_torch.layers import LayerKind, kind_of, layer_info, leave_fused_paths
+from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer
+from trainable_torch.tracing import Untraceable, function_op, through_identities, trace, traced_parts
+from trainable_torch.wrapper import QuantizationWrapper
+
+Recipe = QuantizationRecipe | Mapping[str, Any] | str | PathLike[str]
+
+STATE = "trainable_state"
+"""Attribute of a wrapped model that holds its `WrappedState`."""
+
+
+@dataclass
+class WrappedState:
+    """What a wrapped model knows of itself.
+
+    Parameters
+    ----------
+    recipe : QuantizationRecipe
+        What it was wrapped with.
+    plans : dict of str to LayerPlan
+        What became of each layer, by name.
+    left_out : dict of str to str
+        Why, by the name of each thing that is not quantized.
+    folded : dict of str to str
+        Layer by the batch norm folded into it.
+    finalized : bool
+        Whether its quantizers are inferable.
+    """
+
+    recipe: QuantizationRecipe
+    plans: dict[str, LayerPlan] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+    folded: dict[str, str] = field(default_factory=dict)
+    finalized: bool = False
+
+
+def state_of(model: nn.Module) -> WrappedState:
+    """Return what `wrap` noted on a model.
+
+    Raises
+    ------
+    ModelError
+        When the model was not made by `wrap`.
+    """
+    state = getattr(model, STATE, None) if isinstance(model, nn.Module) else None
+    if not isinstance(state, WrappedState):
+        raise ModelError(
+            f"{type(model).__name__} was not made by trainable_torch.wrap", "qmodel = trainable_torch.wrap(model, recipe)."
+        )
+    return state
+
+
+def wrap(model: nn.Module, recipe: Recipe) -> nn.Module:
+    """Return a new model whose weights and activations are quantized while it trains.
+
+    Parameters
+    ----------
+    model : Module
+        The float model; left untouched.
+    recipe : QuantizationRecipe, mapping, or path
+        Which tensors, on which grid, trained how.
+
+    Returns
+    -------
+    Module
+        A copy of the model in which layers sit in quantization wrappers and activation quantizers in holders. It needs
+        `calibrate` before its first forward. It is the model's own class, or a `torch.fx.GraphModule` when functional
+        operations are quantized.
+
+    Raises
+    ------
+    ModelError
+        When `model` is no module, can't be copied, or has weights without a shape yet.
+    QuantizerStateError
+        When it is wrapped already.
+    TrainableError, pydantic.ValidationError
+        When the recipe doesn't fit; the message names field or layer.
+    """
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"wrap needs a torch.nn.Module, got {type(model).__module__}.{type(model).__name__}")
+    if any(isinstance(m, QuantizationWrapper | ActivationQuantizationHolder) for m in model.modules()):
+        raise QuantizerStateError(type(model).__name__, "it is wrapped already", "wrap the float model.")
+    recipe = QuantizationRecipe.of(recipe)
+    _check_lazy(model)
+    try:
+        copied = copy.deepcopy(model)
+    except Exception as error:
+        raise ModelError(f"{type(model).__name__} can't be copied: {error}") from error
+    state = WrappedState(recipe)
+    if recipe.fold_batch_norm:
+        state.folded, kept = fold_batch_norm(copied)
+        state.left_out |= {name: f"batch norm not folded: {reason}" for name, reason in kept.items()}
+    root, kinds, infos, nodes = _look(copied, recipe, state)
+    plans = recipe.resolve(infos, unseen=state.left_out.get("functional operations", ""))
+    after_activation = _quantized_after_activation(root)
+    quantizers = _Quantizers()
+    for plan in plans:
+        name = plan.layer.name
+        if plan.activation and plan.placement == "outputs" and name in after_activation:
+            plan = replace(plan, activation=None, reason="" if plan.weights else "quantized after its activation")  # noqa: PLW2901
+        state.plans[name] = plan
+        if plan.reason:
+            state.left_out.setdefault(name, plan.reason)
+        if not plan.weights and plan.activation is None:
+            continue
+        if name in nodes:
+            _hold_node(root, nodes[name], plan, quantizers)
+        else:
+            root = _wrap_layer(root, name, kinds[name], plan, quantizers)
+    if isinstance(root, fx.GraphModule):
+        root.recompile()
+    leave_fused_paths(root)
+    setattr(root, STATE, state)
+    root.register_forward_pre_hook(count_step)
+    return root
+
+
+def count_step(module: nn.Module, _args: Any) -> None:
+    """Count one training forward in every quantizer with a schedule; a forward pre-hook of the wrapped model."""
+    if module.training:
+        for quantizer in scheduled_quantizers(module):
+            quantizer.advance()
+
+
+def scheduled_quantizers(model: nn.Module) -> list[BasePytorchTrainableQuantizer]:
+    """Return the quantizers whose method counts steps."""
+    default = BasePytorchTrainableQuantizer.advance
+    return [
+        m for m in model.modules() if isinstance(m, BasePytorchTrainableQuantizer) and type(m).advance is not default
+    ]
+
+
+def _check_lazy(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, nn.parameter.UninitializedTensorMixin):
+            raise ModelError(f"{name!r} has no shape yet", "call the model once with an example before wrapping it.")
+
+
+def _look(
+    model: nn.Module, recipe: QuantizationRecipe, state: WrappedState
+) -> tuple[nn.Module, dict[str, LayerKind], list[LayerInfo], dict[str, fx.Node]]:
+    """Return the model (as a graph where functional operations matter), its layers, and its functional nodes."""
+    kinds: dict[str, LayerKind] = {}
+    infos: list[LayerInfo] = []
+    for name, module, kind in _layers(model, state):
+        kinds[name] = kind
+        infos.append(layer_info(name, module, kind))
+    nodes: dict[str, fx.Node] = {}
+    if (recipe.quantizes_outputs or recipe.matches_functional(infos)) and kind_of(model) is None:
+        traced = trace(model)
+        if isinstance(traced, Untraceable):
+            state.left_out["functional operations"] = traced.reason
+        else:
+            model = traced
+            for node in traced.graph.nodes:
+                op = function_op(node)
+                if op is not None:
+                    nodes[node.name] = node
+                    infos.append(LayerInfo(node.name, op))
+    return model, kinds, infos, nodes
+
+
+def _layers(model: nn.Module, state: WrappedState) -> Iterator[tuple[str, nn.Module, LayerKind]]:
+    """Yield every module of a known kind, not looking inside one; note the others that own parameters."""
+    inside: set[nn.Module] = set()
+    for name, module in model.named_modules():
+        if module in inside:
+            continue
+        kind = kind_of(module)
+        if kind is None:
+            if any(p is not None for p in module._parameters.values()):  # noqa: SLF001 - own ones, without children's
+                state.left_out[name or "model"] = f"{type(module).__name__} is of no known kind; see register_layer"
+            continue
+        if kind.unsupported:
+            state.left_out[name or "model"] = kind.unsupported
+            continue
+        inside.update(module.modules())
+        yield name or "model", module, kind
+
+
+class _Quantizers:
+    """Builds quantizers; tied weights with equal plans share one."""
+
+    def __init__(self) -> None:
+        self._shared: list[tuple[Any, QuantizerPlan, BasePytorchTrainableQuantizer]] = []
+
+    def for_weight(self, weight: Any, plan: QuantizerPlan, subject: str) -> BasePytorchTrainableQuantizer:
+        for other, other_plan, quantizer in self._shared:
+            if other is weight and other_plan == plan:
+                return quantizer
+        quantizer = self.build(plan, subject)
+        self._shared.append((weight, plan, quantizer))
+        return quantizer
+
+    def build(self, plan: QuantizerPlan, subject: str) -> BasePytorchTrainableQuantizer:
+        config = plan.config
+        cls: Any = get_trainable_quantizer_class(
+            config.target, plan.training_method, config.quantization_method, backend="torch"
+        )
+        if not issubclass(cls, BasePytorchTrainableQuantizer):
+            raise QuantizerDefinitionError(cls, "it is no BasePytorchTrainableQuantizer")
+        accepted = [name for name in inspect.signature(cls).parameters if name != "quantization_config"]
+        for argument in plan.arguments:
+            if argument not in accepted:
+                raise UnsupportedConfigError(
+                    f"{subject}: arguments.{argument}", f"{cls.__name__} takes {', '.join(accepted) or 'no arguments'}"
+                )
+        quantizer: BasePytorchTrainableQuantizer = cls(config, **plan.arguments)
+        quantizer.subject = subject
+        return quantizer
+
+    def holder(self, plan: QuantizerPlan, subject: str) -> ActivationQuantizationHolder:
+        return ActivationQuantizationHolder(self.build(plan, subject))
+
+
+def _wrap_layer(root: nn.Module, name: str, kind: LayerKind, plan: LayerPlan, quantizers: _Quantizers) -> nn.Module:
+    """Put a layer into a wrapper at every place of the model that holds it; return the model's root."""
+    layer = root if name == "model" and kind_of(root) is not None else root.get_submodule(name)
+    weights = {}
+    for attribute, weight_plan in plan.weights.items():
+        weight: Any = layer
+        for part in attribute.split("."):
+            weight = getattr(weight, part)
+        weights[attribute] = quantizers.for_weight(weight, weight_plan, f"{name}.{attribute}")
+    inputs, output = {}, None
+    if plan.activation is not None and plan.placement == "inputs":
+        inputs = {each: quantizers.holder(plan.activation, f"{name}: {each}") for each in kind.inputs}
+    elif plan.activation is not None:
+        output = quantizers.holder(plan.activation, f"{name}: output")
+    wrapper = QuantizationWrapper(
+        layer, weights, input_holders=inputs, input_names=kind.inputs, output_holder=output
+    )
+    if layer is root:
+        return wrapper
+    for module in list(root.modules()):
+        for key, child in list(module._modules.items()):  # noqa: SLF001 - every name that holds the layer
+            if child is layer and not isinstance(module, QuantizationWrapper):
+                module._modules[key] = wrapper  # noqa: SLF001 - keeps the order of the children
+    return root
+
+
+def _hold_node(root: Any, node: fx.Node, plan: LayerPlan, quantizers: _Quantizers) -> None:
+    """Put activation quantizers at a functional node's inputs or behind it."""
+    assert plan.activation is not None  # noqa: S101 - a functional node has no weights, and empty plans don't come here
+    if plan.placement == "outputs":
+        name = f"{node.name}_output_holder"
+        root.add_submodule(name, quantizers.holder(plan.activation, f"{node.name}: output"))
+        with root.graph.inserting_after(node):
+            held = root.graph.call_module(name, (node,))
+        node.replace_all_uses_with(held, delete_user_cb=lambda user: user is not held)
+        return
+    for index, source in enumerate(dict.fromkeys(node.all_input_nodes)):
+        name = f"{node.name}_input_{index}_holder"
+        root.add_submodule(name, quantizers.holder(plan.activation, f"{node.name}: input {index}"))
+        with root.graph.inserting_before(node):
+            held = root.graph.call_module(name, (source,))
+        node.replace_input_with(source, held)
+
+
+def _quantized_after_activation(model: nn.Module) -> set[str]:
+    """Return the names of layers and nodes whose only user is an activation: hardware fuses the two."""
+    parts = [("", model)] if isinstance(model, fx.GraphModule) else traced_parts(model)
+    names = {module: name for name, module in reversed(list(model.named_modules(remove_duplicate=False)))}
+    found = set()
+    for _, part in parts:
+        for node in part.graph.nodes:
+            user = through_identities(part, node)
+            if user is None or _op(part, user) != "activation":
+                continue
+            if node.op == "call_module":
+                found.add(names.get(part.get_submodule(str(node.target)), str(node.target)))
+            elif _op(part, node) is not None:
+                found.add(node.name)
+    return found
+
+
+def _op(part: fx.GraphModule, node: fx.Node) -> str | None:
+    if node.op == "call_module":
+        kind = kind_of(part.get_submodule(str(node.target)))
+        return kind.op if kind else None
+    return function_op(node)
+
+
