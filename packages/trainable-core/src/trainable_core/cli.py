@@ -13,6 +13,7 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
+from trainable_core import __version__
 from trainable_core.errors import DocumentError, TrainableError
 from trainable_core.registry import QuantizerRow, Registry, default_registry
 
@@ -58,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="trainable", description="Trainable quantizers: what is installed here.")
-    parser.add_argument("--version", action="version", version=f"trainable-core {_version('trainable-core')}")
+    parser.add_argument("--version", action="version", version=f"trainable-core {__version__}")
     commands = parser.add_subparsers(metavar="command", required=True)
     for command in COMMANDS:
         subparser = commands.add_parser(command.name, help=command.summary, description=command.summary)
@@ -147,7 +148,8 @@ def _diagnose(registry: Registry) -> dict[str, Any]:
         "ok": not (clashes or missing or registry.failures()),
         "versions": {
             "python": platform.python_version(),
-            **{name: _version(name) for name in ("trainable-core", "numpy", "pydantic", "pluggy")},
+            "trainable-core": __version__,
+            **{name: _version(name) for name in ("numpy", "pydantic", "pluggy")},
         },
         "backends": backends,
         "missing": missing,

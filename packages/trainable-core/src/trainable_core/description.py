@@ -7,6 +7,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from trainable_core.constants import SIGNED
+from trainable_core.enums import QuantizationTarget
+from trainable_core.plan import LayerInfo, QuantizerPlan
+from trainable_core.quantizer import BaseTrainableQuantizer
+
 SCHEMA_VERSION = 1
 
 
@@ -33,7 +38,7 @@ class DescriptionRow:
     params : mapping
         The grid's numbers as in the configs; empty before calibration.
     state : str
-        ``not calibrated``, ``trainable``, ``frozen`` or ``deployed``.
+        ``not calibrated``, ``trainable``, ``frozen``, ``switched off`` or ``deployed``.
     quantizer : str
         Class name.
     """
@@ -49,6 +54,38 @@ class DescriptionRow:
     params: Mapping[str, Any]
     state: str
     quantizer: str
+
+
+def describe_quantizer(layer: LayerInfo, tensor: str, plan: QuantizerPlan, quantizer: Any) -> DescriptionRow:
+    """Return the row of a trainable quantizer, or of an inferable one that shows ``params`` and ``num_bits``."""
+    config, state = plan.config, "deployed"
+    params: Mapping[str, Any] = {}
+    n_bits = config.n_bits
+    if not isinstance(quantizer, BaseTrainableQuantizer):
+        params, n_bits = quantizer.params, quantizer.num_bits
+    elif not config.enabled:
+        state = "switched off"
+    elif not quantizer.calibrated:
+        state = "not calibrated"
+    else:
+        state = "frozen" if quantizer.freeze_quant_params else "trainable"
+        current = quantizer.current_config()
+        params, n_bits = current.quantization_params, current.n_bits
+    if config.target is QuantizationTarget.Weights:
+        params = {key: value for key, value in params.items() if key != SIGNED}
+    return DescriptionRow(
+        layer=layer.name,
+        op=layer.op,
+        tensor=tensor,
+        target=str(config.target),
+        training_method=plan.training_method,
+        method=str(config.quantization_method),
+        n_bits=n_bits,
+        channels_axis=config.channels_axis,
+        params=params,
+        state=state,
+        quantizer=type(quantizer).__name__,
+    )
 
 
 @dataclass(frozen=True)

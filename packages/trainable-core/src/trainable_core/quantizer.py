@@ -4,14 +4,30 @@ from __future__ import annotations
 
 import inspect
 from abc import abstractmethod
-from collections.abc import Sequence
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
-from trainable_core.config import TrainableQuantizerActivationConfig, TrainableQuantizerWeightsConfig
+import numpy as np
+from numpy.typing import NDArray
+
+from trainable_core import qparams
+from trainable_core.config import TrainableQuantizerActivationConfig, TrainableQuantizerWeightsConfig, check_params
+from trainable_core.constants import SIGNED
 from trainable_core.enums import QuantizationMethod, QuantizationTarget, VariableGroup
-from trainable_core.errors import QuantizerDefinitionError, QuantizerStateError, UnsupportedConfigError, nearest
+from trainable_core.errors import (
+    QuantizerDefinitionError,
+    QuantizerStateError,
+    ShapeMismatchError,
+    UnsupportedConfigError,
+    nearest,
+)
 
 Config = TrainableQuantizerWeightsConfig | TrainableQuantizerActivationConfig
+_CONFIGS: dict[str, type[Config]] = {
+    "weights": TrainableQuantizerWeightsConfig,
+    "activation": TrainableQuantizerActivationConfig,
+}
+Q = TypeVar("Q", bound="BaseTrainableQuantizer")
 
 
 class Key(NamedTuple):
@@ -75,26 +91,35 @@ def keys_of(cls: type, backend: str) -> list[Key]:
 
 
 class BaseTrainableQuantizer:
-    """Framework-free part of every trainable quantizer: config checks, variables by group, the seed's method names.
+    """Framework-free part of every trainable quantizer: config, variables, calibration, conversion to numbers, JSON.
 
-    A backend's base class adds the framework's module type, parameters and conversion; a method adds how a tensor is
-    fake-quantized.
+    A backend's base class adds the framework's module type and four primitives (`add_quantizer_variable`,
+    `get_trainable_variables`, `to_numpy`, `assign`); a method adds how a tensor is fake-quantized.
 
     Parameters
     ----------
     quantization_config : TrainableQuantizerWeightsConfig or TrainableQuantizerActivationConfig
         What to quantize and how. mctq's enum members are accepted in it.
     freeze_quant_params : bool
-        Whether the quantizer's own parameters stay as they are while the model trains.
+        Whether the quantizer's own variables stay as they are while the model trains.
 
     Raises
     ------
     UnsupportedConfigError
         When the config is for the other target or for a method that the class is not marked with.
+
+    Notes
+    -----
+    A method may set `learns_grid` (thresholds and ranges become trained variables of the group QPARAMS), override `widths`
+    (several grids of different bit widths), `selected_width` (which of them is deployed), `add_variables` (variables of
+    its own), `get_arguments`, `regularization` (a term for the loss) and `advance` (a schedule).
     """
 
     backend: ClassVar[str]
     """Name of the backend the class belongs to; set by the backend's base class."""
+
+    learns_grid: ClassVar[bool] = False
+    """Whether thresholds and ranges are trained."""
 
     quantization_target: ClassVar[Any] = None
     quantization_method: ClassVar[Any] = None
@@ -104,6 +129,10 @@ class BaseTrainableQuantizer:
         self._check_config(quantization_config)
         self.quantization_config = quantization_config
         self.freeze_quant_params = freeze_quant_params
+        self.subject = type(self).__name__
+        self.signed = quantization_config.signed
+        self.calibrated = False
+        self.tensor_ndim = 0
         self._variable_groups: dict[str, VariableGroup] = {}
 
     @classmethod
@@ -122,6 +151,70 @@ class BaseTrainableQuantizer:
             raise UnsupportedConfigError(
                 cls.__name__, f"quantization method {config.quantization_method} is not one of: {offered}"
             )
+
+    # ---- what a backend writes --------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def add_quantizer_variable(
+        self, name: str, variable: Any, group: VariableGroup = VariableGroup.QPARAMS, *, trained: bool | None = None
+    ) -> None:
+        """Own a float32 tensor of the framework, found again as the attribute `name`.
+
+        Parameters
+        ----------
+        name : str
+            Attribute and state name.
+        variable : array or tensor
+            Initial value.
+        group : VariableGroup
+            Which optimizer group it belongs to.
+        trained : bool, optional
+            Whether it learns; by default what `learns_grid` says.
+        """
+
+    @abstractmethod
+    def get_trainable_variables(self, group: VariableGroup) -> Sequence[Any]:
+        """Return the variables of one group that an optimizer may change; none when frozen."""
+
+    @abstractmethod
+    def to_numpy(self, variable: Any) -> NDArray[Any]:
+        """Return a variable's value as a NumPy array."""
+
+    @abstractmethod
+    def assign(self, variable: Any, value: NDArray[Any]) -> None:
+        """Set a variable to a value of its shape, in place."""
+
+    @abstractmethod
+    def convert2inferable(self) -> Any:
+        """Return the inferable quantizer that gives bit for bit what this one gives in eval mode."""
+
+    # ---- what a method may change -----------------------------------------------------------------------------------
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Bit widths that the quantizer keeps a grid for."""
+        return (self.quantization_config.n_bits,)
+
+    @property
+    def selected_width(self) -> int:
+        """Bit width that is deployed."""
+        return self.widths[0]
+
+    def add_variables(self) -> None:
+        """Add variables beyond the grid's own; called once, from `initialize_quantization`."""
+
+    def get_arguments(self) -> dict[str, Any]:
+        """Return the constructor's further arguments, JSON-clean; a method with such arguments overrides it."""
+        return {}
+
+    def regularization(self) -> Any:
+        """Return a scalar term for the loss, or None when the method has none."""
+        return None
+
+    def advance(self) -> None:
+        """Count one training step; for methods with a schedule."""
+
+    # ---- the seed's interface ---------------------------------------------------------------------------------------
 
     @property
     def training_method(self) -> str:
@@ -151,23 +244,188 @@ class BaseTrainableQuantizer:
         """
         if name not in self._variable_groups:
             known = ", ".join(self._variable_groups) or "none; initialize_quantization was not called"
-            raise QuantizerStateError(
-                type(self).__name__, f"no variable {name!r}; variables: {known}" + nearest(name, self._variable_groups)
-            )
+            raise QuantizerStateError(self.subject, f"no variable {name!r}; variables: {known}" + nearest(name, self._variable_groups))
         return getattr(self, name)
 
-    @abstractmethod
-    def add_quantizer_variable(self, name: str, variable: Any, group: VariableGroup = VariableGroup.QPARAMS) -> None:
-        """Register a tensor under `name`, owned by the quantizer and found again by `get_quantizer_variable`."""
+    def initialize_quantization(self, tensor_shape: Any, name: str, layer: Any) -> dict[str, Any]:  # noqa: ARG002 - the seed's signature
+        """Create the variables for a tensor.
 
-    @abstractmethod
-    def get_trainable_variables(self, group: VariableGroup) -> Sequence[Any]:
-        """Return the variables of one group that an optimizer may change."""
+        Parameters
+        ----------
+        tensor_shape : sequence of int or None
+            Shape of the weights; activations may pass None.
+        name : str
+            What the tensor is called in errors.
+        layer : object
+            The wrapper or holder; not used, the quantizer owns its variables.
 
-    @abstractmethod
-    def initialize_quantization(self, tensor_shape: Any, name: str, layer: Any) -> dict[str, Any]:
-        """Create the quantizer's variables for a tensor of `tensor_shape`; called once by wrapper or holder."""
+        Returns
+        -------
+        dict of str to variable
+            The variables by name.
 
-    @abstractmethod
-    def convert2inferable(self) -> Any:
-        """Return the inferable quantizer that gives bit for bit what this one gives in eval mode."""
+        Raises
+        ------
+        ShapeMismatchError
+            When axis or number of channels don't fit the tensor. Nothing is created then.
+        QuantizerStateError
+            When called again for another shape.
+        """
+        config = self.quantization_config
+        shape = None if tensor_shape is None else tuple(int(size) for size in tensor_shape)
+        variable_shape = qparams.variable_shape(config, shape, f"{self.subject} {name!r}")
+        if self.variable_names:
+            first = next(iter(self.grid_variables(self.widths[0]).values()))
+            if tuple(first.shape) != variable_shape:
+                raise QuantizerStateError(f"{self.subject} {name!r}", "already initialized for another shape")
+        else:
+            self.tensor_ndim = 0 if shape is None else len(shape)
+            for width in self.widths:
+                for key in qparams.variable_names(config.quantization_method):
+                    self.add_quantizer_variable(self._variable(key, width), np.full(variable_shape, np.nan, np.float32))
+            self.add_variables()
+            params = {width: self._config_params(width) for width in self.widths}
+            if all(set(given) - {SIGNED} for given in params.values()):
+                self.set_quantization_params(params)
+        return {each: self.get_quantizer_variable(each) for each in self.variable_names}
+
+    def _config_params(self, width: int) -> dict[str, Any]:
+        for candidate in self.quantization_config.candidates or []:
+            if candidate.n_bits == width and candidate.quantization_params:
+                return candidate.quantization_params
+        return self.quantization_config.quantization_params
+
+    def _variable(self, key: str, width: int) -> str:
+        return key if len(self.widths) == 1 else f"{key}_{width}"
+
+    # ---- numbers ----------------------------------------------------------------------------------------------------
+
+    def grid_variables(self, width: int) -> dict[str, Any]:
+        """Return the variables that one width's grid is made from, by their plain names."""
+        keys = qparams.variable_names(self.quantization_config.quantization_method)
+        return {key: self.get_quantizer_variable(self._variable(key, width)) for key in keys}
+
+    def set_quantization_params(self, params: Mapping[int, Mapping[str, Any]]) -> None:
+        """Take over calibrated numbers.
+
+        Parameters
+        ----------
+        params : mapping of int to mapping
+            Quantization params, as in the configs, for each of `widths`.
+
+        Raises
+        ------
+        UnsupportedConfigError, ShapeMismatchError
+            When they are wrong or don't fit; nothing is changed then.
+        QuantizerStateError
+            Before `initialize_quantization`.
+        """
+        config = self.quantization_config
+        if not self.variable_names:
+            raise QuantizerStateError(self.subject, "initialize_quantization has not been called")
+        if set(params) != set(self.widths):
+            raise UnsupportedConfigError(self.subject, f"params for widths {sorted(params)}, needed {sorted(self.widths)}")
+        new: list[tuple[Any, NDArray[Any]]] = []
+        signs = set()
+        for width, given in params.items():
+            try:
+                check_params(given, config.quantization_method, width, config.target)
+            except ValueError as error:
+                raise UnsupportedConfigError(self.subject, str(error)) from None
+            values = qparams.variables_from_params(given, config.quantization_method)
+            if not values:
+                raise UnsupportedConfigError(self.subject, f"no numbers for width {width}: {dict(given)}")
+            signs.add(bool(given.get(SIGNED, self.signed)))
+            for key, variable in self.grid_variables(width).items():
+                value, shape = values[key], tuple(variable.shape)
+                if value.size != 1 and value.shape != shape:
+                    raise ShapeMismatchError(f"{self.subject}: {key}", f"shape {shape}", f"shape {value.shape}")
+                new.append((variable, np.broadcast_to(value.reshape(-1) if shape else value.reshape(()), shape).copy()))
+        if len(signs) != 1:
+            raise UnsupportedConfigError(self.subject, f"{SIGNED!r} differs between widths")
+        for variable, value in new:
+            self.assign(variable, value)
+        (self.signed,) = signs
+        self.calibrated = True
+
+    def require_calibrated(self) -> None:
+        """Raise QuantizerStateError unless the quantizer has its numbers."""
+        if not self.calibrated:
+            what = "has no quantization params yet" if self.variable_names else "is not initialized"
+            raise QuantizerStateError(self.subject, what, "calibrate the model, or give the params in the config.")
+
+    def current_qparams(self, width: int | None = None) -> qparams.QParams:
+        """Return the numbers of one width's grid (default: the selected one) as they stand."""
+        self.require_calibrated()
+        config = self.quantization_config
+        width = self.selected_width if width is None else width
+        return qparams.from_variables(
+            {key: self.to_numpy(variable) for key, variable in self.grid_variables(width).items()},
+            config.quantization_method,
+            width,
+            signed=self.signed,
+            min_threshold=config.min_threshold,
+            channels_axis=config.channels_axis,
+        )
+
+    def current_config(self) -> Config:
+        """Return the config with the trained numbers and the selected width in it: the quantizer as it stands."""
+        width, config = self.selected_width, self.quantization_config
+        params = qparams.deployed_params(self.current_qparams(width), config.quantization_method)
+        if config.target is QuantizationTarget.Weights:
+            params.pop(SIGNED, None)
+        fields = {name: getattr(config, name) for name in type(config).model_fields}
+        changed = {"n_bits": width, "quantization_params": params, "quantization_candidates": None}
+        return type(config)(**{**fields, **{f"{config.prefix}_{name}": value for name, value in changed.items()}})
+
+    @property
+    def stores_sign(self) -> bool:
+        """Whether calibration decides the sign, so that a saved state must tell it."""
+        uniform = self.quantization_config.quantization_method is QuantizationMethod.UNIFORM
+        return self.activation_quantization() and not uniform
+
+    # ---- documents --------------------------------------------------------------------------------------------------
+
+    def get_config(self) -> dict[str, Any]:
+        """Return what `from_config` rebuilds the quantizer from: JSON-clean, candidates and trained values included."""
+        config = self.quantization_config
+        state = {name: self.to_numpy(self.get_quantizer_variable(name)).tolist() for name in self.variable_names}
+        return {
+            "quantization_config": {"target": config.prefix, **config.model_dump(mode="json")},
+            "freeze_quant_params": self.freeze_quant_params,
+            "arguments": self.get_arguments(),
+            "tensor_ndim": self.tensor_ndim,
+            "signed": self.signed,
+            "variables": state if self.calibrated else {},
+        }
+
+    @classmethod
+    def from_config(cls: type[Q], config: Mapping[str, Any]) -> Q:
+        """Return a quantizer equal to the one that `get_config` was called on.
+
+        Raises
+        ------
+        UnsupportedConfigError
+            When the document lacks a part.
+        pydantic.ValidationError
+            When its quantization config is wrong; names the field.
+        """
+        try:
+            fields = dict(config["quantization_config"])
+            config_class = _CONFIGS[fields.pop("target")]
+            frozen, arguments, ndim = config["freeze_quant_params"], config["arguments"], config["tensor_ndim"]
+            variables = {name: np.asarray(value, np.float32) for name, value in config["variables"].items()}
+            signed = bool(config["signed"])
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise UnsupportedConfigError(f"{cls.__name__}.from_config", f"not a quantizer's config: {error!r}") from error
+        quantization_config = config_class.model_validate(fields)
+        quantizer = cls(quantization_config, freeze_quant_params=frozen, **arguments)
+        if variables:
+            shape = [1] * ndim
+            if quantization_config.channels_axis is not None:
+                shape[quantization_config.channels_axis] = next(iter(variables.values())).size
+            quantizer.initialize_quantization(shape if ndim else None, "restored", None)
+            for name, value in variables.items():
+                quantizer.assign(quantizer.get_quantizer_variable(name), value)
+            quantizer.signed, quantizer.calibrated = signed, True
+        return quantizer

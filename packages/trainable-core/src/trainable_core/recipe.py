@@ -7,7 +7,6 @@ the same configs everywhere.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from os import PathLike, fspath
 from pathlib import Path
@@ -18,42 +17,19 @@ from pydantic.json_schema import SkipJsonSchema
 
 from trainable_core.calibration import CalibrationMethod
 from trainable_core.config import (
-    LUT_METHODS,
     Document,
     MethodField,
     MinThreshold,
     NBits,
     TrainableQuantizerActivationConfig,
     TrainableQuantizerCandidateConfig,
-    TrainableQuantizerConfig,
     TrainableQuantizerWeightsConfig,
 )
 from trainable_core.constants import MIN_THRESHOLD, SIGNED
 from trainable_core.enums import QuantizationMethod, QuantizationTarget
 from trainable_core.errors import DocumentError, RuleError, UnsupportedConfigError
+from trainable_core.plan import INTEGER_INPUT_OPS, OPS, LayerInfo, LayerPlan, QuantizerPlan, WeightInfo, check_target
 from trainable_core.quantizer import identifier_text
-
-OPS = (
-    "conv",
-    "depthwise_conv",
-    "conv_transpose",
-    "linear",
-    "embedding",
-    "attention",
-    "recurrent",
-    "normalization",
-    "activation",
-    "pooling",
-    "add",
-    "mul",
-    "cat",
-    "matmul",
-    "other",
-)
-"""Framework-neutral kinds of layers and functional operations."""
-
-INTEGER_INPUT_OPS = frozenset({"embedding"})
-"""Ops whose inputs are indices: nothing to quantize there."""
 
 S = TypeVar("S", bound="_Spec")
 
@@ -189,7 +165,7 @@ class Match(_Part):
         """Whether the rule names an op kind or one layer, rather than a group of whatever is there."""
         return self.op is not None or not set("*?[") & set(self.name or "")
 
-    def __call__(self, layer: "LayerInfo") -> bool:
+    def __call__(self, layer: LayerInfo) -> bool:
         """Return whether the layer is meant."""
         named = self.name is None or fnmatchcase(layer.name, self.name)
         return named and (self.op is None or self.op == layer.op)
@@ -225,67 +201,6 @@ class Rule(_Part):
             message = "a rule changes weights, activations or skip; this one changes nothing"
             raise ValueError(message)
         return self
-
-
-@dataclass(frozen=True)
-class WeightInfo:
-    """One quantizable weight of a layer: its shape and the axis of its output channels."""
-
-    shape: tuple[int, ...]
-    channels_axis: int
-
-
-@dataclass(frozen=True)
-class LayerInfo:
-    """What a backend tells of one layer or functional operation.
-
-    Parameters
-    ----------
-    name : str
-        Full name in the model.
-    op : str
-        One of `OPS`.
-    weights : mapping of str to WeightInfo
-        Weights that can be quantized, by attribute name; empty for operations without.
-    """
-
-    name: str
-    op: str
-    weights: Mapping[str, WeightInfo] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class QuantizerPlan:
-    """Which quantizer to build: its config, its training method and its further arguments."""
-
-    config: TrainableQuantizerConfig
-    training_method: str
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class LayerPlan:
-    """What becomes of one layer.
-
-    Parameters
-    ----------
-    layer : LayerInfo
-        The layer.
-    weights : mapping of str to QuantizerPlan
-        By weight attribute; empty where weights stay float.
-    activation : QuantizerPlan or None
-        The quantizer of its inputs or of its output.
-    placement : {"inputs", "outputs"}
-        Where the activation quantizer stands.
-    reason : str
-        Why nothing is quantized; empty where something is.
-    """
-
-    layer: LayerInfo
-    weights: Mapping[str, QuantizerPlan]
-    activation: QuantizerPlan | None
-    placement: Literal["inputs", "outputs"]
-    reason: str = ""
 
 
 class QuantizationRecipe(Document):
@@ -417,7 +332,7 @@ class QuantizationRecipe(Document):
                 reason = "" if plans else "its inputs are indices"
             else:
                 activation = self._activation_plan(layer, activations_spec)
-        if not plans and activation is None:
+        if not plans and activation is None and layer.weights:
             reason = reason or "the recipe quantizes neither its weights nor its activations"
         return LayerPlan(layer, plans, activation, placement, reason)
 
@@ -459,22 +374,6 @@ def _spec(spec: type[S], fields: Mapping[str, Any] | None, layer: LayerInfo) -> 
             f"{layer.name}: {part}", f"rules give no {', '.join(missing)}, and the recipe has no {part} default"
         )
     return spec.model_validate(dict(fields))
-
-
-def check_target(target: str, subject: str, method: QuantizationMethod, n_bits: int, kind: QuantizationTarget) -> None:
-    """Refuse a grid that the deployment target has no inferable quantizer for.
-
-    Raises
-    ------
-    UnsupportedConfigError
-        Names the layer. mctq's look-up tables hold 8-bit codes, and activations have no LUT_SYM_QUANTIZER.
-    """
-    if method not in LUT_METHODS:
-        return
-    if n_bits > 8:  # noqa: PLR2004 - mctq's LUT_VALUES_BITWIDTH
-        raise UnsupportedConfigError(subject, f"{target} can't express {method} with {n_bits} bits", "use at most 8 bits.")
-    if kind is QuantizationTarget.Activation and method is QuantizationMethod.LUT_SYM_QUANTIZER:
-        raise UnsupportedConfigError(subject, f"{target} has no {method} for activations", "use LUT_POT_QUANTIZER.")
 
 
 def _read(path: Path) -> Any:

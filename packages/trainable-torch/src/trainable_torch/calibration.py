@@ -9,17 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
-from trainable_core.calibration import Observer, calibrate_activation, calibrate_weights
-from trainable_core.constants import SIGNED
+from trainable_core.calibration import Observer
 from trainable_core.errors import CalibrationError, QuantizerStateError
+from trainable_core.thresholds import Params, activation_params, weights_params
 
 from trainable_torch.holder import ActivationQuantizationHolder
 from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer
 from trainable_torch.wrapper import QuantizationWrapper
 from trainable_torch.wrapping import state_of
-
-Params = dict[int, dict[str, Any]]
-
 
 def calibrate(
     qmodel: nn.Module,
@@ -68,26 +65,20 @@ def calibrate(
     waiting = _waiting(qmodel, force=force)
     new: list[tuple[BasePytorchTrainableQuantizer, Params]] = []
     spec = state.recipe.calibration
-    options = {"percentile": spec.percentile, "p": spec.p}
     holders = {name: holder for name, holder in _holders(qmodel) if holder.trainable_quantizer in waiting}
     if holders:
         observers = _observe(qmodel, holders, batches, forward, progress=progress)
         for name, holder in holders.items():
             quantizer = holder.trainable_quantizer
             assert quantizer is not None  # noqa: S101 - that is how `holders` was chosen
-            if observers[name].empty:
-                raise CalibrationError(
-                    quantizer.subject,
-                    "no batch reached it",
-                    "leave the layer out by a rule with skip: true, or calibrate with batches that use it.",
-                )
-            new.append((quantizer, _activation_params(quantizer, observers[name], spec.activations, options)))
+            new.append((quantizer, activation_params(quantizer, observers[name], spec)))
     done: set[int] = set()
     for wrapper in _wrappers(qmodel):
         for _, weight, quantizer in wrapper.get_weights_vars():
             if quantizer in waiting and id(quantizer) not in done:
                 done.add(id(quantizer))
-                new.append((quantizer, _weights_params(quantizer, weight, spec.weights, options)))
+                values = weight.detach().to("cpu", torch.float32).numpy()
+                new.append((quantizer, weights_params(quantizer, values, spec)))
     for quantizer, params in new:
         quantizer.set_quantization_params(params)
     return qmodel
@@ -174,54 +165,3 @@ def observing(qmodel: nn.Module, observers: Mapping[ActivationQuantizationHolder
                 wrapper.layer.training = modes[wrapper]
         for module, mode in modes.items():
             module.training = mode
-
-
-def _activation_params(
-    quantizer: BasePytorchTrainableQuantizer, observer: Observer, method: Any, options: Mapping[str, float]
-) -> Params:
-    config = quantizer.quantization_config
-    signed = config.quantization_params.get(SIGNED)
-    if signed is None and len(quantizer.widths) > 1:
-        signed = observer.minimum < 0  # one sign for every width
-    with _named(quantizer):
-        return {
-            width: calibrate_activation(
-                observer,
-                calibration_method=method,
-                quantization_method=config.quantization_method,
-                n_bits=width,
-                signed=signed,
-                min_threshold=config.min_threshold,
-                **options,
-            )
-            for width in quantizer.widths
-        }
-
-
-def _weights_params(
-    quantizer: BasePytorchTrainableQuantizer, weight: Tensor, method: Any, options: Mapping[str, float]
-) -> Params:
-    config = quantizer.quantization_config
-    values = weight.detach().to("cpu", torch.float32).numpy()
-    with _named(quantizer):
-        return {
-            width: calibrate_weights(
-                values,
-                calibration_method=method,
-                quantization_method=config.quantization_method,
-                n_bits=width,
-                channels_axis=quantizer.channels_axis,
-                min_threshold=config.min_threshold,
-                **options,
-            )
-            for width in quantizer.widths
-        }
-
-
-@contextmanager
-def _named(quantizer: BasePytorchTrainableQuantizer) -> Iterator[None]:
-    """Let a calibration error say which tensor it is about."""
-    try:
-        yield
-    except CalibrationError as error:
-        raise CalibrationError(quantizer.subject, error.problem) from error

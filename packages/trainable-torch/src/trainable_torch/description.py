@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import nn
-from trainable_core.description import Description, DescriptionRow
+from trainable_core.description import Description, describe_quantizer
 
 from trainable_torch.holder import ActivationQuantizationHolder
-from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer
 from trainable_torch.wrapper import QuantizationWrapper
 from trainable_torch.wrapping import state_of
 
@@ -31,12 +28,13 @@ def describe(qmodel: nn.Module) -> Description:
     for name, module in qmodel.named_modules():
         if isinstance(module, QuantizationWrapper):
             for attribute, quantizer in module.weights_quantizers.items():
-                plan = state.plans[name or "model"].weights[attribute]
-                rows.append(_row(name or "model", state.plans[name or "model"].layer.op, attribute, quantizer, plan))
+                plan = state.plans[name or "model"]
+                rows.append(describe_quantizer(plan.layer, attribute, plan.weights[attribute], quantizer))
         elif isinstance(module, ActivationQuantizationHolder):
             layer, tensor = _place(name)
-            plan = state.plans[layer].activation
-            rows.append(_row(layer, state.plans[layer].layer.op, tensor, module.activation_holder_quantizer, plan))
+            plan = state.plans[layer]
+            assert plan.activation is not None  # noqa: S101 - there is a holder, so there was a plan for it
+            rows.append(describe_quantizer(plan.layer, tensor, plan.activation, module.activation_holder_quantizer))
     return Description(tuple(rows), dict(state.left_out), dict(state.folded), finalized=state.finalized)
 
 
@@ -53,33 +51,3 @@ def _place(name: str) -> tuple[str, str]:
         if found and (not index or index.isdigit()):
             return layer, f"{mark.strip('_')} {index}".strip()
     return name, "output"
-
-
-def _row(layer: str, op: str, tensor: str, quantizer: Any, plan: Any) -> DescriptionRow:
-    config = plan.config
-    trainable = isinstance(quantizer, BasePytorchTrainableQuantizer)
-    params: dict[str, Any] = {}
-    n_bits = config.n_bits
-    if trainable:
-        state = "frozen" if quantizer.freeze_quant_params else "trainable"
-        if not quantizer.calibrated:
-            state = "not calibrated"
-        else:
-            current = quantizer.current_config()
-            params, n_bits = current.quantization_params, current.n_bits
-    else:
-        state, n_bits = "deployed", quantizer.num_bits
-        params = quantizer.params
-    return DescriptionRow(
-        layer=layer,
-        op=op,
-        tensor=tensor,
-        target=str(config.target),
-        training_method=plan.training_method,
-        method=str(config.quantization_method),
-        n_bits=n_bits,
-        channels_axis=config.channels_axis,
-        params=params,
-        state=state,
-        quantizer=type(quantizer).__name__,
-    )

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812 - the name everyone reads
 from torch.nn.utils import parametrize
 from trainable_core.errors import ModelError, UnsupportedConfigError
-from trainable_core.recipe import OPS, LayerInfo, WeightInfo
+from trainable_core.plan import OPS, LayerInfo, WeightInfo
 
 
 @dataclass(frozen=True)

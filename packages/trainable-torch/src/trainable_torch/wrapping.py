@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from os import PathLike
 from typing import Any
 
 from torch import fx, nn
-from trainable_core.errors import ModelError, QuantizerDefinitionError, QuantizerStateError, UnsupportedConfigError
-from trainable_core.recipe import LayerInfo, LayerPlan, QuantizationRecipe, QuantizerPlan
-from trainable_core.registry import get_trainable_quantizer_class
+from trainable_core.errors import ModelError, QuantizerStateError
+from trainable_core.plan import LayerInfo, LayerPlan, QuantizerPlan, WrappedState, build_quantizer
+from trainable_core.recipe import QuantizationRecipe
 
 from trainable_torch.folding import fold_batch_norm
 from trainable_torch.holder import ActivationQuantizationHolder
@@ -25,31 +24,6 @@ Recipe = QuantizationRecipe | Mapping[str, Any] | str | PathLike[str]
 
 STATE = "trainable_state"
 """Attribute of a wrapped model that holds its `WrappedState`."""
-
-
-@dataclass
-class WrappedState:
-    """What a wrapped model knows of itself.
-
-    Parameters
-    ----------
-    recipe : QuantizationRecipe
-        What it was wrapped with.
-    plans : dict of str to LayerPlan
-        What became of each layer, by name.
-    left_out : dict of str to str
-        Why, by the name of each thing that is not quantized.
-    folded : dict of str to str
-        Layer by the batch norm folded into it.
-    finalized : bool
-        Whether its quantizers are inferable.
-    """
-
-    recipe: QuantizationRecipe
-    plans: dict[str, LayerPlan] = field(default_factory=dict)
-    left_out: dict[str, str] = field(default_factory=dict)
-    folded: dict[str, str] = field(default_factory=dict)
-    finalized: bool = False
 
 
 def state_of(model: nn.Module) -> WrappedState:
@@ -196,6 +170,12 @@ def _layers(model: nn.Module, state: WrappedState) -> Iterator[tuple[str, nn.Mod
         yield name or "model", module, kind
 
 
+def build(plan: QuantizerPlan, subject: str) -> BasePytorchTrainableQuantizer:
+    """Return the PyTorch quantizer of a plan."""
+    quantizer: BasePytorchTrainableQuantizer = build_quantizer(plan, "torch", BasePytorchTrainableQuantizer, subject)
+    return quantizer
+
+
 class _Quantizers:
     """Builds quantizers; tied weights with equal plans share one."""
 
@@ -206,29 +186,12 @@ class _Quantizers:
         for other, other_plan, quantizer in self._shared:
             if other is weight and other_plan == plan:
                 return quantizer
-        quantizer = self.build(plan, subject)
+        quantizer = build(plan, subject)
         self._shared.append((weight, plan, quantizer))
         return quantizer
 
-    def build(self, plan: QuantizerPlan, subject: str) -> BasePytorchTrainableQuantizer:
-        config = plan.config
-        cls: Any = get_trainable_quantizer_class(
-            config.target, plan.training_method, config.quantization_method, backend="torch"
-        )
-        if not issubclass(cls, BasePytorchTrainableQuantizer):
-            raise QuantizerDefinitionError(cls, "it is no BasePytorchTrainableQuantizer")
-        accepted = [name for name in inspect.signature(cls).parameters if name != "quantization_config"]
-        for argument in plan.arguments:
-            if argument not in accepted:
-                raise UnsupportedConfigError(
-                    f"{subject}: arguments.{argument}", f"{cls.__name__} takes {', '.join(accepted) or 'no arguments'}"
-                )
-        quantizer: BasePytorchTrainableQuantizer = cls(config, **plan.arguments)
-        quantizer.subject = subject
-        return quantizer
-
     def holder(self, plan: QuantizerPlan, subject: str) -> ActivationQuantizationHolder:
-        return ActivationQuantizationHolder(self.build(plan, subject))
+        return ActivationQuantizationHolder(build(plan, subject))
 
 
 def _wrap_layer(root: nn.Module, name: str, kind: LayerKind, plan: LayerPlan, quantizers: _Quantizers) -> nn.Module:
