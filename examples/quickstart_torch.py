@@ -1,7 +1,7 @@
 """From a float model to a deployed 4-bit one, on real digits, in a minute.
 
-Trains a small convolutional network on scikit-learn's digits (1,797 real 8x8 images), wraps it with a recipe, calibrates,
-trains it quantized, finalizes it, and shows that the deployed model gives bit for bit what was trained.
+Trains a small convolutional network on scikit-learn's digits (1,797 real 8x8 images), wraps it with a recipe,
+calibrates, trains it quantized, finalizes it, and shows that the deployed model gives bit for bit what was trained.
 
     python examples/quickstart_torch.py [--recipe FILE] [--epochs N] [--seed S] [--out FILE]
 """
@@ -15,11 +15,12 @@ from collections import OrderedDict
 from pathlib import Path
 
 import torch
-import trainable_torch
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 from tqdm.auto import tqdm
+
+import trainable_torch
 
 HERE = Path(__file__).parent
 
@@ -53,7 +54,9 @@ def network() -> nn.Sequential:
     )
 
 
-def train(model: nn.Module, x: Tensor, y: Tensor, *, epochs: int, lr: float, groups: list[dict[str, object]], what: str) -> None:
+def train(
+    model: nn.Module, x: Tensor, y: Tensor, *, epochs: int, lr: float, groups: list[dict[str, object]], what: str
+) -> None:
     """Train with Adam and a cosine schedule; augments by shifting images up to one pixel."""
     batch = 64
     steps = epochs * ((len(x) + batch - 1) // batch)

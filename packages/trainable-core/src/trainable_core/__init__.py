@@ -1,7 +1,7 @@
 """Trainable quantizers for quantization-aware training: the framework-free core.
 
-Config schema, reference quantization math, plugin registry, recipe. See `trainable_core.reference` for the definitions that
-every backend is held to.
+Config schema, reference quantization math, plugin registry, recipe. See `trainable_core.reference` for the
+definitions that every backend is held to.
 """
 
 from trainable_core.calibration import CalibrationMethod

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from enum import Enum
 from numbers import Real
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, cast
 
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema, model_validator
@@ -55,15 +55,12 @@ def member(enum: type[E], value: object) -> E:
     raise ValueError(message)
 
 
-def _named(enum: type[Enum]) -> tuple[BeforeValidator, PlainSerializer, WithJsonSchema]:
-    return (
-        BeforeValidator(lambda value: member(enum, value)),
-        PlainSerializer(lambda value: value.name, return_type=str, when_used="json"),
-        WithJsonSchema({"type": "string", "enum": list(enum.__members__)}),
-    )
-
-
-MethodField = Annotated[QuantizationMethod, *_named(QuantizationMethod)]
+MethodField = Annotated[
+    QuantizationMethod,
+    BeforeValidator(lambda value: member(QuantizationMethod, value)),
+    PlainSerializer(lambda value: value.name, return_type=str, when_used="json"),
+    WithJsonSchema({"type": "string", "enum": list(QuantizationMethod.__members__)}),
+]
 
 
 def _plain(value: object) -> object:
@@ -92,10 +89,11 @@ def _numbers(key: str, value: object) -> list[float]:
         if isinstance(item, bool) or not isinstance(item, Real):
             message = f"{key!r} must be a number or a list of numbers, got {value!r}"
             raise ValueError(message)  # noqa: TRY004 - pydantic turns a ValueError into the field's error
-        if not math.isfinite(item) or abs(item) > MAX_THRESHOLD:
+        number = float(cast("float", item))
+        if not math.isfinite(number) or abs(number) > MAX_THRESHOLD:
             message = f"{key!r} must be finite and at most 2**100 in magnitude, got {item!r}"
             raise ValueError(message)
-    return [float(item) for item in items]
+    return [float(cast("float", item)) for item in items]
 
 
 def _known_keys(method: QuantizationMethod) -> tuple[str, ...]:
@@ -210,7 +208,7 @@ class Document(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1] = 1
 
 
 NBits = Annotated[int, BeforeValidator(_plain), Field(ge=1, le=16, strict=True)]
@@ -244,22 +242,22 @@ class _QuantizerConfig(Document):
     @property
     def quantization_method(self) -> QuantizationMethod:
         """The grid."""
-        return self._prefixed("quantization_method")
+        return cast("QuantizationMethod", self._prefixed("quantization_method"))
 
     @property
     def n_bits(self) -> int:
         """Width of the codes."""
-        return self._prefixed("n_bits")
+        return cast("int", self._prefixed("n_bits"))
 
     @property
     def quantization_params(self) -> dict[str, Any]:
         """Threshold or range; ``{}`` before calibration."""
-        return self._prefixed("quantization_params")
+        return cast("dict[str, Any]", self._prefixed("quantization_params"))
 
     @property
     def candidates(self) -> list[TrainableQuantizerCandidateConfig] | None:
         """Bit widths to choose from."""
-        return self._prefixed("quantization_candidates")
+        return cast("list[TrainableQuantizerCandidateConfig] | None", self._prefixed("quantization_candidates"))
 
     @property
     def enabled(self) -> bool:
@@ -377,8 +375,8 @@ class TrainableQuantizerActivationConfig(_QuantizerConfig):
     activation_n_bits : int
         Width of the codes, 1 to 16.
     activation_quantization_params : dict
-        ``{THRESHOLD: t, SIGNED: bool}`` or ``{RANGE_MIN: a, RANGE_MAX: b}`` as for weights; ``{}`` before calibration, or
-        ``{SIGNED: bool}`` when only the sign is decided.
+        ``{THRESHOLD: t, SIGNED: bool}`` or ``{RANGE_MIN: a, RANGE_MAX: b}`` as for weights; ``{}`` before
+        calibration, or ``{SIGNED: bool}`` when only the sign is decided.
     enable_activation_quantization : bool
         Whether to quantize at all.
     min_threshold : float

@@ -122,7 +122,9 @@ class Description:
         titles = ("layer", "tensor", "grid", "bits", "trained by", "numbers", "state")
         table = [titles, *(_cells(row) for row in self.rows)]
         widths = [max(len(line[i]) for line in table) for i in range(len(titles))]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table]
+        lines = [
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table
+        ]
         lines.insert(1, "  ".join("-" * width for width in widths))
         if self.folded:
             lines += ["", "batch norm folded:", *(f"  {norm} -> {layer}" for norm, layer in self.folded.items())]

@@ -24,6 +24,10 @@ def nearest(asked: object, known: Iterable[str]) -> str:
 class TrainableError(Exception):
     """Base of everything the library raises on purpose."""
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle message and facts: a constructor's facts can't be had back from the message."""
+        return type(self).__new__, (type(self), *self.args), self.__dict__
+
 
 class UnknownQuantizerError(TrainableError, LookupError):
     """Raised when no registered quantizer answers to a key."""
@@ -39,7 +43,9 @@ class UnknownQuantizerError(TrainableError, LookupError):
             lines.append(f"Hint: pip install trainable-{key.backend.replace('_', '')}")
         else:
             hint = nearest(key.quantizer_id, {k.quantizer_id for k in known}).strip()
-            lines.append(hint or "Hint: `trainable list` shows every quantizer; `trainable doctor` shows broken plugins.")
+            lines.append(
+                hint or "Hint: `trainable list` shows every quantizer; `trainable doctor` shows broken plugins."
+            )
         super().__init__("\n".join(lines))
 
 
@@ -65,6 +71,29 @@ class UnknownBackendError(TrainableError, LookupError):
         super().__init__("\n".join(lines))
 
 
+class DuplicateBackendError(TrainableError, ValueError):
+    """Raised when two plugins provide backends of the same name."""
+
+    def __init__(self, backend: str, providers: Collection[str]) -> None:
+        self.backend, self.providers = backend, list(providers)
+        super().__init__(
+            f"{len(self.providers)} plugins provide backend {backend!r}: {'; '.join(self.providers)}\n"
+            "Hint: uninstall one, or switch a plugin off with TRAINABLE_DISABLE_PLUGINS=name."
+        )
+
+
+class PluginError(TrainableError, TypeError):
+    """Raised when an object registered in process is not a plugin."""
+
+    def __init__(self, plugin: str, problem: str) -> None:
+        self.plugin, self.problem = plugin, problem
+        super().__init__(
+            f"plugin {plugin!r} can't be registered: {problem}\n"
+            "Hint: a plugin is a module or an object with functions marked @hookimpl: "
+            "trainable_register_quantizers, trainable_register_backend."
+        )
+
+
 class QuantizerDefinitionError(TrainableError, TypeError):
     """Raised when a quantizer class is not what the registry needs."""
 
@@ -73,8 +102,8 @@ class QuantizerDefinitionError(TrainableError, TypeError):
         name = getattr(cls, "__qualname__", repr(cls))
         super().__init__(
             f"{name} can't be registered: {problem}\n"
-            "Hint: a quantizer carries @mark_quantizer(quantization_target=..., quantization_method=[...], identifier=...) "
-            "and takes its config first; every further argument needs a default."
+            "Hint: a quantizer carries @mark_quantizer(quantization_target=..., quantization_method=[...], "
+            "identifier=...) and takes its config first; every further argument needs a default."
         )
 
 

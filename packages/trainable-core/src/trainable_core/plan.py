@@ -1,7 +1,7 @@
 """What a backend tells of a model's layers, what becomes of each, and building the quantizers that say so.
 
-A backend lists layers as `LayerInfo`; `QuantizationRecipe.resolve` answers with a `LayerPlan` for each; `build_quantizer`
-makes the quantizer of a plan. A wrapped model keeps all that in a `WrappedState`.
+A backend lists layers as `LayerInfo`; `QuantizationRecipe.resolve` answers with a `LayerPlan` for each;
+`build_quantizer` makes the quantizer of a plan. A wrapped model keeps all that in a `WrappedState`.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ OPS = (
 
 INTEGER_INPUT_OPS = frozenset({"embedding"})
 """Ops whose inputs are indices: nothing to quantize there."""
+
 
 @dataclass(frozen=True)
 class WeightInfo:
@@ -180,6 +181,8 @@ def check_target(target: str, subject: str, method: QuantizationMethod, n_bits: 
     if method not in LUT_METHODS:
         return
     if n_bits > 8:  # noqa: PLR2004 - mctq's LUT_VALUES_BITWIDTH
-        raise UnsupportedConfigError(subject, f"{target} can't express {method} with {n_bits} bits", "use at most 8 bits.")
+        raise UnsupportedConfigError(
+            subject, f"{target} can't express {method} with {n_bits} bits", "use at most 8 bits."
+        )
     if kind is QuantizationTarget.Activation and method is QuantizationMethod.LUT_SYM_QUANTIZER:
         raise UnsupportedConfigError(subject, f"{target} has no {method} for activations", "use LUT_POT_QUANTIZER.")

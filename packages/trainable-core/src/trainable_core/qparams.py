@@ -11,8 +11,8 @@ backend that carries them out on its own tensors gets the very same bits as this
 - SYMMETRIC: ``scale = t / 2**(n_bits - signed)``, zero point 0.
 - POWER_OF_TWO: the same after ``t`` was rounded up to a power of two; a power of two stays.
 - UNIFORM: the range is widened to hold zero, ``scale = (b - a) / (2**n_bits - 1)`` is rounded up to ``24 - n_bits``
-  significant bits, and ``zero_point = rint(-a / scale)``. A scale so short makes every product ``code * scale`` exact in
-  float32: zero is on the grid, a nudged range nudges to itself, and any deployed kernel that derives scale and zero
+  significant bits, and ``zero_point = rint(-a / scale)``. A scale so short makes every product ``code * scale`` exact
+  in float32: zero is on the grid, a nudged range nudges to itself, and any deployed kernel that derives scale and zero
   point again from the nudged range finds the same two numbers.
 
 Bounds hold whatever an optimizer did: thresholds stay in ``[max(min_threshold, 2**-100), 2**100]``, and so does a
@@ -113,8 +113,8 @@ def bound_threshold(threshold: ArrayLike, min_threshold: float) -> Float32:
 def power_of_two_ceil(threshold: ArrayLike) -> Float32:
     """Return the smallest powers of two that are not less than the thresholds (normal, positive float32 numbers).
 
-    Exact: adds the mantissa's mask to the bits and clears the mantissa. ``2**ceil(log2(t))`` is not, because ``log2`` of
-    a number just above a power of two rounds down to an integer.
+    Exact: adds the mantissa's mask to the bits and clears the mantissa. ``2**ceil(log2(t))`` is not, because ``log2``
+    of a number just above a power of two rounds down to an integer.
 
     Examples
     --------
@@ -224,8 +224,8 @@ def variable_gradients(
     Notes
     -----
     - SYMMETRIC: ``dL/dt = dL/ds / 2**(n_bits - signed)``.
-    - POWER_OF_TWO: with ``p`` the rounded-up threshold, ``dL/dt = dL/ds / 2**(n_bits - signed) * p / t``: the chain rule
-      through ``p = 2**ceil(log2(t))`` with the ceiling straight-through (Jain et al., 2020, section 3.2).
+    - POWER_OF_TWO: with ``p`` the rounded-up threshold, ``dL/dt = dL/ds / 2**(n_bits - signed) * p / t``: the chain
+      rule through ``p = 2**ceil(log2(t))`` with the ceiling straight-through (Jain et al., 2020, section 3.2).
     - UNIFORM: with ``Q = 2**n_bits - 1`` and ``G = dL/ds - dL/dz * z / s``: ``dL/db = G / Q`` and
       ``dL/da = -G / Q - (dL/dz) / s``. For a value above the range this gives ``dy/db = 1, dy/da = 0``, below it the
       reverse (Bhalgat et al., 2020, equation 4 in terms of the range's ends).
@@ -251,7 +251,7 @@ def variable_gradients(
     return {THRESHOLD: _held(threshold, gradient, lower_bound(min_threshold), MAX_THRESHOLD)}
 
 
-def _held(variable: Float32, gradient: Float64, low: float, high: float) -> Float64:
+def _held(variable: Float32, gradient: Float64, low: float | np.float32, high: float) -> Float64:
     """Return the gradient where the variable is inside its bounds or a descent step leads back in; zero elsewhere."""
     inside = (variable >= low) & (variable <= high)
     back_in = ((variable < low) & (gradient < 0)) | ((variable > high) & (gradient > 0))
@@ -277,7 +277,9 @@ def variable_names(method: QuantizationMethod) -> tuple[str, ...]:
     return (RANGE_MIN, RANGE_MAX) if method is QuantizationMethod.UNIFORM else (THRESHOLD,)
 
 
-def variable_shape(config: TrainableQuantizerConfig, tensor_shape: tuple[int, ...] | None, subject: str) -> tuple[int, ...]:
+def variable_shape(
+    config: TrainableQuantizerConfig, tensor_shape: tuple[int, ...] | None, subject: str
+) -> tuple[int, ...]:
     """Return the shape of a quantizer's variables: () per tensor, (C,) per channel.
 
     Raises
@@ -295,7 +297,9 @@ def variable_shape(config: TrainableQuantizerConfig, tensor_shape: tuple[int, ..
         given = check_params(params, config.quantization_method, config.n_bits, config.target)
         if given is not None and given not in (1, channels):
             key = variable_names(config.quantization_method)[0]
-            raise ShapeMismatchError(f"{subject}: {key}", f"1 or {channels} values (axis {axis} of {tensor_shape})", given)
+            raise ShapeMismatchError(
+                f"{subject}: {key}", f"1 or {channels} values (axis {axis} of {tensor_shape})", given
+            )
     return (channels,)
 
 

@@ -75,7 +75,8 @@ def keys_of(cls: type, backend: str) -> list[Key]:
     for verb in ("initialize_quantization", "convert2inferable"):
         if not callable(getattr(cls, verb, None)):
             raise QuantizerDefinitionError(cls, f"it has no method {verb!r}")
-    first, *rest = [p for p in inspect.signature(cls).parameters.values()] or [None]
+    parameters = list(inspect.signature(cls).parameters.values())
+    first, rest = (parameters[0] if parameters else None), parameters[1:]
     if first is None or first.kind is inspect.Parameter.KEYWORD_ONLY:
         raise QuantizerDefinitionError(cls, "its first argument must be the config")
     for parameter in rest:
@@ -110,9 +111,9 @@ class BaseTrainableQuantizer:
 
     Notes
     -----
-    A method may set `learns_grid` (thresholds and ranges become trained variables of the group QPARAMS), override `widths`
-    (several grids of different bit widths), `selected_width` (which of them is deployed), `add_variables` (variables of
-    its own), `get_arguments`, `regularization` (a term for the loss) and `advance` (a schedule).
+    A method may set `learns_grid` (thresholds and ranges become trained variables of the group QPARAMS), override
+    `widths` (several grids of different bit widths), `selected_width` (which of them is deployed), `add_variables`
+    (variables of its own), `get_arguments`, `regularization` (a term for the loss) and `advance` (a schedule).
     """
 
     backend: ClassVar[str]
@@ -125,7 +126,7 @@ class BaseTrainableQuantizer:
     quantization_method: ClassVar[Any] = None
     identifier: ClassVar[Any] = None
 
-    def __init__(self, quantization_config: Config, freeze_quant_params: bool = False) -> None:
+    def __init__(self, quantization_config: Config, freeze_quant_params: bool = False) -> None:  # noqa: FBT001, FBT002 - the seed's signature
         self._check_config(quantization_config)
         self.quantization_config = quantization_config
         self.freeze_quant_params = freeze_quant_params
@@ -145,7 +146,9 @@ class BaseTrainableQuantizer:
                 "build a TrainableQuantizerWeightsConfig or TrainableQuantizerActivationConfig.",
             )
         if config.target is not keys[0].target:
-            raise UnsupportedConfigError(cls.__name__, f"it quantizes {keys[0].target}, the config is for {config.target}")
+            raise UnsupportedConfigError(
+                cls.__name__, f"it quantizes {keys[0].target}, the config is for {config.target}"
+            )
         if config.quantization_method not in {key.method for key in keys}:
             offered = ", ".join(str(key.method) for key in keys)
             raise UnsupportedConfigError(
@@ -244,7 +247,9 @@ class BaseTrainableQuantizer:
         """
         if name not in self._variable_groups:
             known = ", ".join(self._variable_groups) or "none; initialize_quantization was not called"
-            raise QuantizerStateError(self.subject, f"no variable {name!r}; variables: {known}" + nearest(name, self._variable_groups))
+            raise QuantizerStateError(
+                self.subject, f"no variable {name!r}; variables: {known}" + nearest(name, self._variable_groups)
+            )
         return getattr(self, name)
 
     def initialize_quantization(self, tensor_shape: Any, name: str, layer: Any) -> dict[str, Any]:  # noqa: ARG002 - the seed's signature
@@ -324,7 +329,9 @@ class BaseTrainableQuantizer:
         if not self.variable_names:
             raise QuantizerStateError(self.subject, "initialize_quantization has not been called")
         if set(params) != set(self.widths):
-            raise UnsupportedConfigError(self.subject, f"params for widths {sorted(params)}, needed {sorted(self.widths)}")
+            raise UnsupportedConfigError(
+                self.subject, f"params for widths {sorted(params)}, needed {sorted(self.widths)}"
+            )
         new: list[tuple[Any, NDArray[Any]]] = []
         signs = set()
         for width, given in params.items():
@@ -400,7 +407,7 @@ class BaseTrainableQuantizer:
         }
 
     @classmethod
-    def from_config(cls: type[Q], config: Mapping[str, Any]) -> Q:
+    def from_config(cls: type[Q], config: Mapping[str, Any]) -> Q:  # noqa: PYI019 - Self is not in Python 3.10
         """Return a quantizer equal to the one that `get_config` was called on.
 
         Raises
@@ -417,7 +424,9 @@ class BaseTrainableQuantizer:
             variables = {name: np.asarray(value, np.float32) for name, value in config["variables"].items()}
             signed = bool(config["signed"])
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise UnsupportedConfigError(f"{cls.__name__}.from_config", f"not a quantizer's config: {error!r}") from error
+            raise UnsupportedConfigError(
+                f"{cls.__name__}.from_config", f"not a quantizer's config: {error!r}"
+            ) from error
         quantization_config = config_class.model_validate(fields)
         quantizer = cls(quantization_config, freeze_quant_params=frozen, **arguments)
         if variables:

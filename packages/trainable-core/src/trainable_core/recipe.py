@@ -1,8 +1,8 @@
 """One document for every framework: which tensors of a model are quantized, on which grid, trained how.
 
 A backend lists the model's layers as `LayerInfo`, in its own order and under framework-neutral op names;
-`QuantizationRecipe.resolve` answers with a `LayerPlan` for each. Nothing here knows a framework, so the same recipe gives
-the same configs everywhere.
+`QuantizationRecipe.resolve` answers with a `LayerPlan` for each. Nothing here knows a framework, so the same recipe
+gives the same configs everywhere.
 """
 
 import json
@@ -180,8 +180,8 @@ class Rule(_Part):
         Which layers.
     weights, activations : dict
         Fields of `WeightsSpec` / `ActivationsSpec` to change. Layers and operations without weights get an activation
-        quantizer from a rule only when it names their op or their full name: ``name: "stem.*"`` changes the layers that are
-        quantized anyway.
+        quantizer from a rule only when it names their op or their full name: ``name: "stem.*"`` changes the layers
+        that are quantized anyway.
     skip : bool, optional
         True leaves the layers alone, False takes an earlier skip back.
     """
@@ -284,7 +284,9 @@ class QuantizationRecipe(Document):
             text = f"rules.{index} ({rule.match.model_dump_json(exclude_none=True)})"
             matched = [layer for layer in layers if rule.match(layer)]
             if not matched:
-                problem = "it matches no layer" + (f" (functional operations are not visible: {unseen})" if unseen else "")
+                problem = "it matches no layer" + (
+                    f" (functional operations are not visible: {unseen})" if unseen else ""
+                )
                 raise RuleError(text, problem, names)
             if rule.weights and not any(layer.weights for layer in matched):
                 raise RuleError(text, "none of its layers has weights to quantize", [layer.name for layer in matched])
@@ -303,7 +305,9 @@ class QuantizationRecipe(Document):
 
     def _plan(self, layer: LayerInfo) -> LayerPlan:
         weights: dict[str, Any] | None = self.weights.model_dump(exclude_unset=True) if self.weights else None
-        activations: dict[str, Any] | None = self.activations.model_dump(exclude_unset=True) if self.activations else None
+        activations: dict[str, Any] | None = (
+            self.activations.model_dump(exclude_unset=True) if self.activations else None
+        )
         asked = bool(layer.weights) or bool(self.activations and self.activations.placement == "outputs")
         skip = False
         for rule in self.rules:

@@ -7,7 +7,7 @@ installed plugins when it is first asked something. ``TRAINABLE_DISABLE_PLUGINS=
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Literal, TypeVar
@@ -15,8 +15,9 @@ from typing import Any, Literal, TypeVar
 from trainable_core.config import member
 from trainable_core.enums import QuantizationMethod, QuantizationTarget, TrainingMethod
 from trainable_core.errors import (
+    DuplicateBackendError,
     DuplicateQuantizerError,
-    TrainableError,
+    PluginError,
     UnknownBackendError,
     UnknownQuantizerError,
     UnsupportedConfigError,
@@ -26,7 +27,6 @@ from trainable_core.hookspecs import Backend
 from trainable_core.plugins import (
     BROKEN,
     DISABLE_VARIABLE,
-    HOOKS,
     IN_PROCESS,
     Plugin,
     PluginHost,
@@ -37,28 +37,6 @@ from trainable_core.plugins import (
 from trainable_core.quantizer import Key, identifier_text, keys_of
 
 E = TypeVar("E", bound=Enum)
-
-
-class DuplicateBackendError(TrainableError, ValueError):
-    """Raised when two plugins provide backends of the same name."""
-
-    def __init__(self, backend: str, providers: Collection[str]) -> None:
-        self.backend, self.providers = backend, list(providers)
-        super().__init__(
-            f"{len(self.providers)} plugins provide backend {backend!r}: {'; '.join(self.providers)}\n"
-            f"Hint: uninstall one, or switch a plugin off with {DISABLE_VARIABLE}=name."
-        )
-
-
-class PluginError(TrainableError, TypeError):
-    """Raised when an object registered in process is not a plugin."""
-
-    def __init__(self, plugin: str, problem: str) -> None:
-        self.plugin, self.problem = plugin, problem
-        super().__init__(
-            f"plugin {plugin!r} can't be registered: {problem}\n"
-            f"Hint: a plugin is a module or an object with functions marked @hookimpl: {', '.join(HOOKS)}."
-        )
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
+
 from trainable_core.calibration import Observer
 from trainable_core.errors import CalibrationError, QuantizerStateError
 from trainable_core.thresholds import Params, activation_params, weights_params
-
 from trainable_torch.holder import ActivationQuantizationHolder
 from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer
 from trainable_torch.wrapper import QuantizationWrapper
 from trainable_torch.wrapping import state_of
+
 
 def calibrate(
     qmodel: nn.Module,
@@ -56,8 +57,9 @@ def calibrate(
 
     Notes
     -----
-    Activations are seen in eval mode, without gradients, with float weights. Quantizers that already have numbers (from a
-    config, or from a former calibration) keep them unless forced. Tied weights share one quantizer; it is calibrated once.
+    Activations are seen in eval mode, without gradients, with float weights. Quantizers that already have numbers
+    (from a config, or from a former calibration) keep them unless forced. Tied weights share one quantizer; it is
+    calibrated once.
     """
     state = state_of(qmodel)
     if state.finalized:
@@ -89,7 +91,9 @@ def _wrappers(model: nn.Module) -> list[QuantizationWrapper]:
 
 
 def _holders(model: nn.Module) -> list[tuple[str, ActivationQuantizationHolder]]:
-    return [(name, module) for name, module in model.named_modules() if isinstance(module, ActivationQuantizationHolder)]
+    return [
+        (name, module) for name, module in model.named_modules() if isinstance(module, ActivationQuantizationHolder)
+    ]
 
 
 def _waiting(qmodel: nn.Module, *, force: bool) -> set[nn.Module]:
@@ -128,7 +132,9 @@ def _observe(
             (forward or _call)(qmodel, batch)
             count += 1
     if count == 0:
-        raise CalibrationError("calibrate", "the batches are empty", "a generator can be read only once; pass a fresh one.")
+        raise CalibrationError(
+            "calibrate", "the batches are empty", "a generator can be read only once; pass a fresh one."
+        )
     return observers
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from torch import nn
-from trainable_core.description import Description, describe_quantizer
 
+from trainable_core.description import Description, describe_quantizer
 from trainable_torch.holder import ActivationQuantizationHolder
 from trainable_torch.wrapper import QuantizationWrapper
 from trainable_torch.wrapping import state_of
@@ -39,7 +39,10 @@ def describe(qmodel: nn.Module) -> Description:
 
 
 def _place(name: str) -> tuple[str, str]:
-    """Return layer and tensor of a holder's name: ``fc.input_holders.input``, ``fc.output_holder``, ``add_input_0_holder``."""
+    """Return layer and tensor of a holder, from its name.
+
+    Names are such as ``fc.input_holders.input``, ``fc.output_holder`` and ``add_input_0_holder``.
+    """
     if ".input_holders." in f".{name}":
         layer, _, tensor = f".{name}".rpartition(".input_holders.")
         return layer.lstrip(".") or "model", tensor

@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 
 from torch import nn
-from trainable_core.errors import QuantizerStateError
 
+from trainable_core.errors import QuantizerStateError
 from trainable_torch.holder import ActivationQuantizationHolder
 from trainable_torch.training import quantizers_of
 from trainable_torch.wrapper import QuantizationWrapper
@@ -38,10 +38,14 @@ def finalize(qmodel: nn.Module) -> nn.Module:
     missing = sorted(q.subject for q in quantizers.values() if q.quantization_config.enabled and not q.calibrated)
     if missing:
         raise QuantizerStateError(
-            type(qmodel).__name__, f"not calibrated: {', '.join(missing)}", "trainable_torch.calibrate(qmodel, batches)."
+            type(qmodel).__name__,
+            f"not calibrated: {', '.join(missing)}",
+            "trainable_torch.calibrate(qmodel, batches).",
         )
     deployed = copy.deepcopy(qmodel).eval()
-    inferable = {id(q): q.convert2inferable() for q in quantizers_of(deployed).values() if q.quantization_config.enabled}
+    inferable = {
+        id(q): q.convert2inferable() for q in quantizers_of(deployed).values() if q.quantization_config.enabled
+    }
     for module in list(deployed.modules()):  # a quantizer that tied weights share stays shared
         if isinstance(module, QuantizationWrapper):
             for attribute, quantizer in module.weights_quantizers.items():

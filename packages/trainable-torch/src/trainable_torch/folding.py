@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import fx, nn
 
@@ -29,15 +31,20 @@ def fold_batch_norm(model: nn.Module) -> tuple[dict[str, str], dict[str, str]]:
 
     Notes
     -----
-    ``w' = w * gamma / sqrt(var + eps)`` along the output channels and ``b' = (b - mean) * gamma / sqrt(var + eps) + beta``,
-    computed in float64. In eval mode the model's function stays; in training mode batch statistics are no longer used.
+    ``w' = w * gamma / sqrt(var + eps)`` along the output channels and ``b' = (b - mean) * gamma / sqrt(var + eps) +
+    beta``, computed in float64. In eval mode the model's function stays; in training mode batch statistics are no
+    longer used.
     """
     names: dict[nn.Module, str] = {}
     uses: dict[nn.Module, int] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         names.setdefault(module, name)
         uses[module] = uses.get(module, 0) + 1
-    kept = {name: "the layer before it is not known: this part can't be traced" for m, name in names.items() if isinstance(m, _BATCH_NORMS)}
+    kept = {
+        name: "the layer before it is not known: this part can't be traced"
+        for m, name in names.items()
+        if isinstance(m, _BATCH_NORMS)
+    }
     folded: dict[str, str] = {}
     parameter_uses: dict[int, int] = {}
     for module in names:
@@ -75,11 +82,11 @@ def _layer_before(
     parameter_uses: dict[int, int],
 ) -> tuple[nn.Module | None, str]:
     """Return the layer that a batch-norm node can be folded into, or why there is none."""
-    norm = part.get_submodule(str(node.target))
+    norm: Any = part.get_submodule(str(node.target))
     before = node.args[0] if node.args else None
     if not isinstance(before, fx.Node) or before.op != "call_module":
         return None, "what comes before it is no layer"
-    layer = part.get_submodule(str(before.target))
+    layer: Any = part.get_submodule(str(before.target))
     if type(layer) not in _FOLDABLE:
         return None, f"what comes before it is {type(layer).__name__}"
     if norm.running_mean is None:
@@ -92,18 +99,13 @@ def _layer_before(
         return None, "the layer before it shares its weights"
     weight = layer.weight
     channels = weight.shape[1] * layer.groups if isinstance(layer, _TRANSPOSED) else weight.shape[0]
-    if channels != norm.num_features or (isinstance(layer, nn.Linear) and before_is_not_2d(norm)):
+    if channels != norm.num_features:
         return None, "its channels are not the layer's"
     return layer, ""
 
 
-def before_is_not_2d(norm: nn.Module) -> bool:
-    """Return whether the norm can't be one over a linear layer's features: BatchNorm1d also takes (N, C, L)."""
-    return not isinstance(norm, nn.BatchNorm1d)
-
-
 @torch.no_grad()
-def _fold(layer: nn.Module, norm: nn.Module) -> None:
+def _fold(layer: Any, norm: Any) -> None:
     mean, variance = norm.running_mean.double(), norm.running_var.double()
     gain = (variance + norm.eps).rsqrt()
     shift = -mean * gain

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
 from trainable_core import qparams
 from trainable_core.config import MAX_THRESHOLD
 
@@ -73,7 +74,7 @@ class SymmetricScale(torch.autograd.Function):
         ctx.save_for_backward(threshold, output)
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         """Return the threshold's gradient."""
         threshold, scale = ctx.saved_tensors
         gradient = upstream * (1.0 / ctx.steps)
@@ -105,12 +106,14 @@ class UniformGrid(torch.autograd.Function):
         ctx.save_for_backward(range_min, range_max, *output)
 
     @staticmethod
-    def backward(ctx: Any, d_scale: Tensor, d_zero: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, d_scale: Tensor, d_zero: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of the range's ends."""
         range_min, range_max, scale, zero_point = ctx.saved_tensors
         limit = MAX_THRESHOLD / 2
         width = range_max.clamp(0.0, limit) - range_min.clamp(-limit, 0.0)
-        through_width = _held(width, (d_scale - d_zero * zero_point / scale) / (2**ctx.n_bits - 1), ctx.low, MAX_THRESHOLD)
+        through_width = _held(
+            width, (d_scale - d_zero * zero_point / scale) / (2**ctx.n_bits - 1), ctx.low, MAX_THRESHOLD
+        )
         d_min = _held(range_min, -through_width - d_zero / scale, -limit, 0.0)
         return d_min, _held(range_max, through_width, 0.0, limit), None, None
 
@@ -118,7 +121,7 @@ class UniformGrid(torch.autograd.Function):
 def symmetric(threshold: Tensor, n_bits: int, *, signed: bool, power_of_two: bool, min_threshold: float) -> Grid:
     """Return the SYMMETRIC or POWER_OF_TWO grid of a threshold."""
     low = float(qparams.lower_bound(min_threshold))
-    scale = SymmetricScale.apply(threshold, low, 2.0 ** (n_bits - int(signed)), power_of_two)
+    scale = SymmetricScale.apply(threshold, low, 2.0 ** (n_bits - int(signed)), power_of_two)  # type: ignore[no-untyped-call] # torch leaves it so
     quant_min, quant_max = (-(2 ** (n_bits - 1)), 2 ** (n_bits - 1) - 1) if signed else (0, 2**n_bits - 1)
     return Grid(scale, torch.zeros_like(scale), quant_min, quant_max, centered=True)
 
@@ -126,5 +129,5 @@ def symmetric(threshold: Tensor, n_bits: int, *, signed: bool, power_of_two: boo
 def uniform(range_min: Tensor, range_max: Tensor, n_bits: int, *, min_threshold: float) -> Grid:
     """Return the UNIFORM grid of a range."""
     low = float(qparams.lower_bound(min_threshold))
-    scale, zero_point = UniformGrid.apply(range_min, range_max, low, n_bits)
+    scale, zero_point = UniformGrid.apply(range_min, range_max, low, n_bits)  # type: ignore[no-untyped-call] # torch leaves it so
     return Grid(scale, zero_point, 0, 2**n_bits - 1, centered=False)

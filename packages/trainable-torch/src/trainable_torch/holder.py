@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from mct_quantizers import PytorchActivationQuantizationHolder
 from torch import Tensor, nn
-from trainable_core.calibration import Observer
 
+from trainable_core.calibration import Observer
 from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer
 
 

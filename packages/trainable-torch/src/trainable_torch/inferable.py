@@ -8,21 +8,22 @@ Mended against mctq 1.7 (`docs/design/0004-mended-mctq.md` has the measurements)
 - the input's ``requires_grad`` is left alone;
 - scale and zero point are the grid's own, not derived once more from a range.
 
-While a TorchScript trace with ``enable_custom_impl()`` runs, mctq's own path is taken: that is how mctq exports to ONNX.
+While a TorchScript trace with ``enable_custom_impl()`` runs, mctq's own path is taken: that is how mctq exports to
+ONNX.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from mct_quantizers.pytorch import quantizers as mctq
 from torch import Tensor, nn
+
 from trainable_core.constants import RANGE_MAX, RANGE_MIN, SIGNED, THRESHOLD
 from trainable_core.enums import QuantizationMethod, QuantizationTarget
 from trainable_core.qparams import QParams, deployed_params
-
 from trainable_torch import ops
 
 
@@ -79,7 +80,9 @@ class _Mended(nn.Module):
     def qparams(self) -> QParams:
         """The grid's numbers, from the buffers."""
         shape = () if self._channels_axis is None else (-1,)
-        scale, low, high = (b.detach().cpu().numpy().reshape(shape) for b in (self.grid_scale, self.grid_low, self.grid_high))
+        scale, low, high = (
+            b.detach().cpu().numpy().reshape(shape) for b in (self.grid_scale, self.grid_low, self.grid_high)
+        )
         uniform = self.quantization_method[0].name == QuantizationMethod.UNIFORM.name
         quant_min = 0 if uniform else int(low.reshape(-1)[0])
         zero_point = np.asarray(quant_min - low).astype(np.int32)
@@ -99,15 +102,19 @@ class _Mended(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> _Mended:  # noqa: FBT001, FBT002 - torch's signature
         """Move the numbers; they stay float32 whatever dtype the model is cast to."""
-        return super()._apply(lambda tensor: keep_float32(fn, tensor), recurse)
+        return cast("_Mended", super()._apply(lambda tensor: keep_float32(fn, tensor), recurse))  # type: ignore[no-untyped-call] # torch leaves it so
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the input snapped to the grid, in the input's dtype."""
-        if self._use_custom_impl and torch.jit.is_tracing():
-            result: Tensor = super(nn.Module, self).__call__(inputs)
-            return result
+        if self._use_custom_impl and _is_tracing():
+            stock: Any = super(nn.Module, self)  # mctq's class
+            return cast("Tensor", stock.__call__(inputs))
         with torch.no_grad():
             return ops.snap(inputs.float(), self.grid_scale, self.grid_low, self.grid_high).to(inputs.dtype)
+
+
+def _is_tracing() -> bool:
+    return bool(torch._C._get_tracing_state())  # noqa: SLF001 - what torch.jit.is_tracing asks, outside of scripting
 
 
 def keep_float32(fn: Any, tensor: Tensor) -> Tensor:
@@ -116,27 +123,27 @@ def keep_float32(fn: Any, tensor: Tensor) -> Tensor:
     return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
 
 
-class WeightsSymmetricInferableQuantizer(_Mended, mctq.WeightsSymmetricInferableQuantizer):
+class WeightsSymmetricInferableQuantizer(_Mended, mctq.WeightsSymmetricInferableQuantizer):  # type: ignore[misc] # mctq is untyped
     """Deployed SYMMETRIC weights."""
 
 
-class WeightsPOTInferableQuantizer(_Mended, mctq.WeightsPOTInferableQuantizer):
+class WeightsPOTInferableQuantizer(_Mended, mctq.WeightsPOTInferableQuantizer):  # type: ignore[misc] # as above
     """Deployed POWER_OF_TWO weights."""
 
 
-class WeightsUniformInferableQuantizer(_Mended, mctq.WeightsUniformInferableQuantizer):
+class WeightsUniformInferableQuantizer(_Mended, mctq.WeightsUniformInferableQuantizer):  # type: ignore[misc] # as above
     """Deployed UNIFORM weights."""
 
 
-class ActivationSymmetricInferableQuantizer(_Mended, mctq.ActivationSymmetricInferableQuantizer):
+class ActivationSymmetricInferableQuantizer(_Mended, mctq.ActivationSymmetricInferableQuantizer):  # type: ignore[misc]
     """Deployed SYMMETRIC activations."""
 
 
-class ActivationPOTInferableQuantizer(_Mended, mctq.ActivationPOTInferableQuantizer):
+class ActivationPOTInferableQuantizer(_Mended, mctq.ActivationPOTInferableQuantizer):  # type: ignore[misc] # as above
     """Deployed POWER_OF_TWO activations."""
 
 
-class ActivationUniformInferableQuantizer(_Mended, mctq.ActivationUniformInferableQuantizer):
+class ActivationUniformInferableQuantizer(_Mended, mctq.ActivationUniformInferableQuantizer):  # type: ignore[misc]
     """Deployed UNIFORM activations."""
 
 
@@ -152,9 +159,7 @@ _CLASSES: dict[tuple[QuantizationTarget, QuantizationMethod], type[_Mended]] = {
 }
 
 
-def build(
-    target: QuantizationTarget, method: QuantizationMethod, n_bits: int, qparams: QParams, ndim: int
-) -> _Mended:
+def build(target: QuantizationTarget, method: QuantizationMethod, n_bits: int, qparams: QParams, ndim: int) -> _Mended:
     """Return the inferable quantizer of a grid.
 
     Parameters

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 - the name everyone reads
 from torch.nn.utils import parametrize
+
 from trainable_core.errors import ModelError, UnsupportedConfigError
 from trainable_core.plan import OPS, LayerInfo, WeightInfo
 
@@ -56,10 +57,11 @@ _KINDS: dict[type[nn.Module], LayerKind] = {
 
 _BY_OP: dict[str, tuple[type[nn.Module], ...]] = {
     "activation": (
-        nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Sigmoid, nn.Tanh,
-        nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, nn.Softplus, nn.Softmax,
+        nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Sigmoid,
+        nn.Tanh, nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, nn.Softplus, nn.Softmax,
     ),
-    "normalization": (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm),  # noqa: SLF001 - public bases of none
+    # noqa below: these families have no public base class
+    "normalization": (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm),  # noqa: SLF001
     "pooling": (nn.modules.pooling._AvgPoolNd, nn.modules.pooling._AdaptiveAvgPoolNd),  # noqa: SLF001
 }  # fmt: skip
 _KINDS |= {cls: LayerKind(op) for op, classes in _BY_OP.items() for cls in classes}
@@ -68,18 +70,21 @@ FUNCTIONS: dict[Any, str] = {
     **dict.fromkeys((operator.add, operator.iadd, operator.sub, torch.add, torch.sub, "add", "add_", "sub"), "add"),
     **dict.fromkeys((operator.mul, operator.imul, torch.mul, "mul", "mul_"), "mul"),
     **dict.fromkeys((torch.cat, torch.concat, torch.stack), "cat"),
-    **dict.fromkeys((operator.matmul, torch.matmul, torch.bmm, "matmul", "bmm", F.scaled_dot_product_attention), "matmul"),
+    **dict.fromkeys(
+        (operator.matmul, torch.matmul, torch.bmm, "matmul", "bmm", F.scaled_dot_product_attention), "matmul"
+    ),
     **dict.fromkeys(
         (
-            F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_", F.relu6, F.leaky_relu, F.elu, F.gelu, F.silu, F.mish,
-            F.sigmoid, torch.sigmoid, "sigmoid", F.tanh, torch.tanh, "tanh", F.hardswish, F.hardsigmoid, F.hardtanh, F.softplus,
-            F.softmax, torch.softmax, "softmax",
+            F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_", F.relu6, F.leaky_relu, F.elu, F.gelu, F.silu,
+            F.mish, F.sigmoid, torch.sigmoid, "sigmoid", F.tanh, torch.tanh, "tanh", F.hardswish, F.hardsigmoid,
+            F.hardtanh, F.softplus, F.softmax, torch.softmax, "softmax",
         ),
         "activation",
     ),
     **dict.fromkeys((F.layer_norm, F.group_norm, F.rms_norm), "normalization"),
     **dict.fromkeys(
-        (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d, F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, torch.mean, "mean"), "pooling"
+        (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d, F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, torch.mean, "mean"),
+        "pooling",
     ),
 }  # fmt: skip
 """Op kinds of functions and tensor methods, for traced models."""
@@ -113,8 +118,9 @@ def register_layer(
     _KINDS[cls] = LayerKind(op, dict(weights or {}), tuple(inputs))
 
 
-def _attention(module: nn.MultiheadAttention) -> LayerKind:
-    projections = ("in_proj_weight",) if module._qkv_same_embed_dim else ("q_proj_weight", "k_proj_weight", "v_proj_weight")  # noqa: SLF001
+def _attention(module: Any) -> LayerKind:
+    fused = module.in_proj_weight is not None
+    projections = ("in_proj_weight",) if fused else ("q_proj_weight", "k_proj_weight", "v_proj_weight")
     return LayerKind("attention", dict.fromkeys((*projections, "out_proj.weight"), 0), ("query", "key", "value"))
 
 
@@ -131,11 +137,12 @@ def kind_of(module: nn.Module) -> LayerKind | None:
         if cls.__name__ == "Conv1D" and cls.__module__.startswith("transformers."):
             return LayerKind("linear", {"weight": 1}, ("x",))  # a linear layer stored transposed
         return None
-    if kind.op == "conv" and 1 < module.groups == module.in_channels:
+    convolution: Any = module
+    if kind.op == "conv" and 1 < convolution.groups == convolution.in_channels:
         kind = LayerKind("depthwise_conv", kind.weights, kind.inputs)
     if kind.weights and parametrize.is_parametrized(module):
         kind = LayerKind(kind.op, {}, kind.inputs, "its weight is computed by a parametrization")
-    elif kind.weights and any("weight" == getattr(hook, "name", None) for hook in module._forward_pre_hooks.values()):  # noqa: SLF001
+    elif kind.weights and any(getattr(hook, "name", None) == "weight" for hook in module._forward_pre_hooks.values()):  # noqa: SLF001
         kind = LayerKind(kind.op, {}, kind.inputs, "its weight is computed by a hook")
     return kind
 
@@ -153,18 +160,18 @@ def layer_info(name: str, module: nn.Module, kind: LayerKind) -> LayerInfo:
         weight: Any = module
         for part in attribute.split("."):
             weight = getattr(weight, part)
-        if isinstance(weight, nn.parameter.UninitializedTensorMixin):
-            raise ModelError(f"layer {name!r} has no weights yet", "call the model once with an example before wrapping it.")
+        if isinstance(weight, nn.parameter.UninitializedParameter):
+            raise ModelError(
+                f"layer {name!r} has no weights yet", "call the model once with an example before wrapping it."
+            )
         weights[attribute] = WeightInfo(tuple(weight.shape), axis)
     return LayerInfo(name, kind.op, weights)
 
 
 def leave_fused_paths(model: nn.Module) -> None:
-    """Make PyTorch's transformer layers call their children, whose weights the fused eval kernels would read past us."""
+    """Make PyTorch's transformer layers call their children: fused eval kernels would read the weights past us."""
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoderLayer):
             module.activation_relu_or_gelu = 0
         elif isinstance(module, nn.TransformerEncoder):
             module.enable_nested_tensor = module.use_nested_tensor = False
-
-

@@ -1,7 +1,7 @@
 """Fake quantization on tensors: one forward formula, which training and deployment share, and two ways back.
 
-The formula is that of `trainable_core.reference.affine`: ``clip(round(x * (1 / scale)), low, high) * scale`` with the ends
-counted from zero, ties to even. On finite values it equals ``torch.fake_quantize_per_tensor_affine`` and
+The formula is that of `trainable_core.reference.affine`: ``clip(round(x * (1 / scale)), low, high) * scale`` with the
+ends counted from zero, ties to even. On finite values it equals ``torch.fake_quantize_per_tensor_affine`` and
 ``torch.fake_quantize_per_channel_affine`` bit for bit; infinities saturate to their own side (the per-channel kernel
 sends +inf to the lowest code), and NaN stays NaN.
 """
@@ -30,7 +30,7 @@ def snap(x: Tensor, scale: Tensor, low: End, high: End) -> Tensor:
     low, high : int, or Tensor broadcastable to `x`
         The grid's ends counted from zero.
     """
-    codes = (x * scale.reciprocal()).round_().clamp_(low, high)  # type: ignore[arg-type]
+    codes = (x * scale.reciprocal()).round_().clamp_(low, high)  # type: ignore[arg-type] # numbers or tensors, not one of each
     return codes.add_(0.0).mul_(scale)  # -0.0 + 0.0 is +0.0: the deployed kernels have no negative zero
 
 
@@ -40,14 +40,14 @@ class _FakeQuantize(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor, scale: Tensor, zero_point: Tensor, low: End, high: End, *_: Any) -> Tensor:
+    def forward(x: Tensor, scale: Tensor, _zero_point: Tensor, low: End, high: End, *_: Any) -> Tensor:
         """Return `x` snapped to the grid."""
         return snap(x, scale, low, high)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG004 - torch's signature
         """Keep the input and the grid; nothing the size of the tensor besides."""
-        x, scale, zero_point, low, high, *ctx.constants = inputs
+        x, scale, _, low, high, *ctx.constants = inputs
         ends = (low, high) if isinstance(low, Tensor) else ()
         ctx.plain_ends = None if ends else (low, high)
         ctx.save_for_backward(x, scale, *ends)
@@ -64,7 +64,7 @@ class _Ste(_FakeQuantize):
     """Gradient of `trainable_core.reference.ste`."""
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         """Pass the gradient inside the range, its ends included."""
         x, scale, low, high = _Ste.saved(ctx)
         steps = x * scale.reciprocal()
@@ -75,7 +75,7 @@ class _Lsq(_FakeQuantize):
     """Gradients of `trainable_core.reference.lsq`."""
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         """Pass the gradient strictly inside the range; give scale and zero point theirs."""
         x, scale, low, high = _Lsq.saved(ctx)
         (gradient_scale,) = ctx.constants
@@ -93,13 +93,17 @@ class _Lsq(_FakeQuantize):
         return d_x, d_scale, d_zero, None, None, None
 
 
+def apply(function: type[torch.autograd.Function], *arguments: Any) -> Tensor:
+    """Return ``function.apply(*arguments)``, typed."""
+    result: Tensor = function.apply(*arguments)
+    return result
+
+
 def ste_fake_quantize(x: Tensor, grid: Grid) -> Tensor:
     """Return `x` snapped to the grid, gradient by `trainable_core.reference.ste`; float32."""
-    result: Tensor = _Ste.apply(x, grid.scale.detach(), grid.zero_point.detach(), *grid.ends)
-    return result
+    return apply(_Ste, x, grid.scale.detach(), grid.zero_point.detach(), *grid.ends)
 
 
 def lsq_fake_quantize(x: Tensor, grid: Grid, gradient_scale: float) -> Tensor:
     """Return `x` snapped to the grid, gradients by `trainable_core.reference.lsq`; float32."""
-    result: Tensor = _Lsq.apply(x, grid.scale, grid.zero_point, *grid.ends, gradient_scale)
-    return result
+    return apply(_Lsq, x, grid.scale, grid.zero_point, *grid.ends, gradient_scale)

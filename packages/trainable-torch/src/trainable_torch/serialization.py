@@ -14,9 +14,9 @@ import safetensors
 import torch
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
+
 from trainable_core.errors import DocumentError, DocumentVersionError, ModelError, TrainableError
 from trainable_core.recipe import QuantizationRecipe
-
 from trainable_torch.finalized import finalize
 from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer
 from trainable_torch.training import quantizers_of
@@ -54,7 +54,9 @@ def save(qmodel: nn.Module, path: str | PathLike[str]) -> None:
     first: dict[tuple[Any, ...], str] = {}
     for name, value in qmodel.state_dict().items():
         if not isinstance(value, Tensor):
-            raise ModelError(f"the state of {name!r} is {type(value).__name__}, no tensor; only plain tensors are saved")
+            raise ModelError(
+                f"the state of {name!r} is {type(value).__name__}, no tensor; only plain tensors are saved"
+            )
         if value.is_meta:
             raise ModelError(f"{name!r} is on the meta device and has no values to save")
         identity = (value.device, value.data_ptr(), value.shape, value.stride(), value.dtype)
@@ -182,7 +184,8 @@ def _fill(path: Any, qmodel: nn.Module, tensors: dict[str, Tensor]) -> None:
     if missing or foreign:
         raise DocumentError(
             path,
-            f"it is for another architecture; missing: {', '.join(missing) or 'none'}; unknown: {', '.join(foreign) or 'none'}",
+            f"it is for another architecture; missing: {', '.join(missing) or 'none'}; "
+            f"unknown: {', '.join(foreign) or 'none'}",
         )
     for name, value in wanted.items():
         if tensors[name].shape != value.shape:

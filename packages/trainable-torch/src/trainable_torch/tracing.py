@@ -1,7 +1,7 @@
 """What the model's graph tells: which operations follow which, and where a functional operation's output goes.
 
-Only PyTorch's own symbolic tracing is used. A model it can't trace is traced piece by piece: each part that can be traced
-still shows its layers' order, which is what folding needs.
+Only PyTorch's own symbolic tracing is used. A model it can't trace is traced piece by piece: each part that can be
+traced still shows its layers' order, which is what folding needs.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import warnings
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from torch import fx, nn
 
@@ -35,7 +35,7 @@ class TracedModel(fx.GraphModule):
     """A graph module whose copies keep what `wrap` noted on it, its hooks and its mode; torch's own lose them."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TracedModel:
-        copied: TracedModel = super().__deepcopy__(memo)
+        copied = cast("TracedModel", super().__deepcopy__(memo))
         for name, value in self.__dict__.items():
             if name not in copied.__dict__ or name in ("_forward_pre_hooks", "_forward_hooks", "training"):
                 copied.__dict__[name] = copy.deepcopy(value, memo)
@@ -69,7 +69,9 @@ def trace(model: nn.Module) -> fx.GraphModule | Untraceable:
             continue
         dropout = _DROPOUTS.get(node.target)
         if dropout is None:
-            return Untraceable(f"{node.name} was traced with training={node.kwargs['training']!r}, which would be frozen in")
+            return Untraceable(
+                f"{node.name} was traced with training={node.kwargs['training']!r}, which would be frozen in"
+            )
         name = f"{node.name}_dropout"
         graph_module.add_submodule(name, dropout(p=node.kwargs.get("p", node.args[1] if len(node.args) > 1 else 0.5)))
         with graph_module.graph.inserting_after(node):
@@ -105,13 +107,13 @@ def function_op(node: fx.Node) -> str | None:
     return op if tensors else None
 
 
-
 def through_identities(part: fx.GraphModule, node: fx.Node) -> fx.Node | None:
-    """Return the only node that uses a node's value, looking past identities and dropout; None when there are several."""
+    """Return the only user of a node's value, looking past identities and dropout; None when there are several."""
     while len(node.users) == 1:
         (user,) = node.users
         passes = user.op == "call_module" and isinstance(
-            part.get_submodule(str(user.target)), nn.Identity | nn.modules.dropout._DropoutNd  # noqa: SLF001 - dropout's base
+            part.get_submodule(str(user.target)),
+            nn.Identity | nn.modules.dropout._DropoutNd,  # noqa: SLF001 - dropout's base
         )
         if not passes:
             return user

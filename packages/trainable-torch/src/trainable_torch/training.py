@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
 from trainable_core.enums import VariableGroup
 from trainable_core.errors import UnsupportedConfigError
-
 from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer
 from trainable_torch.wrapping import scheduled_quantizers, state_of
 
@@ -63,7 +63,12 @@ def parameter_groups(
     if others:
         groups.append({"params": others, "name": VariableGroup.WEIGHTS.name, **(weights or {})})
     if learned:
-        group = {"params": list(learned.values()), "name": VariableGroup.QPARAMS.name, "weight_decay": 0.0, **(qparams or {})}
+        group = {
+            "params": list(learned.values()),
+            "name": VariableGroup.QPARAMS.name,
+            "weight_decay": 0.0,
+            **(qparams or {}),
+        }
         groups.append(group)
     return groups
 
@@ -92,7 +97,8 @@ def freeze_quant_params(qmodel: nn.Module, frozen: bool = True) -> nn.Module:  #
 def advance_schedules(qmodel: nn.Module) -> None:
     """Count one training step in every quantizer with a schedule.
 
-    The wrapped model's own forward does it in training mode; call this only when you train a part of the model by itself.
+    The wrapped model's own forward does it in training mode; call this only when you train a part of the model by
+    itself.
     """
     state_of(qmodel)
     for quantizer in scheduled_quantizers(qmodel):

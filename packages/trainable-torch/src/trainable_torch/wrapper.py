@@ -9,8 +9,8 @@ import torch
 from mct_quantizers import PytorchQuantizationWrapper
 from mct_quantizers.common.constants import POSITIONAL_WEIGHT, QUANTIZED_POSITIONAL_WEIGHT
 from torch import Tensor, nn
-from trainable_core.errors import UnsupportedConfigError
 
+from trainable_core.errors import UnsupportedConfigError
 from trainable_torch.holder import ActivationQuantizationHolder
 from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer
 
@@ -88,15 +88,15 @@ class QuantizationWrapper(PytorchQuantizationWrapper):  # type: ignore[misc]
     -----
     Mended against mctq 1.7. The wrapper and its layer share one dictionary of parameters and one of buffers: nothing is
     moved, renamed or copied. So tied weights stay tied, float checkpoints find their keys, ``load_state_dict`` with
-    ``assign=True`` is seen by layer and wrapper alike, and `deepcopy` and `pickle` work after a training forward, because
-    quantized weights are handed to the layer for the length of one call and never stored. Attributes the wrapper doesn't
-    have are the layer's.
+    ``assign=True`` is seen by layer and wrapper alike, and `deepcopy` and `pickle` work after a training forward,
+    because quantized weights are handed to the layer for the length of one call and never stored. Attributes the
+    wrapper doesn't have are the layer's.
     """
 
     layer: Any
     weights_quantizers: WeightsQuantizers
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - mctq's six, and three of ours
         self,
         module: Any,
         weights_quantizers: Mapping[Any, Any],
@@ -138,7 +138,8 @@ class QuantizationWrapper(PytorchQuantizationWrapper):  # type: ignore[misc]
         wanted: type = str if self.is_str_attr else int
         if any(not isinstance(attribute, wanted) for attribute in weights_quantizers):
             raise UnsupportedConfigError(
-                "QuantizationWrapper", f"weights_quantizers must be keyed by {wanted.__name__}, got {list(weights_quantizers)}"
+                "QuantizationWrapper",
+                f"weights_quantizers must be keyed by {wanted.__name__}, got {list(weights_quantizers)}",
             )
         if not self.is_str_attr and set(weights_quantizers) != set(self.weight_values):
             raise UnsupportedConfigError(

@@ -9,10 +9,10 @@ from os import PathLike
 from typing import Any
 
 from torch import fx, nn
+
 from trainable_core.errors import ModelError, QuantizerStateError
 from trainable_core.plan import LayerInfo, LayerPlan, QuantizerPlan, WrappedState, build_quantizer
 from trainable_core.recipe import QuantizationRecipe
-
 from trainable_torch.folding import fold_batch_norm
 from trainable_torch.holder import ActivationQuantizationHolder
 from trainable_torch.layers import LayerKind, kind_of, layer_info, leave_fused_paths
@@ -37,7 +37,8 @@ def state_of(model: nn.Module) -> WrappedState:
     state = getattr(model, STATE, None) if isinstance(model, nn.Module) else None
     if not isinstance(state, WrappedState):
         raise ModelError(
-            f"{type(model).__name__} was not made by trainable_torch.wrap", "qmodel = trainable_torch.wrap(model, recipe)."
+            f"{type(model).__name__} was not made by trainable_torch.wrap",
+            "qmodel = trainable_torch.wrap(model, recipe).",
         )
     return state
 
@@ -124,7 +125,7 @@ def scheduled_quantizers(model: nn.Module) -> list[BasePytorchTrainableQuantizer
 
 def _check_lazy(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
-        if isinstance(parameter, nn.parameter.UninitializedTensorMixin):
+        if isinstance(parameter, (nn.parameter.UninitializedParameter, nn.parameter.UninitializedBuffer)):
             raise ModelError(f"{name!r} has no shape yet", "call the model once with an example before wrapping it.")
 
 
@@ -208,9 +209,7 @@ def _wrap_layer(root: nn.Module, name: str, kind: LayerKind, plan: LayerPlan, qu
         inputs = {each: quantizers.holder(plan.activation, f"{name}: {each}") for each in kind.inputs}
     elif plan.activation is not None:
         output = quantizers.holder(plan.activation, f"{name}: output")
-    wrapper = QuantizationWrapper(
-        layer, weights, input_holders=inputs, input_names=kind.inputs, output_holder=output
-    )
+    wrapper = QuantizationWrapper(layer, weights, input_holders=inputs, input_names=kind.inputs, output_holder=output)
     if layer is root:
         return wrapper
     for module in list(root.modules()):
@@ -260,5 +259,3 @@ def _op(part: fx.GraphModule, node: fx.Node) -> str | None:
         kind = kind_of(part.get_submodule(str(node.target)))
         return kind.op if kind else None
     return function_op(node)
-
-

@@ -70,7 +70,7 @@ def attention(logits: ArrayLike, temperature: float) -> Float64:
     """
     logits = np.asarray(logits, np.float64)
     if temperature == 0:
-        return np.eye(len(logits))[int(np.argmax(logits))]
+        return np.asarray(np.eye(len(logits))[int(np.argmax(logits))])
     weights = np.exp((logits - logits.max()) / temperature)
     return np.asarray(weights / weights.sum())
 
@@ -112,17 +112,21 @@ def gradients(
     -----
     With ``a = attention(logits, T)``, ``y_k`` the candidates' values and ``y = sum_k a_k y_k``:
     ``dL/dx = sum_k a_k * upstream * inside_k`` (each candidate straight-through) and
-    ``dL/dlogit_k = a_k / T * sum(upstream * (y_k - y))``, the softmax rule. With temperature 0 the attention is constant:
-    the logits get 0.
+    ``dL/dlogit_k = a_k / T * sum(upstream * (y_k - y))``, the softmax rule. With temperature 0 the attention is
+    constant: the logits get 0.
     """
     x, upstream = np.asarray(x), np.asarray(upstream, np.float64)
     weights = attention(logits, temperature)
     d_x = sum(w * ste.gradients(x, upstream, grid).x for w, grid in zip(weights, candidates, strict=True))
     if temperature == 0:
         return Gradients(np.asarray(d_x), np.zeros(len(weights)))
-    values = [affine.fake_quantize(x.astype(np.float32), grid, tie_rule=tie_rule).astype(np.float64) for grid in candidates]
+    values = [
+        affine.fake_quantize(x.astype(np.float32), grid, tie_rule=tie_rule).astype(np.float64) for grid in candidates
+    ]
     mixed = sum(w * value for w, value in zip(weights, values, strict=True))
-    d_logits = [w / temperature * float((upstream * (value - mixed)).sum()) for w, value in zip(weights, values, strict=True)]
+    d_logits = [
+        w / temperature * float((upstream * (value - mixed)).sum()) for w, value in zip(weights, values, strict=True)
+    ]
     return Gradients(np.asarray(d_x), np.asarray(d_logits))
 
 

@@ -39,8 +39,8 @@ def gradient_scale(sharing: int, quant_max: int) -> float:
 
     Notes
     -----
-    *Deviation:* a signed 1-bit grid has ``quant_max == 0``, where the paper's g is infinite; 1 is taken instead. An empty
-    tensor counts as one element.
+    *Deviation:* a signed 1-bit grid has ``quant_max == 0``, where the paper's g is infinite; 1 is taken instead. An
+    empty tensor counts as one element.
 
     Examples
     --------
@@ -73,7 +73,8 @@ def gradients(
 
     Notes
     -----
-    With ``v = x / scale`` and the ends ``n = quant_min - zero_point``, ``p = quant_max - zero_point`` (equations 3 and 5):
+    With ``v = x / scale`` and the ends ``n = quant_min - zero_point``, ``p = quant_max - zero_point`` (equations 3
+    and 5):
 
     ========  ==========  ===========  ================
     where     dy/dx       dy/dscale    dy/dzero_point

@@ -3,8 +3,8 @@
 References
 ----------
 Bengio, Léonard and Courville, "Estimating or Propagating Gradients Through Stochastic Neurons for Conditional
-Computation", 2013, arXiv:1308.3432. The clipped form is that of Hubara et al., "Binarized Neural Networks", 2016, and of
-TensorFlow's ``fake_quant`` operators.
+Computation", 2013, arXiv:1308.3432. The clipped form is that of Hubara et al., "Binarized Neural Networks", 2016, and
+of TensorFlow's ``fake_quant`` operators.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def gradients(x: ArrayLike, upstream: ArrayLike, qparams: QParams) -> Gradients:
     Returns
     -------
     Gradients
-        ``x``: `upstream` where ``quant_min <= x / scale + zero_point <= quant_max`` (before rounding; exactly at the ends
-        it passes), else 0, and 0 at NaN. ``scale`` and ``zero_point``: 0, they are not learned.
+        ``x``: `upstream` where ``quant_min <= x / scale + zero_point <= quant_max`` (before rounding; exactly at the
+        ends it passes), else 0, and 0 at NaN. ``scale`` and ``zero_point``: 0, they are not learned.
 
     Notes
     -----

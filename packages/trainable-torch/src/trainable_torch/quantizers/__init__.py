@@ -15,4 +15,13 @@ BUILTIN: tuple[type[BasePytorchTrainableQuantizer], ...] = (
 )
 """What the plugin registers."""
 
-__all__ = ["BUILTIN", "BasePytorchTrainableQuantizer", *sorted(cls.__name__ for cls in BUILTIN)]
+__all__ = [
+    "BUILTIN",
+    "BasePytorchTrainableQuantizer",
+    "DqaActivationQuantizer",
+    "DqaWeightsQuantizer",
+    "LsqActivationQuantizer",
+    "LsqWeightsQuantizer",
+    "SteActivationQuantizer",
+    "SteWeightsQuantizer",
+]

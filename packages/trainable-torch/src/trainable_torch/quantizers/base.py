@@ -12,12 +12,12 @@ import torch
 from mct_quantizers.common.base_inferable_quantizer import BaseInferableQuantizer
 from numpy.typing import NDArray
 from torch import Tensor, nn
+
 from trainable_core.config import TrainableQuantizerConfig
 from trainable_core.constants import RANGE_MAX, RANGE_MIN, SIGNED, THRESHOLD
 from trainable_core.enums import QuantizationMethod, VariableGroup
 from trainable_core.errors import QuantizerStateError
 from trainable_core.quantizer import BaseTrainableQuantizer
-
 from trainable_torch import grid as grids
 from trainable_torch import inferable
 from trainable_torch.grid import Grid
@@ -53,8 +53,8 @@ class BasePytorchTrainableQuantizer(nn.Module, BaseTrainableQuantizer, BaseInfer
         x : Tensor, float32, any shape
             Real values.
         grid : Grid
-            Its numbers, shaped to broadcast against `x`; gradients given to `grid.scale` and `grid.zero_point` reach the
-            variables.
+            Its numbers, shaped to broadcast against `x`; gradients given to `grid.scale` and `grid.zero_point` reach
+            the variables.
         training : bool
             Whether the model trains.
 
@@ -169,7 +169,8 @@ class BasePytorchTrainableQuantizer(nn.Module, BaseTrainableQuantizer, BaseInfer
 
     def _apply(self, fn: Any, recurse: bool = True) -> BasePytorchTrainableQuantizer:  # noqa: FBT001, FBT002 - torch's signature
         """Move the variables; they stay float32 whatever dtype the model is cast to."""
-        return super()._apply(lambda tensor: inferable.keep_float32(fn, tensor), recurse)  # type: ignore[return-value]
+        super()._apply(lambda tensor: inferable.keep_float32(fn, tensor), recurse)  # type: ignore[no-untyped-call] # torch leaves it so
+        return self
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:  # noqa: FBT001 - torch's signature
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -182,7 +183,9 @@ class BasePytorchTrainableQuantizer(nn.Module, BaseTrainableQuantizer, BaseInfer
         super()._load_from_state_dict(own, prefix, *args)
         if sign is not None:
             self.signed = bool(sign)
-        variables = [v for width in self.widths for v in self.grid_variables(width).values()] if self.variable_names else []
+        variables = (
+            [v for width in self.widths for v in self.grid_variables(width).values()] if self.variable_names else []
+        )
         if variables and not any(variable.is_meta for variable in variables):
             self.calibrated = not any(bool(variable.isnan().all()) for variable in variables)
 

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from mct_quantizers import QuantizationTarget, mark_quantizer
 from torch import Tensor
+
 from trainable_core.config import TrainableQuantizerConfig
 from trainable_core.enums import TrainingMethod, VariableGroup
 from trainable_core.errors import UnsupportedConfigError
 from trainable_core.reference import dqa
-
 from trainable_torch import ops
 from trainable_torch.annealing import PytorchLinearAnnealingScheduler
 from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer
@@ -60,8 +60,14 @@ class DqaQuantizer(BasePytorchTrainableQuantizer):
             ) from None
         if not (self.temperature.initial_val > 0 and self.temperature.target_val > 0):
             raise UnsupportedConfigError(f"{type(self).__name__}: temperature", "its values must be positive")
-        if isinstance(bit_cost_weight, bool) or not isinstance(bit_cost_weight, int | float) or not bit_cost_weight >= 0:
-            raise UnsupportedConfigError(f"{type(self).__name__}: bit_cost_weight", f"must be >= 0, got {bit_cost_weight!r}")
+        if (
+            isinstance(bit_cost_weight, bool)
+            or not isinstance(bit_cost_weight, int | float)
+            or not bit_cost_weight >= 0
+        ):
+            raise UnsupportedConfigError(
+                f"{type(self).__name__}: bit_cost_weight", f"must be >= 0, got {bit_cost_weight!r}"
+            )
         self.bit_cost_weight = float(bit_cost_weight)
 
     @property

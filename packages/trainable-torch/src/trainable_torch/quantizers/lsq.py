@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from mct_quantizers import QuantizationTarget, mark_quantizer
 from torch import Tensor
+
 from trainable_core.enums import TrainingMethod
 from trainable_core.reference import lsq
-
 from trainable_torch import ops
 from trainable_torch.grid import Grid
 from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer

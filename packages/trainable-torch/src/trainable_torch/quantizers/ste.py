@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from mct_quantizers import QuantizationMethod, QuantizationTarget, mark_quantizer
 from torch import Tensor
-from trainable_core.enums import TrainingMethod
 
+from trainable_core.enums import TrainingMethod
 from trainable_torch import ops
 from trainable_torch.grid import Grid
 from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer
