@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from tqdm.auto import tqdm
 
 from trainable_core.calibration import Observer
@@ -59,7 +59,7 @@ def calibrate(
     -----
     Activations are seen in eval mode, without gradients, with float weights. Quantizers that already have numbers
     (from a config, or from a former calibration) keep them unless forced. Tied weights share one quantizer; it is
-    calibrated once.
+    calibrated once. In a distributed job every rank sees its own batches and sets the thresholds of all of them together.
     """
     state = state_of(qmodel)
     if state.finalized:
@@ -135,7 +135,21 @@ def _observe(
         raise CalibrationError(
             "calibrate", "the batches are empty", "a generator can be read only once; pass a fresh one."
         )
-    return observers
+    return _over_ranks(observers)
+
+
+def _over_ranks(observers: dict[str, Observer]) -> dict[str, Observer]:
+    """Return what all ranks of a distributed job saw together, so that every rank sets the same thresholds."""
+    if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
+        return observers
+    states: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(states, {name: observer.state() for name, observer in observers.items()})
+    merged = {}
+    for name in observers:
+        merged[name], *others = (Observer.from_state(state[name]) for state in states)
+        for other in others:
+            merged[name].merge(other)
+    return merged
 
 
 def _call(model: nn.Module, batch: Any) -> Any:
