@@ -80,7 +80,8 @@ class Environment:
         print(f"[{session.name}] installing environment {self.name!r} ...", flush=True)
         virtualenv = [sys.executable, "-m", "virtualenv", "--quiet", "--clear", "--no-periodic-update"]
         session.run(*virtualenv, str(ENVIRONMENTS / self.name), external=True, silent=True)
-        pip = [str(self.python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        # Quiet twice: errors only; pip warns for every package that one of several configured indexes does not have.
+        pip = [str(self.python), "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
         session.run(*pip, "-c", str(constraints), *self.requirements, external=True)
         stamp.write_text(made_from.hexdigest())
         print(f"[{session.name}] environment {self.name!r} installed in {time.monotonic() - started:.0f} s", flush=True)
@@ -241,7 +242,7 @@ def build(session: nox.Session) -> None:
     """Build the wheels, install them where no source tree is on the path, import every module, run `trainable list`."""
     for old in (WHEELS, ENVIRONMENTS / "build"):
         shutil.rmtree(old, ignore_errors=True)
-    wheel = ["-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(WHEELS)]
+    wheel = ["-m", "pip", "wheel", "-qq", "--no-deps", "--wheel-dir", str(WHEELS)]
     CORE_TESTS.run(session, *wheel, *(f"./packages/trainable-{name}" for name in DISTRIBUTIONS))
     installed = Environment("build", sorted(map(str, WHEELS.glob("*.whl"))))
     installed.run(session, "-I", "tests/architecture/installed.py", "trainable_core", "trainable_torch")

@@ -3,8 +3,8 @@
 Config schema, reference quantization math, plugin registry, recipe. See `trainable_core.reference` for the definitions
 that every backend is held to.
 
-The public names are loaded when first used: pydantic's models alone cost more than NumPy, and a plugin that only marks its
-hooks should not pay for them (`docs/design/0009-public-names-load-when-used.md`).
+The public names are loaded when first used: pydantic's models alone cost as much as NumPy, and a plugin that only marks
+its hooks should not pay for them (`docs/design/0009-public-names-load-when-used.md`).
 """
 
 from importlib import import_module

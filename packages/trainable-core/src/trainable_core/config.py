@@ -5,24 +5,27 @@ Code that treats both alike reads the neutral properties: `n_bits`, `quantizatio
 """
 
 import difflib
-import math
 from collections.abc import Mapping, Sequence
 from enum import Enum
-from numbers import Real
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, cast
 
 import numpy as np
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    WithJsonSchema,
+    model_validator,
+)
 
-from trainable_core.constants import LUT_VALUES, MIN_THRESHOLD, RANGE_MAX, RANGE_MIN, SIGNED, THRESHOLD
+from trainable_core.checks import check_params, check_widths, plain
+from trainable_core.constants import MAX_THRESHOLD, MIN_THRESHOLD, SIGNED
 from trainable_core.enums import QuantizationMethod, QuantizationTarget
 
 SCHEMA_VERSION = 1
-
-MAX_THRESHOLD = 2.0**100
-"""Largest threshold and range end: with 16 bits its grid and the inverse of its scale stay inside float32."""
-
-LUT_METHODS = (QuantizationMethod.LUT_POT_QUANTIZER, QuantizationMethod.LUT_SYM_QUANTIZER)
 
 E = TypeVar("E", bound=Enum)
 
@@ -63,144 +66,17 @@ MethodField = Annotated[
 ]
 
 
-def _plain(value: object) -> object:
-    """Return NumPy numbers and arrays as Python numbers and lists; leave everything else alone."""
-    if isinstance(value, np.ndarray | np.generic):
-        return value.tolist()
-    if isinstance(value, tuple):
-        return list(value)
+def _no_truth(value: object) -> object:
+    """Refuse True and False, which Python counts among the numbers."""
+    value = plain(value)
+    if isinstance(value, bool):
+        message = f"must be a number, got {value!r}"
+        raise ValueError(message)  # noqa: TRY004 - pydantic turns a ValueError into the field's error
     return value
 
 
-def _plain_params(value: object) -> object:
-    return {key: _plain(item) for key, item in value.items()} if isinstance(value, Mapping) else value
-
-
-Params = Annotated[dict[str, Any], BeforeValidator(_plain_params)]
-
-
-def _numbers(key: str, value: object) -> list[float]:
-    """Return the parameter's numbers, one per channel, all finite."""
-    items = list(value) if isinstance(value, Sequence) and not isinstance(value, str | bytes) else [value]
-    if not items:
-        message = f"{key!r} must not be empty"
-        raise ValueError(message)
-    for item in items:
-        if isinstance(item, bool) or not isinstance(item, Real):
-            message = f"{key!r} must be a number or a list of numbers, got {value!r}"
-            raise ValueError(message)  # noqa: TRY004 - pydantic turns a ValueError into the field's error
-        number = float(cast("float", item))
-        if not math.isfinite(number) or abs(number) > MAX_THRESHOLD:
-            message = f"{key!r} must be finite and at most 2**100 in magnitude, got {item!r}"
-            raise ValueError(message)
-    return [float(cast("float", item)) for item in items]
-
-
-def _known_keys(method: QuantizationMethod) -> tuple[str, ...]:
-    if method is QuantizationMethod.UNIFORM:
-        return (RANGE_MIN, RANGE_MAX, THRESHOLD, SIGNED)
-    if method in LUT_METHODS:
-        return (THRESHOLD, SIGNED, LUT_VALUES)
-    return (THRESHOLD, SIGNED)
-
-
-def _check_threshold(params: Mapping[str, Any]) -> list[float]:
-    thresholds = _numbers(THRESHOLD, params[THRESHOLD])
-    if min(thresholds) <= 0:
-        message = f"{THRESHOLD!r} must be positive, got {min(thresholds)!r}"
-        raise ValueError(message)
-    return thresholds
-
-
-def _check_range(params: Mapping[str, Any]) -> list[float]:
-    if THRESHOLD in params:
-        if RANGE_MIN in params or RANGE_MAX in params:
-            message = f"give either {THRESHOLD!r} or {RANGE_MIN!r} and {RANGE_MAX!r}, not both"
-            raise ValueError(message)
-        return _check_threshold(params)
-    missing = [key for key in (RANGE_MIN, RANGE_MAX) if key not in params]
-    if missing:
-        message = f"UNIFORM needs {RANGE_MIN!r} and {RANGE_MAX!r} (or {THRESHOLD!r}); missing: {', '.join(missing)}"
-        raise ValueError(message)
-    if SIGNED in params:
-        message = f"{SIGNED!r} goes with {THRESHOLD!r}; a range says by its ends whether it is signed"
-        raise ValueError(message)
-    lows, highs = _numbers(RANGE_MIN, params[RANGE_MIN]), _numbers(RANGE_MAX, params[RANGE_MAX])
-    if len(lows) != len(highs):
-        message = f"{RANGE_MIN!r} has {len(lows)} values, {RANGE_MAX!r} has {len(highs)}"
-        raise ValueError(message)
-    for low, high in zip(lows, highs, strict=True):
-        if not low < high:
-            message = f"{RANGE_MIN!r} must be less than {RANGE_MAX!r}, got [{low!r}, {high!r}]"
-            raise ValueError(message)
-    return lows
-
-
-def _check_lut(params: Mapping[str, Any], n_bits: int) -> None:
-    if LUT_VALUES not in params:
-        message = f"a LUT method needs {LUT_VALUES!r}"
-        raise ValueError(message)
-    values = _numbers(LUT_VALUES, params[LUT_VALUES])
-    if any(value != round(value) for value in values) or len(set(values)) > 2**n_bits:
-        message = f"{LUT_VALUES!r} must be at most {2**n_bits} different integers, got {params[LUT_VALUES]!r}"
-        raise ValueError(message)
-
-
-def check_params(
-    params: Mapping[str, Any], method: QuantizationMethod, n_bits: int, target: QuantizationTarget | None
-) -> int | None:
-    """Check quantization params against their method and return how many channels they are for.
-
-    Parameters
-    ----------
-    params : mapping
-        ``{}`` means not calibrated yet and is legal.
-    method : QuantizationMethod
-        The grid.
-    n_bits : int
-        Width of the grid's codes.
-    target : QuantizationTarget or None
-        What the params are for; None checks what holds for both.
-
-    Returns
-    -------
-    int or None
-        Number of channels, or None when the params hold plain numbers.
-
-    Raises
-    ------
-    ValueError
-        With the key, what is wrong with it and what was given.
-    """
-    if not params:
-        return None
-    known = _known_keys(method)
-    for key in params:
-        if key not in known:
-            close = difflib.get_close_matches(str(key), known, n=1, cutoff=0.4)
-            hint = f"did you mean {close[0]!r}?" if close else f"{method.name} takes {', '.join(map(repr, known))}"
-            message = f"unknown quantization parameter {key!r}; {hint}"
-            raise ValueError(message)
-    if SIGNED in params and not isinstance(params[SIGNED], bool):
-        message = f"{SIGNED!r} must be true or false, got {params[SIGNED]!r}"
-        raise ValueError(message)
-    if target is QuantizationTarget.Activation and set(params) == {SIGNED} and method is not QuantizationMethod.UNIFORM:
-        return None  # the sign is decided, the threshold waits for calibration
-    if method is QuantizationMethod.UNIFORM:
-        per_item = _check_range(params)
-        first = params.get(THRESHOLD, params.get(RANGE_MIN))
-    else:
-        if THRESHOLD not in params:
-            message = f"{method.name} needs {THRESHOLD!r}"
-            raise ValueError(message)
-        per_item = _check_threshold(params)
-        first = params[THRESHOLD]
-        if method in LUT_METHODS:
-            _check_lut(params, n_bits)
-        if target is QuantizationTarget.Weights and params.get(SIGNED) is False:
-            message = f"{SIGNED!r} can't be false: a {method.name} weights grid is signed; UNIFORM takes any range"
-            raise ValueError(message)
-    return len(per_item) if isinstance(first, list) else None
+Params = Annotated[dict[str, Any], BeforeValidator(plain)]
+Number = Annotated[float, BeforeValidator(_no_truth)]
 
 
 class Document(BaseModel):
@@ -211,9 +87,9 @@ class Document(BaseModel):
     schema_version: Literal[1] = 1
 
 
-NBits = Annotated[int, BeforeValidator(_plain), Field(ge=1, le=16, strict=True)]
-MinThreshold = Annotated[float, BeforeValidator(_plain), Field(ge=0, le=MAX_THRESHOLD)]
-StrictBool = Annotated[bool, BeforeValidator(_plain), Field(strict=True)]
+NBits = Annotated[int, BeforeValidator(plain), Field(ge=1, le=16, strict=True)]
+MinThreshold = Annotated[Number, Field(ge=0, le=MAX_THRESHOLD)]
+StrictBool = Annotated[bool, BeforeValidator(plain), Field(strict=True)]
 
 
 class TrainableQuantizerCandidateConfig(Document):
@@ -229,6 +105,14 @@ class TrainableQuantizerCandidateConfig(Document):
 
     n_bits: NBits
     quantization_params: Params = Field(default_factory=dict)
+
+
+def _check_candidates(found: list[TrainableQuantizerCandidateConfig]) -> list[TrainableQuantizerCandidateConfig]:
+    check_widths([candidate.n_bits for candidate in found])
+    return found
+
+
+Candidates = Annotated[list[TrainableQuantizerCandidateConfig], AfterValidator(_check_candidates)]
 
 
 class _QuantizerConfig(Document):
@@ -310,9 +194,6 @@ class _QuantizerConfig(Document):
         elif len(set(lengths.values())) > 1:
             message = "per-channel params differ in length: " + ", ".join(f"{k}: {v}" for k, v in lengths.items())
             raise ValueError(message)
-        if self.candidates is not None and not self.candidates:
-            message = f"{self.prefix}_quantization_candidates: an empty list offers no bit width; leave it out instead"
-            raise ValueError(message)
         return self
 
 
@@ -348,9 +229,9 @@ class TrainableQuantizerWeightsConfig(_QuantizerConfig):
     weights_n_bits: NBits
     weights_quantization_params: Params
     enable_weights_quantization: StrictBool = True
-    weights_channels_axis: Annotated[int, BeforeValidator(_plain), Field(strict=True)] | None = None
+    weights_channels_axis: Annotated[int, BeforeValidator(plain), Field(strict=True)] | None = None
     weights_per_channel_threshold: StrictBool = False
-    weights_quantization_candidates: list[TrainableQuantizerCandidateConfig] | None = None
+    weights_quantization_candidates: Candidates | None = None
 
     @property
     def channels_axis(self) -> int | None:
@@ -392,7 +273,7 @@ class TrainableQuantizerActivationConfig(_QuantizerConfig):
     activation_n_bits: NBits
     activation_quantization_params: Params
     enable_activation_quantization: StrictBool = True
-    activation_quantization_candidates: list[TrainableQuantizerCandidateConfig] | None = None
+    activation_quantization_candidates: Candidates | None = None
 
 
 TrainableQuantizerConfig = TrainableQuantizerWeightsConfig | TrainableQuantizerActivationConfig

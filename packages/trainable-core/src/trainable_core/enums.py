@@ -33,6 +33,10 @@ class QuantizationMethod(Enum):
         return self.name
 
 
+LUT_METHODS = (QuantizationMethod.LUT_POT_QUANTIZER, QuantizationMethod.LUT_SYM_QUANTIZER)
+"""Grids that are look-up tables: thresholds times values of a list, without a scale."""
+
+
 class QuantizationTarget(Enum):
     """What is quantized; names and values are those of `mct_quantizers.QuantizationTarget`."""
 

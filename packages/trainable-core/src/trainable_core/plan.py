@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from trainable_core.config import LUT_METHODS, TrainableQuantizerConfig
-from trainable_core.enums import QuantizationMethod, QuantizationTarget
+from trainable_core.config import TrainableQuantizerConfig
+from trainable_core.enums import LUT_METHODS, QuantizationMethod, QuantizationTarget
 from trainable_core.errors import QuantizerDefinitionError, UnsupportedConfigError
 from trainable_core.quantizer import BaseTrainableQuantizer
 from trainable_core.registry import get_trainable_quantizer_class

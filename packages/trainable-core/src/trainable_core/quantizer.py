@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import inspect
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trainable_core import qparams
-from trainable_core.config import TrainableQuantizerActivationConfig, TrainableQuantizerWeightsConfig, check_params
+from trainable_core.checks import check_params
+from trainable_core.config import TrainableQuantizerActivationConfig, TrainableQuantizerWeightsConfig
 from trainable_core.constants import SIGNED
 from trainable_core.enums import QuantizationMethod, QuantizationTarget, VariableGroup
 from trainable_core.errors import (
-    QuantizerDefinitionError,
     QuantizerStateError,
     ShapeMismatchError,
     UnsupportedConfigError,
     nearest,
 )
+from trainable_core.key import identifier_text, keys_of
 
 Config = TrainableQuantizerWeightsConfig | TrainableQuantizerActivationConfig
 _CONFIGS: dict[str, type[Config]] = {
@@ -28,67 +28,6 @@ _CONFIGS: dict[str, type[Config]] = {
     "activation": TrainableQuantizerActivationConfig,
 }
 Q = TypeVar("Q", bound="BaseTrainableQuantizer")
-
-
-class Key(NamedTuple):
-    """What a quantizer class is looked up by."""
-
-    backend: str
-    target: QuantizationTarget
-    quantizer_id: str
-    method: QuantizationMethod
-
-    def __str__(self) -> str:
-        return f"{self.backend}/{self.target}/{self.quantizer_id}/{self.method}"
-
-
-def identifier_text(quantizer_id: object) -> str:
-    """Return the string a training method is registered under: an enum member gives its name, anything else ``str()``.
-
-    Examples
-    --------
-    >>> from trainable_core.enums import TrainingMethod
-    >>> identifier_text(TrainingMethod.LSQ), identifier_text("EWGS")
-    ('LSQ', 'EWGS')
-    """
-    name = getattr(quantizer_id, "name", None)
-    return name if isinstance(name, str) else str(quantizer_id)
-
-
-def keys_of(cls: type, backend: str) -> list[Key]:
-    """Return every key that a class marked with ``@mark_quantizer`` answers to in a backend.
-
-    Enum members of `mct_quantizers` are read by name, so core needs no import of it.
-
-    Raises
-    ------
-    QuantizerDefinitionError
-        When the marks are missing or unknown, or when an argument after the config has no default.
-    """
-    if not isinstance(cls, type):
-        raise QuantizerDefinitionError(cls, "it is not a class")
-    target = getattr(cls, "quantization_target", None)
-    methods = getattr(cls, "quantization_method", None)
-    identifier = getattr(cls, "identifier", None)
-    if target is None or not methods or identifier is None:
-        raise QuantizerDefinitionError(cls, "it is not marked with @mark_quantizer")
-    for verb in ("initialize_quantization", "convert2inferable"):
-        if not callable(getattr(cls, verb, None)):
-            raise QuantizerDefinitionError(cls, f"it has no method {verb!r}")
-    parameters = list(inspect.signature(cls).parameters.values())
-    first, rest = (parameters[0] if parameters else None), parameters[1:]
-    if first is None or first.kind is inspect.Parameter.KEYWORD_ONLY:
-        raise QuantizerDefinitionError(cls, "its first argument must be the config")
-    for parameter in rest:
-        variadic = parameter.kind in (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
-        if parameter.default is parameter.empty and not variadic:
-            raise QuantizerDefinitionError(cls, f"argument {parameter.name!r} has no default")
-    try:
-        target = QuantizationTarget[target.name]
-        methods = [QuantizationMethod[method.name] for method in methods]
-    except (KeyError, AttributeError, TypeError) as error:
-        raise QuantizerDefinitionError(cls, f"target {target!r} or methods {methods!r} are unknown") from error
-    return [Key(backend, target, identifier_text(identifier), method) for method in methods]
 
 
 class BaseTrainableQuantizer:

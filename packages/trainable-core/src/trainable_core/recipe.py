@@ -28,8 +28,8 @@ from trainable_core.config import (
 from trainable_core.constants import MIN_THRESHOLD, SIGNED
 from trainable_core.enums import QuantizationMethod, QuantizationTarget
 from trainable_core.errors import DocumentError, RuleError, UnsupportedConfigError
+from trainable_core.key import identifier_text
 from trainable_core.plan import INTEGER_INPUT_OPS, OPS, LayerInfo, LayerPlan, QuantizerPlan, WeightInfo, check_target
-from trainable_core.quantizer import identifier_text
 
 S = TypeVar("S", bound="_Spec")
 

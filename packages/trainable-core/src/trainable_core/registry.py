@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-from trainable_core.config import member
 from trainable_core.enums import QuantizationMethod, QuantizationTarget, TrainingMethod
 from trainable_core.errors import (
     DuplicateBackendError,
@@ -20,10 +18,9 @@ from trainable_core.errors import (
     PluginError,
     UnknownBackendError,
     UnknownQuantizerError,
-    UnsupportedConfigError,
-    nearest,
 )
 from trainable_core.hookspecs import Backend
+from trainable_core.key import Key, identifier_text, named
 from trainable_core.plugins import (
     BROKEN,
     DISABLE_VARIABLE,
@@ -34,59 +31,20 @@ from trainable_core.plugins import (
     installed_plugins,
     reason,
 )
-from trainable_core.quantizer import Key, identifier_text, keys_of
+from trainable_core.rows import Entry, Offer, PluginRow, QuantizerRow, provider, quantizer_row, row_order
 
-E = TypeVar("E", bound=Enum)
-
-
-@dataclass(frozen=True)
-class QuantizerRow:
-    """One quantizer class in one backend, and who provides it.
-
-    `distribution` and `version` are None for a plugin that was registered in process.
-    """
-
-    backend: str
-    target: QuantizationTarget
-    methods: tuple[QuantizationMethod, ...]
-    training_method: str
-    cls: type[Any]
-    distribution: str | None
-    version: str | None
-
-    @property
-    def keys(self) -> list[Key]:
-        """Every key the class answers to."""
-        return [Key(self.backend, self.target, self.training_method, method) for method in self.methods]
-
-
-@dataclass(frozen=True)
-class PluginRow:
-    """One plugin, under the name that switches it off; `problem` says why it failed, in part or as a whole."""
-
-    name: str
-    distribution: str | None
-    version: str | None
-    state: Literal["loaded", "disabled", "failed"]
-    problem: str
-
-
-@dataclass
-class _Offer:
-    """What one plugin answered for one backend."""
-
-    rows: list[QuantizerRow] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
-
-
-@dataclass
-class _Entry:
-    """A plugin, the backends it describes, and what it offers to the backends asked for so far."""
-
-    plugin: Plugin
-    disabled: bool = False
-    backends: list[Backend] = field(default_factory=list)
-    offers: dict[str, _Offer] = field(default_factory=dict)
+__all__ = [
+    "PluginRow",
+    "QuantizerRow",
+    "Registry",
+    "default_registry",
+    "failures",
+    "get_backend",
+    "get_trainable_quantizer_class",
+    "list_backends",
+    "list_quantizers",
+    "register",
+]
 
 
 class Registry:
@@ -116,7 +74,7 @@ class Registry:
         """Forget every plugin, registered ones too; installed ones are looked for again at the next question."""
         with self._lock:
             self._host = PluginHost()
-            self._entries: dict[str, _Entry] = {}
+            self._entries: dict[str, Entry] = {}
             self._loaded = False
 
     def register(self, plugin: object, name: str) -> None:
@@ -124,7 +82,7 @@ class Registry:
         with self._lock:
             self._load()
             self.unregister(name)
-            entry = _Entry(Plugin(self._in_process_name(name), None, None))
+            entry = Entry(Plugin(self._in_process_name(name), None, None))
             try:
                 self._host.add(entry.plugin, plugin)
             except BROKEN as error:
@@ -147,8 +105,8 @@ class Registry:
         backend: str = "torch",
     ) -> type[Any]:
         """Return the one class registered for these; see `get_trainable_quantizer_class`."""
-        target = _named(QuantizationTarget, "quant_target", quant_target)
-        method = _named(QuantizationMethod, "quant_method", quant_method)
+        target = named(QuantizationTarget, "quant_target", quant_target)
+        method = named(QuantizationMethod, "quant_method", quant_method)
         key = Key(backend, target, identifier_text(quantizer_id), method)
         with self._lock:
             self.get_backend(backend)
@@ -159,7 +117,7 @@ class Registry:
                 known = {known for _, row in offered for known in row.keys}
                 raise UnknownQuantizerError(key, known, self._missing(backend), known_backends=list(self._claims()))
             if len(classes) > 1:
-                raise DuplicateQuantizerError(key, [_provider(plugin, row) for plugin, row in found])
+                raise DuplicateQuantizerError(key, [provider(plugin, row) for plugin, row in found])
         return classes.pop()
 
     def list_quantizers(self, backend: str | None = None) -> list[QuantizerRow]:
@@ -171,7 +129,7 @@ class Registry:
                 raise UnknownBackendError(str(backend), known, self._missing(backend))
             asked = known if backend is None else [backend]
             rows = [row for name in asked for _, row in self._offered(name)]
-        return sorted(rows, key=_row_order)
+        return sorted(rows, key=row_order)
 
     def list_backends(self) -> list[Backend]:
         """Return what the installed backends say about themselves; see `list_backends`."""
@@ -211,7 +169,7 @@ class Registry:
                     for key in row.keys:
                         answers.setdefault(key, []).append((plugin, row))
         return {
-            key: [_provider(plugin, row) for plugin, row in found]
+            key: [provider(plugin, row) for plugin, row in found]
             for key, found in answers.items()
             if len({row.cls for _, row in found}) > 1
         }
@@ -231,7 +189,7 @@ class Registry:
         try:
             off = disabled_names()
             for plugin in installed_plugins(self._path):
-                entry = self._entries.setdefault(plugin.name, _Entry(plugin))
+                entry = self._entries.setdefault(plugin.name, Entry(plugin))
                 if entry.plugin is not plugin:
                     entry.plugin.problems.append(f"{plugin.distribution} has two entry points of this name")
                 elif not off.isdisjoint(plugin.names):
@@ -242,7 +200,7 @@ class Registry:
             self.reset()  # interrupted by the user: the next question starts afresh
             raise
 
-    def _ask_for_backends(self, entry: _Entry) -> None:
+    def _ask_for_backends(self, entry: Entry) -> None:
         results, problems = self._host.call(entry.plugin, "trainable_register_backend")
         for result in results:
             if isinstance(result, Backend):
@@ -258,7 +216,7 @@ class Registry:
         offered = []
         for entry in list(self._entries.values()):  # a list: a hook may register a plugin
             if backend not in entry.offers:
-                entry.offers[backend] = _Offer()  # a hook that looks something up meets this, not itself again
+                entry.offers[backend] = Offer()  # a hook that looks something up meets this, not itself again
                 try:
                     entry.offers[backend] = self._ask_for_quantizers(entry.plugin, backend)
                 except BaseException:
@@ -267,9 +225,9 @@ class Registry:
             offered += [(entry.plugin, row) for row in entry.offers[backend].rows]
         return offered
 
-    def _ask_for_quantizers(self, plugin: Plugin, backend: str) -> _Offer:
+    def _ask_for_quantizers(self, plugin: Plugin, backend: str) -> Offer:
         results, problems = self._host.call(plugin, "trainable_register_quantizers", backend)
-        offer = _Offer(problems=problems)
+        offer = Offer(problems=problems)
         for result in results:
             if not isinstance(result, list):
                 call = f"trainable_register_quantizers({backend!r})"
@@ -277,7 +235,7 @@ class Registry:
                 continue
             for cls in result:
                 try:
-                    offer.rows.append(_row(plugin, cls, backend))
+                    offer.rows.append(quantizer_row(plugin, cls, backend))
                 except BROKEN as error:
                     offer.problems.append(reason(error))
         return offer
@@ -290,7 +248,7 @@ class Registry:
                 claims.setdefault(backend.name, []).append((entry.plugin, backend))
         return claims
 
-    def _problems(self, entry: _Entry, backend: str | None = None) -> list[str]:
+    def _problems(self, entry: Entry, backend: str | None = None) -> list[str]:
         """Return what went wrong with a plugin; given a backend, only what may explain that it lacks something."""
         problems = list(entry.plugin.problems)
         problems += [text for name, offer in entry.offers.items() if backend in (None, name) for text in offer.problems]
@@ -309,7 +267,7 @@ class Registry:
         }
         return {name: "; ".join(texts) for name, texts in problems.items() if texts}
 
-    def _plugin_row(self, entry: _Entry) -> PluginRow:
+    def _plugin_row(self, entry: Entry) -> PluginRow:
         problem = "; ".join(self._problems(entry))
         state: Literal["loaded", "disabled", "failed"] = "failed" if problem else "loaded"
         plugin = entry.plugin
@@ -321,36 +279,6 @@ class Registry:
         """Return the name that a plugin registered in process gets: an installed one of that name keeps it."""
         holder = self._entries.get(name)
         return name if holder is None or holder.plugin.distribution is None else f"{name} ({IN_PROCESS})"
-
-
-def _named(enum: type[E], argument: str, value: object) -> E:
-    """Return the member that `value` names, or say which argument names nothing."""
-    try:
-        return member(enum, value)
-    except ValueError as error:
-        hint = nearest(getattr(value, "name", value), enum.__members__).strip().removeprefix("Hint: ")
-        problem = f"{value!r} is not one of {', '.join(enum.__members__)}"
-        raise UnsupportedConfigError(argument, problem, hint) from error
-
-
-def _row(plugin: Plugin, cls: Any, backend: str) -> QuantizerRow:
-    keys = keys_of(cls, backend)
-    own = getattr(cls, "backend", backend)
-    if own != backend:
-        message = f"{cls.__qualname__} is for backend {own!r}, not {backend!r}; return [] for other names than your own"
-        raise TypeError(message)
-    methods = tuple(dict.fromkeys(key.method for key in keys))
-    return QuantizerRow(
-        backend, keys[0].target, methods, keys[0].quantizer_id, cls, plugin.distribution, plugin.version
-    )
-
-
-def _row_order(row: QuantizerRow) -> tuple[str, ...]:
-    return row.backend, row.training_method, row.target.name, row.cls.__module__, row.cls.__qualname__
-
-
-def _provider(plugin: Plugin, row: QuantizerRow) -> str:
-    return f"{row.cls.__module__}.{row.cls.__qualname__} ({plugin})"
 
 
 _DEFAULT = Registry()  # knows nothing until it is asked something

@@ -59,7 +59,8 @@ def calibrate(
     -----
     Activations are seen in eval mode, without gradients, with float weights. Quantizers that already have numbers
     (from a config, or from a former calibration) keep them unless forced. Tied weights share one quantizer; it is
-    calibrated once. In a distributed job every rank sees its own batches and sets the thresholds of all of them together.
+    calibrated once. In a distributed job every rank sees its own batches and sets the thresholds of all of them
+    together.
     """
     state = state_of(qmodel)
     if state.finalized:

@@ -47,19 +47,20 @@ def power_error(values: Float32, weights: Float64 | None, grids: list[QParams], 
     largest = np.maximum(values.max(axis=1), -values.min(axis=1)).astype(np.float64)
     exponents = np.frexp(largest)[1]  # (C,) 0 for an all-zero channel
     errors = np.zeros((len(grids), channels))
-    for top in range(0, channels, rows):
-        part = slice(top, top + rows)
-        inverse_unit = np.ldexp(1.0, -exponents[part])[:, None]
-        candidates = [replace(grid, scale=grid.scale[part], zero_point=grid.zero_point[part]) for grid in grids]
-        for left in range(0, size, columns):
-            tile = np.ascontiguousarray(values[part, left : left + columns])
-            for row, grid in enumerate(candidates):
-                distance = np.abs(np.subtract(tile, affine.fake_quantize(tile, grid), dtype=np.float64)) * inverse_unit
-                cost = distance if p == 1 else np.square(distance) if p == 2 else np.power(distance, p)  # noqa: PLR2004
-                if weights is not None:
-                    cost *= weights[left : left + columns]
-                errors[row, part] += cost.sum(axis=1)
-    return np.asarray(errors / (size if weights is None else weights.sum()))
+    with np.errstate(under="ignore"):  # far below a step or a unit is nothing, even where NumPy is told to raise
+        for top in range(0, channels, rows):
+            part = slice(top, top + rows)
+            inverse_unit = np.ldexp(1.0, -exponents[part])[:, None]
+            candidates = [replace(grid, scale=grid.scale[part], zero_point=grid.zero_point[part]) for grid in grids]
+            for left in range(0, size, columns):
+                tile = np.ascontiguousarray(values[part, left : left + columns])
+                for row, grid in enumerate(candidates):
+                    moved = np.subtract(tile, affine.fake_quantize(tile, grid), dtype=np.float64)
+                    cost = np.power(np.abs(moved) * inverse_unit, p)
+                    if weights is not None:
+                        cost *= weights[left : left + columns]
+                    errors[row, part] += cost.sum(axis=1)
+        return np.asarray(errors / (size if weights is None else weights.sum()))
 
 
 def kl_divergence(points: Float32, counts: Float64, grid: QParams) -> Float64:
@@ -103,13 +104,15 @@ def kl_divergence(points: Float32, counts: Float64, grid: QParams) -> Float64:
         return np.concatenate([kl_divergence(points, counts, part) for part in split])
     if not bins:
         return np.zeros(candidates)
-    codes = affine.round_steps(affine.steps(np.broadcast_to(points, (candidates, bins)), grid), TieRule.HALF_EVEN)
+    with np.errstate(under="ignore"):  # far below a step: code 0
+        steps = affine.steps(np.broadcast_to(points, (candidates, bins)), grid)
+    codes = affine.round_steps(steps, TieRule.HALF_EVEN)
     first, last = affine.ends(grid, 2)
     below, above = codes < first, codes > last
     kept = ~(below | above)
     # points ascend, so the bins of one code are neighbours: number the runs through all rows
     run = np.ones(codes.shape, np.bool_)
-    run[:, 1:] = (codes[:, 1:] != codes[:, :-1]) | (kept[:, 1:] != kept[:, :-1])
+    run[:, 1:] = codes[:, 1:] != codes[:, :-1]
     runs = run.ravel().cumsum() - 1
     mass = np.bincount(runs, np.broadcast_to(counts, codes.shape).ravel()) / np.bincount(runs)
     quantized = np.where(kept, mass[runs].reshape(codes.shape), 0.0)

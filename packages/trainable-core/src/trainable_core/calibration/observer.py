@@ -35,7 +35,7 @@ def finite_float32(values: ArrayLike, subject: str) -> Float32:
     if given.dtype.kind not in "biuf":
         problem = f"values must be real numbers, got dtype {given.dtype}"
         raise CalibrationError(subject, problem, "convert to float32 first.")
-    with np.errstate(over="ignore"):  # float64 beyond float32 turns to infinity and is counted below
+    with np.errstate(over="ignore", under="ignore"):  # float64 beyond float32 turns to infinity and is counted below
         array = given.astype(np.float32, copy=False)
     with np.errstate(invalid="ignore"):  # the ends of an array with NaN are NaN: looked for, not an accident
         ends = (array.min(), array.max()) if array.size else (0.0, 0.0)
@@ -50,9 +50,8 @@ def finite_float32(values: ArrayLike, subject: str) -> Float32:
 def _window(low: float, high: float, n_bins: int) -> tuple[int, int, int]:
     """Return the finest ``(exponent, first, last)`` whose bins of width ``2**exponent`` hold zero and both ends."""
     low, high = min(low, 0.0), max(high, 0.0)
-    finest = -149 - n_bins.bit_length()  # float32's smallest number is 2**-149: no values need finer bins
-    if low == high:
-        return finest, 0, 0
+    if low == high:  # zeros are in no bin: any width does
+        return 0, 0, 0
     # span / width < n_bins < 2**bit_length: no finer width can do
     exponent = math.frexp(high - low)[1] - n_bins.bit_length()
     while True:
@@ -278,5 +277,7 @@ class Observer:
     def _add(self, counts: Int64, exponent: int, first: int) -> None:
         """Add a histogram of finer or equal bins, inside the present window."""
         (used,) = np.nonzero(counts)
+        if not used.size:
+            return
         shift = min(self._exponent - exponent, 62)  # NumPy shifts int64 by at most 63; indices are far below 2**62
         np.add.at(self._counts, ((used + first) >> shift) - self._first, counts[used])

@@ -1,0 +1,157 @@
+"""Checks of quantization params against the grid they are for."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from trainable_core.constants import LUT_VALUES, MAX_THRESHOLD, RANGE_MAX, RANGE_MIN, SIGNED, THRESHOLD
+from trainable_core.enums import LUT_METHODS, QuantizationMethod, QuantizationTarget
+
+
+def plain(value: object) -> object:
+    """Return a copy with NumPy numbers and arrays as Python's, at any depth; leave everything else as it is."""
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray):
+        return [plain(item) for item in value]
+    return value
+
+
+def check_widths(widths: list[int]) -> list[int]:
+    """Return the widths; ValueError unless there are some and all differ, as a quantizer keeps one grid for each."""
+    if not widths:
+        message = "an empty list offers no bit width; leave it out instead"
+        raise ValueError(message)
+    if len(set(widths)) < len(widths):
+        message = f"bit widths must differ, got {widths}"
+        raise ValueError(message)
+    return widths
+
+
+def _numbers(key: str, value: object) -> list[float]:
+    """Return the parameter's numbers, one per channel, all finite."""
+    items = list(value) if isinstance(value, Sequence) and not isinstance(value, str | bytes) else [value]
+    if not items:
+        message = f"{key!r} must not be empty"
+        raise ValueError(message)
+    for item in items:
+        if isinstance(item, bool) or not isinstance(item, int | float | np.integer | np.floating):
+            message = f"{key!r} must be a number or a list of numbers, got {value!r}"
+            raise ValueError(message)  # noqa: TRY004 - as above
+        if not abs(item) <= MAX_THRESHOLD:  # NaN is refused too
+            message = f"{key!r} must be finite and at most 2**100 in magnitude, got {item!r}"
+            raise ValueError(message)
+    return [float(item) for item in items]
+
+
+def _known_keys(method: QuantizationMethod) -> tuple[str, ...]:
+    if method is QuantizationMethod.UNIFORM:
+        return (RANGE_MIN, RANGE_MAX, THRESHOLD, SIGNED)
+    if method in LUT_METHODS:
+        return (THRESHOLD, SIGNED, LUT_VALUES)
+    return (THRESHOLD, SIGNED)
+
+
+def _check_threshold(params: Mapping[str, Any]) -> list[float]:
+    thresholds = _numbers(THRESHOLD, params[THRESHOLD])
+    if min(thresholds) <= 0:
+        message = f"{THRESHOLD!r} must be positive, got {min(thresholds)!r}"
+        raise ValueError(message)
+    return thresholds
+
+
+def _check_range(params: Mapping[str, Any]) -> list[float]:
+    if THRESHOLD in params:
+        if RANGE_MIN in params or RANGE_MAX in params:
+            message = f"give either {THRESHOLD!r} or {RANGE_MIN!r} and {RANGE_MAX!r}, not both"
+            raise ValueError(message)
+        return _check_threshold(params)
+    missing = [key for key in (RANGE_MIN, RANGE_MAX) if key not in params]
+    if missing:
+        message = f"UNIFORM needs {RANGE_MIN!r} and {RANGE_MAX!r} (or {THRESHOLD!r}); missing: {', '.join(missing)}"
+        raise ValueError(message)
+    if SIGNED in params:
+        message = f"{SIGNED!r} goes with {THRESHOLD!r}; a range says by its ends whether it is signed"
+        raise ValueError(message)
+    lows, highs = _numbers(RANGE_MIN, params[RANGE_MIN]), _numbers(RANGE_MAX, params[RANGE_MAX])
+    if len(lows) != len(highs):
+        message = f"{RANGE_MIN!r} has {len(lows)} values, {RANGE_MAX!r} has {len(highs)}"
+        raise ValueError(message)
+    for low, high in zip(lows, highs, strict=True):
+        if not low < high:
+            message = f"{RANGE_MIN!r} must be less than {RANGE_MAX!r}, got [{low!r}, {high!r}]"
+            raise ValueError(message)
+    return lows
+
+
+def _check_lut(params: Mapping[str, Any], n_bits: int) -> None:
+    if LUT_VALUES not in params:
+        message = f"a LUT method needs {LUT_VALUES!r}"
+        raise ValueError(message)
+    values = _numbers(LUT_VALUES, params[LUT_VALUES])
+    if any(value != round(value) for value in values) or len(set(values)) > 2**n_bits:
+        message = f"{LUT_VALUES!r} must be at most {2**n_bits} different integers, got {params[LUT_VALUES]!r}"
+        raise ValueError(message)
+
+
+def check_params(
+    params: Mapping[str, Any], method: QuantizationMethod, n_bits: int, target: QuantizationTarget | None
+) -> int | None:
+    """Check quantization params against their method and return how many channels they are for.
+
+    Parameters
+    ----------
+    params : mapping
+        ``{}`` means not calibrated yet and is legal.
+    method : QuantizationMethod
+        The grid.
+    n_bits : int
+        Width of the grid's codes.
+    target : QuantizationTarget or None
+        What the params are for; None checks what holds for both.
+
+    Returns
+    -------
+    int or None
+        Number of channels, or None when the params hold plain numbers.
+
+    Raises
+    ------
+    ValueError
+        With the key, what is wrong with it and what was given.
+    """
+    if not params:
+        return None
+    known = _known_keys(method)
+    for key in params:
+        if key not in known:
+            close = difflib.get_close_matches(str(key), known, n=1, cutoff=0.4)
+            hint = f"did you mean {close[0]!r}?" if close else f"{method.name} takes {', '.join(map(repr, known))}"
+            message = f"unknown quantization parameter {key!r}; {hint}"
+            raise ValueError(message)
+    if SIGNED in params and not isinstance(params[SIGNED], bool):
+        message = f"{SIGNED!r} must be true or false, got {params[SIGNED]!r}"
+        raise ValueError(message)
+    if target is QuantizationTarget.Activation and set(params) == {SIGNED} and method is not QuantizationMethod.UNIFORM:
+        return None  # the sign is decided, the threshold waits for calibration
+    if method is QuantizationMethod.UNIFORM:
+        per_item = _check_range(params)
+        first = params.get(THRESHOLD, params.get(RANGE_MIN))
+    else:
+        if THRESHOLD not in params:
+            message = f"{method.name} needs {THRESHOLD!r}"
+            raise ValueError(message)
+        per_item = _check_threshold(params)
+        first = params[THRESHOLD]
+        if method in LUT_METHODS:
+            _check_lut(params, n_bits)
+        if target is QuantizationTarget.Weights and params.get(SIGNED) is False:
+            message = f"{SIGNED!r} can't be false: a {method.name} weights grid is signed; UNIFORM takes any range"
+            raise ValueError(message)
+    return len(per_item) if isinstance(first, list) else None

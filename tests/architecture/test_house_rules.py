@@ -1,0 +1,77 @@
+"""Rules about the tree itself: names, sizes, what no file may contain."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TEXT = {".cfg", ".in", ".json", ".md", ".py", ".rst", ".toml", ".txt", ".yaml", ".yml", ""}
+GENERATED = {"__pycache__", "build", "dist"}
+HIDDEN_BUT_OURS = {".ci"}
+VAGUE = {"common", "helpers", "misc", "util", "utils"}
+LONGEST_MODULE = 400
+# Pieces, so that this file does not contain what it looks for.
+MACHINE_PATHS = ["/".join(["", *parts]) for parts in (("root", ""), ("tmp", "envs"), ("work", ""), ("home", ""))]
+
+
+def ours(directories: tuple[str, ...]) -> bool:
+    """Tell whether people write the files of a directory, neither a tool nor git."""
+    return not any(name in GENERATED or (name.startswith(".") and name not in HIDDEN_BUT_OURS) for name in directories)
+
+
+def files() -> list[Path]:
+    return [
+        path
+        for path in sorted(ROOT.rglob("*"))
+        if path.is_file() and path.suffix in TEXT and ours(path.relative_to(ROOT).parts[:-1])
+    ]
+
+
+def relative(paths: list[Path]) -> list[str]:
+    return [str(path.relative_to(ROOT)) for path in paths]
+
+
+FILES = files()
+PYTHON = [path for path in FILES if path.suffix == ".py"]
+SOURCES = [path for path in PYTHON if path.is_relative_to(ROOT / "packages")]
+
+
+def test_the_rules_see_the_tree():
+    names = relative(FILES)
+    assert {"noxfile.py", "LICENSE", ".ci/run", "packages/trainable-core/src/trainable_core/__init__.py"} <= set(names)
+
+
+@pytest.mark.parametrize("path", relative(SOURCES))
+def test_a_module_has_a_telling_name(path):
+    assert not VAGUE & set(Path(path).with_suffix("").parts)
+    assert Path(path).name != "base.py" or Path(path).parent.name == "quantizers"
+
+
+@pytest.mark.parametrize("path", relative(SOURCES))
+def test_a_module_is_short_enough_to_read(path):
+    assert len((ROOT / path).read_text(encoding="utf-8").splitlines()) <= LONGEST_MODULE
+
+
+def test_no_file_has_a_licence_header():
+    pattern = re.compile(r"^#.*(copyright|licen[cs]ed under|SPDX)", re.IGNORECASE | re.MULTILINE)
+    assert [path for path in relative(PYTHON) if pattern.search((ROOT / path).read_text(encoding="utf-8")[:2000])] == []
+
+
+def test_no_file_names_a_directory_of_one_machine():
+    pattern = re.compile("|".join(rf"(?<![\w.]){re.escape(path)}" for path in MACHINE_PATHS))
+    assert pattern.search("see " + MACHINE_PATHS[0])
+    assert [path for path in relative(FILES) if pattern.search((ROOT / path).read_text(encoding="utf-8"))] == []
+
+
+def test_every_package_directory_is_a_package():
+    directories = {path.parent for path in SOURCES if "src" in path.parts}
+    assert [directory for directory in directories if not (directory / "__init__.py").exists()] == []
+
+
+def test_a_training_method_has_one_module_name_everywhere():
+    """`trainable_core.reference.lsq` defines what `trainable_torch.quantizers.lsq` computes."""
+    packages = ROOT / "packages"
+    reference = {path.stem for path in (packages / "trainable-core/src/trainable_core/reference").glob("[!_]*.py")}
+    quantizers = {path.stem for path in (packages / "trainable-torch/src/trainable_torch/quantizers").glob("[!_]*.py")}
+    assert quantizers - {"base"} == reference - {"affine"}

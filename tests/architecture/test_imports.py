@@ -1,0 +1,93 @@
+"""What an import loads: core no framework, one backend never another's."""
+
+import importlib.util
+import json
+import os
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import trainable_core
+
+FRAMEWORKS = {"jax", "keras", "mct_quantizers", "tensorflow", "torch"}
+EXTRAS = {"hypothesis", "pytest", "rich", "yaml"}
+
+needs_torch = pytest.mark.skipif(
+    importlib.util.find_spec("trainable_torch") is None, reason="trainable-torch is not installed"
+)
+
+
+def modules_loaded_by(code: str, *path: Path) -> set[str]:
+    """Run `code` in a new interpreter with `path` first on its import path; return the top-level names it loaded."""
+    names = "sorted({name.partition('.')[0] for name in sys.modules})"
+    report = f"\nimport json, sys; print(json.dumps({names}), file=sys.stderr)"
+    search = os.pathsep.join([*map(str, path), *sys.path])
+    environment = {**os.environ, "PYTHONPATH": search, "PYTHONWARNINGS": "ignore"}
+    done = subprocess.run(
+        [sys.executable, "-c", code + report], env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return set(json.loads(done.stderr.splitlines()[-1]))
+
+
+def core_modules() -> list[str]:
+    return [module.name for module in pkgutil.walk_packages(trainable_core.__path__, "trainable_core.")]
+
+
+def test_importing_core_loads_no_framework_and_no_extra():
+    assert not modules_loaded_by("import trainable_core") & (FRAMEWORKS | EXTRAS)
+
+
+def test_importing_every_module_of_core_loads_no_framework():
+    modules = [name for name in core_modules() if not name.endswith(".__main__")]
+    assert "trainable_core.cli" in modules
+    assert not modules_loaded_by("\n".join(f"import {name}" for name in modules)) & FRAMEWORKS
+
+
+def test_the_check_sees_what_is_loaded():
+    assert {"json", "fractions"} <= modules_loaded_by("import fractions")
+
+
+@pytest.fixture
+def keras_plugin(tmp_path):
+    """A made-up keras and a plugin that imports it when the backend keras is asked for."""
+    (tmp_path / "keras.py").write_text("")
+    (tmp_path / "planted_plugin.py").write_text(
+        "from trainable_core import Backend, TieRule, hookimpl\n"
+        "@hookimpl\n"
+        "def trainable_register_backend():\n"
+        "    return Backend('keras', 'planted', ('numpy',), TieRule.HALF_UP, 'planted_plugin')\n"
+        "@hookimpl\n"
+        "def trainable_register_quantizers(backend):\n"
+        "    if backend == 'keras':\n"
+        "        import keras\n"
+        "    return []\n"
+    )
+    metadata = tmp_path / "planted-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: planted\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text("[trainable]\nplanted = planted_plugin\n")
+    return tmp_path
+
+
+@needs_torch
+def test_listing_torch_loads_torch_and_not_keras(keras_plugin):
+    loaded = modules_loaded_by(
+        "from trainable_core.cli import main\nassert main(['list', '--backend', 'torch']) == 0", keras_plugin
+    )
+    assert {"planted_plugin", "torch"} <= loaded
+    assert "keras" not in loaded
+
+
+def test_asking_for_keras_loads_keras_and_not_torch(keras_plugin):
+    loaded = modules_loaded_by("from trainable_core import list_quantizers\nlist_quantizers('keras')", keras_plugin)
+    assert {"planted_plugin", "keras"} <= loaded
+    assert "torch" not in loaded
+
+
+@needs_torch
+def test_importing_the_torch_plugin_loads_no_framework():
+    assert not modules_loaded_by("import trainable_torch.plugin") & FRAMEWORKS

@@ -1,0 +1,173 @@
+"""Every error is a `TrainableError` and a builtin, keeps its facts, and tells them."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import pytest
+
+from trainable_core import errors
+from trainable_core.enums import QuantizationMethod, QuantizationTarget
+from trainable_core.errors import TrainableError, nearest
+from trainable_core.key import Key
+
+KEY = Key("torch", QuantizationTarget.Weights, "LSQ", QuantizationMethod.SYMMETRIC)
+OTHER = Key("torch", QuantizationTarget.Weights, "LSQQ", QuantizationMethod.UNIFORM)
+
+
+class Unmarked:
+    """A class that the registry refuses."""
+
+
+# error, builtin, facts by name, and what the message says of them
+LEAVES: list[tuple[type[TrainableError], type[Exception], dict[str, Any], list[str]]] = [
+    (
+        errors.UnknownQuantizerError,
+        LookupError,
+        {"key": KEY, "known": [OTHER], "failed": {"broken": "ImportError: libx"}},
+        [str(KEY), str(OTHER), "broken", "ImportError: libx"],
+    ),
+    (
+        errors.DuplicateQuantizerError,
+        ValueError,
+        {"key": KEY, "providers": ["a.Lsq (a 1.0)", "b.Lsq (b 2.0)"]},
+        [str(KEY), "a.Lsq (a 1.0)", "b.Lsq (b 2.0)", "TRAINABLE_DISABLE_PLUGINS"],
+    ),
+    (
+        errors.UnknownBackendError,
+        LookupError,
+        {"backend": "jax", "known": ["keras", "torch"], "failed": {"broken": "ImportError: libx"}},
+        ["'jax'", "keras, torch", "broken", "ImportError: libx", "pip install trainable-jax"],
+    ),
+    (
+        errors.QuantizerDefinitionError,
+        TypeError,
+        {"cls": Unmarked, "problem": "argument 'x' has no default"},
+        ["Unmarked", "argument 'x' has no default", "@mark_quantizer"],
+    ),
+    (
+        errors.UnsupportedConfigError,
+        ValueError,
+        {"subject": "LsqQuantizer", "problem": "9 bits"},
+        ["LsqQuantizer: 9 bits"],
+    ),
+    (
+        errors.ShapeMismatchError,
+        ValueError,
+        {"subject": "conv1.weight", "expected": (8,), "got": (16,)},
+        ["conv1.weight", "expected (8,)", "got (16,)"],
+    ),
+    (
+        errors.QuantizerStateError,
+        RuntimeError,
+        {"subject": "LsqQuantizer", "problem": "not calibrated"},
+        ["LsqQuantizer: not calibrated"],
+    ),
+    (
+        errors.CalibrationError,
+        ValueError,
+        {"subject": "relu1", "problem": "no values were seen"},
+        ["relu1: no values were seen"],
+    ),
+    (
+        errors.RuleError,
+        ValueError,
+        {"rule": "rules[2]", "problem": "matches no layer", "layers": ["stem", "head"]},
+        ["rules[2]: matches no layer", "stem, head"],
+    ),
+    (errors.ModelError, TypeError, {"problem": "not a wrapped model"}, ["not a wrapped model"]),
+    (
+        errors.DocumentError,
+        ValueError,
+        {"path": "model.trainable", "problem": "truncated"},
+        ["model.trainable: truncated"],
+    ),
+    (
+        errors.DocumentVersionError,
+        ValueError,
+        {"path": "model.trainable", "found": 7, "supported": [1, 2]},
+        ["model.trainable", "version 7", "[1, 2]", "trainable-core"],
+    ),
+    (
+        errors.DuplicateBackendError,
+        ValueError,
+        {"backend": "torch", "providers": ["a 1.0, plugin 'a'", "b 2.0, plugin 'b'"]},
+        ["'torch'", "a 1.0, plugin 'a'", "b 2.0, plugin 'b'", "TRAINABLE_DISABLE_PLUGINS"],
+    ),
+    (
+        errors.PluginError,
+        TypeError,
+        {"plugin": "mine", "problem": "it has no hook"},
+        ["'mine'", "it has no hook", "trainable_register_quantizers"],
+    ),
+]
+
+NAMES = [error.__name__ for error, *_ in LEAVES]
+
+
+@pytest.mark.parametrize(("error", "builtin"), [leaf[:2] for leaf in LEAVES], ids=NAMES)
+def test_it_is_ours_and_a_builtin(error: type[TrainableError], builtin: type[Exception]) -> None:
+    assert issubclass(error, TrainableError)
+    assert issubclass(error, builtin)
+
+
+@pytest.mark.parametrize(("error", "facts"), [(error, facts) for error, _, facts, _ in LEAVES], ids=NAMES)
+def test_it_keeps_its_facts(error: type[TrainableError], facts: dict[str, Any]) -> None:
+    caught = error(**facts)
+    assert {name: getattr(caught, name) for name in facts} == facts
+
+
+@pytest.mark.parametrize(("error", "facts", "said"), [(leaf[0], *leaf[2:]) for leaf in LEAVES], ids=NAMES)
+def test_it_tells_its_facts(error: type[TrainableError], facts: dict[str, Any], said: list[str]) -> None:
+    message = str(error(**facts))
+    assert [fact for fact in said if fact not in message] == []
+
+
+def test_every_error_of_the_module_is_checked_here() -> None:
+    defined = {cls for _, cls in inspect.getmembers(errors, inspect.isclass) if issubclass(cls, TrainableError)}
+    assert defined - {error for error, *_ in LEAVES} == {TrainableError}
+
+
+@pytest.mark.parametrize(
+    "error", [errors.UnsupportedConfigError, errors.QuantizerStateError, errors.CalibrationError, errors.DocumentError]
+)
+def test_a_hint_comes_last_and_only_when_given(error: type[TrainableError]) -> None:
+    assert str(error("it", "is wrong", "do this.")).endswith("\nHint: do this.")
+    assert "Hint" not in str(error("it", "is wrong"))
+
+
+def test_a_model_error_ends_with_its_hint() -> None:
+    assert str(errors.ModelError("not wrapped", "call wrap first.")).endswith("\nHint: call wrap first.")
+
+
+def test_a_miss_in_a_backend_that_is_not_there_says_what_to_install() -> None:
+    assert "pip install trainable-torch" in str(errors.UnknownQuantizerError(KEY, [], {}))
+
+
+def test_a_miss_in_an_installed_backend_names_the_nearest_training_method() -> None:
+    message = str(errors.UnknownQuantizerError(KEY, [OTHER], {}, known_backends=["torch"]))
+    assert "did you mean 'LSQQ'" in message
+    assert "pip install" not in message
+
+
+def test_a_miss_with_nothing_near_points_to_the_command_line() -> None:
+    message = str(errors.UnknownQuantizerError(KEY, [], {}, known_backends=["torch"]))
+    assert "trainable doctor" in message
+    assert "registered for this backend: none" in message
+
+
+def test_the_name_to_install_has_no_underscore() -> None:
+    assert "pip install trainable-tfkeras" in str(errors.UnknownBackendError("tf_keras", [], {}))
+
+
+def test_a_backend_nearly_spelt_right_is_named_instead_of_an_installation() -> None:
+    message = str(errors.UnknownBackendError("troch", ["torch"], {}))
+    assert "did you mean 'torch'" in message
+    assert "pip install" not in message
+
+
+@pytest.mark.parametrize(("asked", "named"), [("treshold", "threshold"), ("zzz", "")])
+def test_the_nearest_word_is_named_only_when_it_is_near(asked: str, named: str) -> None:
+    hint = nearest(asked, ["threshold", "range_min"])
+    assert (named in hint) if named else not hint
