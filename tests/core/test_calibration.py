@@ -156,7 +156,7 @@ class TestPercentile:
         assert activation(values, "percentile", percentile=99) == {THRESHOLD: MIN_THRESHOLD, SIGNED: False}
         assert activation(values, "percentile", percentile=99.5) == {THRESHOLD: 5.0, SIGNED: False}
 
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=120, deadline=None)
     @given(SAMPLES, st.sampled_from([0.01, 10, 50, 75, 99, 99.99, 100]), st.sampled_from([None, True, False]))
     def test_activation_is_at_most_one_bin_too_far_out(self, samples, percentile, signed):
         observer = observed(samples)
@@ -181,7 +181,7 @@ class TestPercentile:
 
 
 class TestLaws:
-    @settings(max_examples=300, deadline=None)
+    @settings(max_examples=120, deadline=None)
     @given(
         **CASES, min_threshold=st.sampled_from([0.0, MIN_THRESHOLD, 0.3]), signed=st.sampled_from([None, True, False])
     )
@@ -204,7 +204,7 @@ class TestLaws:
         )
         assert config.quantization_params == params
 
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=120, deadline=None)
     @given(**CASES, min_threshold=st.sampled_from([0.0, MIN_THRESHOLD, 0.3]))
     def test_weights_params_are_legal(self, samples, method, grid, n_bits, min_threshold):
         tensor = np.stack([np.float32(samples), np.zeros(len(samples), np.float32)], axis=1)
@@ -232,7 +232,7 @@ class TestLaws:
             weights_per_channel_threshold=True,
         )
 
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=120, deadline=None)
     @given(**{**CASES, "method": st.sampled_from(list(SEARCHED))})
     def test_weights_error_is_never_worse_than_minmax(self, samples, method, grid, n_bits):
         p = SEARCHED[method]
@@ -241,7 +241,7 @@ class TestLaws:
         # the very values and the very grid; two powers and a pairwise sum of up to 400 positive terms in float64
         assert chosen <= minmax * (1 + 100 * 2**-52)
 
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=120, deadline=None)
     @given(**{**CASES, "method": st.sampled_from(list(SEARCHED))}, signed=st.sampled_from([None, True, False]))
     def test_activation_error_is_never_worse_than_minmax(self, samples, method, grid, n_bits, signed):
         p = SEARCHED[method]
@@ -255,7 +255,7 @@ class TestLaws:
         # grid point changes by no more than the value.) 2**-23: values and codes are float32
         assert chosen <= reference + width * (1 if n_bits <= 10 else 2) + 2**-23
 
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=120, deadline=None)
     @given(**{**CASES, "samples": st.lists(USUAL, min_size=1, max_size=30)}, exponent=st.integers(-20, 20))
     def test_powers_of_two_scale_everything(self, samples, method, grid, n_bits, exponent):
         values = np.float32(samples)

@@ -7,8 +7,9 @@ The public names are loaded when first used: pydantic's models alone cost as muc
 its hooks should not pay for them (`docs/design/0009-public-names-load-when-used.md`).
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from trainable_core.lazy import lazy_names
 
 if TYPE_CHECKING:
     from trainable_core.calibration import CalibrationMethod
@@ -47,34 +48,21 @@ __all__ = [
     "list_quantizers",
 ]
 
-_MODULES = {
-    "calibration": ["CalibrationMethod"],
-    "config": [
-        "TrainableQuantizerActivationConfig",
-        "TrainableQuantizerCandidateConfig",
-        "TrainableQuantizerWeightsConfig",
-    ],
-    "enums": ["QuantizationMethod", "QuantizationTarget", "TieRule", "TrainingMethod", "VariableGroup"],
-    "errors": ["TrainableError"],
-    "hookspecs": ["Backend", "hookimpl"],
-    "quantizer": ["BaseTrainableQuantizer"],
-    "recipe": ["QuantizationRecipe"],
-    "registry": ["get_trainable_quantizer_class", "list_quantizers"],
-    "schedule": ["LinearAnnealingScheduler"],
-}
-_HOME = {name: module for module, names in _MODULES.items() for name in names}
-
-
-def __getattr__(name: str) -> Any:
-    """Load a public name from its module, once."""
-    if name not in _HOME:
-        message = f"module {__name__!r} has no attribute {name!r}"
-        raise AttributeError(message)
-    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    """Return the module's names, those not loaded yet included."""
-    return sorted({*globals(), *_HOME})
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "calibration": ["CalibrationMethod"],
+        "config": [
+            "TrainableQuantizerActivationConfig",
+            "TrainableQuantizerCandidateConfig",
+            "TrainableQuantizerWeightsConfig",
+        ],
+        "enums": ["QuantizationMethod", "QuantizationTarget", "TieRule", "TrainingMethod", "VariableGroup"],
+        "errors": ["TrainableError"],
+        "hookspecs": ["Backend", "hookimpl"],
+        "quantizer": ["BaseTrainableQuantizer"],
+        "recipe": ["QuantizationRecipe"],
+        "registry": ["get_trainable_quantizer_class", "list_quantizers"],
+        "schedule": ["LinearAnnealingScheduler"],
+    },
+)

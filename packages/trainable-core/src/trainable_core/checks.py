@@ -1,4 +1,4 @@
-"""Checks of quantization params against the grid they are for."""
+"""Checks of quantization params and bit widths; what is wrong raises ValueError, as pydantic wants it."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from trainable_core.constants import LUT_VALUES, MAX_THRESHOLD, RANGE_MAX, RANGE_MIN, SIGNED, THRESHOLD
+from trainable_core.constants import LUT_VALUES, RANGE_MAX, RANGE_MIN, SIGNED, THRESHOLD
 from trainable_core.enums import LUT_METHODS, QuantizationMethod, QuantizationTarget
 
+MAX_THRESHOLD = 2.0**100
+"""Largest threshold and range end: with 16 bits its grid and the inverse of its scale stay inside float32."""
 
-def plain(value: object) -> object:
+
+def plain(value: Any) -> Any:
     """Return a copy with NumPy numbers and arrays as Python's, at any depth; leave everything else as it is."""
     if isinstance(value, np.ndarray | np.generic):
         return value.tolist()
@@ -34,16 +37,16 @@ def check_widths(widths: list[int]) -> list[int]:
     return widths
 
 
-def _numbers(key: str, value: object) -> list[float]:
+def _numbers(key: str, value: Any) -> list[float]:
     """Return the parameter's numbers, one per channel, all finite."""
-    items = list(value) if isinstance(value, Sequence) and not isinstance(value, str | bytes) else [value]
+    items: list[Any] = list(value) if isinstance(value, Sequence) and not isinstance(value, str | bytes) else [value]
     if not items:
         message = f"{key!r} must not be empty"
         raise ValueError(message)
     for item in items:
-        if isinstance(item, bool) or not isinstance(item, int | float | np.integer | np.floating):
+        if isinstance(item, bool) or not isinstance(item, int | float):
             message = f"{key!r} must be a number or a list of numbers, got {value!r}"
-            raise ValueError(message)  # noqa: TRY004 - as above
+            raise ValueError(message)  # noqa: TRY004 - pydantic turns a ValueError into the field's error
         if not abs(item) <= MAX_THRESHOLD:  # NaN is refused too
             message = f"{key!r} must be finite and at most 2**100 in magnitude, got {item!r}"
             raise ValueError(message)
@@ -126,6 +129,9 @@ def check_params(
     ValueError
         With the key, what is wrong with it and what was given.
     """
+    if not isinstance(params, Mapping):
+        message = f"quantization params must be a mapping, got {params!r}"
+        raise ValueError(message)  # noqa: TRY004 - pydantic turns a ValueError into the field's error
     if not params:
         return None
     known = _known_keys(method)

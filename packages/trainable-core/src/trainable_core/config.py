@@ -5,11 +5,10 @@ Code that treats both alike reads the neutral properties: `n_bits`, `quantizatio
 """
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from enum import Enum
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, cast
 
-import numpy as np
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -21,8 +20,8 @@ from pydantic import (
     model_validator,
 )
 
-from trainable_core.checks import check_params, check_widths, plain
-from trainable_core.constants import MAX_THRESHOLD, MIN_THRESHOLD, SIGNED
+from trainable_core.checks import MAX_THRESHOLD, check_params, check_widths, plain
+from trainable_core.constants import MIN_THRESHOLD, SIGNED
 from trainable_core.enums import QuantizationMethod, QuantizationTarget
 
 SCHEMA_VERSION = 1

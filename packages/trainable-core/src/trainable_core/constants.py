@@ -19,6 +19,3 @@ LUT_VALUES: Final = "lut_values"
 
 MIN_THRESHOLD: Final = 2.0**-16
 """Default lower bound of every threshold and of every range's width."""
-
-MAX_THRESHOLD: Final = 2.0**100
-"""Largest threshold and range end: with 16 bits its grid and the inverse of its scale stay inside float32."""

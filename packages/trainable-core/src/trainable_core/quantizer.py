@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainable_core import qparams
-from trainable_core.checks import check_params
+from trainable_core.checks import check_params, plain
 from trainable_core.config import TrainableQuantizerActivationConfig, TrainableQuantizerWeightsConfig
 from trainable_core.constants import SIGNED
 from trainable_core.enums import QuantizationMethod, QuantizationTarget, VariableGroup
@@ -28,6 +29,7 @@ _CONFIGS: dict[str, type[Config]] = {
     "activation": TrainableQuantizerActivationConfig,
 }
 Q = TypeVar("Q", bound="BaseTrainableQuantizer")
+MAX_NDIM = 64  # NumPy's limit
 
 
 class BaseTrainableQuantizer:
@@ -67,6 +69,9 @@ class BaseTrainableQuantizer:
 
     def __init__(self, quantization_config: Config, freeze_quant_params: bool = False) -> None:  # noqa: FBT001, FBT002 - the seed's signature
         self._check_config(quantization_config)
+        if not isinstance(freeze_quant_params, bool):
+            problem = f"freeze_quant_params must be true or false, got {freeze_quant_params!r}"
+            raise UnsupportedConfigError(type(self).__name__, problem)
         self.quantization_config = quantization_config
         self.freeze_quant_params = freeze_quant_params
         self.subject = type(self).__name__
@@ -216,7 +221,10 @@ class BaseTrainableQuantizer:
             When called again for another shape.
         """
         config = self.quantization_config
-        shape = None if tensor_shape is None else tuple(int(size) for size in tensor_shape)
+        try:
+            shape = None if tensor_shape is None else tuple(operator.index(size) for size in tensor_shape)
+        except TypeError as error:
+            raise ShapeMismatchError(f"{self.subject} {name!r}: tensor_shape", "integers", tensor_shape) from error
         variable_shape = qparams.variable_shape(config, shape, f"{self.subject} {name!r}")
         if self.variable_names:
             first = next(iter(self.grid_variables(self.widths[0]).values()))
@@ -267,13 +275,13 @@ class BaseTrainableQuantizer:
         config = self.quantization_config
         if not self.variable_names:
             raise QuantizerStateError(self.subject, "initialize_quantization has not been called")
-        if set(params) != set(self.widths):
-            raise UnsupportedConfigError(
-                self.subject, f"params for widths {sorted(params)}, needed {sorted(self.widths)}"
-            )
+        if not isinstance(params, Mapping) or set(params) != set(self.widths):
+            given = f"widths {list(params)}" if isinstance(params, Mapping) else repr(params)
+            raise UnsupportedConfigError(self.subject, f"params for {given}, needed for widths {list(self.widths)}")
         new: list[tuple[Any, NDArray[Any]]] = []
         signs = set()
-        for width, given in params.items():
+        for width in self.widths:
+            given = plain(params[width])
             try:
                 check_params(given, config.quantization_method, width, config.target)
             except ValueError as error:
@@ -352,28 +360,41 @@ class BaseTrainableQuantizer:
         Raises
         ------
         UnsupportedConfigError
-            When the document lacks a part.
+            When the document lacks a part, or a part is not what the quantizer has.
         pydantic.ValidationError
             When its quantization config is wrong; names the field.
         """
+        subject = f"{cls.__name__}.from_config"
         try:
             fields = dict(config["quantization_config"])
             config_class = _CONFIGS[fields.pop("target")]
-            frozen, arguments, ndim = config["freeze_quant_params"], config["arguments"], config["tensor_ndim"]
+            frozen, arguments, ndim = config["freeze_quant_params"], dict(config["arguments"]), config["tensor_ndim"]
             variables = {name: np.asarray(value, np.float32) for name, value in config["variables"].items()}
-            signed = bool(config["signed"])
+            signed = config["signed"]
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise UnsupportedConfigError(
-                f"{cls.__name__}.from_config", f"not a quantizer's config: {error!r}"
-            ) from error
+            raise UnsupportedConfigError(subject, f"not a quantizer's config: {error!r}") from error
+        if type(ndim) is not int or not 0 <= ndim <= MAX_NDIM or not isinstance(signed, bool):
+            raise UnsupportedConfigError(subject, f"tensor_ndim and signed can't be {ndim!r} and {signed!r}")
         quantization_config = config_class.model_validate(fields)
-        quantizer = cls(quantization_config, freeze_quant_params=frozen, **arguments)
+        try:
+            quantizer = cls(quantization_config, freeze_quant_params=frozen, **arguments)
+        except TypeError as error:  # an argument that the class doesn't take
+            raise UnsupportedConfigError(subject, f"arguments: {error}") from error
         if variables:
-            shape = [1] * ndim
-            if quantization_config.channels_axis is not None:
-                shape[quantization_config.channels_axis] = next(iter(variables.values())).size
-            quantizer.initialize_quantization(shape if ndim else None, "restored", None)
-            for name, value in variables.items():
-                quantizer.assign(quantizer.get_quantizer_variable(name), value)
+            quantizer._restore(variables, ndim)
             quantizer.signed, quantizer.calibrated = signed, True
         return quantizer
+
+    def _restore(self, variables: Mapping[str, NDArray[Any]], tensor_ndim: int) -> None:
+        """Initialize and take over variables as `get_config` wrote them."""
+        axis, shape = self.quantization_config.channels_axis, [1] * tensor_ndim
+        first = self._variable(qparams.variable_names(self.quantization_config.quantization_method)[0], self.widths[0])
+        if axis is not None and -tensor_ndim <= axis < tensor_ndim and first in variables:
+            shape[axis] = variables[first].size
+        own = self.initialize_quantization(shape if tensor_ndim else None, "restored", None)
+        if set(own) != set(variables):
+            raise UnsupportedConfigError(f"{self.subject}: variables", f"needed {list(own)}, got {list(variables)}")
+        for name, value in variables.items():
+            if tuple(own[name].shape) != value.shape:
+                raise ShapeMismatchError(f"{self.subject}: {name}", f"shape {tuple(own[name].shape)}", value.shape)
+            self.assign(own[name], value)

@@ -6,132 +6,30 @@ gives the same configs everywhere.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
-from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_validator
-from pydantic.json_schema import SkipJsonSchema
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from trainable_core.calibration import CalibrationMethod
 from trainable_core.config import (
     Document,
-    MethodField,
-    MinThreshold,
-    NBits,
+    StrictBool,
     TrainableQuantizerActivationConfig,
-    TrainableQuantizerCandidateConfig,
     TrainableQuantizerWeightsConfig,
 )
-from trainable_core.constants import MIN_THRESHOLD, SIGNED
-from trainable_core.enums import QuantizationMethod, QuantizationTarget
+from trainable_core.constants import SIGNED
+from trainable_core.enums import QuantizationTarget
 from trainable_core.errors import DocumentError, RuleError, UnsupportedConfigError
-from trainable_core.key import identifier_text
 from trainable_core.plan import INTEGER_INPUT_OPS, OPS, LayerInfo, LayerPlan, QuantizerPlan, WeightInfo, check_target
+from trainable_core.specs import ActivationsSpec, CalibrationSpec, Part, Spec, WeightsSpec
 
-S = TypeVar("S", bound="_Spec")
-
-
-class _Part(Document):
-    """A part of a recipe: versioned as a whole, so without a version of its own."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    schema_version: SkipJsonSchema[Literal[1]] = Field(default=1, exclude=True, repr=False)
+S = TypeVar("S", bound=Spec)
 
 
-Identifier = Annotated[str, BeforeValidator(identifier_text), Field(min_length=1)]
-
-
-class _Spec(_Part):
-    """How one kind of tensor is quantized."""
-
-    method: MethodField
-    n_bits: NBits
-    training_method: Identifier
-    enabled: bool = True
-    min_threshold: MinThreshold = MIN_THRESHOLD
-    candidates: list[NBits] | None = None
-    arguments: dict[str, Any] = Field(default_factory=dict)
-
-    def candidate_configs(self) -> list[TrainableQuantizerCandidateConfig] | None:
-        """Return the candidate widths as the configs hold them, their params left to calibration."""
-        if self.candidates is None:
-            return None
-        return [TrainableQuantizerCandidateConfig(n_bits=width) for width in self.candidates]
-
-
-class WeightsSpec(_Spec):
-    """How weights are quantized.
-
-    Parameters
-    ----------
-    method : QuantizationMethod
-        The grid.
-    n_bits : int
-        Width of the codes, 1 to 16.
-    training_method : TrainingMethod or str
-        How the quantizer learns: a built-in's name or a plugin's.
-    enabled : bool
-        False leaves the weights alone.
-    min_threshold : float
-        Lower bound of thresholds and range widths.
-    candidates : list of int, optional
-        Bit widths for methods that choose among several.
-    arguments : dict
-        Further arguments of the quantizer class, by name.
-    per_channel : bool
-        One threshold per output channel instead of one per tensor.
-    """
-
-    per_channel: bool = True
-
-
-class ActivationsSpec(_Spec):
-    """How activations are quantized; the fields of `WeightsSpec` except `per_channel`, and two more.
-
-    Parameters
-    ----------
-    signed : bool, optional
-        Whether a symmetric grid reaches below zero; by default calibration looks.
-    placement : {"inputs", "outputs"}
-        At the inputs of layers with weights, or at the outputs of all layers and, where the model can be traced,
-        functional operations.
-    """
-
-    signed: bool | None = None
-    placement: Literal["inputs", "outputs"] = "inputs"
-
-    @model_validator(mode="after")
-    def _sign_goes_with_threshold(self) -> "ActivationsSpec":
-        if self.signed is not None and self.method is QuantizationMethod.UNIFORM:
-            message = "signed: a UNIFORM range says by its ends whether it is signed; leave it out"
-            raise ValueError(message)
-        return self
-
-
-class CalibrationSpec(_Part):
-    """How values seen become thresholds.
-
-    Parameters
-    ----------
-    weights, activations : CalibrationMethod
-        ``minmax``, ``percentile``, ``mse``, ``mae``, ``lp`` or ``kl``.
-    percentile : float
-        For ``percentile``: how much of the values stays inside, in percent.
-    p : float
-        For ``lp``: the norm's exponent.
-    """
-
-    weights: CalibrationMethod = CalibrationMethod.MSE
-    activations: CalibrationMethod = CalibrationMethod.PERCENTILE
-    percentile: float = Field(default=99.99, gt=0, le=100)
-    p: float = Field(default=2.0, gt=0)
-
-
-class Match(_Part):
+class Match(Part):
     """Which layers a rule is for; every criterion given must hold.
 
     Parameters
@@ -171,7 +69,7 @@ class Match(_Part):
         return named and (self.op is None or self.op == layer.op)
 
 
-class Rule(_Part):
+class Rule(Part):
     """What is different for some layers.
 
     Parameters
@@ -189,14 +87,18 @@ class Rule(_Part):
     match: Match
     weights: dict[str, Any] = Field(default_factory=dict)
     activations: dict[str, Any] = Field(default_factory=dict)
-    skip: bool | None = None
+    skip: StrictBool | None = None
+
+    @field_validator("weights", "activations")
+    @classmethod
+    def _known_fields(cls, changes: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        spec = WeightsSpec if info.field_name == "weights" else ActivationsSpec
+        base = {"method": "SYMMETRIC", "n_bits": 8, "training_method": "STE"}
+        checked = spec.model_validate({**base, **changes})  # what is wrong is told here, not when a layer is met
+        return checked.model_dump(mode="json", include=set(changes))
 
     @model_validator(mode="after")
-    def _known_fields(self) -> "Rule":
-        for part, spec in (("weights", WeightsSpec), ("activations", ActivationsSpec)):
-            changes = getattr(self, part)
-            base = {"method": "SYMMETRIC", "n_bits": 8, "training_method": "STE"}
-            spec.model_validate({**base, **changes})  # a wrong field or value is told here, not when a layer is met
+    def _changes_something(self) -> "Rule":
         if not self.weights and not self.activations and self.skip is None:
             message = "a rule changes weights, activations or skip; this one changes nothing"
             raise ValueError(message)
@@ -236,7 +138,7 @@ class QuantizationRecipe(Document):
     activations: ActivationsSpec | None = None
     calibration: CalibrationSpec = CalibrationSpec()
     target: Literal["mctq"] = "mctq"
-    fold_batch_norm: bool = True
+    fold_batch_norm: StrictBool = True
     rules: list[Rule] = Field(default_factory=list)
 
     @classmethod
@@ -380,21 +282,22 @@ def _spec(spec: type[S], fields: Mapping[str, Any] | None, layer: LayerInfo) -> 
     return spec.model_validate(dict(fields))
 
 
-def _read(path: Path) -> Any:
+def _read(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # not UTF-8, or no path at all
         raise DocumentError(path, f"can't be read: {error}") from error
-    if path.suffix == ".json":
+    kind, parse = "JSON", cast("Callable[[str], Any]", json.loads)
+    if path.suffix != ".json":
         try:
-            return json.loads(text)
-        except json.JSONDecodeError as error:
-            raise DocumentError(path, f"not JSON: {error}") from error
+            import yaml  # noqa: PLC0415 - an extra, and only this format needs it
+        except ImportError as error:
+            raise DocumentError(path, "reading YAML needs pyyaml", "pip install trainable-core[yaml]") from error
+        kind, parse = "YAML", yaml.safe_load
     try:
-        import yaml  # noqa: PLC0415 - an extra, and only this format needs it
-    except ImportError as error:
-        raise DocumentError(path, "reading YAML needs pyyaml", "pip install trainable-core[yaml]") from error
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise DocumentError(path, f"not YAML: {error}") from error
+        document = parse(text)
+    except Exception as error:  # a date of month 13 is a ValueError, a deep nesting a RecursionError
+        raise DocumentError(path, f"not {kind}: {error}") from error
+    if not isinstance(document, dict):
+        raise DocumentError(path, f"it holds {type(document).__name__}, not the fields of a recipe")
+    return document

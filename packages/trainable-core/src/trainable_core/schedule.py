@@ -46,7 +46,7 @@ class LinearAnnealingScheduler:
 
     Notes
     -----
-    ``initial_val + (target_val - initial_val) * (t - t_start) / (t_end - t_start)`` in float64, held between the two
+    ``initial_val + (target_val - initial_val) * ((t - t_start) / (t_end - t_start))`` in float64, held between the two
     values. The order of operations and these bounds make it monotone and exact at both ends; without them, rounding may
     lead past the target by an ulp.
 

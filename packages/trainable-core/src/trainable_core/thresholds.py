@@ -15,7 +15,7 @@ from trainable_core.errors import CalibrationError
 
 if TYPE_CHECKING:
     from trainable_core.quantizer import BaseTrainableQuantizer
-    from trainable_core.recipe import CalibrationSpec
+    from trainable_core.specs import CalibrationSpec
 
 Params = dict[int, dict[str, Any]]
 

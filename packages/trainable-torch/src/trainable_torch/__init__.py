@@ -1,20 +1,26 @@
 """Quantization-aware training for PyTorch: the way of the data is wrap, calibrate, train, finalize.
 
-The verbs are those of every backend; the numbers come from `trainable_core`.
+The verbs are those of every backend; the numbers come from `trainable_core`. Names load when used, so that the plugin's
+entry point costs nothing while another backend is asked for.
 """
 
-from trainable_torch.annealing import PytorchLinearAnnealingScheduler
-from trainable_torch.calibration import calibrate
-from trainable_torch.description import describe
-from trainable_torch.finalized import finalize
-from trainable_torch.grid import Grid
-from trainable_torch.holder import ActivationQuantizationHolder
-from trainable_torch.layers import register_layer
-from trainable_torch.quantizers import BasePytorchTrainableQuantizer
-from trainable_torch.serialization import load, save
-from trainable_torch.training import advance_schedules, freeze_quant_params, parameter_groups, regularization
-from trainable_torch.wrapper import QuantizationWrapper
-from trainable_torch.wrapping import wrap
+from typing import TYPE_CHECKING
+
+from trainable_core.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from trainable_torch.annealing import PytorchLinearAnnealingScheduler
+    from trainable_torch.calibration import calibrate
+    from trainable_torch.description import describe
+    from trainable_torch.finalized import finalize
+    from trainable_torch.grid import Grid
+    from trainable_torch.holder import ActivationQuantizationHolder
+    from trainable_torch.layers import register_layer
+    from trainable_torch.quantizers import BasePytorchTrainableQuantizer
+    from trainable_torch.serialization import load, save
+    from trainable_torch.training import advance_schedules, freeze_quant_params, parameter_groups, regularization
+    from trainable_torch.wrapper import QuantizationWrapper
+    from trainable_torch.wrapping import wrap
 
 __version__ = "0.1.0"
 
@@ -36,3 +42,21 @@ __all__ = [
     "save",
     "wrap",
 ]
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "annealing": ["PytorchLinearAnnealingScheduler"],
+        "calibration": ["calibrate"],
+        "description": ["describe"],
+        "finalized": ["finalize"],
+        "grid": ["Grid"],
+        "holder": ["ActivationQuantizationHolder"],
+        "layers": ["register_layer"],
+        "quantizers": ["BasePytorchTrainableQuantizer"],
+        "serialization": ["load", "save"],
+        "training": ["advance_schedules", "freeze_quant_params", "parameter_groups", "regularization"],
+        "wrapper": ["QuantizationWrapper"],
+        "wrapping": ["wrap"],
+    },
+)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from trainable_core import qparams
-from trainable_core.constants import MAX_THRESHOLD
+from trainable_core.checks import MAX_THRESHOLD
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainable_core.calibration.observer import Float64
-from trainable_core.config import MAX_THRESHOLD
+from trainable_core.checks import MAX_THRESHOLD
 from trainable_core.constants import RANGE_MAX, RANGE_MIN, THRESHOLD
 from trainable_core.enums import QuantizationMethod
 from trainable_core.qparams import (
