@@ -65,8 +65,8 @@ MethodField = Annotated[
 ]
 
 
-def _no_truth(value: object) -> object:
-    """Refuse True and False, which Python counts among the numbers."""
+def number(value: object) -> object:
+    """Return a plain number; refuse True and False, which Python counts among them."""
     value = plain(value)
     if isinstance(value, bool):
         message = f"must be a number, got {value!r}"
@@ -75,7 +75,6 @@ def _no_truth(value: object) -> object:
 
 
 Params = Annotated[dict[str, Any], BeforeValidator(plain)]
-Number = Annotated[float, BeforeValidator(_no_truth)]
 
 
 class Document(BaseModel):
@@ -86,9 +85,10 @@ class Document(BaseModel):
     schema_version: Literal[1] = 1
 
 
-NBits = Annotated[int, BeforeValidator(plain), Field(ge=1, le=16, strict=True)]
-MinThreshold = Annotated[Number, Field(ge=0, le=MAX_THRESHOLD)]
-StrictBool = Annotated[bool, BeforeValidator(plain), Field(strict=True)]
+# Bounds stand before validators: after one, pydantic checks them all the same but leaves them out of the JSON schema.
+NBits = Annotated[int, Field(ge=1, le=16, strict=True), BeforeValidator(plain)]
+MinThreshold = Annotated[float, Field(ge=0, le=MAX_THRESHOLD), BeforeValidator(number)]
+StrictBool = Annotated[bool, Field(strict=True), BeforeValidator(plain)]
 
 
 class TrainableQuantizerCandidateConfig(Document):
@@ -228,7 +228,7 @@ class TrainableQuantizerWeightsConfig(_QuantizerConfig):
     weights_n_bits: NBits
     weights_quantization_params: Params
     enable_weights_quantization: StrictBool = True
-    weights_channels_axis: Annotated[int, BeforeValidator(plain), Field(strict=True)] | None = None
+    weights_channels_axis: Annotated[int, Field(strict=True), BeforeValidator(plain)] | None = None
     weights_per_channel_threshold: StrictBool = False
     weights_quantization_candidates: Candidates | None = None
 

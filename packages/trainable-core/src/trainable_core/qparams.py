@@ -195,6 +195,7 @@ def _hold_zero(range_min: ArrayLike, range_max: ArrayLike) -> tuple[Float32, Flo
     return low, high
 
 
+@np.errstate(over="ignore", invalid="ignore")  # a gradient that is not finite counts as zero
 def variable_gradients(
     variables: Mapping[str, ArrayLike],
     method: QuantizationMethod,

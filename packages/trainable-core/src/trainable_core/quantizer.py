@@ -189,7 +189,7 @@ class BaseTrainableQuantizer:
         QuantizerStateError
             When there is none.
         """
-        if name not in self._variable_groups:
+        if name not in self.variable_names:
             known = ", ".join(self._variable_groups) or "none; initialize_quantization was not called"
             raise QuantizerStateError(
                 self.subject, f"no variable {name!r}; variables: {known}" + nearest(name, self._variable_groups)
@@ -324,6 +324,7 @@ class BaseTrainableQuantizer:
 
     def current_config(self) -> Config:
         """Return the config with the trained numbers and the selected width in it: the quantizer as it stands."""
+        self.require_calibrated()
         width, config = self.selected_width, self.quantization_config
         params = qparams.deployed_params(self.current_qparams(width), config.quantization_method)
         if config.target is QuantizationTarget.Weights:

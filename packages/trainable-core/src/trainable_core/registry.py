@@ -143,7 +143,7 @@ class Registry:
         with self._lock:
             self._load()
             claims = self._claims()
-            if name not in claims:
+            if not isinstance(name, str) or name not in claims:
                 raise UnknownBackendError(str(name), claims, self._missing(name))
             if len(claims[name]) > 1:
                 raise DuplicateBackendError(name, [str(plugin) for plugin, _ in claims[name]])

@@ -13,9 +13,9 @@ from trainable_core.config import (
     MethodField,
     MinThreshold,
     NBits,
-    Number,
     StrictBool,
     TrainableQuantizerCandidateConfig,
+    number,
 )
 from trainable_core.constants import MIN_THRESHOLD
 from trainable_core.enums import QuantizationMethod
@@ -34,7 +34,7 @@ def _identifier(value: object) -> object:
     return identifier_text(value) if isinstance(value, Enum) else value
 
 
-Identifier = Annotated[str, BeforeValidator(_identifier), Field(min_length=1)]
+Identifier = Annotated[str, Field(min_length=1), BeforeValidator(_identifier)]
 Arguments = Annotated[dict[str, JsonValue], BeforeValidator(plain)]
 
 
@@ -120,5 +120,5 @@ class CalibrationSpec(Part):
 
     weights: CalibrationMethod = CalibrationMethod.MSE
     activations: CalibrationMethod = CalibrationMethod.PERCENTILE
-    percentile: Number = Field(default=99.99, gt=0, le=100)
-    p: Number = Field(default=2.0, gt=0)
+    percentile: Annotated[float, Field(gt=0, le=100), BeforeValidator(number)] = 99.99
+    p: Annotated[float, Field(gt=0), BeforeValidator(number)] = 2.0

@@ -21,8 +21,7 @@ class PytorchLinearAnnealingScheduler(LinearAnnealingScheduler):
             return super().__call__(t)
         step = t.to(torch.float64)
         low, high = sorted((self.initial_val, self.target_val))
-        value = self.initial_val + (self.target_val - self.initial_val) * (step - self.t_start) / (
-            self.t_end - self.t_start
-        )
+        factor = (step - self.t_start) / (self.t_end - self.t_start)
+        value = self.initial_val + (self.target_val - self.initial_val) * factor
         value = torch.where(step <= self.t_start, self.initial_val, value.clamp(low, high))
         return torch.where(step >= self.t_end, self.target_val, value)

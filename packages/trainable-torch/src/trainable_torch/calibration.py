@@ -126,6 +126,8 @@ def _observe(
         raise CalibrationError(
             "calibrate", f"batches must be an iterable of batches, got {type(batches).__name__}", "pass [batch]."
         )
+    if forward is not None and not callable(forward):
+        raise CalibrationError("calibrate", f"forward must be callable, got {forward!r}")
     observers = {name: Observer() for name in holders}
     count = 0
     with observing(qmodel, {holders[name]: observer for name, observer in observers.items()}):

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from trainable_torch.layers import kind_of
 from trainable_torch.tracing import traced_parts
 
 _FOLDABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -89,19 +90,18 @@ def _layer_before(
     layer: Any = part.get_submodule(str(before.target))
     if type(layer) not in _FOLDABLE:
         return None, f"what comes before it is {type(layer).__name__}"
-    if norm.running_mean is None:
-        return None, "it keeps no running statistics"
-    if len(before.users) > 1:
-        return None, "the layer before it has other users"
-    if any(calls[m] > 1 or uses[m] > 1 for m in (layer, norm)):
-        return None, "it or the layer before it is called more than once"
-    if any(parameter_uses[id(p)] > 1 for p in layer.parameters()):
-        return None, "the layer before it shares its weights"
-    weight = layer.weight
+    kind, weight = kind_of(layer), layer.weight
     channels = weight.shape[1] * layer.groups if isinstance(layer, _TRANSPOSED) else weight.shape[0]
-    if channels != norm.num_features:
-        return None, "its channels are not the layer's"
-    return layer, ""
+    obstacles = [
+        (kind is not None and kind.unsupported != "", f"of the layer before it, {kind and kind.unsupported}"),
+        (norm.running_mean is None, "it keeps no running statistics"),
+        (len(before.users) > 1, "the layer before it has other users"),
+        (any(calls[m] > 1 or uses[m] > 1 for m in (layer, norm)), "it or the layer before it is called more than once"),
+        (any(parameter_uses[id(p)] > 1 for p in layer.parameters()), "the layer before it shares its weights"),
+        (channels != norm.num_features, "its channels are not the layer's"),
+    ]
+    reason = next((reason for stands, reason in obstacles if stands), "")
+    return (None, reason) if reason else (layer, "")
 
 
 @torch.no_grad()

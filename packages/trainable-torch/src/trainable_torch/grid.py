@@ -54,6 +54,13 @@ def _bound(threshold: Tensor, low: float) -> Tensor:
     return torch.where(threshold.isnan(), low, threshold).clamp(low, MAX_THRESHOLD)
 
 
+def _hold_zero(range_min: Tensor, range_max: Tensor) -> tuple[Tensor, Tensor]:
+    """Return finite range ends with ``first <= 0 <= last``; NaN counts as zero."""
+    limit = MAX_THRESHOLD / 2
+    first = range_min.nan_to_num(0.0, limit, -limit).clamp(-limit, 0.0)
+    return first, range_max.nan_to_num(0.0, limit, -limit).clamp(0.0, limit)
+
+
 class SymmetricScale(torch.autograd.Function):
     """Threshold to scale; see `trainable_core.qparams.from_variables` and `variable_gradients`."""
 
@@ -92,10 +99,10 @@ class UniformGrid(torch.autograd.Function):
     def forward(range_min: Tensor, range_max: Tensor, low: float, n_bits: int) -> tuple[Tensor, Tensor]:
         """Return scale and zero point of the range widened to hold zero."""
         quant_max = 2**n_bits - 1
-        limit = MAX_THRESHOLD / 2
-        first = range_min.nan_to_num(0.0, limit, -limit).clamp(-limit, 0.0)
-        last = range_max.nan_to_num(0.0, limit, -limit).clamp(0.0, limit)
-        scale = _bound(last - first, low) / quant_max
+        first, last = _hold_zero(range_min, range_max)
+        width = _bound(last - first, low)
+        # by a tensor: CUDA multiplies by the inverse of a plain number, which is another float32 number
+        scale = width / torch.full_like(width, quant_max)
         scale = ((scale.view(torch.int32) + quant_max) & ~quant_max).view(torch.float32)
         return scale, (-first / scale).round().clamp(0, quant_max)
 
@@ -110,9 +117,9 @@ class UniformGrid(torch.autograd.Function):
         """Return the gradients of the range's ends."""
         range_min, range_max, scale, zero_point = ctx.saved_tensors
         limit = MAX_THRESHOLD / 2
-        width = range_max.clamp(0.0, limit) - range_min.clamp(-limit, 0.0)
+        first, last = _hold_zero(range_min, range_max)
         through_width = _held(
-            width, (d_scale - d_zero * zero_point / scale) / (2**ctx.n_bits - 1), ctx.low, MAX_THRESHOLD
+            last - first, (d_scale - d_zero * zero_point / scale) / (2**ctx.n_bits - 1), ctx.low, MAX_THRESHOLD
         )
         d_min = _held(range_min, -through_width - d_zero / scale, -limit, 0.0)
         return d_min, _held(range_max, through_width, 0.0, limit), None, None

@@ -9,7 +9,9 @@ from mct_quantizers import PytorchActivationQuantizationHolder
 from torch import Tensor, nn
 
 from trainable_core.calibration import Observer
-from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer
+from trainable_core.enums import QuantizationTarget
+from trainable_core.errors import CalibrationError
+from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer, require_quantizer
 
 
 class ActivationQuantizationHolder(PytorchActivationQuantizationHolder):  # type: ignore[misc]
@@ -30,6 +32,7 @@ class ActivationQuantizationHolder(PytorchActivationQuantizationHolder):  # type
 
     def __init__(self, activation_holder_quantizer: Any) -> None:
         nn.Module.__init__(self)
+        require_quantizer(activation_holder_quantizer, QuantizationTarget.Activation, type(self).__name__)
         self.activation_holder_quantizer = activation_holder_quantizer
         self.observer = None
         activation_holder_quantizer.initialize_quantization(None, "activation", self)
@@ -45,7 +48,12 @@ class ActivationQuantizationHolder(PytorchActivationQuantizationHolder):  # type
         if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
             return inputs
         if self.observer is not None:
-            self.observer.update(inputs.detach().to("cpu", torch.float32).numpy())
+            try:
+                self.observer.update(inputs.detach().to("cpu", torch.float32).numpy())
+            except CalibrationError as error:
+                subject = getattr(self.activation_holder_quantizer, "subject", "activation")
+                hint = "look for the layer whose output diverges, or the bad batch."
+                raise CalibrationError(subject, error.problem, hint) from error
             return inputs
         quantizer = self.activation_holder_quantizer
         if isinstance(quantizer, BasePytorchTrainableQuantizer):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name everyone reads
 from torch.nn.utils import parametrize
 
@@ -109,13 +109,21 @@ def register_layer(
     Raises
     ------
     UnsupportedConfigError
-        When the op kind is unknown or `cls` is no module type.
+        When the op kind is unknown, `cls` is no module type, or an axis or a name is not one.
     """
     if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
         raise UnsupportedConfigError("register_layer", f"{cls!r} is not a subclass of torch.nn.Module")
     if op not in OPS:
         raise UnsupportedConfigError("register_layer", f"op {op!r} is not one of {', '.join(OPS)}")
-    _KINDS[cls] = LayerKind(op, dict(weights or {}), tuple(inputs))
+    axes = {} if weights is None else weights
+    if not isinstance(axes, Mapping) or not all(
+        isinstance(attribute, str) and isinstance(axis, int) and not isinstance(axis, bool)
+        for attribute, axis in axes.items()
+    ):
+        raise UnsupportedConfigError("register_layer", f"weights must map attribute names to axes, got {weights!r}")
+    if not isinstance(inputs, tuple | list) or not all(isinstance(name, str) for name in inputs):
+        raise UnsupportedConfigError("register_layer", f"inputs must be a tuple of argument names, got {inputs!r}")
+    _KINDS[cls] = LayerKind(op, dict(axes), tuple(inputs))
 
 
 def _attention(module: Any) -> LayerKind:
@@ -124,26 +132,45 @@ def _attention(module: Any) -> LayerKind:
     return LayerKind("attention", dict.fromkeys((*projections, "out_proj.weight"), 0), ("query", "key", "value"))
 
 
-def kind_of(module: nn.Module) -> LayerKind | None:
-    """Return how a module is quantized, or None when its type is unknown."""
+def _declared_kind(module: nn.Module) -> LayerKind | None:
+    """Return the kind of a module's type."""
     if isinstance(module, nn.MultiheadAttention):
         return _attention(module)
     for cls in type(module).__mro__:
         kind = _KINDS.get(cls)
         if kind is not None:
-            break
-    else:
-        cls = type(module)
-        if cls.__name__ == "Conv1D" and cls.__module__.startswith("transformers."):
-            return LayerKind("linear", {"weight": 1}, ("x",))  # a linear layer stored transposed
+            return kind
+    cls = type(module)
+    if cls.__name__ == "Conv1D" and cls.__module__.startswith("transformers."):
+        return LayerKind("linear", {"weight": 1}, ("x",))  # a linear layer stored transposed
+    return None
+
+
+def _computed(module: nn.Module, attribute: str) -> str:
+    """Return what computes a weight, so that it is no parameter; empty when it is one."""
+    path, _, name = attribute.rpartition(".")
+    owner: Any = module
+    for part in path.split(".") if path else []:
+        owner = getattr(owner, part, None)
+    if not isinstance(owner, nn.Module):
+        return ""
+    if parametrize.is_parametrized(owner, name):
+        return "parametrization"
+    hooks = owner._forward_pre_hooks.values()  # noqa: SLF001 - there is no public way to find a hook
+    return "hook" if any(getattr(hook, "name", None) == name for hook in hooks) else ""
+
+
+def kind_of(module: nn.Module) -> LayerKind | None:
+    """Return how a module is quantized, or None when its type is unknown."""
+    kind = _declared_kind(module)
+    if kind is None:
         return None
-    convolution: Any = module
-    if kind.op == "conv" and 1 < convolution.groups == convolution.in_channels:
+    groups = getattr(module, "groups", 1)
+    if kind.op == "conv" and groups != 1 and groups == getattr(module, "in_channels", None):
         kind = LayerKind("depthwise_conv", kind.weights, kind.inputs)
-    if kind.weights and parametrize.is_parametrized(module):
-        kind = LayerKind(kind.op, {}, kind.inputs, "its weight is computed by a parametrization")
-    elif kind.weights and any(getattr(hook, "name", None) == "weight" for hook in module._forward_pre_hooks.values()):  # noqa: SLF001
-        kind = LayerKind(kind.op, {}, kind.inputs, "its weight is computed by a hook")
+    computed = [how for attribute in kind.weights if (how := _computed(module, attribute))]
+    if computed:
+        kind = LayerKind(kind.op, {}, kind.inputs, f"its weight is computed by a {computed[0]}")
     return kind
 
 
@@ -153,13 +180,17 @@ def layer_info(name: str, module: nn.Module, kind: LayerKind) -> LayerInfo:
     Raises
     ------
     ModelError
-        When a lazy module has no shape yet.
+        When a lazy module has no shape yet, or the module has no weight of a registered name.
     """
     weights = {}
     for attribute, axis in kind.weights.items():
         weight: Any = module
         for part in attribute.split("."):
-            weight = getattr(weight, part)
+            weight = getattr(weight, part, None)
+        if not isinstance(weight, Tensor):
+            raise ModelError(
+                f"layer {name!r} has no weight {attribute!r}", f"register_layer({type(module).__name__}, ...) names it."
+            )
         if isinstance(weight, nn.parameter.UninitializedParameter):
             raise ModelError(
                 f"layer {name!r} has no weights yet", "call the model once with an example before wrapping it."

@@ -40,14 +40,16 @@ class _FakeQuantize(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor, scale: Tensor, _zero_point: Tensor, low: End, high: End, *_: Any) -> Tensor:
+    def forward(x: Tensor, scale: Tensor, _zero_point: Tensor, low: End, high: End, _gradient_scale: float) -> Tensor:
         """Return `x` snapped to the grid."""
+        # Each argument is spelled out: where nothing needs a gradient, torch.compile counts them, and with `*args` it
+        # would pass a context first.
         return snap(x, scale, low, high)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG004 - torch's signature
         """Keep the input and the grid; nothing the size of the tensor besides."""
-        x, scale, _, low, high, *ctx.constants = inputs
+        x, scale, _, low, high, ctx.gradient_scale = inputs
         ends = (low, high) if isinstance(low, Tensor) else ()
         ctx.plain_ends = None if ends else (low, high)
         ctx.save_for_backward(x, scale, *ends)
@@ -68,7 +70,7 @@ class _Ste(_FakeQuantize):
         """Pass the gradient inside the range, its ends included."""
         x, scale, low, high = _Ste.saved(ctx)
         steps = x * scale.reciprocal()
-        return torch.where((steps >= low) & (steps <= high), upstream, 0.0), None, None, None, None
+        return torch.where((steps >= low) & (steps <= high), upstream, 0.0), None, None, None, None, None
 
 
 class _Lsq(_FakeQuantize):
@@ -78,7 +80,6 @@ class _Lsq(_FakeQuantize):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         """Pass the gradient strictly inside the range; give scale and zero point theirs."""
         x, scale, low, high = _Lsq.saved(ctx)
-        (gradient_scale,) = ctx.constants
         steps = x * scale.reciprocal()
         below, above = steps <= low, steps >= high
         between = (steps > low) & (steps < high)
@@ -87,9 +88,9 @@ class _Lsq(_FakeQuantize):
         if ctx.needs_input_grad[1]:
             outside = torch.where(above, high, torch.where(below, low, 0.0))
             slope = torch.where(between, steps.round() - steps, outside.to(steps.dtype))
-            d_scale = (upstream * slope).sum_to_size(scale.shape) * gradient_scale
+            d_scale = (upstream * slope).sum_to_size(scale.shape) * ctx.gradient_scale
         if ctx.needs_input_grad[2]:
-            d_zero = -(torch.where(below | above, upstream, 0.0).sum_to_size(scale.shape) * scale) * gradient_scale
+            d_zero = -(torch.where(below | above, upstream, 0.0).sum_to_size(scale.shape) * scale) * ctx.gradient_scale
         return d_x, d_scale, d_zero, None, None, None
 
 
@@ -101,7 +102,7 @@ def apply(function: type[torch.autograd.Function], *arguments: Any) -> Tensor:
 
 def ste_fake_quantize(x: Tensor, grid: Grid) -> Tensor:
     """Return `x` snapped to the grid, gradient by `trainable_core.reference.ste`; float32."""
-    return apply(_Ste, x, grid.scale.detach(), grid.zero_point.detach(), *grid.ends)
+    return apply(_Ste, x, grid.scale.detach(), grid.zero_point.detach(), *grid.ends, 1.0)
 
 
 def lsq_fake_quantize(x: Tensor, grid: Grid, gradient_scale: float) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -75,7 +76,14 @@ def save(qmodel: nn.Module, path: str | PathLike[str]) -> None:
         "finalized": state.finalized,
         "training": qmodel.training,
     }
-    write_atomically(Path(path), to_bytes(tensors, {FORMAT: json.dumps(metadata)}))
+    write_atomically(_path(path), to_bytes(tensors, {FORMAT: json.dumps(metadata)}))
+
+
+def _path(path: str | PathLike[str]) -> Path:
+    try:
+        return Path(os.fsdecode(path))
+    except TypeError as error:
+        raise DocumentError(repr(path), f"it is {type(path).__name__}, no path") from error
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -86,7 +94,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     DocumentError
         When it can't be written; the old file is whole then.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}.part"
     try:
         with temporary.open("wb") as file:
             file.write(content)
@@ -98,10 +106,11 @@ def write_atomically(path: Path, content: bytes) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: no path at all, it contains a null character
         raise DocumentError(path, f"can't be written: {error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError, ValueError):  # not there, or nothing could be there
+            temporary.unlink()
 
 
 def load(path: str | PathLike[str], model: nn.Module) -> nn.Module:
@@ -128,7 +137,7 @@ def load(path: str | PathLike[str], model: nn.Module) -> nn.Module:
     ModelError
         When `model` is no module.
     """
-    metadata, tensors = _read(Path(path))
+    metadata, tensors = _read(_path(path))
     if not isinstance(model, nn.Module):
         raise ModelError(f"load needs the float torch.nn.Module, got {type(model).__name__}")
     try:
@@ -164,6 +173,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             for key, kind in kinds.items():
                 if not isinstance(metadata.get(key), kind):
                     raise DocumentError(path, f"its header has no {key!r}")
+            if not all(isinstance(name, str) for name in [*metadata["aliases"].values(), *metadata["frozen"]]):
+                raise DocumentError(path, "its header has 'aliases' or 'frozen' that are no names")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - the file is no mapping
     except TrainableError:
         raise

@@ -52,6 +52,8 @@ def parameter_groups(
     """
     state_of(qmodel)
     for part, options in (("weights", weights), ("qparams", qparams)):
+        if options is not None and not isinstance(options, Mapping):
+            raise UnsupportedConfigError(f"parameter_groups: {part}", f"options must be a mapping, got {options!r}")
         for reserved in {"params", "name"} & set(options or {}):
             raise UnsupportedConfigError(f"parameter_groups: {part}", f"{reserved!r} is not an option")
     learned: dict[int, Tensor] = {}

@@ -10,9 +10,10 @@ from mct_quantizers import PytorchQuantizationWrapper
 from mct_quantizers.common.constants import POSITIONAL_WEIGHT, QUANTIZED_POSITIONAL_WEIGHT
 from torch import Tensor, nn
 
+from trainable_core.enums import QuantizationTarget
 from trainable_core.errors import UnsupportedConfigError
 from trainable_torch.holder import ActivationQuantizationHolder
-from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer
+from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer, require_quantizer
 
 
 class WeightsQuantizers(nn.ModuleDict):
@@ -135,6 +136,9 @@ class QuantizationWrapper(PytorchQuantizationWrapper):  # type: ignore[misc]
         self.output_holder = output_holder
 
     def _check(self, weights_quantizers: Mapping[Any, Any]) -> None:
+        if not isinstance(weights_quantizers, Mapping):
+            problem = f"weights_quantizers must be a mapping, got {type(weights_quantizers).__name__}"
+            raise UnsupportedConfigError("QuantizationWrapper", problem)
         wanted: type = str if self.is_str_attr else int
         if any(not isinstance(attribute, wanted) for attribute in weights_quantizers):
             raise UnsupportedConfigError(
@@ -146,7 +150,8 @@ class QuantizationWrapper(PytorchQuantizationWrapper):  # type: ignore[misc]
                 "QuantizationWrapper",
                 f"quantizers for positions {list(weights_quantizers)}, values for {list(self.weight_values)}",
             )
-        for attribute in weights_quantizers:
+        for attribute, quantizer in weights_quantizers.items():
+            require_quantizer(quantizer, QuantizationTarget.Weights, f"QuantizationWrapper: {attribute!r}")
             if self.is_str_attr and not isinstance(self._weight_of(attribute), Tensor):
                 raise UnsupportedConfigError("QuantizationWrapper", f"the layer has no weight {attribute!r}")
 
@@ -251,21 +256,35 @@ class QuantizationWrapper(PytorchQuantizationWrapper):  # type: ignore[misc]
             args = tuple(values)
             quantized = {}
         args = ((list(args),) if self.is_inputs_as_list else args) + tuple(self.op_call_args)
-        if isinstance(self.layer, nn.MultiheadAttention):
-            args, kwargs = _distinct(args, kwargs)
+        if isinstance(self.layer, nn.Linear | nn.MultiheadAttention):
+            args, kwargs = self._with_one_kernel(args, kwargs)
         if not quantized:
             return self.layer(*args, **kwargs)
         return torch.func.functional_call(self.layer, quantized, args, kwargs, tie_weights=False)
 
+    def _with_one_kernel(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the arguments laid out so that PyTorch takes the same kernel whether a gradient is needed or not.
 
-def _distinct(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the arguments with the key as another object than the query.
+        A trainable and a deployed model differ in what needs a gradient, and that decides between kernels of different
+        rounding: for strided batches of matrices, and for self-attention in eval mode.
+        """
+        attends = isinstance(self.layer, nn.MultiheadAttention)
+        names = ("query", "key", "value") if attends else ("input",)
+        values, keywords = list(args), dict(kwargs)
+        for index, name in enumerate(names):
+            place: Any = (values, index) if index < len(values) else (keywords, name)
+            if place[0] is keywords and name not in keywords:
+                continue
+            laid_out = _laid_out(place[0][place[1]], batch_first=attends and self.layer.batch_first)
+            # the key is another object than the query, else the two may be fused
+            place[0][place[1]] = laid_out.view_as(laid_out) if name == "key" else laid_out
+        return tuple(values), keywords
 
-    PyTorch takes a fused kernel with other rounding for self-attention in eval mode when no gradient is needed; a
-    trainable and a deployed model differ in what needs a gradient, so both take the ordinary path.
-    """
-    if len(args) > 1:
-        return (args[0], args[1].view_as(args[1]), *args[2:]), kwargs
-    if "key" in kwargs:
-        return args, {**kwargs, "key": kwargs["key"].view_as(kwargs["key"])}
-    return args, kwargs
+
+def _laid_out(tensor: Any, *, batch_first: bool) -> Any:
+    """Return the tensor contiguous; with the batch first, contiguous once the sequence comes first as inside."""
+    if not isinstance(tensor, Tensor) or tensor.is_nested:
+        return tensor
+    if batch_first and tensor.dim() == 3:  # noqa: PLR2004 - batch, sequence, features
+        return tensor.transpose(0, 1).contiguous().transpose(0, 1)
+    return tensor.contiguous()

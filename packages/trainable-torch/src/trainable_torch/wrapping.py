@@ -17,7 +17,14 @@ from trainable_torch.folding import fold_batch_norm
 from trainable_torch.holder import ActivationQuantizationHolder
 from trainable_torch.layers import LayerKind, kind_of, layer_info, leave_fused_paths
 from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer
-from trainable_torch.tracing import Untraceable, function_op, through_identities, trace, traced_parts
+from trainable_torch.tracing import (
+    Untraceable,
+    function_op,
+    quantizable_inputs,
+    through_identities,
+    trace,
+    traced_parts,
+)
 from trainable_torch.wrapper import QuantizationWrapper
 
 Recipe = QuantizationRecipe | Mapping[str, Any] | str | PathLike[str]
@@ -85,11 +92,11 @@ def wrap(model: nn.Module, recipe: Recipe) -> nn.Module:
         state.left_out |= {name: f"batch norm not folded: {reason}" for name, reason in kept.items()}
     root, kinds, infos, nodes = _look(copied, recipe, state)
     plans = recipe.resolve(infos, unseen=state.left_out.get("functional operations", ""))
-    after_activation = _quantized_after_activation(root)
+    fused = _fused_with_activation(root, nodes, plans) if recipe.quantizes_outputs else set()
     quantizers = _Quantizers()
     for plan in plans:
         name = plan.layer.name
-        if plan.activation and plan.placement == "outputs" and name in after_activation:
+        if name in fused:
             plan = replace(plan, activation=None, reason="" if plan.weights else "quantized after its activation")  # noqa: PLW2901
         state.plans[name] = plan
         if plan.reason:
@@ -112,7 +119,8 @@ def count_step(module: nn.Module, _args: Any) -> None:
     """Count one training forward in every quantizer with a schedule; a forward pre-hook of the wrapped model."""
     if module.training:
         for quantizer in scheduled_quantizers(module):
-            quantizer.advance()
+            if quantizer.calibrated:  # else this forward is about to be refused
+                quantizer.advance()
 
 
 def scheduled_quantizers(model: nn.Module) -> list[BasePytorchTrainableQuantizer]:
@@ -124,8 +132,8 @@ def scheduled_quantizers(model: nn.Module) -> list[BasePytorchTrainableQuantizer
 
 
 def _check_lazy(model: nn.Module) -> None:
-    for name, parameter in model.named_parameters():
-        if isinstance(parameter, (nn.parameter.UninitializedParameter, nn.parameter.UninitializedBuffer)):
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if isinstance(tensor, (nn.parameter.UninitializedParameter, nn.parameter.UninitializedBuffer)):
             raise ModelError(f"{name!r} has no shape yet", "call the model once with an example before wrapping it.")
 
 
@@ -148,8 +156,11 @@ def _look(
             for node in traced.graph.nodes:
                 op = function_op(node)
                 if op is not None:
-                    nodes[node.name] = node
-                    infos.append(LayerInfo(node.name, op))
+                    name = node.name
+                    while name in kinds or name in nodes:  # a module, called elsewhere, may have the same name
+                        name += "_function"
+                    nodes[name] = node
+                    infos.append(LayerInfo(name, op))
     return model, kinds, infos, nodes
 
 
@@ -164,10 +175,10 @@ def _layers(model: nn.Module, state: WrappedState) -> Iterator[tuple[str, nn.Mod
             if any(p is not None for p in module._parameters.values()):  # noqa: SLF001 - own ones, without children's
                 state.left_out[name or "model"] = f"{type(module).__name__} is of no known kind; see register_layer"
             continue
+        inside.update(module.modules())
         if kind.unsupported:
             state.left_out[name or "model"] = kind.unsupported
             continue
-        inside.update(module.modules())
         yield name or "model", module, kind
 
 
@@ -222,36 +233,48 @@ def _wrap_layer(root: nn.Module, name: str, kind: LayerKind, plan: LayerPlan, qu
 def _hold_node(root: Any, node: fx.Node, plan: LayerPlan, quantizers: _Quantizers) -> None:
     """Put activation quantizers at a functional node's inputs or behind it."""
     assert plan.activation is not None  # noqa: S101 - a functional node has no weights, and empty plans don't come here
+    layer = plan.layer.name
     if plan.placement == "outputs":
-        name = f"{node.name}_output_holder"
-        root.add_submodule(name, quantizers.holder(plan.activation, f"{node.name}: output"))
+        name = f"{layer}_output_holder"
+        root.add_submodule(name, quantizers.holder(plan.activation, f"{layer}: output"))
         with root.graph.inserting_after(node):
             held = root.graph.call_module(name, (node,))
         node.replace_all_uses_with(held, delete_user_cb=lambda user: user is not held)
         return
-    for index, source in enumerate(dict.fromkeys(node.all_input_nodes)):
-        name = f"{node.name}_input_{index}_holder"
-        root.add_submodule(name, quantizers.holder(plan.activation, f"{node.name}: input {index}"))
+    for index, source in enumerate(quantizable_inputs(node)):
+        name = f"{layer}_input_{index}_holder"
+        root.add_submodule(name, quantizers.holder(plan.activation, f"{layer}: input {index}"))
         with root.graph.inserting_before(node):
             held = root.graph.call_module(name, (source,))
         node.replace_input_with(source, held)
 
 
-def _quantized_after_activation(model: nn.Module) -> set[str]:
-    """Return the names of layers and nodes whose only user is an activation: hardware fuses the two."""
+def _fused_with_activation(model: nn.Module, nodes: dict[str, fx.Node], plans: list[LayerPlan]) -> set[str]:
+    """Return the names of layers and nodes that are quantized after the activation they are only used by.
+
+    Hardware fuses the two. A layer called several times is one of them when that holds for every call.
+    """
+    held = {plan.layer.name for plan in plans if plan.activation and plan.placement == "outputs"}
     parts = [("", model)] if isinstance(model, fx.GraphModule) else traced_parts(model)
-    names = {module: name for name, module in reversed(list(model.named_modules(remove_duplicate=False)))}
-    found = set()
+    modules: dict[nn.Module, str] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        modules.setdefault(module, name)
+    functions = {node: name for name, node in nodes.items()}
+
+    def named(part: fx.GraphModule, node: fx.Node) -> str:
+        if node.op == "call_module":
+            return modules.get(part.get_submodule(str(node.target)), "")
+        return functions.get(node, "")
+
+    fused: dict[str, bool] = {}
     for _, part in parts:
         for node in part.graph.nodes:
-            user = through_identities(part, node)
-            if user is None or _op(part, user) != "activation":
-                continue
-            if node.op == "call_module":
-                found.add(names.get(part.get_submodule(str(node.target)), str(node.target)))
-            elif _op(part, node) is not None:
-                found.add(node.name)
-    return found
+            name = named(part, node)
+            if name in held:
+                user = through_identities(part, node)
+                after = user is not None and _op(part, user) == "activation" and named(part, user) in held
+                fused[name] = fused.get(name, True) and after
+    return {name for name, after in fused.items() if after}
 
 
 def _op(part: fx.GraphModule, node: fx.Node) -> str | None:

@@ -29,11 +29,18 @@ class Gradients:
     zero_point: Float64
 
 
+def to_float32(x: ArrayLike) -> Float32:
+    """Return `x` in float32; what is too large becomes infinite."""
+    with np.errstate(over="ignore", invalid="ignore"):  # invalid: a signalling NaN
+        return np.asarray(x).astype(np.float32)
+
+
 def steps(x: ArrayLike, qparams: QParams) -> Float32:
     """Return ``x / scale`` in float32, computed as ``x * (1 / scale)`` like the deployed kernels do."""
-    x = np.asarray(x)
-    with np.errstate(over="ignore"):  # a huge value saturates; infinity is the right intermediate
-        return np.asarray(x.astype(np.float32) * (np.float32(1) / qparams.along(x.ndim).scale))
+    x = to_float32(x)
+    # over: a huge value saturates, and infinity is the right intermediate; invalid: a signalling NaN
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.asarray(x * (np.float32(1) / qparams.along(x.ndim).scale))
 
 
 def ends(qparams: QParams, ndim: int) -> tuple[Float32, Float32]:

@@ -93,7 +93,7 @@ def fake_quantize(
         return affine.fake_quantize(x, candidates[int(np.argmax(weights))], tie_rule=tie_rule)
     mixed = np.zeros(x.shape)
     for weight, grid in zip(weights, candidates, strict=True):
-        mixed += weight * affine.fake_quantize(x.astype(np.float32), grid, tie_rule=tie_rule)
+        mixed += weight * affine.fake_quantize(affine.to_float32(x), grid, tie_rule=tie_rule)
     return mixed.astype(x.dtype)
 
 
@@ -121,7 +121,7 @@ def gradients(
     if temperature == 0:
         return Gradients(np.asarray(d_x), np.zeros(len(weights)))
     values = [
-        affine.fake_quantize(x.astype(np.float32), grid, tie_rule=tie_rule).astype(np.float64) for grid in candidates
+        affine.fake_quantize(affine.to_float32(x), grid, tie_rule=tie_rule).astype(np.float64) for grid in candidates
     ]
     mixed = sum(w * value for w, value in zip(weights, values, strict=True))
     d_logits = [

@@ -15,12 +15,21 @@ from torch import Tensor, nn
 
 from trainable_core.config import TrainableQuantizerConfig
 from trainable_core.constants import RANGE_MAX, RANGE_MIN, SIGNED, THRESHOLD
-from trainable_core.enums import QuantizationMethod, VariableGroup
-from trainable_core.errors import QuantizerStateError
+from trainable_core.enums import QuantizationMethod, QuantizationTarget, VariableGroup
+from trainable_core.errors import QuantizerStateError, ShapeMismatchError, UnsupportedConfigError
 from trainable_core.quantizer import BaseTrainableQuantizer
 from trainable_torch import grid as grids
 from trainable_torch import inferable
 from trainable_torch.grid import Grid
+
+
+def require_quantizer(quantizer: object, target: QuantizationTarget, subject: str) -> None:
+    """Raise UnsupportedConfigError unless this is a trainable or an inferable quantizer for the target."""
+    if not callable(getattr(quantizer, "initialize_quantization", None)):
+        raise UnsupportedConfigError(subject, f"it needs a quantizer, got {type(quantizer).__name__}")
+    found = getattr(getattr(quantizer, "quantization_target", None), "name", target.name)
+    if found != target.name:
+        raise UnsupportedConfigError(subject, f"it quantizes {target}, {type(quantizer).__name__} is for {found}")
 
 
 class BasePytorchTrainableQuantizer(nn.Module, BaseTrainableQuantizer, BaseInferableQuantizer):  # type: ignore[misc]
@@ -83,13 +92,27 @@ class BasePytorchTrainableQuantizer(nn.Module, BaseTrainableQuantizer, BaseInfer
         ------
         QuantizerStateError
             Before calibration.
+        ShapeMismatchError
+            When the input is no floating tensor, or has another number of channels than the quantizer.
         """
         if not self.quantization_config.enabled:
             return inputs
         self.require_calibrated()
+        if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
+            raise ShapeMismatchError(self.subject, "a floating tensor", getattr(inputs, "dtype", type(inputs).__name__))
+        self._check_channels(inputs.shape)
         values = inputs if inputs.dtype == torch.float32 else inputs.float()
         quantized = self.quantize(values, self.training if training is None else bool(training))
         return quantized if quantized.dtype == inputs.dtype else quantized.to(inputs.dtype)
+
+    def _check_channels(self, shape: torch.Size) -> None:
+        axis = self.quantization_config.channels_axis
+        if axis is not None:
+            channels = next(iter(self.grid_variables(self.widths[0]).values())).shape[0]
+            if not -len(shape) <= axis < len(shape) or shape[axis] != channels:
+                raise ShapeMismatchError(
+                    self.subject, f"{channels} channels along axis {axis}", f"shape {tuple(shape)}"
+                )
 
     def grid(self, ndim: int, width: int | None = None) -> Grid:
         """Return the grid of one width (default: the selected one) for a tensor of `ndim` dimensions."""
@@ -121,6 +144,7 @@ class BasePytorchTrainableQuantizer(nn.Module, BaseTrainableQuantizer, BaseInfer
         config = self.quantization_config
         if not config.enabled:
             raise QuantizerStateError(self.subject, "its config switches quantization off; there is nothing to deploy")
+        self.require_calibrated()
         width = self.selected_width
         qparams = self.current_qparams(width)
         device = next(iter(self.grid_variables(width).values())).device

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import Any
+from numbers import Real
+from typing import Any, ClassVar
 
 import torch
 from mct_quantizers import QuantizationTarget, mark_quantizer
@@ -20,6 +22,8 @@ from trainable_torch.quantizers.ste import METHODS
 
 TEMPERATURE = {"t_start": 0, "t_end": 1000, "initial_val": 1.0, "target_val": 0.02}
 """Default schedule: from an even mixture to a clear choice within 1000 training steps."""
+
+F32_MAX = torch.finfo(torch.float32).max
 
 
 class DqaQuantizer(BasePytorchTrainableQuantizer):
@@ -40,6 +44,14 @@ class DqaQuantizer(BasePytorchTrainableQuantizer):
     the largest logit, which is what `convert2inferable` deploys. Equal logits choose the smaller width.
     """
 
+    soft_training: ClassVar[bool] = True
+    conformance_arguments: ClassVar[tuple[dict[str, Any], ...]] = (
+        {
+            "temperature": {"t_start": 0, "t_end": 3, "initial_val": 2.0, "target_val": 0.1},
+            "bit_cost_weight": 0.25,
+        },
+    )
+
     logits: Tensor
     step: Tensor
 
@@ -51,22 +63,23 @@ class DqaQuantizer(BasePytorchTrainableQuantizer):
         bit_cost_weight: float = 0.0,
     ) -> None:
         super().__init__(quantization_config, freeze_quant_params)
-        self.temperature_arguments = dict(TEMPERATURE if temperature is None else temperature)
+        subject = f"{type(self).__name__}: temperature"
+        schedule = TEMPERATURE if temperature is None else temperature
+        if not isinstance(schedule, Mapping):
+            raise UnsupportedConfigError(
+                subject, f"must be a mapping, got {schedule!r}", f"give {', '.join(TEMPERATURE)}."
+            )
         try:
-            self.temperature = PytorchLinearAnnealingScheduler(**self.temperature_arguments)
-        except TypeError as error:
-            raise UnsupportedConfigError(
-                f"{type(self).__name__}: temperature", str(error), f"give {', '.join(TEMPERATURE)}."
-            ) from None
+            self.temperature = PytorchLinearAnnealingScheduler.from_dict(schedule)
+        except UnsupportedConfigError as error:
+            raise UnsupportedConfigError(subject, error.problem) from error
         if not (self.temperature.initial_val > 0 and self.temperature.target_val > 0):
-            raise UnsupportedConfigError(f"{type(self).__name__}: temperature", "its values must be positive")
-        if (
-            isinstance(bit_cost_weight, bool)
-            or not isinstance(bit_cost_weight, int | float)
-            or not bit_cost_weight >= 0
-        ):
+            raise UnsupportedConfigError(subject, "initial_val and target_val must be positive")
+        number = isinstance(bit_cost_weight, Real) and not isinstance(bit_cost_weight, bool)
+        if not number or not 0 <= bit_cost_weight <= F32_MAX:
             raise UnsupportedConfigError(
-                f"{type(self).__name__}: bit_cost_weight", f"must be >= 0, got {bit_cost_weight!r}"
+                f"{type(self).__name__}: bit_cost_weight",
+                f"must be a number from 0 to {F32_MAX:.3g}, got {bit_cost_weight!r}",
             )
         self.bit_cost_weight = float(bit_cost_weight)
 
@@ -83,6 +96,11 @@ class DqaQuantizer(BasePytorchTrainableQuantizer):
         """Width with the largest logit."""
         return self.widths[int(self.logits.detach().argmax())]
 
+    @property
+    def schedule_end(self) -> int:
+        """Number of training steps after which training values are the deployed ones."""
+        return math.floor(self.temperature.t_end) + 1
+
     def add_variables(self) -> None:
         """Add the attention's logits, all equal, and the schedule's step."""
         self.add_quantizer_variable("logits", torch.zeros(len(self.widths)), VariableGroup.QPARAMS, trained=True)
@@ -94,7 +112,24 @@ class DqaQuantizer(BasePytorchTrainableQuantizer):
 
     def get_arguments(self) -> dict[str, Any]:
         """Return temperature and bit cost weight."""
-        return {"temperature": self.temperature_arguments, "bit_cost_weight": self.bit_cost_weight}
+        return {"temperature": self.temperature.to_dict(), "bit_cost_weight": self.bit_cost_weight}
+
+    def get_config(self) -> dict[str, Any]:
+        """Return what `from_config` rebuilds the quantizer from, the schedule's step included."""
+        return {**super().get_config(), "step": int(self.step) if self.variable_names else 0}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> DqaQuantizer:
+        """Return a quantizer equal to the one that `get_config` was called on; see core's base class."""
+        quantizer = super().from_config(config)
+        try:
+            step = int(config["step"])
+        except (KeyError, TypeError, ValueError) as error:
+            problem = f"not a quantizer's config: {error!r}"
+            raise UnsupportedConfigError(f"{cls.__name__}.from_config", problem) from error
+        if quantizer.variable_names:
+            quantizer.step.fill_(step)
+        return quantizer
 
     def attention(self) -> Tensor:
         """Return the softmax over widths at the present temperature, float32, shape (K,)."""

@@ -1,0 +1,136 @@
+"""From a plan to the quantizer it asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.core.home_backend import HomeActivation, HomeWeights, WarmWeights, activation_config, weights_config
+from trainable_core import hookimpl
+from trainable_core.enums import QuantizationMethod, QuantizationTarget, TieRule
+from trainable_core.errors import (
+    QuantizerDefinitionError,
+    UnknownBackendError,
+    UnknownQuantizerError,
+    UnsupportedConfigError,
+)
+from trainable_core.hookspecs import Backend
+from trainable_core.plan import (
+    INTEGER_INPUT_OPS,
+    OPS,
+    LayerInfo,
+    QuantizerPlan,
+    WeightInfo,
+    WrappedState,
+    build_quantizer,
+    check_target,
+)
+from trainable_core.quantizer import BaseTrainableQuantizer
+from trainable_core.recipe import QuantizationRecipe
+from trainable_core.registry import default_registry, register
+
+
+class HomePlugin:
+    """The backend ``home`` and its quantizers."""
+
+    @staticmethod
+    @hookimpl
+    def trainable_register_backend() -> Backend:
+        """Describe the backend."""
+        return Backend("home", "trainable-home", ("numpy",), TieRule.HALF_EVEN, "home")
+
+    @staticmethod
+    @hookimpl
+    def trainable_register_quantizers(backend: str) -> list[type]:
+        """Return its quantizers."""
+        return [HomeWeights, HomeActivation, WarmWeights] if backend == "home" else []
+
+
+@pytest.fixture(autouse=True)
+def _home() -> Iterator[None]:
+    register(HomePlugin(), "home")
+    yield
+    default_registry().unregister("home")
+
+
+def build(
+    plan: QuantizerPlan, base: type[BaseTrainableQuantizer] = BaseTrainableQuantizer, backend: str = "home"
+) -> Any:
+    """Return the plan's quantizer, called ``fc.weight``."""
+    return build_quantizer(plan, backend, base, "fc.weight")
+
+
+def test_target_method_and_training_method_choose_the_class():
+    assert type(build(QuantizerPlan(weights_config(), "HOME"))) is HomeWeights
+    assert type(build(QuantizerPlan(weights_config(method="UNIFORM"), "WARM"))) is WarmWeights
+    assert type(build(QuantizerPlan(activation_config(), "HOME"))) is HomeActivation
+
+
+def test_the_quantizer_holds_config_and_name():
+    plan = QuantizerPlan(weights_config(n_bits=3), "HOME")
+    quantizer = build(plan)
+    assert quantizer.quantization_config is plan.config
+    assert quantizer.subject == "fc.weight"
+
+
+def test_arguments_reach_the_class():
+    quantizer = build(QuantizerPlan(weights_config(), "WARM", {"temperature": 0.5, "freeze_quant_params": True}))
+    assert (quantizer.temperature, quantizer.freeze_quant_params) == (0.5, True)
+
+
+@pytest.mark.parametrize("argument", ["temprature", "quantization_config", "self"])
+def test_an_argument_the_class_does_not_take_is_named_with_those_it_does(argument: str):
+    with pytest.raises(UnsupportedConfigError, match=rf"fc\.weight: arguments\.{argument}.*temperature"):
+        build(QuantizerPlan(weights_config(), "WARM", {argument: 1}))
+
+
+def test_a_training_method_nobody_has_is_refused_with_the_nearest():
+    with pytest.raises(UnknownQuantizerError, match=r"home/Weights/WORM/SYMMETRIC(.|\n)*'WARM'"):
+        build(QuantizerPlan(weights_config(), "WORM"))
+
+
+def test_a_backend_nobody_has_is_refused_with_those_there_are():
+    with pytest.raises(UnknownBackendError, match=r"'hoem'(.|\n)*'home'"):
+        build(QuantizerPlan(weights_config(), "HOME"), backend="hoem")
+
+
+def test_a_class_of_another_base_is_refused():
+    class Elsewhere(BaseTrainableQuantizer):
+        """Another backend's base."""
+
+    with pytest.raises(QuantizerDefinitionError, match=r"HomeWeights(.|\n)*Elsewhere"):
+        build(QuantizerPlan(weights_config(), "HOME"), Elsewhere)
+
+
+@pytest.mark.parametrize("method", QuantizationMethod, ids=str)
+@pytest.mark.parametrize("target", QuantizationTarget, ids=str)
+def test_the_target_expresses_every_grid_but_wide_tables_and_symmetric_tables_of_activations(
+    target: QuantizationTarget, method: QuantizationMethod
+):
+    for n_bits in range(1, 17):
+        table = method in (QuantizationMethod.LUT_POT_QUANTIZER, QuantizationMethod.LUT_SYM_QUANTIZER)
+        missing = target is QuantizationTarget.Activation and method is QuantizationMethod.LUT_SYM_QUANTIZER
+        if missing or (table and n_bits > 8):
+            with pytest.raises(UnsupportedConfigError, match=f"layer: mctq.*{method}"):
+                check_target("mctq", "layer", method, n_bits, target)
+        else:
+            check_target("mctq", "layer", method, n_bits, target)
+
+
+def test_op_kinds_are_distinct_words():
+    assert len(set(OPS)) == len(OPS)
+    assert set(OPS) > INTEGER_INPUT_OPS
+
+
+def test_equal_plans_are_equal():
+    assert QuantizerPlan(weights_config(), "LSQ") == QuantizerPlan(weights_config(), "LSQ", {})
+    assert QuantizerPlan(weights_config(), "LSQ") != QuantizerPlan(weights_config(n_bits=8), "LSQ")
+    assert LayerInfo("fc", "linear", {"weight": WeightInfo((2, 3), 0)}) != LayerInfo("fc", "linear")
+
+
+def test_two_models_share_no_state():
+    first, second = WrappedState(QuantizationRecipe()), WrappedState(QuantizationRecipe())
+    first.left_out["fc"] = first.folded["bn"] = "reason"
+    assert (second.plans, second.left_out, second.folded, second.finalized) == ({}, {}, {}, False)
