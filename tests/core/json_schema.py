@@ -53,7 +53,7 @@ class JsonSchema:
             if keyword == "properties":
                 for inner in value.values():
                     self._check(inner)
-            elif keyword == "anyOf":
+            elif keyword in {"anyOf", "allOf"}:
                 for inner in value:
                     self._check(inner)
             elif keyword == "items" or (keyword == "additionalProperties" and not isinstance(value, bool)):
@@ -86,6 +86,9 @@ class JsonSchema:
 
     def _anyOf(self, asked: list[Any], value: Any, _: Any) -> bool:  # noqa: N802 - the keyword's spelling
         return any(self._valid(part, value) for part in asked)
+
+    def _allOf(self, asked: list[Any], value: Any, _: Any) -> bool:  # noqa: N802 - as above
+        return all(self._valid(part, value) for part in asked)
 
     def _ref(self, asked: str, value: Any, _: Any) -> bool:
         return self._valid(self.definitions[asked.removeprefix("#/$defs/")], value)

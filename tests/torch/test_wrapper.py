@@ -14,6 +14,7 @@ from mct_quantizers.pytorch import quantize_wrapper
 from mct_quantizers.pytorch import quantizers as mctq
 from torch import nn
 
+import trainable_torch
 from tests.torch.models import vectors
 from trainable_core import QuantizationMethod, TrainableQuantizerActivationConfig, TrainableQuantizerWeightsConfig
 from trainable_core.constants import RANGE_MAX, RANGE_MIN, SIGNED, THRESHOLD
@@ -392,3 +393,34 @@ def test_of_several_outputs_the_first_is_quantized():
     first, second = QuantizationWrapper(Two(), {}, output_holder=holder())(x)
     assert torch.equal(first, held(x))
     assert second is x
+
+
+class LinearWithExtraState(torch.nn.Linear):
+    """A layer that keeps more than tensors in its state."""
+
+    note = "fresh"
+
+    def get_extra_state(self):
+        return {"note": self.note}
+
+    def set_extra_state(self, state):
+        self.note = state["note"]
+
+
+def test_the_layers_extra_state_is_saved_and_loaded():
+    recipe = {"weights": {"method": "SYMMETRIC", "n_bits": 4, "training_method": "LSQ"}}
+    qmodel = trainable_torch.wrap(torch.nn.Sequential(LinearWithExtraState(3, 2)), recipe)
+    trainable_torch.calibrate(qmodel)
+    qmodel[0].layer.note = "trained"
+    other = trainable_torch.wrap(torch.nn.Sequential(LinearWithExtraState(3, 2)), recipe)
+    other.load_state_dict(qmodel.state_dict(), strict=True)
+    assert other[0].layer.note == "trained"
+    assert other[0].weights_quantizers["weight"].calibrated
+
+
+def test_a_foreign_key_is_still_unexpected():
+    recipe = {"weights": {"method": "SYMMETRIC", "n_bits": 4, "training_method": "LSQ"}}
+    qmodel = trainable_torch.wrap(torch.nn.Sequential(torch.nn.Linear(3, 2)), recipe)
+    state = {**qmodel.state_dict(), "0.foreign": torch.zeros(1)}
+    with pytest.raises(RuntimeError, match=r"0\.foreign"):
+        qmodel.load_state_dict(state, strict=True)

@@ -228,7 +228,8 @@ def variable_gradients(
     - SYMMETRIC: ``dL/dt = dL/ds / 2**(n_bits - signed)``.
     - POWER_OF_TWO: with ``p`` the rounded-up threshold, ``dL/dt = dL/ds / 2**(n_bits - signed) * p / t``: the chain
       rule through ``p = 2**ceil(log2(t))`` with the ceiling straight-through (Jain et al., 2020, section 3.2).
-    - UNIFORM: with ``Q = 2**n_bits - 1`` and ``G = dL/ds - dL/dz * z / s``: ``dL/db = G / Q`` and
+    - UNIFORM, where the two roundings nudge the range and the nudged ends move with the ends: with
+      ``Q = 2**n_bits - 1`` and ``G = dL/ds - dL/dz * z / s``: ``dL/db = G / Q`` and
       ``dL/da = -G / Q - (dL/dz) / s``. For a value above the range this gives ``dy/db = 1, dy/da = 0``, below it the
       reverse (Bhalgat et al., 2020, equation 4 in terms of the range's ends).
     """

@@ -22,14 +22,10 @@ from trainable_core.errors import (
     nearest,
 )
 from trainable_core.key import identifier_text, keys_of
+from trainable_core.quantizer_document import read_document
 
 Config = TrainableQuantizerWeightsConfig | TrainableQuantizerActivationConfig
-_CONFIGS: dict[str, type[Config]] = {
-    "weights": TrainableQuantizerWeightsConfig,
-    "activation": TrainableQuantizerActivationConfig,
-}
 Q = TypeVar("Q", bound="BaseTrainableQuantizer")
-MAX_NDIM = 64  # NumPy's limit
 
 
 class BaseTrainableQuantizer:
@@ -366,31 +362,25 @@ class BaseTrainableQuantizer:
             When its quantization config is wrong; names the field.
         """
         subject = f"{cls.__name__}.from_config"
+        document = read_document(config, subject)
         try:
-            fields = dict(config["quantization_config"])
-            config_class = _CONFIGS[fields.pop("target")]
-            frozen, arguments, ndim = config["freeze_quant_params"], dict(config["arguments"]), config["tensor_ndim"]
-            variables = {name: np.asarray(value, np.float32) for name, value in config["variables"].items()}
-            signed = config["signed"]
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise UnsupportedConfigError(subject, f"not a quantizer's config: {error!r}") from error
-        if type(ndim) is not int or not 0 <= ndim <= MAX_NDIM or not isinstance(signed, bool):
-            raise UnsupportedConfigError(subject, f"tensor_ndim and signed can't be {ndim!r} and {signed!r}")
-        quantization_config = config_class.model_validate(fields)
-        try:
-            quantizer = cls(quantization_config, freeze_quant_params=frozen, **arguments)
+            quantizer = cls(
+                document.quantization_config, freeze_quant_params=document.freeze_quant_params, **document.arguments
+            )
         except TypeError as error:  # an argument that the class doesn't take
             raise UnsupportedConfigError(subject, f"arguments: {error}") from error
-        if variables:
-            quantizer._restore(variables, ndim)
-            quantizer.signed, quantizer.calibrated = signed, True
+        if document.variables:
+            quantizer._restore(document.variables, document.tensor_ndim)
+            quantizer.signed, quantizer.calibrated = document.signed, True
         return quantizer
 
     def _restore(self, variables: Mapping[str, NDArray[Any]], tensor_ndim: int) -> None:
         """Initialize and take over variables as `get_config` wrote them."""
         axis, shape = self.quantization_config.channels_axis, [1] * tensor_ndim
         first = self._variable(qparams.variable_names(self.quantization_config.quantization_method)[0], self.widths[0])
-        if axis is not None and -tensor_ndim <= axis < tensor_ndim and first in variables:
+        if first not in variables:
+            raise UnsupportedConfigError(f"{self.subject}: variables", f"needed {first!r}, got {list(variables)}")
+        if axis is not None and -tensor_ndim <= axis < tensor_ndim:
             shape[axis] = variables[first].size
         own = self.initialize_quantization(shape if tensor_ndim else None, "restored", None)
         if set(own) != set(variables):

@@ -20,8 +20,9 @@ class PytorchLinearAnnealingScheduler(LinearAnnealingScheduler):
         if not isinstance(t, Tensor):
             return super().__call__(t)
         step = t.to(torch.float64)
-        low, high = sorted((self.initial_val, self.target_val))
-        factor = (step - self.t_start) / (self.t_end - self.t_start)
-        value = self.initial_val + (self.target_val - self.initial_val) * factor
-        value = torch.where(step <= self.t_start, self.initial_val, value.clamp(low, high))
-        return torch.where(step >= self.t_end, self.target_val, value)
+        start, end = float(self.t_start), float(self.t_end)
+        initial, target = float(self.initial_val), float(self.target_val)
+        # by a tensor: CUDA multiplies by the inverse of a plain number, which is another number
+        fraction = (step.clamp(start, end) - start) / torch.full_like(step, end - start)
+        line = (initial + (target - initial) * fraction).clamp(min(initial, target), max(initial, target))
+        return torch.where(step >= end, target, torch.where(step <= start, initial, line))

@@ -168,8 +168,9 @@ def _call(model: nn.Module, batch: Any) -> Any:
 @contextmanager
 def observing(qmodel: nn.Module, observers: Mapping[ActivationQuantizationHolder, Observer]) -> Iterator[None]:
     """Let holders see and pass on what comes, with float weights, in eval mode; everything is put back afterwards."""
-    modes = {module: module.training for module in qmodel.modules()}
     wrappers = _wrappers(qmodel)
+    layers = [wrapper.layer for wrapper in wrappers if isinstance(wrapper.layer, nn.Module)]  # no children of the model
+    modes = {module: module.training for module in [*qmodel.modules(), *layers]}
     passing = [holder for _, holder in _holders(qmodel)]
     try:
         qmodel.eval()
@@ -184,7 +185,5 @@ def observing(qmodel: nn.Module, observers: Mapping[ActivationQuantizationHolder
             holder.observer = None
         for wrapper in wrappers:
             wrapper.quantizes_weights = True
-            if isinstance(wrapper.layer, nn.Module):
-                wrapper.layer.training = modes[wrapper]
         for module, mode in modes.items():
             module.training = mode

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import secrets
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from trainable_torch.wrapping import state_of, wrap
 
 FORMAT = "trainable-torch"
 SCHEMA_VERSION = 1
+DIGEST = "sha256"
 
 
 def save(qmodel: nn.Module, path: str | PathLike[str]) -> None:
@@ -47,7 +50,7 @@ def save(qmodel: nn.Module, path: str | PathLike[str]) -> None:
     Notes
     -----
     A safetensors file: the state dict's tensors, and in the header the recipe, which quantizers are frozen, which names
-    share a tensor, and the version of this format.
+    share a tensor, the version of this format, and the SHA-256 of all this, so that no damage goes unseen.
     """
     state = state_of(qmodel)
     tensors: dict[str, Tensor] = {}
@@ -76,7 +79,18 @@ def save(qmodel: nn.Module, path: str | PathLike[str]) -> None:
         "finalized": state.finalized,
         "training": qmodel.training,
     }
-    write_atomically(_path(path), to_bytes(tensors, {FORMAT: json.dumps(metadata)}))
+    text = json.dumps(metadata)
+    write_atomically(_path(path), to_bytes(tensors, {FORMAT: text, DIGEST: digest(text, tensors)}))
+
+
+def digest(text: str, tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of a file's document and of its tensors: names, dtypes, shapes and values."""
+    found = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return found.hexdigest()
 
 
 def _path(path: str | PathLike[str]) -> Path:
@@ -101,16 +115,17 @@ def write_atomically(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
     except (OSError, ValueError) as error:  # ValueError: no path at all, it contains a null character
         raise DocumentError(path, f"can't be written: {error}") from error
     finally:
         with contextlib.suppress(OSError, ValueError):  # not there, or nothing could be there
             temporary.unlink()
+    with contextlib.suppress(OSError):  # the content is safe; not every system lets a folder be synced
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def load(path: str | PathLike[str], model: nn.Module) -> nn.Module:
@@ -131,7 +146,7 @@ def load(path: str | PathLike[str], model: nn.Module) -> nn.Module:
     Raises
     ------
     DocumentError
-        When the file is missing, truncated, damaged, of another format, or for another architecture.
+        When the file is missing, truncated, damaged, of another format, or for another architecture or dtype.
     DocumentVersionError
         When it was written in a version of the format that this release doesn't know.
     ModelError
@@ -176,6 +191,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             if not all(isinstance(name, str) for name in [*metadata["aliases"].values(), *metadata["frozen"]]):
                 raise DocumentError(path, "its header has 'aliases' or 'frozen' that are no names")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - the file is no mapping
+            if header.get(DIGEST) != digest(text, tensors):
+                raise DocumentError(path, f"damaged: its content does not have the {DIGEST} that was written with it")
     except TrainableError:
         raise
     except FileNotFoundError as error:
@@ -199,10 +216,12 @@ def _fill(path: Any, qmodel: nn.Module, tensors: dict[str, Tensor]) -> None:
             f"unknown: {', '.join(foreign) or 'none'}",
         )
     for name, value in wanted.items():
-        if tensors[name].shape != value.shape:
-            raise DocumentError(
-                path, f"{name!r} has shape {tuple(tensors[name].shape)}, this model's has {tuple(value.shape)}"
-            )
+        found = tensors[name]
+        if found.shape != value.shape:
+            raise DocumentError(path, f"{name!r} has shape {tuple(found.shape)}, this model's has {tuple(value.shape)}")
+        if found.dtype != value.dtype:
+            problem = f"{name!r} is {found.dtype}, this model's is {value.dtype}"
+            raise DocumentError(path, problem, "cast the model before loading, as in model.to(torch.bfloat16).")
     qmodel.load_state_dict(tensors)
 
 

@@ -224,6 +224,20 @@ class QuantizationWrapper(PytorchQuantizationWrapper):  # type: ignore[misc]
             self.layer.training = mode  # its children are the wrapper's and are set already
         return self
 
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:  # noqa: FBT001 - torch's signature
+        owner = self.layer if isinstance(self.layer, nn.Module) else super()
+        owner._save_to_state_dict(destination, prefix, keep_vars)  # the layer's own way, extra state included
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        if not isinstance(self.layer, nn.Module):
+            super()._load_from_state_dict(state_dict, prefix, *args)
+            return
+        *others, unexpected, errors = args
+        foreign: list[str] = []
+        self.layer._load_from_state_dict(state_dict, prefix, *others, foreign, errors)  # noqa: SLF001 - as in saving
+        known = {f"{prefix}{name}" for name in self._modules}  # the layer knows nothing of quantizers and holders
+        unexpected += [key for key in foreign if not any(key.startswith(f"{name}.") for name in known)]
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return the layer's output with quantized weights, inputs and output."""
         if len(self.input_holders):

@@ -1,0 +1,453 @@
+"""What PyTorch users do with a model: copy, cast, compile, checkpoint, distribute, stop and go on."""
+
+from __future__ import annotations
+
+import copy
+import io
+import os
+import pickle
+import socket
+import warnings
+
+import pytest
+import torch
+from torch import distributed, multiprocessing, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.checkpoint import checkpoint
+
+from tests.torch.models import TRAINED_BY, images, moved, network, ready, recipe, same_state, spec, train, weights_only
+from trainable_torch import (
+    calibrate,
+    describe,
+    finalize,
+    freeze_quant_params,
+    load,
+    parameter_groups,
+    regularization,
+    save,
+    wrap,
+)
+from trainable_torch.training import quantizers_of
+
+MINMAX = {"weights": "minmax", "activations": "minmax"}
+EVERY = pytest.mark.parametrize("training_method", TRAINED_BY)
+SHORT = {"t_start": 0, "t_end": 8, "initial_val": 1.0, "target_val": 0.1}
+
+
+def how(training_method="LSQ", *, placement="inputs", grid="SYMMETRIC"):
+    """Return a recipe whose schedules end within the tests."""
+    arguments = {"temperature": SHORT} if training_method == "DQA" else {}
+    one = spec(training_method, grid, arguments=arguments)
+    return {"weights": one, "activations": {**one, "placement": placement}, "calibration": MINMAX}
+
+
+def made(training_method="LSQ", **more):
+    return ready(network(), how(training_method, **more), images())
+
+
+def trained(training_method="LSQ", **more):
+    return train(made(training_method, **more), [images()])
+
+
+# ---- copies ---------------------------------------------------------------------------------------------------------
+
+
+def by_pickle(model):
+    return pickle.loads(pickle.dumps(model))  # noqa: S301 - our own bytes
+
+
+@EVERY
+@pytest.mark.parametrize("placement", ["inputs", "outputs"])
+@pytest.mark.parametrize("copied", [copy.deepcopy, by_pickle])
+@pytest.mark.parametrize("prepare", [made, trained], ids=["before_training", "after_training"])
+def test_a_copy_is_equal_independent_and_trains_alike(training_method, placement, copied, prepare):
+    qmodel = prepare(training_method, placement=placement)
+    other = copied(qmodel)
+    assert same_state(other, qmodel)
+    state = copy.deepcopy(qmodel.state_dict())
+    train(other, [images(), images()])
+    assert all(torch.equal(state[name], value) for name, value in qmodel.state_dict().items())
+    assert same_state(train(qmodel, [images(), images()]), other)
+    assert describe(other) == describe(qmodel)
+    assert torch.equal(finalize(other)(images()), finalize(qmodel)(images()))
+
+
+def test_a_copy_can_be_made_between_forward_and_backward():
+    qmodel = made()
+    loss = qmodel(images()).sum()
+    other = copy.deepcopy(qmodel)
+    loss.backward()
+    assert all(parameter.grad is None for parameter in other.parameters())
+    assert torch.equal(other(images()), qmodel(images()))
+
+
+@EVERY
+def test_an_averaged_copy_follows_the_training(training_method):
+    qmodel = made(training_method)
+    averaged = AveragedModel(qmodel, multi_avg_fn=get_ema_multi_avg_fn(0.5))
+    averaged.update_parameters(qmodel)
+    before = {name: value.detach().clone() for name, value in qmodel.named_parameters()}
+    train(qmodel, [images()])
+    averaged.update_parameters(qmodel)
+    for name, value in averaged.module.named_parameters():
+        torch.testing.assert_close(
+            value, (before[name] + dict(qmodel.named_parameters())[name]) / 2
+        )  # default: float32
+    averaged.eval()
+    assert torch.equal(finalize(averaged.module)(images()), averaged(images()))
+
+
+# ---- states ---------------------------------------------------------------------------------------------------------
+
+
+def through_file(state):
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=True)
+
+
+@EVERY
+@pytest.mark.parametrize("placement", ["inputs", "outputs"])
+@pytest.mark.parametrize("assign", [True, False])
+def test_a_state_loads_strictly_into_a_fresh_wrap(training_method, placement, assign):
+    qmodel = moved(trained(training_method, placement=placement))
+    fresh = wrap(network(), how(training_method, placement=placement)).train()
+    state = through_file(qmodel.state_dict())
+    assert not fresh.load_state_dict(state, strict=True, assign=assign).missing_keys
+    assert same_state(fresh, qmodel)
+    assert torch.equal(fresh(images()), qmodel(images()))
+    state = copy.deepcopy(state)  # an assigned state shares its tensors with the model
+    fresh.load_state_dict(state, strict=True, assign=assign)
+    assert same_state(train(fresh, [images()]), train(qmodel, [images()]))
+    assert torch.equal(finalize(fresh)(images()), finalize(qmodel)(images()))
+
+
+def test_a_state_before_calibration_leaves_a_model_not_calibrated():
+    fresh = made()
+    fresh.load_state_dict(wrap(network(), how()).state_dict())
+    assert {row.state for row in describe(fresh).rows} == {"not calibrated"}
+    calibrate(fresh, [images()])
+
+
+@EVERY
+@pytest.mark.parametrize("placement", ["inputs", "outputs"])
+def test_a_model_can_be_made_without_memory_and_filled(training_method, placement):
+    qmodel = moved(trained(training_method, placement=placement))
+    with torch.device("meta"):
+        empty = wrap(network(), how(training_method, placement=placement))
+    assert all(value.is_meta for value in empty.parameters())
+    for assign in (True, False):
+        filled = copy.deepcopy(empty).to_empty(device="cpu")
+        filled.load_state_dict(copy.deepcopy(qmodel.state_dict()), assign=assign)
+        assert same_state(filled, qmodel)
+        assert torch.equal(filled.train()(images()), qmodel.train()(images()))
+        assert torch.equal(finalize(filled)(images()), finalize(qmodel)(images()))
+    direct = copy.deepcopy(empty)
+    direct.load_state_dict(copy.deepcopy(qmodel.state_dict()), assign=True)  # without to_empty
+    assert torch.equal(direct.train()(images()), qmodel.train()(images()))
+
+
+# ---- types ----------------------------------------------------------------------------------------------------------
+
+
+@EVERY
+@pytest.mark.parametrize("placement", ["inputs", "outputs"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_a_cast_keeps_the_quantizers_numbers_in_float32(training_method, placement, dtype):
+    qmodel = trained(training_method, placement=placement)
+    numbers = {name: value.clone() for name, value in qmodel.state_dict().items() if "quantizer" in name}
+    qmodel.to(dtype)
+    state = qmodel.state_dict()
+    assert all(torch.equal(value, state[name]) and value.dtype == state[name].dtype for name, value in numbers.items())
+    assert {value.dtype for name, value in state.items() if name not in numbers} == {dtype}
+    out = qmodel(images().to(dtype))
+    assert out.dtype == dtype
+    out.sum().backward()
+    assert all(
+        parameter.grad.dtype == parameter.dtype for parameter in qmodel.parameters() if parameter.grad is not None
+    )
+    qmodel.eval()
+    assert torch.equal(finalize(qmodel)(images().to(dtype)), qmodel(images().to(dtype)))
+
+
+def test_half_and_float_are_casts_too():
+    qmodel = trained()
+    assert qmodel.half().head.weight.dtype == torch.float16
+    assert qmodel.float().head.weights_quantizers["weight"].threshold.dtype == torch.float32
+
+
+@EVERY
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_quantizes_in_float32(training_method, dtype):
+    qmodel = made(training_method)
+    seen = []
+    for quantizer in quantizers_of(qmodel).values():
+        quantize = quantizer.quantize
+        quantizer.quantize = lambda x, training, quantize=quantize: seen.append(x.dtype) or quantize(x, training)
+    with torch.autocast("cpu", dtype=dtype):
+        out = qmodel.train()(images())
+    out.float().square().mean().backward()
+    assert out.dtype == dtype
+    assert set(seen) == {torch.float32}
+    assert all(parameter.grad.isfinite().all() for parameter in qmodel.parameters() if parameter.grad is not None)
+
+
+@EVERY
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_deployed_model_gives_the_same_under_autocast(training_method, dtype):
+    qmodel = trained(training_method).eval()
+    deployed = finalize(qmodel)
+    for grad in (True, False):
+        with torch.autocast("cpu", dtype=dtype), torch.set_grad_enabled(grad):
+            assert torch.equal(deployed(images()), qmodel(images()))
+
+
+# ---- ways to call and to train --------------------------------------------------------------------------------------
+
+
+@EVERY
+def test_gradients_accumulate_over_micro_batches(training_method):
+    """Each micro-batch is a step of the schedules; without a schedule, two halves make the whole."""
+    qmodel = made(training_method).train()
+    whole = copy.deepcopy(qmodel)
+    x = images(8).double()
+    qmodel, whole = qmodel.double(), whole.double()
+    for half in x.chunk(2):
+        (qmodel(half).square().sum() / len(x)).backward()
+    (whole(x).square().sum() / len(x)).backward()
+    if training_method == "DQA":
+        assert {int(quantizer.step) for quantizer in quantizers_of(qmodel).values()} == {2}
+        return
+    for name, parameter in qmodel.named_parameters():
+        gradient = dict(whole.named_parameters())[name].grad
+        if "input_holders" in name:
+            # LSQ scales an activation threshold's gradient by 1 / sqrt(elements that share it): half the batch, sqrt(2)
+            gradient = gradient * 2**0.5
+        # quantizers work in float32: sums of at most 8 * 64 values, relative rounding below 512 * 2**-24
+        torch.testing.assert_close(parameter.grad, gradient, rtol=512 * 2**-24, atol=1e-7)
+
+
+class Blocks(nn.Module):
+    """Linear layers, each of which may be recomputed in the backward pass."""
+
+    def __init__(self, *, recomputed):
+        super().__init__()
+        torch.manual_seed(0)
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(6, 6), nn.ReLU()) for _ in range(2))
+        self.recomputed = recomputed
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = checkpoint(block, x, use_reentrant=False) if self.recomputed else block(x)
+        return x
+
+
+@EVERY
+def test_recomputed_activations_give_the_same_gradients_and_count_no_step_twice(training_method):
+    x = torch.randn(5, 6, generator=torch.Generator().manual_seed(0))
+    plain, recomputed = (ready(Blocks(recomputed=flag), how(training_method), x).train() for flag in (False, True))
+    for _ in range(2):
+        for qmodel in (plain, recomputed):
+            qmodel.zero_grad()
+            qmodel(x).square().sum().backward()
+        for one, other in zip(plain.parameters(), recomputed.parameters(), strict=True):
+            assert torch.equal(one.grad, other.grad)
+    assert {int(getattr(q, "step", 2)) for q in quantizers_of(recomputed).values()} == {2}
+
+
+@EVERY
+def test_so_it_is_when_the_whole_model_is_recomputed(training_method):
+    plain, recomputed = made(training_method).train(), made(training_method).train()
+    for _ in range(2):
+        plain.zero_grad()
+        recomputed.zero_grad()
+        plain(images()).square().sum().backward()
+        checkpoint(recomputed, images(), use_reentrant=False).square().sum().backward()
+        for one, other in zip(plain.parameters(), recomputed.parameters(), strict=True):
+            assert torch.equal(one.grad, other.grad)
+    assert {int(getattr(q, "step", 2)) for q in quantizers_of(recomputed).values()} == {2}
+
+
+@EVERY
+@pytest.mark.parametrize("placement", ["inputs", "outputs"])
+def test_functional_call_takes_parameters_from_outside(training_method, placement):
+    qmodel, other = made(training_method, placement=placement), moved(trained(training_method, placement=placement))
+    state = {name: value.detach().clone() for name, value in other.state_dict().items() if "is_signed" not in name}
+    qmodel.eval()
+    before = qmodel(images())
+    assert torch.equal(torch.func.functional_call(qmodel, state, (images(),)), other.eval()(images()))
+    assert torch.equal(qmodel(images()), before)
+
+
+def test_per_sample_gradients_come_from_vmap():
+    qmodel = ready(nn.Linear(6, 3), how(), images(5).reshape(5, 36)[:, :6])
+    x = images(5).reshape(5, 36)[:, :6]
+    parameters = {name: value.detach() for name, value in qmodel.named_parameters()}
+
+    def loss(values, one):
+        return torch.func.functional_call(qmodel, values, (one[None],)).square().sum()
+
+    gradients = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(parameters, x)
+    for index in range(len(x)):
+        qmodel.zero_grad()
+        qmodel(x[index : index + 1]).square().sum().backward()
+        # sums of at most 6 float32 products, in another order: 6 * 2**-24 relative, twice
+        torch.testing.assert_close(gradients["weight"][index], qmodel.weight.grad, rtol=12 * 2**-24, atol=1e-7)
+
+
+@EVERY
+def test_a_frozen_model_gives_gradients_to_its_input(training_method):
+    qmodel = freeze_quant_params(made(training_method)).requires_grad_(False)
+    x = images().requires_grad_()
+    qmodel(x).sum().backward()
+    assert x.grad.abs().sum() > 0
+
+
+# ---- compiled -------------------------------------------------------------------------------------------------------
+
+# what PyTorch does itself while it compiles
+COMPILES = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+
+
+def compiled(qmodel, backend="aot_eager"):
+    torch._dynamo.reset()  # noqa: SLF001 - the documented way to forget earlier graphs
+    return torch.compile(qmodel, fullgraph=True, backend=backend)
+
+
+@COMPILES
+@EVERY
+@pytest.mark.parametrize("placement", ["inputs", "outputs"])
+def test_a_compiled_model_is_one_graph_and_computes_the_same(training_method, placement):
+    """Traced ahead of time and run by eager kernels: bit for bit the same, forward and backward."""
+    qmodel = made(training_method, placement=placement)
+    other = copy.deepcopy(qmodel)
+    fast = compiled(other)
+    for training in (True, False, True):
+        qmodel.train(training)
+        fast.train(training)
+        assert torch.equal(fast(images()), qmodel(images()))
+    qmodel(images()).square().mean().backward()
+    fast(images()).square().mean().backward()
+    for (name, one), two in zip(qmodel.named_parameters(), other.parameters(), strict=True):
+        # the same operations, but fused graphs may sum a gradient in another order: 512 values, 512 * 2**-24
+        torch.testing.assert_close(two.grad, one.grad, rtol=512 * 2**-24, atol=1e-7, msg=name)
+    assert {int(q.step) for q in quantizers_of(other).values() if hasattr(q, "step")} <= {3}
+
+
+@COMPILES
+def test_a_schedule_goes_on_in_a_compiled_model_without_a_new_graph():
+    qmodel = made("DQA")
+    other = copy.deepcopy(qmodel)
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")  # noqa: SLF001 - PyTorch's own tool for this
+    fast = compiled(other, backend=counter)
+    for _ in range(10):  # past the end of the schedule
+        assert torch.equal(fast(images()), qmodel(images()))
+    assert counter.frame_count == 1
+    assert {int(quantizer.step) for quantizer in quantizers_of(other).values()} == {10}
+
+
+def test_inductor_computes_the_same_within_a_step():
+    """The deployed kernels' only freedom (DESIGN section 5.4): the last ulp, which may move a tie by one step."""
+    qmodel = ready(nn.Linear(6, 3), how("LSQ"), images(50).reshape(-1, 6)).train()
+    fast = compiled(copy.deepcopy(qmodel), backend="inductor")
+    x = images(50).reshape(-1, 6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # inductor warns of its own environment
+        result = fast(x)
+    step = qmodel.input_holders["input"].activation_holder_quantizer.threshold.item() / 8
+    weight = qmodel.get_quantized_weights()["weight"].abs()
+    off = (result - qmodel(x)).abs()
+    rounding = 8 * 2**-24 * (step * 8 * weight.sum(1) + 1)  # six products and a bias, in float32
+    assert (off > rounding).float().mean() <= 1e-3  # ties are rare among normal numbers
+    assert (off <= step * weight.amax(1) * 6 + rounding).all()
+
+
+# ---- stopping and going on ------------------------------------------------------------------------------------------
+
+
+def loop(qmodel, optimizer, batches):
+    for x in batches:
+        optimizer.zero_grad()
+        (qmodel(x).square().mean() + regularization(qmodel)).backward()
+        optimizer.step()
+
+
+@EVERY
+@pytest.mark.parametrize("placement", ["inputs", "outputs"])
+def test_a_training_resumed_mid_schedule_is_bit_for_bit_the_one_not_stopped(training_method, placement, tmp_path):
+    batches = [images(count) for count in (4, 5, 6, 7, 8, 9)]
+
+    def start(qmodel):
+        return torch.optim.Adam(parameter_groups(qmodel, qparams={"lr": 1e-2}), lr=1e-3)
+
+    straight = made(training_method, placement=placement).train()
+    loop(straight, start(straight), batches)
+
+    first = made(training_method, placement=placement).train()
+    optimizer = start(first)
+    loop(first, optimizer, batches[:3])
+    save(first, tmp_path / "model")
+    torch.save(optimizer.state_dict(), tmp_path / "optimizer")
+    del first, optimizer
+
+    second = load(tmp_path / "model", network())
+    optimizer = start(second)
+    optimizer.load_state_dict(torch.load(tmp_path / "optimizer", weights_only=True))
+    loop(second, optimizer, batches[3:])
+    assert same_state(second, straight)
+    assert torch.equal(finalize(second)(images()), finalize(straight)(images()))
+    if training_method == "DQA":
+        assert {int(quantizer.step) for quantizer in quantizers_of(second).values()} == {6}
+
+
+# ---- several processes ----------------------------------------------------------------------------------------------
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def work(rank, port, folder):
+    """Calibrate and train on one of two ranks; write down what this rank ends with."""
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", rank=rank, world_size=2)
+    try:
+        qmodel = wrap(network(), how("LSQ"))
+        calibrate(qmodel, [images(8).chunk(2)[rank] * (1 + 9 * rank)])
+        calibrated = {name: value.clone() for name, value in qmodel.state_dict().items()}
+        parallel = DistributedDataParallel(qmodel)
+        optimizer = torch.optim.SGD(parameter_groups(qmodel), lr=0.05)
+        for _ in range(2):
+            optimizer.zero_grad()
+            parallel(images(8).chunk(2)[rank]).square().mean().backward()
+            optimizer.step()
+        output = finalize(qmodel)(images())
+        torch.save({"calibrated": calibrated, "trained": qmodel.state_dict(), "output": output}, f"{folder}/{rank}")
+    finally:
+        distributed.destroy_process_group()
+
+
+@pytest.mark.skipif(not distributed.is_gloo_available(), reason="this PyTorch was built without gloo")
+def test_two_processes_calibrate_and_train_one_model(tmp_path):
+    multiprocessing.spawn(work, args=(free_port(), str(tmp_path)), nprocs=2)
+    one, other = (torch.load(tmp_path / str(rank), weights_only=True) for rank in (0, 1))
+    for part in ("calibrated", "trained"):
+        assert all(torch.equal(value, other[part][name]) for name, value in one[part].items())
+    assert torch.equal(one["output"], other["output"])
+    # together they saw what one process would see
+    alone = ready(network(), how("LSQ"), *(half * (1 + 9 * rank) for rank, half in enumerate(images(8).chunk(2))))
+    assert all(torch.equal(value, one["calibrated"][name]) for name, value in alone.state_dict().items())
+    assert not torch.equal(one["calibrated"]["head.weight"], one["trained"]["head.weight"])
+
+
+def test_weights_alone_live_as_well():
+    """A model without activation quantizers goes the same way."""
+    qmodel = train(ready(network(), weights_only("DQA")), [images()])
+    other = by_pickle(copy.deepcopy(qmodel))
+    assert same_state(train(other, [images()]), train(qmodel, [images()]))
+    assert describe(ready(network(), recipe(), images())).rows

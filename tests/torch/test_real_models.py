@@ -1,0 +1,148 @@
+"""Models that were not written for this library: small random ones of transformers, through the whole life of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+import trainable_torch
+
+transformers = pytest.importorskip("transformers", reason="the models are those of transformers")
+
+RECIPE = {
+    "weights": {"method": "SYMMETRIC", "n_bits": 4, "training_method": "LSQ"},
+    "activations": {"method": "UNIFORM", "n_bits": 8, "training_method": "LSQ"},
+    "calibration": {"weights": "minmax", "activations": "minmax"},
+}
+TEXT = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+IMAGES = {
+    "image_size": 32,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+}
+
+
+def images() -> dict[str, torch.Tensor]:
+    return {"pixel_values": torch.randn(4, 3, 32, 32)}
+
+
+def tokens() -> dict[str, torch.Tensor]:
+    return {"input_ids": torch.randint(0, 99, (2, 12))}
+
+
+def both_sides() -> dict[str, torch.Tensor]:
+    return {**tokens(), "decoder_input_ids": torch.randint(0, 99, (2, 5))}
+
+
+# model, inputs, number of quantized weights and of folded batch norms, both counted by hand from the configs
+MODELS: dict[str, tuple[Callable[[Any], Any], Callable[[], dict[str, torch.Tensor]], int, int]] = {
+    # embedder 1, two stages of a basic layer with 2 convolutions; the second (and the first, whose width changes too
+    # when downsampling) may have a shortcut convolution: 1 + 2 * 2 + 1, and the classifier; every convolution is followed
+    # by a batch norm
+    "resnet": (
+        lambda t: t.ResNetForImageClassification(
+            t.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
+        ),
+        images,
+        7,
+        6,
+    ),
+    # patches, per layer query, key, value, output, two of the MLP, and the classifier
+    "vit": (lambda t: t.ViTForImageClassification(t.ViTConfig(patch_size=8, **IMAGES)), images, 14, 0),
+    # three embeddings, per layer the same six, pooler, classifier
+    "bert": (lambda t: t.BertForSequenceClassification(t.BertConfig(**TEXT)), tokens, 17, 0),
+    # two embeddings, per layer c_attn, c_proj, c_fc, c_proj, and the head tied to the first embedding
+    "gpt2": (
+        lambda t: t.GPT2LMHeadModel(
+            t.GPT2Config(vocab_size=99, n_positions=32, n_embd=32, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0)
+        ),
+        tokens,
+        11,
+        0,
+    ),
+    # embedding, per layer q, k, v, o, gate, up, down, and the head
+    "llama": (lambda t: t.LlamaForCausalLM(t.LlamaConfig(num_key_value_heads=1, **TEXT)), tokens, 16, 0),
+    # stem, two stages of one layer (depthwise, two linear), one downsampling, classifier
+    "convnext": (
+        lambda t: t.ConvNextForImageClassification(
+            t.ConvNextConfig(hidden_sizes=[8, 16], depths=[1, 1], num_stages=2, image_size=32)
+        ),
+        images,
+        9,
+        0,
+    ),
+}
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
+def train_one_step(qmodel: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> None:
+    qmodel.train()
+    optimizer = torch.optim.Adam(trainable_torch.parameter_groups(qmodel, qparams={"lr": 1e-2}), lr=1e-3)
+    qmodel(**inputs).logits.square().mean().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    qmodel.eval()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_trained_model_is_deployed_bit_for_bit(name: str) -> None:
+    build, make_inputs, weights, folded = MODELS[name]
+    model, inputs = build(transformers).eval(), make_inputs()
+    with torch.no_grad():
+        before = model(**inputs).logits
+    qmodel = trainable_torch.wrap(model, RECIPE)
+    trainable_torch.calibrate(qmodel, [inputs], progress=False)
+    train_one_step(qmodel, inputs)
+    deployed = trainable_torch.finalize(qmodel)
+    with torch.no_grad():
+        assert torch.equal(deployed(**inputs).logits, qmodel(**inputs).logits)
+        assert torch.equal(model(**inputs).logits, before)  # the given model is untouched
+    description = trainable_torch.describe(deployed)
+    assert sum(row.target == "Weights" for row in description.rows) == weights
+    assert len(description.folded) == folded
+
+
+def test_mobilenet_v2_keeps_the_batch_norms_that_no_trace_reaches_and_says_so() -> None:
+    config = transformers.MobileNetV2Config(image_size=32, depth_multiplier=0.35, tf_padding=True)
+    model, inputs = transformers.MobileNetV2ForImageClassification(config).eval(), images()
+    qmodel = trainable_torch.wrap(model, RECIPE)
+    trainable_torch.calibrate(qmodel, [inputs], progress=False)
+    train_one_step(qmodel, inputs)
+    deployed = trainable_torch.finalize(qmodel)
+    with torch.no_grad():
+        assert torch.equal(deployed(**inputs).logits, qmodel(**inputs).logits)
+    description = trainable_torch.describe(qmodel)
+    norms = [name for name, module in model.named_modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    assert {name for name in description.left_out if name.endswith("normalization")} == set(norms)
+
+
+def test_the_head_of_gpt2_stays_tied_to_its_embedding_and_shares_the_quantizer() -> None:
+    build, make_inputs, _, _ = MODELS["gpt2"]
+    qmodel = trainable_torch.wrap(build(transformers), RECIPE)
+    assert qmodel.lm_head.weight is qmodel.transformer.wte.weight
+    quantizers = qmodel.lm_head.weights_quantizers, qmodel.transformer.wte.weights_quantizers
+    assert quantizers[0]["weight"] is quantizers[1]["weight"]
+    trainable_torch.calibrate(qmodel, [make_inputs()], progress=False)
+    deployed = trainable_torch.finalize(qmodel)
+    assert deployed.lm_head.weights_quantizers["weight"] is deployed.transformer.wte.weights_quantizers["weight"]
+
+
+def test_a_model_with_two_inputs_is_calibrated_by_keyword() -> None:
+    config = transformers.T5Config(
+        vocab_size=99, d_model=32, d_kv=16, d_ff=64, num_layers=2, num_heads=2, decoder_start_token_id=0
+    )
+    model, inputs = transformers.T5ForConditionalGeneration(config).eval(), both_sides()
+    qmodel = trainable_torch.wrap(model, RECIPE)
+    trainable_torch.calibrate(qmodel, [inputs], progress=False)
+    train_one_step(qmodel, inputs)
+    with torch.no_grad():
+        assert torch.equal(trainable_torch.finalize(qmodel)(**inputs).logits, qmodel(**inputs).logits)
