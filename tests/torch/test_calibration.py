@@ -300,7 +300,7 @@ def modes(qmodel):
     return [module.training for module in (*qmodel.modules(), *layers)]
 
 
-class Interrupted(Exception):
+class Interrupted(Exception):  # noqa: N818 - what happens, not what is wrong
     """Stands for whatever a loader raises."""
 
 

@@ -1,4 +1,4 @@
-"""Models that were not written for this library: small random ones of transformers, through the whole life of a model."""
+"""Models that were not written for this library: small random ones of transformers, from wrap to finalize."""
 
 from __future__ import annotations
 
@@ -41,9 +41,8 @@ def both_sides() -> dict[str, torch.Tensor]:
 
 # model, inputs, number of quantized weights and of folded batch norms, both counted by hand from the configs
 MODELS: dict[str, tuple[Callable[[Any], Any], Callable[[], dict[str, torch.Tensor]], int, int]] = {
-    # embedder 1, two stages of a basic layer with 2 convolutions; the second (and the first, whose width changes too
-    # when downsampling) may have a shortcut convolution: 1 + 2 * 2 + 1, and the classifier; every convolution is followed
-    # by a batch norm
+    # embedder, two stages of a basic layer with two convolutions, the second with a shortcut convolution, classifier:
+    # 1 + 2 * 2 + 1 + 1; every convolution is followed by a batch norm
     "resnet": (
         lambda t: t.ResNetForImageClassification(
             t.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")

@@ -401,7 +401,7 @@ def test_a_rule_that_matches_nothing_in_an_untraceable_model_says_that_operation
 
 
 def test_a_rule_for_weights_where_there_are_none_is_an_error():
-    with pytest.raises(RuleError, match="no.* weights"):
+    with pytest.raises(RuleError, match=r"no.* weights"):
         wrap(small(), weights_only(rules=[rule(op="activation", weights={"n_bits": 8})]))
 
 
@@ -633,7 +633,7 @@ def test_a_wrapped_model_is_not_wrapped_again(deployed):
 def test_a_model_that_cant_be_copied_is_told():
     model = nn.Sequential(nn.Linear(2, 2))
     model.stream = (number for number in range(3))
-    with pytest.raises(ModelError, match="copied.*generator") as raised:
+    with pytest.raises(ModelError, match=r"copied.*generator") as raised:
         wrap(model, recipe())
     assert isinstance(raised.value.__cause__, TypeError)
 

@@ -33,7 +33,7 @@ class TorchAdapter:
         quantizer.initialize_quantization(shape, "tensor", None)
         return quantizer
 
-    def run(  # noqa: D102, PLR0913
+    def run(  # noqa: D102
         self,
         quantizer: Any,
         x: NDArray[Any],

@@ -226,7 +226,7 @@ class QuantizationWrapper(PytorchQuantizationWrapper):  # type: ignore[misc]
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:  # noqa: FBT001 - torch's signature
         owner = self.layer if isinstance(self.layer, nn.Module) else super()
-        owner._save_to_state_dict(destination, prefix, keep_vars)  # the layer's own way, extra state included
+        owner._save_to_state_dict(destination, prefix, keep_vars)  # noqa: SLF001 - the layer's own way, with extra state
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         if not isinstance(self.layer, nn.Module):
