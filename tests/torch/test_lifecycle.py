@@ -6,17 +6,19 @@ import copy
 import io
 import os
 import pickle
+import shutil
 import socket
 import warnings
 
 import pytest
 import torch
 from torch import distributed, multiprocessing, nn
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint
 
-from tests.torch.models import TRAINED_BY, images, moved, network, ready, recipe, same_state, spec, train, weights_only
+from tests.torch.models import TRAINED_BY, images, moved, ready, same_state, spec, train, weights_only
 from trainable_torch import (
     calibrate,
     describe,
@@ -37,13 +39,25 @@ SHORT = {"t_start": 0, "t_end": 8, "initial_val": 1.0, "target_val": 0.1}
 
 def how(training_method="LSQ", *, placement="inputs", grid="SYMMETRIC"):
     """Return a recipe whose schedules end within the tests."""
-    arguments = {"temperature": SHORT} if training_method == "DQA" else {}
-    one = spec(training_method, grid, arguments=arguments)
+    more = {"arguments": {"temperature": SHORT}, "candidates": [4, 8]} if training_method == "DQA" else {}
+    one = spec(training_method, grid, **more)
     return {"weights": one, "activations": {**one, "placement": placement}, "calibration": MINMAX}
 
 
+class Small(nn.Module):
+    """As little as has two kinds of layers and a functional activation, for images of shape (1, 6, 6)."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.fc = nn.Conv2d(1, 2, 3, stride=3), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.fc(torch.relu(self.conv(x)).flatten(1))
+
+
 def made(training_method="LSQ", **more):
-    return ready(network(), how(training_method, **more), images())
+    return ready(Small(), how(training_method, **more), images())
 
 
 def trained(training_method="LSQ", **more):
@@ -65,6 +79,8 @@ def test_a_copy_is_equal_independent_and_trains_alike(training_method, placement
     qmodel = prepare(training_method, placement=placement)
     other = copied(qmodel)
     assert same_state(other, qmodel)
+    names = [name for name, _ in qmodel.named_parameters()]
+    assert [name for name, _ in other.named_parameters()] == names  # an optimizer's state goes by their order
     state = copy.deepcopy(qmodel.state_dict())
     train(other, [images(), images()])
     assert all(torch.equal(state[name], value) for name, value in qmodel.state_dict().items())
@@ -113,20 +129,19 @@ def through_file(state):
 @pytest.mark.parametrize("assign", [True, False])
 def test_a_state_loads_strictly_into_a_fresh_wrap(training_method, placement, assign):
     qmodel = moved(trained(training_method, placement=placement))
-    fresh = wrap(network(), how(training_method, placement=placement)).train()
+    fresh = wrap(Small(), how(training_method, placement=placement)).train()
     state = through_file(qmodel.state_dict())
     assert not fresh.load_state_dict(state, strict=True, assign=assign).missing_keys
     assert same_state(fresh, qmodel)
     assert torch.equal(fresh(images()), qmodel(images()))
-    state = copy.deepcopy(state)  # an assigned state shares its tensors with the model
-    fresh.load_state_dict(state, strict=True, assign=assign)
+    fresh.load_state_dict(through_file(qmodel.state_dict()), strict=True, assign=assign)  # the forward counted a step
     assert same_state(train(fresh, [images()]), train(qmodel, [images()]))
     assert torch.equal(finalize(fresh)(images()), finalize(qmodel)(images()))
 
 
 def test_a_state_before_calibration_leaves_a_model_not_calibrated():
     fresh = made()
-    fresh.load_state_dict(wrap(network(), how()).state_dict())
+    fresh.load_state_dict(wrap(Small(), how()).state_dict())
     assert {row.state for row in describe(fresh).rows} == {"not calibrated"}
     calibrate(fresh, [images()])
 
@@ -136,7 +151,7 @@ def test_a_state_before_calibration_leaves_a_model_not_calibrated():
 def test_a_model_can_be_made_without_memory_and_filled(training_method, placement):
     qmodel = moved(trained(training_method, placement=placement))
     with torch.device("meta"):
-        empty = wrap(network(), how(training_method, placement=placement))
+        empty = wrap(Small(), how(training_method, placement=placement))
     assert all(value.is_meta for value in empty.parameters())
     for assign in (True, False):
         filled = copy.deepcopy(empty).to_empty(device="cpu")
@@ -174,8 +189,8 @@ def test_a_cast_keeps_the_quantizers_numbers_in_float32(training_method, placeme
 
 def test_half_and_float_are_casts_too():
     qmodel = trained()
-    assert qmodel.half().head.weight.dtype == torch.float16
-    assert qmodel.float().head.weights_quantizers["weight"].threshold.dtype == torch.float32
+    assert qmodel.half().fc.weight.dtype == torch.float16
+    assert qmodel.float().fc.weights_quantizers["weight"].threshold.dtype == torch.float32
 
 
 @EVERY
@@ -223,10 +238,10 @@ def test_gradients_accumulate_over_micro_batches(training_method):
     for name, parameter in qmodel.named_parameters():
         gradient = dict(whole.named_parameters())[name].grad
         if "input_holders" in name:
-            # LSQ scales an activation threshold's gradient by 1 / sqrt(elements that share it): half the batch, sqrt(2)
+            # LSQ scales an activation threshold's gradient by 1 / sqrt(elements sharing it): half the batch, sqrt(2)
             gradient = gradient * 2**0.5
-        # quantizers work in float32: sums of at most 8 * 64 values, relative rounding below 512 * 2**-24
-        torch.testing.assert_close(parameter.grad, gradient, rtol=512 * 2**-24, atol=1e-7)
+        # quantizers work in float32: sums of at most 8 * 36 rounded values of order 1 / 8
+        torch.testing.assert_close(parameter.grad, gradient, rtol=288 * 2**-24, atol=288 * 2**-24 / 8)
 
 
 class Blocks(nn.Module):
@@ -281,6 +296,7 @@ def test_functional_call_takes_parameters_from_outside(training_method, placemen
     assert torch.equal(qmodel(images()), before)
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")  # clamp_ is done sample by sample
 def test_per_sample_gradients_come_from_vmap():
     qmodel = ready(nn.Linear(6, 3), how(), images(5).reshape(5, 36)[:, :6])
     x = images(5).reshape(5, 36)[:, :6]
@@ -317,8 +333,9 @@ def compiled(qmodel, backend="aot_eager"):
 
 
 @COMPILES
-@EVERY
-@pytest.mark.parametrize("placement", ["inputs", "outputs"])
+@pytest.mark.parametrize(
+    ("training_method", "placement"), [("STE", "inputs"), ("LSQ", "inputs"), ("LSQ", "outputs"), ("DQA", "inputs")]
+)
 def test_a_compiled_model_is_one_graph_and_computes_the_same(training_method, placement):
     """Traced ahead of time and run by eager kernels: bit for bit the same, forward and backward."""
     qmodel = made(training_method, placement=placement)
@@ -330,24 +347,32 @@ def test_a_compiled_model_is_one_graph_and_computes_the_same(training_method, pl
         assert torch.equal(fast(images()), qmodel(images()))
     qmodel(images()).square().mean().backward()
     fast(images()).square().mean().backward()
-    for (name, one), two in zip(qmodel.named_parameters(), other.parameters(), strict=True):
-        # the same operations, but fused graphs may sum a gradient in another order: 512 values, 512 * 2**-24
-        torch.testing.assert_close(two.grad, one.grad, rtol=512 * 2**-24, atol=1e-7, msg=name)
-    assert {int(q.step) for q in quantizers_of(other).values() if hasattr(q, "step")} <= {3}
+    assert all(torch.equal(p.grad, q.grad) for p, q in zip(qmodel.parameters(), other.parameters(), strict=True))
+    assert {int(getattr(quantizer, "step", 3)) for quantizer in quantizers_of(other).values()} == {3}
 
 
 @COMPILES
-def test_a_schedule_goes_on_in_a_compiled_model_without_a_new_graph():
-    qmodel = made("DQA")
+@pytest.mark.parametrize("build", [Small, lambda: nn.Sequential(nn.Flatten(), nn.Linear(36, 3))])
+def test_a_schedule_goes_on_in_a_compiled_model_without_a_new_graph(build):
+    """The step is counted in a graph of its own, or in the model's when that is PyTorch's own container."""
+    qmodel = ready(build(), how("DQA"), images())
     other = copy.deepcopy(qmodel)
-    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")  # noqa: SLF001 - PyTorch's own tool for this
-    fast = compiled(other, backend=counter)
+    counter = CompileCounterWithBackend("aot_eager")
+    fast, graphs = compiled(other, backend=counter), set()
     for _ in range(10):  # past the end of the schedule
-        assert torch.equal(fast(images()), qmodel(images()))
-    assert counter.frame_count == 1
+        results = [model(images()) for model in (qmodel, fast)]
+        assert torch.equal(*results)
+        for model, result in zip((qmodel, other), results, strict=True):
+            model.zero_grad()
+            result.square().mean().backward()
+        # a compiled backward may compute the temperature once more; the step must still be the forward's
+        assert all(torch.equal(p.grad, q.grad) for p, q in zip(qmodel.parameters(), other.parameters(), strict=True))
+        graphs.add(counter.frame_count)
+    assert len(graphs) == 1
     assert {int(quantizer.step) for quantizer in quantizers_of(other).values()} == {10}
 
 
+@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++", "cl"))), reason="inductor needs a C++ compiler")
 def test_inductor_computes_the_same_within_a_step():
     """The deployed kernels' only freedom (DESIGN section 5.4): the last ulp, which may move a tie by one step."""
     qmodel = ready(nn.Linear(6, 3), how("LSQ"), images(50).reshape(-1, 6)).train()
@@ -392,7 +417,7 @@ def test_a_training_resumed_mid_schedule_is_bit_for_bit_the_one_not_stopped(trai
     torch.save(optimizer.state_dict(), tmp_path / "optimizer")
     del first, optimizer
 
-    second = load(tmp_path / "model", network())
+    second = load(tmp_path / "model", Small())
     optimizer = start(second)
     optimizer.load_state_dict(torch.load(tmp_path / "optimizer", weights_only=True))
     loop(second, optimizer, batches[3:])
@@ -417,7 +442,7 @@ def work(rank, port, folder):
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", rank=rank, world_size=2)
     try:
-        qmodel = wrap(network(), how("LSQ"))
+        qmodel = wrap(Small(), how("LSQ"))
         calibrate(qmodel, [images(8).chunk(2)[rank] * (1 + 9 * rank)])
         calibrated = {name: value.clone() for name, value in qmodel.state_dict().items()}
         parallel = DistributedDataParallel(qmodel)
@@ -440,14 +465,13 @@ def test_two_processes_calibrate_and_train_one_model(tmp_path):
         assert all(torch.equal(value, other[part][name]) for name, value in one[part].items())
     assert torch.equal(one["output"], other["output"])
     # together they saw what one process would see
-    alone = ready(network(), how("LSQ"), *(half * (1 + 9 * rank) for rank, half in enumerate(images(8).chunk(2))))
+    alone = ready(Small(), how("LSQ"), *(half * (1 + 9 * rank) for rank, half in enumerate(images(8).chunk(2))))
     assert all(torch.equal(value, one["calibrated"][name]) for name, value in alone.state_dict().items())
-    assert not torch.equal(one["calibrated"]["head.weight"], one["trained"]["head.weight"])
+    assert not torch.equal(one["calibrated"]["fc.weight"], one["trained"]["fc.weight"])
 
 
 def test_weights_alone_live_as_well():
     """A model without activation quantizers goes the same way."""
-    qmodel = train(ready(network(), weights_only("DQA")), [images()])
+    qmodel = train(ready(Small(), weights_only("DQA")), [images()])
     other = by_pickle(copy.deepcopy(qmodel))
     assert same_state(train(other, [images()]), train(qmodel, [images()]))
-    assert describe(ready(network(), recipe(), images())).rows

@@ -53,11 +53,12 @@ def reference_values(x: torch.Tensor, grid: QParams) -> torch.Tensor:
 
 
 def drawn(data: Any, kind: Kind, *, moved: bool, **limits: Any) -> tuple[Any, torch.Tensor]:
-    """Draw a quantizer in either mode, a schedule at its end, and a tensor for it."""
+    """Draw a quantizer in either mode, in training with its schedule at the end, and a tensor for it."""
     shape = data.draw(shapes())
     quantizer = data.draw(quantizers(kind, shape, moved=moved, **limits))
     quantizer.train(data.draw(st.booleans()))
-    end_schedule(quantizer)
+    if quantizer.training:
+        end_schedule(quantizer)
     x = data.draw(tensors(quantizer.current_qparams(), shape, data.draw(st.sampled_from(DTYPES))))
     return quantizer, x
 
@@ -212,7 +213,7 @@ def test_nan_stays_nan_and_moves_nothing(kind: Kind) -> None:
 # ---- gradients ------------------------------------------------------------------------------------------------------
 
 
-@every_kind
+@kinds_of(*REFERENCES)
 @given(st.data())
 def test_input_gradient_is_exactly_that_of_the_reference(kind: Kind, data: Any) -> None:
     quantizer, x = drawn(data, kind, moved=data.draw(st.booleans()))
@@ -749,6 +750,15 @@ def test_autocast_does_not_change_the_numbers(kind: Kind, dtype: torch.dtype) ->
             assert_same_bits(quantizer(values), expected)
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode], ids=["no_grad", "inference_mode"])
+@every_kind
+def test_values_do_not_depend_on_who_asks_for_gradients(kind: Kind, mode: Any) -> None:
+    quantizer, x = simple(kind, width=4), torch.linspace(-2.0, 2.0, 61)
+    expected = quantizer(x.clone().requires_grad_())
+    with mode():
+        assert_same_bits(quantizer(x), expected)
+
+
 def gradients_of(quantizer: Any, quantize: Any, x: torch.Tensor) -> list[torch.Tensor]:
     leaves = [x.clone().requires_grad_(), *quantizer.parameters()]
     return list(torch.autograd.grad(quantize(leaves[0]).square().sum(), leaves))
@@ -777,6 +787,21 @@ def test_graph_capture_is_whole_and_changes_no_bit(kind: Kind, training: bool) -
         for actual, expected in pairs:
             # the same terms, maybe in another order: 61 of them, each at most 2, and 10 operations besides
             torch.testing.assert_close(actual, expected, rtol=0.0, atol=(61 + 10) * UNIT * 61 * 2)
+
+
+@traced
+@pytest.mark.parametrize("kind", [k for k in KINDS if not k.weights and k.uniform], ids=str)
+def test_a_captured_graph_takes_batches_of_any_size(kind: Kind) -> None:
+    torch._dynamo.reset()  # noqa: SLF001 - as above
+    quantizer = simple(kind, width=4)
+    captured = torch.compile(quantizer, fullgraph=True, backend="aot_eager")
+    for batch in (61, 40, 7, 1):
+        x = torch.linspace(-2.0, 2.0, 4 * batch).view(batch, 4)
+        assert_same_bits(captured(x), quantizer(x))
+        pairs = zip(gradients_of(quantizer, captured, x), gradients_of(quantizer, quantizer, x), strict=True)
+        for actual, expected in pairs:
+            # as above, with 244 terms
+            torch.testing.assert_close(actual, expected, rtol=0.0, atol=(244 + 10) * UNIT * 244 * 2)
 
 
 COMPILED = [("LSQ", "UNIFORM"), ("STE", "POWER_OF_TWO"), ("DQA", "SYMMETRIC")]

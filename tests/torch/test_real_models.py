@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves
 
 import trainable_torch
 
@@ -51,10 +52,38 @@ MODELS: dict[str, tuple[Callable[[Any], Any], Callable[[], dict[str, torch.Tenso
         7,
         6,
     ),
+    # the same with bottlenecks: embedder 1, two stages of a layer with 3 convolutions and a shortcut, and the classifier
+    "resnet of bottlenecks": (
+        lambda t: t.ResNetForImageClassification(
+            t.ResNetConfig(embedding_size=8, hidden_sizes=[16, 32], depths=[1, 1], layer_type="bottleneck")
+        ),
+        images,
+        10,
+        9,
+    ),
+    # stem 3, per inverted residual an expansion, a depthwise and a reducing convolution (16 blocks), the last 1x1, all
+    # with batch norm, and the classifier
+    "mobilenet_v2": (
+        lambda t: t.MobileNetV2ForImageClassification(
+            t.MobileNetV2Config(image_size=32, depth_multiplier=0.35, tf_padding=False)
+        ),
+        images,
+        53,
+        52,
+    ),
     # patches, per layer query, key, value, output, two of the MLP, and the classifier
     "vit": (lambda t: t.ViTForImageClassification(t.ViTConfig(patch_size=8, **IMAGES)), images, 14, 0),
     # three embeddings, per layer the same six, pooler, classifier
     "bert": (lambda t: t.BertForSequenceClassification(t.BertConfig(**TEXT)), tokens, 17, 0),
+    # two embeddings, per layer query, key, value, output, two of the MLP, and the head's transform and projector
+    "distilbert": (
+        lambda t: t.DistilBertForMaskedLM(
+            t.DistilBertConfig(vocab_size=99, dim=32, n_layers=2, n_heads=2, hidden_dim=64)
+        ),
+        tokens,
+        16,
+        0,
+    ),
     # two embeddings, per layer c_attn, c_proj, c_fc, c_proj, and the head tied to the first embedding
     "gpt2": (
         lambda t: t.GPT2LMHeadModel(
@@ -66,6 +95,15 @@ MODELS: dict[str, tuple[Callable[[Any], Any], Callable[[], dict[str, torch.Tenso
     ),
     # embedding, per layer q, k, v, o, gate, up, down, and the head
     "llama": (lambda t: t.LlamaForCausalLM(t.LlamaConfig(num_key_value_heads=1, **TEXT)), tokens, 16, 0),
+    # patches, two stages of a block with query, key, value, output and two of the MLP, one merging, classifier
+    "swin": (
+        lambda t: t.SwinForImageClassification(
+            t.SwinConfig(image_size=32, patch_size=4, embed_dim=8, depths=[1, 1], num_heads=[1, 2], window_size=4)
+        ),
+        images,
+        15,
+        0,
+    ),
     # stem, two stages of one layer (depthwise, two linear), one downsampling, classifier
     "convnext": (
         lambda t: t.ConvNextForImageClassification(
@@ -92,6 +130,33 @@ def train_one_step(qmodel: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> 
     qmodel.eval()
 
 
+def tensors(output: Any) -> list[torch.Tensor]:
+    """Return every tensor of a model's output."""
+    return [leaf for leaf in tree_leaves(tuple(output.values())) if isinstance(leaf, torch.Tensor)]
+
+
+LEFT_OUT = {
+    "vit": {"vit.embeddings": "ViTEmbeddings"},
+    "convnext": {f"convnext.encoder.stages.{stage}.layers.0": "ConvNextLayer" for stage in (0, 1)},
+    "llama": dict.fromkeys(
+        (*(f"model.layers.{i}.{kind}_layernorm" for i in (0, 1) for kind in ("input", "post_attention")), "model.norm"),
+        "LlamaRMSNorm",
+    ),
+    "swin": {
+        f"swin.encoder.layers.{i}.blocks.0.attention.relative_position_bias": "SwinRelativePositionBias" for i in (0, 1)
+    },
+}
+"""Modules with parameters of their own and of no known kind, by model; none in the others."""
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_is_left_out_is_told(name: str) -> None:
+    description = trainable_torch.describe(trainable_torch.wrap(MODELS[name][0](transformers), RECIPE))
+    expected = LEFT_OUT.get(name, {})
+    assert description.left_out.keys() == expected.keys()
+    assert all(kind in description.left_out[module] for module, kind in expected.items())
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_a_trained_model_is_deployed_bit_for_bit(name: str) -> None:
     build, make_inputs, weights, folded = MODELS[name]
@@ -102,9 +167,14 @@ def test_a_trained_model_is_deployed_bit_for_bit(name: str) -> None:
     trainable_torch.calibrate(qmodel, [inputs], progress=False)
     train_one_step(qmodel, inputs)
     deployed = trainable_torch.finalize(qmodel)
+    for grad in (False, True):
+        with torch.set_grad_enabled(grad):
+            outputs, expected = tensors(deployed(**inputs)), tensors(qmodel(**inputs))
+        assert outputs
+        assert all(map(torch.equal, outputs, expected))
     with torch.no_grad():
-        assert torch.equal(deployed(**inputs).logits, qmodel(**inputs).logits)
         assert torch.equal(model(**inputs).logits, before)  # the given model is untouched
+        assert not torch.equal(qmodel(**inputs).logits, before)
     description = trainable_torch.describe(deployed)
     assert sum(row.target == "Weights" for row in description.rows) == weights
     assert len(description.folded) == folded

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from trainable_core import __version__
+from trainable_core.conformance import commands
 from trainable_core.errors import DocumentError, TrainableError
 from trainable_core.registry import QuantizerRow, Registry, default_registry
 
@@ -201,6 +202,24 @@ COMMANDS = (
     Command("list", "List the quantizers that installed plugins offer.", _list_arguments, _list),
     Command("schema", "Print the JSON schemas of configs and recipe.", _schema_arguments, _schema),
     Command("doctor", "Check the installation; exit with 1 when something is broken.", _json_argument, _doctor),
+    Command(
+        "check",
+        "Try the laws of the conformance kit on quantizers; exit with 1 when one is broken.",
+        commands.check_arguments,
+        lambda arguments: commands.check(arguments, _print_table),
+    ),
+    Command(
+        "matrix",
+        "Draw who implements what, from the installed plugins.",
+        commands.matrix_arguments,
+        lambda arguments: commands.matrix(arguments, _print_table),
+    ),
+    Command(
+        "new-plugin",
+        "Write a plugin from a template that passes the conformance kit.",
+        commands.new_plugin_arguments,
+        commands.new_plugin,
+    ),
 )
 
 

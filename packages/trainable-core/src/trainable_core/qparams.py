@@ -214,10 +214,12 @@ def variable_gradients(
 
     Parameters
     ----------
-    variables, method, n_bits, signed, min_threshold
+    variables, method, n_bits
         As for `from_variables`.
     scale_gradient, zero_point_gradient : float array, shape of the variables
         Gradients of the loss with respect to scale and (real-valued) zero point.
+    signed, min_threshold
+        As for `from_variables`.
 
     Returns
     -------

@@ -1,3 +1,4 @@
+# ruff: noqa: D102 - what each method does is said in trainable_core.conformance.adapter.Adapter
 """The PyTorch backend as the conformance kit sees it."""
 
 from __future__ import annotations
@@ -10,10 +11,18 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from trainable_core.conformance.adapter import Run
 from trainable_core.enums import TieRule
+
+Array = NDArray[Any]
+
+
+def to_numpy(tensor: Tensor) -> Array:
+    """Return a copy of a tensor's values; bfloat16, which NumPy lacks, as float32."""
+    tensor = tensor.detach().cpu()
+    return np.array((tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy())
 
 
 class TorchAdapter:
@@ -22,72 +31,48 @@ class TorchAdapter:
     backend = "torch"
     tie_rule = TieRule.HALF_EVEN
     dtypes = ("float32", "float16", "bfloat16", "float64")
+    devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
     modules = ("torch", "mct_quantizers")
 
-    @property
-    def devices(self) -> tuple[str, ...]:  # noqa: D102 - from here on, what `Adapter` says
-        return ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
-
-    def build(self, cls: type[Any], config: Any, shape: tuple[int, ...], arguments: Mapping[str, Any]) -> Any:  # noqa: D102
+    def build(self, cls: type[Any], config: Any, shape: tuple[int, ...], arguments: Mapping[str, Any]) -> Any:
         quantizer = cls(config, **arguments)
         quantizer.initialize_quantization(shape, "tensor", None)
         return quantizer
 
-    def run(  # noqa: D102
-        self,
-        quantizer: Any,
-        x: NDArray[Any],
-        *,
-        training: bool,
-        dtype: str = "float32",
-        device: str = "cpu",
-        upstream: NDArray[Any] | None = None,
-    ) -> Run:
+    def run(self, quantizer: Any, x: Array, *, training: bool, dtype: str, device: str, upstream: Array | None) -> Run:
         given = torch.tensor(x).to(device, getattr(torch, dtype)).requires_grad_(upstream is not None)
-        quantizer.to(device).train(training)
-        quantizer.zero_grad()
+        quantizer.to(device).train(training).zero_grad()
         output = quantizer(given, training)
-        found: dict[str, NDArray[Any]] = {}
+        variables: dict[str, Array] = {}
         if upstream is not None:
             output.backward(torch.tensor(upstream).to(output))
-            trained = {name: getattr(quantizer, name) for name in self.trained(quantizer)}
-            found = {n: _numpy(torch.zeros_like(v) if v.grad is None else v.grad) for n, v in trained.items()}
-        x_gradient = None if given.grad is None else _numpy(given.grad)
-        values, after, found_dtype, place = _numpy(output), _numpy(given), str(output.dtype), output.device.type
+            for name, variable in self.trained(quantizer).items():
+                variables[name] = to_numpy(torch.zeros_like(variable) if variable.grad is None else variable.grad)
         quantizer.to("cpu")
-        return Run(values, found_dtype.removeprefix("torch."), place, after, x_gradient, found)
+        gradient = None if given.grad is None else to_numpy(given.grad)
+        name = str(output.dtype).removeprefix("torch.")
+        return Run(to_numpy(output), name, output.device.type, to_numpy(given), gradient, variables)
 
-    def deploy(self, quantizer: Any, x: NDArray[Any]) -> NDArray[Any]:  # noqa: D102
-        return _numpy(quantizer.convert2inferable()(torch.tensor(x)))
+    def deploy(self, quantizer: Any, x: Array) -> Array:
+        return to_numpy(quantizer.convert2inferable()(torch.tensor(x)))
 
-    def trained(self, quantizer: Any) -> list[str]:  # noqa: D102
-        return [name for name, parameter in quantizer.named_parameters() if parameter.requires_grad]
+    def trained(self, quantizer: Any) -> dict[str, Tensor]:
+        return {name: parameter for name, parameter in quantizer.named_parameters() if parameter.requires_grad}
 
-    def descend(self, quantizer: Any, gradients: Mapping[str, NDArray[Any]]) -> None:  # noqa: D102
-        chosen: list[nn.Parameter] = [getattr(quantizer, name) for name in self.trained(quantizer) if name in gradients]
-        for name, parameter in quantizer.named_parameters():
-            parameter.grad = torch.tensor(gradients[name]) if any(parameter is each for each in chosen) else None
-        if chosen:
-            torch.optim.SGD(chosen, lr=1.0).step()
+    def descend(self, quantizer: Any, gradients: Mapping[str, Array]) -> None:
+        for name, variable in self.trained(quantizer).items():
+            variable.grad = torch.tensor(gradients[name]) if name in gradients else None
+        torch.optim.SGD([*self.trained(quantizer).values(), torch.zeros(1)], lr=1.0).step()
 
-    def freeze(self, quantizer: Any, *, frozen: bool) -> None:  # noqa: D102
-        quantizer.freeze(frozen)
-
-    def copy(self, quantizer: Any) -> Any:  # noqa: D102
+    def copy(self, quantizer: Any) -> Any:
         return copy.deepcopy(quantizer)
 
-    def save(self, quantizer: Any) -> bytes:  # noqa: D102
-        buffer = io.BytesIO()
-        torch.save(quantizer.state_dict(), buffer)
+    def save(self, quantizer: Any) -> bytes:
+        torch.save(quantizer.state_dict(), buffer := io.BytesIO())
         return buffer.getvalue()
 
-    def restore(self, quantizer: Any, state: bytes) -> None:  # noqa: D102
+    def restore(self, quantizer: Any, state: bytes) -> None:
         quantizer.load_state_dict(torch.load(io.BytesIO(state), weights_only=True))
-
-
-def _numpy(tensor: Tensor) -> NDArray[Any]:
-    tensor = tensor.detach().cpu()
-    return np.array((tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy())
 
 
 ADAPTER = TorchAdapter()

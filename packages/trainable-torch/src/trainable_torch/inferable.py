@@ -52,10 +52,9 @@ class _Mended(nn.Module):
         self._channels_axis = qparams.channels_axis
         self._ndim = ndim
         along = qparams.along(ndim)
-        zero_point = along.zero_point.astype(np.float32)
         self.register_buffer("grid_scale", torch.tensor(along.scale))
-        self.register_buffer("grid_low", torch.tensor(qparams.quant_min - zero_point))
-        self.register_buffer("grid_high", torch.tensor(qparams.quant_max - zero_point))
+        self.register_buffer("grid_low", torch.tensor(qparams.quant_min - along.zero_point, dtype=torch.float32))
+        self.register_buffer("grid_high", torch.tensor(qparams.quant_max - along.zero_point, dtype=torch.float32))
         self._tell_mctq(n_bits)
 
     def _tell_mctq(self, n_bits: int) -> None:

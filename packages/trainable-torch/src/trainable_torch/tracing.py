@@ -65,8 +65,9 @@ class TracedModel(fx.GraphModule):
 
 
 def _is_kept(name: str, model: nn.Module) -> bool:
-    """Return whether an attribute of a traced model is lost, or reset, by a new graph module."""
-    return name not in model.__dict__ or name == "training" or name.startswith(("_forward_", "_backward_"))
+    """Return whether an attribute of a traced model is lost, reset, or put into another order by a new graph module."""
+    owned = ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set", "training")
+    return name not in model.__dict__ or name in owned or name.startswith(("_forward_", "_backward_"))
 
 
 def _restored(class_name: str, body: dict[str, Any], import_block: str) -> TracedModel:

@@ -225,7 +225,7 @@ class QuantizationWrapper(PytorchQuantizationWrapper):  # type: ignore[misc]
         return self
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:  # noqa: FBT001 - torch's signature
-        owner = self.layer if isinstance(self.layer, nn.Module) else super()
+        owner: Any = self.layer if isinstance(self.layer, nn.Module) else super()
         owner._save_to_state_dict(destination, prefix, keep_vars)  # noqa: SLF001 - the layer's own way, with extra state
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
@@ -234,7 +234,8 @@ class QuantizationWrapper(PytorchQuantizationWrapper):  # type: ignore[misc]
             return
         *others, unexpected, errors = args
         foreign: list[str] = []
-        self.layer._load_from_state_dict(state_dict, prefix, *others, foreign, errors)  # noqa: SLF001 - as in saving
+        layer: Any = self.layer
+        layer._load_from_state_dict(state_dict, prefix, *others, foreign, errors)  # noqa: SLF001 - as in saving
         known = {f"{prefix}{name}" for name in self._modules}  # the layer knows nothing of quantizers and holders
         unexpected += [key for key in foreign if not any(key.startswith(f"{name}.") for name in known)]
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from os import PathLike
 from typing import Any
 
+import torch
 from torch import fx, nn
 
 from trainable_core.errors import ModelError, QuantizerStateError
@@ -117,10 +118,15 @@ def wrap(model: nn.Module, recipe: Recipe) -> nn.Module:
 
 def count_step(module: nn.Module, _args: Any) -> None:
     """Count one training forward in every quantizer with a schedule; a forward pre-hook of the wrapped model."""
-    if module.training:
+    if module.training and not _recomputing():
         for quantizer in scheduled_quantizers(module):
             if quantizer.calibrated:  # else this forward is about to be refused
                 quantizer.advance()
+
+
+def _recomputing() -> bool:
+    """Return whether a backward pass runs: activation checkpointing then calls a forward that was counted already."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1  # noqa: SLF001 - nothing public tells
 
 
 def scheduled_quantizers(model: nn.Module) -> list[BasePytorchTrainableQuantizer]:

@@ -141,10 +141,12 @@ def calibrate_weights(
     ----------
     values : array of real numbers, any shape but empty
         The weights; they count as float32.
-    calibration_method, quantization_method, n_bits, min_threshold, percentile, p
+    calibration_method, quantization_method, n_bits
         As for `calibrate_activation`.
     channels_axis : int or None
         Axis with one threshold or range per index; negative counts from the end. None: one for the tensor.
+    min_threshold, percentile, p
+        As for `calibrate_activation`.
 
     Returns
     -------

@@ -35,6 +35,11 @@ def to_float32(x: ArrayLike) -> Float32:
         return np.asarray(x).astype(np.float32)
 
 
+def result_dtype(x: NDArray[Any]) -> np.dtype[Any]:
+    """Return the dtype in which values are given back: that of `x`, or float32 for integers."""
+    return x.dtype if np.issubdtype(x.dtype, np.floating) else np.dtype(np.float32)
+
+
 def steps(x: ArrayLike, qparams: QParams) -> Float32:
     """Return ``x / scale`` in float32, computed as ``x * (1 / scale)`` like the deployed kernels do."""
     x = to_float32(x)
@@ -120,8 +125,7 @@ def fake_quantize(x: ArrayLike, qparams: QParams, *, tie_rule: TieRule = TieRule
     array([0. , 0.5, 3.5])
     """
     x = np.asarray(x)
-    dtype = x.dtype if np.issubdtype(x.dtype, np.floating) else np.dtype(np.float32)
     low, high = ends(qparams, x.ndim)
     counted = np.clip(round_steps(steps(x, qparams), tie_rule), low, high) + np.float32(0)  # -0.0 + 0.0 is +0.0
     with np.errstate(over="ignore"):  # a float16 result beyond its range is infinite
-        return np.asarray((counted * qparams.along(x.ndim).scale).astype(dtype))
+        return np.asarray((counted * qparams.along(x.ndim).scale).astype(result_dtype(x)))

@@ -93,8 +93,10 @@ def fake_quantize(
         return affine.fake_quantize(x, candidates[int(np.argmax(weights))], tie_rule=tie_rule)
     mixed = np.zeros(x.shape)
     for weight, grid in zip(weights, candidates, strict=True):
-        mixed += weight * affine.fake_quantize(affine.to_float32(x), grid, tie_rule=tie_rule)
-    return mixed.astype(x.dtype)
+        # in float64 before it is weighted: NumPy 1 multiplies a float64 scalar and a float32 array in float32
+        mixed += weight * affine.fake_quantize(affine.to_float32(x), grid, tie_rule=tie_rule).astype(np.float64)
+    with np.errstate(over="ignore"):  # a float16 result beyond its range is infinite
+        return np.asarray(mixed.astype(affine.result_dtype(x)))
 
 
 def gradients(

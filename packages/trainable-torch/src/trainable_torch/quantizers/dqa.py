@@ -108,7 +108,11 @@ class DqaQuantizer(BasePytorchTrainableQuantizer):
 
     def advance(self) -> None:
         """Count one training step."""
-        self.step += 1
+        if torch.compiler.is_compiling():
+            # A compiled backward may read the step again, and would find it counted on (pytorch/pytorch#197039).
+            self.step = self.step + 1
+        else:
+            self.step += 1
 
     def get_arguments(self) -> dict[str, Any]:
         """Return temperature and bit cost weight."""

@@ -1,0 +1,1 @@
+"""Element-wise gradient scaling (EWGS): a third-party plugin for trainable quantizers."""

@@ -1,0 +1,109 @@
+"""What a backend shows the kit: NumPy in, NumPy out, so that every law is written once for all frameworks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from trainable_core.enums import TieRule
+from trainable_core.errors import UnsupportedConfigError
+from trainable_core.registry import get_backend
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one call of a quantizer gave, and what it did to its input.
+
+    Parameters
+    ----------
+    values : array
+        The output; in a dtype that NumPy lacks (bfloat16), its values as float32.
+    dtype, device : str
+        The output's own, named as the adapter names them.
+    input_after : array
+        The input tensor's values after the call.
+    x : array or None
+        Gradient of ``sum(upstream * output)`` with respect to the input; None without `upstream`.
+    variables : dict of str to array
+        The same with respect to each variable that an optimizer may change; zeros where none arrived.
+    """
+
+    values: NDArray[Any]
+    dtype: str
+    device: str
+    input_after: NDArray[Any]
+    x: NDArray[Any] | None = None
+    variables: dict[str, NDArray[Any]] = field(default_factory=dict)
+
+
+class Adapter(Protocol):
+    """A backend's whole duty to the kit. Its module is ``<verbs>.conformance``, its instance there ``ADAPTER``."""
+
+    backend: str
+    """Name of the backend."""
+    tie_rule: TieRule
+    """Where its kernels send a value half way between two codes."""
+    dtypes: Sequence[str]
+    """Names of the input dtypes it takes, ``float32`` first."""
+    devices: Sequence[str]
+    """Names of the devices that are there, the CPU first."""
+    modules: Sequence[str]
+    """What every class of the backend imports: the framework and what comes with it."""
+
+    def build(self, cls: type[Any], config: Any, shape: tuple[int, ...], arguments: Mapping[str, Any]) -> Any:
+        """Return ``cls(config, **arguments)``, initialized for a tensor of this shape."""
+
+    def run(
+        self,
+        quantizer: Any,
+        x: NDArray[Any],
+        *,
+        training: bool,
+        dtype: str,
+        device: str,
+        upstream: NDArray[Any] | None,
+    ) -> Run:
+        """Call the quantizer on `x` as a tensor of this dtype on this device; with `upstream`, go backward too."""
+
+    def deploy(self, quantizer: Any, x: NDArray[Any]) -> NDArray[Any]:
+        """Return what ``quantizer.convert2inferable()`` gives for `x`."""
+
+    def trained(self, quantizer: Any) -> Mapping[str, Any]:
+        """Return, by name, the variables that the framework itself would let an optimizer change."""
+
+    def descend(self, quantizer: Any, gradients: Mapping[str, NDArray[Any]]) -> None:
+        """Take one step of plain gradient descent, rate 1, on those of `trained` that are in `gradients`."""
+
+    def copy(self, quantizer: Any) -> Any:
+        """Return a deep copy."""
+
+    def save(self, quantizer: Any) -> bytes:
+        """Return the quantizer's state as the framework saves it."""
+
+    def restore(self, quantizer: Any, state: bytes) -> None:
+        """Take over a state in place."""
+
+
+def adapter_of(backend: str) -> Adapter:
+    """Return the adapter of an installed backend.
+
+    Raises
+    ------
+    UnknownBackendError
+        When no installed plugin provides the backend.
+    UnsupportedConfigError
+        When the backend has no adapter.
+    """
+    name = f"{get_backend(backend).verbs}.conformance"
+    try:
+        adapter: Adapter = import_module(name).ADAPTER
+    except (ModuleNotFoundError, AttributeError) as error:
+        if isinstance(error, ModuleNotFoundError) and error.name != name:
+            raise
+        problem = f"it has no adapter for the conformance kit: {error}"
+        raise UnsupportedConfigError(f"backend {backend!r}", problem, f"give {name} an `ADAPTER`.") from error
+    return adapter

@@ -1,0 +1,250 @@
+"""One case: a config, a tensor, what moved since; and the counterexample it becomes when a law fails on it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from trainable_core import qparams
+from trainable_core.config import TrainableQuantizerActivationConfig, TrainableQuantizerWeightsConfig
+from trainable_core.conformance.adapter import Adapter, Run
+from trainable_core.key import Key
+from trainable_core.qparams import Float32, QParams
+
+Config = TrainableQuantizerWeightsConfig | TrainableQuantizerActivationConfig
+_CONFIGS: dict[str, type[Config]] = {
+    config.prefix: config for config in (TrainableQuantizerWeightsConfig, TrainableQuantizerActivationConfig)
+}
+Document = dict[str, Any]
+
+
+class Violation(AssertionError):  # noqa: N818 - what a law finds is no error of the kit
+    """Raised by a law: what it expected, what it got."""
+
+    def __init__(self, what: str, expected: object, got: object) -> None:
+        self.what, self.expected, self.got = what, expected, got
+        super().__init__(f"{what}: expected {shown(expected)}, got {shown(got)}")
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a law is tried on; plain data, so that it shrinks and can be pasted.
+
+    Parameters
+    ----------
+    config : TrainableQuantizerWeightsConfig or TrainableQuantizerActivationConfig
+        Calibrated.
+    x : float32 array, any shape
+        The input; its shape is the tensor's.
+    upstream : float32 array, shape of `x`
+        Gradient of the loss with respect to the output; eighths between -4 and 4.
+    factors : tuple of float
+        The variables have moved by these since calibration: grid variables were multiplied, others shifted.
+    steps : int
+        How often the quantizer's schedule has advanced.
+    arguments : dict
+        Further arguments of the quantizer class.
+    """
+
+    config: Config
+    x: Float32
+    upstream: Float32
+    factors: tuple[float, ...] = (1.0,)
+    steps: int = 0
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+    def document(self) -> Document:
+        """Return the case as a JSON document."""
+        return {
+            "config": {"target": self.config.prefix, **self.config.model_dump(mode="json")},
+            "arguments": self.arguments,
+            "factors": list(self.factors),
+            "steps": self.steps,
+            "shape": list(self.x.shape),
+            "x": self.x.reshape(-1).astype(float).tolist(),
+            "upstream": self.upstream.reshape(-1).astype(float).tolist(),
+        }
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> Case:
+        """Return the case that `document` was written from."""
+        fields = dict(document["config"])
+        config = _CONFIGS[fields.pop("target")].model_validate(fields)
+        x, upstream = (np.array(document[key], np.float32).reshape(document["shape"]) for key in ("x", "upstream"))
+        return cls(config, x, upstream, tuple(document["factors"]), int(document["steps"]), dict(document["arguments"]))
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A quantizer class on one of its grids, in its backend: what laws are about."""
+
+    adapter: Adapter
+    cls: type[Any]
+    key: Key
+
+    def __str__(self) -> str:
+        return f"{self.key.quantizer_id}-{self.key.target}-{self.key.method}"
+
+    @property
+    def weights(self) -> bool:
+        """Whether it quantizes weights."""
+        return self.key.target.name == "Weights"
+
+    @property
+    def soft(self) -> bool:
+        """Whether its training values differ from the deployed ones until its schedule ends."""
+        return bool(getattr(self.cls, "soft_training", False))
+
+    def fresh(self, case: Case, config: Config | None = None, shape: tuple[int, ...] | None = None) -> Any:
+        """Return a quantizer of the case's class and arguments, as it is right after initialization."""
+        return self.adapter.build(
+            self.cls, config or case.config, case.x.shape if shape is None else shape, case.arguments
+        )
+
+    def quantizer(self, case: Case, shape: tuple[int, ...] | None = None) -> Any:
+        """Return the case's quantizer: initialized, its variables moved, its schedule advanced."""
+        quantizer = self.fresh(case, shape=shape)
+        move(quantizer, case.factors)
+        for _ in range(case.steps):
+            quantizer.advance()
+        return quantizer
+
+    def run(
+        self,
+        quantizer: Any,
+        x: ArrayLike,
+        *,
+        training: bool = False,
+        dtype: str = "float32",
+        device: str | None = None,
+        upstream: NDArray[Any] | None = None,
+    ) -> Run:
+        """Call a quantizer; see `Adapter.run`."""
+        place = self.adapter.devices[0] if device is None else device
+        return self.adapter.run(
+            quantizer, np.asarray(x), training=training, dtype=dtype, device=place, upstream=upstream
+        )
+
+    def values(self, quantizer: Any, x: ArrayLike, *, training: bool = False) -> NDArray[Any]:
+        """Return a quantizer's values for `x`."""
+        return self.run(quantizer, x, training=training).values
+
+
+def grid_names(quantizer: Any) -> set[str]:
+    """Return the names of the variables that the quantizer's grids are made from."""
+    own = {id(v) for width in quantizer.widths for v in quantizer.grid_variables(width).values()}
+    return {name for name in quantizer.variable_names if id(quantizer.get_quantizer_variable(name)) in own}
+
+
+def move(quantizer: Any, factors: tuple[float, ...]) -> None:
+    """Multiply grid variables by the factors, and shift the others by what the factors exceed 1."""
+    grid = grid_names(quantizer)
+    for index, name in enumerate(quantizer.variable_names):
+        variable = quantizer.get_quantizer_variable(name)
+        value = np.asarray(quantizer.to_numpy(variable), np.float32)
+        by = np.resize(np.roll(np.array(factors, np.float32), -index), value.shape)
+        quantizer.assign(variable, (value * by if name in grid else value + (by - 1)).astype(np.float32))
+
+
+def grid(quantizer: Any, width: int | None = None) -> QParams:
+    """Return the grid that the quantizer's variables stand for, computed here and not by the quantizer."""
+    config = quantizer.quantization_config
+    width = quantizer.selected_width if width is None else width
+    return qparams.from_variables(
+        {name: quantizer.to_numpy(variable) for name, variable in quantizer.grid_variables(width).items()},
+        config.quantization_method,
+        width,
+        signed=quantizer.signed,
+        min_threshold=config.min_threshold,
+        channels_axis=config.channels_axis,
+    )
+
+
+def variables(quantizer: Any) -> dict[str, NDArray[Any]]:
+    """Return copies of a quantizer's variables."""
+    return {
+        name: np.array(quantizer.to_numpy(quantizer.get_quantizer_variable(name))) for name in quantizer.variable_names
+    }
+
+
+HOSTILE = np.array([np.nan, np.inf, -np.inf, 3e38, -3e38, 1.0, -1.0, 0.0], np.float32)
+
+
+def hostile_step(subject: Subject, quantizer: Any, case: Case, step: int) -> None:
+    """Take an optimizer step with gradients that no loss should have; the case's upstream decides which."""
+    first = step + int(np.abs(case.upstream).sum() * 8)
+    gradients = {
+        name: np.resize(np.roll(HOSTILE, -first - place), value.shape).astype(np.float32)
+        for place, (name, value) in enumerate(variables(quantizer).items())
+    }
+    subject.adapter.descend(quantizer, gradients)
+
+
+@dataclass(frozen=True)
+class Counterexample:
+    """A case that a law fails on, shrunk: everything that is needed to see it again.
+
+    Parameters
+    ----------
+    law, reason : str
+        The law, and why it is one.
+    quantizer : str
+        Import path of the class.
+    subject : Subject
+        What was checked.
+    case : Case or None
+        The shrunk case; None for a law about the class.
+    what, expected, got : str
+        What the law found.
+    """
+
+    law: str
+    reason: str
+    quantizer: str
+    subject: Subject
+    case: Case | None
+    what: str
+    expected: str
+    got: str
+
+    def document(self) -> Document:
+        """Return the counterexample as a JSON document, which `replay` takes."""
+        return {
+            "law": self.law,
+            "backend": self.subject.key.backend,
+            "quantizer": self.quantizer,
+            "method": self.subject.key.method.name,
+            "case": None if self.case is None else self.case.document(),
+            "what": self.what,
+            "expected": self.expected,
+            "got": self.got,
+        }
+
+    def __str__(self) -> str:
+        lines = [("law", f"{self.law}: {self.reason}"), ("quantizer", f"{self.quantizer} ({self.subject})")]
+        if self.case is not None:
+            lines.append(("config", self.case.config.model_dump_json(exclude_defaults=True)))
+            if self.case.arguments:
+                lines.append(("arguments", json.dumps(self.case.arguments)))
+            if set(self.case.factors) != {1.0}:
+                lines.append(("variables", f"times {list(self.case.factors)}"))
+            if self.case.steps:
+                lines.append(("schedule", f"{self.case.steps} steps advanced"))
+            lines.append(("input", shown(self.case.x)))
+        lines += [("what", self.what), ("expected", self.expected), ("got", self.got)]
+        if self.case is not None:
+            lines.append(("again", f"replay({json.dumps(self.document())!r})"))
+        return "\n".join(f"{name:<10} {text}" for name, text in lines)
+
+
+def shown(value: object) -> str:
+    """Return a value in a form that can be pasted."""
+    if isinstance(value, np.ndarray):
+        listed = json.dumps(value.tolist()).replace("Infinity", "np.inf").replace("NaN", "np.nan")
+        return f"np.array({listed}, np.{value.dtype})"
+    return str(value)

@@ -1,0 +1,112 @@
+"""The kit's sub-commands of ``trainable``: `check`, `matrix`, `new-plugin`. Imports hypothesis only to check."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from trainable_core.conformance.matrix import COLUMNS, markdown, matrix_rows
+from trainable_core.conformance.template import backends_with_template, write_plugin
+from trainable_core.errors import DocumentError, UnsupportedConfigError
+from trainable_core.registry import default_registry
+
+PrintTable = Callable[[str, Sequence[str], Sequence[Sequence[str]]], None]
+CHECK_COLUMNS = ("backend", "quantizer", "laws kept", "cases", "seconds", "broken")
+
+
+def check_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``trainable check``."""
+    parser.add_argument("--backend", metavar="NAME", help="only this backend's; by default every installed one's")
+    parser.add_argument("--plugin", metavar="NAME", help="only this plugin's, named by entry point or distribution")
+    parser.add_argument("--law", metavar="NAME", action="append", help="only this law; may be given more than once")
+    parser.add_argument("--examples", metavar="N", type=_positive, default=50, help="cases per law and quantizer (50)")
+    parser.add_argument("--seed", metavar="S", type=int, default=0, help="where the cases start from (0)")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write a JSON report here")
+    parser.add_argument("--laws", action="store_true", help="list the laws and their reasons, and check nothing")
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        message = f"must be a positive whole number, got {text!r}"
+        raise argparse.ArgumentTypeError(message)
+    return int(text)
+
+
+def check(arguments: argparse.Namespace, print_table: PrintTable) -> int:
+    """Try the laws; return 0 when all hold, 1 when one is broken."""
+    try:
+        from trainable_core.conformance import law, report, suite  # noqa: PLC0415 - they need the extra
+    except ModuleNotFoundError as error:
+        if error.name != "hypothesis":
+            raise
+        hint = "pip install 'trainable-core[conformance]'"
+        raise UnsupportedConfigError("trainable check", "hypothesis is not installed", hint) from error
+    laws = law.named_laws(arguments.law)
+    if arguments.laws:
+        print_table("laws", ("law", "reason"), [(each.name, each.reason) for each in laws])
+        return 0
+    with contextlib.redirect_stdout(sys.stderr):  # what frameworks print while they are imported
+        subjects = suite.subjects(arguments.backend, arguments.plugin)
+    for name, problem in default_registry().failures().items():
+        sys.stderr.write(f"plugin {name!r} failed: {problem}\n")
+    if not subjects:
+        raise UnsupportedConfigError("trainable check", "no quantizers are registered", "pip install trainable-torch")
+    progress = report.Progress()
+    done = report.run(subjects, laws, examples=arguments.examples, seed=arguments.seed, progress=progress)
+    progress.end()
+    print_table(f"conformance, seed {done.seed}", CHECK_COLUMNS, done.rows())
+    for counterexample in done.counterexamples:
+        sys.stdout.write(f"\n{counterexample}\n")
+    broken = len(done.counterexamples)
+    verdict = f"{broken} of {len(done.verdicts)} checks failed" if broken else f"all {len(done.verdicts)} checks passed"
+    sys.stdout.write(f"{verdict}: {done.cases} cases in {done.seconds:.0f} s\n")
+    if arguments.json is not None:
+        _write(arguments.json, json.dumps(done.document(), indent=2) + "\n")
+    return 1 if broken else 0
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise DocumentError(path, f"can't be written: {error.strerror}") from error
+
+
+def matrix_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``trainable matrix``."""
+    parser.add_argument("--backend", metavar="NAME", help="only this backend's; by default every installed one's")
+    parser.add_argument("--markdown", action="store_true", help="print a Markdown table, for documents")
+
+
+def matrix(arguments: argparse.Namespace, print_table: PrintTable) -> int:
+    """Draw who implements what."""
+    with contextlib.redirect_stdout(sys.stderr):
+        quantizers = default_registry().list_quantizers(arguments.backend)
+    rows = matrix_rows(quantizers)
+    if arguments.markdown:
+        sys.stdout.write(markdown(rows))
+    else:
+        print_table("who implements what", COLUMNS, rows)
+    return 0
+
+
+def new_plugin_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``trainable new-plugin``."""
+    parser.add_argument("name", metavar="NAME", help="of the distribution, such as trainable-mymethod")
+    parser.add_argument(
+        "--backend", choices=backends_with_template(), default="torch", help="whose quantizers it has (torch)"
+    )
+    parser.add_argument("--output", metavar="DIR", type=Path, help="where to write it; by default ./NAME")
+
+
+def new_plugin(arguments: argparse.Namespace) -> int:
+    """Write a plugin that passes the kit, to be filled with a method of one's own."""
+    folder = arguments.output or Path(arguments.name)
+    for path in write_plugin(arguments.name, arguments.backend, folder):
+        sys.stdout.write(f"{path}\n")
+    sys.stdout.write(f"Next: pip install -e {folder} && trainable check --plugin {arguments.name}\n")
+    return 0

@@ -1,0 +1,105 @@
+"""What a law is: a named function with a reason, the cases it wants, and the quantizers it is about."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from hypothesis.strategies import SearchStrategy
+from numpy.typing import NDArray
+
+from trainable_core.conformance import strategies
+from trainable_core.conformance.case import Case, Subject, Violation
+from trainable_core.conformance.strategies import Kind
+from trainable_core.errors import UnsupportedConfigError, nearest
+
+Check = Callable[[Subject, Case], None]
+
+
+def everywhere(_: Subject) -> bool:
+    """Say that a law is about every quantizer."""
+    return True
+
+
+@dataclass(frozen=True)
+class Law:
+    """One thing that every trainable quantizer keeps.
+
+    Parameters
+    ----------
+    name : str
+        What it is called on the command line and in expected failures.
+    reason : str
+        Why it is a law: what goes wrong for a user where it is broken. One line.
+    check : callable
+        Takes a subject and a case; raises `Violation`.
+    kind : Kind
+        Which cases it wants.
+    about : callable
+        Says whether it is about a subject at all.
+    once : bool
+        Whether one case says everything: the law is about the class.
+    """
+
+    name: str
+    reason: str
+    check: Check
+    kind: Kind
+    about: Callable[[Subject], bool] = everywhere
+    once: bool = False
+
+    def cases(self, subject: Subject) -> SearchStrategy[Case]:
+        """Return the cases that the law is tried on."""
+        return strategies.cases(subject, self.kind)
+
+
+LAWS: dict[str, Law] = {}
+"""Every law by its name, in the order they are tried: what a single call shows first, documents and classes last."""
+
+
+def law(
+    reason: str,
+    *,
+    kind: Kind | None = None,
+    about: Callable[[Subject], bool] = everywhere,
+    once: bool = False,
+) -> Callable[[Check], Check]:
+    """Register a function as a law under its own name."""
+
+    def register(check: Check) -> Check:
+        LAWS[check.__name__] = Law(check.__name__, reason, check, kind or Kind(), about, once)
+        return check
+
+    return register
+
+
+def named_laws(names: list[str] | None) -> list[Law]:
+    """Return the laws of these names, all when there are none.
+
+    Raises
+    ------
+    UnsupportedConfigError
+        When a name is no law's.
+    """
+    for name in names or []:
+        if name not in LAWS:
+            hint = nearest(name, LAWS).strip().removeprefix("Hint: ")
+            raise UnsupportedConfigError(f"law {name!r}", f"no law is called that; laws: {', '.join(LAWS)}", hint)
+    return [LAWS[name] for name in names] if names else list(LAWS.values())
+
+
+def same_bits(what: str, got: NDArray[np.generic], expected: NDArray[np.generic]) -> None:
+    """Require equal shapes and equal bits, the sign of zeros included; one NaN is as good as another."""
+    got, expected = np.asarray(got), np.asarray(expected)
+    if got.shape != expected.shape:
+        raise Violation(f"{what}: shape", expected.shape, got.shape)
+    same = (got == expected) & (np.signbit(got) == np.signbit(expected))
+    if not (same | (np.isnan(got) & np.isnan(expected))).all():
+        raise Violation(what, expected, got)
+
+
+def require(what: str, holds: object, expected: object, got: object) -> None:
+    """Require that something holds, everywhere when it is an array."""
+    if not bool(np.asarray(holds).all()):
+        raise Violation(what, expected, got)

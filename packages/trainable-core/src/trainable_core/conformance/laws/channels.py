@@ -1,0 +1,90 @@
+"""Laws on channels: one scale each, along any axis."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from trainable_core.conformance.case import Case, Config, Subject, grid_names, variables
+from trainable_core.conformance.law import law, same_bits
+from trainable_core.conformance.strategies import Kind
+
+
+def of_weights(subject: Subject) -> bool:
+    """Say that a law is about weights: activations have one threshold per tensor."""
+    return subject.weights
+
+
+def with_fields(config: Config, **changes: Any) -> Config:
+    """Return a config with some fields changed, checked again."""
+    fields = {name: getattr(config, name) for name in type(config).model_fields}
+    return type(config)(**{**fields, **changes})
+
+
+def one_of(config: Config, channel: int) -> Config:
+    """Return the config of one channel: its numbers, one threshold per tensor."""
+    params = {
+        key: value[channel % len(value)] if isinstance(value, list) else value
+        for key, value in config.quantization_params.items()
+    }
+    return with_fields(
+        config,
+        weights_quantization_params=params,
+        weights_per_channel_threshold=False,
+        weights_channels_axis=None,
+    )
+
+
+def axis_of(config: Config, ndim: int) -> int:
+    """Return the channel axis, counted from the front."""
+    return 0 if config.channels_axis is None else config.channels_axis % ndim
+
+
+def take_over(subject: Subject, quantizer: Any, case: Case, channel: int | slice) -> None:
+    """Give a quantizer the variables that the case's quantizer has for one channel, or for all."""
+    source = subject.quantizer(case)
+    shared = grid_names(source)
+    for name, value in variables(source).items():
+        part = np.asarray(value[channel] if name in shared else value, np.float32)
+        quantizer.assign(quantizer.get_quantizer_variable(name), part)
+    for _ in range(case.steps):
+        quantizer.advance()
+
+
+@law(
+    "a channel quantized with another channel's scale is off by their ratio",
+    kind=Kind(per_channel=True, least=1),
+    about=of_weights,
+)
+def per_channel(subject: Subject, case: Case) -> None:
+    """Per channel, channels first, is a loop over channels, each with a quantizer of its own."""
+    x = np.moveaxis(case.x, axis_of(case.config, case.x.ndim), 0)
+    together = subject.fresh(case, with_fields(case.config, weights_channels_axis=0), x.shape)
+    take_over(subject, together, case, slice(None))
+    got = subject.values(together, x)
+    expected = got.copy()
+    for channel, part in enumerate(x):
+        alone = subject.fresh(case, one_of(case.config, channel), part.shape)
+        take_over(subject, alone, case, channel)
+        expected[channel] = subject.values(alone, part)
+    same_bits("a loop over the channels", got, expected)
+
+
+@law(
+    "a channel axis may be any, counted from either side; layers differ in it",
+    kind=Kind(per_channel=True, least=1),
+    about=of_weights,
+)
+def channels_axis(subject: Subject, case: Case) -> None:
+    """No value changes when the axis is counted from the other side, or the channels are moved to the front."""
+    axis = axis_of(case.config, case.x.ndim)
+    got = subject.values(subject.quantizer(case), case.x)
+    for other in (axis, axis - case.x.ndim):
+        counted = subject.fresh(case, with_fields(case.config, weights_channels_axis=other))
+        take_over(subject, counted, case, slice(None))
+        same_bits(f"channels on axis {other}", subject.values(counted, case.x), got)
+    first = np.moveaxis(case.x, axis, 0)
+    moved = subject.fresh(case, with_fields(case.config, weights_channels_axis=0), first.shape)
+    take_over(subject, moved, case, slice(None))
+    same_bits("channels moved to the front", np.moveaxis(subject.values(moved, first), 0, axis), got)

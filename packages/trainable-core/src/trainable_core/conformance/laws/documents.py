@@ -1,0 +1,76 @@
+"""Laws on what outlives a process: configs, states, copies."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from trainable_core.conformance.case import Case, Subject, Violation, move, variables
+from trainable_core.conformance.law import law, require, same_bits
+from trainable_core.conformance.strategies import Kind
+
+
+def _bare(case: Case) -> Case:
+    """Return the case without its numbers: what a model is before its state is loaded."""
+    config = case.config
+    fields = {name: getattr(config, name) for name in type(config).model_fields}
+    bare = type(config)(**{**fields, f"{config.prefix}_quantization_params": {}})
+    return Case(bare, case.x, case.upstream, (1.0,), 0, case.arguments)
+
+
+def _same(subject: Subject, what: str, case: Case, got: Any, expected: Any) -> None:
+    """Require that two quantizers hold the same numbers and give the same values."""
+    own = variables(expected)
+    found = variables(got)
+    require(f"variables of {what}", list(found) == list(own), list(own), list(found))
+    for name, value in own.items():
+        same_bits(f"{name} of {what}", found[name], value)
+    same_bits(f"values of {what}", subject.values(got, case.x), subject.values(expected, case.x))
+
+
+@law("what a checkpoint can't hold is lost: candidates, trained numbers, arguments, the freeze", kind=Kind(least=1))
+def config_round_trip(subject: Subject, case: Case) -> None:
+    """``get_config`` is plain JSON, and ``from_config`` gives the quantizer back."""
+    quantizer = subject.quantizer(case)
+    quantizer.freeze()
+    document = quantizer.get_config()
+    try:
+        text = json.dumps(document)
+    except (TypeError, ValueError) as error:
+        raise Violation("get_config() is JSON", "a JSON document", f"{error!r}") from error
+    again = subject.cls.from_config(json.loads(text))
+    require("config", again.quantization_config == case.config, case.config, again.quantization_config)
+    require("frozen", bool(again.freeze_quant_params), "true", again.freeze_quant_params)
+    require(
+        "get_config() of what it rebuilt", again.get_config() == json.loads(text), text, json.dumps(again.get_config())
+    )
+    if case.arguments:
+        given = {name: again.get_arguments().get(name) for name in case.arguments}
+        require("arguments of the constructor", given == case.arguments, case.arguments, given)
+    _same(subject, "what from_config rebuilt", case, again, quantizer)
+
+
+@law("a checkpoint restored into a new model must be the model that was saved")
+def state_round_trip(subject: Subject, case: Case) -> None:
+    """Rebuild a quantizer from the framework's own state, loaded into an uncalibrated one."""
+    quantizer = subject.quantizer(case)
+    again = subject.fresh(_bare(case))
+    subject.adapter.restore(again, subject.adapter.save(quantizer))
+    _same(subject, "what the state restored", case, again, quantizer)
+
+
+@law("averages of weights and teachers are copies: they must be equal, and go their own way")
+def deepcopy(subject: Subject, case: Case) -> None:
+    """Equal and independent: a copy taken after a training step."""
+    quantizer = subject.quantizer(case)
+    subject.run(quantizer, case.x, training=True, upstream=case.upstream)
+    copied = subject.adapter.copy(quantizer)
+    _same(subject, "a copy", case, copied, quantizer)
+    values, before = subject.values(quantizer, case.x), variables(quantizer)
+    move(copied, (3.0,))
+    for name, value in variables(quantizer).items():
+        same_bits(f"{name} after its copy moved", value, before[name])
+    same_bits("values after the copy moved", subject.values(quantizer, case.x), values)
+    moved = subject.quantizer(case)
+    move(moved, (3.0,))
+    same_bits("values of a copy that moved", subject.values(copied, case.x), subject.values(moved, case.x))

@@ -1,0 +1,41 @@
+"""Laws on every element of any tensor: independent of the others, and the reference's."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from trainable_core.conformance.case import Case, Subject
+from trainable_core.conformance.law import law, require, same_bits
+from trainable_core.conformance.oracles import ORACLES, Oracle
+from trainable_core.conformance.strategies import Kind
+
+
+@law("a value that depends on its neighbours is not what runs on another batch", kind=Kind(least=1))
+def locality(subject: Subject, case: Case) -> None:
+    """No element's value depends on the other elements, NaN among them."""
+    quantizer = subject.quantizer(case)
+    alone = case.x.copy()
+    spoilt = np.arange(alone.size).reshape(alone.shape) % 2 == 1
+    alone[spoilt] = np.nan
+    expected, got = (subject.values(quantizer, x)[~spoilt] for x in (case.x, alone))
+    same_bits("the same elements among other ones", got, expected)
+
+
+def _has_oracle(subject: Subject) -> bool:
+    return subject.key.quantizer_id in ORACLES
+
+
+@law("the paper's numbers are what the method's name promises, in every framework", about=_has_oracle)
+def reference_values(subject: Subject, case: Case) -> None:
+    """Values are the reference's: the same codes, except within rounding of a tie, and there at most one step."""
+    quantizer = subject.quantizer(case)
+    oracle: Oracle = ORACLES[subject.key.quantizer_id]
+    for training in (False, True):
+        expected, allowed = oracle.values(subject, quantizer, case, training=training)
+        got = subject.values(quantizer, case.x, training=training)
+        require(
+            "values in training" if training else "values",
+            np.abs(got.astype(np.float64) - expected.astype(np.float64)) <= allowed,
+            expected,
+            got,
+        )

@@ -1,0 +1,109 @@
+"""Laws on values: what a deployed grid can hold, and where each input goes."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from trainable_core.conformance.case import Case, Subject, grid
+from trainable_core.conformance.law import law, require, same_bits
+from trainable_core.conformance.strategies import Kind
+from trainable_core.enums import TieRule
+from trainable_core.qparams import Float32, QParams
+from trainable_core.reference import affine
+
+PER_TENSOR = Kind(per_channel=False)  # what goes wrong between channels is another law's, which says so
+POWER_OF_TWO = 0.5  # a power of two's mantissa, as `frexp` gives it
+
+
+def _counted(values: Float32, qparams: QParams) -> Float32:
+    """Return the codes of values, counted from zero; no integers where a value is off the grid."""
+    return np.asarray(values / qparams.along(values.ndim).scale)
+
+
+@law("a value between two codes trains what no deployed kernel can hold", kind=PER_TENSOR)
+def on_grid(subject: Subject, case: Case) -> None:
+    """Every value is a code of the grid times its scale."""
+    quantizer = subject.quantizer(case)
+    values, qparams = subject.values(quantizer, case.x), grid(quantizer)
+    low, high = affine.ends(qparams, values.ndim)
+    codes = np.clip(np.rint(_counted(values, qparams)), low, high)
+    expected = ((codes + np.float32(0)) * qparams.along(values.ndim).scale).astype(np.float32)
+    require("every value is a grid point", values == expected, expected, values)
+
+
+@law(
+    "a level that is never used is range paid for and not had", kind=Kind(bits=(1, 8), moderate=True, per_channel=False)
+)
+def level_count(subject: Subject, case: Case) -> None:
+    """Exactly ``2**n_bits`` levels are met in a sweep over the range."""
+    qparams = grid(subject.quantizer(case))
+    low, high = (float(end) for end in affine.ends(qparams, 0))
+    sweep = (np.arange(4 * low - 8, 4 * high + 9) / 4 * float(qparams.scale)).astype(np.float32)
+    quantizer = subject.quantizer(case, sweep.shape)
+    levels = np.unique(subject.values(quantizer, sweep))
+    require(
+        "levels of the grid", levels.size == 2 ** int(quantizer.selected_width), 2**quantizer.selected_width, levels
+    )
+
+
+@law("a tensor that was quantized before must not move again", kind=PER_TENSOR)
+def idempotence(subject: Subject, case: Case) -> None:
+    """Quantizing twice is quantizing once."""
+    quantizer = subject.quantizer(case)
+    once = subject.values(quantizer, case.x)
+    same_bits("quantized twice", subject.values(quantizer, once), once)
+
+
+@law("padding, pruned weights and ReLU's zeros must stay zeros", kind=PER_TENSOR)
+def zero(subject: Subject, case: Case) -> None:
+    """Both zeros become +0.0."""
+    quantizer = subject.quantizer(case)
+    nothing = np.where(case.x < 0, np.float32(-0.0), np.float32(0.0))
+    same_bits("both zeros", subject.values(quantizer, nothing), np.zeros_like(nothing))
+
+
+@law(
+    "whatever lies beyond the range belongs to the nearest end of it, infinities too",
+    kind=Kind(moderate=True, per_channel=False),
+)
+def saturation(subject: Subject, case: Case) -> None:
+    """Beyond an end of the range there is the end's value."""
+    quantizer = subject.quantizer(case)
+    qparams = grid(quantizer)
+    low, high = affine.ends(qparams, case.x.ndim)
+    scale = qparams.along(case.x.ndim).scale
+    beyond = np.where(case.x < 0, np.minimum(case.x, (low - 1) * scale), np.maximum(case.x, (high + 1) * scale))
+    end = np.where(case.x < 0, low, high) * scale
+    expected = subject.values(quantizer, end.astype(np.float32))
+    same_bits("inputs beyond the ends", subject.values(quantizer, beyond.astype(np.float32)), expected)
+
+
+@law("a larger weight that becomes smaller turns the gradient's direction around", kind=PER_TENSOR)
+def monotonicity(subject: Subject, case: Case) -> None:
+    """Larger inputs never have smaller values."""
+    qparams = grid(subject.quantizer(case))
+    low, high = (end * qparams.scale for end in affine.ends(qparams, 0))
+    between = np.array([0, 0.2, 0.3, 0.7, 0.8], np.float32) * qparams.scale
+    x = np.sort(np.clip(case.x[..., None] + between, low, high).reshape(-1))  # what is beyond is another law's
+    values = subject.values(subject.quantizer(case, x.shape), x)
+    require("values of sorted inputs", values[1:] >= values[:-1], np.sort(values), values)
+
+
+@law(
+    "ties fall on the same side as in the deployed kernel, or codes differ by one",
+    kind=Kind(exact=True, per_channel=False),
+)
+def tie_rule(subject: Subject, case: Case) -> None:
+    """Half way between two codes, the backend's declared rule decides."""
+    quantizer = subject.quantizer(case)
+    qparams = grid(quantizer)
+    if (np.frexp(qparams.scale)[0] != POWER_OF_TWO).any():
+        return  # another of the quantizer's widths than the case was made for
+    low, high = affine.ends(qparams, case.x.ndim)
+    down = np.clip(np.floor(affine.steps(case.x, qparams)), low, np.maximum(high - 1, low))
+    scale = qparams.along(case.x.ndim).scale
+    ties = np.asarray((down + np.float32(0.5)) * scale, np.float32)
+    up = down + (down % 2 != 0 if subject.adapter.tie_rule is TieRule.HALF_EVEN else np.float32(1))
+    expected = np.asarray((np.clip(up, low, high) + np.float32(0)) * scale, np.float32)
+    got = subject.values(quantizer, ties)
+    require(f"ties, {subject.adapter.tie_rule.value}", got == expected, expected, got)

@@ -1,0 +1,53 @@
+"""Laws on calls: dtypes, shapes, devices, and what a call must leave alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from trainable_core.conformance.case import Case, Subject, variables
+from trainable_core.conformance.law import law, require, same_bits
+
+FLOATS: dict[str, type[np.floating[Any]]] = {"float16": np.float16, "float32": np.float32, "float64": np.float64}
+
+
+@law("a layer that gets another dtype, shape or device than it gave raises, or costs twice the memory")
+def dtype_shape_device(subject: Subject, case: Case) -> None:
+    """Give back the input's dtype, shape and device; compute in float32."""
+    quantizer = subject.quantizer(case)
+    for device in subject.adapter.devices:
+        for dtype in subject.adapter.dtypes:
+            for training in (False, True):
+                run = subject.run(quantizer, case.x, training=training, dtype=dtype, device=device)
+                got = (run.dtype, run.values.shape, run.device)
+                require(
+                    "dtype, shape and device", got == (dtype, case.x.shape, device), (dtype, case.x.shape, device), got
+                )
+            if dtype in FLOATS and device == subject.adapter.devices[0]:
+                with np.errstate(over="ignore"):
+                    given = case.x.astype(FLOATS[dtype])
+                    single = subject.values(quantizer, given.astype(np.float32)).astype(FLOATS[dtype])
+                got_values = subject.run(quantizer, given, dtype=dtype).values
+                same_bits(f"a {dtype} tensor computed in float32", got_values.astype(FLOATS[dtype]), single)
+
+
+@law("the caller's tensor is needed again: by the residual connection, by the next epoch")
+def no_mutation(subject: Subject, case: Case) -> None:
+    """No call changes its input, going forward or backward."""
+    quantizer = subject.quantizer(case)
+    for training in (False, True):
+        run = subject.run(quantizer, case.x, training=training, upstream=case.upstream)
+        same_bits("the input after the call", run.input_after, case.x)
+
+
+@law("two evaluations of one model must agree, and evaluating must not train it")
+def determinism(subject: Subject, case: Case) -> None:
+    """In eval mode the same call gives the same bits, whatever was called between, and changes no variable."""
+    quantizer = subject.quantizer(case)
+    before = variables(quantizer)
+    first = subject.values(quantizer, case.x)
+    subject.values(quantizer, case.x[::-1] * np.float32(3) if case.x.ndim else case.x * np.float32(3))
+    same_bits("the same call again", subject.values(quantizer, case.x), first)
+    for name, value in variables(quantizer).items():
+        same_bits(f"{name} after evaluating", value, before[name])

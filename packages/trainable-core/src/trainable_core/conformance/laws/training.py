@@ -1,0 +1,89 @@
+"""Laws on training: bounds, freezing, groups, schedules."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from trainable_core.conformance.case import Case, Subject, grid, grid_names, hostile_step, variables
+from trainable_core.conformance.law import law, require, same_bits
+from trainable_core.conformance.strategies import Kind
+from trainable_core.enums import VariableGroup
+
+
+@law("one bad batch must not leave a threshold at zero, negative or NaN: a channel would be NaN for good")
+def bounded_thresholds(subject: Subject, case: Case) -> None:
+    """After hostile optimizer steps values are finite, on a grid with a scale."""
+    quantizer = subject.quantizer(case)
+    for step in range(2):
+        hostile_step(subject, quantizer, case, step)
+        scale = grid(quantizer).scale
+        require("the scale is positive and finite", np.isfinite(scale) & (scale > 0), "positive numbers", scale)
+        values = subject.values(quantizer, case.x)
+        require("values after hostile steps are finite", np.isfinite(values), "finite numbers", values)
+
+
+@law("fine-tuning with frozen thresholds is a promise to the hardware", kind=Kind(moderate=True, finite=True))
+def freeze(subject: Subject, case: Case) -> None:
+    """Frozen by argument or by call, no variable learns; thawed, the same ones learn as before."""
+    thawed = subject.quantizer(case)
+    learned = sorted(subject.adapter.trained(thawed))
+    by_argument = subject.quantizer(
+        Case(
+            case.config,
+            case.x,
+            case.upstream,
+            case.factors,
+            case.steps,
+            {**case.arguments, "freeze_quant_params": True},
+        )
+    )
+    by_call = subject.quantizer(case)
+    by_call.freeze()
+    for how, quantizer in (("argument", by_argument), ("call", by_call)):
+        before = variables(quantizer)
+        listed = [v for group in VariableGroup for v in quantizer.get_trainable_variables(group)]
+        require(f"trainable variables, frozen by {how}", not listed, 0, len(listed))
+        subject.run(quantizer, case.x, training=True, upstream=case.upstream)
+        subject.adapter.descend(quantizer, {name: np.ones_like(value) for name, value in before.items()})
+        for name, value in variables(quantizer).items():
+            same_bits(f"{name}, frozen by {how}, after a step", value, before[name])
+        quantizer.freeze(frozen=False)
+        again = sorted(subject.adapter.trained(quantizer))
+        require(f"learning after a freeze by {how}", again == learned, learned, again)
+
+
+@law("an optimizer trains what the groups list: no variable may be missing, or be in two", kind=Kind(moderate=True))
+def variable_groups(subject: Subject, case: Case) -> None:
+    """Each variable that learns is in one group; thresholds and ranges learn when the class says so."""
+    quantizer = subject.quantizer(case)
+    groups = {group: quantizer.get_trainable_variables(group) for group in VariableGroup}
+    listed = [id(variable) for group in groups.values() for variable in group]
+    own = {id(quantizer.get_quantizer_variable(name)): name for name in quantizer.variable_names}
+    names = sorted(own.get(each, "a variable without a name") for each in listed)
+    learned = sorted(subject.adapter.trained(quantizer))
+    require("variables of all groups, and those that the framework trains", names == learned, learned, names)
+    grids = grid_names(quantizer)
+    of_qparams = {own.get(id(variable), "") for variable in groups[VariableGroup.QPARAMS]}
+    expected = grids if quantizer.learns_grid else set()
+    require(
+        "grid variables in group QPARAMS", of_qparams & grids == expected, sorted(expected), sorted(of_qparams & grids)
+    )
+
+
+@law("a training that was interrupted must go on as if it had not been", kind=Kind(moderate=True, finite=True))
+def schedule_resume(subject: Subject, case: Case) -> None:
+    """Schedules go on where the saved state left them."""
+    calibrated = replace(case, factors=(1.0,))  # what else a state may lose is another law's
+    straight = subject.quantizer(calibrated)
+    resumed = subject.fresh(calibrated)
+    subject.adapter.restore(resumed, subject.adapter.save(straight))
+    for _ in range(2):
+        expected = subject.run(straight, case.x, training=True, upstream=case.upstream)
+        got = subject.run(resumed, case.x, training=True, upstream=case.upstream)
+        same_bits("training values after resuming", got.values, expected.values)
+        for name, gradient in expected.variables.items():
+            same_bits(f"gradient of {name} after resuming", got.variables[name], gradient)
+        straight.advance()
+        resumed.advance()

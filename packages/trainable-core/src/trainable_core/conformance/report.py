@@ -1,0 +1,153 @@
+"""A whole run: every law on every quantizer asked for, with its progress, its table and its JSON document."""
+
+from __future__ import annotations
+
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from typing import Any
+
+import hypothesis
+
+from trainable_core import __version__
+from trainable_core.conformance.case import Counterexample, Subject
+from trainable_core.conformance.law import Law
+from trainable_core.conformance.suite import Verdict, try_law
+from trainable_core.registry import get_backend
+
+SCHEMA_VERSION = 1
+Row = tuple[str, ...]
+
+
+@dataclass
+class Report:
+    """What a run gave.
+
+    Parameters
+    ----------
+    examples, seed : int
+        As for `try_law`.
+    verdicts : list of Verdict
+        In the order they came.
+    seconds : float
+        How long the run took.
+    """
+
+    examples: int
+    seed: int
+    verdicts: list[Verdict] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def counterexamples(self) -> list[Counterexample]:
+        """Counterexamples, one per broken law and quantizer."""
+        return [verdict.counterexample for verdict in self.verdicts if verdict.counterexample is not None]
+
+    @property
+    def cases(self) -> int:
+        """Cases tried."""
+        return sum(verdict.cases for verdict in self.verdicts)
+
+    def rows(self) -> list[Row]:
+        """Return a row per quantizer: backend, quantizer, laws kept, cases, seconds, laws broken."""
+        rows: list[Row] = []
+        for subject in dict.fromkeys(verdict.subject for verdict in self.verdicts):
+            own = [verdict for verdict in self.verdicts if verdict.subject == subject]
+            kept, broken = sum(verdict.holds for verdict in own), [v.law.name for v in own if not v.holds]
+            cases, seconds = sum(verdict.cases for verdict in own), sum(verdict.seconds for verdict in own)
+            laws = f"{kept} of {len(own)}"
+            rows.append((subject.key.backend, str(subject), laws, str(cases), f"{seconds:.1f}", ", ".join(broken)))
+        return rows
+
+    def document(self) -> dict[str, Any]:
+        """Return the run as a JSON document."""
+        backends = dict.fromkeys(verdict.subject.key.backend for verdict in self.verdicts)
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "versions": {
+                "python": platform.python_version(),
+                "trainable-core": __version__,
+                "hypothesis": hypothesis.__version__,
+                **{name: _version(name) for backend in backends for name in _distributions(backend)},
+            },
+            "examples": self.examples,
+            "seed": self.seed,
+            "seconds": round(self.seconds, 3),
+            "cases": self.cases,
+            "ok": not self.counterexamples,
+            "laws": {verdict.law.name: verdict.law.reason for verdict in self.verdicts},
+            "verdicts": [
+                {
+                    "backend": verdict.subject.key.backend,
+                    "class": f"{verdict.subject.cls.__module__}.{verdict.subject.cls.__qualname__}",
+                    "training_method": verdict.subject.key.quantizer_id,
+                    "target": verdict.subject.key.target.name,
+                    "quantization_method": verdict.subject.key.method.name,
+                    "law": verdict.law.name,
+                    "holds": verdict.holds,
+                    "cases": verdict.cases,
+                    "seconds": round(verdict.seconds, 3),
+                    "counterexample": None if verdict.counterexample is None else verdict.counterexample.document(),
+                }
+                for verdict in self.verdicts
+            ],
+        }
+
+
+def _distributions(backend: str) -> Iterable[str]:
+    described = get_backend(backend)
+    return (described.distribution, *described.framework)
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def run(
+    subjects: Sequence[Subject],
+    laws: Sequence[Law],
+    *,
+    examples: int,
+    seed: int,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Report:
+    """Try laws on quantizers; `progress` is told what is tried next."""
+    report = Report(examples, seed)
+    pairs = [(subject, law) for subject in subjects for law in laws if law.about(subject)]
+    started = time.monotonic()
+    for number, (subject, law) in enumerate(pairs, start=1):
+        broken = len(report.counterexamples)
+        progress(f"{number}/{len(pairs)} {subject} {law.name}" + (f" ({broken} broken)" if broken else ""))
+        report.verdicts.append(try_law(law, subject, examples=examples, seed=seed))
+    report.seconds = time.monotonic() - started
+    return report
+
+
+class Progress:
+    """Says on stderr what is going on: one line that changes on a terminal, else a line per quantizer."""
+
+    def __init__(self) -> None:
+        self._terminal = sys.stderr.isatty()
+        self._last = ""
+
+    def __call__(self, text: str) -> None:
+        """Say what is tried next."""
+        if self._terminal:
+            sys.stderr.write(f"\r{text:<78.78}")
+            sys.stderr.flush()
+            return
+        number, quantizer, _ = text.split(" ", 2)
+        if quantizer != self._last:
+            sys.stderr.write(f"{number} {quantizer}\n")
+            self._last = quantizer
+
+    def end(self) -> None:
+        """Leave the line that changes."""
+        if self._terminal:
+            sys.stderr.write("\r" + " " * 78 + "\r")

@@ -1,0 +1,322 @@
+"""Trying laws on quantizers: one law on one class, a whole run, and the decorator for a plugin author's own tests."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import hypothesis
+import numpy as np
+from hypothesis import HealthCheck, Phase, given, settings
+
+from trainable_core.conformance import laws as _registers_them  # noqa: F401 - a law is registered when its module is imported
+from trainable_core.conformance.adapter import Adapter, adapter_of
+from trainable_core.conformance.case import Case, Counterexample, Subject, Violation, shown
+from trainable_core.conformance.law import LAWS, Law, named_laws
+from trainable_core.enums import LUT_METHODS
+from trainable_core.errors import UnsupportedConfigError, nearest
+from trainable_core.key import keys_of
+from trainable_core.registry import default_registry
+from trainable_core.rows import QuantizerRow
+
+F = TypeVar("F", bound=Callable[..., Any])
+EXAMPLES = 50
+"""Cases per law and quantizer when nobody says otherwise."""
+
+__all__ = [
+    "LAWS",
+    "Check",
+    "ConformanceError",
+    "Verdict",
+    "check_quantizer",
+    "conformance_checks",
+    "replay",
+    "subjects",
+    "try_law",
+]
+
+
+class ConformanceError(AssertionError):
+    """Raised by a check whose law is broken; the message is the counterexample."""
+
+    def __init__(self, counterexample: Counterexample) -> None:
+        self.counterexample = counterexample
+        super().__init__(f"\n{counterexample}")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What trying one law on one quantizer gave.
+
+    Parameters
+    ----------
+    law : Law
+        Which law.
+    subject : Subject
+        On what.
+    cases : int
+        How many cases it was tried on, those of shrinking not counted.
+    seconds : float
+        How long that took.
+    counterexample : Counterexample or None
+        None when the law holds.
+    """
+
+    law: Law
+    subject: Subject
+    cases: int
+    seconds: float
+    counterexample: Counterexample | None
+
+    @property
+    def holds(self) -> bool:
+        """Whether no case broke the law."""
+        return self.counterexample is None
+
+
+def try_law(
+    law: Law, subject: Subject, *, examples: int | None = None, seed: int | None = None, shrink: bool = True
+) -> Verdict:
+    """Try one law on one quantizer.
+
+    Parameters
+    ----------
+    law : Law
+        Which law.
+    subject : Subject
+        A quantizer class on one of its grids.
+    examples : int, optional
+        How many cases; None takes the number of hypothesis' profile.
+    seed : int, optional
+        Where the cases start from; None follows hypothesis' profile.
+    shrink : bool
+        Whether a counterexample is made small, which may take many more calls than finding it.
+    """
+    started = time.monotonic()
+    tried = 0
+    failed: Case | None = None
+    error: Exception | None = None
+
+    def attempt(case: Case) -> None:
+        nonlocal tried, failed, error
+        tried += error is None
+        try:
+            with np.errstate(all="ignore"):  # overflow and 0 / 0 are among what laws are tried on
+                law.check(subject, case)
+        except Exception as problem:
+            failed, error = case, problem
+            raise
+
+    profile = settings()
+    many = 1 if law.once else (profile.max_examples if examples is None else examples)
+    configured = settings(
+        max_examples=many,
+        deadline=None,
+        database=None,
+        derandomize=seed is None and profile.derandomize,
+        report_multiple_bugs=False,
+        phases=(Phase.generate, Phase.shrink) if shrink else (Phase.generate,),
+        print_blob=False,
+        verbosity=hypothesis.Verbosity.quiet,
+        suppress_health_check=list(HealthCheck),
+    )
+    test = configured(given(law.cases(subject))(attempt))
+    if seed is not None:
+        test = hypothesis.seed(seed)(test)
+    try:
+        test()
+    except Exception as problem:  # noqa: BLE001 - whatever a quantizer raises is the finding
+        found = _counterexample(law, subject, failed, error or problem)
+        return Verdict(law, subject, tried, time.monotonic() - started, found)
+    return Verdict(law, subject, tried, time.monotonic() - started, None)
+
+
+def _counterexample(law: Law, subject: Subject, case: Case | None, error: Exception) -> Counterexample:
+    name = f"{subject.cls.__module__}.{subject.cls.__qualname__}"
+    if isinstance(error, Violation):
+        what, expected, got = error.what, shown(error.expected), shown(error.got)
+    else:
+        what, expected, got = "the call", "no error", f"{type(error).__name__}: {error}"
+    return Counterexample(law.name, law.reason, name, subject, None if law.once else case, what, expected, got)
+
+
+def subjects_of(cls: type[Any], adapter: Adapter) -> list[Subject]:
+    """Return a subject for each grid that a class answers to; look-up tables have no scale and are left out."""
+    return [Subject(adapter, cls, key) for key in keys_of(cls, adapter.backend) if key.method not in LUT_METHODS]
+
+
+def subjects(backend: str | None = None, plugin: str | None = None) -> list[Subject]:
+    """Return every registered quantizer class on each of its grids.
+
+    Parameters
+    ----------
+    backend : str, optional
+        Only this one's; by default every installed backend's.
+    plugin : str, optional
+        Only those of this plugin, named by its entry point or its distribution.
+
+    Raises
+    ------
+    UnknownBackendError
+        When no installed plugin provides the backend.
+    UnsupportedConfigError
+        When no plugin has that name.
+    """
+    registry = default_registry()
+    rows = registry.list_quantizers(backend)
+    if plugin is not None:
+        rows = _rows_of(plugin, rows)
+    adapters = {name: adapter_of(name) for name in dict.fromkeys(row.backend for row in rows)}
+    return [subject for row in rows for subject in subjects_of(row.cls, adapters[row.backend])]
+
+
+def _rows_of(plugin: str, rows: Iterable[QuantizerRow]) -> list[QuantizerRow]:
+    known = default_registry().plugins()
+    wanted = {row.distribution for row in known if plugin in {row.name, row.distribution}}
+    if not wanted:
+        names = sorted(row.name for row in known)
+        problem = f"no plugin is called that; plugins: {', '.join(names) or 'none'}"
+        raise UnsupportedConfigError(
+            f"plugin {plugin!r}", problem, nearest(plugin, names).strip().removeprefix("Hint: ")
+        )
+    return [row for row in rows if row.distribution in wanted]
+
+
+def check_quantizer(
+    cls: type[Any],
+    adapter: Adapter | str,
+    *,
+    laws: Sequence[str] | None = None,
+    examples: int | None = None,
+    seed: int | None = None,
+    shrink: bool = True,
+) -> Iterator[Verdict]:
+    """Yield a verdict for each law on each grid of a class that need not be registered.
+
+    Parameters
+    ----------
+    cls : type
+        A class marked with ``@mark_quantizer``.
+    adapter : Adapter or str
+        Its backend's, or the backend's name.
+    laws : sequence of str, optional
+        Only these.
+    examples, seed, shrink
+        As for `try_law`.
+    """
+    chosen = named_laws(None if laws is None else list(laws))
+    for subject in subjects_of(cls, adapter_of(adapter) if isinstance(adapter, str) else adapter):
+        for law in chosen:
+            if law.about(subject):
+                yield try_law(law, subject, examples=examples, seed=seed, shrink=shrink)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One law on one quantizer, ready to be called by a test.
+
+    Raises `ConformanceError` with the counterexample when the law is broken.
+    """
+
+    law: Law
+    subject: Subject
+    examples: int | None = None
+    seed: int | None = None
+
+    def __call__(self) -> None:
+        """Try the law."""
+        verdict = try_law(self.law, self.subject, examples=self.examples, seed=self.seed)
+        if verdict.counterexample is not None:
+            raise ConformanceError(verdict.counterexample)
+
+    def __str__(self) -> str:
+        return f"{self.subject}-{self.law.name}"
+
+
+def conformance_checks(
+    *classes: type[Any],
+    backend: str | None = None,
+    plugin: str | None = None,
+    laws: Sequence[str] | None = None,
+    examples: int | None = None,
+    seed: int | None = None,
+    expected_failures: Mapping[str, str] | None = None,
+) -> Callable[[F], F]:
+    """Parametrize a test with every law on every quantizer: ``def test_it(check): check()``.
+
+    Parameters
+    ----------
+    *classes : type
+        Quantizer classes; by default those that installed plugins registered.
+    backend : str, optional
+        Only this one's. Classes say by themselves which backend they are for.
+    plugin : str, optional
+        Only those of this plugin, named by its entry point or its distribution.
+    laws : sequence of str, optional
+        Only these.
+    examples, seed : int, optional
+        As for `try_law`.
+    expected_failures : mapping of str to str, optional
+        Reasons, by law (``"tie_rule"``) or by quantizer and law (``"EWGS-Weights-UNIFORM-tie_rule"``). Such a check
+        fails when it passes.
+
+    Raises
+    ------
+    UnsupportedConfigError
+        When a name is no law's, when an expected failure is of no check or gives no reason, or when there is nothing to
+        check.
+    """
+    import pytest  # noqa: PLC0415 - the command line needs none
+
+    found = (
+        [s for cls in classes for s in subjects_of(cls, adapter_of(cls.backend))]
+        if classes
+        else subjects(backend, plugin)
+    )
+    chosen = named_laws(None if laws is None else list(laws))
+    checks = [Check(law, subject, examples, seed) for subject in found for law in chosen if law.about(subject)]
+    if not checks:
+        raise UnsupportedConfigError(f"backend {backend!r}, plugin {plugin!r}", "there is no quantizer to check")
+    expected = dict(expected_failures or {})
+    names = {str(check) for check in checks} | {check.law.name for check in checks}
+    for name, reason in expected.items():
+        if name not in names:
+            hint = nearest(name, names).strip().removeprefix("Hint: ")
+            raise UnsupportedConfigError(
+                f"expected failure {name!r}", "it is neither a law nor a check of this test", hint
+            )
+        if not reason.strip():
+            raise UnsupportedConfigError(f"expected failure {name!r}", "it gives no reason")
+    parameters = []
+    for check in checks:
+        why = expected.get(str(check), expected.get(check.law.name))
+        marks = [] if why is None else [pytest.mark.xfail(reason=why, raises=ConformanceError, strict=True)]
+        parameters.append(pytest.param(check, id=str(check), marks=marks))
+    decorate: Callable[[F], F] = pytest.mark.parametrize("check", parameters)
+    return decorate
+
+
+def replay(document: Mapping[str, Any], cls: type[Any] | None = None) -> None:
+    """Try a law again on the case of a counterexample's document; raises `Violation`, or what the quantizer raises.
+
+    Parameters
+    ----------
+    document : mapping
+        As `Counterexample.document` and the JSON report have it.
+    cls : type, optional
+        The class; by default the registered one of that import path.
+    """
+    candidates = subjects(document["backend"]) if cls is None else subjects_of(cls, adapter_of(document["backend"]))
+    for subject in candidates:
+        name = f"{subject.cls.__module__}.{subject.cls.__qualname__}"
+        if name == document["quantizer"] and subject.key.method.name == document["method"]:
+            law = named_laws([document["law"]])[0]
+            case = Case.from_document(document["case"])
+            with np.errstate(all="ignore"):
+                law.check(subject, case)
+            return
+    raise UnsupportedConfigError(
+        "replay", f"no registered quantizer is {document['quantizer']} on {document['method']}"
+    )

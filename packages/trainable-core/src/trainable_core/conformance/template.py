@@ -1,0 +1,74 @@
+"""A plugin to start from: what ``trainable new-plugin`` writes; it passes the kit as it is."""
+
+from __future__ import annotations
+
+import re
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+
+from trainable_core import __version__
+from trainable_core.errors import DocumentError, UnsupportedConfigError
+
+TEMPLATES = files("trainable_core.conformance") / "templates"
+
+
+def backends_with_template() -> list[str]:
+    """Return the backends that a plugin can be written for."""
+    return sorted(
+        entry.name.removesuffix("_quantizers.txt") for entry in TEMPLATES.iterdir() if "_quantizers" in entry.name
+    )
+
+
+def write_plugin(name: str, backend: str, folder: Path) -> list[Path]:
+    """Write a plugin into a folder that is not there yet; return its files.
+
+    Parameters
+    ----------
+    name : str
+        Of the distribution: letters, digits and hyphens.
+    backend : str
+        One of `backends_with_template`.
+    folder : Path
+        Where to.
+
+    Raises
+    ------
+    UnsupportedConfigError
+        When the name can't be a distribution's and a package's.
+    DocumentError
+        When the folder exists or can't be written.
+    """
+    package = name.replace("-", "_")
+    if not re.fullmatch(r"[a-z][a-z0-9-]*[a-z0-9]", name) or not package.isidentifier():
+        raise UnsupportedConfigError(f"plugin name {name!r}", "must be lower-case letters, digits and hyphens")
+    method = package.removeprefix("trainable_").upper()
+    major, minor = __version__.split(".")[:2]
+    facts = {
+        "name": name,
+        "package": package,
+        "method": method,
+        "class_name": "".join(part.title() for part in method.lower().split("_")),
+        "backend": backend,
+        "low": f"{major}.{minor}",
+        "high": f"{major}.{int(minor) + 1}",
+    }
+    sources = {
+        "pyproject.toml": "pyproject.txt",
+        "README.md": "readme.txt",
+        f"src/{package}/__init__.py": "init.txt",
+        f"src/{package}/plugin.py": "plugin.txt",
+        f"src/{package}/{backend}_quantizers.py": f"{backend}_quantizers.txt",
+        "tests/test_conformance.py": "test.txt",
+    }
+    written = []
+    try:
+        folder.mkdir(parents=True)
+        for place, template in sources.items():
+            path = folder / place
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(Template((TEMPLATES / template).read_text("utf-8")).substitute(facts), encoding="utf-8")
+            written.append(path)
+    except OSError as error:
+        raise DocumentError(folder, f"can't be written: {error.strerror}") from error
+    return written

@@ -1,0 +1,122 @@
+"""What `keras.ops` does not have, written for each engine: bits of floats, and gradients of one's own.
+
+Also the two guards that keep an engine's compiler from replacing a division by the multiplication with a rounded
+reciprocal. Measured on 100,000 random numbers: ``x / 15`` is another float32 in 63 per cent of the cases in a
+TensorFlow graph, under XLA, and in JAX; ``1 / x`` in 33 per cent of the cases in a TensorFlow graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+from numpy.typing import NDArray
+
+Tensor = Any
+"""A tensor of the engine that Keras runs on."""
+
+ENGINE: str = keras.backend.backend()
+"""Name of the engine: ``tensorflow``, ``jax`` or ``torch``."""
+
+if ENGINE == "tensorflow":
+    import tensorflow as tf
+
+    def read(variable: keras.Variable) -> Tensor:
+        """Return a variable's value as a tensor: TensorFlow's own gradients take no variables."""
+        return tf.convert_to_tensor(variable.value)
+
+    def float_bits(x: Tensor) -> Tensor:
+        """Return the bits of a float32 tensor as int32."""
+        return tf.bitcast(x, tf.int32)
+
+    def bits_float(x: Tensor) -> Tensor:
+        """Return the float32 tensor that int32 bits stand for."""
+        return tf.bitcast(x, tf.float32)
+
+elif ENGINE == "jax":
+    import jax
+
+    def read(variable: keras.Variable) -> Tensor:
+        """Return a variable's value as a tensor."""
+        return variable.value
+
+    def float_bits(x: Tensor) -> Tensor:
+        """Return the bits of a float32 tensor as int32."""
+        return jax.lax.bitcast_convert_type(x, jax.numpy.int32)
+
+    def bits_float(x: Tensor) -> Tensor:
+        """Return the float32 tensor that int32 bits stand for."""
+        return jax.lax.bitcast_convert_type(x, jax.numpy.float32)
+
+else:
+    import torch
+
+    def read(variable: keras.Variable) -> Tensor:
+        """Return a variable's value as a tensor."""
+        return variable.value
+
+    def float_bits(x: Tensor) -> Tensor:
+        """Return the bits of a float32 tensor as int32."""
+        return x.view(torch.int32)
+
+    def bits_float(x: Tensor) -> Tensor:
+        """Return the float32 tensor that int32 bits stand for."""
+        return x.view(torch.float32)
+
+
+def divide_by(x: Tensor, number: float) -> Tensor:
+    """Return ``x / number`` correctly rounded, for `x` >= 0, in every compiler.
+
+    The divisor looks as if it depended on `x`, so no compiler takes it for a constant.
+    """
+    return x / ops.where(x >= 0, ops.cast(number, x.dtype), ops.cast(number + 1, x.dtype))
+
+
+def reciprocal(x: Tensor) -> Tensor:
+    """Return ``1 / x`` correctly rounded, for `x` > 0, in every compiler; see `divide_by`."""
+    return ops.where(x > 0, ops.cast(1, x.dtype), ops.cast(2, x.dtype)) / x
+
+
+def with_gradient(
+    forward: Callable[..., Tensor], backward: Callable[..., tuple[Tensor, ...]]
+) -> Callable[..., Tensor]:
+    """Return `forward` with a gradient of its own.
+
+    Parameters
+    ----------
+    forward : callable
+        Of tensors; returns one tensor.
+    backward : callable
+        ``backward(upstream, output, *arguments)`` returns the gradient of each argument.
+    """
+
+    @ops.custom_gradient
+    def function(*arguments: Tensor) -> tuple[Tensor, Callable[..., tuple[Tensor, ...]]]:
+        output = forward(*arguments)
+
+        def gradient(*given: Tensor, upstream: Tensor = None) -> tuple[Tensor, ...]:
+            if upstream is None:  # torch passes the arguments again, and the upstream gradient by name
+                (upstream,) = given
+            return backward(upstream, output, *arguments)
+
+        return output, gradient
+
+    return function  # type: ignore[no-any-return] # keras.ops is untyped
+
+
+def float_tensor(values: Any) -> Tensor:
+    """Return NumPy values as a float32 tensor."""
+    return ops.convert_to_tensor(np.asarray(values, np.float32))
+
+
+def to_numpy(value: Any) -> NDArray[Any]:
+    """Return the value of a tensor or variable.
+
+    TensorFlow is asked itself: Keras goes through ``__array__``, of which NumPy 2 warns.
+    """
+    tensor = read(value) if isinstance(value, keras.Variable) else ops.convert_to_tensor(value)
+    array: NDArray[Any] = np.array(tensor.numpy()) if ENGINE == "tensorflow" else ops.convert_to_numpy(tensor)
+    return array

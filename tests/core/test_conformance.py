@@ -1,0 +1,357 @@
+"""The conformance kit by itself, on a backend in NumPy."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.core.numpy_backend import ADAPTER, NumpyAdapter, NumpySte
+from trainable_core import registry
+from trainable_core.cli import main
+from trainable_core.conformance import (
+    LAWS,
+    Case,
+    Violation,
+    adapter_of,
+    check_quantizer,
+    conformance_checks,
+    replay,
+    try_law,
+)
+from trainable_core.conformance.case import grid, move, shown
+from trainable_core.conformance.law import named_laws, same_bits
+from trainable_core.conformance.matrix import COLUMNS, markdown, matrix_rows
+from trainable_core.conformance.strategies import Kind, cases, grid_after
+from trainable_core.conformance.suite import subjects_of
+from trainable_core.conformance.template import backends_with_template, write_plugin
+from trainable_core.enums import QuantizationMethod, QuantizationTarget, TieRule
+from trainable_core.errors import DocumentError, UnknownBackendError, UnsupportedConfigError
+from trainable_core.hookspecs import Backend, hookimpl
+from trainable_core.rows import QuantizerRow
+
+SUBJECTS = subjects_of(NumpySte, ADAPTER)
+every_subject = pytest.mark.parametrize("subject", SUBJECTS, ids=str)
+
+
+class HalfUp(NumpySte):
+    """Rounds ties up, where the adapter declares to even."""
+
+    def snap(self, x):
+        at = self.current_qparams().along(np.ndim(x))
+        low, high = at.quant_min - at.zero_point, at.quant_max - at.zero_point
+        codes = np.clip(np.floor(np.asarray(x, np.float32) * (1 / at.scale) + 0.5), low, high) + np.float32(0)
+        return (codes * at.scale).astype(np.asarray(x).dtype)
+
+
+class Raises(NumpySte):
+    """Can't take an empty tensor."""
+
+    def snap(self, x):
+        return super().snap(x) + 0 * np.max(np.nan_to_num(x, posinf=0, neginf=0))
+
+
+# ---- cases ----------------------------------------------------------------------------------------------------------
+
+
+@every_subject
+@given(data=st.data())
+def test_a_case_survives_its_document(subject, data):
+    case = data.draw(cases(subject, Kind()))
+    again = Case.from_document(json.loads(json.dumps(case.document())))
+    assert again.document() == case.document()
+    assert again.config == case.config
+    np.testing.assert_array_equal(again.x.view(np.uint32), case.x.view(np.uint32))
+
+
+@every_subject
+@given(data=st.data())
+def test_a_case_is_made_for_the_grid_that_its_quantizer_has(subject, data):
+    case = data.draw(cases(subject, Kind()))
+    own = grid(subject.quantizer(case))
+    made_for = grid_after(case.config, case.factors, case.config.n_bits)
+    np.testing.assert_array_equal(np.broadcast_to(made_for.scale, own.scale.shape), own.scale)
+    np.testing.assert_array_equal(np.broadcast_to(made_for.zero_point, own.zero_point.shape), own.zero_point)
+
+
+@every_subject
+@given(data=st.data())
+def test_exact_cases_have_scales_that_are_powers_of_two(subject, data):
+    case = data.draw(cases(subject, Kind(exact=True)))
+    assert (np.frexp(grid(subject.quantizer(case)).scale)[0] == 0.5).all()
+
+
+@every_subject
+@given(data=st.data())
+def test_cases_keep_to_their_kind(subject, data):
+    case = data.draw(cases(subject, Kind(bits=(2, 3), finite=True, per_channel=True, least=2)))
+    assert case.config.n_bits in {2, 3}
+    assert case.x.ndim >= 2
+    assert np.isfinite(case.x).all()
+    assert case.config.channels_axis is not None
+
+
+def drawn(kind: Kind, count: int = 300) -> list[Case]:
+    """Return cases as a law of this kind meets them."""
+    found: list[Case] = []
+
+    def keep(_, case: Case) -> None:
+        found.append(case)
+
+    law = LAWS["on_grid"]
+    try_law(type(law)("keep", "looks", keep, kind), SUBJECTS[0], examples=count, seed=0)
+    return found
+
+
+def test_cases_hold_what_breaks_quantizers():
+    found = drawn(Kind())
+    values = np.concatenate([case.x.reshape(-1) for case in found])
+    assert np.isposinf(values).any()
+    assert np.isneginf(values).any()
+    assert (np.signbit(values) & (values == 0)).any()
+    assert ((np.abs(values) < np.finfo(np.float32).tiny) & (values != 0)).any()
+    assert any(case.x.size == 0 for case in found)
+    assert any(case.x.ndim == 0 for case in found)
+    assert {case.config.channels_axis for case in found} >= {None, 0, 1, -1, -2}
+    ties = 0
+    for case in found:
+        steps = (
+            np.where(np.isfinite(case.x), case.x, 0).astype(np.float64)
+            / grid(SUBJECTS[0].quantizer(case)).along(case.x.ndim).scale
+        )
+        ties += int((np.abs(steps % 1 - 0.5) < 1e-4).sum())
+    assert ties > 50
+
+
+def test_moving_multiplies_grid_variables():
+    case = drawn(Kind(moderate=True), 5)[-1]
+    quantizer = SUBJECTS[0].fresh(case)
+    before = np.array(quantizer.threshold.value)
+    move(quantizer, (3.0,))
+    np.testing.assert_array_equal(quantizer.threshold.value, before * 3)
+
+
+# ---- laws -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("law", LAWS.values(), ids=lambda law: law.name)
+@every_subject
+def test_the_reference_keeps_every_law(law, subject):
+    verdict = try_law(law, subject)
+    assert verdict.holds, verdict.counterexample
+
+
+@pytest.mark.parametrize("law", LAWS.values(), ids=lambda law: law.name)
+def test_a_law_has_a_reason_and_says_what_it_checks(law):
+    assert len(law.reason) > 20
+    assert "\n" not in law.reason
+    assert law.check.__doc__
+
+
+def test_the_documentation_lists_every_law_in_order():
+    document = (Path(__file__).parents[2] / "docs/conformance.md").read_text(encoding="utf-8")
+    document = document.partition("## What a class may declare")[0]
+    assert re.findall(r"^\| `([a-z_]+)` \|", document, re.MULTILINE) == list(LAWS)
+
+
+def test_bits_are_compared_with_the_sign_of_zero():
+    zeros = np.zeros(2, np.float32)
+    same_bits("zeros", zeros, zeros)
+    same_bits("NaN", np.array([np.nan]), np.array([-np.nan]))
+    with pytest.raises(Violation, match="zeros"):
+        same_bits("zeros", -zeros, zeros)
+    with pytest.raises(Violation, match="shape"):
+        same_bits("zeros", zeros, zeros[:1])
+
+
+def test_an_unknown_law_is_refused():
+    with pytest.raises(UnsupportedConfigError, match="idempotence"):
+        named_laws(["idempotenc"])
+
+
+# ---- counterexamples ------------------------------------------------------------------------------------------------
+
+
+def broken(cls: type, law: str, **how):
+    return next(v for v in check_quantizer(cls, ADAPTER, laws=[law], seed=1, **how) if not v.holds)
+
+
+def test_a_counterexample_is_small_and_can_be_pasted():
+    found = broken(HalfUp, "tie_rule").counterexample
+    assert found.case.x.size == 1
+    text = str(found)
+    expected, got = (line.split(maxsplit=1)[1] for line in text.splitlines() if line.startswith(("expected", "got")))
+    assert not np.array_equal(eval(expected, {"np": np}), eval(got, {"np": np}))  # noqa: S307 - our own text
+    config = next(line.split(maxsplit=1)[1] for line in text.splitlines() if line.startswith("config"))
+    assert json.loads(config)["weights_quantization_method"] in {"SYMMETRIC", "UNIFORM"}
+
+
+def test_without_shrinking_the_same_law_is_broken():
+    assert broken(HalfUp, "tie_rule", shrink=False).counterexample.law == "tie_rule"
+
+
+def test_whatever_a_quantizer_raises_is_a_counterexample():
+    found = broken(Raises, "on_grid").counterexample
+    assert found.case.x.size == 0
+    assert "ValueError" in found.got
+
+
+def test_a_run_is_the_same_for_the_same_seed():
+    one, two = (broken(HalfUp, "tie_rule").counterexample for _ in range(2))
+    assert str(one) == str(two)
+
+
+@pytest.fixture
+def numpy_backend(monkeypatch):
+    """The NumPy backend, registered in process."""
+    module = types.ModuleType("numpy_verbs.conformance")
+    module.ADAPTER = ADAPTER
+    monkeypatch.setitem(sys.modules, "numpy_verbs", types.ModuleType("numpy_verbs"))
+    monkeypatch.setitem(sys.modules, "numpy_verbs.conformance", module)
+
+    class Plugin:
+        @staticmethod
+        @hookimpl
+        def trainable_register_backend():
+            return Backend("numpy", "numpy", ("numpy",), TieRule.HALF_EVEN, "numpy_verbs")
+
+        @staticmethod
+        @hookimpl
+        def trainable_register_quantizers(backend):
+            return [NumpySte] if backend == "numpy" else []
+
+    registry.register(Plugin, "made-up")
+    yield module
+    registry.default_registry().unregister("made-up")
+
+
+def test_a_counterexample_can_be_replayed(numpy_backend):
+    document = json.loads(json.dumps(broken(HalfUp, "tie_rule").counterexample.document()))
+    with pytest.raises(Violation, match="ties"):
+        replay(document, HalfUp)
+    name = f"{NumpySte.__module__}.{NumpySte.__qualname__}"
+    replay({**document, "quantizer": name})  # the sound class, found by its name
+    with pytest.raises(UnsupportedConfigError, match="nowhere"):
+        replay({**document, "quantizer": "nowhere.Nothing"})
+
+
+def test_values_are_shown_so_that_they_can_be_pasted():
+    array = np.array([np.inf, -0.0, np.nan], np.float32)
+    np.testing.assert_array_equal(eval(shown(array), {"np": np}), array)  # noqa: S307 - our own text
+
+
+# ---- ways in --------------------------------------------------------------------------------------------------------
+
+
+def test_an_adapter_is_found_by_its_backends_name(numpy_backend):
+    assert adapter_of("numpy") is ADAPTER
+    assert isinstance(adapter_of("numpy"), NumpyAdapter)
+    del numpy_backend.ADAPTER
+    with pytest.raises(UnsupportedConfigError, match=r"numpy_verbs\.conformance"):
+        adapter_of("numpy")
+    with pytest.raises(UnknownBackendError):
+        adapter_of("numpi")
+
+
+def test_the_decorator_gives_a_check_for_each_law_and_grid(numpy_backend):
+    mark = conformance_checks(NumpySte).mark
+    names = [parameter.id for parameter in mark.args[1]]
+    assert names == [f"{subject}-{law}" for subject in SUBJECTS for law in LAWS]
+    mark = conformance_checks(backend="numpy", laws=["zero"]).mark
+    assert [parameter.id for parameter in mark.args[1]] == [f"{subject}-zero" for subject in SUBJECTS]
+
+
+def test_the_decorator_marks_expected_failures(numpy_backend):
+    expected = {"STE-Weights-UNIFORM-zero": "a known fault"}
+    mark = conformance_checks(NumpySte, laws=["zero"], expected_failures=expected).mark
+    assert [len(parameter.marks) for parameter in mark.args[1]] == [0, 1]
+    assert mark.args[1][1].marks[0].kwargs["strict"] is True
+
+
+def test_the_command_says_what_it_found(numpy_backend, tmp_path, capsys):
+    arguments = ["check", "--backend", "numpy", "--law", "zero", "--examples", "5"]
+    assert main([*arguments, "--json", str(tmp_path / "report.json")]) == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert [verdict["cases"] for verdict in report["verdicts"]] == [5, 5]
+    assert "all 2 checks passed: 10 cases" in capsys.readouterr().out
+    assert main([*arguments, "--json", str(tmp_path)]) == 2
+    assert str(tmp_path) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("wrong", ["0", "-1", "many"])
+def test_the_command_wants_a_positive_number_of_examples(wrong, capsys):
+    with pytest.raises(SystemExit):
+        main(["check", "--examples", wrong])
+    assert "positive" in capsys.readouterr().err
+
+
+def test_the_command_says_what_to_install(monkeypatch, capsys):
+    for module in ("trainable_core.conformance.law", "trainable_core.conformance.suite"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    monkeypatch.setitem(sys.modules, "trainable_core.conformance.law", None)
+    error = ModuleNotFoundError("No module named 'hypothesis'", name="hypothesis")
+
+    class Missing:
+        def find_spec(self, name, path=None, target=None):
+            if name.startswith("trainable_core.conformance."):
+                raise error
+
+    monkeypatch.delitem(sys.modules, "trainable_core.conformance.law")
+    monkeypatch.delattr("trainable_core.conformance.law", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Missing(), *sys.meta_path])
+    assert main(["check"]) == 2
+    assert "trainable-core[conformance]" in capsys.readouterr().err
+
+
+# ---- matrix and template --------------------------------------------------------------------------------------------
+
+
+def test_the_matrix_merges_backends():
+    grids = (QuantizationMethod.SYMMETRIC, QuantizationMethod.UNIFORM)
+    rows = [
+        QuantizerRow("torch", QuantizationTarget.Weights, grids, "A", int, None, None),
+        QuantizerRow("keras", QuantizationTarget.Weights, grids[:1], "A", float, None, None),
+        QuantizerRow("keras", QuantizationTarget.Activation, grids[1:], "A", str, None, None),
+    ]
+    drawn_rows = {row[1]: dict(zip(COLUMNS, row, strict=True)) for row in matrix_rows(rows)}
+    assert drawn_rows["Weights"]["SYMMETRIC"] == "torch, keras"
+    assert drawn_rows["Weights"]["UNIFORM"] == "torch"
+    assert drawn_rows["Weights"]["POWER_OF_TWO"] == "-"
+    assert drawn_rows["Activation"]["granularity"] == "per tensor"
+    lines = markdown(matrix_rows(rows)).splitlines()
+    assert len({line.count("|") for line in lines}) == 1
+    assert len(lines) == 4
+
+
+@pytest.mark.parametrize("backend", backends_with_template())
+def test_a_new_plugin_is_whole(backend, tmp_path):
+    folder = tmp_path / "deep" / "plugin"
+    written = write_plugin("trainable-my-way", backend, folder)
+    assert folder / "src/trainable_my_way/plugin.py" in written
+    for path in written:
+        text = path.read_text()
+        assert "$" not in text
+        if path.suffix == ".py":
+            compile(text, str(path), "exec")
+    assert 'trainable_my_way = "trainable_my_way.plugin"' in (folder / "pyproject.toml").read_text()
+    with pytest.raises(DocumentError, match="plugin"):
+        write_plugin("trainable-my-way", backend, folder)
+
+
+@pytest.mark.parametrize("name", ["My-Way", "1st", "my way", "-", "class/../x"])
+def test_a_name_that_no_package_can_have_is_refused(name, tmp_path):
+    with pytest.raises(UnsupportedConfigError, match="name"):
+        write_plugin(name, "torch", tmp_path / "plugin")
+
+
+def test_the_command_writes_a_plugin(tmp_path, capsys):
+    assert main(["new-plugin", "my-way", "--output", str(tmp_path / "plugin")]) == 0
+    assert "trainable check --plugin my-way" in capsys.readouterr().out
+    assert (tmp_path / "plugin/src/my_way/torch_quantizers.py").exists()

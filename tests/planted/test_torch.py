@@ -1,0 +1,103 @@
+"""The kit proves itself: every planted PyTorch defect is rejected, first by the law that is about its mistake."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("trainable_torch")
+
+from tests.planted import torch_defects
+from tests.planted.defect import DEFECTS, Defect
+from trainable_core.conformance import LAWS, Verdict, adapter_of, try_law
+from trainable_core.conformance.suite import subjects_of
+
+PLANTED = DEFECTS["torch"]
+# The law that is about the mistake must see it within the default number of cases; those tried before it must hold.
+EXAMPLES, BEFORE = 50, 20
+SEED = 0
+# For each law one defect that no other law sees: without the law it would pass the kit.
+ALONE = {
+    "on_grid": "ShortTable",
+    "level_count": "DeadZone",
+    "idempotence": "DoubledOnTheWayIn",
+    "zero": "NegativeZero",
+    "saturation": "WrapAround",
+    "monotonicity": "ComparedTheWrongWay",
+    "tie_rule": "HalfUp",
+    "per_channel": "FirstChannelsScale",
+    "channels_axis": "FirstAxisOnly",
+    "locality": "DropsABadBatch",
+    "reference_values": "BiasedMixture",
+    "dtype_shape_device": "Float32Out",
+    "no_mutation": "ClipsItsInput",
+    "determinism": "ObservesInEval",
+    "deployment": "ConvertsBeforeRounding",
+    "training_equals_evaluation": "TextbookTrick",
+    "input_gradient": "MaskAfterRounding",
+    "gradient_at_ends": "OpenRange",
+    "variable_gradients": "WrongSign",
+    "bounded_thresholds": "NanThreshold",
+    "freeze": "FreezeAfterTheFact",
+    "variable_groups": "HiddenParameter",
+    "schedule_resume": "StepNotSaved",
+    "config_round_trip": "CandidatesLost",
+    "state_round_trip": "SignNotSaved",
+    "deepcopy": "KeepsItsOutput",
+    "refusals": "SilentBeforeCalibration",
+}
+
+
+def failures(cls: type, caught_by: str) -> Iterator[Verdict]:
+    """Yield what fails, in the order in which laws are tried."""
+    for subject in subjects_of(cls, adapter_of("torch")):
+        for law in LAWS.values():
+            if law.about(subject):
+                examples = EXAMPLES if law.name == caught_by else BEFORE
+                verdict = try_law(law, subject, examples=examples, seed=SEED, shrink=False)
+                if not verdict.holds:
+                    yield verdict
+
+
+@pytest.mark.parametrize("defect", PLANTED, ids=str)
+def test_a_planted_defect_is_rejected(defect: Defect):
+    found = failures(defect.cls, defect.caught_by)
+    first = next(found, None)
+    assert first is not None, f"nothing rejects {defect}: {defect.mistake}"
+    assert first.law.name == defect.caught_by, first.counterexample
+    if ALONE[defect.caught_by] == str(defect):
+        assert [verdict.law.name for verdict in found] == [], f"{defect} was to be seen by one law only"
+
+
+@pytest.fixture
+def leaking(monkeypatch):
+    """A class whose module imports another framework."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent / "leak"))
+    monkeypatch.delitem(sys.modules, "jax", raising=False)
+    monkeypatch.delitem(sys.modules, "planted_leak", raising=False)
+    module = importlib.import_module("planted_leak")
+    monkeypatch.delitem(sys.modules, "jax")  # the made-up one must not stay
+    return module.ImportsAnotherFramework
+
+
+def test_a_framework_leak_is_rejected_by_its_law_alone(leaking):
+    found = list(failures(leaking, "no_framework_leak"))
+    assert [verdict.law.name for verdict in found] == ["no_framework_leak"]
+    assert found[0].counterexample is not None
+    assert found[0].counterexample.got == "['jax']"
+
+
+def test_every_law_is_the_only_one_to_catch_something():
+    assert {*ALONE, "no_framework_leak"} == set(LAWS)
+    assert set(ALONE.values()) <= {str(defect) for defect in PLANTED}
+
+
+@pytest.mark.parametrize("subject", subjects_of(torch_defects.Sound, adapter_of("torch")), ids=str)
+def test_the_quantizer_that_defects_are_planted_in_is_sound(subject):
+    verdicts = [try_law(law, subject, examples=EXAMPLES, seed=SEED) for law in LAWS.values() if law.about(subject)]
+    assert [verdict.counterexample for verdict in verdicts if not verdict.holds] == []
