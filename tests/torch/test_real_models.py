@@ -52,7 +52,7 @@ MODELS: dict[str, tuple[Callable[[Any], Any], Callable[[], dict[str, torch.Tenso
         7,
         6,
     ),
-    # the same with bottlenecks: embedder 1, two stages of a layer with 3 convolutions and a shortcut, and the classifier
+    # with bottlenecks: embedder 1, two stages of a layer with 3 convolutions and a shortcut, and the classifier
     "resnet of bottlenecks": (
         lambda t: t.ResNetForImageClassification(
             t.ResNetConfig(embedding_size=8, hidden_sizes=[16, 32], depths=[1, 1], layer_type="bottleneck")
