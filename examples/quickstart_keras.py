@@ -77,7 +77,7 @@ class ShiftedImages(keras.utils.PyDataset):  # type: ignore[misc] # keras is unt
 
     def __len__(self) -> int:
         """Return how many batches there are."""
-        return -(-len(self.x) // BATCH)
+        return (len(self.x) + BATCH - 1) // BATCH
 
     def __getitem__(self, index: int) -> tuple[Array, Array]:
         """Return one batch."""

@@ -1,4 +1,4 @@
-"""Keras tests only where Keras 3 and this backend are installed; warnings of third parties that no one here can mend."""
+"""Keras tests only where Keras 3 and this backend are installed; third parties' warnings that no one here can mend."""
 
 from __future__ import annotations
 

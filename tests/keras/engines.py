@@ -11,7 +11,6 @@ from keras import ops
 from trainable_keras.engine import ENGINE, to_numpy
 
 
-
 def tensor(values: Any, dtype: str = "float32") -> Any:
     """Return NumPy values as a tensor of the engine; bfloat16 is rounded on the way."""
     return ops.cast(ops.convert_to_tensor(np.asarray(values, np.float32 if dtype != "float64" else np.float64)), dtype)

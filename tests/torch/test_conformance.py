@@ -18,7 +18,7 @@ from trainable_core.errors import UnsupportedConfigError
 from trainable_torch.quantizers import SteWeightsQuantizer
 
 ROOT = Path(__file__).parents[2]
-FEW = 10  # what is tested here is the way in; the laws have their own number of cases
+FEW = 5  # what is tested here is the way in; the laws have their own number of cases
 
 
 @conformance_checks(backend="torch", plugin="torch")

@@ -64,4 +64,4 @@ __getattr__, __dir__ = lazy_names(
 )
 
 if "keras" in sys.modules:
-    import trainable_keras.wrapper  # registers wrapper, holder and deployed quantizers with Keras
+    import trainable_keras.wrapping  # noqa: F401 - registers wrapper, holder and deployed quantizers with Keras

@@ -80,9 +80,7 @@ def reciprocal(x: Tensor) -> Tensor:
     return ops.where(x > 0, ops.cast(1, x.dtype), ops.cast(2, x.dtype)) / x
 
 
-def with_gradient(
-    forward: Callable[..., Tensor], backward: Callable[..., tuple[Tensor, ...]]
-) -> Callable[..., Tensor]:
+def with_gradient(forward: Callable[..., Tensor], backward: Callable[..., tuple[Tensor, ...]]) -> Callable[..., Tensor]:
     """Return `forward` with a gradient of its own.
 
     Parameters
@@ -93,7 +91,7 @@ def with_gradient(
         ``backward(upstream, output, *arguments)`` returns the gradient of each argument.
     """
 
-    @ops.custom_gradient
+    @ops.custom_gradient  # type: ignore[untyped-decorator] # keras.ops is untyped
     def function(*arguments: Tensor) -> tuple[Tensor, Callable[..., tuple[Tensor, ...]]]:
         output = forward(*arguments)
 

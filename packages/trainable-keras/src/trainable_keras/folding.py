@@ -25,6 +25,28 @@ _KERNELS: dict[str, tuple[str, tuple[int, ...]]] = {
 """Kernel that takes a normalization over, and its axes of output channels, by class name."""
 
 
+@keras.saving.register_keras_serializable(package="trainable_keras")
+class FoldedBatchNormalization(keras.layers.Layer):  # type: ignore[misc] # keras is untyped
+    """What stands in the place of a batch norm whose work is done by the layer before: passes everything on."""
+
+    def __init__(self, name: str | None = None, dtype: Any = None, trainable: bool = True) -> None:  # noqa: FBT001, FBT002 - Keras's words
+        super().__init__(name=name, dtype=dtype, trainable=trainable)
+        self.supports_masking = True
+
+    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:  # noqa: ARG002, FBT001 - as batch norm's
+        """Return the input."""
+        return inputs
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        """Return the input's own shape."""
+        return input_shape
+
+    def get_config(self) -> dict[str, Any]:
+        """Return name, dtype and whether the layer is trainable."""
+        config: dict[str, Any] = super().get_config()
+        return config
+
+
 @dataclass
 class Folding:
     """Which batch norms of a model go into which layers.
@@ -129,7 +151,7 @@ def _layer_before(graph: Graph, norm: Any, uses: dict[int, int]) -> tuple[Any | 
     kind = kind_of(layer)
     if kind is None or set(kind.weights) != set(KINDS[type(layer).__name__].weights):
         return None, f"the layer before it: {'' if kind is None else kind.unsupported}"
-    rank = len(node.input_tensors[0].shape)
+    rank = len(source.outputs[0].shape)
     channels_axis = 1 if getattr(layer, "data_format", "") == "channels_first" else rank - 1
     if norm.axis % rank != channels_axis:
         return None, "its channels are not the layer's"

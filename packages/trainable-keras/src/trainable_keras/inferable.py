@@ -16,6 +16,7 @@ float32 inputs. These run on every engine, and mend that:
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import keras
@@ -96,9 +97,7 @@ class InferableQuantizer(keras.layers.Layer):  # type: ignore[misc] # keras is u
     def qparams(self) -> QParams:
         """The grid's numbers, from the variables."""
         shape = () if self.channel_axis is None else (-1,)
-        scale, zero_point = (
-            to_numpy(each).reshape(shape) for each in (self.grid_scale, self.grid_zero_point)
-        )
+        scale, zero_point = (to_numpy(each).reshape(shape) for each in (self.grid_scale, self.grid_zero_point))
         return QParams(scale, zero_point.astype(np.int32), self.quant_min, self.quant_max, self.channel_axis)
 
     @property
@@ -170,7 +169,19 @@ class InferableQuantizer(keras.layers.Layer):  # type: ignore[misc] # keras is u
             params = {key: value[0] for key, value in params.items()}
         n_bits, signed = config["num_bits"], config.get("signed", True)
         qparams = from_params(cls.method(), n_bits, signed, params, channels_axis=axis)
+        if cls.method() is QuantizationMethod.UNIFORM:
+            qparams = _exact(params, qparams)
         return cls(qparams, n_bits, ndim, name=config.get("name"))
+
+
+def _exact(params: Mapping[str, Any], derived: QParams) -> QParams:
+    """Return the grid whose ends are a range, where there is one; else the derived grid, which bounds ranges."""
+    low, high = (np.asarray(params[key], np.float64) for key in (RANGE_MIN, RANGE_MAX))
+    scale = (high - low) / derived.quant_max  # exact for a nudged range: code * scale is
+    zero_point = np.rint(-low / scale)
+    if np.any(scale != scale.astype(np.float32)) or np.any(zero_point * scale != -low):
+        return derived
+    return replace(derived, scale=scale.astype(np.float32), zero_point=zero_point.astype(np.int32))
 
 
 def _mended(name: str) -> Any:

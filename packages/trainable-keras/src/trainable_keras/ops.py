@@ -1,9 +1,9 @@
 """Fake quantization on tensors: one forward formula, which training and deployment share, and two ways back.
 
 The formula is that of `trainable_core.reference.affine` with ties up: ``clip(floor(v) + (v - floor(v) >= 0.5), low,
-high) * scale`` with ``v = x * (1 / scale)`` and the grid's ends counted from zero. TensorFlow's ``fake_quant`` kernels add 0.5
-to a shifted value instead, so next to a tie they may give the neighbouring code: measured on 2,100,000 values, at most
-``0.95 * 2**n_bits * 2**-24`` steps from it. Infinities saturate to their own side, and NaN stays NaN.
+high) * scale`` with ``v = x * (1 / scale)`` and the grid's ends counted from zero. TensorFlow's ``fake_quant`` kernels
+add 0.5 to a shifted value instead, so next to a tie they may give the neighbouring code: measured on 2,100,000 values,
+at most ``0.95 * 2**n_bits * 2**-24`` steps from it. Infinities saturate to their own side, and NaN stays NaN.
 """
 
 from __future__ import annotations
@@ -16,13 +16,16 @@ from keras import ops
 
 from trainable_core.reference import lsq
 from trainable_keras.engine import Tensor, reciprocal, with_gradient
-from trainable_keras.grid import End, Grid, ends
+from trainable_keras.grid import Grid, ends
+
+HALF = 0.5
+"""Distance of a tie from the codes on either side."""
 
 
 def round_half_up(v: Tensor) -> Tensor:
     """Return `v` rounded to integers, ties towards plus infinity; a zero is +0.0."""
     down = ops.floor(v)
-    return down + ops.cast(v - down >= 0.5, "float32")
+    return down + ops.cast(v - down >= HALF, "float32")
 
 
 def snap(x: Tensor, scale: Tensor, zero_point: Tensor | None, quant_min: int, quant_max: int) -> Tensor:

@@ -131,6 +131,7 @@ def _deployed(qmodel: Any) -> dict[str, Any]:
     found = {}
     for part in parts_of(qmodel):
         plan, holders = part.plan, [part]
+        assert plan is not None  # noqa: S101 - `wrap` puts a plan on every part
         if isinstance(part, QuantizationWrapper):
             holders = part.holders
             for attribute, quantizer in part.weights_quantizers.items():
@@ -150,7 +151,9 @@ def _place_holders(path: Any, qmodel: Any, deployed: dict[str, Any]) -> None:
         config = deployed[quantizer.subject]
         for width in quantizer.widths:
             for key, variable in quantizer.grid_variables(width).items():
-                quantizer.assign(variable, np.full(tuple(variable.shape), -1.0 if key == RANGE_MIN else 1.0, np.float32))
+                quantizer.assign(
+                    variable, np.full(tuple(variable.shape), -1.0 if key == RANGE_MIN else 1.0, np.float32)
+                )
         if hasattr(quantizer, "logits"):
             chosen = [float(width == config["num_bits"]) for width in quantizer.widths]
             quantizer.assign(quantizer.get_quantizer_variable("logits"), np.asarray(chosen, np.float32))

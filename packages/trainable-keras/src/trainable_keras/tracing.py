@@ -5,6 +5,7 @@ Keras keeps the graph of a functional or Sequential model in private attributes;
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import keras
@@ -18,7 +19,7 @@ _PASSING = ("Dropout", "SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D
 def is_graph(layer: Any) -> bool:
     """Return whether a layer is a model that Keras can run through as a graph: functional, or Sequential and built."""
     if isinstance(layer, keras.Sequential):
-        return layer.built
+        return bool(layer.built)
     return isinstance(layer, keras.Model) and hasattr(layer, "_run_through_graph")
 
 
@@ -85,10 +86,13 @@ class Graph:
         users = self._users.get(id(node.outputs[0]), [])
         return users[0] if len(users) == 1 else None
 
-    def activation_after(self, node: Any) -> bool:
-        """Return whether a node's only user, dropout left aside, is an activation: hardware fuses the two."""
+    def activation_after(self, node: Any, gone: Collection[int] = ()) -> bool:
+        """Return whether a node's only user is an activation: hardware fuses the two.
+
+        Dropout does not count, nor do the layers whose ``id`` is among `gone`.
+        """
         user = self.only_user(node)
-        while user is not None and type(user.operation).__name__ in _PASSING:
+        while user is not None and (id(user.operation) in gone or type(user.operation).__name__ in _PASSING):
             user = self.only_user(user)
         if user is None:
             return False

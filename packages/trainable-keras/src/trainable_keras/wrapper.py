@@ -8,8 +8,8 @@ from typing import Any
 
 import keras
 
-from trainable_core.model_document import plan_document, plan_from_document
 from trainable_core.errors import ModelError
+from trainable_core.model_document import plan_document, plan_from_document
 from trainable_core.plan import LayerPlan
 from trainable_keras.engine import Tensor, read
 from trainable_keras.holder import ActivationQuantizationHolder
@@ -138,9 +138,16 @@ class QuantizationWrapper(keras.layers.Layer):  # type: ignore[misc] # keras is 
         return self.output_holder(outputs, training=training)
 
     def _quantize_inputs(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], training: bool | None
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        training: bool | None,  # noqa: FBT001 - Keras's word
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         values = list(args)
+        missing = "key" in self.input_names and len(values) <= self._position("key") and kwargs.get("key") is None
+        if missing:  # an attention layer's key is its value, before either is quantized
+            position = self._position("value")
+            kwargs = {**kwargs, "key": values[position] if position < len(values) else kwargs["value"]}
         for name, holder in self.input_holders.items():
             argument, _, item = name.partition(".")
             position = self._position(argument)
@@ -154,7 +161,7 @@ class QuantizationWrapper(keras.layers.Layer):  # type: ignore[misc] # keras is 
         arguments = list(dict.fromkeys(name.partition(".")[0] for name in self.input_names))
         return arguments.index(argument)
 
-    def _call_layer(self, args: tuple[Any, ...], kwargs: dict[str, Any], training: bool | None) -> Any:
+    def _call_layer(self, args: tuple[Any, ...], kwargs: dict[str, Any], training: bool | None) -> Any:  # noqa: FBT001 - as above
         layer = self.layer
         if self._takes_training and training is not None:
             kwargs = {**kwargs, "training": training}
@@ -234,7 +241,7 @@ class QuantizationWrapper(keras.layers.Layer):  # type: ignore[misc] # keras is 
         return wrapper
 
 
-def _held(value: Any, item: str, holder: ActivationQuantizationHolder, training: bool | None) -> Any:
+def _held(value: Any, item: str, holder: ActivationQuantizationHolder, training: bool | None) -> Any:  # noqa: FBT001 - Keras's word
     """Return an argument quantized, or a list with one of its items quantized."""
     if not item:
         return holder(value, training=training)

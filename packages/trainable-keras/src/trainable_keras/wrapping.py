@@ -10,13 +10,14 @@ from typing import Any
 import keras
 
 from trainable_core.errors import ModelError, QuantizerStateError
+from trainable_core.keras_layers import LayerKind
 from trainable_core.model_document import state_document, state_from_document
 from trainable_core.plan import LayerInfo, LayerPlan, QuantizerPlan, WrappedState, build_quantizer
 from trainable_core.recipe import QuantizationRecipe
 from trainable_keras.copying import Copier, children, join, plain_copy
-from trainable_keras.folding import Folding, folded_copy, plan_folding
+from trainable_keras.folding import FoldedBatchNormalization, Folding, folded_copy, plan_folding
 from trainable_keras.holder import ActivationQuantizationHolder
-from trainable_keras.layers import LayerKind, kind_of, layer_info
+from trainable_keras.layers import kind_of, layer_info
 from trainable_keras.quantizers.base import BaseKerasTrainableQuantizer
 from trainable_keras.tracing import Graph, function_op, is_graph, layers_within
 from trainable_keras.wrapper import QuantizationWrapper
@@ -157,6 +158,7 @@ class _Seen:
         self.operations: dict[str, Any] = {}
         self.in_order: list[LayerInfo] = []
         self.before_activation: set[str] = set()
+        self._gone = frozenset(folding.gone)
         self._done: set[int] = set(folding.gone)
         self._state = state
         self._look(model, "")
@@ -203,7 +205,7 @@ class _Seen:
                 if op is not None:
                     self.operations[name] = operation
                     self.in_order.append(LayerInfo(name, op))
-            if all(graph.activation_after(node) for node in graph.calls(operation)):
+            if all(graph.activation_after(node, self._gone) for node in graph.calls(operation)):
                 self.before_activation.add(name)
 
 
@@ -224,7 +226,7 @@ class _Wrapping:
     def replace(self, layer: Any, name: str) -> Any | None:
         """Return the wrapped layer, or a layer with a batch norm in it; None where nothing changes."""
         if id(layer) in self._folding.gone:
-            return keras.layers.Identity(name=layer.name)
+            return FoldedBatchNormalization(name=layer.name, dtype=layer.dtype_policy)
         name = name or "model"
         norm = self._folding.norms.get(id(layer))
         plan = self._plans.get(name)

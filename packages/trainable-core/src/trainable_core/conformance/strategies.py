@@ -6,8 +6,9 @@ plainest value.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from hypothesis import strategies as st
@@ -23,7 +24,6 @@ from trainable_core.enums import QuantizationMethod
 from trainable_core.qparams import Float32, QParams
 
 F32 = np.finfo(np.float32)
-LONGEST = 3  # dimensions: enough to have an axis in the middle
 
 
 @dataclass(frozen=True)
@@ -55,21 +55,40 @@ class Kind:
     least: int = 0
 
 
+class Source:
+    """Numbers decoded from drawn bytes; zero bytes give the first, plainest choice."""
+
+    def __init__(self, drawn: bytes) -> None:
+        self._bytes = np.frombuffer(drawn, np.uint8)
+        self._next = 0
+
+    def take(self, count: int) -> NDArray[np.uint8]:
+        """Return the next `count` bytes."""
+        self._next += count
+        return self._bytes[self._next - count : self._next]
+
+    def choice(self, options: Sequence[T]) -> T:
+        """Return one of up to 256 options."""
+        return options[int(self.take(1)[0]) % len(options)]
+
+    def words(self, size: int) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.uint32]]:
+        """Return for each of `size` numbers which kind it is, by how many ulps it is moved, and 32 bits."""
+        taken = self.take(WORD * size).reshape(size, WORD)
+        ulps = (taken[:, 1].astype(np.int64) + 2) % 5 - 2
+        return taken[:, 0], ulps, taken[:, 2:].copy().view(np.uint32).reshape(size)
+
+
+T = TypeVar("T")
+WORD = 6  # bytes of one number
+HEADER = 24  # bytes that decide everything but arrays: more than the choices below
+RANGE_WORDS = 3  # arrays of numbers that a range takes at most
+
+DIMENSIONS = (1, 2, 3, 2, 3, 0, 2, 3)
+SIZES = (1, 2, 3, 4, 2, 3, 4, 2, 3, 4, 2, 3, 4, 2, 3, 0)
 # 0 and what is below 2**-100 leave the bound to the library; 1e-3 and 0.1 are no float32 numbers.
-MIN_THRESHOLDS = st.sampled_from([2.0**-16, 0.0, 1e-3, 0.1, 1.0, 2.0**-120, 2.0**100])
-
-
-EXACT_FACTORS = st.sampled_from([1.0, 2.0, 0.5, 8.0])
-FACTORS = st.lists(st.sampled_from([1.0, 0.75, 1.3, 2.0, 0.51, 1.0 + 2.0**-23, 3.7]), min_size=1, max_size=3)
-SIZES = st.sampled_from([2, 1, 3, 4, 0])
-SHAPES = [st.lists(SIZES, min_size=least, max_size=LONGEST) for least in range(LONGEST + 1)]
-
-
-def words(draw: DrawFn, size: int) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.uint32]]:
-    """Draw for each of `size` numbers which kind it is, by how many ulps it is moved, and 32 bits."""
-    drawn = np.frombuffer(draw(st.binary(min_size=6 * size, max_size=6 * size)), np.uint8).reshape(size, 6)
-    ulps = (drawn[:, 1].astype(np.int64) + 2) % 5 - 2
-    return drawn[:, 0], ulps, drawn[:, 2:].copy().view(np.uint32).reshape(size)
+MIN_THRESHOLDS = (2.0**-16, 0.0, 1e-3, 2.0**-16, 0.0, 0.1, 2.0**-16, 0.0, 2.0**-120, 1.0, 2.0**-16, 2.0**100)
+FACTORS = (1.0, 0.75, 1.3, 2.0, 0.51, 1.0 + 2.0**-23, 3.7)
+EXACT_FACTORS = (1.0, 2.0, 0.5, 8.0)
 
 
 def nudged(values: Float32, ulps: NDArray[np.int64]) -> Float32:
@@ -81,9 +100,9 @@ def nudged(values: Float32, ulps: NDArray[np.int64]) -> Float32:
     return np.where(np.isfinite(values), moved, values)
 
 
-def positives(draw: DrawFn, size: int, kind: Kind) -> Float32:
-    """Draw legal thresholds: ones, decimals, powers of two and their neighbours, any float32 up to 2**100."""
-    which, ulps, payload = words(draw, size)
+def positives(source: Source, size: int, kind: Kind) -> Float32:
+    """Return legal thresholds: ones, decimals, powers of two and their neighbours, any float32 up to 2**100."""
+    which, ulps, payload = source.words(size)
     if kind.exact:
         return np.exp2(((payload + 10) % 21).astype(np.float32) - 10).astype(np.float32)
     decimals = ((payload % 4000).astype(np.float32) + 1) * np.float32(1e-2)
@@ -96,22 +115,21 @@ def positives(draw: DrawFn, size: int, kind: Kind) -> Float32:
     return np.clip(values, F32.smallest_subnormal, np.float32(MAX_THRESHOLD))
 
 
-@st.composite
-def shapes(draw: DrawFn, least: int = 0) -> tuple[int, ...]:
+def shapes(source: Source, kind: Kind) -> tuple[int, ...]:
     """Return a tensor's shape: up to three dimensions, 0-d and empty ones too."""
-    return tuple(draw(SHAPES[least]))
+    sizes = [source.choice(SIZES) for _ in range(3)]
+    shape = tuple(sizes[: max(source.choice(DIMENSIONS), kind.least, int(kind.per_channel or 0))])
+    return (*shape[:-1], 2) if kind.per_channel and not any(shape) else shape
 
 
-@st.composite
-def configs(draw: DrawFn, subject: Subject, shape: tuple[int, ...], kind: Kind) -> Config:
+def config(source: Source, body: Source, subject: Subject, shape: tuple[int, ...], kind: Kind) -> Config:
     """Return a calibrated config for a tensor of this shape."""
     axes = [axis for axis in range(-len(shape), len(shape)) if shape[axis] > 0] if subject.weights else []
-    if kind.per_channel is None:
-        axis = draw(st.sampled_from([None, *axes]))
-    else:
-        axis = draw(st.sampled_from(axes)) if kind.per_channel and axes else None
-    n_bits = draw(st.integers(*kind.bits))
-    params = _params(draw, subject, 1 if axis is None else shape[axis], n_bits, kind)
+    wanted = source.choice((True, False)) if kind.per_channel is None else kind.per_channel
+    axis = source.choice(axes or [0]) if wanted and axes else None
+    low, high = kind.bits
+    n_bits = low + int(source.take(1)[0]) % (high - low + 1)
+    params = _params(source, body, subject, 1 if axis is None else shape[axis], n_bits, kind)
     if axis is None:
         params = {key: value[0] if isinstance(value, list) else value for key, value in params.items()}
     prefix = "weights" if subject.weights else "activation"
@@ -120,32 +138,31 @@ def configs(draw: DrawFn, subject: Subject, shape: tuple[int, ...], kind: Kind) 
         f"{prefix}_n_bits": n_bits,
         f"{prefix}_quantization_params": params,
     }
+    bound = source.choice(MIN_THRESHOLDS)
     if not (kind.exact or kind.moderate):
-        fields["min_threshold"] = draw(MIN_THRESHOLDS)
+        fields["min_threshold"] = bound
     if axis is not None:
         fields |= {"weights_per_channel_threshold": True, "weights_channels_axis": axis}
-    if draw(st.booleans()):
-        widths = draw(st.lists(st.integers(*kind.bits), min_size=1, max_size=3, unique=True))
+    widths = dict.fromkeys(low + int(byte) % (high - low + 1) for byte in source.take(3))
+    if source.choice((False, True)):
         fields[f"{prefix}_quantization_candidates"] = [{"n_bits": width} for width in widths]
     return (TrainableQuantizerWeightsConfig if subject.weights else TrainableQuantizerActivationConfig)(**fields)
 
 
-def _params(draw: DrawFn, subject: Subject, size: int, n_bits: int, kind: Kind) -> dict[str, Any]:
-    """Draw params, each a list with one number per channel."""
-    first = positives(draw, size, kind)
+def _params(source: Source, body: Source, subject: Subject, size: int, n_bits: int, kind: Kind) -> dict[str, Any]:
+    """Return params, each a list with one number per channel."""
+    first, second, below = positives(body, size, kind), positives(body, size, kind), body.words(size)[2] % 2**n_bits
+    signed = source.choice((True, False))
+    form = source.choice(("range", "low", "high", THRESHOLD))
     if subject.key.method is not QuantizationMethod.UNIFORM:
         params: dict[str, Any] = {THRESHOLD: first.astype(float).tolist()}
-        if not subject.weights:
-            params[SIGNED] = draw(st.booleans())
-        return params
+        return params if subject.weights else {**params, SIGNED: signed}
     if kind.exact:  # `first` is the scale; both ends are multiples of it
-        below = words(draw, size)[2] % 2**n_bits
         low, high = -(below * first), (2**n_bits - 1 - below) * first
         return {RANGE_MIN: low.astype(float).tolist(), RANGE_MAX: high.astype(float).tolist()}
-    form = draw(st.sampled_from(["range", "low", "high", THRESHOLD]))
     if form == THRESHOLD:
-        return {THRESHOLD: first.astype(float).tolist(), SIGNED: draw(st.booleans())}
-    second, zero = positives(draw, size, kind), np.zeros_like(first)
+        return {THRESHOLD: first.astype(float).tolist(), SIGNED: signed}
+    zero = np.zeros_like(first)
     low, high = {"range": (-first, second), "low": (-first, zero), "high": (zero, first)}[form]
     return {RANGE_MIN: low.astype(float).tolist(), RANGE_MAX: high.astype(float).tolist()}
 
@@ -175,10 +192,10 @@ SPECIAL = np.array([sign * magnitude for magnitude in _MAGNITUDES for sign in (1
 FINITE_LIMIT = np.float32(2.0**60)
 
 
-def inputs(draw: DrawFn, grid: QParams, shape: tuple[int, ...], kind: Kind) -> Float32:
-    """Draw a tensor: codes and ties of the grid with their neighbours, its ends, anything around, special numbers."""
+def inputs(source: Source, grid: QParams, shape: tuple[int, ...], kind: Kind) -> Float32:
+    """Return a tensor: codes and ties of the grid with their neighbours, its ends, anything around, special numbers."""
     size = int(np.prod(shape, dtype=np.int64))
-    which, ulps, payload = words(draw, size)
+    which, ulps, payload = source.words(size)
     which = which % 8
     along = grid.along(len(shape))
     low, high = (
@@ -200,30 +217,32 @@ def inputs(draw: DrawFn, grid: QParams, shape: tuple[int, ...], kind: Kind) -> F
     return values.astype(np.float32).reshape(shape)
 
 
-def upstreams(draw: DrawFn, shape: tuple[int, ...]) -> Float32:
-    """Draw a gradient: eighths between -4 and 4, so that products with small integers are exact."""
-    size = int(np.prod(shape, dtype=np.int64))
-    drawn = np.frombuffer(draw(st.binary(min_size=size, max_size=size)), np.uint8)
-    return (((drawn.astype(np.float32) + 40) % 65 - 32) / 8).astype(np.float32).reshape(shape)
+def upstreams(source: Source, shape: tuple[int, ...]) -> Float32:
+    """Return a gradient: eighths between -4 and 4, so that products with small integers are exact."""
+    drawn = source.take(int(np.prod(shape, dtype=np.int64))).astype(np.float32)
+    return (((drawn + 40) % 65 - 32) / 8).astype(np.float32).reshape(shape)
 
 
-def _factors(draw: DrawFn, kind: Kind) -> tuple[float, ...]:
-    """Draw how the variables have moved: not at all, or by a few odd numbers; by a power of two on exact grids."""
+def factors(source: Source, kind: Kind) -> tuple[float, ...]:
+    """Return by what the variables have moved: a few odd numbers; on exact grids one power of two."""
     if kind.exact:
-        return (draw(EXACT_FACTORS),)
-    return tuple(draw(FACTORS))
+        return (source.choice(EXACT_FACTORS),)
+    several = [source.choice(FACTORS) for _ in range(3)]
+    return tuple(several[: source.choice((1, 2, 3))])
 
 
 @st.composite
 def cases(draw: DrawFn, subject: Subject, kind: Kind) -> Case:
     """Return a case for a quantizer class on one of its grids."""
-    shape = draw(shapes(max(kind.least, int(kind.per_channel or 0))))
-    if kind.per_channel and not any(shape):
-        shape = (*shape, 2)
-    config = draw(configs(subject, shape, kind))
-    factors = _factors(draw, kind)
-    arguments = draw(st.sampled_from([*getattr(subject.cls, "conformance_arguments", ()), {}]))
-    widths = [config.n_bits, *(candidate.n_bits for candidate in config.candidates or [])]
-    grid = grid_after(config, factors, draw(st.sampled_from(widths)))
-    x = inputs(draw, grid, shape, kind)
-    return Case(config, x, upstreams(draw, shape), factors, draw(st.integers(0, 4)), dict(arguments))
+    source = Source(draw(st.binary(min_size=HEADER, max_size=HEADER)))
+    shape = shapes(source, kind)
+    size = int(np.prod(shape, dtype=np.int64))
+    length = WORD * RANGE_WORDS * max(*shape, 1, 1) + (WORD + 1) * size
+    body = Source(draw(st.binary(min_size=length, max_size=length)))
+    made = config(source, body, subject, shape, kind)
+    by = factors(source, kind)
+    arguments = source.choice([*getattr(subject.cls, "conformance_arguments", ()), {}])
+    widths = [made.n_bits, *(candidate.n_bits for candidate in made.candidates or [])]
+    grid = grid_after(made, by, source.choice(widths))
+    x = inputs(body, grid, shape, kind)
+    return Case(made, x, upstreams(body, shape), by, source.choice(range(5)), dict(arguments))

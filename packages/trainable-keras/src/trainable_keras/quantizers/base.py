@@ -90,7 +90,7 @@ class BaseKerasTrainableQuantizer(keras.layers.Layer, BaseTrainableQuantizer, Ba
             try:
                 self.require_calibrated()
             except QuantizerStateError as error:
-                error._keras_call_info_injected = True  # type: ignore[attr-defined] # or Keras makes a RuntimeError of it
+                vars(error)["_keras_call_info_injected"] = True  # or Keras makes a RuntimeError of it
                 raise
         return super().__call__(inputs, training=training, **kwargs)
 
@@ -227,7 +227,7 @@ class BaseKerasTrainableQuantizer(keras.layers.Layer, BaseTrainableQuantizer, Ba
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> BaseKerasTrainableQuantizer:
         """Return a quantizer equal to the one that `get_config` was called on; see core's base class."""
-        quantizer: BaseKerasTrainableQuantizer = BaseTrainableQuantizer.from_config.__func__(cls, config)
+        quantizer: BaseKerasTrainableQuantizer = super().from_config(config)
         if "name" in config:
             quantizer.name = config["name"]
         return quantizer

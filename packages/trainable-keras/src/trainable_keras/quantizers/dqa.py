@@ -16,12 +16,14 @@ from trainable_core.errors import UnsupportedConfigError
 from trainable_core.reference import dqa
 from trainable_keras import ops
 from trainable_keras.annealing import KerasLinearAnnealingScheduler
-from trainable_keras.engine import Tensor, read
+from trainable_keras.engine import Tensor, read, to_numpy
 from trainable_keras.quantizers.base import BaseKerasTrainableQuantizer
 from trainable_keras.quantizers.ste import METHODS
 
 TEMPERATURE = {"t_start": 0, "t_end": 1000, "initial_val": 1.0, "target_val": 0.02}
 """Default schedule: from an even mixture to a clear choice within 1000 training steps."""
+
+SMALLEST_NORMAL = float(np.finfo(np.float32).tiny)
 
 
 class DqaQuantizer(BaseKerasTrainableQuantizer):
@@ -84,7 +86,7 @@ class DqaQuantizer(BaseKerasTrainableQuantizer):
     @property
     def selected_width(self) -> int:
         """Width with the largest logit."""
-        return self.widths[int(np.argmax(self.to_numpy(self.logits)))]
+        return self.widths[int(np.argmax(to_numpy(_comparable(read(self.logits)))))]
 
     def add_variables(self) -> None:
         """Add the attention's logits, all equal, and the schedule's step."""
@@ -128,7 +130,7 @@ class DqaQuantizer(BaseKerasTrainableQuantizer):
         """Return the mixture of the widths, or the winner."""
         ndim = len(x.shape)
         candidates = [ops.ste_fake_quantize(x, self.grid(ndim, width)) for width in self.widths]
-        winner = keras_ops.argmax(read(self.logits))
+        winner = keras_ops.argmax(_comparable(read(self.logits)))
         chosen = candidates[0]
         for index, candidate in enumerate(candidates[1:], start=1):
             chosen = keras_ops.where(winner == index, candidate, chosen)
@@ -138,6 +140,12 @@ class DqaQuantizer(BaseKerasTrainableQuantizer):
         mixed = sum(attention[index] * candidate for index, candidate in enumerate(candidates))
         ended = read(self.step) > self.temperature.t_end
         return keras_ops.where(ended, chosen, mixed)
+
+
+def _comparable(logits: Tensor) -> Tensor:
+    """Return logits that every engine finds the same largest one of: NaN as infinity, subnormal numbers as zero."""
+    held = keras_ops.where(keras_ops.isnan(logits), keras_ops.full_like(logits, np.inf), logits)
+    return keras_ops.where(keras_ops.abs(held) < SMALLEST_NORMAL, keras_ops.zeros_like(held), held)
 
 
 @mark_quantizer(QuantizationTarget.Weights, METHODS, TrainingMethod.DQA)
