@@ -227,7 +227,8 @@ class BaseKerasTrainableQuantizer(keras.layers.Layer, BaseTrainableQuantizer, Ba
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> BaseKerasTrainableQuantizer:
         """Return a quantizer equal to the one that `get_config` was called on; see core's base class."""
-        quantizer: BaseKerasTrainableQuantizer = super().from_config(config)
+        # by name: Keras's layer, which comes first, has a `from_config` of its own
+        quantizer: BaseKerasTrainableQuantizer = BaseTrainableQuantizer.from_config.__func__(cls, config)  # type: ignore[attr-defined] # a class method's function
         if "name" in config:
             quantizer.name = config["name"]
         return quantizer
