@@ -9,9 +9,9 @@ import keras
 import numpy as np
 import pytest
 from keras import layers as kl
-from tests.keras.engines import ENGINE, numpy, tensor
 
 import trainable_keras
+from tests.keras.engines import ENGINE, numpy, tensor
 
 RECIPE = {
     "schema_version": 1,

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from tests.keras.engines import ENGINE, call, gradients, numpy, tensor
 from tests.keras.strategies import (
     GRIDS,
@@ -25,7 +26,6 @@ from tests.keras.strategies import (
     shapes,
     upstreams,
 )
-
 from trainable_core.config import TrainableQuantizerActivationConfig, TrainableQuantizerWeightsConfig
 from trainable_core.constants import RANGE_MAX, RANGE_MIN, SIGNED, THRESHOLD
 from trainable_core.enums import QuantizationMethod, TieRule, TrainingMethod, VariableGroup

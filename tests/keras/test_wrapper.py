@@ -8,9 +8,9 @@ import keras
 import numpy as np
 import pytest
 from keras import layers as kl
-from tests.keras.engines import ENGINE, numpy, tensor
 
 import trainable_keras
+from tests.keras.engines import ENGINE, numpy, tensor
 from trainable_core.errors import ModelError, QuantizerStateError, UnsupportedConfigError
 from trainable_keras.layers import weight_of
 
