@@ -418,11 +418,10 @@ def test_a_layer_that_cannot_be_made_again_is_named() -> None:
         trainable_keras.wrap(model, LSQ)
 
 
-def test_a_lambda_layer_is_copied() -> None:
-    model = keras.Sequential([keras.Input((3,)), kl.Lambda(lambda x: x * 2), kl.Dense(2)])
-    batch = values(4, 3)
-    qmodel = trainable_keras.calibrate(trainable_keras.wrap(model, LSQ), batches(batch))
-    assert_equal(call(trainable_keras.finalize(qmodel), batch), call(qmodel, batch))
+def test_a_lambda_layer_is_refused_by_name() -> None:
+    model = keras.Sequential([keras.Input((3,)), kl.Lambda(lambda x: x * 2, name="twice"), kl.Dense(2)])
+    with pytest.raises(ModelError, match="'twice' is a Lambda"):
+        trainable_keras.wrap(model, LSQ)
 
 
 def test_a_rule_that_matches_nothing_lists_the_layers() -> None:

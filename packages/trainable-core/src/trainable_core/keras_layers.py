@@ -1,41 +1,19 @@
 """What Keras layers are, by class name: op kind, quantizable weights with their channel axes, tensor arguments.
 
 Keras 2 and Keras 3 are two frameworks with one vocabulary; both backends read this table, and neither is imported here.
-Keras keeps output channels last: ``HWIO`` where PyTorch has ``OIHW``.
+Keras keeps output channels last: ``HWIO`` where PyTorch has ``OIHW``. Dots in a weight's name lead into sublayers,
+negative axes count from the end, and an input whose name ends with `LIST` is a list of tensors.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-
 from trainable_core.errors import UnsupportedConfigError
+from trainable_core.plan import LayerKind
+
+__all__ = ["FUNCTIONS", "KINDS", "LIST", "LayerKind", "einsum_channels_axis"]
 
 LIST = "[]"
 """Mark of an input that is a list of tensors, such as that of Add."""
-
-
-@dataclass(frozen=True)
-class LayerKind:
-    """How a layer type is quantized.
-
-    Parameters
-    ----------
-    op : str
-        Framework-neutral op kind, one of `trainable_core.plan.OPS`.
-    weights : mapping of str to int
-        Axis of the output channels, by weight attribute; dots lead into sublayers, negative axes count from the end.
-    inputs : tuple of str
-        Names of the tensor arguments that an activation quantizer may stand at, in positional order; a name that ends
-        with `LIST` is a list of tensors.
-    unsupported : str
-        Why the weights can't be quantized; empty where they can.
-    """
-
-    op: str
-    weights: Mapping[str, int] = field(default_factory=dict)
-    inputs: tuple[str, ...] = ("inputs",)
-    unsupported: str = ""
 
 
 def _attention(inputs: tuple[str, ...]) -> LayerKind:
@@ -101,6 +79,23 @@ FUNCTIONS: dict[str, str] = {
     **dict.fromkeys(("Mean", "AveragePool", "AdaptiveAveragePool"), "pooling"),
 }  # fmt: skip
 """Op kinds of Keras 3's functional operations, by class name."""
+
+
+FUNCTIONS_OF_TENSORFLOW: dict[str, str] = {
+    **dict.fromkeys(("math.add", "math.subtract", "__operators__.add", "add_n"), "add"),
+    **dict.fromkeys(("math.multiply",), "mul"),
+    **dict.fromkeys(("concat", "stack"), "cat"),
+    **dict.fromkeys(("linalg.matmul", "einsum", "tensordot", "keras.backend.dot", "keras.backend.batch_dot"), "matmul"),
+    **dict.fromkeys(
+        (
+            "nn.relu", "nn.relu6", "nn.leaky_relu", "nn.elu", "nn.gelu", "nn.silu", "nn.swish", "nn.softmax",
+            "math.sigmoid", "math.tanh", "math.softplus", "nn.softplus", "nn.selu",
+        ),
+        "activation",
+    ),
+    **dict.fromkeys(("math.reduce_mean", "nn.avg_pool", "nn.avg_pool2d", "compat.v1.nn.avg_pool"), "pooling"),
+}  # fmt: skip
+"""Op kinds of TensorFlow's functions in a Keras 2 graph, by their exported name."""
 
 
 def einsum_channels_axis(equation: str) -> int:

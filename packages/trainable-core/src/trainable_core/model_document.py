@@ -6,10 +6,12 @@ A backend that keeps its models' state in the framework's own config (both Keras
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
 import secrets
+import struct
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,6 +33,19 @@ _CONFIGS: dict[str, type[TrainableQuantizerConfig]] = {
     "weights": TrainableQuantizerWeightsConfig,
     "activation": TrainableQuantizerActivationConfig,
 }
+# What Python's readers of zip, JSON and NumPy files raise where bytes are not what they expect: NotImplementedError for
+# an unknown compression, RuntimeError for encryption, MemoryError for a size that damage has made.
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    EOFError,
+    RuntimeError,
+    MemoryError,
+    struct.error,
+    zipfile.BadZipFile,
+)
 HEADER = "trainable.json"
 """Name of the document in a file of arrays."""
 
@@ -104,6 +119,14 @@ def state_from_document(document: Mapping[str, Any]) -> WrappedState:
     )
 
 
+def as_path(path: Any) -> Path:
+    """Return what a user gave for a path; DocumentError when it is none."""
+    try:
+        return Path(os.fsdecode(path))
+    except TypeError as error:
+        raise DocumentError(repr(path), f"it is {type(path).__name__}, no path") from error
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that at any moment, also after a crash, the path holds the old content or all of the new.
 
@@ -112,22 +135,24 @@ def write_atomically(path: Path, content: bytes) -> None:
     DocumentError
         When it can't be written; the old file is whole then.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}.part"
     try:
         with temporary.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+    except (OSError, ValueError) as error:  # ValueError: no path at all, it contains a null character
+        raise DocumentError(path, f"can't be written: {error}") from error
+    finally:
+        with contextlib.suppress(OSError, ValueError):  # not there, or nothing could be there
+            temporary.unlink()
+    with contextlib.suppress(OSError):  # the content is safe; not every system lets a folder be synced
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
         finally:
             os.close(folder)
-    except OSError as error:
-        raise DocumentError(path, f"can't be written: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_arrays(path: Path, header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
@@ -198,7 +223,7 @@ def read_arrays(
                     arrays[name] = np.lib.format.read_array(file, allow_pickle=False)
     except FileNotFoundError as error:
         raise DocumentError(path, "no such file") from error
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    except _UNREADABLE as error:
         if isinstance(error, DocumentError):
             raise
         raise DocumentError(path, f"truncated, damaged or no file of {form}: {error}") from error

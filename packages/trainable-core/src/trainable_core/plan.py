@@ -44,6 +44,54 @@ INTEGER_INPUT_OPS = frozenset({"embedding"})
 
 
 @dataclass(frozen=True)
+class LayerKind:
+    """How a layer type is quantized.
+
+    Parameters
+    ----------
+    op : str
+        Framework-neutral op kind, one of `OPS`.
+    weights : mapping of str to int
+        Axis of the output channels, by weight attribute.
+    inputs : tuple of str
+        Names of the tensor arguments that an activation quantizer may stand at, in positional order.
+    unsupported : str
+        Why the weights can't be quantized; empty where they can.
+    """
+
+    op: str
+    weights: Mapping[str, int] = field(default_factory=dict)
+    inputs: tuple[str, ...] = ("inputs",)
+    unsupported: str = ""
+
+
+def declared_kind(op: Any, weights: Any, inputs: Any) -> LayerKind:
+    """Return the kind that a user's ``register_layer`` declares.
+
+    Raises
+    ------
+    UnsupportedConfigError
+        When the op kind is unknown, or an axis or a name is not one.
+
+    Examples
+    --------
+    >>> declared_kind("linear", {"kernel": -1}, ("inputs",))
+    LayerKind(op='linear', weights={'kernel': -1}, inputs=('inputs',), unsupported='')
+    """
+    if op not in OPS:
+        raise UnsupportedConfigError("register_layer", f"op {op!r} is not one of {', '.join(OPS)}")
+    axes = {} if weights is None else weights
+    if not isinstance(axes, Mapping) or not all(
+        isinstance(attribute, str) and isinstance(axis, int) and not isinstance(axis, bool)
+        for attribute, axis in axes.items()
+    ):
+        raise UnsupportedConfigError("register_layer", f"weights must map attribute names to axes, got {weights!r}")
+    if not isinstance(inputs, tuple | list) or not all(isinstance(name, str) for name in inputs):
+        raise UnsupportedConfigError("register_layer", f"inputs must be a tuple of argument names, got {inputs!r}")
+    return LayerKind(op, dict(axes), tuple(inputs))
+
+
+@dataclass(frozen=True)
 class WeightInfo:
     """One quantizable weight of a layer: its shape and the axis of its output channels."""
 

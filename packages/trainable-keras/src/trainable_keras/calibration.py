@@ -9,8 +9,9 @@ from typing import Any
 from keras import ops
 from tqdm.auto import tqdm
 
+from trainable_core.calibrating import check_batches, feed, inputs_of, waiting_quantizers
 from trainable_core.calibration import Observer
-from trainable_core.errors import CalibrationError, QuantizerStateError
+from trainable_core.errors import QuantizerStateError
 from trainable_core.thresholds import Params, activation_params, weights_params
 from trainable_keras.engine import to_numpy
 from trainable_keras.holder import ActivationQuantizationHolder
@@ -66,7 +67,7 @@ def calibrate(
     state = state_of(qmodel)
     if state.finalized:
         raise QuantizerStateError(type(qmodel).__name__, "it is finalized; its quantizers don't change any more")
-    waiting = _waiting(qmodel, force=force)
+    waiting = waiting_quantizers(trainable_quantizers(qmodel), type(qmodel).__name__, force=force)
     spec = state.recipe.calibration
     new: list[tuple[BaseKerasTrainableQuantizer, Params]] = []
     holders = [
@@ -90,53 +91,25 @@ def calibrate(
     return qmodel
 
 
-def _waiting(qmodel: Any, *, force: bool) -> set[int]:
-    """Return the ``id`` of each quantizer that is to be calibrated."""
-    quantizers = [each for each in trainable_quantizers(qmodel) if each.quantization_config.enabled]
-    waiting = {id(quantizer) for quantizer in quantizers if force or not quantizer.calibrated}
-    if quantizers and not waiting:
-        raise QuantizerStateError(
-            type(qmodel).__name__,
-            f"its {len(quantizers)} quantizers have their thresholds already, trained ones perhaps",
-            "pass force=True to overwrite them.",
-        )
-    return waiting
-
-
 def _observe(
     qmodel: Any,
     holders: list[ActivationQuantizationHolder],
-    batches: Iterable[Any] | None,
+    batches: Any,
     forward: Callable[[Any, Any], Any] | None,
     *,
     progress: bool | None,
 ) -> list[Observer]:
-    if batches is None:
-        raise CalibrationError("calibrate", f"{len(holders)} activation quantizers need batches, and none were given")
-    single = isinstance(batches, str | bytes | Mapping) or ops.is_tensor(batches) or hasattr(batches, "__array__")
-    if single or not isinstance(batches, Iterable):
-        raise CalibrationError(
-            "calibrate", f"batches must be an iterable of batches, got {type(batches).__name__}", "pass [batch]."
-        )
+    single = ops.is_tensor(batches) or hasattr(batches, "__array__")
+    check_batches(batches, forward, len(holders), single=single)
     observers = [Observer() for _ in holders]
-    count = 0
     with observing(qmodel, {id(holder): observer for holder, observer in zip(holders, observers, strict=True)}):
-        for batch in tqdm(batches, desc="calibrate", disable=None if progress is None else not progress, leave=False):
-            (forward or _call)(qmodel, batch)
-            count += 1
-    if count == 0:
-        raise CalibrationError(
-            "calibrate", "the batches are empty", "a generator can be read only once; pass a fresh one."
-        )
+        shown = tqdm(batches, desc="calibrate", disable=None if progress is None else not progress, leave=False)
+        feed(shown, lambda batch: (forward or _call)(qmodel, batch))
     return observers
 
 
 def _call(model: Any, batch: Any) -> Any:
-    if isinstance(batch, tuple | list):
-        if not batch:
-            raise CalibrationError("calibrate", "a batch is an empty tuple or list")
-        batch = batch[0]
-    return model(batch, training=False)
+    return model(inputs_of(batch), training=False)
 
 
 @contextmanager

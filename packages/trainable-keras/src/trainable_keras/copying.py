@@ -132,7 +132,7 @@ class Copier:
         copied.built = layer.built
         if locked:
             tracker.lock()
-        _copy_values(_own_variables(layer), _own_variables(copied), prefix, layer)
+        _copy_values(own_variables(layer), own_variables(copied), prefix, layer)
         return copied
 
     def _copy_value(self, value: Any, name: str, held: set[int]) -> Any:
@@ -164,10 +164,7 @@ def plain_copy(layer: Any, name: str, **changes: Any) -> Any:
 
 def _made_again(layer: Any, name: str, **changes: Any) -> Any:
     try:
-        if type(layer) is keras.layers.Lambda:
-            copied = _lambda(layer)  # Keras itself refuses to load a Python lambda
-        else:
-            copied = type(layer).from_config({**layer.get_config(), **changes})
+        copied = type(layer).from_config({**layer.get_config(), **changes})
         build_config = layer.get_build_config() if layer.built else None
         if build_config and not copied.built:
             copied.build_from_config(build_config)
@@ -180,18 +177,7 @@ def _made_again(layer: Any, name: str, **changes: Any) -> Any:
     return copied
 
 
-def _lambda(layer: Any) -> Any:
-    return keras.layers.Lambda(
-        layer.function,
-        output_shape=layer._output_shape,  # noqa: SLF001 - the argument is kept nowhere else
-        mask=layer.mask,
-        arguments=layer.arguments,
-        name=layer.name,
-        dtype=layer.dtype_policy,
-    )
-
-
-def _own_variables(layer: Any) -> list[Any]:
+def own_variables(layer: Any) -> list[Any]:
     """Return a layer's variables without those of the layers it holds."""
     inside = {id(variable) for each in direct_layers(layer) for variable in each.variables}
     return [variable for variable in layer.variables if id(variable) not in inside]

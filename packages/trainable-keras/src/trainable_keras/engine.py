@@ -1,19 +1,31 @@
 """What `keras.ops` does not have, written for each engine: bits of floats, and gradients of one's own.
 
-Also the two guards that keep an engine's compiler from replacing a division by the multiplication with a rounded
-reciprocal. Measured on 100,000 random numbers: ``x / 15`` is another float32 in 63 per cent of the cases in a
-TensorFlow graph, under XLA, and in JAX; ``1 / x`` in 33 per cent of the cases in a TensorFlow graph.
+Also what keeps Keras from rewriting the library's errors, and two guards that keep an engine's compiler from replacing
+a division by the multiplication with a rounded reciprocal. Measured on 100,000 random numbers: ``x / 15`` is another
+float32 in 63 per cent of the cases in a TensorFlow graph, under XLA, and in JAX; ``1 / x`` in 33 per cent of the cases
+in a TensorFlow graph.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import keras
 import numpy as np
-from keras import ops
 from numpy.typing import NDArray
+
+from trainable_core.errors import FrameworkError, TrainableError
+
+if not hasattr(keras, "ops"):
+    raise FrameworkError(
+        "keras",
+        f"keras is Keras {keras.__version__} in this process, and this backend needs Keras 3",
+        "pip install 'keras>=3.10'; or use trainable-tfkeras, which is for Keras 2.",
+    )
+
+from keras import ops
 
 Tensor = Any
 """A tensor of the engine that Keras runs on."""
@@ -103,6 +115,16 @@ def with_gradient(forward: Callable[..., Tensor], backward: Callable[..., tuple[
         return output, gradient
 
     return function  # type: ignore[no-any-return] # keras.ops is untyped
+
+
+@contextmanager
+def errors_as_they_are() -> Iterator[None]:
+    """Keep Keras, which rewrites what a layer raises, from making a RuntimeError of the library's own errors."""
+    try:
+        yield
+    except TrainableError as error:
+        vars(error)["_keras_call_info_injected"] = True
+        raise
 
 
 def float_tensor(values: Any) -> Tensor:

@@ -9,11 +9,15 @@ import keras
 from keras import ops
 
 from trainable_core.calibration import Observer
+from trainable_core.enums import QuantizationTarget
+from trainable_core.errors import CalibrationError
 from trainable_core.model_document import plan_document, plan_from_document
 from trainable_core.plan import LayerPlan
-from trainable_keras.engine import Tensor, to_numpy
+from trainable_core.quantizer import require_quantizer
+from trainable_core.saved_quantizer import quantizer_document, quantizer_from_document
+from trainable_keras.engine import Tensor, errors_as_they_are, to_numpy
+from trainable_keras.inferable import class_of
 from trainable_keras.quantizers.base import BaseKerasTrainableQuantizer
-from trainable_keras.quantizers.document import quantizer_document, quantizer_from_document
 
 
 @keras.saving.register_keras_serializable(package="trainable_keras")
@@ -36,6 +40,7 @@ class ActivationQuantizationHolder(keras.layers.Layer):  # type: ignore[misc] # 
     observer: Observer | None
 
     def __init__(self, activation_holder_quantizer: Any, name: str | None = None) -> None:
+        require_quantizer(activation_holder_quantizer, QuantizationTarget.Activation, type(self).__name__)
         super().__init__(name=name, dtype="float32", autocast=False)
         self.supports_masking = True
         self.activation_holder_quantizer = activation_holder_quantizer
@@ -57,11 +62,20 @@ class ActivationQuantizationHolder(keras.layers.Layer):  # type: ignore[misc] # 
         if not keras.backend.is_float_dtype(keras.backend.standardize_dtype(inputs.dtype)):
             return inputs
         if self.observer is not None:
-            self.observer.update(to_numpy(ops.cast(inputs, "float32")))
+            with errors_as_they_are():
+                self._observe(self.observer, inputs)
             return inputs
         if self.trainable_quantizer is None:
             return self.activation_holder_quantizer(inputs)
         return self.activation_holder_quantizer(inputs, training=training)
+
+    def _observe(self, observer: Observer, inputs: Tensor) -> None:
+        try:
+            observer.update(to_numpy(ops.cast(inputs, "float32")))
+        except CalibrationError as error:
+            subject = getattr(self.activation_holder_quantizer, "subject", "activation")
+            hint = "look for the layer whose output diverges, or the bad batch."
+            raise CalibrationError(subject, error.problem, hint) from error
 
     def compute_output_spec(self, inputs: Any, training: bool | None = None) -> Any:  # noqa: ARG002, FBT001 - Keras's signature
         """Return the input's own shape and dtype."""
@@ -96,7 +110,7 @@ class ActivationQuantizationHolder(keras.layers.Layer):  # type: ignore[misc] # 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> ActivationQuantizationHolder:
         """Return a holder equal to the one that `get_config` was called on."""
-        holder = cls(quantizer_from_document(config["quantizer"]), name=config["name"])
+        holder = cls(quantizer_from_document(config["quantizer"], "keras", class_of), name=config["name"])
         holder.plan = None if config["plan"] is None else plan_from_document(config["plan"])
         holder.tensor, holder.notes = config["tensor"], config["notes"]
         return holder

@@ -16,7 +16,6 @@ float32 inputs. These run on every engine, and mend that:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, ClassVar
 
 import keras
@@ -27,10 +26,10 @@ from mct_quantizers import QuantizationTarget as MctqTarget
 from mct_quantizers import mark_quantizer
 from mct_quantizers.common.base_inferable_quantizer import BaseInferableQuantizer, QuantizerID
 
-from trainable_core.constants import RANGE_MAX, RANGE_MIN, SIGNED, THRESHOLD
+from trainable_core.deployed import grid_of_arguments, mctq_arguments
 from trainable_core.enums import QuantizationMethod, QuantizationTarget
 from trainable_core.errors import ModelError
-from trainable_core.qparams import QParams, deployed_params, from_params
+from trainable_core.qparams import QParams, deployed_params
 from trainable_keras import ops
 from trainable_keras.engine import ENGINE, Tensor, float_tensor, read, to_numpy
 
@@ -41,7 +40,6 @@ if ENGINE == "tensorflow":
 else:
     mctq = None
 
-_MCTQ_NAMES = {THRESHOLD: "threshold", RANGE_MIN: "min_range", RANGE_MAX: "max_range"}
 MCTQ_LEAST_BITS = 2
 """TensorFlow's kernels have no 1-bit grid."""
 
@@ -126,19 +124,8 @@ class InferableQuantizer(keras.layers.Layer):  # type: ignore[misc] # keras is u
 
     def mctq_arguments(self) -> dict[str, Any]:
         """Return the arguments that build mctq's stock quantizer."""
-        params = self.params
-        signed = params.pop(SIGNED, None)
-        listed = {_MCTQ_NAMES[key]: value if isinstance(value, list) else [value] for key, value in params.items()}
-        arguments: dict[str, Any] = {"num_bits": self.num_bits, **listed}
-        if self.quantization_target.name == QuantizationTarget.Weights.name:
-            axis = self.channel_axis
-            return {
-                **arguments,
-                "per_channel": self.per_channel,
-                "channel_axis": None if axis is None else axis % self.input_rank,
-                "input_rank": self.input_rank,
-            }
-        return arguments if signed is None else {**arguments, "signed": signed}
+        target = QuantizationTarget[self.quantization_target.name]
+        return mctq_arguments(self.qparams, self.num_bits, self.input_rank, target, self.method())
 
     def to_mctq(self) -> Any:
         """Return mctq's stock inferable quantizer with the same numbers.
@@ -162,26 +149,8 @@ class InferableQuantizer(keras.layers.Layer):  # type: ignore[misc] # keras is u
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> InferableQuantizer:
         """Return a quantizer equal to the one that `get_config` was called on."""
-        params = {key: config[name] for key, name in _MCTQ_NAMES.items() if name in config}
-        ndim = config.get("input_rank") or 0
-        axis = config.get("channel_axis") if config.get("per_channel", False) else None
-        if axis is None:
-            params = {key: value[0] for key, value in params.items()}
-        n_bits, signed = config["num_bits"], config.get("signed", True)
-        qparams = from_params(cls.method(), n_bits, signed, params, channels_axis=axis)
-        if cls.method() is QuantizationMethod.UNIFORM:
-            qparams = _exact(params, qparams)
+        qparams, n_bits, ndim = grid_of_arguments(config, cls.method())
         return cls(qparams, n_bits, ndim, name=config.get("name"))
-
-
-def _exact(params: Mapping[str, Any], derived: QParams) -> QParams:
-    """Return the grid whose ends are a range, where there is one; else the derived grid, which bounds ranges."""
-    low, high = (np.asarray(params[key], np.float64) for key in (RANGE_MIN, RANGE_MAX))
-    scale = (high - low) / derived.quant_max  # exact for a nudged range: code * scale is
-    zero_point = np.rint(-low / scale)
-    if np.any(scale != scale.astype(np.float32)) or np.any(zero_point * scale != -low):
-        return derived
-    return replace(derived, scale=scale.astype(np.float32), zero_point=zero_point.astype(np.int32))
 
 
 def _mended(name: str) -> Any:

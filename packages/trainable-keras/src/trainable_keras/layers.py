@@ -8,9 +8,9 @@ from typing import Any
 
 import keras
 
-from trainable_core.errors import ModelError, UnsupportedConfigError
-from trainable_core.keras_layers import KINDS, LIST, LayerKind, einsum_channels_axis
-from trainable_core.plan import OPS, LayerInfo, WeightInfo
+from trainable_core.errors import ModelError, ShapeMismatchError, UnsupportedConfigError
+from trainable_core.keras_layers import KINDS, LIST, einsum_channels_axis
+from trainable_core.plan import LayerInfo, LayerKind, WeightInfo, declared_kind
 
 _REGISTERED: dict[type, LayerKind] = {}
 
@@ -34,13 +34,11 @@ def register_layer(
     Raises
     ------
     UnsupportedConfigError
-        When the op kind is unknown or `cls` is no layer type.
+        When the op kind is unknown, `cls` is no layer type, or an axis or a name is not one.
     """
     if not (isinstance(cls, type) and issubclass(cls, keras.layers.Layer)):
         raise UnsupportedConfigError("register_layer", f"{cls!r} is not a subclass of keras.layers.Layer")
-    if op not in OPS:
-        raise UnsupportedConfigError("register_layer", f"op {op!r} is not one of {', '.join(OPS)}")
-    _REGISTERED[cls] = LayerKind(op, dict(weights or {}), tuple(inputs))
+    _REGISTERED[cls] = declared_kind(op, weights, inputs)
 
 
 def kind_of(layer: Any) -> LayerKind | None:
@@ -70,6 +68,14 @@ def kind_of(layer: Any) -> LayerKind | None:
     return kind
 
 
+def find_weight(layer: Any, attribute: str) -> keras.Variable | None:
+    """Return the variable that an attribute path of a layer leads to, None when it leads to none."""
+    owner = layer
+    for part in attribute.split("."):
+        owner = getattr(owner, part, getattr(owner, f"_{part}", None))
+    return owner if isinstance(owner, keras.Variable) else None
+
+
 def weight_of(layer: Any, attribute: str) -> keras.Variable:
     """Return the variable that an attribute path of a layer leads to.
 
@@ -78,12 +84,10 @@ def weight_of(layer: Any, attribute: str) -> keras.Variable:
     UnsupportedConfigError
         When there is none.
     """
-    owner = layer
-    for part in attribute.split("."):
-        owner = getattr(owner, part, getattr(owner, f"_{part}", None))
-    if not isinstance(owner, keras.Variable):
-        raise UnsupportedConfigError(f"{layer.name}: {attribute}", "the layer has no such weight")
-    return owner
+    found = find_weight(layer, attribute)
+    if found is None:
+        raise UnsupportedConfigError("QuantizationWrapper", f"the layer has no weight {attribute!r}")
+    return found
 
 
 def layer_info(name: str, layer: Any, kind: LayerKind) -> LayerInfo:
@@ -92,12 +96,21 @@ def layer_info(name: str, layer: Any, kind: LayerKind) -> LayerInfo:
     Raises
     ------
     ModelError
-        When the layer is not built.
+        When the layer is not built, or has no weight of a registered name.
+    ShapeMismatchError
+        When a registered axis is not one of the weight's.
     """
     if kind.weights and not layer.built:
         raise ModelError(f"layer {name!r} has no weights yet", "build the model, or call it once with an example.")
     weights = {}
     for attribute, axis in kind.weights.items():
-        shape = tuple(weight_of(layer, attribute).shape)
+        weight = find_weight(layer, attribute)
+        if weight is None:
+            raise ModelError(
+                f"layer {name!r} has no weight {attribute!r}", f"register_layer({type(layer).__name__}, ...) names it."
+            )
+        shape = tuple(weight.shape)
+        if not -len(shape) <= axis < len(shape):
+            raise ShapeMismatchError(f"{name}.{attribute}", f"an axis of a tensor of shape {shape}", axis)
         weights[attribute] = WeightInfo(shape, axis % len(shape))
     return LayerInfo(name, kind.op, weights)

@@ -7,18 +7,22 @@ layers, and is the ``save`` and ``load`` that every backend has.
 from __future__ import annotations
 
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
-import pydantic
 from numpy.typing import NDArray
 
-from trainable_core.constants import RANGE_MIN, SIGNED
-from trainable_core.errors import DocumentError
-from trainable_core.model_document import read_arrays, write_arrays
-from trainable_core.recipe import QuantizationRecipe
+from trainable_core.model_document import as_path, read_arrays, write_arrays
+from trainable_core.model_file import (
+    KINDS,
+    SCHEMA_VERSION,
+    check_arrays,
+    check_quantizers,
+    header_of,
+    place_numbers,
+    recipe_of,
+)
 from trainable_keras.engine import to_numpy
 from trainable_keras.finalized import finalize
 from trainable_keras.quantizers.base import BaseKerasTrainableQuantizer
@@ -27,7 +31,6 @@ from trainable_keras.wrapper import QuantizationWrapper
 from trainable_keras.wrapping import check_keras, parts_of, state_of, trainable_quantizers, wrap
 
 FORMAT = "trainable-keras"
-SCHEMA_VERSION = 1
 
 
 def save(qmodel: Any, path: str | PathLike[str]) -> None:
@@ -53,18 +56,8 @@ def save(qmodel: Any, path: str | PathLike[str]) -> None:
     recipe, the signs that calibration decided, which quantizers are frozen, and the version of this format. The
     optimizer's variables are Keras's business: ``.keras`` has them.
     """
-    state = state_of(qmodel)
-    quantizers = quantizers_of(qmodel)
-    header = {
-        "format": FORMAT,
-        "schema_version": SCHEMA_VERSION,
-        "recipe": state.recipe.model_dump(mode="json", exclude_unset=True),
-        "signs": {name: q.signed for name, q in quantizers.items() if q.stores_sign},
-        "frozen": [name for name, quantizer in quantizers.items() if quantizer.freeze_quant_params],
-        "deployed": {name: q.get_config() for name, q in _deployed(qmodel).items()},
-        "finalized": state.finalized,
-    }
-    write_arrays(Path(path), header, {name: _array(variable) for name, variable in _variables(qmodel).items()})
+    header = header_of(FORMAT, state_of(qmodel), quantizers_of(qmodel), _deployed(qmodel))
+    write_arrays(as_path(path), header, {name: _array(variable) for name, variable in _variables(qmodel).items()})
 
 
 def load(path: str | PathLike[str], model: Any) -> Any:
@@ -91,21 +84,17 @@ def load(path: str | PathLike[str], model: Any) -> Any:
     ModelError
         When `model` is no Keras 3 model.
     """
-    kinds = {"recipe": dict, "signs": dict, "frozen": list, "deployed": dict, "finalized": bool}
-    header, arrays = read_arrays(Path(path), FORMAT, SCHEMA_VERSION, kinds)
+    header, arrays = read_arrays(as_path(path), FORMAT, SCHEMA_VERSION, KINDS)
     check_keras(model, "load: the float model")
-    try:
-        qmodel = wrap(model, QuantizationRecipe.model_validate(header["recipe"]))
-    except pydantic.ValidationError as error:
-        raise DocumentError(path, f"its recipe is damaged: {error}") from error
+    qmodel = wrap(model, recipe_of(path, header))
     if header["finalized"]:
-        _place_holders(path, qmodel, header["deployed"])
+        place_numbers(path, trainable_quantizers(qmodel), header["deployed"])
         qmodel = finalize(qmodel)
-    _fill(path, qmodel, arrays)
-    quantizers = quantizers_of(qmodel)
-    for name in [*header["signs"], *header["frozen"]]:
-        if name not in quantizers:
-            raise DocumentError(path, f"it has a quantizer {name!r}, which this model doesn't have")
+    wanted, quantizers = _variables(qmodel), quantizers_of(qmodel)
+    check_arrays(path, {name: tuple(variable.shape) for name, variable in wanted.items()}, arrays)
+    check_quantizers(path, header, quantizers)
+    for name, variable in wanted.items():
+        variable.assign(arrays[name])
     for name, sign in header["signs"].items():
         quantizers[name].signed = bool(sign)
     for name in header["frozen"]:
@@ -139,40 +128,3 @@ def _deployed(qmodel: Any) -> dict[str, Any]:
         for holder in holders:
             found[f"{plan.layer.name}: {holder.tensor}"] = holder.activation_holder_quantizer
     return {name: q for name, q in found.items() if not isinstance(q, BaseKerasTrainableQuantizer)}
-
-
-def _place_holders(path: Any, qmodel: Any, deployed: dict[str, Any]) -> None:
-    """Give quantizers some numbers of the right width and sign so that they convert; the file's replace them."""
-    for quantizer in trainable_quantizers(qmodel):
-        if not quantizer.quantization_config.enabled:
-            continue
-        if quantizer.subject not in deployed:
-            raise DocumentError(path, f"it has no quantizer {quantizer.subject!r}, which this model has")
-        config = deployed[quantizer.subject]
-        for width in quantizer.widths:
-            for key, variable in quantizer.grid_variables(width).items():
-                quantizer.assign(
-                    variable, np.full(tuple(variable.shape), -1.0 if key == RANGE_MIN else 1.0, np.float32)
-                )
-        if hasattr(quantizer, "logits"):
-            chosen = [float(width == config["num_bits"]) for width in quantizer.widths]
-            quantizer.assign(quantizer.get_quantizer_variable("logits"), np.asarray(chosen, np.float32))
-        quantizer.signed = bool(config.get(SIGNED, config.get("signed", quantizer.signed)))
-        quantizer.calibrated = True
-
-
-def _fill(path: Any, qmodel: Any, arrays: dict[str, NDArray[Any]]) -> None:
-    wanted = _variables(qmodel)
-    missing, foreign = sorted(set(wanted) - set(arrays)), sorted(set(arrays) - set(wanted))
-    if missing or foreign:
-        raise DocumentError(
-            path,
-            f"it is for another architecture; missing: {', '.join(missing) or 'none'}; "
-            f"unknown: {', '.join(foreign) or 'none'}",
-        )
-    for name, variable in wanted.items():
-        if arrays[name].shape != tuple(variable.shape):
-            shapes = f"{arrays[name].shape}, this model's has {tuple(variable.shape)}"
-            raise DocumentError(path, f"{name!r} has shape {shapes}")
-    for name, variable in wanted.items():
-        variable.assign(arrays[name])

@@ -7,9 +7,8 @@ from typing import Any
 
 from keras import ops
 
-from trainable_core.enums import VariableGroup
-from trainable_core.errors import UnsupportedConfigError
 from trainable_core.quantizer import BaseTrainableQuantizer
+from trainable_core.variable_groups import variable_groups
 from trainable_keras.engine import Tensor
 from trainable_keras.quantizers.base import BaseKerasTrainableQuantizer
 from trainable_keras.wrapping import state_of, trainable_quantizers
@@ -45,7 +44,7 @@ def parameter_groups(
     ModelError
         When the model is not wrapped.
     UnsupportedConfigError
-        When an option would replace the variables or the name.
+        When options are no mapping, or one would replace the variables or the name.
 
     Notes
     -----
@@ -53,21 +52,7 @@ def parameter_groups(
     ``optimizer.exclude_from_weight_decay(var_list=group["params"])``.
     """
     state_of(qmodel)
-    for part, options in (("weights", weights), ("qparams", qparams)):
-        for reserved in {"params", "name"} & set(options or {}):
-            raise UnsupportedConfigError(f"parameter_groups: {part}", f"{reserved!r} is not an option")
-    learned: dict[int, Any] = {}
-    for quantizer in trainable_quantizers(qmodel):
-        for variable in quantizer.get_trainable_variables(VariableGroup.QPARAMS):
-            learned[id(variable)] = variable
-    others = [variable for variable in qmodel.trainable_variables if id(variable) not in learned]
-    groups: list[dict[str, Any]] = []
-    if others:
-        groups.append({"params": others, "name": VariableGroup.WEIGHTS.name, **(weights or {})})
-    if learned:
-        name = VariableGroup.QPARAMS.name
-        groups.append({"params": list(learned.values()), "name": name, "weight_decay": 0.0, **(qparams or {})})
-    return groups
+    return variable_groups(qmodel.trainable_variables, trainable_quantizers(qmodel), weights, qparams)
 
 
 def regularization(qmodel: Any) -> Tensor:

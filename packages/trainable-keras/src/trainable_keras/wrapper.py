@@ -8,14 +8,17 @@ from typing import Any
 
 import keras
 
-from trainable_core.errors import ModelError
+from trainable_core.enums import QuantizationTarget
+from trainable_core.errors import ModelError, UnsupportedConfigError
 from trainable_core.model_document import plan_document, plan_from_document
 from trainable_core.plan import LayerPlan
+from trainable_core.quantizer import require_quantizer
+from trainable_core.saved_quantizer import quantizer_document, quantizer_from_document
 from trainable_keras.engine import Tensor, read
 from trainable_keras.holder import ActivationQuantizationHolder
+from trainable_keras.inferable import class_of
 from trainable_keras.layers import weight_of
 from trainable_keras.quantizers.base import BaseKerasTrainableQuantizer
-from trainable_keras.quantizers.document import quantizer_document, quantizer_from_document
 
 
 @keras.saving.register_keras_serializable(package="trainable_keras")
@@ -55,9 +58,8 @@ class QuantizationWrapper(keras.layers.Layer):  # type: ignore[misc] # keras is 
         output_holder: ActivationQuantizationHolder | None = None,
         name: str | None = None,
     ) -> None:
+        _check(layer, weights_quantizers)
         super().__init__(name=name or layer.name, dtype="float32", autocast=False)
-        if not layer.built:
-            raise ModelError(f"layer {layer.name!r} is not built", "build the model, or call it once with an example.")
         self.layer = layer
         self.supports_masking = layer.supports_masking
         self.input_names = tuple(input_names)
@@ -230,7 +232,10 @@ class QuantizationWrapper(keras.layers.Layer):  # type: ignore[misc] # keras is 
         holder, output = ActivationQuantizationHolder.from_config, config["output_holder"]
         wrapper = cls(
             keras.saving.deserialize_keras_object(config["layer"]),
-            {name: quantizer_from_document(each) for name, each in config["weights_quantizers"].items()},
+            {
+                name: quantizer_from_document(each, "keras", class_of)
+                for name, each in config["weights_quantizers"].items()
+            },
             input_holders={name: holder(each) for name, each in config["input_holders"].items()},
             input_names=config["input_names"],
             output_holder=None if output is None else holder(output),
@@ -239,6 +244,23 @@ class QuantizationWrapper(keras.layers.Layer):  # type: ignore[misc] # keras is 
         wrapper.plan = None if config["plan"] is None else plan_from_document(config["plan"])
         wrapper.notes = config["notes"]
         return wrapper
+
+
+def _check(layer: Any, weights_quantizers: Any) -> None:
+    """Refuse what a wrapper can't be made of, before anything is changed."""
+    if not isinstance(layer, keras.layers.Layer):
+        raise ModelError(f"QuantizationWrapper needs a keras.layers.Layer, got {type(layer).__name__}")
+    if not layer.built:
+        raise ModelError(f"layer {layer.name!r} is not built", "build the model, or call it once with an example.")
+    if not isinstance(weights_quantizers, Mapping):
+        problem = f"weights_quantizers must be a mapping, got {type(weights_quantizers).__name__}"
+        raise UnsupportedConfigError("QuantizationWrapper", problem)
+    if not all(isinstance(attribute, str) for attribute in weights_quantizers):
+        problem = f"weights_quantizers must be keyed by str, got {list(weights_quantizers)}"
+        raise UnsupportedConfigError("QuantizationWrapper", problem)
+    for attribute, quantizer in weights_quantizers.items():
+        require_quantizer(quantizer, QuantizationTarget.Weights, f"QuantizationWrapper: {attribute!r}")
+        weight_of(layer, attribute)
 
 
 def _held(value: Any, item: str, holder: ActivationQuantizationHolder, training: bool | None) -> Any:  # noqa: FBT001 - Keras's word

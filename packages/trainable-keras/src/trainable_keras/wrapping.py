@@ -10,16 +10,17 @@ from typing import Any
 import keras
 
 from trainable_core.errors import ModelError, QuantizerStateError
-from trainable_core.keras_layers import LayerKind
+from trainable_core.keras_folding import Folding
+from trainable_core.keras_graph import Graph
 from trainable_core.model_document import state_document, state_from_document
-from trainable_core.plan import LayerInfo, LayerPlan, QuantizerPlan, WrappedState, build_quantizer
+from trainable_core.plan import LayerInfo, LayerKind, LayerPlan, QuantizerPlan, WrappedState, build_quantizer
 from trainable_core.recipe import QuantizationRecipe
 from trainable_keras.copying import Copier, children, join, plain_copy
-from trainable_keras.folding import FoldedBatchNormalization, Folding, folded_copy, plan_folding
+from trainable_keras.folding import FoldedBatchNormalization, folded_copy, plan_folding
 from trainable_keras.holder import ActivationQuantizationHolder
 from trainable_keras.layers import kind_of, layer_info
 from trainable_keras.quantizers.base import BaseKerasTrainableQuantizer
-from trainable_keras.tracing import Graph, function_op, is_graph, layers_within
+from trainable_keras.tracing import function_op, graph_of, is_graph, layers_within, op_of
 from trainable_keras.wrapper import QuantizationWrapper
 
 Recipe = QuantizationRecipe | Mapping[str, Any] | str | PathLike[str]
@@ -71,8 +72,8 @@ def check_keras(model: Any, what: str) -> None:
     """Raise ModelError, with what to do, for an object that is not Keras 3's."""
     if isinstance(model, keras.layers.Layer):
         return
-    modules = {cls.__module__.partition(".")[0] for cls in type(model).__mro__}
-    if "tf_keras" in modules or ("keras" in modules and "tensorflow" in modules):
+    layers = {cls.__module__.partition(".")[0] for cls in type(model).__mro__ if cls.__name__ == "Layer"}
+    if layers & {"keras", "tf_keras"}:
         raise ModelError(
             f"{what} is a Keras 2 object ({type(model).__module__}.{type(model).__name__}), and this is Keras "
             f"{keras.__version__}",
@@ -101,7 +102,7 @@ def wrap(model: Any, recipe: Recipe) -> Any:
     Raises
     ------
     ModelError
-        When `model` is no Keras 3 model, is not built, or can't be copied.
+        When `model` is no Keras 3 model, is not built, has a Lambda layer, or can't be copied.
     QuantizerStateError
         When it is wrapped already.
     TrainableError, pydantic.ValidationError
@@ -116,6 +117,7 @@ def wrap(model: Any, recipe: Recipe) -> Any:
             f"{type(model).__name__} is not built: it has no weights yet",
             "call model.build(input_shape), or the model once with an example, before wrapping it.",
         )
+    _check_lambdas(model)
     state = WrappedState(recipe)
     folding = plan_folding(model) if recipe.fold_batch_norm else Folding()
     state.folded = folding.folded
@@ -138,6 +140,15 @@ def wrap(model: Any, recipe: Recipe) -> Any:
     wrapped = Copier(wrapping.replace, wrapping.call_operation).copy(model)
     note(wrapped, state)
     return wrapped
+
+
+def _check_lambdas(model: Any) -> None:
+    for layer in layers_within(model):
+        if isinstance(layer, keras.layers.Lambda):
+            raise ModelError(
+                f"layer {layer.name!r} is a Lambda: what it computes, and with which variables, can't be seen",
+                "write it with keras.ops in a functional model, or as a layer class of your own with a get_config.",
+            )
 
 
 class _Seen:
@@ -175,8 +186,8 @@ class _Seen:
         kind = kind_of(layer)
         if kind is not None:
             self._note(layer, name or "model", kind)
-        elif is_graph(layer):
-            self._look_into_graph(layer, name)
+        elif (graph := graph_of(layer)) is not None:
+            self._look_into_graph(graph, name)
         else:
             inside = list(children(layer))
             for child_name, child in inside:
@@ -194,8 +205,7 @@ class _Seen:
         self.kinds[name] = kind
         self.in_order.append(layer_info(name, layer, kind))
 
-    def _look_into_graph(self, model: Any, prefix: str) -> None:
-        graph = Graph(model)
+    def _look_into_graph(self, graph: Graph, prefix: str) -> None:
         for operation in graph.operations:
             name = join(prefix, operation.name)
             if isinstance(operation, keras.layers.Layer):
@@ -205,7 +215,7 @@ class _Seen:
                 if op is not None:
                     self.operations[name] = operation
                     self.in_order.append(LayerInfo(name, op))
-            if all(graph.activation_after(node, self._gone) for node in graph.calls(operation)):
+            if all(graph.activation_after(node, op_of, self._gone) for node in graph.calls(operation)):
                 self.before_activation.add(name)
 
 

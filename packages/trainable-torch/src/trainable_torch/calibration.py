@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, distributed, nn
 from tqdm.auto import tqdm
 
+from trainable_core.calibrating import check_batches, feed, inputs_of, waiting_quantizers
 from trainable_core.calibration import Observer
-from trainable_core.errors import CalibrationError, QuantizerStateError
+from trainable_core.errors import QuantizerStateError
 from trainable_core.thresholds import Params, activation_params, weights_params
 from trainable_torch.holder import ActivationQuantizationHolder
 from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer
@@ -65,10 +66,11 @@ def calibrate(
     state = state_of(qmodel)
     if state.finalized:
         raise QuantizerStateError(type(qmodel).__name__, "it is finalized; its quantizers don't change any more")
-    waiting = _waiting(qmodel, force=force)
+    quantizers = [module for module in qmodel.modules() if isinstance(module, BasePytorchTrainableQuantizer)]
+    waiting = waiting_quantizers(quantizers, type(qmodel).__name__, force=force)
     new: list[tuple[BasePytorchTrainableQuantizer, Params]] = []
     spec = state.recipe.calibration
-    holders = {name: holder for name, holder in _holders(qmodel) if holder.trainable_quantizer in waiting}
+    holders = {name: holder for name, holder in _holders(qmodel) if id(holder.trainable_quantizer) in waiting}
     if holders:
         observers = _observe(qmodel, holders, batches, forward, progress=progress)
         for name, holder in holders.items():
@@ -78,7 +80,7 @@ def calibrate(
     done: set[int] = set()
     for wrapper in _wrappers(qmodel):
         for _, weight, quantizer in wrapper.get_weights_vars():
-            if quantizer in waiting and id(quantizer) not in done:
+            if id(quantizer) in waiting and id(quantizer) not in done:
                 done.add(id(quantizer))
                 values = weight.detach().to("cpu", torch.float32).numpy()
                 new.append((quantizer, weights_params(quantizer, values, spec)))
@@ -97,47 +99,19 @@ def _holders(model: nn.Module) -> list[tuple[str, ActivationQuantizationHolder]]
     ]
 
 
-def _waiting(qmodel: nn.Module, *, force: bool) -> set[nn.Module]:
-    """Return the quantizers that are to be calibrated."""
-    quantizers = {
-        m for m in qmodel.modules() if isinstance(m, BasePytorchTrainableQuantizer) and m.quantization_config.enabled
-    }
-    waiting = quantizers if force else {quantizer for quantizer in quantizers if not quantizer.calibrated}
-    if quantizers and not waiting:
-        raise QuantizerStateError(
-            type(qmodel).__name__,
-            f"its {len(quantizers)} quantizers have their thresholds already, trained ones perhaps",
-            "pass force=True to overwrite them.",
-        )
-    return set(waiting)
-
-
 def _observe(
     qmodel: nn.Module,
     holders: Mapping[str, ActivationQuantizationHolder],
-    batches: Iterable[Any] | None,
+    batches: Any,
     forward: Callable[[nn.Module, Any], Any] | None,
     *,
     progress: bool | None,
 ) -> dict[str, Observer]:
-    if batches is None:
-        raise CalibrationError("calibrate", f"{len(holders)} activation quantizers need batches, and none were given")
-    if isinstance(batches, Tensor | str | bytes | Mapping) or not isinstance(batches, Iterable):
-        raise CalibrationError(
-            "calibrate", f"batches must be an iterable of batches, got {type(batches).__name__}", "pass [batch]."
-        )
-    if forward is not None and not callable(forward):
-        raise CalibrationError("calibrate", f"forward must be callable, got {forward!r}")
+    check_batches(batches, forward, len(holders), single=isinstance(batches, Tensor))
     observers = {name: Observer() for name in holders}
-    count = 0
     with observing(qmodel, {holders[name]: observer for name, observer in observers.items()}):
-        for batch in tqdm(batches, desc="calibrate", disable=None if progress is None else not progress, leave=False):
-            (forward or _call)(qmodel, batch)
-            count += 1
-    if count == 0:
-        raise CalibrationError(
-            "calibrate", "the batches are empty", "a generator can be read only once; pass a fresh one."
-        )
+        shown = tqdm(batches, desc="calibrate", disable=None if progress is None else not progress, leave=False)
+        feed(shown, lambda batch: (forward or _call)(qmodel, batch))
     return _over_ranks(observers)
 
 
@@ -158,11 +132,7 @@ def _over_ranks(observers: dict[str, Observer]) -> dict[str, Observer]:
 def _call(model: nn.Module, batch: Any) -> Any:
     if isinstance(batch, Mapping):
         return model(**batch)
-    if isinstance(batch, tuple | list):
-        if not batch:
-            raise CalibrationError("calibrate", "a batch is an empty tuple or list")
-        return model(batch[0])
-    return model(batch)
+    return model(inputs_of(batch))
 
 
 @contextmanager

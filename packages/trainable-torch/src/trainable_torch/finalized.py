@@ -6,7 +6,7 @@ import copy
 
 from torch import nn
 
-from trainable_core.errors import QuantizerStateError
+from trainable_core.quantizer import require_calibrated
 from trainable_torch.holder import ActivationQuantizationHolder
 from trainable_torch.training import quantizers_of
 from trainable_torch.wrapper import QuantizationWrapper
@@ -35,13 +35,7 @@ def finalize(qmodel: nn.Module) -> nn.Module:
     """
     state_of(qmodel)
     quantizers = quantizers_of(qmodel)
-    missing = sorted(q.subject for q in quantizers.values() if q.quantization_config.enabled and not q.calibrated)
-    if missing:
-        raise QuantizerStateError(
-            type(qmodel).__name__,
-            f"not calibrated: {', '.join(missing)}",
-            "trainable_torch.calibrate(qmodel, batches).",
-        )
+    require_calibrated(quantizers.values(), type(qmodel).__name__, "trainable_torch")
     deployed = copy.deepcopy(qmodel).eval()
     inferable = {
         id(q): q.convert2inferable() for q in quantizers_of(deployed).values() if q.quantization_config.enabled

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,44 +12,29 @@ from torch.nn import functional as F  # noqa: N812 - the name everyone reads
 from torch.nn.utils import parametrize
 
 from trainable_core.errors import ModelError, UnsupportedConfigError
-from trainable_core.plan import OPS, LayerInfo, WeightInfo
+from trainable_core.plan import LayerInfo, LayerKind, WeightInfo, declared_kind
 
 
-@dataclass(frozen=True)
-class LayerKind:
-    """How a module type is quantized.
-
-    Parameters
-    ----------
-    op : str
-        Framework-neutral op kind.
-    weights : mapping of str to int
-        Axis of the output channels, by weight attribute.
-    inputs : tuple of str
-        Names of the tensor arguments that an activation quantizer may stand at, in positional order.
-    unsupported : str
-        Why the weights can't be quantized; empty where they can.
-    """
-
-    op: str
-    weights: Mapping[str, int] = field(default_factory=dict)
-    inputs: tuple[str, ...] = ("input",)
-    unsupported: str = ""
+def _kind(
+    op: str, weights: Mapping[str, int] | None = None, inputs: tuple[str, ...] = ("input",), unsupported: str = ""
+) -> LayerKind:
+    """Return a kind whose input has PyTorch's usual name."""
+    return LayerKind(op, dict(weights or {}), inputs, unsupported)
 
 
-_RECURRENT = LayerKind("recurrent", unsupported="recurrent layers keep flat copies of their weights")
+_RECURRENT = _kind("recurrent", unsupported="recurrent layers keep flat copies of their weights")
 
 _KINDS: dict[type[nn.Module], LayerKind] = {
-    nn.Linear: LayerKind("linear", {"weight": 0}),
-    nn.Bilinear: LayerKind("linear", {"weight": 0}, ("input1", "input2")),
-    nn.Conv1d: LayerKind("conv", {"weight": 0}),
-    nn.Conv2d: LayerKind("conv", {"weight": 0}),
-    nn.Conv3d: LayerKind("conv", {"weight": 0}),
-    nn.ConvTranspose1d: LayerKind("conv_transpose", {"weight": 1}),
-    nn.ConvTranspose2d: LayerKind("conv_transpose", {"weight": 1}),
-    nn.ConvTranspose3d: LayerKind("conv_transpose", {"weight": 1}),
-    nn.Embedding: LayerKind("embedding", {"weight": 0}),
-    nn.EmbeddingBag: LayerKind("embedding", {"weight": 0}),
+    nn.Linear: _kind("linear", {"weight": 0}),
+    nn.Bilinear: _kind("linear", {"weight": 0}, ("input1", "input2")),
+    nn.Conv1d: _kind("conv", {"weight": 0}),
+    nn.Conv2d: _kind("conv", {"weight": 0}),
+    nn.Conv3d: _kind("conv", {"weight": 0}),
+    nn.ConvTranspose1d: _kind("conv_transpose", {"weight": 1}),
+    nn.ConvTranspose2d: _kind("conv_transpose", {"weight": 1}),
+    nn.ConvTranspose3d: _kind("conv_transpose", {"weight": 1}),
+    nn.Embedding: _kind("embedding", {"weight": 0}),
+    nn.EmbeddingBag: _kind("embedding", {"weight": 0}),
     nn.RNNBase: _RECURRENT,
     nn.RNNCellBase: _RECURRENT,
 }
@@ -64,7 +48,7 @@ _BY_OP: dict[str, tuple[type[nn.Module], ...]] = {
     "normalization": (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm),  # noqa: SLF001
     "pooling": (nn.modules.pooling._AvgPoolNd, nn.modules.pooling._AdaptiveAvgPoolNd),  # noqa: SLF001
 }  # fmt: skip
-_KINDS |= {cls: LayerKind(op) for op, classes in _BY_OP.items() for cls in classes}
+_KINDS |= {cls: _kind(op) for op, classes in _BY_OP.items() for cls in classes}
 
 FUNCTIONS: dict[Any, str] = {
     **dict.fromkeys((operator.add, operator.iadd, operator.sub, torch.add, torch.sub, "add", "add_", "sub"), "add"),
@@ -113,17 +97,7 @@ def register_layer(
     """
     if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
         raise UnsupportedConfigError("register_layer", f"{cls!r} is not a subclass of torch.nn.Module")
-    if op not in OPS:
-        raise UnsupportedConfigError("register_layer", f"op {op!r} is not one of {', '.join(OPS)}")
-    axes = {} if weights is None else weights
-    if not isinstance(axes, Mapping) or not all(
-        isinstance(attribute, str) and isinstance(axis, int) and not isinstance(axis, bool)
-        for attribute, axis in axes.items()
-    ):
-        raise UnsupportedConfigError("register_layer", f"weights must map attribute names to axes, got {weights!r}")
-    if not isinstance(inputs, tuple | list) or not all(isinstance(name, str) for name in inputs):
-        raise UnsupportedConfigError("register_layer", f"inputs must be a tuple of argument names, got {inputs!r}")
-    _KINDS[cls] = LayerKind(op, dict(axes), tuple(inputs))
+    _KINDS[cls] = declared_kind(op, weights, inputs)
 
 
 def _attention(module: Any) -> LayerKind:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
-import secrets
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
@@ -19,6 +16,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from trainable_core.errors import DocumentError, DocumentVersionError, ModelError, TrainableError
+from trainable_core.model_document import as_path, write_atomically
 from trainable_core.recipe import QuantizationRecipe
 from trainable_torch.finalized import finalize
 from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer
@@ -80,7 +78,7 @@ def save(qmodel: nn.Module, path: str | PathLike[str]) -> None:
         "training": qmodel.training,
     }
     text = json.dumps(metadata)
-    write_atomically(_path(path), to_bytes(tensors, {FORMAT: text, DIGEST: digest(text, tensors)}))
+    write_atomically(as_path(path), to_bytes(tensors, {FORMAT: text, DIGEST: digest(text, tensors)}))
 
 
 def digest(text: str, tensors: Mapping[str, Tensor]) -> str:
@@ -91,41 +89,6 @@ def digest(text: str, tensors: Mapping[str, Tensor]) -> str:
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()
-
-
-def _path(path: str | PathLike[str]) -> Path:
-    try:
-        return Path(os.fsdecode(path))
-    except TypeError as error:
-        raise DocumentError(repr(path), f"it is {type(path).__name__}, no path") from error
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that at any moment, also after a crash, the path holds the old content or all of the new.
-
-    Raises
-    ------
-    DocumentError
-        When it can't be written; the old file is whole then.
-    """
-    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}.part"
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except (OSError, ValueError) as error:  # ValueError: no path at all, it contains a null character
-        raise DocumentError(path, f"can't be written: {error}") from error
-    finally:
-        with contextlib.suppress(OSError, ValueError):  # not there, or nothing could be there
-            temporary.unlink()
-    with contextlib.suppress(OSError):  # the content is safe; not every system lets a folder be synced
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 def load(path: str | PathLike[str], model: nn.Module) -> nn.Module:
@@ -152,7 +115,7 @@ def load(path: str | PathLike[str], model: nn.Module) -> nn.Module:
     ModelError
         When `model` is no module.
     """
-    metadata, tensors = _read(_path(path))
+    metadata, tensors = _read(as_path(path))
     if not isinstance(model, nn.Module):
         raise ModelError(f"load needs the float torch.nn.Module, got {type(model).__name__}")
     try:

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainable_core.enums import VariableGroup
-from trainable_core.errors import UnsupportedConfigError
+from trainable_core.variable_groups import variable_groups
 from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer
 from trainable_torch.wrapping import scheduled_quantizers, state_of
 
@@ -51,28 +50,8 @@ def parameter_groups(
     ``torch.optim.Adam(parameter_groups(qmodel, qparams={"lr": 1e-4}), lr=1e-3)``
     """
     state_of(qmodel)
-    for part, options in (("weights", weights), ("qparams", qparams)):
-        if options is not None and not isinstance(options, Mapping):
-            raise UnsupportedConfigError(f"parameter_groups: {part}", f"options must be a mapping, got {options!r}")
-        for reserved in {"params", "name"} & set(options or {}):
-            raise UnsupportedConfigError(f"parameter_groups: {part}", f"{reserved!r} is not an option")
-    learned: dict[int, Tensor] = {}
-    for quantizer in quantizers_of(qmodel).values():
-        for variable in quantizer.get_trainable_variables(VariableGroup.QPARAMS):
-            learned[id(variable)] = variable
-    others = [p for p in qmodel.parameters() if p.requires_grad and id(p) not in learned]
-    groups: list[dict[str, Any]] = []
-    if others:
-        groups.append({"params": others, "name": VariableGroup.WEIGHTS.name, **(weights or {})})
-    if learned:
-        group = {
-            "params": list(learned.values()),
-            "name": VariableGroup.QPARAMS.name,
-            "weight_decay": 0.0,
-            **(qparams or {}),
-        }
-        groups.append(group)
-    return groups
+    trainable = [parameter for parameter in qmodel.parameters() if parameter.requires_grad]
+    return variable_groups(trainable, quantizers_of(qmodel).values(), weights, qparams)
 
 
 def regularization(qmodel: nn.Module) -> Tensor:

@@ -12,11 +12,11 @@ import torch
 from torch import fx, nn
 
 from trainable_core.errors import ModelError, QuantizerStateError
-from trainable_core.plan import LayerInfo, LayerPlan, QuantizerPlan, WrappedState, build_quantizer
+from trainable_core.plan import LayerInfo, LayerKind, LayerPlan, QuantizerPlan, WrappedState, build_quantizer
 from trainable_core.recipe import QuantizationRecipe
 from trainable_torch.folding import fold_batch_norm
 from trainable_torch.holder import ActivationQuantizationHolder
-from trainable_torch.layers import LayerKind, kind_of, layer_info, leave_fused_paths
+from trainable_torch.layers import kind_of, layer_info, leave_fused_paths
 from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer
 from trainable_torch.tracing import (
     Untraceable,

@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from trainable_core.config import TrainableQuantizerConfig
 from trainable_core.constants import RANGE_MAX, RANGE_MIN, SIGNED, THRESHOLD
 from trainable_core.enums import QuantizationMethod, VariableGroup
-from trainable_core.errors import QuantizerStateError
+from trainable_core.errors import QuantizerStateError, ShapeMismatchError
 from trainable_core.quantizer import BaseTrainableQuantizer
 from trainable_keras import grid as grids
 from trainable_keras import inferable
-from trainable_keras.engine import Tensor, float_tensor, read, to_numpy
+from trainable_keras.engine import Tensor, errors_as_they_are, float_tensor, read, to_numpy
 from trainable_keras.grid import Grid
 
 
@@ -83,16 +83,26 @@ class BaseKerasTrainableQuantizer(keras.layers.Layer, BaseTrainableQuantizer, Ba
         ------
         QuantizerStateError
             Before calibration.
+        ShapeMismatchError
+            When the input is no floating tensor, or has another number of channels than the quantizer.
         """
         if not self.quantization_config.enabled:
             return inputs
         if not isinstance(inputs, keras.KerasTensor):
-            try:
+            with errors_as_they_are():
                 self.require_calibrated()
-            except QuantizerStateError as error:
-                vars(error)["_keras_call_info_injected"] = True  # or Keras makes a RuntimeError of it
-                raise
+                self._check_input(inputs)
         return super().__call__(inputs, training=training, **kwargs)
+
+    def _check_input(self, inputs: Any) -> None:
+        dtype = getattr(inputs, "dtype", None)
+        if dtype is None or not keras.backend.is_float_dtype(keras.backend.standardize_dtype(dtype)):
+            raise ShapeMismatchError(self.subject, "a floating tensor", dtype or type(inputs).__name__)
+        axis, shape = self.quantization_config.channels_axis, tuple(inputs.shape)
+        if axis is not None:
+            channels = next(iter(self.grid_variables(self.widths[0]).values())).shape[0]
+            if not -len(shape) <= axis < len(shape) or shape[axis] != channels:
+                raise ShapeMismatchError(self.subject, f"{channels} channels along axis {axis}", f"shape {shape}")
 
     def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:  # noqa: FBT001 - mctq's call
         """Return the input fake-quantized, in its own dtype.

@@ -11,17 +11,14 @@ from keras import ops as keras_ops
 from mct_quantizers import QuantizationTarget, mark_quantizer
 
 from trainable_core.config import TrainableQuantizerConfig
+from trainable_core.dqa_options import bit_cost, candidate_widths, temperature_schedule
 from trainable_core.enums import TrainingMethod, VariableGroup
 from trainable_core.errors import UnsupportedConfigError
-from trainable_core.reference import dqa
 from trainable_keras import ops
 from trainable_keras.annealing import KerasLinearAnnealingScheduler
 from trainable_keras.engine import Tensor, read, to_numpy
 from trainable_keras.quantizers.base import BaseKerasTrainableQuantizer
 from trainable_keras.quantizers.ste import METHODS
-
-TEMPERATURE = {"t_start": 0, "t_end": 1000, "initial_val": 1.0, "target_val": 0.02}
-"""Default schedule: from an even mixture to a clear choice within 1000 training steps."""
 
 SMALLEST_NORMAL = float(np.finfo(np.float32).tiny)
 
@@ -56,32 +53,14 @@ class DqaQuantizer(BaseKerasTrainableQuantizer):
         bit_cost_weight: float = 0.0,
     ) -> None:
         super().__init__(quantization_config, freeze_quant_params)
-        self.temperature_arguments = dict(TEMPERATURE if temperature is None else temperature)
-        try:
-            self.temperature = KerasLinearAnnealingScheduler(**self.temperature_arguments)
-        except TypeError as error:
-            raise UnsupportedConfigError(
-                f"{type(self).__name__}: temperature", str(error), f"give {', '.join(TEMPERATURE)}."
-            ) from None
-        if not (self.temperature.initial_val > 0 and self.temperature.target_val > 0):
-            raise UnsupportedConfigError(f"{type(self).__name__}: temperature", "its values must be positive")
-        if (
-            isinstance(bit_cost_weight, bool)
-            or not isinstance(bit_cost_weight, int | float)
-            or not bit_cost_weight >= 0
-        ):
-            raise UnsupportedConfigError(
-                f"{type(self).__name__}: bit_cost_weight", f"must be >= 0, got {bit_cost_weight!r}"
-            )
-        self.bit_cost_weight = float(bit_cost_weight)
+        name = type(self).__name__
+        self.temperature = temperature_schedule(KerasLinearAnnealingScheduler, temperature, name)
+        self.bit_cost_weight = bit_cost(bit_cost_weight, name)
 
     @property
     def widths(self) -> tuple[int, ...]:
         """Candidate widths, ascending."""
-        candidates = self.quantization_config.candidates
-        if candidates is None:
-            return tuple(dqa.default_widths(self.quantization_config.n_bits))
-        return tuple(sorted({candidate.n_bits for candidate in candidates}))
+        return candidate_widths(self.quantization_config)
 
     @property
     def selected_width(self) -> int:
@@ -108,7 +87,24 @@ class DqaQuantizer(BaseKerasTrainableQuantizer):
 
     def get_arguments(self) -> dict[str, Any]:
         """Return temperature and bit cost weight."""
-        return {"temperature": dict(self.temperature_arguments), "bit_cost_weight": self.bit_cost_weight}
+        return {"temperature": self.temperature.to_dict(), "bit_cost_weight": self.bit_cost_weight}
+
+    def get_config(self) -> dict[str, Any]:
+        """Return what `from_config` rebuilds the quantizer from, the schedule's step included."""
+        return {**super().get_config(), "step": int(to_numpy(self.step)) if self.variable_names else 0}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> DqaQuantizer:
+        """Return a quantizer equal to the one that `get_config` was called on; see core's base class."""
+        quantizer: Any = super().from_config(config)
+        try:
+            step = int(config["step"])
+        except (KeyError, TypeError, ValueError) as error:
+            problem = f"not a quantizer's config: {error!r}"
+            raise UnsupportedConfigError(f"{cls.__name__}.from_config", problem) from error
+        if quantizer.variable_names:
+            quantizer.step.assign(step)
+        return quantizer  # type: ignore[no-any-return] # of the class it was called on
 
     def attention(self) -> Tensor:
         """Return the softmax over widths at the present temperature, float32, shape (K,)."""

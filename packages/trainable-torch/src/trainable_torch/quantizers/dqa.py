@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from numbers import Real
 from typing import Any, ClassVar
 
 import torch
@@ -12,18 +10,13 @@ from mct_quantizers import QuantizationTarget, mark_quantizer
 from torch import Tensor
 
 from trainable_core.config import TrainableQuantizerConfig
+from trainable_core.dqa_options import bit_cost, candidate_widths, schedule_end, temperature_schedule
 from trainable_core.enums import TrainingMethod, VariableGroup
 from trainable_core.errors import UnsupportedConfigError
-from trainable_core.reference import dqa
 from trainable_torch import ops
 from trainable_torch.annealing import PytorchLinearAnnealingScheduler
 from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer
 from trainable_torch.quantizers.ste import METHODS
-
-TEMPERATURE = {"t_start": 0, "t_end": 1000, "initial_val": 1.0, "target_val": 0.02}
-"""Default schedule: from an even mixture to a clear choice within 1000 training steps."""
-
-F32_MAX = torch.finfo(torch.float32).max
 
 
 class DqaQuantizer(BasePytorchTrainableQuantizer):
@@ -63,33 +56,14 @@ class DqaQuantizer(BasePytorchTrainableQuantizer):
         bit_cost_weight: float = 0.0,
     ) -> None:
         super().__init__(quantization_config, freeze_quant_params)
-        subject = f"{type(self).__name__}: temperature"
-        schedule = TEMPERATURE if temperature is None else temperature
-        if not isinstance(schedule, Mapping):
-            raise UnsupportedConfigError(
-                subject, f"must be a mapping, got {schedule!r}", f"give {', '.join(TEMPERATURE)}."
-            )
-        try:
-            self.temperature = PytorchLinearAnnealingScheduler.from_dict(schedule)
-        except UnsupportedConfigError as error:
-            raise UnsupportedConfigError(subject, error.problem) from error
-        if not (self.temperature.initial_val > 0 and self.temperature.target_val > 0):
-            raise UnsupportedConfigError(subject, "initial_val and target_val must be positive")
-        number = isinstance(bit_cost_weight, Real) and not isinstance(bit_cost_weight, bool)
-        if not number or not 0 <= bit_cost_weight <= F32_MAX:
-            raise UnsupportedConfigError(
-                f"{type(self).__name__}: bit_cost_weight",
-                f"must be a number from 0 to {F32_MAX:.3g}, got {bit_cost_weight!r}",
-            )
-        self.bit_cost_weight = float(bit_cost_weight)
+        name = type(self).__name__
+        self.temperature = temperature_schedule(PytorchLinearAnnealingScheduler, temperature, name)
+        self.bit_cost_weight = bit_cost(bit_cost_weight, name)
 
     @property
     def widths(self) -> tuple[int, ...]:
         """Candidate widths, ascending."""
-        candidates = self.quantization_config.candidates
-        if candidates is None:
-            return tuple(dqa.default_widths(self.quantization_config.n_bits))
-        return tuple(sorted({candidate.n_bits for candidate in candidates}))
+        return candidate_widths(self.quantization_config)
 
     @property
     def selected_width(self) -> int:
@@ -99,7 +73,7 @@ class DqaQuantizer(BasePytorchTrainableQuantizer):
     @property
     def schedule_end(self) -> int:
         """Number of training steps after which training values are the deployed ones."""
-        return math.floor(self.temperature.t_end) + 1
+        return schedule_end(self.temperature)
 
     def add_variables(self) -> None:
         """Add the attention's logits, all equal, and the schedule's step."""
