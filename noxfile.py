@@ -231,7 +231,7 @@ def examples(session: nox.Session) -> None:
         session.error("a document was skipped, though everything that documents need is installed here")
 
 
-@check("minimums", default=False)  # not clean yet with tests/torch on the lowest versions; joins the default then
+@check("minimums")
 def minimums(session: nox.Session) -> None:
     """Test with the lowest versions that the distributions declare; constraints/minimums.txt says why not torch's."""
     pytest(session, MINIMUMS, *PARALLEL, "tests/core", "tests/torch", env={**ONE_THREAD, "TRAINABLE_EXAMPLES": "10"})

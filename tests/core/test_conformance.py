@@ -198,7 +198,8 @@ def test_without_shrinking_the_same_law_is_broken():
 
 
 def test_whatever_a_quantizer_raises_is_a_counterexample():
-    found = broken(Raises, "on_grid").counterexample
+    # it raises for empty tensors only: the oldest hypothesis needs more than the usual number of cases to draw one
+    found = broken(Raises, "on_grid", examples=500).counterexample
     assert found.case.x.size == 0
     assert "ValueError" in found.got
 
