@@ -28,15 +28,22 @@ nox.needs_version = ">=2024.4.15"
 ROOT = Path(__file__).parent
 ENVIRONMENTS = ROOT / ".nox"
 WHEELS = ENVIRONMENTS / "dist"
-DISTRIBUTIONS = ("core", "torch")
+DISTRIBUTIONS = ("core", "keras", "torch")
 METADATA = [ROOT / f"packages/trainable-{name}/pyproject.toml" for name in DISTRIBUTIONS]
 SOURCES = [f"packages/trainable-{name}/src" for name in DISTRIBUTIONS]
 
 CORE = ("-e", "packages/trainable-core[cli,conformance,yaml]")
 TORCH = (*CORE, "-e", "packages/trainable-torch", "torch", "pytest-xdist", "scikit-learn", "transformers")
+KERAS = (*CORE, "-e", "packages/trainable-keras", "pytest-xdist", "scikit-learn", "tensorflow-cpu")
 # One thread each for the two test processes: together they fill two cores, with more threads they wait for each other.
 PARALLEL = ("-n", "2")
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+NO_DOCUMENTS = "--ignore=tests/architecture/test_docs.py"  # the session `examples` runs these
+
+
+def on(engine: str) -> dict[str, str]:
+    """Return the settings that make Keras run on an engine, on one thread and without TensorFlow's log."""
+    return {**ONE_THREAD, "KERAS_BACKEND": engine, "TF_CPP_MIN_LOG_LEVEL": "3", "TRAINABLE_EXAMPLES": "10"}
 
 
 @dataclass(frozen=True)
@@ -91,8 +98,14 @@ LINT = Environment("lint", ["ruff", "numpydoc", "import-linter"])
 CORE_TESTS = Environment("core", CORE)
 # The type checker is here too: it needs torch's own annotations, and a second gigabyte of torch buys nothing.
 TORCH_TESTS = Environment("torch", [*TORCH, "mypy", "nox", "types-PyYAML"])
+KERAS_TESTS = Environment("keras", KERAS)
+# Keras's other engines; torch's environment has no TensorFlow, so that nothing can fall back on it.
+KERAS_JAX_TESTS = Environment("keras-jax", [*CORE, "-e", "packages/trainable-keras", "jax", "pytest-xdist"])
+KERAS_TORCH_TESTS = Environment("keras-torch", [*CORE, "-e", "packages/trainable-keras", "torch", "pytest-xdist"])
+CROSS_TESTS = Environment("cross", [*KERAS, "-e", "packages/trainable-torch", "torch"])
 MINIMUMS = Environment("minimums", [*CORE, "-e", "packages/trainable-torch", "pytest-xdist"], "minimums")
 QUICKSTART = Environment("quickstart", [*CORE, "-e", "packages/trainable-torch", "scikit-learn"])
+QUICKSTART_KERAS = Environment("quickstart-keras", KERAS)
 
 
 @dataclass
@@ -219,14 +232,37 @@ def tests_core(session: nox.Session) -> None:
 def tests_torch(session: nox.Session) -> None:
     """Test trainable-torch, and trainable-core again beside an installed backend."""
     tests = ["tests/core", "tests/torch", "tests/architecture"]
-    documents = "--ignore=tests/architecture/test_docs.py"  # the session `examples` runs these
-    pytest(session, TORCH_TESTS, *PARALLEL, *tests, documents, env=ONE_THREAD)
+    pytest(session, TORCH_TESTS, *PARALLEL, *tests, NO_DOCUMENTS, env=ONE_THREAD)
+
+
+@check("tests-keras")
+def tests_keras(session: nox.Session) -> None:
+    """Test trainable-keras on Keras 3 with the TensorFlow engine."""
+    pytest(session, KERAS_TESTS, *PARALLEL, "tests/keras", "tests/architecture", NO_DOCUMENTS, env=on("tensorflow"))
+
+
+@check("tests-keras-jax")
+def tests_keras_jax(session: nox.Session) -> None:
+    """Test trainable-keras on the JAX engine: wrap, calibrate, fit, finalize, save and load."""
+    pytest(session, KERAS_JAX_TESTS, "tests/keras/test_engines.py", env=on("jax"))
+
+
+@check("tests-keras-torch")
+def tests_keras_torch(session: nox.Session) -> None:
+    """Test trainable-keras on the torch engine: wrap, calibrate, fit, finalize, save and load."""
+    pytest(session, KERAS_TORCH_TESTS, "tests/keras/test_engines.py", env=on("torch"))
+
+
+@check("tests-cross")
+def tests_cross(session: nox.Session) -> None:
+    """Test that one recipe and the same weights give the same integers in every backend."""
+    pytest(session, CROSS_TESTS, "tests/cross", env=on("tensorflow"))
 
 
 @check("examples")
 def examples(session: nox.Session) -> None:
     """Run every code block of the README and the docs; none may be skipped."""
-    pytest(session, TORCH_TESTS, "tests/architecture/test_docs.py")
+    pytest(session, CROSS_TESTS, "tests/architecture/test_docs.py", env=on("tensorflow"))
     if RESULTS[session.name].skipped:
         session.error("a document was skipped, though everything that documents need is installed here")
 
@@ -245,7 +281,9 @@ def build(session: nox.Session) -> None:
     wheel = ["-m", "pip", "wheel", "-qq", "--no-deps", "--wheel-dir", str(WHEELS)]
     CORE_TESTS.run(session, *wheel, *(f"./packages/trainable-{name}" for name in DISTRIBUTIONS))
     installed = Environment("build", sorted(map(str, WHEELS.glob("*.whl"))))
-    installed.run(session, "-I", "tests/architecture/installed.py", "trainable_core", "trainable_torch")
+    packages = [f"trainable_{name}" for name in DISTRIBUTIONS]
+    # torch is there for trainable-torch, so Keras takes it for its engine
+    installed.run(session, "-I", "tests/architecture/installed.py", *packages, env=on("torch"))
     with session.chdir(WHEELS):
         session.run(str(installed.python.with_name("trainable")), "list", external=True)
 
@@ -254,6 +292,12 @@ def build(session: nox.Session) -> None:
 def quickstart(session: nox.Session) -> None:
     """Run examples/quickstart_torch.py: quantize, train and deploy a small model on scikit-learn's digits."""
     QUICKSTART.run(session, "examples/quickstart_torch.py", *session.posargs)
+
+
+@check("quickstart_keras", default=False)
+def quickstart_keras(session: nox.Session) -> None:
+    """Run examples/quickstart_keras.py: the same digits, network and recipe on Keras 3."""
+    QUICKSTART_KERAS.run(session, "examples/quickstart_keras.py", *session.posargs, env=on("tensorflow"))
 
 
 @check("property", default=False)

@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SOURCES = [ROOT / "packages/trainable-core/src", ROOT / "packages/trainable-torch/src"]
+SOURCES = [ROOT / f"packages/trainable-{name}/src" for name in ("core", "keras", "torch")]
 
 
 def module_names() -> list[str]:

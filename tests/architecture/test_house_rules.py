@@ -69,9 +69,11 @@ def test_every_package_directory_is_a_package():
     assert [directory for directory in directories if not (directory / "__init__.py").exists()] == []
 
 
-def test_a_training_method_has_one_module_name_everywhere():
+@pytest.mark.parametrize("backend", ["keras", "torch"])
+def test_a_training_method_has_one_module_name_everywhere(backend):
     """`trainable_core.reference.lsq` defines what `trainable_torch.quantizers.lsq` computes."""
     packages = ROOT / "packages"
     reference = {path.stem for path in (packages / "trainable-core/src/trainable_core/reference").glob("[!_]*.py")}
-    quantizers = {path.stem for path in (packages / "trainable-torch/src/trainable_torch/quantizers").glob("[!_]*.py")}
+    source = packages / f"trainable-{backend}/src/trainable_{backend}/quantizers"
+    quantizers = {path.stem for path in source.glob("[!_]*.py")}
     assert quantizers - {"base"} == reference - {"affine"}

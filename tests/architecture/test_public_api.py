@@ -14,7 +14,8 @@ from trainable_core import hookspecs
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = {
-    name: ROOT / f"packages/{name.replace('_', '-')}/src/{name}" for name in ("trainable_core", "trainable_torch")
+    name: ROOT / f"packages/{name.replace('_', '-')}/src/{name}"
+    for name in ("trainable_core", "trainable_keras", "trainable_torch")
 }
 
 CORE = {
@@ -72,8 +73,12 @@ def test_core_exports_exactly_the_documented_names():
     assert set(trainable_core.__all__) == CORE
 
 
-def test_torch_exports_the_verbs_of_every_backend():
-    assert set(exported("trainable_torch")) >= VERBS | {"BasePytorchTrainableQuantizer"}
+@pytest.mark.parametrize(
+    ("package", "base"),
+    [("trainable_keras", "BaseKerasTrainableQuantizer"), ("trainable_torch", "BasePytorchTrainableQuantizer")],
+)
+def test_a_backend_exports_the_verbs_of_every_backend(package, base):
+    assert set(exported(package)) >= VERBS | {base}
 
 
 @pytest.mark.parametrize("package", PACKAGES)

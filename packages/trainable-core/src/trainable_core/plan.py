@@ -7,13 +7,13 @@ A backend lists layers as `LayerInfo`; `QuantizationRecipe.resolve` answers with
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from trainable_core.config import TrainableQuantizerConfig
 from trainable_core.enums import LUT_METHODS, QuantizationMethod, QuantizationTarget
-from trainable_core.errors import QuantizerDefinitionError, UnsupportedConfigError
+from trainable_core.errors import QuantizerDefinitionError, QuantizerStateError, UnsupportedConfigError
 from trainable_core.quantizer import BaseTrainableQuantizer
 from trainable_core.registry import get_trainable_quantizer_class
 
@@ -216,6 +216,24 @@ def build_quantizer(plan: QuantizerPlan, backend: str, base: type[BaseTrainableQ
     quantizer = cls(config, **plan.arguments)
     quantizer.subject = subject
     return quantizer
+
+
+def require_quantizer(quantizer: object, target: QuantizationTarget, subject: str) -> None:
+    """Raise UnsupportedConfigError unless this is a trainable or an inferable quantizer for the target."""
+    if not callable(getattr(quantizer, "initialize_quantization", None)):
+        raise UnsupportedConfigError(subject, f"it needs a quantizer, got {type(quantizer).__name__}")
+    found = getattr(getattr(quantizer, "quantization_target", None), "name", target.name)
+    if found != target.name:
+        raise UnsupportedConfigError(subject, f"it quantizes {target}, {type(quantizer).__name__} is for {found}")
+
+
+def require_calibrated(quantizers: Iterable[BaseTrainableQuantizer], model: str, backend: str) -> None:
+    """Raise QuantizerStateError, with the names of their tensors, when quantizers have no numbers yet."""
+    missing = sorted(q.subject for q in quantizers if q.quantization_config.enabled and not q.calibrated)
+    if missing:
+        raise QuantizerStateError(
+            model, f"not calibrated: {', '.join(missing)}", f"{backend}.calibrate(qmodel, batches)."
+        )
 
 
 def check_target(target: str, subject: str, method: QuantizationMethod, n_bits: int, kind: QuantizationTarget) -> None:

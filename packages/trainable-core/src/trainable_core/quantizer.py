@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -26,24 +26,6 @@ from trainable_core.quantizer_document import read_document
 
 Config = TrainableQuantizerWeightsConfig | TrainableQuantizerActivationConfig
 Q = TypeVar("Q", bound="BaseTrainableQuantizer")
-
-
-def require_quantizer(quantizer: object, target: QuantizationTarget, subject: str) -> None:
-    """Raise UnsupportedConfigError unless this is a trainable or an inferable quantizer for the target."""
-    if not callable(getattr(quantizer, "initialize_quantization", None)):
-        raise UnsupportedConfigError(subject, f"it needs a quantizer, got {type(quantizer).__name__}")
-    found = getattr(getattr(quantizer, "quantization_target", None), "name", target.name)
-    if found != target.name:
-        raise UnsupportedConfigError(subject, f"it quantizes {target}, {type(quantizer).__name__} is for {found}")
-
-
-def require_calibrated(quantizers: Iterable[BaseTrainableQuantizer], model: str, backend: str) -> None:
-    """Raise QuantizerStateError, with the names of their tensors, when quantizers have no numbers yet."""
-    missing = sorted(q.subject for q in quantizers if q.quantization_config.enabled and not q.calibrated)
-    if missing:
-        raise QuantizerStateError(
-            model, f"not calibrated: {', '.join(missing)}", f"{backend}.calibrate(qmodel, batches)."
-        )
 
 
 class BaseTrainableQuantizer:

@@ -12,8 +12,7 @@ from trainable_core.calibration import Observer
 from trainable_core.enums import QuantizationTarget
 from trainable_core.errors import CalibrationError
 from trainable_core.model_document import plan_document, plan_from_document
-from trainable_core.plan import LayerPlan
-from trainable_core.quantizer import require_quantizer
+from trainable_core.plan import LayerPlan, require_quantizer
 from trainable_core.saved_quantizer import quantizer_document, quantizer_from_document
 from trainable_keras.engine import Tensor, errors_as_they_are, to_numpy
 from trainable_keras.inferable import class_of

@@ -11,8 +11,7 @@ import keras
 from trainable_core.enums import QuantizationTarget
 from trainable_core.errors import ModelError, UnsupportedConfigError
 from trainable_core.model_document import plan_document, plan_from_document
-from trainable_core.plan import LayerPlan
-from trainable_core.quantizer import require_quantizer
+from trainable_core.plan import LayerPlan, require_quantizer
 from trainable_core.saved_quantizer import quantizer_document, quantizer_from_document
 from trainable_keras.engine import Tensor, read
 from trainable_keras.holder import ActivationQuantizationHolder
