@@ -194,7 +194,7 @@ def test_an_unbuilt_layer_is_refused() -> None:
 def test_a_weight_that_is_not_there_is_refused() -> None:
     dense = kl.Dense(3)
     dense.build((None, 4))
-    with pytest.raises(UnsupportedConfigError, match="no such weight"):
+    with pytest.raises(UnsupportedConfigError, match="no weight 'kernal'"):
         weight_of(dense, "kernal")
 
 

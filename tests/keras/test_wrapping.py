@@ -1,8 +1,7 @@
-"""From models of every shape to wrapped, calibrated, trained, finalized, saved and loaded ones."""
+"""From models of every shape to wrapped ones: what is quantized, where, and what stays as it was."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -10,240 +9,137 @@ import numpy as np
 import pytest
 from keras import layers as kl
 
-import trainable_keras
-from tests.keras.engines import ENGINE, numpy, tensor
-from trainable_core.errors import (
-    CalibrationError,
-    DocumentError,
-    DocumentVersionError,
-    ModelError,
-    QuantizerStateError,
-    RuleError,
+from tests.keras.models import (
+    MODELS,
+    call,
+    dense,
+    functional,
+    network,
+    ready,
+    recipe,
+    same,
+    spec,
+    state,
+    subclassed,
+    tensors,
+    train,
+    vectors,
+    weights_only,
 )
+from trainable_core.errors import QuantizerStateError, RuleError
+from trainable_keras import QuantizationWrapper, calibrate, describe, finalize, parameter_groups, wrap
+from trainable_keras.engine import to_numpy
 from trainable_keras.tracing import layers_within
+from trainable_keras.training import quantizers_of
 
-LSQ = {
-    "schema_version": 1,
-    "weights": {"method": "SYMMETRIC", "n_bits": 4, "training_method": "LSQ"},
-    "activations": {"method": "UNIFORM", "n_bits": 8, "training_method": "LSQ"},
-    "calibration": {"weights": "minmax", "activations": "minmax"},
-}
-
-
-def outputs_recipe(**more: Any) -> dict[str, Any]:
-    return {**LSQ, "activations": {**LSQ["activations"], "placement": "outputs"}, **more}
-
-
-def values(*shape: int) -> np.ndarray:
-    return np.random.default_rng(5).normal(size=shape).astype("float32")
-
-
-def sequential() -> keras.Model:
-    return keras.Sequential(
-        [
-            keras.Input((6, 6, 2)),
-            kl.Conv2D(4, 3, use_bias=False, name="conv"),
-            kl.BatchNormalization(name="norm"),
-            kl.ReLU(name="relu"),
-            kl.Flatten(name="flatten"),
-            kl.Dense(3, name="head"),
-        ]
-    )
-
-
-def functional() -> keras.Model:
-    """Two inputs and outputs, a shared layer, a nested model, a functional operation."""
-    first, second = keras.Input((6, 6, 2), name="first"), keras.Input((6, 6, 2), name="second")
-    shared = kl.Conv2D(4, 3, padding="same", name="shared")
-    inner = keras.Sequential(
-        [keras.Input((6, 6, 4)), kl.Conv2D(4, 1, use_bias=False, name="conv"), kl.BatchNormalization(name="norm")],
-        name="inner",
-    )
-    merged = shared(first) * 0.5 + inner(shared(second))
-    pooled = kl.GlobalAveragePooling2D(name="pool")(keras.ops.relu(merged))
-    return keras.Model([first, second], [kl.Dense(3, name="head")(pooled), kl.Dense(1, name="score")(pooled)])
-
-
-@keras.saving.register_keras_serializable(package="tests")
-class Subclassed(keras.Model):
-    """Layers as attributes, in lists, and in a block of its own."""
-
-    def __init__(self, **arguments: Any) -> None:
-        super().__init__(**arguments)
-        self.stem = kl.Conv2D(4, 3, padding="same")
-        self.blocks = [kl.Conv2D(4, 1), kl.Conv2D(4, 1)]
-        self.tail = keras.Sequential([kl.Flatten(), kl.Dense(3, name="dense")])
-
-    def call(self, x: Any, training: bool | None = None) -> Any:
-        x = self.stem(x)
-        for block in self.blocks:
-            x = keras.ops.relu(block(x)) + x
-        return self.tail(x)
-
-
-def subclassed() -> keras.Model:
-    model = Subclassed()
-    model(np.zeros((1, 6, 6, 2), np.float32))
-    return model
-
-
-MODELS: dict[str, tuple[Any, Any]] = {
-    "sequential": (sequential, lambda n: values(n, 6, 6, 2)),
-    "functional": (functional, lambda n: [values(n, 6, 6, 2), values(n, 6, 6, 2) + 1]),
-    "subclassed": (subclassed, lambda n: values(n, 6, 6, 2)),
-}
+LSQ = recipe("LSQ", "UNIFORM")
 every_model = pytest.mark.parametrize("name", list(MODELS))
 
 
-def made(name: str) -> tuple[keras.Model, Any]:
-    """Return a built model whose batch norms have seen something, and a batch for it."""
-    keras.utils.set_random_seed(11)
-    model, batch = MODELS[name][0](), MODELS[name][1](16)
-    for layer in layers_within(model):
-        if isinstance(layer, kl.BatchNormalization):
-            layer.moving_mean.assign(np.linspace(-0.5, 0.5, 4))
-            layer.moving_variance.assign(np.linspace(0.5, 2, 4))
-    return model, batch
+def outputs(**more: Any) -> dict[str, Any]:
+    return {"weights": spec("LSQ"), "activations": spec("LSQ", "UNIFORM", 8, placement="outputs"), **more}
 
 
-def as_tensors(batch: Any) -> Any:
-    return [tensor(each) for each in batch] if isinstance(batch, list) else tensor(batch)
+def tensors_of(qmodel: keras.Model) -> list[str]:
+    return [f"{row.layer}: {row.tensor}" for row in describe(qmodel).rows]
 
 
-def call(model: keras.Model, batch: Any, *, training: bool = False) -> list[np.ndarray]:
-    return [numpy(each) for each in keras.tree.flatten(model(as_tensors(batch), training=training))]
-
-
-def batches(batch: Any) -> list[Any]:
-    return [(as_tensors(batch),)]
-
-
-def assert_equal(actual: list[np.ndarray], expected: list[np.ndarray]) -> None:
-    assert len(actual) == len(expected)
-    for one, other in zip(actual, expected, strict=True):
-        assert np.array_equal(one, other), float(np.abs(one - other).max())
-
-
-def train(model: keras.Model, batch: Any, **options: Any) -> None:
-    targets = [np.zeros_like(each) for each in call(model, batch)]
-    model.compile("sgd", ["mse"] * len(targets) if len(targets) > 1 else "mse", **options)
-    model.fit(batch, targets if len(targets) > 1 else targets[0], epochs=2, batch_size=8, verbose=0)
-
-
-def trained(name: str, recipe: Any = LSQ) -> tuple[keras.Model, keras.Model, Any]:
-    model, batch = made(name)
-    qmodel = trainable_keras.calibrate(trainable_keras.wrap(model, recipe), batches(batch))
-    train(qmodel, batch)
-    return model, qmodel, batch
-
-
-# ---- the way of the data --------------------------------------------------------------------------------------------
-
-
-@every_model
-@pytest.mark.parametrize("recipe", [LSQ, outputs_recipe()], ids=["inputs", "outputs"])
-def test_what_is_trained_is_what_is_deployed(name: str, recipe: Any) -> None:
-    _, qmodel, batch = trained(name, recipe)
-    deployed = trainable_keras.finalize(qmodel)
-    assert_equal(call(deployed, batch), call(qmodel, batch))
-    assert_equal(
-        keras.tree.flatten(deployed.predict(batch, verbose=0)), keras.tree.flatten(qmodel.predict(batch, verbose=0))
-    )
-    assert all(row.state == "deployed" for row in trainable_keras.describe(deployed).rows)
+# ---- the given model, and the new one -------------------------------------------------------------------------------
 
 
 @every_model
 def test_the_given_model_is_untouched(name: str) -> None:
-    model, batch = made(name)
-    before, weights = call(model, batch), [np.array(each) for each in model.get_weights()]
-    qmodel = trainable_keras.calibrate(trainable_keras.wrap(model, LSQ), batches(batch))
-    train(qmodel, batch)
-    assert all(np.array_equal(one, other) for one, other in zip(model.get_weights(), weights, strict=True))
-    assert_equal(call(model, batch), before)
+    make, batches = MODELS[name]
+    model = make()
+    before, values = call(model, batches()), state(model)
+    layers = [id(layer) for layer in layers_within(model)]
+    qmodel = calibrate(wrap(model, LSQ), [(tensors(batches()),)])
+    train(qmodel, batches())
+    assert state(model) == values
+    assert same(call(model, batches()), before)
+    assert [id(layer) for layer in layers_within(model)] == layers
+    shared = {id(variable) for variable in model.variables} & {id(variable) for variable in qmodel.variables}
+    assert shared == set()
 
 
 @every_model
 def test_training_moves_weights_and_thresholds(name: str) -> None:
-    model, batch = made(name)
-    qmodel = trainable_keras.calibrate(trainable_keras.wrap(model, LSQ), batches(batch))
-    groups = trainable_keras.parameter_groups(qmodel)
-    assert [group["name"] for group in groups] == ["WEIGHTS", "QPARAMS"]
+    make, batches = MODELS[name]
+    qmodel = ready(make(), LSQ, batches())
+    groups = parameter_groups(qmodel)
     assert sum(len(group["params"]) for group in groups) == len(qmodel.trainable_variables)
-    before = [[np.array(numpy(v)) for v in group["params"]] for group in groups]
-    train(qmodel, batch)
+    before = [[to_numpy(v).copy() for v in group["params"]] for group in groups]
+    train(qmodel, batches(), lr=0.5)
     for group, old in zip(groups, before, strict=True):
-        assert any(not np.array_equal(numpy(v), o) for v, o in zip(group["params"], old, strict=True))
+        assert any(not np.array_equal(to_numpy(v), o) for v, o in zip(group["params"], old, strict=True))
 
 
-@every_model
-@pytest.mark.parametrize("finalized", [False, True], ids=["trainable", "deployed"])
-def test_a_keras_file_gives_the_same_model(name: str, finalized: bool, tmp_path: Path) -> None:
-    if name == "subclassed":
-        pytest.skip("a subclassed model is loaded through its own class, which makes float layers: use save and load")
-    _, qmodel, batch = trained(name)
-    saved = trainable_keras.finalize(qmodel) if finalized else qmodel
-    saved.save(tmp_path / "model.keras")
-    loaded = keras.models.load_model(tmp_path / "model.keras")
-    assert_equal(call(loaded, batch), call(saved, batch))
-    assert trainable_keras.describe(loaded).to_dict() == trainable_keras.describe(saved).to_dict()
-    if not finalized:
-        assert_equal(call(trainable_keras.finalize(loaded), batch), call(saved, batch))
-        train(loaded, batch)
+def test_the_new_model_is_of_the_same_class_and_name() -> None:
+    for name, (make, _) in MODELS.items():
+        model = make()
+        qmodel = wrap(model, LSQ)
+        assert type(qmodel) is type(model), name
+        if name != "subclassed":
+            assert qmodel.name == model.name
+            assert [each.name for each in qmodel.inputs] == [each.name for each in model.inputs]
 
 
-@every_model
-@pytest.mark.parametrize("finalized", [False, True], ids=["trainable", "deployed"])
-def test_save_and_load_give_the_same_model(name: str, finalized: bool, tmp_path: Path) -> None:
-    model, qmodel, batch = trained(name)
-    saved = trainable_keras.finalize(qmodel) if finalized else qmodel
-    trainable_keras.save(saved, tmp_path / "model.trainable")
-    loaded = trainable_keras.load(tmp_path / "model.trainable", MODELS[name][0]() if name != "functional" else model)
-    assert_equal(call(loaded, batch), call(saved, batch))
-    assert trainable_keras.describe(loaded).finalized is finalized
+def test_layers_that_do_not_train_still_do_not() -> None:
+    model = network()
+    model.get_layer("head").trainable = False
+    assert {v.path for v in wrap(model, weights_only()).trainable_variables if "head" in v.path} == set()
 
 
-@every_model
-def test_training_resumes_bit_for_bit(name: str, tmp_path: Path) -> None:
-    model, qmodel, batch = trained(name)
-    trainable_keras.save(qmodel, tmp_path / "model.trainable")
-    loaded = trainable_keras.load(tmp_path / "model.trainable", model)
-    for each in (qmodel, loaded):
-        keras.utils.set_random_seed(2)
-        train(each, batch)
-    assert_equal(call(loaded, batch), call(qmodel, batch))
+def test_a_shared_layer_has_one_quantizer() -> None:
+    qmodel = ready(functional(), LSQ, MODELS["functional"][1]())
+    wrappers = [layer for layer in layers_within(qmodel) if isinstance(layer, QuantizationWrapper)]
+    assert [wrapper.layer.name for wrapper in wrappers].count("shared") == 1
+    batch = MODELS["functional"][1]()
+    assert same(call(finalize(qmodel), batch), call(qmodel, batch))
 
 
-def test_a_clone_takes_the_weights() -> None:
-    _, qmodel, batch = trained("functional")
-    clone = keras.models.clone_model(qmodel)
-    clone.set_weights(qmodel.get_weights())
-    assert_equal(call(clone, batch), call(qmodel, batch))
+def test_a_layer_alone_is_wrapped() -> None:
+    layer = kl.Dense(3)
+    layer.build((None, 4))
+    qlayer = ready(layer, LSQ, vectors(8, 4))
+    assert isinstance(qlayer, QuantizationWrapper)
+    assert same(call(finalize(qlayer), vectors(8, 4)), call(qlayer, vectors(8, 4)))
 
 
-def test_finalizing_twice_gives_the_same() -> None:
-    _, qmodel, batch = trained("sequential")
-    deployed = trainable_keras.finalize(qmodel)
-    assert_equal(call(trainable_keras.finalize(deployed), batch), call(deployed, batch))
+def test_a_recipe_may_be_a_file(tmp_path: Any) -> None:
+    (tmp_path / "recipe.json").write_text('{"weights": {"method": "UNIFORM", "n_bits": 3, "training_method": "STE"}}')
+    assert [row.n_bits for row in describe(wrap(dense(), tmp_path / "recipe.json")).rows] == [3]
+
+
+def test_a_layer_of_a_class_without_config_is_named() -> None:
+    class Held(keras.Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = kl.Dense(2)
+
+        def call(self, x: Any) -> Any:
+            return self.layer(x)
+
+    model = keras.Sequential([keras.Input((3,)), Held()])
+    qmodel = ready(model, weights_only())
+    assert tensors_of(qmodel) == [f"{model.layers[0].name}.layer: kernel"]
+    assert same(call(finalize(qmodel), vectors(2, 3)), call(qmodel, vectors(2, 3)))
 
 
 # ---- what is quantized ----------------------------------------------------------------------------------------------
 
 
-def tensors_of(qmodel: keras.Model) -> list[str]:
-    return [f"{row.layer}: {row.tensor}" for row in trainable_keras.describe(qmodel).rows]
-
-
 def test_layers_have_full_names_with_dots() -> None:
-    assert tensors_of(trainable_keras.wrap(made("functional")[0], LSQ)) == [
+    assert tensors_of(wrap(functional(), LSQ)) == [
         f"{layer}: {what}" for layer in ("shared", "inner.conv", "head", "score") for what in ("kernel", "inputs")
     ]
-    assert tensors_of(trainable_keras.wrap(made("subclassed")[0], LSQ)) == [
+    assert tensors_of(wrap(subclassed(), LSQ)) == [
         f"{layer}: {what}" for layer in ("stem", "blocks.0", "blocks.1", "tail.dense") for what in ("kernel", "inputs")
     ]
 
 
 def test_outputs_are_quantized_behind_activations_and_operations() -> None:
-    found = tensors_of(trainable_keras.wrap(made("functional")[0], outputs_recipe()))
+    found = tensors_of(wrap(functional(), outputs()))
     layers = [each.removesuffix(": output") for each in found if each.endswith(": output")]
     assert len(layers) == 7
     assert {"shared", "inner.conv", "pool", "head", "score"} < set(layers)
@@ -251,224 +147,75 @@ def test_outputs_are_quantized_behind_activations_and_operations() -> None:
     assert {name.rstrip("_0123456789") for name in set(layers)} >= {"multiply", "relu"}
 
 
+def test_a_layer_whose_activation_follows_is_quantized_behind_it() -> None:
+    found = tensors_of(wrap(network(), outputs()))
+    assert [each for each in found if "output" in each] == ["stem.relu: output", "relu: output", "head: output"]
+
+
+def test_in_a_model_without_a_graph_functions_are_left_out_with_the_reason() -> None:
+    left_out = describe(wrap(subclassed(), outputs())).left_out
+    assert "have a graph" in left_out["functional operations"]
+
+
 def test_a_rule_reaches_functional_operations() -> None:
-    add = {"match": {"op": "add"}, "activations": {"method": "UNIFORM", "n_bits": 8, "training_method": "LSQ"}}
-    model, batch = made("functional")
-    recipe = {**LSQ, "activations": None, "rules": [add]}
-    qmodel = trainable_keras.calibrate(trainable_keras.wrap(model, recipe), batches(batch))
-    added = [each for each in tensors_of(qmodel) if "input" in each]
-    assert len(added) == 2
-    assert_equal(call(trainable_keras.finalize(qmodel), batch), call(qmodel, batch))
+    rule = {"match": {"op": "add"}, "activations": spec("LSQ", "UNIFORM", 8)}
+    batch = MODELS["functional"][1]()
+    qmodel = ready(functional(), weights_only("LSQ", rules=[rule]), batch)
+    assert len([each for each in tensors_of(qmodel) if "input" in each]) == 2
+    assert same(call(finalize(qmodel), batch), call(qmodel, batch))
+
+
+def test_a_rule_by_name_or_op_changes_its_layers_only() -> None:
+    rules = [
+        {"match": {"name": "stem.*"}, "weights": {"n_bits": 8}},
+        {"match": {"op": "linear"}, "weights": {"per_channel": False}},
+        {"match": {"op": "depthwise_conv"}, "skip": True},
+    ]
+    rows = {row.layer: row for row in describe(wrap(network(), weights_only(rules=rules))).rows}
+    assert {name: (row.n_bits, row.channels_axis) for name, row in rows.items()} == {
+        "stem.conv": (8, 3),
+        "head": (4, None),
+    }
 
 
 def test_lists_of_inputs_are_quantized_one_by_one() -> None:
     first, second = keras.Input((3,)), keras.Input((3,))
     model = keras.Model([first, second], kl.Add(name="add")([kl.Dense(3)(first), kl.Dense(3)(second)]))
-    add = {"match": {"op": "add"}, "activations": {"method": "UNIFORM", "n_bits": 2, "training_method": "LSQ"}}
-    qmodel = trainable_keras.wrap(model, {**LSQ, "rules": [add]})
+    rule = {"match": {"op": "add"}, "activations": spec("LSQ", "UNIFORM", 2)}
+    batch = [vectors(8, 3), vectors(8, 3)]
+    qmodel = ready(model, weights_only(rules=[rule]), batch)
     assert [each for each in tensors_of(qmodel) if each.startswith("add")] == ["add: inputs.0", "add: inputs.1"]
-    batch = [values(8, 3), values(8, 3)]
-    trainable_keras.calibrate(qmodel, batches(batch))
-    assert_equal(call(trainable_keras.finalize(qmodel), batch), call(qmodel, batch))
+    assert same(call(finalize(qmodel), batch), call(qmodel, batch))
 
 
-def test_batch_norm_is_folded_into_what_comes_before() -> None:
-    model, batch = made("sequential")
-    qmodel = trainable_keras.wrap(model, {**LSQ, "activations": None, "weights": {**LSQ["weights"], "n_bits": 16}})
-    trainable_keras.calibrate(qmodel)
-    assert trainable_keras.describe(qmodel).folded == {"norm": "conv"}
-    # 16 bits: a weight is off by half a step of its channel's range, 2**-16 of it; 18 and 64 products are summed, and
-    # the conv's error goes through the head; values here are below 8
-    bound = 8 * (18 + 64) * 2.0**-15
-    assert np.abs(call(qmodel, batch)[0] - call(model, batch)[0]).max() < bound
+def test_a_model_with_nothing_to_quantize_is_copied() -> None:
+    model = keras.Sequential([keras.Input((3,)), kl.ReLU()])
+    qmodel = wrap(model, weights_only())
+    assert describe(qmodel).rows == ()
+    assert same(call(finalize(qmodel), vectors(2, 3)), call(model, vectors(2, 3)))
 
 
-@pytest.mark.parametrize(
-    ("before", "reason"),
-    [
-        (kl.Conv2D(4, 1, activation="relu"), "activation"),
-        (kl.MaxPooling2D(1), "MaxPooling2D"),
-    ],
-)
-def test_batch_norm_that_stays_says_why(before: Any, reason: str) -> None:
-    model = keras.Sequential([keras.Input((4, 4, 4)), before, kl.BatchNormalization(name="norm"), kl.Conv2D(2, 1)])
-    description = trainable_keras.describe(trainable_keras.wrap(model, LSQ))
-    assert reason in description.left_out["norm"]
-
-
-@pytest.mark.parametrize(
-    "layer",
-    [
-        kl.Conv2D(4, 3),
-        kl.Conv2D(4, 3, use_bias=False, groups=2),
-        kl.DepthwiseConv2D(3, depth_multiplier=2),
-        kl.SeparableConv2D(4, 3),
-        kl.Conv2DTranspose(4, 3, strides=2),
-        kl.Dense(4),
-    ],
-    ids=lambda layer: type(layer).__name__,
-)
-def test_folding_keeps_the_function(layer: Any) -> None:
-    from trainable_keras.folding import folded_copy
-
-    keras.utils.set_random_seed(3)
-    model = keras.Sequential([keras.Input((6, 6, 2)), layer, kl.BatchNormalization(epsilon=0.01)])
-    norm = model.layers[-1]
-    random = np.random.default_rng(0)
-    for variable in norm.variables:
-        variable.assign(random.uniform(0.5, 2, variable.shape))
-    x = values(3, 6, 6, 2)
-    expected = numpy(model(tensor(x), training=False))
-    actual = numpy(folded_copy(layer, norm, "layer")(tensor(x)))
-    # float32 sums of up to 36 products of numbers below 8, and the normalization's own ten operations
-    assert np.abs(actual - expected).max() <= (36 + 10) * 2.0**-24 * 8 * max(1.0, np.abs(expected).max())
-
-
-# ---- schedules, freezing, groups ------------------------------------------------------------------------------------
-
-
-def test_dqa_counts_steps_adds_its_loss_and_deploys_the_winner() -> None:
-    spec = {
-        "method": "SYMMETRIC",
-        "n_bits": 2,
-        "training_method": "DQA",
-        "arguments": {
-            "temperature": {"t_start": 0, "t_end": 2, "initial_val": 1.0, "target_val": 0.1},
-            "bit_cost_weight": 0.5,
-        },
-    }
-    model, batch = made("sequential")
-    qmodel = trainable_keras.calibrate(trainable_keras.wrap(model, {**LSQ, "weights": spec}), batches(batch))
-    train(qmodel, batch)
-    steps = [int(numpy(v)) for v in qmodel.non_trainable_variables if v.name == "step"]
-    assert steps == [4, 4]  # two epochs of two batches, in both layers
-    call(qmodel, batch, training=True)
-    assert len(qmodel.losses) == 2
-    assert float(numpy(trainable_keras.regularization(qmodel))) > 0
-    assert_equal(call(trainable_keras.finalize(qmodel), batch), call(qmodel, batch))
-
-
-def test_freezing_takes_thresholds_out_of_training() -> None:
-    _, qmodel, batch = trained("sequential")
-    trainable_keras.freeze_quant_params(qmodel)
-    assert [group["name"] for group in trainable_keras.parameter_groups(qmodel)] == ["WEIGHTS"]
-    before = trainable_keras.describe(qmodel).rows
-    train(qmodel, batch)
-    assert [row.params for row in trainable_keras.describe(qmodel).rows] == [row.params for row in before]
-
-
-@pytest.mark.skipif(ENGINE == "torch", reason="no graph of its own to compile")
-def test_fit_works_compiled() -> None:
-    model, batch = made("sequential")
-    qmodel = trainable_keras.calibrate(trainable_keras.wrap(model, LSQ), batches(batch))
-    train(qmodel, batch, jit_compile=True)
+def test_a_layer_that_keras_quantized_is_left_out() -> None:
+    model = dense()
+    model.quantize("int8")
+    assert "Keras has quantized it to int8" in describe(wrap(model, weights_only())).left_out["fc"]
 
 
 # ---- what is refused ------------------------------------------------------------------------------------------------
 
 
-def test_what_is_no_model_is_refused() -> None:
-    with pytest.raises(ModelError, match=r"must be a keras\.Model"):
-        trainable_keras.wrap(3, LSQ)
-
-
-@pytest.mark.skipif(ENGINE != "tensorflow", reason="Keras 2 needs TensorFlow")
-def test_a_keras_2_model_is_refused_with_what_to_do() -> None:
-    tf_keras = pytest.importorskip("tf_keras")
-    model = tf_keras.Sequential([tf_keras.layers.Dense(2, input_shape=(3,))])
-    for verb in (lambda: trainable_keras.wrap(model, LSQ), lambda: trainable_keras.describe(model)):
-        with pytest.raises(ModelError, match="trainable-tfkeras"):
-            verb()
-
-
-def test_an_unbuilt_model_is_refused() -> None:
-    with pytest.raises(ModelError, match="not built"):
-        trainable_keras.wrap(keras.Sequential([kl.Dense(3)]), LSQ)
-
-
 def test_a_wrapped_model_is_not_wrapped_again() -> None:
-    qmodel = trainable_keras.wrap(made("sequential")[0], LSQ)
-    with pytest.raises(QuantizerStateError, match="wrapped already"):
-        trainable_keras.wrap(qmodel, LSQ)
-
-
-def test_a_float_model_is_refused_by_the_other_verbs() -> None:
-    model, batch = made("sequential")
-    for verb in (
-        lambda: trainable_keras.calibrate(model, batches(batch)),
-        lambda: trainable_keras.finalize(model),
-        lambda: trainable_keras.describe(model),
-        lambda: trainable_keras.parameter_groups(model),
-    ):
-        with pytest.raises(ModelError, match=r"was not made by trainable_keras\.wrap"):
-            verb()
-
-
-def test_a_layer_that_cannot_be_made_again_is_named() -> None:
-    class Opaque(kl.Layer):
-        def __init__(self, function: Any) -> None:
-            super().__init__(name="opaque")
-            self.function = function
-
-        def call(self, x: Any) -> Any:
-            return self.function(x)
-
-    model = keras.Sequential([keras.Input((3,)), Opaque(lambda x: x), kl.Dense(2)])
-    with pytest.raises(ModelError, match="opaque"):
-        trainable_keras.wrap(model, LSQ)
-
-
-def test_a_lambda_layer_is_refused_by_name() -> None:
-    model = keras.Sequential([keras.Input((3,)), kl.Lambda(lambda x: x * 2, name="twice"), kl.Dense(2)])
-    with pytest.raises(ModelError, match="'twice' is a Lambda"):
-        trainable_keras.wrap(model, LSQ)
+    qmodel = wrap(dense(), LSQ)
+    for again in (qmodel, keras.Sequential([keras.Input((4,)), qmodel])):
+        with pytest.raises(QuantizerStateError, match="wrapped already"):
+            wrap(again, LSQ)
 
 
 def test_a_rule_that_matches_nothing_lists_the_layers() -> None:
-    rule = {"match": {"name": "stemm"}, "skip": True}
     with pytest.raises(RuleError) as caught:
-        trainable_keras.wrap(made("sequential")[0], {**LSQ, "rules": [rule]})
-    assert "conv" in caught.value.layers
+        wrap(network(), weights_only(rules=[{"match": {"name": "stemm"}, "skip": True}]))
+    assert caught.value.layers == ["stem.conv", "stem.relu", "body", "relu", "head"]
 
 
-def test_calibration_is_needed_once_and_forced_twice() -> None:
-    model, batch = made("sequential")
-    qmodel = trainable_keras.wrap(model, LSQ)
-    with pytest.raises(QuantizerStateError, match="not calibrated"):
-        trainable_keras.finalize(qmodel)
-    with pytest.raises(CalibrationError, match="need batches"):
-        trainable_keras.calibrate(qmodel)
-    with pytest.raises(CalibrationError, match="are empty"):
-        trainable_keras.calibrate(qmodel, [])
-    with pytest.raises(CalibrationError, match="iterable of batches"):
-        trainable_keras.calibrate(qmodel, tensor(batch))
-    trainable_keras.calibrate(qmodel, batches(batch))
-    with pytest.raises(QuantizerStateError, match="force=True"):
-        trainable_keras.calibrate(qmodel, batches(batch))
-    trainable_keras.calibrate(qmodel, batches(batch), force=True)
-    with pytest.raises(QuantizerStateError, match="finalized"):
-        trainable_keras.calibrate(trainable_keras.finalize(qmodel), batches(batch))
-
-
-def test_a_call_before_calibration_says_so() -> None:
-    model, batch = made("sequential")
-    with pytest.raises(QuantizerStateError, match="no quantization params"):
-        call(trainable_keras.wrap(model, LSQ), batch)
-
-
-def test_damaged_and_foreign_files_are_refused(tmp_path: Path) -> None:
-    model, qmodel, _ = trained("sequential")
-    path = tmp_path / "model.trainable"
-    with pytest.raises(DocumentError, match="no such file"):
-        trainable_keras.load(path, model)
-    trainable_keras.save(qmodel, path)
-    content = path.read_bytes()
-    with pytest.raises(DocumentError, match="another architecture"):
-        trainable_keras.load(path, keras.Sequential([keras.Input((4,)), kl.Dense(2)]))
-    path.write_bytes(content[: len(content) // 2])
-    with pytest.raises(DocumentError, match="truncated"):
-        trainable_keras.load(path, model)
-    path.write_bytes(content.replace(b'"schema_version": 1, "recipe"', b'"schema_version": 9, "recipe"'))
-    with pytest.raises(DocumentError) as caught:  # the zip's checksum, or the version
-        trainable_keras.load(path, model)
-    assert isinstance(caught.value, DocumentVersionError | DocumentError)
+def test_quantizers_are_named_after_their_tensors() -> None:
+    assert list(quantizers_of(wrap(dense(), LSQ))) == ["fc.kernel", "fc: inputs"]

@@ -1,0 +1,227 @@
+"""One pass over batches sets every threshold, or changes nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from keras import layers as kl
+
+from tests.keras.engines import ENGINE, tensor
+from tests.keras.models import (
+    GRIDS,
+    TRAINED_BY,
+    call,
+    dense,
+    functional,
+    images,
+    moved,
+    network,
+    quantizer_at,
+    ready,
+    recipe,
+    spec,
+    state,
+    tensors,
+    vectors,
+    weights_only,
+)
+from trainable_core.calibration import CalibrationMethod, Observer, calibrate_activation, calibrate_weights
+from trainable_core.constants import SIGNED
+from trainable_core.errors import CalibrationError, QuantizerStateError
+from trainable_keras import calibrate, describe, finalize, wrap
+from trainable_keras.engine import to_numpy
+from trainable_keras.training import quantizers_of
+
+
+def numbers(quantizer: Any) -> dict[str, np.ndarray]:
+    """Return a quantizer's variables, by plain name."""
+    return {key: to_numpy(variable) for key, variable in quantizer.grid_variables(quantizer.widths[0]).items()}
+
+
+def two_layers() -> keras.Model:
+    keras.utils.set_random_seed(0)
+    layers = [keras.Input((6,)), kl.Dense(5, name="first"), kl.Dropout(0.5), kl.Dense(2, name="second")]
+    return keras.Sequential(layers)
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("method", list(CalibrationMethod))
+def test_every_method_gives_cores_numbers(method: CalibrationMethod, grid: str) -> None:
+    """Core is told exactly the values that pass: those of float weights, in inference mode."""
+    model, x = two_layers(), vectors(40, 6)
+    how = recipe(method=grid, calibration={"weights": method.value, "activations": method.value, "p": 3.0})
+    qmodel = ready(model, how, x[:10], x[10:])
+    options: dict[str, Any] = {"calibration_method": method, "quantization_method": grid, "n_bits": 4, "p": 3.0}
+    behind = np.concatenate([to_numpy(model.layers[0](tensor(part))) for part in (x[:10], x[10:])])
+    for name, seen in (("first", x), ("second", behind)):
+        observer = Observer()
+        observer.update(seen)
+        expected = calibrate_activation(observer, **options)
+        expected.pop(SIGNED, None)
+        assert {key: np.float32(value) for key, value in expected.items()} == numbers(
+            quantizer_at(qmodel, f"{name}: inputs")
+        )
+        weight = to_numpy(model.get_layer(name).kernel)
+        expected = calibrate_weights(weight, channels_axis=1, **options)
+        found = numbers(quantizer_at(qmodel, f"{name}.kernel"))
+        assert expected.keys() == found.keys()
+        assert all(np.array_equal(np.float32(expected[key]), found[key]) for key in expected)
+
+
+def test_the_extremes_by_hand() -> None:
+    model = dense(2, 2)
+    model.layers[0].kernel.assign([[0.5, 0.25], [-2.0, -0.125]])
+    minmax = {"weights": "minmax", "activations": "minmax"}
+    qmodel = ready(model, recipe(calibration=minmax), np.array([[-3.0, 1.0]], np.float32))
+    assert to_numpy(quantizer_at(qmodel, "fc.kernel").threshold).tolist() == [2.0, 0.25]  # largest magnitudes
+    assert float(to_numpy(quantizer_at(qmodel, "fc: inputs").threshold)) == 3.0
+
+
+@pytest.mark.parametrize("training_method", TRAINED_BY)
+def test_every_training_method_is_calibrated(training_method: str) -> None:
+    qmodel = ready(dense(), recipe(training_method), vectors(8, 4))
+    assert all(quantizer.calibrated for quantizer in quantizers_of(qmodel).values())
+
+
+def test_each_width_of_a_method_with_several_gets_its_own_numbers() -> None:
+    how = {"weights": spec("DQA", candidates=[2, 8]), "calibration": {"weights": "mse"}}
+    quantizer = quantizer_at(ready(dense(), how), "fc.kernel")
+    assert (to_numpy(quantizer.threshold_2) != to_numpy(quantizer.threshold_8)).any()
+
+
+def test_it_returns_the_model_it_was_given() -> None:
+    qmodel = wrap(dense(), weights_only())
+    assert calibrate(qmodel) is qmodel
+
+
+def test_only_quantizers_change() -> None:
+    qmodel = wrap(network(), recipe())
+    own = {id(variable) for quantizer in quantizers_of(qmodel).values() for variable in quantizer.variables}
+    kept = [variable for variable in qmodel.variables if id(variable) not in own]
+    before = [to_numpy(variable).tobytes() for variable in kept]
+    calibrate(qmodel, [images()])
+    assert [to_numpy(variable).tobytes() for variable in kept] == before
+
+
+def test_a_batch_may_be_an_array_a_tensor_a_tuple_or_a_list() -> None:
+    x = vectors(8, 4)
+    expected = None
+    for batch in (x, tensor(x), (x, np.zeros(8)), [x, np.zeros(8)]):
+        found = numbers(quantizer_at(calibrate(wrap(dense(), recipe()), [batch]), "fc: inputs"))
+        assert expected is None or found == expected
+        expected = found
+
+
+def test_a_batch_of_named_inputs_is_passed_as_it_is() -> None:
+    x = [vectors(4, 6, 6, 2), vectors(4, 6, 6, 2) + 1]
+    by_name = calibrate(wrap(functional(), recipe()), [{"first": tensor(x[0]), "second": tensor(x[1])}])
+    by_place = calibrate(wrap(functional(), recipe()), [(tensors(x),)])
+    assert describe(by_name).to_dict() == describe(by_place).to_dict()
+
+
+def test_forward_says_how_to_call_the_model() -> None:
+    x = vectors(8, 4)
+    qmodel = calibrate(wrap(dense(), recipe()), [{"images": x}], forward=lambda model, batch: model(batch["images"]))
+    assert numbers(quantizer_at(qmodel, "fc: inputs")) == numbers(
+        quantizer_at(ready(dense(), recipe(), x), "fc: inputs")
+    )
+
+
+@pytest.mark.skipif(ENGINE != "tensorflow", reason="tf.data is TensorFlow's")
+def test_batches_may_be_a_dataset_of_inputs_and_labels() -> None:
+    import tensorflow as tf
+
+    x = vectors(8, 4)
+    data = tf.data.Dataset.from_tensor_slices((x, np.zeros(8))).batch(4)
+    qmodel = calibrate(wrap(dense(), recipe()), data)
+    assert numbers(quantizer_at(qmodel, "fc: inputs")) == numbers(
+        quantizer_at(ready(dense(), recipe(), x[:4], x[4:]), "fc: inputs")
+    )
+
+
+def test_no_batches_are_needed_for_weights_and_none_are_read() -> None:
+    read: list[int] = []
+    calibrate(wrap(dense(), weights_only()), (read.append(1) for _ in range(3)))
+    assert read == []
+
+
+def test_progress_is_shown_when_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    calibrate(wrap(dense(), recipe()), [vectors(8, 4)], progress=True)
+    assert "calibrate" in capsys.readouterr().err
+
+
+def test_progress_is_not_shown_where_no_terminal_is(capsys: pytest.CaptureFixture[str]) -> None:
+    calibrate(wrap(dense(), recipe()), [vectors(8, 4)])
+    assert capsys.readouterr().err == ""
+
+
+def test_thresholds_that_are_set_are_not_overwritten_but_by_force() -> None:
+    qmodel = moved(ready(dense(), recipe("LSQ"), vectors(8, 4)))
+    before = state(qmodel)
+    with pytest.raises(QuantizerStateError, match=r"(?s)2 quantizers .*force=True"):
+        calibrate(qmodel, [vectors(8, 4)])
+    assert state(qmodel) == before
+    calibrate(qmodel, [vectors(8, 4)], force=True)
+    assert state(qmodel) != before
+
+
+def test_only_what_is_missing_is_calibrated() -> None:
+    qmodel = wrap(dense(), recipe())
+    quantizer_at(qmodel, "fc.kernel").set_quantization_params({4: {"threshold": [5.0, 6.0, 7.0]}})
+    calibrate(qmodel, [vectors(8, 4)])
+    assert to_numpy(quantizer_at(qmodel, "fc.kernel").threshold).tolist() == [5.0, 6.0, 7.0]
+    assert quantizer_at(qmodel, "fc: inputs").calibrated
+
+
+def test_a_finalized_model_is_not_calibrated() -> None:
+    deployed = finalize(ready(dense(), recipe(), vectors(8, 4)))
+    with pytest.raises(QuantizerStateError, match="finalized"):
+        calibrate(deployed, [vectors(8, 4)], force=True)
+
+
+class Interrupted(Exception):  # noqa: N818 - what happens, not what is wrong
+    """Raised in the middle of a calibration."""
+
+
+def test_an_interrupted_calibration_leaves_the_model_as_it_was() -> None:
+    qmodel = moved(ready(dense(), recipe("LSQ"), vectors(8, 4)))
+    before, outputs = state(qmodel), call(qmodel, vectors(8, 4))
+
+    def interrupted() -> Any:
+        yield vectors(8, 4) * 5
+        raise Interrupted
+
+    with pytest.raises(Interrupted):
+        calibrate(qmodel, interrupted(), force=True)
+    assert state(qmodel) == before
+    # quantizing again: neither observing nor with float weights any more
+    assert np.array_equal(call(qmodel, vectors(8, 4))[0], outputs[0])
+
+
+def test_a_compiled_model_calibrated_again_predicts_with_the_new_numbers() -> None:
+    x = vectors(8, 4)
+    qmodel = ready(dense(), recipe("STE"), x * 0.1)
+    qmodel.predict(x, verbose=0)
+    calibrate(qmodel, [x], force=True)
+    assert np.array_equal(qmodel.predict(x, verbose=0), call(qmodel, x)[0])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite_are_told_with_the_layer(value: float) -> None:
+    x = vectors(8, 4)
+    x[3, 2] = value
+    qmodel = wrap(dense(), recipe())
+    before = state(qmodel)
+    with pytest.raises(CalibrationError, match=r"fc: inputs.*1 (NaN|infinite)"):
+        calibrate(qmodel, [x])
+    assert state(qmodel) == before
+
+
+def test_weights_that_are_not_finite_are_told_with_the_layer() -> None:
+    model = dense()
+    model.layers[0].kernel.assign(np.full((4, 3), np.nan))
+    with pytest.raises(CalibrationError, match=r"fc\.kernel.*12 NaN"):
+        calibrate(wrap(model, weights_only()))

@@ -1,0 +1,119 @@
+"""What a Keras model's graph tells, and which functional operations are of which kind."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import pytest
+from keras import layers as kl
+from keras import ops
+
+from tests.keras.models import functional, network, subclassed
+from trainable_core.keras_layers import FUNCTIONS
+from trainable_core.plan import OPS
+from trainable_keras.tracing import direct_layers, function_op, graph_of, is_graph, layers_within, op_of
+
+
+def graph(*layers: Any) -> Any:
+    return graph_of(keras.Sequential([keras.Input((4, 4, 2)), *layers]))
+
+
+def test_functional_and_built_sequential_models_have_a_graph() -> None:
+    assert is_graph(functional())
+    assert is_graph(network())
+    assert not is_graph(keras.Sequential([kl.Dense(2)]))
+    assert not is_graph(subclassed())
+    assert not is_graph(kl.Dense(2))
+    assert graph_of(subclassed()) is None
+
+
+def test_operations_come_inputs_first_each_once() -> None:
+    names = [operation.name for operation in graph_of(functional()).operations]
+    assert names.count("shared") == 1
+    assert names.index("shared") < names.index("inner") < names.index("pool") < names.index("head")
+
+
+def test_a_shared_layer_is_called_twice() -> None:
+    found = graph_of(functional())
+    (shared,) = [operation for operation in found.operations if operation.name == "shared"]
+    assert len(found.calls(shared)) == 2
+
+
+def test_source_and_only_user() -> None:
+    found = graph(kl.Conv2D(2, 1, name="conv"), kl.ReLU(name="relu"))
+    conv, relu = (found.calls(operation)[0] for operation in found.operations)
+    assert found.source(relu) is conv
+    assert found.source(conv) is None
+    assert found.only_user(conv) is relu
+    assert found.only_user(relu) is None  # it leaves the model
+
+
+@pytest.mark.parametrize(
+    ("between", "expected"),
+    [
+        ([kl.ReLU()], True),
+        ([kl.Dropout(0.5), kl.ReLU()], True),
+        ([kl.SpatialDropout2D(0.5), kl.Activation("gelu")], True),
+        ([kl.MaxPooling2D(1), kl.ReLU()], False),
+        ([kl.BatchNormalization(), kl.ReLU()], False),
+    ],
+    ids=["next", "behind dropout", "behind spatial dropout", "behind pooling", "behind batch norm"],
+)
+def test_an_activation_after_a_call_is_seen(between: list[Any], expected: bool) -> None:
+    found = graph(kl.Conv2D(2, 1), *between, kl.Conv2D(2, 1))
+    assert found.activation_after(found.calls(found.operations[0])[0], op_of) is expected
+
+
+def test_a_batch_norm_that_is_folded_is_looked_through() -> None:
+    found = graph(kl.Conv2D(2, 1), kl.BatchNormalization(), kl.ReLU(), kl.Conv2D(2, 1))
+    conv, norm, *_ = found.operations
+    assert found.activation_after(found.calls(conv)[0], op_of, {id(norm)})
+
+
+CALLS: dict[str, Any] = {
+    "add": [lambda x: x + x, lambda x: x - 1.0, lambda x: ops.add(x, x), lambda x: ops.subtract(x, x)],
+    "mul": [lambda x: x * x, lambda x: 2.0 * x, lambda x: ops.multiply(x, x)],
+    "cat": [lambda x: ops.concatenate([x, x]), lambda x: ops.stack([x, x])],
+    "matmul": [lambda x: x @ x, lambda x: ops.matmul(x, x), lambda x: ops.einsum("bij,bjk->bik", x, x)],
+    "activation": [ops.relu, ops.gelu, ops.silu, ops.sigmoid, ops.tanh, ops.softmax, ops.elu, ops.relu6],
+    "pooling": [lambda x: ops.mean(x, axis=1), lambda x: ops.average_pool(x, 2)],
+}
+
+
+@pytest.mark.parametrize(
+    ("op", "function"), [(op, function) for op, functions in CALLS.items() for function in functions]
+)
+def test_each_function_has_its_op_kind(op: str, function: Any) -> None:
+    given = keras.Input((4, 4))
+    found = graph_of(keras.Model(given, function(given)))
+    assert [function_op(operation) for operation in found.operations] == [op]
+
+
+@pytest.mark.parametrize(
+    "function", [lambda x: ops.reshape(x, (-1, 16)), lambda x: ops.transpose(x, (0, 2, 1)), lambda x: x[:, 0]]
+)
+def test_what_computes_no_values_is_no_operation(function: Any) -> None:
+    given = keras.Input((4, 4))
+    found = graph_of(keras.Model(given, function(given)))
+    assert [function_op(operation) for operation in found.operations] == [None]
+
+
+def test_every_function_is_of_a_known_op() -> None:
+    assert set(FUNCTIONS.values()) <= set(OPS)
+
+
+def test_a_layer_is_no_functional_operation() -> None:
+    assert function_op(kl.Add()) is None
+    assert op_of(kl.ReLU()) == "activation"
+    assert op_of(kl.Flatten()) is None
+
+
+def test_layers_within_and_direct_layers() -> None:
+    model = subclassed()
+    assert {layer.name for layer in direct_layers(model)} >= {model.stem.name, model.tail.name}
+    assert "dense" not in {layer.name for layer in direct_layers(model)}
+    within = layers_within(model)
+    assert within[0] is model
+    assert len(within) == len({id(layer) for layer in within})
+    assert "dense" in {layer.name for layer in within}
