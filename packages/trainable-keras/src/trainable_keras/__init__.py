@@ -63,5 +63,5 @@ __getattr__, __dir__ = lazy_names(
     },
 )
 
-if "keras" in sys.modules:
+if hasattr(sys.modules.get("keras"), "ops"):  # Keras 2 has none; it is told so by what is used first
     import trainable_keras.wrapping  # noqa: F401 - registers wrapper, holder and deployed quantizers with Keras

@@ -97,11 +97,9 @@ class DqaQuantizer(BaseKerasTrainableQuantizer):
     def from_config(cls, config: Mapping[str, Any]) -> DqaQuantizer:
         """Return a quantizer equal to the one that `get_config` was called on; see core's base class."""
         quantizer: Any = super().from_config(config)
-        try:
-            step = int(config["step"])
-        except (KeyError, TypeError, ValueError) as error:
-            problem = f"not a quantizer's config: {error!r}"
-            raise UnsupportedConfigError(f"{cls.__name__}.from_config", problem) from error
+        step = config.get("step")
+        if not isinstance(step, int) or isinstance(step, bool):
+            raise UnsupportedConfigError(f"{cls.__name__}.from_config", f"not a quantizer's config: 'step' is {step!r}")
         if quantizer.variable_names:
             quantizer.step.assign(step)
         return quantizer  # type: ignore[no-any-return] # of the class it was called on
