@@ -16,7 +16,7 @@ from trainable_core.config import TrainableQuantizerActivationConfig, TrainableQ
 from trainable_core.constants import RANGE_MAX, RANGE_MIN, SIGNED, THRESHOLD
 from trainable_core.enums import QuantizationMethod, QuantizationTarget
 from trainable_core.key import Key
-from trainable_core.qparams import QParams
+from trainable_core.qparams import QParams, from_variables
 from trainable_core.registry import list_quantizers
 
 F32 = np.finfo(np.float32)
@@ -177,6 +177,22 @@ def quantizers(
             variable = quantizer.get_quantizer_variable(name)
             quantizer.assign(variable, draw(float32s(int(np.prod(variable.shape)))).reshape(tuple(variable.shape)))
     return quantizer
+
+
+@st.composite
+def grids(draw: Any, shape: tuple[int, ...]) -> QParams:
+    """Return any grid that a tensor of this shape may have, per tensor or per channel, centered or not."""
+    axis = draw(st.sampled_from([None, *(axis for axis in range(-len(shape), len(shape)) if shape[axis] > 0)]))
+    size = 1 if axis is None else shape[axis]
+    variables = (THRESHOLD,) if draw(st.booleans()) else (RANGE_MIN, RANGE_MAX)
+    return from_variables(
+        {name: draw(float32s(size)).reshape(() if axis is None else (size,)) for name in variables},
+        QuantizationMethod.SYMMETRIC if len(variables) == 1 else QuantizationMethod.UNIFORM,
+        draw(n_bits),
+        signed=draw(st.booleans()),
+        min_threshold=draw(min_thresholds),
+        channels_axis=axis,
+    )
 
 
 def end_schedule(quantizer: Any) -> None:
