@@ -150,7 +150,7 @@ def train(qmodel: Any, batch: Any, *, lr: float = 0.05, **options: Any) -> Any:
     several = len(targets) > 1
     qmodel.compile(keras.optimizers.SGD(lr), ["mse"] * len(targets) if several else "mse", **options)
     size = len(keras.tree.flatten(batch)[0])
-    qmodel.fit(batch, targets if several else targets[0], batch_size=size, verbose=0)
+    qmodel.fit(batch, targets if several else targets[0], batch_size=size, shuffle=False, verbose=0)
     return qmodel
 
 
