@@ -64,6 +64,7 @@ class NumpySte(BaseTrainableQuantizer):
 class NumpyAdapter:
     backend = "numpy"
     tie_rule = TieRule.HALF_EVEN
+    counts_calls, subnormals = False, True
     dtypes = ("float32", "float64")
     devices = ("cpu",)
     modules = ("numpy",)

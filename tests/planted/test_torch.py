@@ -39,7 +39,7 @@ ALONE = {
     "determinism": "ObservesInEval",
     "deployment": "ConvertsBeforeRounding",
     "training_equals_evaluation": "TextbookTrick",
-    "input_gradient": "MaskAfterRounding",
+    "input_gradient": "AnotherSurrogate",
     "gradient_at_ends": "OpenRange",
     "variable_gradients": "WrongSign",
     "bounded_thresholds": "NanThreshold",

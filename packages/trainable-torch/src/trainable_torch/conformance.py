@@ -30,6 +30,7 @@ class TorchAdapter:
 
     backend = "torch"
     tie_rule = TieRule.HALF_EVEN
+    counts_calls, subnormals = False, True
     dtypes = ("float32", "float16", "bfloat16", "float64")
     devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
     modules = ("torch", "mct_quantizers")

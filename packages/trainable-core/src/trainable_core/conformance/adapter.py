@@ -47,6 +47,10 @@ class Adapter(Protocol):
     """Name of the backend."""
     tie_rule: TieRule
     """Where its kernels send a value half way between two codes."""
+    counts_calls: bool
+    """Whether a call with ``training=True`` advances the quantizer's schedule by itself, before it computes."""
+    subnormals: bool
+    """Whether its kernels compute with subnormal numbers; otherwise they may take them for zero."""
     dtypes: Sequence[str]
     """Names of the input dtypes it takes, ``float32`` first."""
     devices: Sequence[str]
