@@ -46,6 +46,7 @@ ALONE = {
     "schedule_resume": "StepNotSaved",
     "config_round_trip": "CandidatesLost",
     "state_round_trip": "SignNotSaved",
+    "model_round_trip": "KeysWithoutPrefix",
     "deepcopy": "KeepsItsOutput",
     "refusals": "SilentBeforeCalibration",
 }

@@ -6,7 +6,7 @@ from __future__ import annotations
 import copy
 import functools
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -22,10 +22,9 @@ from trainable_keras.pullback import pull_back
 Array = NDArray[Any]
 
 
-def to_array(tensor: Tensor) -> Array:
+def to_array(x: Tensor) -> Array:
     """Return a copy of a tensor's values; bfloat16, which NumPy lacks, as float32."""
-    low = keras.backend.standardize_dtype(tensor.dtype) == "bfloat16"
-    return np.array(to_numpy(ops.cast(tensor, "float32") if low else tensor))
+    return np.array(to_numpy(ops.cast(x, "float32") if keras.backend.standardize_dtype(x.dtype) == "bfloat16" else x))
 
 
 class KerasAdapter:
@@ -41,17 +40,13 @@ class KerasAdapter:
 
     def run(self, quantizer: Any, x: Array, *, training: bool, dtype: str, device: str, upstream: Array | None) -> Run:
         given, call = ops.cast(ops.convert_to_tensor(x), dtype), functools.partial(quantizer, training=training)
-        gradient, variables = None, {}
-        if upstream is None:
-            output = call(given)
-        else:
-            trained = self.trained(quantizer)
-            output, d_x, found = pull_back(call, given, list(trained.values()), upstream)
-            gradient = None if d_x is None else to_array(d_x)
-            for (name, variable), each in zip(trained.items(), found, strict=True):
-                variables[name] = np.zeros(variable.shape, np.float32) if each is None else to_array(each)
+        trained = {} if upstream is None else self.trained(quantizer)
+        output, *found = (call(given), None) if upstream is None else pull_back(call, given, trained, upstream)
+        d_x, *d_variables = (None if each is None else to_array(each) for each in found)
+        zeros = {name: np.zeros(variable.shape, np.float32) for name, variable in trained.items()}
+        given_to = {name: d for name, d in zip(trained, d_variables, strict=True) if d is not None}
         dtype = keras.backend.standardize_dtype(output.dtype)
-        return Run(to_array(output), dtype, device, to_array(given), gradient, variables)
+        return Run(to_array(output), dtype, device, to_array(given), d_x, {**zeros, **given_to})
 
     def deploy(self, quantizer: Any, x: Array) -> Array:
         return to_array(quantizer.convert2inferable()(ops.convert_to_tensor(x)))
@@ -60,9 +55,8 @@ class KerasAdapter:
         return {variable.name: variable for variable in quantizer.trainable_variables}
 
     def descend(self, quantizer: Any, gradients: Mapping[str, Array]) -> None:
-        for name, variable in self.trained(quantizer).items():
-            if name in gradients:
-                variable.assign_sub(ops.convert_to_tensor(gradients[name]))
+        for name in (trained := self.trained(quantizer)).keys() & gradients.keys():
+            trained[name].assign_sub(ops.convert_to_tensor(gradients[name]))
 
     def copy(self, quantizer: Any) -> Any:
         return copy.deepcopy(quantizer)
@@ -74,6 +68,11 @@ class KerasAdapter:
 
     def restore(self, quantizer: Any, state: bytes) -> None:
         quantizer.load_own_variables(dict(np.load(io.BytesIO(state))))
+
+    def model(self) -> tuple[keras.Model, Tensor, Callable[[keras.Model], Array]]:
+        batch = ops.reshape(ops.linspace(-1.0, 1.0, 12), (4, 3))
+        model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+        return model, batch, lambda model: to_array(model(batch, training=False))
 
 
 ADAPTER = KerasAdapter()

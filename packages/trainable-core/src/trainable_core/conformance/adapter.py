@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, Protocol
@@ -90,6 +90,9 @@ class Adapter(Protocol):
 
     def restore(self, quantizer: Any, state: bytes) -> None:
         """Take over a state in place."""
+
+    def model(self) -> tuple[Any, Any, Callable[[Any], NDArray[Any]]]:
+        """Return a small float model with one linear layer, a batch for it, and what reads a model's output for it."""
 
 
 def adapter_of(backend: str) -> Adapter:
