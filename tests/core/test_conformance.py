@@ -26,11 +26,12 @@ from trainable_core.conformance import (
     replay,
     try_law,
 )
+from trainable_core.conformance import test_installed as installed
 from trainable_core.conformance.case import grid, move, shown
 from trainable_core.conformance.law import named_laws, same_bits
 from trainable_core.conformance.matrix import COLUMNS, markdown, matrix_rows
 from trainable_core.conformance.strategies import Kind, cases, grid_after
-from trainable_core.conformance.suite import subjects_of
+from trainable_core.conformance.suite import checks, subjects_of
 from trainable_core.conformance.template import backends_with_template, write_plugin
 from trainable_core.enums import QuantizationMethod, QuantizationTarget, TieRule
 from trainable_core.errors import DocumentError, UnknownBackendError, UnsupportedConfigError
@@ -141,7 +142,7 @@ def test_moving_multiplies_grid_variables():
 # ---- laws -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("law", LAWS.values(), ids=lambda law: law.name)
+@pytest.mark.parametrize("law", [law for law in LAWS.values() if law.about(SUBJECTS[0])], ids=lambda law: law.name)
 @every_subject
 def test_the_reference_keeps_every_law(law, subject):
     verdict = try_law(law, subject)
@@ -241,6 +242,28 @@ def test_a_counterexample_can_be_replayed(numpy_backend):
     replay({**document, "quantizer": name})  # the sound class, found by its name
     with pytest.raises(UnsupportedConfigError, match="nowhere"):
         replay({**document, "quantizer": "nowhere.Nothing"})
+    with pytest.raises(UnsupportedConfigError, match="POWER_OF_TWO"):
+        replay({**document, "quantizer": name, "method": "POWER_OF_TWO"})
+    replay({**document, "quantizer": name, "law": "no_framework_leak", "case": None})
+
+
+def test_the_last_line_of_a_counterexample_tries_it_again(numpy_backend):
+    last = str(broken(HalfUp, "tie_rule").counterexample).splitlines()[-1]
+    call = last.removeprefix("again").strip()
+    with pytest.raises(Violation, match="ties"):
+        exec(call, {"replay": replay})  # noqa: S102 - our own text
+
+
+def test_the_tests_that_come_with_the_kit_try_what_is_installed(numpy_backend):
+    class Collected:
+        def parametrize(self, name, values, ids):
+            assert name == "check"
+            self.values, self.ids = values, ids
+
+    collected = Collected()
+    installed.pytest_generate_tests(collected)
+    assert f"numpy-{SUBJECTS[0]}-zero" in collected.ids
+    installed.test_conformance(collected.values[collected.ids.index(f"numpy-{SUBJECTS[0]}-zero")])
 
 
 def test_values_are_shown_so_that_they_can_be_pasted():
@@ -265,6 +288,7 @@ def test_the_decorator_gives_a_check_for_each_law_and_grid(numpy_backend):
     mark = conformance_checks(NumpySte).mark
     names = [parameter.id for parameter in mark.args[1]]
     assert names == [f"{subject}-{law}" for subject in SUBJECTS for law in LAWS]
+    assert [str(check) for check in checks(NumpySte, laws=["zero"])] == [f"{subject}-zero" for subject in SUBJECTS]
     mark = conformance_checks(backend="numpy", laws=["zero"]).mark
     assert [parameter.id for parameter in mark.args[1]] == [f"{subject}-zero" for subject in SUBJECTS]
 
