@@ -15,6 +15,7 @@ from trainable_core.errors import CalibrationError, QuantizerStateError
 from trainable_core.thresholds import Params, activation_params, weights_params
 from trainable_torch.holder import ActivationQuantizationHolder
 from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer
+from trainable_torch.ranks import world_size
 from trainable_torch.wrapper import QuantizationWrapper
 from trainable_torch.wrapping import state_of
 
@@ -82,9 +83,27 @@ def calibrate(
                 done.add(id(quantizer))
                 values = weight.detach().to("cpu", torch.float32).numpy()
                 new.append((quantizer, weights_params(quantizer, values, spec)))
-    for quantizer, params in new:
-        quantizer.set_quantization_params(params)
+    _set(new)
     return qmodel
+
+
+def _set(new: list[tuple[BasePytorchTrainableQuantizer, Params]]) -> None:
+    """Give quantizers their params: all of them, or, when that fails or is interrupted, none."""
+    before = [(q, q.signed, q.calibrated, [v.detach().clone() for v in _variables(q)]) for q, _ in new]
+    try:
+        for quantizer, params in new:
+            quantizer.set_quantization_params(params)
+    except BaseException:
+        for quantizer, signed, calibrated, values in before:
+            with torch.no_grad():
+                for variable, value in zip(_variables(quantizer), values, strict=True):
+                    variable.copy_(value)
+            quantizer.signed, quantizer.calibrated = signed, calibrated
+        raise
+
+
+def _variables(quantizer: BasePytorchTrainableQuantizer) -> list[Tensor]:
+    return [quantizer.get_quantizer_variable(name) for name in quantizer.variable_names]
 
 
 def _wrappers(model: nn.Module) -> list[QuantizationWrapper]:
@@ -129,24 +148,45 @@ def _observe(
     if forward is not None and not callable(forward):
         raise CalibrationError("calibrate", f"forward must be callable, got {forward!r}")
     observers = {name: Observer() for name in holders}
+    try:
+        with observing(qmodel, {holders[name]: observer for name, observer in observers.items()}):
+            _see(qmodel, batches, forward or _call, progress=progress)
+    except Exception as error:
+        _all_ranks(f"{type(error).__name__}: {error}")  # the others wait to hear what this one saw
+        raise
+    return _over_ranks(observers)
+
+
+def _see(
+    qmodel: nn.Module, batches: Iterable[Any], forward: Callable[[nn.Module, Any], Any], *, progress: bool | None
+) -> None:
     count = 0
-    with observing(qmodel, {holders[name]: observer for name, observer in observers.items()}):
-        for batch in tqdm(batches, desc="calibrate", disable=None if progress is None else not progress, leave=False):
-            (forward or _call)(qmodel, batch)
-            count += 1
+    for batch in tqdm(batches, desc="calibrate", disable=None if progress is None else not progress, leave=False):
+        forward(qmodel, batch)
+        count += 1
     if count == 0:
         raise CalibrationError(
             "calibrate", "the batches are empty", "a generator can be read only once; pass a fresh one."
         )
-    return _over_ranks(observers)
+
+
+def _all_ranks(told: Any) -> list[Any]:
+    """Return what every rank of a distributed job tells, in their order."""
+    if world_size() == 1:
+        return [told]
+    answers: list[Any] = [None] * world_size()
+    distributed.all_gather_object(answers, told)
+    return answers
 
 
 def _over_ranks(observers: dict[str, Observer]) -> dict[str, Observer]:
     """Return what all ranks of a distributed job saw together, so that every rank sets the same thresholds."""
-    if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
+    if world_size() == 1:
         return observers
-    states: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(states, {name: observer.state() for name, observer in observers.items()})
+    states = _all_ranks({name: observer.state() for name, observer in observers.items()})
+    for rank, state in enumerate(states):
+        if isinstance(state, str):
+            raise CalibrationError("calibrate", f"rank {rank} failed with {state}")
     merged = {}
     for name in observers:
         merged[name], *others = (Observer.from_state(state[name]) for state in states)
