@@ -15,7 +15,7 @@ from trainable_core.errors import CalibrationError, QuantizerStateError
 from trainable_core.thresholds import Params, activation_params, weights_params
 from trainable_torch.holder import ActivationQuantizationHolder
 from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer
-from trainable_torch.ranks import world_size
+from trainable_torch.ranks import require_whole, world_size
 from trainable_torch.wrapper import QuantizationWrapper
 from trainable_torch.wrapping import state_of
 
@@ -51,10 +51,12 @@ def calibrate(
 
     Raises
     ------
+    ModelError
+        When the model is not wrapped, or sharded over ranks: calibrate before ``fully_shard``.
     QuantizerStateError
         When every quantizer has its numbers and `force` is false, or when the model is finalized.
     CalibrationError
-        When there are no batches, a quantized tensor was never seen, or values are not finite.
+        When there are no batches, a quantized tensor was never seen, values are not finite, or another rank failed.
 
     Notes
     -----
@@ -64,6 +66,7 @@ def calibrate(
     together.
     """
     state = state_of(qmodel)
+    require_whole(qmodel, "calibrate")
     if state.finalized:
         raise QuantizerStateError(type(qmodel).__name__, "it is finalized; its quantizers don't change any more")
     waiting = _waiting(qmodel, force=force)

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
+from trainable_core.errors import ModelError
+
 
 def world_size() -> int:
     """Return the number of ranks of the default process group; 1 without one.
@@ -26,9 +28,18 @@ def is_sharded(value: object) -> bool:
     return isinstance(value, DTensor)
 
 
-def sharded_names(model: nn.Module) -> list[str]:
-    """Return the names of the parameters and buffers of which this rank holds only a part."""
-    return [name for name, value in [*model.named_parameters(), *model.named_buffers()] if is_sharded(value)]
+def require_whole(model: nn.Module, verb: str) -> None:
+    """Raise ModelError when this rank holds only a part of a parameter or buffer.
+
+    Reading the rest would be a collective call, which hangs unless every rank makes it.
+    """
+    parts = [name for name, value in [*model.named_parameters(), *model.named_buffers()] if is_sharded(value)]
+    if parts:
+        raise ModelError(
+            f"{verb}: this rank holds only a part of {parts[0]!r}, and so of {len(parts)} tensors",
+            "load torch.distributed.checkpoint.state_dict.get_model_state_dict with full_state_dict=True, called on "
+            "every rank, into a model that is not sharded.",
+        )
 
 
 def average_scalar_gradients(qmodel: nn.Module, group: Any = None) -> set[nn.Parameter]:

@@ -22,6 +22,7 @@ from trainable_core.errors import DocumentError, DocumentVersionError, ModelErro
 from trainable_core.recipe import QuantizationRecipe
 from trainable_torch.finalized import finalize
 from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer
+from trainable_torch.ranks import require_whole
 from trainable_torch.training import quantizers_of
 from trainable_torch.wrapping import state_of, wrap
 
@@ -43,7 +44,7 @@ def save(qmodel: nn.Module, path: str | PathLike[str]) -> None:
     Raises
     ------
     ModelError
-        When the model is not wrapped, or its state holds something that is no tensor.
+        When the model is not wrapped, is sharded over ranks, or its state holds something that is no tensor.
     DocumentError
         When the file can't be written.
 
@@ -53,6 +54,7 @@ def save(qmodel: nn.Module, path: str | PathLike[str]) -> None:
     share a tensor, the version of this format, and the SHA-256 of all this, so that no damage goes unseen.
     """
     state = state_of(qmodel)
+    require_whole(qmodel, "save")
     tensors: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
     first: dict[tuple[Any, ...], str] = {}
