@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
-import secrets
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
@@ -19,6 +17,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from trainable_core.errors import DocumentError, DocumentVersionError, ModelError, TrainableError
+from trainable_core.model_document import write_atomically
 from trainable_core.recipe import QuantizationRecipe
 from trainable_torch.finalized import finalize
 from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer
@@ -100,34 +99,6 @@ def _path(path: str | PathLike[str]) -> Path:
         return Path(os.fsdecode(path))
     except TypeError as error:
         raise DocumentError(repr(path), f"it is {type(path).__name__}, no path") from error
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that at any moment, also after a crash, the path holds the old content or all of the new.
-
-    Raises
-    ------
-    DocumentError
-        When it can't be written; the old file is whole then.
-    """
-    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}.part"
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except (OSError, ValueError) as error:  # ValueError: no path at all, it contains a null character
-        raise DocumentError(path, f"can't be written: {error}") from error
-    finally:
-        with contextlib.suppress(OSError, ValueError):  # not there, or nothing could be there
-            temporary.unlink()
-    with contextlib.suppress(OSError):  # the content is safe; not every system lets a folder be synced
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 def load(path: str | PathLike[str], model: nn.Module) -> nn.Module:
