@@ -195,7 +195,10 @@ def _fill(path: Any, qmodel: nn.Module, tensors: dict[str, Tensor]) -> None:
         if found.dtype != value.dtype:
             problem = f"{name!r} is {found.dtype}, this model's is {value.dtype}"
             raise DocumentError(path, problem, "cast the model before loading, as in model.to(torch.bfloat16).")
-    qmodel.load_state_dict(tensors)
+    try:
+        qmodel.load_state_dict(tensors)
+    except RuntimeError as error:  # names and shapes are right, so it is the values
+        raise DocumentError(path, f"its tensors don't fit: {error}") from error
 
 
 def _placeholder(quantizer: BasePytorchTrainableQuantizer) -> None:
