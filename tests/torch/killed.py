@@ -55,7 +55,7 @@ def half_written() -> None:
         file = whole(self, *args, **kwargs)
 
         class Half:
-            def __enter__(self) -> Half:
+            def __enter__(self) -> Any:
                 return self
 
             def __exit__(self, *_: object) -> None:
@@ -97,25 +97,25 @@ def forked(work: Callable[[], None], seconds: float | None = None) -> int:
     return os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
 
 
+def found(path: Path, states: dict[str, nn.Module]) -> str:
+    """Return which of the models a file holds, or what is wrong with it."""
+    try:
+        state = load(path, model()).state_dict()
+    except TrainableError as error:
+        return f"{type(error).__name__}: {error}"
+    for name, qmodel in states.items():
+        if all(torch.equal(value, state[key]) for key, value in qmodel.state_dict().items()):
+            return name
+    return "neither"
+
+
 def main(folder: Path) -> None:
     """Kill, look, and print."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     recipe = {"weights": {"method": "SYMMETRIC", "n_bits": 4, "training_method": "LSQ"}}
-    states = {}
-    for name in ("old", "new"):
-        states[name] = calibrate(wrap(model(), recipe))
+    states = {name: calibrate(wrap(model(), recipe)) for name in ("old", "new")}
     path = folder / "model"
-
-    def found() -> str:
-        try:
-            state = load(path, model()).state_dict()
-        except TrainableError as error:
-            return f"{type(error).__name__}: {error}"
-        for name, qmodel in states.items():
-            if all(torch.equal(value, state[key]) for key, value in qmodel.state_dict().items()):
-                return name
-        return "neither"
 
     def at(point: Callable[[], None]) -> Callable[[], None]:
         def work() -> None:
@@ -134,13 +134,17 @@ def main(folder: Path) -> None:
         save(states["old"], path)
         content = path.read_bytes()
         ended_by = forked(at(point))
-        report["at"][name] = {"signal": ended_by, "state": found(), "same bytes": path.read_bytes() == content}
+        report["at"][name] = {
+            "signal": ended_by,
+            "state": found(path, states),
+            "same bytes": path.read_bytes() == content,
+        }
     rng = random.Random(0)  # noqa: S311 - some moments, no secrets
     for _ in range(20):
         ended_by = forked(in_turn, rng.uniform(0.002, 0.06))
-        report["anytime"].append({"signal": ended_by, "state": found()})
+        report["anytime"].append({"signal": ended_by, "state": found(path, states)})
     save(states["new"], path)
-    report["afterwards"] = found()
+    report["afterwards"] = found(path, states)
     print(json.dumps(report))
 
 

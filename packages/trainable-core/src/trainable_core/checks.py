@@ -44,17 +44,18 @@ def _plain(value: Any, items: Iterator[int]) -> Any:
         return value.tolist()
     if isinstance(value, Mapping):
         for key in value:
-            _check_text(key)
+            check_text(key)
         return {key: _plain(item, items) for key, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray):
         return [_plain(item, items) for item in value]
-    _check_text(value)
-    return value
+    return check_text(value)
 
 
-def _check_text(value: Any) -> None:
+def check_text(value: Any) -> Any:
+    """Return the value; ValueError when it is a text with a lone surrogate, which no JSON document can hold."""
     if isinstance(value, str):
-        value.encode()  # a lone surrogate is a UnicodeEncodeError, which is a ValueError
+        value.encode()  # UnicodeEncodeError is a ValueError
+    return value
 
 
 def check_widths(widths: list[int]) -> list[int]:

@@ -10,11 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import Annotated, Any, Literal, TypeVar, cast
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
-from trainable_core.checks import plain
+from trainable_core.checks import check_text, plain
 from trainable_core.config import (
     Document,
     StrictBool,
@@ -41,7 +41,7 @@ class Match(Part):
         Framework-neutral op kind, one of `OPS`.
     """
 
-    name: str | None = None
+    name: Annotated[str, BeforeValidator(check_text)] | None = None
     op: str | None = None
 
     @field_validator("op")
