@@ -68,8 +68,9 @@ def read_document(config: object, subject: str) -> QuantizerDocument:
     variables = {}
     for name, value in config["variables"].items():
         try:
-            variables[str(name)] = np.asarray(value, np.float32)
-        except (TypeError, ValueError, OverflowError) as error:
+            with np.errstate(over="raise"):  # a number beyond float32 is no value of a variable
+                variables[str(name)] = np.asarray(value, np.float32)
+        except (TypeError, ValueError, ArithmeticError) as error:
             raise UnsupportedConfigError(subject, f"variables.{name}: {error}") from error
     return QuantizerDocument(
         _CONFIGS[target].model_validate(fields),

@@ -57,7 +57,7 @@ def write_plugin(name: str, backends: Sequence[str], folder: Path) -> list[Path]
         "low": f"{major}.{minor}",
         "high": f"{major}.{int(minor) + 1}",
     }
-    requirement = 'trainable-{0}>={low},<{high}'
+    requirement = "trainable-{0}>={low},<{high}"
     facts["extras"] = "".join(f'{each} = ["{requirement.format(each, **facts)}"]\n' for each in backends)
     facts["branches"] = "".join(_filled("branch.txt", {**facts, "backend": each}) for each in backends)
     sources = {

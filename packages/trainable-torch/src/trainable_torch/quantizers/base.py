@@ -53,6 +53,8 @@ class BasePytorchTrainableQuantizer(nn.Module, BaseTrainableQuantizer, BaseInfer
     def __init__(self, quantization_config: TrainableQuantizerConfig, freeze_quant_params: bool = False) -> None:  # noqa: FBT001, FBT002 - the seed's signature
         nn.Module.__init__(self)
         BaseTrainableQuantizer.__init__(self, quantization_config, freeze_quant_params)
+        if self.stores_sign:
+            self.register_buffer(SIGNED, torch.tensor(self.signed))
 
     def fake_quantize(self, x: Tensor, grid: Grid, training: bool) -> Tensor:  # noqa: FBT001 - mctq's call
         """Return `x` on the grid, with this method's gradient; what a training method writes.
@@ -191,22 +193,27 @@ class BasePytorchTrainableQuantizer(nn.Module, BaseTrainableQuantizer, BaseInfer
 
     # ---- module life ------------------------------------------------------------------------------------------------
 
+    @property
+    def signed(self) -> bool:
+        """Whether the grid reaches below zero; a buffer repeats it, for states and for `torch.distributed`."""
+        return self._signed
+
+    @signed.setter
+    def signed(self, signed: bool) -> None:
+        self._signed = bool(signed)
+        if SIGNED in self._buffers:
+            self.get_buffer(SIGNED).fill_(self._signed)
+
     def _apply(self, fn: Any, recurse: bool = True) -> BasePytorchTrainableQuantizer:  # noqa: FBT001, FBT002 - torch's signature
         """Move the variables; they stay float32 whatever dtype the model is cast to."""
         super()._apply(lambda tensor: inferable.keep_float32(fn, tensor), recurse)  # type: ignore[no-untyped-call] # torch leaves it so
         return self
 
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:  # noqa: FBT001 - torch's signature
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        if self.stores_sign:
-            destination[prefix + SIGNED] = torch.tensor(self.signed)
-
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
-        own = dict(state_dict)
-        sign = own.pop(prefix + SIGNED, None) if self.stores_sign else None
-        super()._load_from_state_dict(own, prefix, *args)
-        if sign is not None:
-            self.signed = bool(sign)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        sign = state_dict.get(prefix + SIGNED) if self.stores_sign else None
+        if sign is not None and not sign.is_meta:
+            self._signed = bool(sign)
         variables = (
             [v for width in self.widths for v in self.grid_variables(width).values()] if self.variable_names else []
         )
