@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-CHUNK = 2**16
-"""Elements per thread that are worked on at once: 256 KiB, and a few such arrays fit a core's second-level cache."""
+CHUNK = 2**17
+"""Elements per thread that are worked on at once: 512 KiB; smaller chunks cost more calls than the cache saves."""
 
 GRAIN = 2**15
 """PyTorch gives a kernel of fewer elements to one thread (``at::internal::GRAIN_SIZE``)."""
@@ -153,7 +153,7 @@ def _dense(x: Tensor, grid: Numbers) -> tuple[Tensor, _Layout]:
 
 def _layout(x: Tensor, order: tuple[int, ...], scale: float | Tensor) -> _Layout:
     n = x.numel()
-    if isinstance(scale, float) or n == 0:
+    if isinstance(scale, float):
         return _Layout(order, (n,), 1)
     axis = next(index for index, size in enumerate(scale.shape) if size != 1)
     sizes = [x.shape[index] for index in order]

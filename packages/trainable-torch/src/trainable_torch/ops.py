@@ -142,7 +142,7 @@ class _EagerLsq(torch.autograd.Function):
         x, *leaves = ctx.saved_tensors
         needs_x, _, _, *needs = ctx.needs_input_grad
         grid: Grid = ctx.grid
-        numbers, outside = grid.numbers, not grid.centered
+        numbers, outside = grid.numbers, len(leaves) > 1  # a threshold has no part in the zero point
         d_zero: Tensor | None
         if not _plain(upstream):  # this backward pass is differentiated, or vectorized
             scale, zero_point = grid.tensors(leaves)
@@ -176,18 +176,22 @@ def apply(function: type[torch.autograd.Function], *arguments: Any) -> Tensor:
 
 def ste_fake_quantize(x: Tensor, grid: Grid) -> Tensor:
     """Return `x` snapped to the grid, gradient by `trainable_core.reference.ste`; float32."""
-    if kernels.serves(x) and grid.served:
+    if _serves(x, grid):
         return apply(_EagerSte, x, grid) if _records(x) else kernels.snap(x, grid.numbers)
     return apply(_Ste, x, grid.scale.detach(), grid.zero_point.detach(), *grid.ends, 1.0)
 
 
 def lsq_fake_quantize(x: Tensor, grid: Grid, gradient_scale: float) -> Tensor:
     """Return `x` snapped to the grid, gradients by `trainable_core.reference.lsq`; float32."""
-    if kernels.serves(x) and grid.served:
+    if _serves(x, grid):
         if _records(x, *grid.leaves):
             return apply(_EagerLsq, x, grid, gradient_scale, *grid.leaves)
         return kernels.snap(x, grid.numbers)
     return apply(_Lsq, x, grid.scale, grid.zero_point, *grid.ends, gradient_scale)
+
+
+def _serves(x: Tensor, grid: Grid) -> bool:
+    return kernels.serves(x) and grid.served and x.numel() > 0
 
 
 def _records(*tensors: Tensor) -> bool:
