@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import math
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -96,8 +97,24 @@ def _held(variable: Tensor, gradient: Tensor, low: float, high: float) -> Tensor
     return torch.where((inside | back_in) & torch.isfinite(gradient), gradient, 0.0)
 
 
+def _float32(value: float) -> float:
+    """Return the float32 number next to a float; infinite beyond, and no warning."""
+    return ctypes.c_float(value).value
+
+
+def _held_number(variable: float, gradient: float, low: float, high: float) -> float:
+    """Return what `_held` returns, for one number."""
+    inside = low <= variable <= high
+    back_in = (variable < low and gradient < 0) or (variable > high and gradient > 0)
+    return gradient if (inside or back_in) and math.isfinite(gradient) else 0.0
+
+
 def _bound(threshold: Tensor, low: float) -> Tensor:
     return torch.where(threshold.isnan(), low, threshold).clamp(low, MAX_THRESHOLD)
+
+
+def _bound_number(threshold: float, low: float) -> float:
+    return low if math.isnan(threshold) else min(max(threshold, low), MAX_THRESHOLD)
 
 
 def _hold_zero(range_min: Tensor, range_max: Tensor) -> tuple[Tensor, Tensor]:
@@ -105,6 +122,13 @@ def _hold_zero(range_min: Tensor, range_max: Tensor) -> tuple[Tensor, Tensor]:
     limit = MAX_THRESHOLD / 2
     first = range_min.nan_to_num(0.0, limit, -limit).clamp(-limit, 0.0)
     return first, range_max.nan_to_num(0.0, limit, -limit).clamp(0.0, limit)
+
+
+def _hold_zero_numbers(range_min: float, range_max: float) -> tuple[float, float]:
+    """Return what `_hold_zero` returns, for one range."""
+    limit = MAX_THRESHOLD / 2
+    first = 0.0 if math.isnan(range_min) else min(max(range_min, -limit), 0.0)
+    return first, 0.0 if math.isnan(range_max) else max(min(range_max, limit), 0.0)
 
 
 class SymmetricScale(torch.autograd.Function):
@@ -151,11 +175,26 @@ class SymmetricScale(torch.autograd.Function):
     @staticmethod
     def number(threshold: float, low: float, steps: float, power_of_two: bool) -> float:  # noqa: FBT001 - as in `forward`
         """Return what `forward` returns, for one number; every step is exact."""
-        bounded = low if math.isnan(threshold) else min(max(threshold, low), MAX_THRESHOLD)
+        bounded = _bound_number(threshold, low)
         if power_of_two:
             mantissa, exponent = math.frexp(bounded)
             bounded = math.ldexp(1.0, exponent - (mantissa == 0.5))  # noqa: PLR2004 - the mantissa of a power of two
         return bounded / steps
+
+    @staticmethod
+    def number_gradient(  # noqa: PLR0913, PLR0917 - as `gradient`
+        threshold: float,
+        scale: float,
+        upstream: float,
+        low: float,
+        steps: float,
+        power_of_two: bool,  # noqa: FBT001 - as in `forward`
+    ) -> float:
+        """Return what `gradient` returns, for one number."""
+        gradient = _float32(upstream / steps)
+        if power_of_two:
+            gradient = _float32(gradient * _float32(scale * steps / _bound_number(threshold, low)))
+        return _held_number(threshold, gradient, low, MAX_THRESHOLD)
 
 
 class UniformGrid(torch.autograd.Function):
@@ -209,16 +248,33 @@ class UniformGrid(torch.autograd.Function):
     def number(range_min: float, range_max: float, low: float, n_bits: int) -> tuple[float, float]:
         """Return what `forward` returns, for one range.
 
-        Sum and quotient of two float32 numbers, rounded to float64 and then to float32, are those rounded to float32
-        at once: float64 has more than twice the digits and two.
+        Sum, product and quotient of two float32 numbers, rounded to float64 and then to float32, are those rounded to
+        float32 at once: float64 has more than twice the digits and two.
         """
-        quant_max, limit = 2**n_bits - 1, MAX_THRESHOLD / 2
-        first = 0.0 if math.isnan(range_min) else min(max(range_min, -limit), 0.0)
-        last = 0.0 if math.isnan(range_max) else max(min(range_max, limit), 0.0)
-        width = min(max(float(np.float32(last - first)), low), MAX_THRESHOLD)
-        bits = int(np.float32(width / quant_max).view(np.int32))
-        scale = float(np.int32((bits + quant_max) & ~quant_max).view(np.float32))
-        return scale, float(min(max(round(float(np.float32(-first / scale))), 0), quant_max))
+        quant_max = 2**n_bits - 1
+        first, last = _hold_zero_numbers(range_min, range_max)
+        width = _bound_number(_float32(last - first), low)
+        (bits,) = struct.unpack("<i", struct.pack("<f", width / quant_max))
+        (scale,) = struct.unpack("<f", struct.pack("<i", (bits + quant_max) & ~quant_max))
+        return scale, float(min(max(round(_float32(-first / scale)), 0), quant_max))
+
+    @staticmethod
+    def number_gradients(  # as `gradients`
+        ends: tuple[float, float],
+        grid: tuple[float, float],
+        d_grid: tuple[float, float],
+        low: float,
+        n_bits: int,
+    ) -> tuple[float, float]:
+        """Return what `gradients` returns, for one range."""
+        (range_min, range_max), (scale, zero_point), (d_scale, d_zero) = ends, grid, d_grid
+        limit = MAX_THRESHOLD / 2
+        first, last = _hold_zero_numbers(range_min, range_max)
+        nudged = _float32(_float32(d_zero * zero_point) / scale)
+        through_width = _float32(_float32(d_scale - nudged) / (2**n_bits - 1))
+        through_width = _held_number(_float32(last - first), through_width, low, MAX_THRESHOLD)
+        d_min = _float32(-through_width - _float32(d_zero / scale))
+        return _held_number(range_min, d_min, -limit, 0.0), _held_number(range_max, through_width, 0.0, limit)
 
 
 class VariableGrid(Grid):
@@ -289,9 +345,20 @@ class VariableGrid(Grid):
         """Return the gradients of the variables; see the base."""
         d_scale, d_zero = d_grid
         assert d_scale is not None  # noqa: S101 - the eager functions give both to a grid that is made of variables
+        if isinstance(made[0], float) and leaves[0].dim() == 0:
+            return [leaves[0].new_tensor(each) for each in self._number_gradients(leaves, made, d_grid)]
         if d_zero is None:
             return (SymmetricScale.gradient(leaves[0], made[0], d_scale, *self.arguments),)
         return UniformGrid.gradients((leaves[0], leaves[1]), made, (d_scale, d_zero), *self.arguments)
+
+    def _number_gradients(
+        self, leaves: Sequence[Tensor], made: tuple[float, float], d_grid: Sequence[Tensor | None]
+    ) -> Sequence[float]:
+        variables = tuple(map(float, leaves))
+        d_scale, d_zero = (0.0 if each is None else float(each) for each in d_grid)
+        if self.centered:
+            return (SymmetricScale.number_gradient(variables[0], made[0], d_scale, *self.arguments),)
+        return UniformGrid.number_gradients((variables[0], variables[1]), made, (d_scale, d_zero), *self.arguments)
 
     def tensors(self, leaves: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Return scale and zero point in the graph of variables."""

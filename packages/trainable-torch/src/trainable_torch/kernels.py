@@ -1,7 +1,7 @@
 """The eager CPU kernels: the formulas of `trainable_torch.ops`, in as few passes over memory as PyTorch's kernels allow.
 
 Every function here computes bit for bit what the plain expression in `ops` computes; only the sums over a tensor of
-more than `CHUNK` elements, which no order of float32 additions owns, are taken chunk by chunk. What makes it faster:
+more than `layout.CHUNK` elements, which no order of float32 additions owns, are taken chunk by chunk. What makes it faster:
 
 - one temporary, reused; large tensors go chunk by chunk, so that all passes but the first run in the cache;
 - a gradient is masked in one pass by ``hardtanh_backward``, which passes it strictly between two plain numbers, instead
@@ -15,13 +15,13 @@ import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-CHUNK = 2**17
-"""Elements per thread that are worked on at once: 512 KiB; smaller chunks cost more calls than the cache saves."""
+from trainable_torch.layout import Layout, look
 
 GRAIN = 2**15
 """PyTorch gives a kernel of fewer elements to one thread (``at::internal::GRAIN_SIZE``)."""
@@ -30,6 +30,8 @@ UNROLLED = 64
 """PyTorch's vectorized loops take whole multiples of this many elements (twice the widest vector, at most 32)."""
 
 _HARDTANH = torch.ops.aten.hardtanh_backward.grad_input
+
+_ZERO = torch.zeros((), device="cpu")
 
 TINY = 2.0**-126
 """The smallest normal float32 number."""
@@ -94,111 +96,42 @@ def serves(*tensors: Tensor) -> bool:
     return all(type(t) in (Tensor, nn.Parameter) and t.is_cpu and t.dtype is torch.float32 for t in tensors)
 
 
-# ---- memory layout --------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Layout:
-    """A dense tensor seen as rows in memory order; each element is a row of its own when all share one scale.
-
-    Parameters
-    ----------
-    order : tuple of int
-        The dimensions by falling stride.
-    shape : tuple of int
-        Of the rows: ``(n,)``, or ``(channels, inner)``, or ``(outer, channels * inner)``.
-    channels : int
-        How many scales there are.
-    by_row : bool
-        Whether a row has one scale; else it has all of them.
-    """
-
-    order: tuple[int, ...]
-    shape: tuple[int, ...]
-    channels: int
-    by_row: bool = True
-
-    @property
-    def row(self) -> int:
-        """Elements of one row."""
-        return self.shape[1] if len(self.shape) > 1 else 1
-
-    def rows(self, x: Tensor) -> Tensor:
-        """Return a view of this shape, or a copy where the tensor lies otherwise in memory."""
-        return x.permute(self.order).reshape(self.shape)
-
-    def broadcast(self, value: Tensor) -> Tensor:
-        """Return one number per channel shaped to broadcast against the rows."""
-        value = value.reshape(-1, 1)
-        return value if self.by_row else value.expand(-1, self.row // self.channels).reshape(1, -1)
-
-    def spans(self) -> Iterator[tuple[int, int]]:
-        """Yield (first, last + 1) of chunks of rows."""
-        rows, step = self.shape[0], max(1, CHUNK * torch.get_num_threads() // self.row)
-        for first in range(0, rows, step):
-            yield first, min(first + step, rows)
-
-
-def _dense(x: Tensor, grid: Numbers) -> tuple[Tensor, _Layout]:
-    """Return a tensor and how it lies in memory; one with holes or overlaps is copied first."""
-    order = tuple(range(x.dim()))
-    if not x.is_contiguous():
-        by_stride = tuple(sorted(order, key=lambda axis: (-x.stride(axis), axis)))
-        if x.permute(by_stride).is_contiguous():
-            order = by_stride
-        else:
-            x = x.contiguous()
-    return x, _layout(x, order, grid.scale)
-
-
-def _layout(x: Tensor, order: tuple[int, ...], scale: float | Tensor) -> _Layout:
-    n = x.numel()
-    if isinstance(scale, float):
-        return _Layout(order, (n,), 1)
-    axis = next(index for index, size in enumerate(scale.shape) if size != 1)
-    sizes = [x.shape[index] for index in order]
-    place = order.index(axis)
-    channels, inner = sizes[place], math.prod(sizes[place + 1 :])
-    outer = n // (channels * inner)
-    shape = (channels, inner) if outer == 1 else (outer, channels * inner)
-    return _Layout(order, shape, channels, by_row=outer == 1)
-
-
 # ---- forward --------------------------------------------------------------------------------------------------------
 
 
 def snap(x: Tensor, grid: Numbers) -> Tensor:
     """Return `x` snapped to the grid, as ``ops.snap`` does."""
-    x, layout = _dense(x, grid)
+    x, layout = look(x, grid.scale)
     y = torch.empty_like(x)
-    values, out = layout.rows(x), layout.rows(y)
+    chunks = layout.chunks(layout.rows(x), layout.rows(y))
     if isinstance(grid.scale, float):
-        zero = x.new_zeros(())
-        for first, last in layout.spans():
-            codes = torch.mul(values[first:last], grid.inverse, out=out[first:last])
+        for _, (values, codes) in chunks:
+            torch.mul(values, grid.inverse, out=codes)
             codes.round_().clamp_(grid.low, grid.high)  # type: ignore[arg-type] # numbers, as the scale is one
             # 0 + scale * code, rounded once: the sum is exact, and makes +0.0 of -0.0
-            torch.add(zero, codes, alpha=grid.scale, out=codes)
+            torch.add(_ZERO, codes, alpha=grid.scale, out=codes)
         return y
     scale, inverse, low, high = (
-        layout.broadcast(each) if isinstance(each, Tensor) else each
+        layout.numbers(each) if isinstance(each, Tensor) else each
         for each in (grid.scale, grid.inverse, grid.low, grid.high)
     )
-    for first, last in layout.spans():
-        here = slice(first, last) if layout.by_row else slice(None)
-        codes = torch.mul(values[first:last], inverse[here], out=out[first:last])
-        _clamp(codes.round_(), low, high, here)
-        codes.add_(0.0).mul_(scale[here])
+    for here, (values, codes) in chunks:
+        torch.mul(values, _at(inverse, here), out=codes)
+        _clamp(codes.round_(), low, high, here).add_(0.0).mul_(_at(scale, here))
     return y
 
 
-def _clamp(codes: Tensor, low: float | Tensor, high: float | Tensor, here: slice) -> None:
+def _at(value: Any, here: slice | None) -> Any:
+    """Return the part of what there is one of per row."""
+    return value if here is None else value[here]
+
+
+def _clamp(codes: Tensor, low: float | Tensor, high: float | Tensor, here: slice | None) -> Tensor:
     """Clamp in place; with tensors as two kernels, since ``clamp_`` with tensors is not vectorized."""
-    if isinstance(low, Tensor) and isinstance(high, Tensor):
-        torch.maximum(codes, low[here], out=codes)
-        torch.minimum(codes, high[here], out=codes)
-    else:
-        codes.clamp_(low, high)  # type: ignore[arg-type] # both are numbers
+    if not isinstance(low, Tensor):
+        return codes.clamp_(low, high)  # type: ignore[arg-type] # both are numbers
+    torch.maximum(codes, _at(low, here), out=codes)
+    return torch.minimum(codes, _at(high, here), out=codes)
 
 
 # ---- masks ----------------------------------------------------------------------------------------------------------
@@ -302,8 +235,8 @@ class _Window:
     sign: Tensor
 
 
-def _window(grid: Numbers, *, closed: bool) -> _Window:
-    """Return the window of a grid whose ends are tensors; `closed`: the ends are inside.
+def _window(grid: Numbers, *, closed: bool) -> _Window | None:
+    """Return the window of a grid, None where its ends are plain numbers; `closed`: the ends are inside.
 
     One of a range's ends has a magnitude a of at least ``2**(n - 1)``, the other one less. Counted from the smaller
     one, the difference ``v - a`` has the right sign at that end, whatever v, and next to the larger end v and the
@@ -311,7 +244,8 @@ def _window(grid: Numbers, *, closed: bool) -> _Window:
     numbers below it lie twice as dense; there the next float32 number beside `a` as the origin keeps all of them apart.
     """
     inverse, low, high = grid.inverse, grid.low, grid.high
-    assert isinstance(inverse, Tensor) and isinstance(low, Tensor) and isinstance(high, Tensor)  # noqa: S101, PT018 - the caller asked
+    if not (isinstance(inverse, Tensor) and isinstance(low, Tensor) and isinstance(high, Tensor)):
+        return None
     upright = high >= (grid.span + 1) // 2
     sign = torch.where(upright, 1.0, -1.0)
     first = torch.where(upright, low, -high)
@@ -330,33 +264,36 @@ def _window(grid: Numbers, *, closed: bool) -> _Window:
 
 def pass_inside(x: Tensor, upstream: Tensor, grid: Numbers, *, closed: bool) -> Tensor:
     """Return `upstream` where `x` is inside the range, `closed`: or at its ends; 0 elsewhere."""
-    x, layout = _dense(x, grid)
+    x, layout = look(x, grid.scale)
     d_x = torch.empty_like(x)
-    values, gradient, out = layout.rows(x), layout.rows(upstream), layout.rows(d_x)
+    rows = layout.rows(x), layout.rows(upstream), layout.rows(d_x)
     if isinstance(grid.inverse, float):
         assert isinstance(grid.low, float) and isinstance(grid.high, float)  # noqa: S101, PT018 - all or none is a number
         first_out = _first_beyond if closed else _first_reached
-        low, high = -first_out(grid.inverse, -grid.low), first_out(grid.inverse, grid.high)
-        _masked(gradient, values, low, high, out)
+        values, gradient, out = rows
+        _masked(gradient, values, -first_out(grid.inverse, -grid.low), first_out(grid.inverse, grid.high), out)
         return d_x
-    window = None if isinstance(grid.low, float) else _window(grid, closed=closed)
-    inverse = layout.broadcast(grid.inverse if window is None else window.inverse)
-    origin = None if window is None else layout.broadcast(window.origin)
-    if window is not None:
-        low, high = window.low, window.high
-    else:
-        low, high = grid.low, grid.high  # type: ignore[assignment] # numbers, as there is no window
-        if closed:
-            low, high = _next(low, -math.inf), _next(high, math.inf)
-    steps: Tensor | None = None
-    for first, last in layout.spans():
-        here = slice(first, last) if layout.by_row else slice(None)
-        steps = torch.empty_like(out[first:last]) if steps is None else steps[: last - first]
-        torch.mul(values[first:last], inverse[here], out=steps)
+    inverse, origin, low, high = _line(grid, _window(grid, closed=closed), layout, closed=closed)
+    buffers = _Buffers(1)
+    for here, (values, gradient, out) in layout.chunks(*rows):
+        (steps,) = buffers.like(out)
+        torch.mul(values, _at(inverse, here), out=steps)
         if origin is not None:
-            steps.sub_(origin[here])
-        _masked(gradient[first:last], steps, low, high, out[first:last])
+            steps.sub_(_at(origin, here))
+        _masked(gradient, steps, low, high, out)
     return d_x
+
+
+def _line(
+    grid: Numbers, window: _Window | None, layout: Layout, *, closed: bool
+) -> tuple[Tensor, Tensor | None, float, float]:
+    """Return inverse, origin and bounds: an element is inside where ``low < x * inverse - origin < high``."""
+    if window is not None:
+        return layout.numbers(window.inverse), layout.numbers(window.origin), window.low, window.high
+    inverse, low, high = grid.inverse, grid.low, grid.high
+    assert isinstance(inverse, Tensor) and isinstance(low, float) and isinstance(high, float)  # noqa: S101, PT018 - no window
+    bounds = (_next(low, -math.inf), _next(high, math.inf)) if closed else (low, high)
+    return layout.numbers(inverse), None, *bounds
 
 
 @dataclass(frozen=True)
@@ -369,13 +306,13 @@ class Gradients:
         With respect to the input.
     slope : Tensor, shape of the scale
         Sum of ``upstream * d_y / d_scale``.
-    outside : Tensor, shape of the scale
-        Sum of `upstream` where the input is outside the range; of no meaning when nobody asked.
+    outside : Tensor, shape of the scale, or None
+        Sum of `upstream` where the input is outside the range; None when nobody asked.
     """
 
     x: Tensor
     slope: Tensor
-    outside: Tensor
+    outside: Tensor | None
 
 
 def learned(x: Tensor, upstream: Tensor, grid: Numbers, *, outside: bool) -> Gradients | None:
@@ -384,90 +321,73 @@ def learned(x: Tensor, upstream: Tensor, grid: Numbers, *, outside: bool) -> Gra
     None when a sum is not finite: NaN then stands for an element that counts as zero, or really for a gradient that is
     not finite, which the plain expression tells apart.
     """
-    x, layout = _dense(x, grid)
+    x, layout = look(x, grid.scale)
     d_x = torch.empty_like(x)
-    values, gradient, out = layout.rows(x), layout.rows(upstream), layout.rows(d_x)
-    by_tensor = isinstance(grid.inverse, float)
-    sums = _learned_by_tensor if by_tensor else _learned_by_channel
-    slope, beyond = sums(values, gradient, out, grid, layout, outside=outside)
-    if not math.isfinite(float(slope.sum())) or not math.isfinite(float(beyond.sum())):
+    rows = layout.rows(x), layout.rows(upstream), layout.rows(d_x)
+    window = _window(grid, closed=False)
+    if isinstance(grid.inverse, float):
+        slopes, beyond = _sums_by_tensor(rows, grid, layout, outside=outside)
+    else:
+        slopes, beyond = _sums_by_channel(rows, grid, window, layout, outside=outside)
+    totals = [layout.total(parts).view(grid.shape) for parts in (slopes, beyond) if parts]
+    if not all(math.isfinite(float(total if total.dim() == 0 else total.sum())) for total in totals):
         return None
-    slope = slope.view(grid.shape)
-    return Gradients(d_x, slope, beyond.view(grid.shape) if outside else slope)
+    slope = totals[0] if window is None else totals[0] * window.sign
+    return Gradients(d_x, slope, totals[1] if outside else None)
 
 
-def _learned_by_tensor(
-    values: Tensor, gradient: Tensor, out: Tensor, grid: Numbers, layout: _Layout, *, outside: bool
-) -> tuple[Tensor, Tensor]:
-    """Put the input's gradient into `out` and return both sums, one scale for all."""
+Rows = tuple[Tensor, Tensor, Tensor]
+Sums = tuple[list[Tensor], list[Tensor]]
+
+
+def _sums_by_tensor(rows: Rows, grid: Numbers, layout: Layout, *, outside: bool) -> Sums:
+    """Put the input's gradient into the third of the rows and return the chunks' sums of slopes and of what is outside."""
     low, high = grid.low, grid.high
     assert isinstance(low, float) and isinstance(high, float)  # noqa: S101, PT018 - all or none is a number
-    buffers: tuple[Tensor, Tensor] | None = None
-    slope = beyond = 0.0
-    for first, last in layout.spans():
-        above, d_x = gradient[first:last], out[first:last]
-        buffers = _buffers(d_x, buffers)
-        steps, inside = buffers
-        torch.mul(values[first:last], grid.inverse, out=steps)
-        _masked(above, steps, low, high, d_x)
+    slopes, beyond, buffers = [], [], _Buffers(2)
+    for _, (values, gradient, out) in layout.chunks(*rows):
+        steps, inside = buffers.like(out)
+        torch.mul(values, grid.inverse, out=steps)
+        _masked(gradient, steps, low, high, out)
         _masked(steps, steps, low, high, inside)
         # inside: round(v) - v; outside: the end that the code was clamped to
-        slope += float(steps.round_().clamp_(low, high).sub_(inside).mul_(above).sum())
+        slopes.append(layout.part(steps.round_().clamp_(low, high).sub_(inside).mul_(gradient)))
         if outside:
-            beyond += float(torch.sub(above, d_x, out=inside).sum())  # upstream or 0, exactly
-    return values.new_tensor(slope), values.new_tensor(beyond)
+            beyond.append(layout.part(torch.sub(gradient, out, out=inside)))  # upstream or 0, exactly
+    return slopes, beyond
 
 
-def _learned_by_channel(
-    values: Tensor, gradient: Tensor, out: Tensor, grid: Numbers, layout: _Layout, *, outside: bool
-) -> tuple[Tensor, Tensor]:
-    """Put the input's gradient into `out` and return both sums, shape (C,)."""
-    inverse, low, high = grid.inverse, grid.low, grid.high
-    window = None if isinstance(low, float) else _window(grid, closed=False)
-    origin = None
-    bounds = (low, high)
+def _sums_by_channel(rows: Rows, grid: Numbers, window: _Window | None, layout: Layout, *, outside: bool) -> Sums:
+    """As `_sums_by_tensor`, a sum for each channel; the slopes with a window's sign."""
+    slopes, beyond, buffers = [], [], _Buffers(2)
+    low, high = grid.low, grid.high
     if window is not None:
-        inverse, bounds = window.inverse, (window.low, window.high)
-        origin, low, high = (layout.broadcast(each) for each in (window.origin, window.first, window.last))
-    inverse = layout.broadcast(inverse)  # type: ignore[arg-type] # a tensor, as there are channels
-    slope, beyond = values.new_zeros(layout.shape[0 if layout.by_row else 1]), values.new_zeros(())
-    if outside:
-        beyond = torch.zeros_like(slope)
-    buffers: tuple[Tensor, Tensor] | None = None
-    for first, last in layout.spans():
-        here = slice(first, last) if layout.by_row else slice(None)
-        above, d_x = gradient[first:last], out[first:last]
-        buffers = _buffers(d_x, buffers)
-        steps, inside = buffers
-        torch.mul(values[first:last], inverse[here], out=steps)
-        if origin is None:
-            tested = steps
-        else:
-            tested = torch.sub(steps, origin[here], out=inside)
-        _masked(above, tested, *bounds, d_x)
+        low, high = layout.numbers(window.first), layout.numbers(window.last)
+    inverse, origin, *bounds = _line(grid, window, layout, closed=False)
+    for here, (values, gradient, out) in layout.chunks(*rows):
+        steps, inside = buffers.like(out)
+        torch.mul(values, _at(inverse, here), out=steps)
+        tested = steps if origin is None else torch.sub(steps, _at(origin, here), out=inside)
+        _masked(gradient, tested, *bounds, out)
         _masked(steps, tested, *bounds, inside)
-        _clamp(steps.round_(), low, high, here)
-        _add_up(steps.sub_(inside).mul_(above), layout, slope, here)
+        terms = _clamp(steps.round_(), low, high, here).sub_(inside).mul_(gradient)
+        slopes.append(layout.part(terms))
         if outside:
-            _add_up(torch.sub(above, d_x, out=inside), layout, beyond, here)
-    if not layout.by_row:
-        slope = slope.view(layout.channels, -1).sum(1)
-        beyond = beyond.view(layout.channels, -1).sum(1) if outside else beyond
-    return slope if window is None else slope * window.sign.view(-1), beyond
+            beyond.append(layout.part(torch.sub(gradient, out, out=inside)))
+    return slopes, beyond
 
 
-def _buffers(like: Tensor, buffers: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
-    """Return two temporaries of a chunk's shape: new ones for the first chunk, parts of them for a smaller last one."""
-    if buffers is None:
-        return torch.empty_like(like), torch.empty_like(like)
-    if buffers[0].shape == like.shape:
-        return buffers
-    return buffers[0][: like.shape[0]], buffers[1][: like.shape[0]]
+class _Buffers:
+    """Temporaries that are made for the first chunk and serve the others, a smaller last one by a part of them."""
 
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._made: list[Tensor] = []
 
-def _add_up(terms: Tensor, layout: _Layout, sums: Tensor, here: slice) -> None:
-    """Add the terms of a chunk to the sums of its rows, or of its columns."""
-    if layout.by_row:
-        torch.sum(terms, 1, out=sums[here])
-    else:
-        sums += terms.sum(0)
+    def like(self, chunk: Tensor) -> list[Tensor]:
+        """Return them in the shape of a chunk."""
+        if not self._made:
+            self._made = [torch.empty_like(chunk) for _ in range(self._count)]
+        if self._made[0].shape != chunk.shape:
+            return [each[: chunk.shape[0]] for each in self._made]
+        return self._made

@@ -158,7 +158,7 @@ class _EagerLsq(torch.autograd.Function):
                 d_x, d_scale, d_zero = _lsq_gradients(upstream, x, *numbers.tensors(x), (needs_x, True, outside))
             else:
                 d_x, d_scale = found.x if needs_x else None, found.slope
-                d_zero = -(found.outside * numbers.scale) if outside else None
+                d_zero = None if found.outside is None else -(found.outside * numbers.scale)
         d_grid = tuple(None if each is None else each * ctx.gradient_scale for each in (d_scale, d_zero))
         return d_x, None, None, *grid.leaf_gradients(leaves, made, d_grid)
 

@@ -20,7 +20,7 @@ class LsqQuantizer(BasePytorchTrainableQuantizer):
 
     def fake_quantize(self, x: Tensor, grid: Grid, training: bool) -> Tensor:  # noqa: ARG002, FBT001 - the base's signature
         """Return `x` on the grid."""
-        sharing = x.numel() // max(grid.scale.numel(), 1)
+        sharing = x.numel() // max(grid.leaves[0].numel(), 1)
         return ops.lsq_fake_quantize(x, grid, lsq.gradient_scale(sharing, grid.quant_max))
 
 
