@@ -19,8 +19,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from trainable_torch.cache import is_plain
 from trainable_torch.layout import Layout, look
 
 GRAIN = 2**15
@@ -85,15 +86,8 @@ class Numbers:
 
 
 def serves(*tensors: Tensor) -> bool:
-    """Return whether these are plain float32 CPU tensors in eager mode, outside of function transforms and traces."""
-    if torch.compiler.is_compiling():
-        return False
-    # nothing public tells the next two; modes (fake tensors, selective checkpoints, tracers) must see plain operations
-    if torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack():  # noqa: SLF001
-        return False
-    if torch._C._get_tracing_state() is not None:  # noqa: SLF001 - what torch.jit.is_tracing asks
-        return False
-    return all(type(t) in (Tensor, nn.Parameter) and t.is_cpu and t.dtype is torch.float32 for t in tensors)
+    """Return whether these are plain float32 CPU tensors in eager mode."""
+    return is_plain(*tensors) and all(tensor.is_cpu and tensor.dtype is torch.float32 for tensor in tensors)
 
 
 # ---- forward --------------------------------------------------------------------------------------------------------
