@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from trainable_core.config import TrainableQuantizerConfig
-from trainable_core.constants import RANGE_MAX, RANGE_MIN, SIGNED, THRESHOLD
+from trainable_core import qparams
+from trainable_core.constants import SIGNED
 from trainable_core.enums import QuantizationMethod, QuantizationTarget, VariableGroup
 from trainable_core.errors import QuantizerStateError, ShapeMismatchError, UnsupportedConfigError
 from trainable_core.quantizer import BaseTrainableQuantizer
+from trainable_torch import cache
 from trainable_torch import grid as grids
 from trainable_torch import inferable
 from trainable_torch.grid import Grid
@@ -55,6 +57,7 @@ class BasePytorchTrainableQuantizer(nn.Module, BaseTrainableQuantizer, BaseInfer
         BaseTrainableQuantizer.__init__(self, quantization_config, freeze_quant_params)
         if self.stores_sign:
             self.register_buffer(SIGNED, torch.tensor(self.signed))
+        self._grid_names: dict[int, tuple[str, ...]] = {}
 
     def fake_quantize(self, x: Tensor, grid: Grid, training: bool) -> Tensor:  # noqa: FBT001 - mctq's call
         """Return `x` on the grid, with this method's gradient; what a training method writes.
@@ -110,7 +113,7 @@ class BasePytorchTrainableQuantizer(nn.Module, BaseTrainableQuantizer, BaseInfer
     def _check_channels(self, shape: torch.Size) -> None:
         axis = self.quantization_config.channels_axis
         if axis is not None:
-            channels = next(iter(self.grid_variables(self.widths[0]).values())).shape[0]
+            channels = self._grid_tensors(self.widths[0])[0].shape[0]
             if not -len(shape) <= axis < len(shape) or shape[axis] != channels:
                 raise ShapeMismatchError(
                     self.subject, f"{channels} channels along axis {axis}", f"shape {tuple(shape)}"
@@ -118,17 +121,35 @@ class BasePytorchTrainableQuantizer(nn.Module, BaseTrainableQuantizer, BaseInfer
 
     def grid(self, ndim: int, width: int | None = None) -> Grid:
         """Return the grid of one width (default: the selected one) for a tensor of `ndim` dimensions."""
-        config = self.quantization_config
         width = self.selected_width if width is None else width
-        variables = self.grid_variables(width)
+        variables = self._grid_tensors(width)
+        if not cache.is_plain(*variables):
+            return self._make_grid(variables, ndim, width)
+        if torch.is_grad_enabled() and any(variable.requires_grad for variable in variables):
+            return self._make_grid(variables, ndim, width)
+        made: Grid = cache.unlearned(
+            self, (ndim, width, self.signed), variables, lambda: self._make_grid(variables, ndim, width)
+        )
+        return made
+
+    def _grid_tensors(self, width: int) -> tuple[Tensor, ...]:
+        """Return the variables that one width's grid is made from."""
+        names = self._grid_names.get(width)
+        if names is None:
+            keys = qparams.variable_names(self.quantization_config.quantization_method)
+            names = self._grid_names[width] = tuple(self._variable(key, width) for key in keys)
+        return tuple(getattr(self, name) for name in names)
+
+    def _make_grid(self, variables: tuple[Tensor, ...], ndim: int, width: int) -> Grid:
+        config = self.quantization_config
         if config.channels_axis is not None:
             shape = [1] * ndim
             shape[config.channels_axis] = -1
-            variables = {key: variable.view(shape) for key, variable in variables.items()}
+            variables = tuple(variable.view(shape) for variable in variables)
         if config.quantization_method is QuantizationMethod.UNIFORM:
-            return grids.uniform(variables[RANGE_MIN], variables[RANGE_MAX], width, min_threshold=config.min_threshold)
+            return grids.uniform(*variables, width, min_threshold=config.min_threshold)
         return grids.symmetric(
-            variables[THRESHOLD],
+            *variables,
             width,
             signed=self.signed,
             power_of_two=config.quantization_method is QuantizationMethod.POWER_OF_TWO,

@@ -30,7 +30,7 @@ class LsqQuantizer(BasePytorchTrainableQuantizer):
 
     def fake_quantize(self, x: Tensor, grid: Grid, training: bool) -> Tensor:  # noqa: ARG002, FBT001 - the base's signature
         """Return `x` on the grid."""
-        sharing = x.numel() // max(grid.scale.numel(), 1)
+        sharing = x.numel() // max(grid.leaves[0].numel(), 1)
         if self.activation_quantization():
             sharing *= world_size() if self.ranks is None else self.ranks
         return ops.lsq_fake_quantize(x, grid, lsq.gradient_scale(sharing, grid.quant_max))
