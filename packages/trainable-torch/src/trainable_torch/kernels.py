@@ -1,4 +1,4 @@
-"""The eager CPU kernels: the formulas of `trainable_torch.ops`, in as few passes over memory as PyTorch's kernels allow.
+"""The eager CPU kernels: the formulas of `trainable_torch.ops`, in as few passes over memory as PyTorch allows.
 
 Every function here computes bit for bit what the plain expression in `ops` computes; only the sums over a tensor of
 more than `layout.CHUNK` elements, which no order of float32 additions owns, are taken chunk by chunk. What makes it faster:
