@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import keras
 import numpy as np
 import pytest
 
 import trainable_keras
-from tests.keras.engines import ENGINE, gradients
+from tests.keras.engines import ENGINE, gradients, numpy
 from tests.keras.engines import call as call_layer
 from tests.keras.models import (
     GRIDS,
@@ -96,12 +95,11 @@ def test_a_schedule_counts_and_resumes(tmp_path: Path) -> None:
     loaded = trainable_keras.load(tmp_path / "model", dense())
     for each in (qmodel, loaded):
         train(each, vectors(8, 4))
-    assert state(loaded) == state(qmodel)
-    assert [int(call_step(quantizer)) for quantizer in quantizers_of(loaded).values()] == [2]
-
-
-def call_step(quantizer: Any) -> Any:
-    return quantizer.to_numpy(quantizer.step)
+    for one, other in zip(loaded.variables, qmodel.variables, strict=True):
+        # JAX compiles each model's step by itself, and XLA may sum the 8 x 3 gradients of a mean in another order
+        bound = 0.0 if ENGINE != "jax" else 24 * 2.0**-24 * np.abs(numpy(other)).max()
+        assert np.abs(numpy(one) - numpy(other)).max() <= bound
+    assert [int(numpy(quantizer.step)) for quantizer in quantizers_of(loaded).values()] == [2]
 
 
 @pytest.mark.skipif(ENGINE == "torch", reason="Keras does not compile on the torch engine unless asked to")

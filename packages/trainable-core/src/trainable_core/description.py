@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
+
 from trainable_core.constants import SIGNED
 from trainable_core.enums import QuantizationTarget
+from trainable_core.errors import DocumentError, DocumentVersionError
 from trainable_core.plan import LayerInfo, QuantizerPlan
 from trainable_core.quantizer import BaseTrainableQuantizer
 
@@ -131,6 +134,69 @@ class Description:
         if self.left_out:
             lines += ["", "not quantized:", *(f"  {name}: {reason}" for name, reason in self.left_out.items())]
         return "\n".join(lines)
+
+
+def set_described_params(quantizers: Iterable[BaseTrainableQuantizer], document: Mapping[str, Any]) -> None:
+    """Give a model's quantizers the numbers that another model's description tells, whatever framework it is of.
+
+    Parameters
+    ----------
+    quantizers : iterable of BaseTrainableQuantizer
+        Those of a wrapped model whose layers have the names of the described ones.
+    document : mapping
+        What `Description.to_dict` returned, or its JSON read again.
+
+    Raises
+    ------
+    DocumentError
+        When the document is not a description, or tells another number of quantizers for a layer than there are, or
+        numbers for another grid, width or number of channels. Nothing is changed then.
+
+    Notes
+    -----
+    Tensors of one layer are matched in their order, so ``weight`` and ``kernel`` are one. The numbers of channels go
+    along the output channels, wherever the receiving framework keeps them: axis 0 of PyTorch's ``OIHW``, the last one
+    of Keras's ``HWIO``.
+    """
+    version = document.get("schema_version") if isinstance(document, Mapping) else None
+    if version != SCHEMA_VERSION or isinstance(version, bool):
+        raise DocumentVersionError("description", version, [SCHEMA_VERSION])
+    told: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for row in document["rows"]:
+        told.setdefault((row["layer"], row["target"]), []).append(row)
+    found: dict[tuple[str, str], list[BaseTrainableQuantizer]] = {}
+    for quantizer in quantizers:
+        if quantizer.quantization_config.enabled:
+            found.setdefault((_layer_of(quantizer), str(quantizer.quantization_config.target)), []).append(quantizer)
+    for key in sorted(told.keys() | found.keys()):
+        if len(told.get(key, [])) != len(found.get(key, [])):
+            problem = f"it tells {len(told.get(key, []))} quantizers of {' '.join(key)}, here are "
+            raise DocumentError("description", f"{problem}{len(found.get(key, []))}")
+    pairs = [pair for key, rows in told.items() for pair in zip(rows, found[key], strict=True)]
+    for row, quantizer in pairs:
+        _check_fits(row, quantizer)
+    for row, quantizer in pairs:
+        quantizer.set_quantization_params({row["n_bits"]: row["params"]})
+
+
+def _layer_of(quantizer: BaseTrainableQuantizer) -> str:
+    """Return the name of a quantizer's layer, which its subject begins with."""
+    if quantizer.activation_quantization():
+        return quantizer.subject.rpartition(": ")[0]
+    subject, mark, _ = quantizer.subject.rpartition(".")
+    return subject if mark else quantizer.subject
+
+
+def _check_fits(row: Mapping[str, Any], quantizer: BaseTrainableQuantizer) -> None:
+    config = quantizer.quantization_config
+    if row["method"] != str(config.quantization_method) or (row["n_bits"],) != quantizer.widths:
+        problem = f"{row['method']} with {row['n_bits']} bits for {quantizer.subject}, which is "
+        raise DocumentError("description", f"{problem}{config.quantization_method} with {list(quantizer.widths)}")
+    shape = tuple(next(iter(quantizer.grid_variables(quantizer.widths[0]).values())).shape)
+    numbers = [value for key, value in row["params"].items() if key != SIGNED]
+    if not numbers or any(np.shape(value) != shape for value in numbers):
+        shapes = [np.shape(value) for value in numbers]
+        raise DocumentError("description", f"numbers of shapes {shapes} for {quantizer.subject}, which needs {shape}")
 
 
 def _cells(row: DescriptionRow) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ the layers it holds as attributes are put in. Values of all variables are copied
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,6 +20,9 @@ from trainable_keras.tracing import direct_layers, is_graph
 
 Replace = Callable[[Any, str], Any | None]
 """Given a layer and its name, returns what comes in its place, or None for a plain copy."""
+
+_GIVEN_AFTER = {"dtype", "name", "trainable"}
+"""What Keras adds to every layer's config, whether the constructor takes it or not."""
 
 CallOperation = Callable[..., Any]
 """``call(operation, name, *args, **kwargs)`` calls a functional operation at its place in a copied graph."""
@@ -164,7 +168,7 @@ def plain_copy(layer: Any, name: str, **changes: Any) -> Any:
 
 def _made_again(layer: Any, name: str, **changes: Any) -> Any:
     try:
-        copied = type(layer).from_config({**layer.get_config(), **changes})
+        copied = _from_config(layer, {**layer.get_config(), **changes})
         build_config = layer.get_build_config() if layer.built else None
         if build_config and not copied.built:
             copied.build_from_config(build_config)
@@ -175,6 +179,20 @@ def _made_again(layer: Any, name: str, **changes: Any) -> Any:
             "give its class a get_config that from_config can read.",
         ) from error
     return copied
+
+
+def _from_config(layer: Any, config: dict[str, Any]) -> Any:
+    """Return a layer of the same class; one whose constructor takes no name, dtype or trainable is given them after."""
+    parameters = inspect.signature(type(layer).__init__).parameters
+    variadic = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    foreign = set(config) - set(parameters)
+    if variadic or not foreign or foreign - _GIVEN_AFTER:
+        return type(layer).from_config(config)
+    made = type(layer).from_config({key: value for key, value in config.items() if key not in foreign})
+    made.name, made.trainable = layer.name, layer.trainable
+    if "dtype" in foreign:
+        made.dtype_policy = layer.dtype_policy
+    return made
 
 
 def own_variables(layer: Any) -> list[Any]:

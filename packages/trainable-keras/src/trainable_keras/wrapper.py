@@ -75,11 +75,13 @@ class QuantizationWrapper(keras.layers.Layer):  # type: ignore[misc] # keras is 
 
     def __getattr__(self, name: str) -> Any:
         """Return an attribute of the layer that the wrapper doesn't have."""
-        layer = self.__dict__.get("layer")
-        if layer is None or name.startswith("_"):
-            message = f"{type(self).__name__!r} object has no attribute {name!r}"
-            raise AttributeError(message)
-        return getattr(layer, name)
+        try:
+            return super().__getattr__(name)  # on the torch engine, layers and variables are found by it
+        except AttributeError:
+            if name == "layer" or name.startswith("_"):
+                message = f"{type(self).__name__!r} object has no attribute {name!r}"
+                raise AttributeError(message) from None
+        return getattr(self.layer, name)
 
     # ---- mctq's interface -------------------------------------------------------------------------------------------
 
