@@ -355,10 +355,14 @@ def test_the_matrix_merges_backends():
     assert len(lines) == 4
 
 
-@pytest.mark.parametrize("backend", backends_with_template())
-def test_a_new_plugin_is_whole(backend, tmp_path):
+@pytest.mark.parametrize("backends", [*([name] for name in backends_with_template()), backends_with_template()])
+def test_a_new_plugin_is_whole(backends, tmp_path):
     folder = tmp_path / "deep" / "plugin"
-    written = write_plugin("trainable-my-way", backend, folder)
+    written = write_plugin("trainable-my-way", backends, folder)
+    names = {path.name for path in written}
+    assert {name for name in names if "_quantizers" in name} == {f"{backend}_quantizers.py" for backend in backends}
+    hook = (folder / "src/trainable_my_way/plugin.py").read_text()
+    assert [backend for backend in ("torch", "keras") if f'"{backend}"' in hook] == sorted(backends, reverse=True)
     assert folder / "src/trainable_my_way/plugin.py" in written
     for path in written:
         text = path.read_text()
@@ -367,16 +371,25 @@ def test_a_new_plugin_is_whole(backend, tmp_path):
             compile(text, str(path), "exec")
     assert 'trainable_my_way = "trainable_my_way.plugin"' in (folder / "pyproject.toml").read_text()
     with pytest.raises(DocumentError, match="plugin"):
-        write_plugin("trainable-my-way", backend, folder)
+        write_plugin("trainable-my-way", backends, folder)
+
+
+def test_a_plugin_for_a_backend_without_a_template_is_refused(tmp_path):
+    with pytest.raises(UnsupportedConfigError, match="torch"):
+        write_plugin("trainable-my-way", ["abacus"], tmp_path / "plugin")
+    assert not (tmp_path / "plugin").exists()
 
 
 @pytest.mark.parametrize("name", ["My-Way", "1st", "my way", "-", "class/../x"])
 def test_a_name_that_no_package_can_have_is_refused(name, tmp_path):
     with pytest.raises(UnsupportedConfigError, match="name"):
-        write_plugin(name, "torch", tmp_path / "plugin")
+        write_plugin(name, ["torch"], tmp_path / "plugin")
 
 
 def test_the_command_writes_a_plugin(tmp_path, capsys):
     assert main(["new-plugin", "my-way", "--output", str(tmp_path / "plugin")]) == 0
     assert "trainable check --plugin my-way" in capsys.readouterr().out
     assert (tmp_path / "plugin/src/my_way/torch_quantizers.py").exists()
+    assert (tmp_path / "plugin/src/my_way/keras_quantizers.py").exists()
+    assert main(["new-plugin", "my-way", "--backend", "keras", "--output", str(tmp_path / "one")]) == 0
+    assert not (tmp_path / "one/src/my_way/torch_quantizers.py").exists()

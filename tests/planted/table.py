@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import re
+import sys
 from pathlib import Path
 
 from tests.planted.defect import DEFECTS, SEED, Defect, failures
@@ -49,7 +50,7 @@ def main() -> None:
         text = DOCUMENT.read_text(encoding="utf-8")
         DOCUMENT.write_text(marked(arguments.backend).sub(lambda m: m[1] + made + m[2], text), encoding="utf-8")
     else:
-        print(made)
+        sys.stdout.write(made)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-# ruff: noqa: D103, E402, PLR2004, S101 - a test's name says what it checks
+# ruff: noqa: D103, PLR2004, S101 - a test's name says what it checks
 """A recipe chooses the method by its name, and it trains in Keras."""
 
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
+
 from trainable_core import QuantizationRecipe
 
 keras = pytest.importorskip("keras", reason="needs Keras 3")

@@ -1,8 +1,9 @@
-# ruff: noqa: ANN001, ANN201, D103, E402, PLR2004, S101 - a test's name says what it checks
+# ruff: noqa: ANN001, ANN201, D103, PLR2004, S101 - a test's name says what it checks
 """A recipe chooses the method by its name, and it trains in PyTorch."""
 
 import pytest
 from sklearn.datasets import load_digits
+
 from trainable_core import QuantizationRecipe
 
 torch = pytest.importorskip("torch", reason="needs PyTorch")

@@ -57,8 +57,8 @@ def write_plugin(name: str, backends: Sequence[str], folder: Path) -> list[Path]
         "low": f"{major}.{minor}",
         "high": f"{major}.{int(minor) + 1}",
     }
-    requirement = "trainable-{0}>={low},<{high}"
-    facts["extras"] = "".join(f'{each} = ["{requirement.format(each, **facts)}"]\n' for each in backends)
+    between = f">={facts['low']},<{facts['high']}"
+    facts["extras"] = "".join(f'{each} = ["trainable-{each}{between}"]\n' for each in backends)
     facts["branches"] = "".join(_filled("branch.txt", {**facts, "backend": each}) for each in backends)
     sources = {
         "pyproject.toml": "pyproject.txt",
