@@ -171,7 +171,8 @@ class Life(RuleBasedStateMachine):
     @rule(count=counts)
     def step_with_decay(self, count):
         """An optimizer that is given every parameter, frozen or not."""
-        optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.01, weight_decay=0.1)
+        # the default eps is no float16 number: a zero gradient would give NaN
+        optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.01, weight_decay=0.1, eps=1e-3)
         self.model(self.x(count)).float().square().mean().backward()
         optimizer.step()
         self.model.zero_grad()
