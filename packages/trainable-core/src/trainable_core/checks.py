@@ -18,6 +18,8 @@ MAX_THRESHOLD = 2.0**100
 
 MAX_ITEMS = 2**20
 """How many numbers, texts and containers a document may hold; a few lines of YAML can stand for billions."""
+MAX_DEPTH = 64
+"""How many containers of a document may stand inside one another; an error message shows no deeper one."""
 
 
 def plain(value: Any) -> Any:
@@ -26,17 +28,16 @@ def plain(value: Any) -> Any:
     Raises
     ------
     ValueError
-        When it holds itself, is nested too deeply to be read, holds more than `MAX_ITEMS`, or text that UTF-8 can't
+        When it holds itself, is nested deeper than `MAX_DEPTH`, holds more than `MAX_ITEMS`, or text that UTF-8 can't
         express and so no JSON document.
     """
-    try:
-        return _plain(value, count(1))
-    except RecursionError:
-        message = "it holds itself, or is nested too deeply"
-        raise ValueError(message) from None
+    return _plain(value, count(1), 0)
 
 
-def _plain(value: Any, items: Iterator[int]) -> Any:
+def _plain(value: Any, items: Iterator[int], depth: int) -> Any:
+    if depth > MAX_DEPTH:
+        message = f"it holds itself, or is nested deeper than {MAX_DEPTH}"
+        raise ValueError(message)
     if next(items) > MAX_ITEMS:
         message = f"it holds more than {MAX_ITEMS} items"
         raise ValueError(message)
@@ -45,9 +46,9 @@ def _plain(value: Any, items: Iterator[int]) -> Any:
     if isinstance(value, Mapping):
         for key in value:
             check_text(key)
-        return {key: _plain(item, items) for key, item in value.items()}
+        return {key: _plain(item, items, depth + 1) for key, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray):
-        return [_plain(item, items) for item in value]
+        return [_plain(item, items, depth + 1) for item in value]
     return check_text(value)
 
 

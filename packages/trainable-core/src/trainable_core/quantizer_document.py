@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trainable_core.checks import plain
 from trainable_core.config import (
     TrainableQuantizerActivationConfig,
     TrainableQuantizerConfig,
@@ -45,6 +46,10 @@ def read_document(config: object, subject: str) -> QuantizerDocument:
     pydantic.ValidationError
         When its quantization config is wrong; names the field.
     """
+    try:
+        plain(config)
+    except ValueError as error:
+        raise UnsupportedConfigError(subject, str(error)) from None
     if not isinstance(config, Mapping):
         raise UnsupportedConfigError(subject, f"a quantizer's config is a mapping, got {type(config).__name__}")
     kinds: dict[str, type | tuple[type, ...]] = {

@@ -158,7 +158,7 @@ class SymmetricScale(torch.autograd.Function):
         return gradient, None, None, None
 
     @staticmethod
-    def gradient(  # noqa: PLR0913, PLR0917 - each number of the formula
+    def gradient(
         threshold: Tensor,
         scale: Any,
         upstream: Tensor,
@@ -182,7 +182,7 @@ class SymmetricScale(torch.autograd.Function):
         return bounded / steps
 
     @staticmethod
-    def number_gradient(  # noqa: PLR0913, PLR0917 - as `gradient`
+    def number_gradient(
         threshold: float,
         scale: float,
         upstream: float,

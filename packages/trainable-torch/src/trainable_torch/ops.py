@@ -89,7 +89,7 @@ def _ste_gradient(upstream: Tensor, x: Tensor, scale: Tensor, low: End, high: En
     return torch.where((steps >= low) & (steps <= high), upstream, 0.0)
 
 
-def _lsq_gradients(  # noqa: PLR0913, PLR0917 - the grid's numbers
+def _lsq_gradients(
     upstream: Tensor, x: Tensor, scale: Tensor, low: End, high: End, needed: Sequence[bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Return the gradients of input, scale and zero point that are needed, the last two without the gradient scale."""

@@ -13,15 +13,14 @@ from mct_quantizers.common.base_inferable_quantizer import BaseInferableQuantize
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from trainable_core.config import TrainableQuantizerConfig
 from trainable_core import qparams
+from trainable_core.config import TrainableQuantizerConfig
 from trainable_core.constants import SIGNED
 from trainable_core.enums import QuantizationMethod, QuantizationTarget, VariableGroup
 from trainable_core.errors import QuantizerStateError, ShapeMismatchError, UnsupportedConfigError
 from trainable_core.quantizer import BaseTrainableQuantizer
-from trainable_torch import cache
+from trainable_torch import cache, inferable
 from trainable_torch import grid as grids
-from trainable_torch import inferable
 from trainable_torch.grid import Grid
 
 
