@@ -33,7 +33,9 @@ METADATA = [ROOT / f"packages/trainable-{name}/pyproject.toml" for name in DISTR
 SOURCES = [f"packages/trainable-{name}/src" for name in DISTRIBUTIONS]
 
 CORE = ("-e", "packages/trainable-core[cli,conformance,yaml]")
-TORCH = (*CORE, "-e", "packages/trainable-torch", "torch", "pytest-xdist", "scikit-learn", "transformers")
+# What users train with stands beside what is tested.
+ENGINES = ("scikit-learn", "transformers", "lightning", "accelerate")
+TORCH = (*CORE, "-e", "packages/trainable-torch", "torch", "pytest-xdist", *ENGINES)
 KERAS = (*CORE, "-e", "packages/trainable-keras", "pytest-xdist", "scikit-learn", "tensorflow-cpu")
 # One thread each for the two test processes: together they fill two cores, with more threads they wait for each other.
 PARALLEL = ("-n", "2")

@@ -64,6 +64,7 @@ class NumpySte(BaseTrainableQuantizer):
 class NumpyAdapter:
     backend = "numpy"
     tie_rule = TieRule.HALF_EVEN
+    counts_calls, subnormals = False, True
     dtypes = ("float32", "float64")
     devices = ("cpu",)
     modules = ("numpy",)
@@ -100,6 +101,9 @@ class NumpyAdapter:
         for name, value in values.items():
             quantizer.assign(getattr(quantizer, name), value)
         quantizer.calibrated = True
+
+    def model(self):
+        raise NotImplementedError  # nothing is registered for it, so no law asks
 
 
 ADAPTER = NumpyAdapter()

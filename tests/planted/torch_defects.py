@@ -647,6 +647,14 @@ class ThresholdNotPersistent(Consistent):
         self.register_buffer(name, value, persistent=False)
 
 
+@broken("model_round_trip")
+class KeysWithoutPrefix(SteQuantizer):
+    """The state's keys lack the layer's prefix: alone it is saved, in a model it is lost."""
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        super()._save_to_state_dict(destination, "", keep_vars)
+
+
 @broken("deepcopy")
 class KeepsItsOutput(Consistent):
     """The last training output is kept, and can't be copied with its graph, as in mctq's wrapper."""

@@ -147,7 +147,8 @@ def test_weights_that_are_tied_are_calibrated_once():
 def test_models_of_every_dtype_are_calibrated(dtype):
     qmodel = ready(network(dtype), recipe(), images().to(dtype))
     assert qmodel(images().to(dtype)).dtype == dtype
-    assert {v.dtype for q in quantizers_of(qmodel).values() for v in q.buffers()} == {torch.float32}
+    numbers = [value for quantizer in quantizers_of(qmodel).values() for value in quantizer.buffers()]
+    assert {value.dtype for value in numbers} == {torch.float32, torch.bool}  # thresholds, and whether they are signed
 
 
 def test_the_whole_state_stays_as_it_was_apart_from_quantizers():

@@ -167,7 +167,7 @@ def install(tmp_path, monkeypatch):
 
 
 def test_a_new_plugin_keeps_every_law_as_it_is_written(tmp_path, install, capsys):
-    write_plugin("trainable-fade", "torch", tmp_path / "plugin")
+    write_plugin("trainable-fade", ["torch"], tmp_path / "plugin")
     install(tmp_path / "plugin" / "src", "trainable-fade", "trainable_fade = trainable_fade.plugin")
     assert main(["check", "--plugin", "trainable-fade", "--examples", str(FEW)]) == 0, capsys.readouterr().out
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -15,14 +16,46 @@ MAX_THRESHOLD = 2.0**100
 """Largest threshold and range end: with 16 bits its grid and the inverse of its scale stay inside float32."""
 
 
+MAX_ITEMS = 2**20
+"""How many numbers, texts and containers a document may hold; a few lines of YAML can stand for billions."""
+MAX_DEPTH = 64
+"""How many containers of a document may stand inside one another; an error message shows no deeper one."""
+
+
 def plain(value: Any) -> Any:
-    """Return a copy with NumPy numbers and arrays as Python's, at any depth; leave everything else as it is."""
+    """Return a copy with NumPy numbers and arrays as Python's, at any depth; leave everything else as it is.
+
+    Raises
+    ------
+    ValueError
+        When it holds itself, is nested deeper than `MAX_DEPTH`, holds more than `MAX_ITEMS`, or text that UTF-8 can't
+        express and so no JSON document.
+    """
+    return _plain(value, count(1), 0)
+
+
+def _plain(value: Any, items: Iterator[int], depth: int) -> Any:
+    if depth > MAX_DEPTH:
+        message = f"it holds itself, or is nested deeper than {MAX_DEPTH}"
+        raise ValueError(message)
+    if next(items) > MAX_ITEMS:
+        message = f"it holds more than {MAX_ITEMS} items"
+        raise ValueError(message)
     if isinstance(value, np.ndarray | np.generic):
         return value.tolist()
     if isinstance(value, Mapping):
-        return {key: plain(item) for key, item in value.items()}
+        for key in value:
+            check_text(key)
+        return {key: _plain(item, items, depth + 1) for key, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray):
-        return [plain(item) for item in value]
+        return [_plain(item, items, depth + 1) for item in value]
+    return check_text(value)
+
+
+def check_text(value: Any) -> Any:
+    """Return the value; ValueError when it is a text with a lone surrogate, which no JSON document can hold."""
+    if isinstance(value, str):
+        value.encode()  # UnicodeEncodeError is a ValueError
     return value
 
 

@@ -84,6 +84,13 @@ class Document(BaseModel):
 
     schema_version: Literal[1] = 1
 
+    @model_validator(mode="before")
+    @classmethod
+    def _can_be_shown(cls, document: Any) -> Any:
+        """Refuse what no error message could show; see `plain`."""
+        plain(document)
+        return document
+
 
 # Bounds stand before validators: after one, pydantic checks them all the same but leaves them out of the JSON schema.
 NBits = Annotated[int, Field(ge=1, le=16, strict=True), BeforeValidator(plain)]

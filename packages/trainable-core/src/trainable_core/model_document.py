@@ -11,41 +11,29 @@ import io
 import json
 import os
 import secrets
-import struct
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trainable_core.config import (
+    StrictBool,
     TrainableQuantizerActivationConfig,
     TrainableQuantizerConfig,
     TrainableQuantizerWeightsConfig,
 )
-from trainable_core.errors import DocumentError, DocumentVersionError
+from trainable_core.errors import DocumentError, DocumentVersionError, UnsupportedConfigError
 from trainable_core.plan import LayerInfo, LayerPlan, QuantizerPlan, WeightInfo, WrappedState
 from trainable_core.recipe import QuantizationRecipe
+from trainable_core.specs import Part
 
 _CONFIGS: dict[str, type[TrainableQuantizerConfig]] = {
     "weights": TrainableQuantizerWeightsConfig,
     "activation": TrainableQuantizerActivationConfig,
 }
-# What Python's readers of zip, JSON and NumPy files raise where bytes are not what they expect: NotImplementedError for
-# an unknown compression, RuntimeError for encryption, MemoryError for a size that damage has made.
-_UNREADABLE = (
-    OSError,
-    ValueError,
-    KeyError,
-    TypeError,
-    EOFError,
-    RuntimeError,
-    MemoryError,
-    struct.error,
-    zipfile.BadZipFile,
-)
 HEADER = "trainable.json"
 """Name of the document in a file of arrays."""
 
@@ -58,10 +46,46 @@ def _quantizer_document(plan: QuantizerPlan) -> dict[str, Any]:
     }
 
 
-def _quantizer_plan(document: Mapping[str, Any]) -> QuantizerPlan:
-    fields = dict(document["config"])
-    config = _CONFIGS[fields.pop("target")].model_validate(fields)
-    return QuantizerPlan(config, document["training_method"], dict(document["arguments"]))
+class _Quantizer(Part):
+    config: dict[str, Any]
+    training_method: str
+    arguments: dict[str, Any]
+
+    def plan(self) -> QuantizerPlan:
+        fields = dict(self.config)
+        target = fields.pop("target", None)
+        if target not in list(_CONFIGS):
+            raise UnsupportedConfigError("a quantizer's plan", f"target {target!r} is not one of {list(_CONFIGS)}")
+        return QuantizerPlan(_CONFIGS[target].model_validate(fields), self.training_method, self.arguments)
+
+
+class _Weight(Part):
+    shape: list[int]
+    channels_axis: int
+
+
+class _Layer(Part):
+    name: str
+    op: str
+    weights_info: dict[str, _Weight]
+    weights: dict[str, _Quantizer]
+    activation: _Quantizer | None
+    placement: Literal["inputs", "outputs"]
+    reason: str
+
+    def plan(self) -> LayerPlan:
+        infos = {name: WeightInfo(tuple(info.shape), info.channels_axis) for name, info in self.weights_info.items()}
+        weights = {attribute: quantizer.plan() for attribute, quantizer in self.weights.items()}
+        activation = None if self.activation is None else self.activation.plan()
+        return LayerPlan(LayerInfo(self.name, self.op, infos), weights, activation, self.placement, self.reason)
+
+
+class _State(Part):
+    recipe: dict[str, Any]
+    plans: list[_Layer]
+    left_out: dict[str, str]
+    folded: dict[str, str]
+    finalized: StrictBool
 
 
 def plan_document(plan: LayerPlan) -> dict[str, Any]:
@@ -81,19 +105,14 @@ def plan_document(plan: LayerPlan) -> dict[str, Any]:
 
 
 def plan_from_document(document: Mapping[str, Any]) -> LayerPlan:
-    """Return the plan that `plan_document` was called on."""
-    infos = {
-        attribute: WeightInfo(tuple(info["shape"]), info["channels_axis"])
-        for attribute, info in document["weights_info"].items()
-    }
-    activation = document["activation"]
-    return LayerPlan(
-        LayerInfo(document["name"], document["op"], infos),
-        {attribute: _quantizer_plan(each) for attribute, each in document["weights"].items()},
-        None if activation is None else _quantizer_plan(activation),
-        document["placement"],
-        document["reason"],
-    )
+    """Return the plan that `plan_document` was called on.
+
+    Raises
+    ------
+    UnsupportedConfigError, pydantic.ValidationError
+        When it is no such document; names the field.
+    """
+    return _Layer.model_validate(document).plan()
 
 
 def state_document(state: WrappedState) -> dict[str, Any]:
@@ -108,14 +127,21 @@ def state_document(state: WrappedState) -> dict[str, Any]:
 
 
 def state_from_document(document: Mapping[str, Any]) -> WrappedState:
-    """Return the state that `state_document` was called on."""
-    plans = [plan_from_document(each) for each in document["plans"]]
+    """Return the state that `state_document` was called on.
+
+    Raises
+    ------
+    UnsupportedConfigError, pydantic.ValidationError
+        When it is no such document; names the field.
+    """
+    state = _State.model_validate(document)
+    plans = [layer.plan() for layer in state.plans]
     return WrappedState(
-        QuantizationRecipe.model_validate(document["recipe"]),
+        QuantizationRecipe.model_validate(state.recipe),
         {plan.layer.name: plan for plan in plans},
-        dict(document["left_out"]),
-        dict(document["folded"]),
-        finalized=bool(document["finalized"]),
+        state.left_out,
+        state.folded,
+        finalized=state.finalized,
     )
 
 
@@ -129,6 +155,13 @@ def as_path(path: Any) -> Path:
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that at any moment, also after a crash, the path holds the old content or all of the new.
+
+    Parameters
+    ----------
+    path : path
+        The file; a process that is killed while writing may leave ``.NAME.*.part`` beside it.
+    content : bytes
+        All of it.
 
     Raises
     ------
@@ -206,25 +239,42 @@ def read_arrays(
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            if HEADER not in archive.namelist():
-                raise DocumentError(path, f"a zip file, but not one of {form}")
-            header = json.loads(archive.read(HEADER))
-            if not isinstance(header, dict) or header.get("format") != form:
-                raise DocumentError(path, f"it was not written by {form}")
-            found = header.get("schema_version")
-            if found != version or isinstance(found, bool):
-                raise DocumentVersionError(path, found, [version])
-            for key, kind in {**kinds, "arrays": list}.items():
-                if not isinstance(header.get(key), kind):
-                    raise DocumentError(path, f"its header has no {key!r}")
-            arrays = {}
-            for index, name in enumerate(header.pop("arrays")):
-                with archive.open(f"{index}.npy") as file:
-                    arrays[name] = np.lib.format.read_array(file, allow_pickle=False)
+            return _unpack(path, archive, form, version, kinds)
+    except DocumentError:
+        raise
     except FileNotFoundError as error:
         raise DocumentError(path, "no such file") from error
-    except _UNREADABLE as error:
-        if isinstance(error, DocumentError):
-            raise
+    except Exception as error:  # zipfile and NumPy raise whatever the damage leads them to
         raise DocumentError(path, f"truncated, damaged or no file of {form}: {error}") from error
+
+
+def _unpack(
+    path: Path, archive: zipfile.ZipFile, form: str, version: int, kinds: Mapping[str, type]
+) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    _check_sizes(path, archive)
+    if HEADER not in archive.namelist():
+        raise DocumentError(path, f"a zip file, but not one of {form}")
+    header = json.loads(archive.read(HEADER))
+    if not isinstance(header, dict) or header.get("format") != form:
+        raise DocumentError(path, f"it was not written by {form}")
+    found = header.get("schema_version")
+    if found != version or isinstance(found, bool):
+        raise DocumentVersionError(path, found, [version])
+    for key, kind in {**kinds, "arrays": list}.items():
+        if not isinstance(header.get(key), kind):
+            raise DocumentError(path, f"its header has no {key!r}")
+    arrays = {}
+    for index, name in enumerate(header.pop("arrays")):
+        if not isinstance(name, str):
+            raise DocumentError(path, f"its header calls an array {name!r}")
+        with archive.open(f"{index}.npy") as file:
+            arrays[name] = np.lib.format.read_array(file, allow_pickle=False)
     return header, arrays
+
+
+def _check_sizes(path: Path, archive: zipfile.ZipFile) -> None:
+    """Refuse what would unpack to more than the file holds."""
+    members = archive.infolist()
+    stored = all(member.compress_type == zipfile.ZIP_STORED for member in members)
+    if not stored or sum(member.file_size for member in members) > path.stat().st_size:
+        raise DocumentError(path, "it unpacks to more than it holds, which no file of ours does")

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trainable_core.checks import plain
 from trainable_core.config import (
     TrainableQuantizerActivationConfig,
     TrainableQuantizerConfig,
@@ -45,6 +46,10 @@ def read_document(config: object, subject: str) -> QuantizerDocument:
     pydantic.ValidationError
         When its quantization config is wrong; names the field.
     """
+    try:
+        plain(config)
+    except ValueError as error:
+        raise UnsupportedConfigError(subject, str(error)) from None
     if not isinstance(config, Mapping):
         raise UnsupportedConfigError(subject, f"a quantizer's config is a mapping, got {type(config).__name__}")
     kinds: dict[str, type | tuple[type, ...]] = {
@@ -68,8 +73,9 @@ def read_document(config: object, subject: str) -> QuantizerDocument:
     variables = {}
     for name, value in config["variables"].items():
         try:
-            variables[str(name)] = np.asarray(value, np.float32)
-        except (TypeError, ValueError, OverflowError) as error:
+            with np.errstate(over="raise"):  # a number beyond float32 is no value of a variable
+                variables[str(name)] = np.asarray(value, np.float32)
+        except (TypeError, ValueError, ArithmeticError) as error:
             raise UnsupportedConfigError(subject, f"variables.{name}: {error}") from error
     return QuantizerDocument(
         _CONFIGS[target].model_validate(fields),

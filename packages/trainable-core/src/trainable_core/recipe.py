@@ -10,10 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import Annotated, Any, Literal, TypeVar, cast
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
+from trainable_core.checks import check_text, plain
 from trainable_core.config import (
     Document,
     StrictBool,
@@ -40,7 +41,7 @@ class Match(Part):
         Framework-neutral op kind, one of `OPS`.
     """
 
-    name: str | None = None
+    name: Annotated[str, BeforeValidator(check_text)] | None = None
     op: str | None = None
 
     @field_validator("op")
@@ -295,7 +296,7 @@ def _read(path: Path) -> dict[str, Any]:
             raise DocumentError(path, "reading YAML needs pyyaml", "pip install trainable-core[yaml]") from error
         kind, parse = "YAML", yaml.safe_load
     try:
-        document = parse(text)
+        document = plain(parse(text))  # YAML's aliases may lead back to where they stand, or multiply
     except Exception as error:  # a date of month 13 is a ValueError, a deep nesting a RecursionError
         raise DocumentError(path, f"not {kind}: {error}") from error
     if not isinstance(document, dict):

@@ -11,6 +11,7 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from trainable_core.checks import plain
 from trainable_core.errors import UnsupportedConfigError, nearest
 
 
@@ -133,6 +134,10 @@ class LinearAnnealingScheduler:
         >>> LinearAnnealingScheduler.from_dict(scheduler.to_dict()) == scheduler
         True
         """
+        try:
+            plain(document)
+        except ValueError as error:
+            raise UnsupportedConfigError(cls.__name__, str(error)) from None
         known = [field.name for field in fields(cls)]
         for name in document:
             if name not in known:

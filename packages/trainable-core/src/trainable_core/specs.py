@@ -7,7 +7,7 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, JsonVal
 from pydantic.json_schema import SkipJsonSchema
 
 from trainable_core.calibration import CalibrationMethod
-from trainable_core.checks import check_widths, plain
+from trainable_core.checks import check_text, check_widths, plain
 from trainable_core.config import (
     Document,
     MethodField,
@@ -31,7 +31,7 @@ class Part(Document):
 
 
 def _identifier(value: object) -> object:
-    return identifier_text(value) if isinstance(value, Enum) else value
+    return identifier_text(value) if isinstance(value, Enum) else check_text(value)
 
 
 Identifier = Annotated[str, Field(min_length=1), BeforeValidator(_identifier)]

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from trainable_torch.holder import ActivationQuantizationHolder
     from trainable_torch.layers import register_layer
     from trainable_torch.quantizers import BasePytorchTrainableQuantizer
+    from trainable_torch.ranks import average_scalar_gradients
     from trainable_torch.serialization import load, save
     from trainable_torch.training import advance_schedules, freeze_quant_params, parameter_groups, regularization
     from trainable_torch.wrapper import QuantizationWrapper
@@ -31,6 +32,7 @@ __all__ = [
     "PytorchLinearAnnealingScheduler",
     "QuantizationWrapper",
     "advance_schedules",
+    "average_scalar_gradients",
     "calibrate",
     "describe",
     "finalize",
@@ -54,6 +56,7 @@ __getattr__, __dir__ = lazy_names(
         "holder": ["ActivationQuantizationHolder"],
         "layers": ["register_layer"],
         "quantizers": ["BasePytorchTrainableQuantizer"],
+        "ranks": ["average_scalar_gradients"],
         "serialization": ["load", "save"],
         "training": ["advance_schedules", "freeze_quant_params", "parameter_groups", "regularization"],
         "wrapper": ["QuantizationWrapper"],

@@ -12,10 +12,11 @@ from tqdm.auto import tqdm
 
 from trainable_core.calibrating import check_batches, feed, inputs_of, waiting_quantizers
 from trainable_core.calibration import Observer
-from trainable_core.errors import QuantizerStateError
+from trainable_core.errors import CalibrationError, QuantizerStateError
 from trainable_core.thresholds import Params, activation_params, weights_params
 from trainable_torch.holder import ActivationQuantizationHolder
 from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer
+from trainable_torch.ranks import require_whole, world_size
 from trainable_torch.wrapper import QuantizationWrapper
 from trainable_torch.wrapping import state_of
 
@@ -51,10 +52,12 @@ def calibrate(
 
     Raises
     ------
+    ModelError
+        When the model is not wrapped, or sharded over ranks: calibrate before ``fully_shard``.
     QuantizerStateError
         When every quantizer has its numbers and `force` is false, or when the model is finalized.
     CalibrationError
-        When there are no batches, a quantized tensor was never seen, or values are not finite.
+        When there are no batches, a quantized tensor was never seen, values are not finite, or another rank failed.
 
     Notes
     -----
@@ -64,6 +67,7 @@ def calibrate(
     together.
     """
     state = state_of(qmodel)
+    require_whole(qmodel, "calibrate")
     if state.finalized:
         raise QuantizerStateError(type(qmodel).__name__, "it is finalized; its quantizers don't change any more")
     quantizers = [module for module in qmodel.modules() if isinstance(module, BasePytorchTrainableQuantizer)]
@@ -84,9 +88,27 @@ def calibrate(
                 done.add(id(quantizer))
                 values = weight.detach().to("cpu", torch.float32).numpy()
                 new.append((quantizer, weights_params(quantizer, values, spec)))
-    for quantizer, params in new:
-        quantizer.set_quantization_params(params)
+    _set(new)
     return qmodel
+
+
+def _set(new: list[tuple[BasePytorchTrainableQuantizer, Params]]) -> None:
+    """Give quantizers their params: all of them, or, when that fails or is interrupted, none."""
+    before = [(q, q.signed, q.calibrated, [v.detach().clone() for v in _variables(q)]) for q, _ in new]
+    try:
+        for quantizer, params in new:
+            quantizer.set_quantization_params(params)
+    except BaseException:
+        for quantizer, signed, calibrated, values in before:
+            with torch.no_grad():
+                for variable, value in zip(_variables(quantizer), values, strict=True):
+                    variable.copy_(value)
+            quantizer.signed, quantizer.calibrated = signed, calibrated
+        raise
+
+
+def _variables(quantizer: BasePytorchTrainableQuantizer) -> list[Tensor]:
+    return [quantizer.get_quantizer_variable(name) for name in quantizer.variable_names]
 
 
 def _wrappers(model: nn.Module) -> list[QuantizationWrapper]:
@@ -109,18 +131,33 @@ def _observe(
 ) -> dict[str, Observer]:
     check_batches(batches, forward, len(holders), single=isinstance(batches, Tensor))
     observers = {name: Observer() for name in holders}
-    with observing(qmodel, {holders[name]: observer for name, observer in observers.items()}):
-        shown = tqdm(batches, desc="calibrate", disable=None if progress is None else not progress, leave=False)
-        feed(shown, lambda batch: (forward or _call)(qmodel, batch))
+    try:
+        with observing(qmodel, {holders[name]: observer for name, observer in observers.items()}):
+            shown = tqdm(batches, desc="calibrate", disable=None if progress is None else not progress, leave=False)
+            feed(shown, lambda batch: (forward or _call)(qmodel, batch))
+    except Exception as error:
+        _all_ranks(f"{type(error).__name__}: {error}")  # the others wait to hear what this one saw
+        raise
     return _over_ranks(observers)
+
+
+def _all_ranks(told: Any) -> list[Any]:
+    """Return what every rank of a distributed job tells, in their order."""
+    if world_size() == 1:
+        return [told]
+    answers: list[Any] = [None] * world_size()
+    distributed.all_gather_object(answers, told)
+    return answers
 
 
 def _over_ranks(observers: dict[str, Observer]) -> dict[str, Observer]:
     """Return what all ranks of a distributed job saw together, so that every rank sets the same thresholds."""
-    if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
+    if world_size() == 1:
         return observers
-    states: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(states, {name: observer.state() for name, observer in observers.items()})
+    states = _all_ranks({name: observer.state() for name, observer in observers.items()})
+    for rank, state in enumerate(states):
+        if isinstance(state, str):
+            raise CalibrationError("calibrate", f"rank {rank} failed with {state}")
     merged = {}
     for name in observers:
         merged[name], *others = (Observer.from_state(state[name]) for state in states)

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import copy
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from trainable_core.conformance.adapter import Run
 from trainable_core.enums import TieRule
@@ -21,22 +21,19 @@ Array = NDArray[Any]
 
 def to_numpy(tensor: Tensor) -> Array:
     """Return a copy of a tensor's values; bfloat16, which NumPy lacks, as float32."""
-    tensor = tensor.detach().cpu()
-    return np.array((tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy())
+    return np.array((tensor.float() if tensor.dtype == torch.bfloat16 else tensor).detach().cpu().numpy())
 
 
 class TorchAdapter:
     """See `trainable_core.conformance.adapter.Adapter`."""
 
-    backend = "torch"
-    tie_rule = TieRule.HALF_EVEN
+    backend, tie_rule, counts_calls, subnormals = "torch", TieRule.HALF_EVEN, False, True
     dtypes = ("float32", "float16", "bfloat16", "float64")
     devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
     modules = ("torch", "mct_quantizers")
 
     def build(self, cls: type[Any], config: Any, shape: tuple[int, ...], arguments: Mapping[str, Any]) -> Any:
-        quantizer = cls(config, **arguments)
-        quantizer.initialize_quantization(shape, "tensor", None)
+        (quantizer := cls(config, **arguments)).initialize_quantization(shape, "tensor", None)
         return quantizer
 
     def run(self, quantizer: Any, x: Array, *, training: bool, dtype: str, device: str, upstream: Array | None) -> Run:
@@ -73,6 +70,10 @@ class TorchAdapter:
 
     def restore(self, quantizer: Any, state: bytes) -> None:
         quantizer.load_state_dict(torch.load(io.BytesIO(state), weights_only=True))
+
+    def model(self) -> tuple[nn.Module, Tensor, Callable[[nn.Module], Array]]:
+        batch = torch.linspace(-1.0, 1.0, 12).reshape(4, 3)
+        return nn.Sequential(nn.Linear(3, 2)), batch, lambda model: to_numpy(model.eval()(batch))
 
 
 ADAPTER = TorchAdapter()

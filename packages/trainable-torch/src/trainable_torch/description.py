@@ -6,6 +6,7 @@ from torch import nn
 
 from trainable_core.description import Description, describe_quantizer
 from trainable_torch.holder import ActivationQuantizationHolder
+from trainable_torch.ranks import require_whole
 from trainable_torch.wrapper import QuantizationWrapper
 from trainable_torch.wrapping import state_of
 
@@ -22,8 +23,14 @@ def describe(qmodel: nn.Module) -> Description:
     -------
     Description
         Prints as a table; `to_dict` and `to_json` give the same as a document.
+
+    Raises
+    ------
+    ModelError
+        When the model is not wrapped, or sharded over ranks.
     """
     state = state_of(qmodel)
+    require_whole(qmodel, "describe")
     rows = []
     for name, module in qmodel.named_modules():
         if isinstance(module, QuantizationWrapper):

@@ -8,6 +8,7 @@ from torch import nn
 
 from trainable_core.plan import require_calibrated
 from trainable_torch.holder import ActivationQuantizationHolder
+from trainable_torch.ranks import require_whole
 from trainable_torch.training import quantizers_of
 from trainable_torch.wrapper import QuantizationWrapper
 from trainable_torch.wrapping import count_step, state_of
@@ -29,11 +30,12 @@ def finalize(qmodel: nn.Module) -> nn.Module:
     Raises
     ------
     ModelError
-        When the model is not wrapped.
+        When the model is not wrapped, or sharded over ranks.
     QuantizerStateError
         When a quantizer has no numbers yet; names the layers.
     """
     state_of(qmodel)
+    require_whole(qmodel, "finalize")
     quantizers = quantizers_of(qmodel)
     require_calibrated(quantizers.values(), type(qmodel).__name__, "trainable_torch")
     deployed = copy.deepcopy(qmodel).eval()

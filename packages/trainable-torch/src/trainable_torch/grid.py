@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import functools
+import math
+import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +15,8 @@ from torch import Tensor
 
 from trainable_core import qparams
 from trainable_core.checks import MAX_THRESHOLD
+from trainable_torch import kernels
+from trainable_torch.kernels import Numbers
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,46 @@ class Grid:
         zero_point = self.zero_point.detach()
         return self.quant_min - zero_point, self.quant_max - zero_point
 
+    @functools.cached_property
+    def numbers(self) -> Numbers:
+        """What the eager CPU kernels need of the grid, outside the autograd graph."""
+        zero_point = 0.0 if self.centered else self.zero_point.detach()
+        return Numbers.of(self.scale.detach(), zero_point, self.quant_min, self.quant_max)
+
+    @property
+    def leaves(self) -> tuple[Tensor, ...]:
+        """The tensors that gradients flow to from here: scale and zero point."""
+        return self.scale, self.zero_point
+
+    @property
+    def served(self) -> bool:
+        """Whether the eager CPU kernels may take the grid."""
+        return kernels.serves(*self.leaves)
+
+    def leaf_gradients(
+        self,
+        leaves: Sequence[Tensor],  # noqa: ARG002 - a grid made from variables needs these two
+        made: tuple[Any, Any],  # noqa: ARG002
+        d_grid: Sequence[Tensor | None],
+    ) -> Sequence[Tensor | None]:
+        """Return the gradients of `leaves`.
+
+        Parameters
+        ----------
+        leaves : sequence of Tensor
+            As they were in the forward.
+        made : pair of Tensor or float
+            Scale and zero point that were made of them.
+        d_grid : pair of Tensor
+            Gradients of scale and zero point, the latter None on a centered grid.
+        """
+        return d_grid
+
+    def tensors(self, leaves: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return scale and zero point in the graph of `leaves`."""
+        scale, zero_point = leaves
+        return scale, zero_point
+
 
 def _held(variable: Tensor, gradient: Tensor, low: float, high: float) -> Tensor:
     """Return the gradient where the variable is in bounds or a descent step leads back in; see the core's module."""
@@ -50,8 +97,24 @@ def _held(variable: Tensor, gradient: Tensor, low: float, high: float) -> Tensor
     return torch.where((inside | back_in) & torch.isfinite(gradient), gradient, 0.0)
 
 
+def _float32(value: float) -> float:
+    """Return the float32 number next to a float; infinite beyond, and no warning."""
+    return ctypes.c_float(value).value
+
+
+def _held_number(variable: float, gradient: float, low: float, high: float) -> float:
+    """Return what `_held` returns, for one number."""
+    inside = low <= variable <= high
+    back_in = (variable < low and gradient < 0) or (variable > high and gradient > 0)
+    return gradient if (inside or back_in) and math.isfinite(gradient) else 0.0
+
+
 def _bound(threshold: Tensor, low: float) -> Tensor:
     return torch.where(threshold.isnan(), low, threshold).clamp(low, MAX_THRESHOLD)
+
+
+def _bound_number(threshold: float, low: float) -> float:
+    return low if math.isnan(threshold) else min(max(threshold, low), MAX_THRESHOLD)
 
 
 def _hold_zero(range_min: Tensor, range_max: Tensor) -> tuple[Tensor, Tensor]:
@@ -59,6 +122,13 @@ def _hold_zero(range_min: Tensor, range_max: Tensor) -> tuple[Tensor, Tensor]:
     limit = MAX_THRESHOLD / 2
     first = range_min.nan_to_num(0.0, limit, -limit).clamp(-limit, 0.0)
     return first, range_max.nan_to_num(0.0, limit, -limit).clamp(0.0, limit)
+
+
+def _hold_zero_numbers(range_min: float, range_max: float) -> tuple[float, float]:
+    """Return what `_hold_zero` returns, for one range."""
+    limit = MAX_THRESHOLD / 2
+    first = 0.0 if math.isnan(range_min) else min(max(range_min, -limit), 0.0)
+    return first, 0.0 if math.isnan(range_max) else max(min(range_max, limit), 0.0)
 
 
 class SymmetricScale(torch.autograd.Function):
@@ -84,10 +154,47 @@ class SymmetricScale(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         """Return the threshold's gradient."""
         threshold, scale = ctx.saved_tensors
-        gradient = upstream * (1.0 / ctx.steps)
-        if ctx.power_of_two:
-            gradient = gradient * (scale * ctx.steps / _bound(threshold, ctx.low))
-        return _held(threshold, gradient, ctx.low, MAX_THRESHOLD), None, None, None
+        gradient = SymmetricScale.gradient(threshold, scale, upstream, ctx.low, ctx.steps, ctx.power_of_two)
+        return gradient, None, None, None
+
+    @staticmethod
+    def gradient(
+        threshold: Tensor,
+        scale: Any,
+        upstream: Tensor,
+        low: float,
+        steps: float,
+        power_of_two: bool,  # noqa: FBT001 - as in `forward`
+    ) -> Tensor:
+        """Return the threshold's gradient from the scale's."""
+        gradient = upstream * (1.0 / steps)
+        if power_of_two:
+            gradient = gradient * (scale * steps / _bound(threshold, low))
+        return _held(threshold, gradient, low, MAX_THRESHOLD)
+
+    @staticmethod
+    def number(threshold: float, low: float, steps: float, power_of_two: bool) -> float:  # noqa: FBT001 - as in `forward`
+        """Return what `forward` returns, for one number; every step is exact."""
+        bounded = _bound_number(threshold, low)
+        if power_of_two:
+            mantissa, exponent = math.frexp(bounded)
+            bounded = math.ldexp(1.0, exponent - (mantissa == 0.5))  # noqa: PLR2004 - the mantissa of a power of two
+        return bounded / steps
+
+    @staticmethod
+    def number_gradient(
+        threshold: float,
+        scale: float,
+        upstream: float,
+        low: float,
+        steps: float,
+        power_of_two: bool,  # noqa: FBT001 - as in `forward`
+    ) -> float:
+        """Return what `gradient` returns, for one number."""
+        gradient = _float32(upstream / steps)
+        if power_of_two:
+            gradient = _float32(gradient * _float32(scale * steps / _bound_number(threshold, low)))
+        return _held_number(threshold, gradient, low, MAX_THRESHOLD)
 
 
 class UniformGrid(torch.autograd.Function):
@@ -116,25 +223,164 @@ class UniformGrid(torch.autograd.Function):
     def backward(ctx: Any, d_scale: Tensor, d_zero: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of the range's ends."""
         range_min, range_max, scale, zero_point = ctx.saved_tensors
+        d_grid, grid = (d_scale, d_zero), (scale, zero_point)
+        return *UniformGrid.gradients((range_min, range_max), grid, d_grid, ctx.low, ctx.n_bits), None, None
+
+    @staticmethod
+    def gradients(
+        ends: tuple[Tensor, Tensor],
+        grid: tuple[Any, Any],
+        d_grid: tuple[Tensor, Tensor],
+        low: float,
+        n_bits: int,
+    ) -> tuple[Tensor, Tensor]:
+        """Return the gradients of the range's ends from those of scale and zero point."""
+        (range_min, range_max), (scale, zero_point), (d_scale, d_zero) = ends, grid, d_grid
         limit = MAX_THRESHOLD / 2
         first, last = _hold_zero(range_min, range_max)
         through_width = _held(
-            last - first, (d_scale - d_zero * zero_point / scale) / (2**ctx.n_bits - 1), ctx.low, MAX_THRESHOLD
+            last - first, (d_scale - d_zero * zero_point / scale) / (2**n_bits - 1), low, MAX_THRESHOLD
         )
         d_min = _held(range_min, -through_width - d_zero / scale, -limit, 0.0)
-        return d_min, _held(range_max, through_width, 0.0, limit), None, None
+        return d_min, _held(range_max, through_width, 0.0, limit)
+
+    @staticmethod
+    def number(range_min: float, range_max: float, low: float, n_bits: int) -> tuple[float, float]:
+        """Return what `forward` returns, for one range.
+
+        Sum, product and quotient of two float32 numbers, rounded to float64 and then to float32, are those rounded to
+        float32 at once: float64 has more than twice the digits and two.
+        """
+        quant_max = 2**n_bits - 1
+        first, last = _hold_zero_numbers(range_min, range_max)
+        width = _bound_number(_float32(last - first), low)
+        (bits,) = struct.unpack("<i", struct.pack("<f", width / quant_max))
+        (scale,) = struct.unpack("<f", struct.pack("<i", (bits + quant_max) & ~quant_max))
+        return scale, float(min(max(round(_float32(-first / scale)), 0), quant_max))
+
+    @staticmethod
+    def number_gradients(  # as `gradients`
+        ends: tuple[float, float],
+        grid: tuple[float, float],
+        d_grid: tuple[float, float],
+        low: float,
+        n_bits: int,
+    ) -> tuple[float, float]:
+        """Return what `gradients` returns, for one range."""
+        (range_min, range_max), (scale, zero_point), (d_scale, d_zero) = ends, grid, d_grid
+        limit = MAX_THRESHOLD / 2
+        first, last = _hold_zero_numbers(range_min, range_max)
+        nudged = _float32(_float32(d_zero * zero_point) / scale)
+        through_width = _float32(_float32(d_scale - nudged) / (2**n_bits - 1))
+        through_width = _held_number(_float32(last - first), through_width, low, MAX_THRESHOLD)
+        d_min = _float32(-through_width - _float32(d_zero / scale))
+        return _held_number(range_min, d_min, -limit, 0.0), _held_number(range_max, through_width, 0.0, limit)
+
+
+class VariableGrid(Grid):
+    """A grid that makes its tensors in the autograd graph when they are asked for; the eager kernels never ask.
+
+    Parameters
+    ----------
+    function : type
+        `SymmetricScale` or `UniformGrid`.
+    variables : tuple of Tensor
+        A threshold, or a range's two ends.
+    arguments : tuple
+        The function's further arguments.
+    quant_min, quant_max : int
+        First and last code.
+    """
+
+    function: type[SymmetricScale | UniformGrid]
+    variables: tuple[Tensor, ...]
+    arguments: tuple[Any, ...]
+
+    def __init__(
+        self,
+        function: type[SymmetricScale | UniformGrid],
+        variables: tuple[Tensor, ...],
+        arguments: tuple[Any, ...],
+        quant_min: int,
+        quant_max: int,
+    ) -> None:
+        given = {"function": function, "variables": variables, "arguments": arguments}
+        centered = function is SymmetricScale
+        self.__dict__.update(given, quant_min=quant_min, quant_max=quant_max, centered=centered)
+
+    @functools.cached_property
+    def _made(self) -> tuple[Tensor, Tensor]:
+        return self.tensors(self.variables)
+
+    @property
+    def scale(self) -> Tensor:  # type: ignore[override] # a field there
+        """Step between grid points."""
+        return self._made[0]
+
+    @property
+    def zero_point(self) -> Tensor:  # type: ignore[override] # a field there
+        """Code of real 0.0."""
+        return self._made[1]
+
+    @property
+    def leaves(self) -> tuple[Tensor, ...]:
+        """The variables."""
+        return self.variables
+
+    @functools.cached_property
+    def numbers(self) -> Numbers:  # type: ignore[override] # cached there too
+        """What the eager CPU kernels need of the grid."""
+        ends = self.quant_min, self.quant_max
+        if self.variables[0].dim() == 0:
+            made: Any = self.function.number(*map(float, self.variables), *self.arguments)
+        else:
+            with torch.no_grad():
+                made = self.function.forward(*self.variables, *self.arguments)
+        scale, zero_point = (made, 0.0) if self.centered else made
+        return Numbers.of(scale, zero_point, *ends)
+
+    def leaf_gradients(
+        self, leaves: Sequence[Tensor], made: tuple[Any, Any], d_grid: Sequence[Tensor | None]
+    ) -> Sequence[Tensor | None]:
+        """Return the gradients of the variables; see the base."""
+        d_scale, d_zero = d_grid
+        assert d_scale is not None  # noqa: S101 - the eager functions give both to a grid that is made of variables
+        if isinstance(made[0], float) and leaves[0].dim() == 0:
+            return [leaves[0].new_tensor(each) for each in self._number_gradients(leaves, made, d_grid)]
+        if d_zero is None:
+            return (SymmetricScale.gradient(leaves[0], made[0], d_scale, *self.arguments),)
+        return UniformGrid.gradients((leaves[0], leaves[1]), made, (d_scale, d_zero), *self.arguments)
+
+    def _number_gradients(
+        self, leaves: Sequence[Tensor], made: tuple[float, float], d_grid: Sequence[Tensor | None]
+    ) -> Sequence[float]:
+        variables = tuple(map(float, leaves))
+        d_scale, d_zero = (0.0 if each is None else float(each) for each in d_grid)
+        if self.centered:
+            return (SymmetricScale.number_gradient(variables[0], made[0], d_scale, *self.arguments),)
+        return UniformGrid.number_gradients((variables[0], variables[1]), made, (d_scale, d_zero), *self.arguments)
+
+    def tensors(self, leaves: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return scale and zero point in the graph of variables."""
+        made: Any = self.function.apply(*leaves, *self.arguments)  # type: ignore[no-untyped-call] # torch leaves it so
+        return (made, torch.zeros_like(made)) if self.centered else made
 
 
 def symmetric(threshold: Tensor, n_bits: int, *, signed: bool, power_of_two: bool, min_threshold: float) -> Grid:
     """Return the SYMMETRIC or POWER_OF_TWO grid of a threshold."""
     low = float(qparams.lower_bound(min_threshold))
-    scale = SymmetricScale.apply(threshold, low, 2.0 ** (n_bits - int(signed)), power_of_two)  # type: ignore[no-untyped-call] # torch leaves it so
     quant_min, quant_max = (-(2 ** (n_bits - 1)), 2 ** (n_bits - 1) - 1) if signed else (0, 2**n_bits - 1)
+    arguments = (low, 2.0 ** (n_bits - int(signed)), power_of_two)
+    if kernels.serves(threshold):
+        return VariableGrid(SymmetricScale, (threshold,), arguments, quant_min, quant_max)
+    scale = SymmetricScale.apply(threshold, *arguments)  # type: ignore[no-untyped-call] # torch leaves it so
     return Grid(scale, torch.zeros_like(scale), quant_min, quant_max, centered=True)
 
 
 def uniform(range_min: Tensor, range_max: Tensor, n_bits: int, *, min_threshold: float) -> Grid:
     """Return the UNIFORM grid of a range."""
-    low = float(qparams.lower_bound(min_threshold))
-    scale, zero_point = UniformGrid.apply(range_min, range_max, low, n_bits)  # type: ignore[no-untyped-call] # torch leaves it so
-    return Grid(scale, zero_point, 0, 2**n_bits - 1, centered=False)
+    low, quant_max = float(qparams.lower_bound(min_threshold)), 2**n_bits - 1
+    if kernels.serves(range_min, range_max):
+        return VariableGrid(UniformGrid, (range_min, range_max), (low, n_bits), 0, quant_max)
+    scale, zero_point = UniformGrid.apply(range_min, range_max, low, n_bits)  # type: ignore[no-untyped-call] # as above
+    return Grid(scale, zero_point, 0, quant_max, centered=False)

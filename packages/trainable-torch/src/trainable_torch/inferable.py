@@ -21,10 +21,13 @@ import torch
 from mct_quantizers.pytorch import quantizers as mctq
 from torch import Tensor, nn
 
+from trainable_core.checks import MAX_THRESHOLD
 from trainable_core.constants import RANGE_MAX, RANGE_MIN, SIGNED, THRESHOLD
 from trainable_core.enums import QuantizationMethod, QuantizationTarget
 from trainable_core.qparams import QParams, deployed_params
 from trainable_torch import ops
+
+F32_TINY = torch.finfo(torch.float32).tiny  # the inverse of less may be infinite
 
 
 class _Mended(nn.Module):
@@ -93,11 +96,23 @@ class _Mended(nn.Module):
         """Threshold or nudged range, as in the configs."""
         return deployed_params(self.qparams, QuantizationMethod[self.quantization_method[0].name])
 
-    def _load_from_state_dict(self, *args: Any) -> None:
-        super()._load_from_state_dict(*args)
-        if not self.grid_scale.is_meta:
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        if self.grid_scale.is_meta:
+            return
+        if self._is_grid():
             qparams = self.qparams
             self._tell_mctq((qparams.quant_max - qparams.quant_min + 1).bit_length() - 1)
+        else:
+            args[-1].append(f"{prefix}grid_scale, grid_low and grid_high: their values are no grid")
+
+    def _is_grid(self) -> bool:
+        """Return whether the buffers hold a positive finite scale and codes that zero is among."""
+        scale, low, high = self.grid_scale, self.grid_low, self.grid_high
+        codes = high - low + 1
+        widths = torch.as_tensor([2.0**n_bits for n_bits in range(1, 17)], device=codes.device)
+        whole = (low == low.round()) & (low <= 0) & (high >= 0) & torch.isin(codes, widths)
+        return bool(((scale >= F32_TINY) & (scale <= MAX_THRESHOLD / codes) & whole & (codes == codes.amax())).all())
 
     def _apply(self, fn: Any, recurse: bool = True) -> _Mended:  # noqa: FBT001, FBT002 - torch's signature
         """Move the numbers; they stay float32 whatever dtype the model is cast to."""

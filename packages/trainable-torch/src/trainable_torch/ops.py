@@ -8,11 +8,13 @@ sends +inf to the lowest code), and NaN stays NaN.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from trainable_torch import kernels
 from trainable_torch.grid import Grid
 
 End = Tensor | int
@@ -68,9 +70,7 @@ class _Ste(_FakeQuantize):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         """Pass the gradient inside the range, its ends included."""
-        x, scale, low, high = _Ste.saved(ctx)
-        steps = x * scale.reciprocal()
-        return torch.where((steps >= low) & (steps <= high), upstream, 0.0), None, None, None, None, None
+        return _ste_gradient(upstream, *_Ste.saved(ctx)), None, None, None, None, None
 
 
 class _Lsq(_FakeQuantize):
@@ -79,19 +79,93 @@ class _Lsq(_FakeQuantize):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         """Pass the gradient strictly inside the range; give scale and zero point theirs."""
-        x, scale, low, high = _Lsq.saved(ctx)
-        steps = x * scale.reciprocal()
-        below, above = steps <= low, steps >= high
-        between = (steps > low) & (steps < high)
-        d_x = torch.where(between, upstream, 0.0) if ctx.needs_input_grad[0] else None
-        d_scale = d_zero = None
-        if ctx.needs_input_grad[1]:
-            outside = torch.where(above, high, torch.where(below, low, 0.0))
-            slope = torch.where(between, steps.round() - steps, outside.to(steps.dtype))
-            d_scale = (upstream * slope).sum_to_size(scale.shape) * ctx.gradient_scale
-        if ctx.needs_input_grad[2]:
-            d_zero = -(torch.where(below | above, upstream, 0.0).sum_to_size(scale.shape) * scale) * ctx.gradient_scale
-        return d_x, d_scale, d_zero, None, None, None
+        gradients = _lsq_gradients(upstream, *_Lsq.saved(ctx), ctx.needs_input_grad[:3])
+        d_scale, d_zero = (None if each is None else each * ctx.gradient_scale for each in gradients[1:])
+        return gradients[0], d_scale, d_zero, None, None, None
+
+
+def _ste_gradient(upstream: Tensor, x: Tensor, scale: Tensor, low: End, high: End) -> Tensor:
+    steps = x * scale.reciprocal()
+    return torch.where((steps >= low) & (steps <= high), upstream, 0.0)
+
+
+def _lsq_gradients(
+    upstream: Tensor, x: Tensor, scale: Tensor, low: End, high: End, needed: Sequence[bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Return the gradients of input, scale and zero point that are needed, the last two without the gradient scale."""
+    steps = x * scale.reciprocal()
+    below, above = steps <= low, steps >= high
+    between = (steps > low) & (steps < high)
+    d_x = torch.where(between, upstream, 0.0) if needed[0] else None
+    d_scale = d_zero = None
+    if needed[1]:
+        outside = torch.where(above, high, torch.where(below, low, 0.0))
+        slope = torch.where(between, steps.round() - steps, outside.to(steps.dtype))
+        d_scale = (upstream * slope).sum_to_size(scale.shape)
+    if needed[2]:
+        d_zero = -(torch.where(below | above, upstream, 0.0).sum_to_size(scale.shape) * scale)
+    return d_x, d_scale, d_zero
+
+
+class _EagerSte(torch.autograd.Function):
+    """`_Ste` by the eager CPU kernels."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, grid: Grid) -> Tensor:
+        """Return `x` snapped to the grid; keep `x`."""
+        ctx.grid = grid
+        ctx.save_for_backward(x)
+        return kernels.snap(x, grid.numbers)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, None]:
+        """Pass the gradient inside the range, its ends included."""
+        (x,) = ctx.saved_tensors
+        if _plain(upstream):
+            return kernels.pass_inside(x, upstream, ctx.grid.numbers, closed=True), None
+        return _ste_gradient(upstream, x, *ctx.grid.numbers.tensors(x)), None
+
+
+class _EagerLsq(torch.autograd.Function):
+    """`_Lsq`, and the grid's own function with it, by the eager CPU kernels."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, grid: Grid, gradient_scale: float, *leaves: Tensor) -> Tensor:
+        """Return `x` snapped to the grid; keep `x` and the variables."""
+        ctx.grid, ctx.gradient_scale = grid, gradient_scale
+        ctx.save_for_backward(x, *leaves)
+        return kernels.snap(x, grid.numbers)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        """Pass the gradient strictly inside the range; give the variables theirs."""
+        x, *leaves = ctx.saved_tensors
+        needs_x, _, _, *needs = ctx.needs_input_grad
+        grid: Grid = ctx.grid
+        numbers, outside = grid.numbers, len(leaves) > 1  # a threshold has no part in the zero point
+        d_zero: Tensor | None
+        if not _plain(upstream):  # this backward pass is differentiated, or vectorized
+            scale, zero_point = grid.tensors(leaves)
+            plain = Grid(scale, zero_point, grid.quant_min, grid.quant_max, grid.centered)
+            d_x, d_scale, d_zero = _lsq_gradients(upstream, x, scale, *plain.ends, (needs_x, True, outside))
+            made: tuple[Any, Any] = scale, zero_point
+        elif not any(needs):
+            return kernels.pass_inside(x, upstream, numbers, closed=False), None, None, *(None for _ in needs)
+        else:
+            made = numbers.scale, numbers.zero_point(grid.quant_min)
+            found = kernels.learned(x, upstream, numbers, outside=outside)
+            if found is None:
+                d_x, d_scale, d_zero = _lsq_gradients(upstream, x, *numbers.tensors(x), (needs_x, True, outside))
+            else:
+                d_x, d_scale = found.x if needs_x else None, found.slope
+                d_zero = None if found.outside is None else -(found.outside * numbers.scale)
+        d_grid = tuple(None if each is None else each * ctx.gradient_scale for each in (d_scale, d_zero))
+        return d_x, None, None, *grid.leaf_gradients(leaves, made, d_grid)
+
+
+def _plain(upstream: Tensor) -> bool:
+    """Return whether a backward pass may take the eager kernels: it is not differentiated itself."""
+    return kernels.serves(upstream) and not torch.is_grad_enabled()
 
 
 def apply(function: type[torch.autograd.Function], *arguments: Any) -> Tensor:
@@ -102,9 +176,23 @@ def apply(function: type[torch.autograd.Function], *arguments: Any) -> Tensor:
 
 def ste_fake_quantize(x: Tensor, grid: Grid) -> Tensor:
     """Return `x` snapped to the grid, gradient by `trainable_core.reference.ste`; float32."""
+    if _serves(x, grid):
+        return apply(_EagerSte, x, grid) if _records(x) else kernels.snap(x, grid.numbers)
     return apply(_Ste, x, grid.scale.detach(), grid.zero_point.detach(), *grid.ends, 1.0)
 
 
 def lsq_fake_quantize(x: Tensor, grid: Grid, gradient_scale: float) -> Tensor:
     """Return `x` snapped to the grid, gradients by `trainable_core.reference.lsq`; float32."""
+    if _serves(x, grid):
+        if _records(x, *grid.leaves):
+            return apply(_EagerLsq, x, grid, gradient_scale, *grid.leaves)
+        return kernels.snap(x, grid.numbers)
     return apply(_Lsq, x, grid.scale, grid.zero_point, *grid.ends, gradient_scale)
+
+
+def _serves(x: Tensor, grid: Grid) -> bool:
+    return kernels.serves(x) and grid.served and x.numel() > 0
+
+
+def _records(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)

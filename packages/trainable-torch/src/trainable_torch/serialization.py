@@ -20,6 +20,7 @@ from trainable_core.model_document import as_path, write_atomically
 from trainable_core.recipe import QuantizationRecipe
 from trainable_torch.finalized import finalize
 from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer
+from trainable_torch.ranks import require_whole
 from trainable_torch.training import quantizers_of
 from trainable_torch.wrapping import state_of, wrap
 
@@ -41,7 +42,7 @@ def save(qmodel: nn.Module, path: str | PathLike[str]) -> None:
     Raises
     ------
     ModelError
-        When the model is not wrapped, or its state holds something that is no tensor.
+        When the model is not wrapped, is sharded over ranks, or its state holds something that is no tensor.
     DocumentError
         When the file can't be written.
 
@@ -51,6 +52,7 @@ def save(qmodel: nn.Module, path: str | PathLike[str]) -> None:
     share a tensor, the version of this format, and the SHA-256 of all this, so that no damage goes unseen.
     """
     state = state_of(qmodel)
+    require_whole(qmodel, "save")
     tensors: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
     first: dict[tuple[Any, ...], str] = {}
@@ -185,7 +187,10 @@ def _fill(path: Any, qmodel: nn.Module, tensors: dict[str, Tensor]) -> None:
         if found.dtype != value.dtype:
             problem = f"{name!r} is {found.dtype}, this model's is {value.dtype}"
             raise DocumentError(path, problem, "cast the model before loading, as in model.to(torch.bfloat16).")
-    qmodel.load_state_dict(tensors)
+    try:
+        qmodel.load_state_dict(tensors)
+    except RuntimeError as error:  # names and shapes are right, so it is the values
+        raise DocumentError(path, f"its tensors don't fit: {error}") from error
 
 
 def _placeholder(quantizer: BasePytorchTrainableQuantizer) -> None:

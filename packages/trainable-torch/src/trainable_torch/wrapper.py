@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from trainable_core.enums import QuantizationTarget
 from trainable_core.errors import UnsupportedConfigError
+from trainable_torch import cache
 from trainable_torch.holder import ActivationQuantizationHolder
 from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer, require_quantizer
 
@@ -90,8 +91,9 @@ class QuantizationWrapper(PytorchQuantizationWrapper):  # type: ignore[misc]
     Mended against mctq 1.7. The wrapper and its layer share one dictionary of parameters and one of buffers: nothing is
     moved, renamed or copied. So tied weights stay tied, float checkpoints find their keys, ``load_state_dict`` with
     ``assign=True`` is seen by layer and wrapper alike, and `deepcopy` and `pickle` work after a training forward,
-    because quantized weights are handed to the layer for the length of one call and never stored. Attributes the
-    wrapper doesn't have are the layer's.
+    because quantized weights are handed to the layer for the length of one call and never stored in it. Attributes the
+    wrapper doesn't have are the layer's. In eval mode, without gradients, a weight is fake-quantized when it or its
+    quantizer changed (`trainable_torch.cache` says how that is seen), not at every call; a compiled model computes it.
     """
 
     layer: Any
@@ -195,11 +197,20 @@ class QuantizationWrapper(PytorchQuantizationWrapper):  # type: ignore[misc]
         return {attribute: self._quantized(weight, q) for attribute, weight, q in self.get_weights_vars()}
 
     def _quantized(self, weight: Tensor, quantizer: Any) -> Tensor:
-        if isinstance(quantizer, BasePytorchTrainableQuantizer):
-            result: Tensor = quantizer(weight, self.training)
-        else:
-            result = quantizer(weight)
-        return result
+        trainable = isinstance(quantizer, BasePytorchTrainableQuantizer)
+
+        def compute() -> Tensor:
+            result: Tensor = quantizer(weight, self.training) if trainable else quantizer(weight)
+            return result
+
+        if torch.compiler.is_compiling() or not isinstance(quantizer, nn.Module):
+            return compute()
+        if self.training:
+            cache.forget(quantizer)
+            return compute()
+        if trainable and torch.is_grad_enabled() and _learns(weight, quantizer):
+            return compute()
+        return cache.evaluated(quantizer, weight, compute)
 
     def convert_to_inferable_quantizers(self) -> None:
         """Put inferable quantizers in the trainable ones' place, holders included; does nothing the second time."""
@@ -220,6 +231,9 @@ class QuantizationWrapper(PytorchQuantizationWrapper):  # type: ignore[misc]
     def train(self, mode: bool = True) -> QuantizationWrapper:  # noqa: FBT001, FBT002 - torch's signature
         """Set the training mode of wrapper, layer and quantizers."""
         super().train(mode)
+        if mode:
+            for quantizer in self.weights_quantizers.values():
+                cache.forget(quantizer)
         if isinstance(self.layer, nn.Module):
             self.layer.training = mode  # its children are the wrapper's and are set already
         return self
@@ -294,6 +308,10 @@ class QuantizationWrapper(PytorchQuantizationWrapper):  # type: ignore[misc]
             # the key is another object than the query, else the two may be fused
             place[0][place[1]] = laid_out.view_as(laid_out) if name == "key" else laid_out
         return tuple(values), keywords
+
+
+def _learns(weight: Tensor, quantizer: nn.Module) -> bool:
+    return weight.requires_grad or any(parameter.requires_grad for parameter in quantizer.parameters())
 
 
 def _laid_out(tensor: Any, *, batch_first: bool) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, Protocol
@@ -47,6 +47,10 @@ class Adapter(Protocol):
     """Name of the backend."""
     tie_rule: TieRule
     """Where its kernels send a value half way between two codes."""
+    counts_calls: bool
+    """Whether a call with ``training=True`` advances the quantizer's schedule by itself, before it computes."""
+    subnormals: bool
+    """Whether its kernels compute with subnormal numbers; otherwise they may take them for zero."""
     dtypes: Sequence[str]
     """Names of the input dtypes it takes, ``float32`` first."""
     devices: Sequence[str]
@@ -86,6 +90,9 @@ class Adapter(Protocol):
 
     def restore(self, quantizer: Any, state: bytes) -> None:
         """Take over a state in place."""
+
+    def model(self) -> tuple[Any, Any, Callable[[Any], NDArray[Any]]]:
+        """Return a small float model with one linear layer, a batch for it, and what reads a model's output for it."""
 
 
 def adapter_of(backend: str) -> Adapter:

@@ -98,7 +98,10 @@ def new_plugin_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``trainable new-plugin``."""
     parser.add_argument("name", metavar="NAME", help="of the distribution, such as trainable-mymethod")
     parser.add_argument(
-        "--backend", choices=backends_with_template(), default="torch", help="whose quantizers it has (torch)"
+        "--backend",
+        choices=backends_with_template(),
+        action="append",
+        help="whose quantizers it has; may be given more than once; by default those of every backend listed here",
     )
     parser.add_argument("--output", metavar="DIR", type=Path, help="where to write it; by default ./NAME")
 
@@ -106,7 +109,7 @@ def new_plugin_arguments(parser: argparse.ArgumentParser) -> None:
 def new_plugin(arguments: argparse.Namespace) -> int:
     """Write a plugin that passes the kit, to be filled with a method of one's own."""
     folder = arguments.output or Path(arguments.name)
-    for path in write_plugin(arguments.name, arguments.backend, folder):
+    for path in write_plugin(arguments.name, arguments.backend or backends_with_template(), folder):
         sys.stdout.write(f"{path}\n")
     sys.stdout.write(f"Next: pip install -e {folder} && trainable check --plugin {arguments.name}\n")
     return 0

@@ -23,6 +23,9 @@ from trainable_core.schedule import LinearAnnealingScheduler
 EPSILON = 2.0**-23  # the distance from 1 to the next float32 number: twice the error of one operation
 
 
+SMALLEST_NORMAL = np.finfo(np.float32).tiny
+
+
 @dataclass(frozen=True)
 class Expected:
     """Gradients that are right, and how far a float32 computation may be from them.
@@ -70,12 +73,14 @@ def near_tie(x: Float32, at: QParams) -> NDArray[np.bool_]:
     return np.asarray((distance <= error) & (not _exact(at)))
 
 
-def decided(quantizer: Any, case: Case, *, ends: bool) -> Float32:
+def decided(subject: Subject, quantizer: Any, case: Case, *, ends: bool) -> Float32:
     """Return the case's upstream with zeros where a gradient is not sure, on any of the quantizer's grids.
 
-    That is where rounding errors decide, and without `ends` exactly at the ends of the range too.
+    That is where rounding errors decide, and without `ends` exactly at the ends of the range too. Zero may be an end: a
+    backend that takes subnormal numbers for zero does not say on which side of it they are.
     """
-    unsure = np.zeros(case.x.shape, bool)
+    subnormal = (np.abs(case.x) < SMALLEST_NORMAL) & (case.x != 0)
+    unsure = subnormal & (not subject.adapter.subnormals)
     for width in quantizer.widths:
         at = grid(quantizer, width)
         low, high = affine.ends(at, case.x.ndim)
@@ -120,15 +125,16 @@ class _Dqa:
     """The mixture; its grids are not trained, its logits are."""
 
     @staticmethod
-    def _mixture(quantizer: Any, case: Case) -> tuple[list[QParams], NDArray[Any], float]:
+    def _mixture(subject: Subject, quantizer: Any, case: Case) -> tuple[list[QParams], NDArray[Any], float]:
         given = quantizer.get_arguments()["temperature"]
-        step = max(case.steps - 1, 0)  # the first training forward is step 0, and `advance` has counted it
         schedule = LinearAnnealingScheduler(**given)
-        temperature = 0.0 if case.steps > schedule.t_end else float(schedule(step))
+        counted = case.steps + int(subject.adapter.counts_calls)
+        # the first training forward is step 0, and `advance` has counted it
+        temperature = 0.0 if counted > schedule.t_end else float(schedule(max(counted - 1, 0)))
         return [grid(quantizer, width) for width in quantizer.widths], variables(quantizer)["logits"], temperature
 
     def values(self, subject: Subject, quantizer: Any, case: Case, *, training: bool) -> tuple[Any, Any]:
-        grids, logits, temperature = self._mixture(quantizer, case)
+        grids, logits, temperature = self._mixture(subject, quantizer, case)
         tie_rule = subject.adapter.tie_rule
         expected = dqa.fake_quantize(case.x, grids, logits, temperature if training else 0.0, tie_rule=tie_rule)
         allowed = np.zeros(case.x.shape)
@@ -143,7 +149,7 @@ class _Dqa:
         return expected, allowed
 
     def gradients(self, subject: Subject, quantizer: Any, case: Case, upstream: Float32) -> Expected:
-        grids, logits, temperature = self._mixture(quantizer, case)
+        grids, logits, temperature = self._mixture(subject, quantizer, case)
         tie_rule = subject.adapter.tie_rule
         found = dqa.gradients(case.x, upstream, grids, logits, temperature, tie_rule=tie_rule)
         if not temperature:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any, TypeVar
 
 import hypothesis
@@ -31,6 +33,7 @@ __all__ = [
     "ConformanceError",
     "Verdict",
     "check_quantizer",
+    "checks",
     "conformance_checks",
     "replay",
     "subjects",
@@ -235,6 +238,24 @@ class Check:
         return f"{self.subject}-{self.law.name}"
 
 
+def checks(
+    *classes: type[Any],
+    backend: str | None = None,
+    plugin: str | None = None,
+    laws: Sequence[str] | None = None,
+    examples: int | None = None,
+    seed: int | None = None,
+) -> list[Check]:
+    """Return a check for each law on each quantizer; see `conformance_checks`."""
+    found = (
+        [s for cls in classes for s in subjects_of(cls, adapter_of(cls.backend))]
+        if classes
+        else subjects(backend, plugin)
+    )
+    chosen = named_laws(None if laws is None else list(laws))
+    return [Check(law, subject, examples, seed) for subject in found for law in chosen if law.about(subject)]
+
+
 def conformance_checks(
     *classes: type[Any],
     backend: str | None = None,
@@ -270,17 +291,11 @@ def conformance_checks(
     """
     import pytest  # noqa: PLC0415 - the command line needs none
 
-    found = (
-        [s for cls in classes for s in subjects_of(cls, adapter_of(cls.backend))]
-        if classes
-        else subjects(backend, plugin)
-    )
-    chosen = named_laws(None if laws is None else list(laws))
-    checks = [Check(law, subject, examples, seed) for subject in found for law in chosen if law.about(subject)]
-    if not checks:
+    made = checks(*classes, backend=backend, plugin=plugin, laws=laws, examples=examples, seed=seed)
+    if not made:
         raise UnsupportedConfigError(f"backend {backend!r}, plugin {plugin!r}", "there is no quantizer to check")
     expected = dict(expected_failures or {})
-    names = {str(check) for check in checks} | {check.law.name for check in checks}
+    names = {str(check) for check in made} | {check.law.name for check in made}
     for name, reason in expected.items():
         if name not in names:
             hint = nearest(name, names).strip().removeprefix("Hint: ")
@@ -290,7 +305,7 @@ def conformance_checks(
         if not reason.strip():
             raise UnsupportedConfigError(f"expected failure {name!r}", "it gives no reason")
     parameters = []
-    for check in checks:
+    for check in made:
         why = expected.get(str(check), expected.get(check.law.name))
         marks = [] if why is None else [pytest.mark.xfail(reason=why, raises=ConformanceError, strict=True)]
         parameters.append(pytest.param(check, id=str(check), marks=marks))
@@ -298,25 +313,39 @@ def conformance_checks(
     return decorate
 
 
-def replay(document: Mapping[str, Any], cls: type[Any] | None = None) -> None:
+def replay(document: Mapping[str, Any] | str, cls: type[Any] | None = None) -> None:
     """Try a law again on the case of a counterexample's document; raises `Violation`, or what the quantizer raises.
 
     Parameters
     ----------
-    document : mapping
-        As `Counterexample.document` and the JSON report have it.
+    document : mapping or str
+        As `Counterexample.document` and the JSON report have it; a str is read as JSON.
     cls : type, optional
-        The class; by default the registered one of that import path.
+        The class; by default what is found at the document's import path.
+
+    Raises
+    ------
+    UnsupportedConfigError
+        When the class can't be imported, or is not for the document's grid.
     """
-    candidates = subjects(document["backend"]) if cls is None else subjects_of(cls, adapter_of(document["backend"]))
-    for subject in candidates:
-        name = f"{subject.cls.__module__}.{subject.cls.__qualname__}"
-        if name == document["quantizer"] and subject.key.method.name == document["method"]:
-            law = named_laws([document["law"]])[0]
-            case = Case.from_document(document["case"])
+    given: Mapping[str, Any] = json.loads(document) if isinstance(document, str) else document
+    cls = _imported(given["quantizer"]) if cls is None else cls
+    (law,) = named_laws([given["law"]])
+    for subject in subjects_of(cls, adapter_of(given["backend"])):
+        if subject.key.method.name == given["method"]:
+            if given["case"] is None:  # about the class: any case will do
+                Check(law, subject, seed=0)()
+                return
             with np.errstate(all="ignore"):
-                law.check(subject, case)
+                law.check(subject, Case.from_document(given["case"]))
             return
-    raise UnsupportedConfigError(
-        "replay", f"no registered quantizer is {document['quantizer']} on {document['method']}"
-    )
+    raise UnsupportedConfigError("replay", f"{cls.__name__} is not for {given['method']}")
+
+
+def _imported(path: str) -> type[Any]:
+    module, _, name = path.rpartition(".")
+    try:
+        cls: type[Any] = getattr(import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise UnsupportedConfigError("replay", f"no quantizer is at {path}: {error}", "give the class.") from error
+    return cls

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from string import Template
@@ -20,28 +21,32 @@ def backends_with_template() -> list[str]:
     )
 
 
-def write_plugin(name: str, backend: str, folder: Path) -> list[Path]:
+def write_plugin(name: str, backends: Sequence[str], folder: Path) -> list[Path]:
     """Write a plugin into a folder that is not there yet; return its files.
 
     Parameters
     ----------
     name : str
         Of the distribution: letters, digits and hyphens.
-    backend : str
-        One of `backends_with_template`.
+    backends : sequence of str
+        Some of `backends_with_template`.
     folder : Path
         Where to.
 
     Raises
     ------
     UnsupportedConfigError
-        When the name can't be a distribution's and a package's.
+        When the name can't be a distribution's and a package's, or a backend has no template.
     DocumentError
         When the folder exists or can't be written.
     """
     package = name.replace("-", "_")
     if not re.fullmatch(r"[a-z][a-z0-9-]*[a-z0-9]", name) or not package.isidentifier():
         raise UnsupportedConfigError(f"plugin name {name!r}", "must be lower-case letters, digits and hyphens")
+    for backend in backends:
+        if backend not in backends_with_template():
+            known = ", ".join(backends_with_template())
+            raise UnsupportedConfigError(f"plugin for {backend!r}", f"there is no template; there is one for: {known}")
     method = package.removeprefix("trainable_").upper()
     major, minor = __version__.split(".")[:2]
     facts = {
@@ -49,16 +54,19 @@ def write_plugin(name: str, backend: str, folder: Path) -> list[Path]:
         "package": package,
         "method": method,
         "class_name": "".join(part.title() for part in method.lower().split("_")),
-        "backend": backend,
         "low": f"{major}.{minor}",
         "high": f"{major}.{int(minor) + 1}",
     }
+    between = f">={facts['low']},<{facts['high']}"
+    facts["extras"] = "".join(f'{each} = ["trainable-{each}{between}"]\n' for each in backends)
+    facts["branches"] = "".join(_filled("branch.txt", {**facts, "backend": each}) for each in backends)
     sources = {
         "pyproject.toml": "pyproject.txt",
         "README.md": "readme.txt",
         f"src/{package}/__init__.py": "init.txt",
         f"src/{package}/plugin.py": "plugin.txt",
-        f"src/{package}/{backend}_quantizers.py": f"{backend}_quantizers.txt",
+        f"src/{package}/surrogate.py": "surrogate.txt",
+        **{f"src/{package}/{backend}_quantizers.py": f"{backend}_quantizers.txt" for backend in backends},
         "tests/test_conformance.py": "test.txt",
     }
     written = []
@@ -67,8 +75,12 @@ def write_plugin(name: str, backend: str, folder: Path) -> list[Path]:
         for place, template in sources.items():
             path = folder / place
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(Template((TEMPLATES / template).read_text("utf-8")).substitute(facts), encoding="utf-8")
+            path.write_text(_filled(template, facts), encoding="utf-8")
             written.append(path)
     except OSError as error:
         raise DocumentError(folder, f"can't be written: {error.strerror}") from error
     return written
+
+
+def _filled(template: str, facts: Mapping[str, str]) -> str:
+    return Template((TEMPLATES / template).read_text("utf-8")).substitute(facts)

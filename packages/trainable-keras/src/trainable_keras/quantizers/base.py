@@ -273,3 +273,29 @@ class BaseKerasTrainableQuantizer(keras.layers.Layer, BaseTrainableQuantizer, Ba
 
     def _own_variables(self) -> list[keras.Variable]:
         return list(self.variables)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copy and pickle by config and variables: Keras would look the class up among its custom objects."""
+        state: dict[str, Any] = {}
+        self.save_own_variables(state)
+        document = self.get_config()
+        values = {name: self.to_numpy(self.get_quantizer_variable(name)) for name in self.variable_names}
+        return _rebuilt, (type(self), {**document, "variables": {}}, values, state, self.subject, self.trainable)
+
+
+def _rebuilt(
+    cls: type[BaseKerasTrainableQuantizer],
+    document: dict[str, Any],
+    values: dict[str, Any],
+    state: dict[str, Any],
+    subject: str,
+    trainable: bool,  # noqa: FBT001 - pickle calls it by position
+) -> BaseKerasTrainableQuantizer:
+    """Return the quantizer that `__reduce__` took apart; it may be uncalibrated, or not initialized."""
+    quantizer = cls.from_config(document)
+    quantizer.subject = subject
+    if values:
+        quantizer._restore(values, document["tensor_ndim"])  # noqa: SLF001 - ours
+        quantizer.load_own_variables(state)
+    quantizer.trainable = trainable
+    return quantizer

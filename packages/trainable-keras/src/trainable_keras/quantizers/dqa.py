@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import keras
 import numpy as np
@@ -42,6 +43,14 @@ class DqaQuantizer(BaseKerasTrainableQuantizer):
     ``training=True`` counts as one step, and adds `regularization` to the layer's losses, which `fit` minimizes.
     """
 
+    soft_training: ClassVar[bool] = True
+    conformance_arguments: ClassVar[tuple[dict[str, Any], ...]] = (
+        {
+            "temperature": {"t_start": 0, "t_end": 3, "initial_val": 2.0, "target_val": 0.1},
+            "bit_cost_weight": 0.25,
+        },
+    )
+
     logits: keras.Variable
     step: keras.Variable
 
@@ -66,6 +75,11 @@ class DqaQuantizer(BaseKerasTrainableQuantizer):
     def selected_width(self) -> int:
         """Width with the largest logit."""
         return self.widths[int(np.argmax(to_numpy(_comparable(read(self.logits)))))]
+
+    @property
+    def schedule_end(self) -> int:
+        """Number of training steps after which training values are the deployed ones."""
+        return math.floor(self.temperature.t_end) + 1
 
     def add_variables(self) -> None:
         """Add the attention's logits, all equal, and the schedule's step."""

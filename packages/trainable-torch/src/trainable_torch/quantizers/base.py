@@ -13,13 +13,14 @@ from mct_quantizers.common.base_inferable_quantizer import BaseInferableQuantize
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from trainable_core import qparams
 from trainable_core.config import TrainableQuantizerConfig
-from trainable_core.constants import RANGE_MAX, RANGE_MIN, SIGNED, THRESHOLD
+from trainable_core.constants import SIGNED
 from trainable_core.enums import QuantizationMethod, QuantizationTarget, VariableGroup
 from trainable_core.errors import QuantizerStateError, ShapeMismatchError, UnsupportedConfigError
 from trainable_core.quantizer import BaseTrainableQuantizer
+from trainable_torch import cache, inferable
 from trainable_torch import grid as grids
-from trainable_torch import inferable
 from trainable_torch.grid import Grid
 
 
@@ -53,6 +54,9 @@ class BasePytorchTrainableQuantizer(nn.Module, BaseTrainableQuantizer, BaseInfer
     def __init__(self, quantization_config: TrainableQuantizerConfig, freeze_quant_params: bool = False) -> None:  # noqa: FBT001, FBT002 - the seed's signature
         nn.Module.__init__(self)
         BaseTrainableQuantizer.__init__(self, quantization_config, freeze_quant_params)
+        if self.stores_sign:
+            self.register_buffer(SIGNED, torch.tensor(self.signed))
+        self._grid_names: dict[int, tuple[str, ...]] = {}
 
     def fake_quantize(self, x: Tensor, grid: Grid, training: bool) -> Tensor:  # noqa: FBT001 - mctq's call
         """Return `x` on the grid, with this method's gradient; what a training method writes.
@@ -108,7 +112,7 @@ class BasePytorchTrainableQuantizer(nn.Module, BaseTrainableQuantizer, BaseInfer
     def _check_channels(self, shape: torch.Size) -> None:
         axis = self.quantization_config.channels_axis
         if axis is not None:
-            channels = next(iter(self.grid_variables(self.widths[0]).values())).shape[0]
+            channels = self._grid_tensors(self.widths[0])[0].shape[0]
             if not -len(shape) <= axis < len(shape) or shape[axis] != channels:
                 raise ShapeMismatchError(
                     self.subject, f"{channels} channels along axis {axis}", f"shape {tuple(shape)}"
@@ -116,17 +120,35 @@ class BasePytorchTrainableQuantizer(nn.Module, BaseTrainableQuantizer, BaseInfer
 
     def grid(self, ndim: int, width: int | None = None) -> Grid:
         """Return the grid of one width (default: the selected one) for a tensor of `ndim` dimensions."""
-        config = self.quantization_config
         width = self.selected_width if width is None else width
-        variables = self.grid_variables(width)
+        variables = self._grid_tensors(width)
+        if not cache.is_plain(*variables):
+            return self._make_grid(variables, ndim, width)
+        if torch.is_grad_enabled() and any(variable.requires_grad for variable in variables):
+            return self._make_grid(variables, ndim, width)
+        made: Grid = cache.unlearned(
+            self, (ndim, width, self.signed), variables, lambda: self._make_grid(variables, ndim, width)
+        )
+        return made
+
+    def _grid_tensors(self, width: int) -> tuple[Tensor, ...]:
+        """Return the variables that one width's grid is made from."""
+        names = self._grid_names.get(width)
+        if names is None:
+            keys = qparams.variable_names(self.quantization_config.quantization_method)
+            names = self._grid_names[width] = tuple(self._variable(key, width) for key in keys)
+        return tuple(getattr(self, name) for name in names)
+
+    def _make_grid(self, variables: tuple[Tensor, ...], ndim: int, width: int) -> Grid:
+        config = self.quantization_config
         if config.channels_axis is not None:
             shape = [1] * ndim
             shape[config.channels_axis] = -1
-            variables = {key: variable.view(shape) for key, variable in variables.items()}
+            variables = tuple(variable.view(shape) for variable in variables)
         if config.quantization_method is QuantizationMethod.UNIFORM:
-            return grids.uniform(variables[RANGE_MIN], variables[RANGE_MAX], width, min_threshold=config.min_threshold)
+            return grids.uniform(*variables, width, min_threshold=config.min_threshold)
         return grids.symmetric(
-            variables[THRESHOLD],
+            *variables,
             width,
             signed=self.signed,
             power_of_two=config.quantization_method is QuantizationMethod.POWER_OF_TWO,
@@ -191,22 +213,27 @@ class BasePytorchTrainableQuantizer(nn.Module, BaseTrainableQuantizer, BaseInfer
 
     # ---- module life ------------------------------------------------------------------------------------------------
 
+    @property
+    def signed(self) -> bool:
+        """Whether the grid reaches below zero; a buffer repeats it, for states and for `torch.distributed`."""
+        return self._signed
+
+    @signed.setter
+    def signed(self, signed: bool) -> None:
+        self._signed = bool(signed)
+        if SIGNED in self._buffers:
+            self.get_buffer(SIGNED).fill_(self._signed)
+
     def _apply(self, fn: Any, recurse: bool = True) -> BasePytorchTrainableQuantizer:  # noqa: FBT001, FBT002 - torch's signature
         """Move the variables; they stay float32 whatever dtype the model is cast to."""
         super()._apply(lambda tensor: inferable.keep_float32(fn, tensor), recurse)  # type: ignore[no-untyped-call] # torch leaves it so
         return self
 
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:  # noqa: FBT001 - torch's signature
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        if self.stores_sign:
-            destination[prefix + SIGNED] = torch.tensor(self.signed)
-
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
-        own = dict(state_dict)
-        sign = own.pop(prefix + SIGNED, None) if self.stores_sign else None
-        super()._load_from_state_dict(own, prefix, *args)
-        if sign is not None:
-            self.signed = bool(sign)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        sign = state_dict.get(prefix + SIGNED) if self.stores_sign else None
+        if sign is not None and not sign.is_meta:
+            self._signed = bool(sign)
         variables = (
             [v for width in self.widths for v in self.grid_variables(width).values()] if self.variable_names else []
         )

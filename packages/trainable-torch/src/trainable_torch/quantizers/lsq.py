@@ -11,16 +11,28 @@ from trainable_torch import ops
 from trainable_torch.grid import Grid
 from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer
 from trainable_torch.quantizers.ste import METHODS
+from trainable_torch.ranks import world_size
 
 
 class LsqQuantizer(BasePytorchTrainableQuantizer):
-    """Thresholds and ranges learn with the weights; see `trainable_core.reference.lsq`."""
+    """Thresholds and ranges learn with the weights; see `trainable_core.reference.lsq`.
+
+    Notes
+    -----
+    An activation's scale is shared by the batches of all ranks, so N counts them all, taking every rank's batch to be
+    as large as this one's: a job of many processes learns the thresholds that one process learns from the whole batch.
+    """
 
     learns_grid = True
 
+    ranks: int | None = None
+    """Number of ranks that share a batch; by default all of the process group. Set it where some see the same data."""
+
     def fake_quantize(self, x: Tensor, grid: Grid, training: bool) -> Tensor:  # noqa: ARG002, FBT001 - the base's signature
         """Return `x` on the grid."""
-        sharing = x.numel() // max(grid.scale.numel(), 1)
+        sharing = x.numel() // max(grid.leaves[0].numel(), 1)
+        if self.activation_quantization():
+            sharing *= world_size() if self.ranks is None else self.ranks
         return ops.lsq_fake_quantize(x, grid, lsq.gradient_scale(sharing, grid.quant_max))
 
 

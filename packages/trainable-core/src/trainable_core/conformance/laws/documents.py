@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+from importlib import import_module
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from trainable_core.conformance.case import Case, Subject, Violation, move, variables
 from trainable_core.conformance.law import law, require, same_bits
 from trainable_core.conformance.strategies import Kind
+from trainable_core.errors import TrainableError
+from trainable_core.registry import get_backend, get_trainable_quantizer_class
 
 
 def _bare(case: Case) -> Case:
@@ -57,6 +62,32 @@ def state_round_trip(subject: Subject, case: Case) -> None:
     again = subject.fresh(_bare(case))
     subject.adapter.restore(again, subject.adapter.save(quantizer))
     _same(subject, "what the state restored", case, again, quantizer)
+
+
+def registered(subject: Subject) -> bool:
+    """Say that a law is about classes that a recipe can choose."""
+    key = subject.key
+    try:
+        return get_trainable_quantizer_class(key.target, key.quantizer_id, key.method, key.backend) is subject.cls
+    except TrainableError:
+        return False
+
+
+@law("a saved model is what is trained on, shipped and shown to others", about=registered, once=True)
+def model_round_trip(subject: Subject, case: Case) -> None:  # noqa: ARG001 - a law about the class
+    """Chosen by a recipe, calibrated, saved and loaded into another model, it gives the same; finalized too."""
+    verbs = import_module(get_backend(subject.key.backend).verbs)
+    fields = {"method": subject.key.method.name, "n_bits": 4, "training_method": subject.key.quantizer_id}
+    recipe = {"weights": {**fields, "per_channel": True}} if subject.weights else {"activations": fields}
+    model, batch, values = subject.adapter.model()
+    qmodel = verbs.wrap(model, recipe)
+    verbs.calibrate(qmodel, [batch])
+    with TemporaryDirectory() as folder:
+        for what, saved in (("the wrapped model", qmodel), ("the finalized model", verbs.finalize(qmodel))):
+            same_bits(f"{what} and what was calibrated", values(saved), values(qmodel))
+            path = Path(folder) / what
+            verbs.save(saved, path)
+            same_bits(f"{what} after loading", values(verbs.load(path, subject.adapter.model()[0])), values(saved))
 
 
 @law("averages of weights and teachers are copies: they must be equal, and go their own way")

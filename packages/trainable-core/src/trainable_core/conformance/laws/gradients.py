@@ -19,7 +19,7 @@ EXACT = Kind(bits=(1, 8), exact=True, finite=True)
 
 def _expected(subject: Subject, quantizer: Any, case: Case, *, ends: bool = False) -> tuple[Float32, Expected | None]:
     if subject.key.quantizer_id in ORACLES:
-        upstream = decided(quantizer, case, ends=ends)
+        upstream = decided(subject, quantizer, case, ends=ends)
         return upstream, ORACLES[subject.key.quantizer_id].gradients(subject, quantizer, case, upstream)
     if declared(subject):
         upstream = away_from_kinks(quantizer, case)

@@ -1,13 +1,14 @@
 # ruff: noqa: ANN001, ANN201, D103, PLR2004, S101 - a test's name says what it checks
-"""A recipe chooses the method by its name, and it trains."""
+"""A recipe chooses the method by its name, and it trains in PyTorch."""
 
 import pytest
-import torch
 from sklearn.datasets import load_digits
-from torch import nn
 
-import trainable_torch
 from trainable_core import QuantizationRecipe
+
+torch = pytest.importorskip("torch", reason="needs PyTorch")
+trainable_torch = pytest.importorskip("trainable_torch", reason="needs trainable-torch")
+nn = torch.nn
 
 RECIPE = {
     "weights": {"method": "SYMMETRIC", "n_bits": 3, "training_method": "EWGS", "arguments": {"delta": 0.1}},

@@ -1,0 +1,177 @@
+"""What is computed once and used again while nothing changed: weights in evaluation, and grids that don't learn.
+
+Entries hang on the quantizer by a weak reference, outside of it: they are in no state dict, no copy and no pickle, and
+go when the quantizer goes. An entry is right as long as its `Stamp` holds.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable, MutableMapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+SMALL = 2**12
+"""CPU tensors of up to this many elements are compared by content, larger ones by their version counters."""
+
+
+def is_plain(*tensors: Tensor) -> bool:
+    """Return whether these are plain tensors in eager mode, outside of function transforms and traces."""
+    if torch.compiler.is_compiling():
+        return False
+    # nothing public tells the next two; modes (fake tensors, selective checkpoints, tracers) must see plain operations
+    if torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack():  # noqa: SLF001
+        return False
+    if torch._C._get_tracing_state() is not None:  # noqa: SLF001 - what torch.jit.is_tracing asks
+        return False
+    return all(type(tensor) in (Tensor, nn.Parameter) for tensor in tensors)
+
+
+class Stamp:
+    """What some tensors were, to tell later whether they are the same still.
+
+    Parameters
+    ----------
+    tensors : sequence of Tensor
+        Plain tensors, see `is_plain`.
+
+    Notes
+    -----
+    A small CPU tensor is the same when its content is. Any other one when it is the same object, with the same memory,
+    shape and dtype, and its version counter stands where it stood. PyTorch counts every in-place operation on a tensor
+    or a view of it, by optimizers and `load_state_dict` too. It does not count what is written through ``tensor.data``,
+    through a NumPy array or another library that shares the memory, or by another process.
+    """
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        self._marks = [_mark(tensor) for tensor in tensors]
+
+    def holds(self, tensors: Iterable[Tensor]) -> bool:
+        """Return whether these are the tensors that were stamped, unchanged."""
+        tensors = list(tensors)
+        return len(tensors) == len(self._marks) and all(map(_is_as_marked, self._marks, tensors))
+
+
+Mark = tuple[Tensor | None, Any]
+
+
+def _mark(tensor: Tensor) -> Mark:
+    if tensor.is_cpu and tensor.numel() <= SMALL:
+        return tensor.detach().clone(), None
+    if tensor.is_inference():  # has no version counter
+        return None, None
+    return None, (weakref.ref(tensor), _facts(tensor))
+
+
+def _is_as_marked(mark: Mark, tensor: Tensor) -> bool:
+    content, reference = mark
+    if content is not None:
+        alike = tensor.is_cpu and tensor.dtype == content.dtype and tensor.shape == content.shape
+        return alike and torch.equal(tensor, content)
+    if reference is None or tensor.is_inference():
+        return False
+    known, facts = reference
+    return known() is tensor and facts == _facts(tensor)
+
+
+def _facts(tensor: Tensor) -> tuple[Any, ...]:
+    where = tensor.data_ptr(), tensor.dtype, tensor.device
+    return tensor._version, *where, tensor.shape, tensor.stride()  # noqa: SLF001 - nothing public tells the version
+
+
+# ---- weights --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Weight:
+    stamp: Stamp
+    settings: dict[str, Any]
+    value: Tensor
+    version: int
+    inference: bool
+
+
+_WEIGHTS: MutableMapping[nn.Module, _Weight] = weakref.WeakKeyDictionary()
+
+
+def evaluated(quantizer: nn.Module, weight: Tensor, compute: Callable[[], Tensor]) -> Tensor:
+    """Return a weight fake-quantized for evaluation: ``compute()``, or what it returned for the same numbers before.
+
+    Parameters
+    ----------
+    quantizer : Module
+        Its parameters, buffers and plain attributes are what the value may depend on, besides the weight.
+    weight : Tensor
+        The float weight.
+    compute : callable
+        Fake-quantizes it; the result must need no gradient.
+    """
+    if not is_plain(weight) or quantizer._forward_hooks or quantizer._forward_pre_hooks:  # noqa: SLF001 - they must run
+        return compute()
+    known, tensors, settings = _WEIGHTS.get(quantizer), [weight, *_tensors(quantizer)], _settings(quantizer)
+    inference = torch.is_inference_mode_enabled()
+    if (
+        known is not None
+        and known.inference == inference
+        and known.settings == settings
+        and known.version == _version(known.value)  # nobody wrote into it
+        and known.stamp.holds(tensors)
+    ):
+        return known.value
+    _WEIGHTS.pop(quantizer, None)  # before the new value needs its memory
+    value = compute()
+    if value is not weight and not value.requires_grad:
+        _WEIGHTS[quantizer] = _Weight(Stamp(tensors), settings, value, _version(value), inference)
+    return value
+
+
+def forget(quantizer: Any) -> None:
+    """Drop a quantizer's weight, if there is one: training changes it at every step."""
+    if isinstance(quantizer, nn.Module):
+        _WEIGHTS.pop(quantizer, None)
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(), *module.buffers()]
+
+
+def _settings(module: nn.Module) -> dict[str, Any]:
+    """Return the module's attributes: plain values, and which objects the others are."""
+    plain = (bool, int, float, str)
+    return {name: value if isinstance(value, plain) else id(value) for name, value in vars(module).items()}
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version  # noqa: SLF001 - nothing public tells it
+
+
+# ---- grids ----------------------------------------------------------------------------------------------------------
+
+_GRIDS: MutableMapping[nn.Module, dict[Any, tuple[Stamp, Any]]] = weakref.WeakKeyDictionary()
+
+
+def unlearned(quantizer: nn.Module, key: Any, variables: Iterable[Tensor], make: Callable[[], Any]) -> Any:
+    """Return ``make()``, or what it returned for the same key and variables before.
+
+    Parameters
+    ----------
+    quantizer : Module
+        Whose grid it is.
+    key : hashable
+        What it depends on besides the variables.
+    variables : sequence of Tensor
+        Plain tensors that need no gradient now.
+    make : callable
+        Makes the grid.
+    """
+    grids = _GRIDS.setdefault(quantizer, {})
+    key = key, torch.is_inference_mode_enabled()
+    known = grids.get(key)
+    if known is not None and known[0].holds(variables):
+        return known[1]
+    made = make()
+    grids[key] = Stamp(variables), made
+    return made

@@ -1,0 +1,387 @@
+"""The eager CPU kernels: the formulas of `trainable_torch.ops`, in as few passes over memory as PyTorch allows.
+
+Every function here computes bit for bit what the plain expression in `ops` computes; only the sums over a tensor of
+more than `layout.CHUNK` elements, which no order of float32 additions owns, are taken chunk by chunk. What makes it faster:
+
+- one temporary, reused; large tensors go chunk by chunk, so that all passes but the first run in the cache;
+- a gradient is masked in one pass by ``hardtanh_backward``, which passes it strictly between two plain numbers, instead
+  of two comparisons, their conjunction and a selection;
+- the numbers of a grid for a whole tensor are Python floats: no tensors of one element.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trainable_torch.cache import is_plain
+from trainable_torch.layout import Layout, look
+
+GRAIN = 2**15
+"""PyTorch gives a kernel of fewer elements to one thread (``at::internal::GRAIN_SIZE``)."""
+
+UNROLLED = 64
+"""PyTorch's vectorized loops take whole multiples of this many elements (twice the widest vector, at most 32)."""
+
+_HARDTANH = torch.ops.aten.hardtanh_backward.grad_input
+
+_ZERO = torch.zeros((), device="cpu")
+
+TINY = 2.0**-126
+"""The smallest normal float32 number."""
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """A grid outside the autograd graph: plain numbers where one scale serves all elements, else tensors.
+
+    Parameters
+    ----------
+    scale, inverse : float, or Tensor broadcastable to the input
+        Step between grid points, and its float32 reciprocal.
+    low, high : float, or Tensor broadcastable to the input
+        The grid's ends counted from zero; numbers too where they are the same for every channel.
+    span : int
+        ``quant_max - quant_min``.
+    shape : tuple of int
+        That of the scale as a tensor.
+    """
+
+    scale: float | Tensor
+    inverse: float | Tensor
+    low: float | Tensor
+    high: float | Tensor
+    span: int
+    shape: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, scale: float | Tensor, zero_point: float | Tensor, quant_min: int, quant_max: int) -> Numbers:
+        """Return the numbers of a grid, float32; `zero_point` is a number where every one is the same."""
+        shape: tuple[int, ...] = ()
+        if isinstance(scale, Tensor):
+            shape = tuple(scale.shape)
+            if scale.numel() == 1:
+                scale, zero_point = float(scale), float(zero_point)
+        inverse = float(np.float32(1.0) / np.float32(scale)) if isinstance(scale, float) else scale.reciprocal()
+        low, high = quant_min - zero_point, quant_max - zero_point
+        if not isinstance(zero_point, Tensor):
+            low, high = float(low), float(high)
+        return cls(scale, inverse, low, high, quant_max - quant_min, shape)
+
+    def zero_point(self, quant_min: int) -> float | Tensor:
+        """Return the code of real 0.0."""
+        return quant_min - self.low
+
+    def tensors(self, like: Tensor) -> tuple[Tensor, float | Tensor, float | Tensor]:
+        """Return scale and ends as the plain expressions take them."""
+        scale = self.scale if isinstance(self.scale, Tensor) else like.new_full(self.shape, self.scale)
+        return scale, self.low, self.high
+
+
+def serves(*tensors: Tensor) -> bool:
+    """Return whether these are plain float32 CPU tensors in eager mode."""
+    return is_plain(*tensors) and all(tensor.is_cpu and tensor.dtype is torch.float32 for tensor in tensors)
+
+
+# ---- forward --------------------------------------------------------------------------------------------------------
+
+
+def snap(x: Tensor, grid: Numbers) -> Tensor:
+    """Return `x` snapped to the grid, as ``ops.snap`` does."""
+    x, layout = look(x, grid.scale)
+    y = torch.empty_like(x)
+    chunks = layout.chunks(layout.rows(x), layout.rows(y))
+    if isinstance(grid.scale, float):
+        for _, (values, codes) in chunks:
+            torch.mul(values, grid.inverse, out=codes)
+            codes.round_().clamp_(grid.low, grid.high)  # type: ignore[arg-type] # numbers, as the scale is one
+            # 0 + scale * code, rounded once: the sum is exact, and makes +0.0 of -0.0
+            torch.add(_ZERO, codes, alpha=grid.scale, out=codes)
+        return y
+    scale, inverse, low, high = (
+        layout.numbers(each) if isinstance(each, Tensor) else each
+        for each in (grid.scale, grid.inverse, grid.low, grid.high)
+    )
+    for here, (values, codes) in chunks:
+        torch.mul(values, _at(inverse, here), out=codes)
+        _clamp(codes.round_(), low, high, here).add_(0.0).mul_(_at(scale, here))
+    return y
+
+
+def _at(value: Any, here: slice | None) -> Any:
+    """Return the part of what there is one of per row."""
+    return value if here is None else value[here]
+
+
+def _clamp(codes: Tensor, low: float | Tensor, high: float | Tensor, here: slice | None) -> Tensor:
+    """Clamp in place; with tensors as two kernels, since ``clamp_`` with tensors is not vectorized."""
+    if not isinstance(low, Tensor):
+        return codes.clamp_(low, high)  # type: ignore[arg-type] # both are numbers
+    torch.maximum(codes, _at(low, here), out=codes)
+    return torch.minimum(codes, _at(high, here), out=codes)
+
+
+# ---- masks ----------------------------------------------------------------------------------------------------------
+
+
+def _masked(values: Tensor, tested: Tensor, low: float, high: float, out: Tensor) -> None:
+    """Put `values` where ``low < tested < high`` and zeros elsewhere, at NaN too, into `out`; all of one dense shape.
+
+    The vectorized loop of ``hardtanh_backward`` does that, the scalar one that finishes an odd number of elements would
+    let NaN pass. So the kernel gets whole multiples of what the loop unrolls, for each thread, and the rest goes by
+    selection.
+    """
+    n, threads = tested.numel(), torch.get_num_threads()
+    if n % UNROLLED == 0 and (threads == 1 or n <= GRAIN):
+        _HARDTANH(values, tested, low, high, grad_input=out)
+        return
+    values, tested, out = values.view(-1), tested.view(-1), out.view(-1)
+    first = 0
+    for size in _pieces(n, threads):
+        here = slice(first, first + size)
+        _HARDTANH(values[here], tested[here], low, high, grad_input=out[here])
+        first += size
+    if first < n:
+        rest = tested[first:]
+        out[first:] = torch.where((rest > low) & (rest < high), values[first:], 0.0)
+
+
+def _pieces(n: int, threads: int) -> Iterator[int]:
+    """Yield sizes of which every thread gets a multiple of `UNROLLED`; fewer than `UNROLLED` elements are left over."""
+    if threads > 1:
+        shared = n - n % (UNROLLED * threads)
+        if shared > GRAIN * (threads - 1):  # else fewer threads get a piece, of a size that is not ours
+            yield shared
+            n -= shared
+        for _ in range(n // GRAIN):
+            yield GRAIN
+        n %= GRAIN
+    if n >= UNROLLED:
+        yield n - n % UNROLLED
+
+
+@functools.lru_cache(maxsize=4096)
+def _first_beyond(inverse: float, end: float) -> float:
+    """Return the smallest float32 number x for which ``x * inverse``, in float32, is above `end`; `end` >= 0."""
+    factor = np.float32(inverse)
+
+    def beyond(bits: int) -> bool:
+        with np.errstate(over="ignore", under="ignore"):
+            return bool(np.int32(bits).view(np.float32) * factor > np.float32(end))
+
+    # Positive float32 numbers are ordered as their bits are. Mostly the quotient is a few units off.
+    low, high, step = 0, 0x7F800000, 4
+    guess = int(np.float32(end / inverse).view(np.int32))
+    while low < guess - step and beyond(guess - step):
+        step *= 16
+    low = max(low, guess - step)
+    step = 4
+    while guess + step < high and not beyond(guess + step):
+        step *= 16
+    high = min(high, guess + step)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if beyond(middle) else (middle, high)
+    return float(np.int32(high).view(np.float32))
+
+
+def _first_reached(inverse: float, end: float) -> float:
+    """Return the smallest float32 number x for which ``x * inverse``, in float32, is at least `end`; `end` >= 0."""
+    if end > 0:
+        return _first_beyond(inverse, _next(end, 0.0))
+    return -_next(_first_beyond(inverse, 0.0), 0.0)  # the products of what is nearer to zero are zeros
+
+
+def _next(value: float, towards: float) -> float:
+    """Return the next float32 number."""
+    return float(np.nextafter(np.float32(value), np.float32(towards)))
+
+
+@dataclass(frozen=True)
+class _Window:
+    """Per channel: a map from inputs to one line, on which the same two plain numbers bound every channel's range.
+
+    Parameters
+    ----------
+    inverse, origin : Tensor, shape of the scales
+        ``x * inverse - origin``; the product is ``x / scale``, or its negative.
+    low, high : float
+        An element is inside where ``low < x * inverse - origin < high``, in float32.
+    first, last : Tensor
+        The grid's ends as `inverse` counts them.
+    sign : Tensor
+        1, or -1 where the product is the negative.
+    """
+
+    inverse: Tensor
+    origin: Tensor
+    low: float
+    high: float
+    first: Tensor
+    last: Tensor
+    sign: Tensor
+
+
+def _window(grid: Numbers, *, closed: bool) -> _Window | None:
+    """Return the window of a grid, None where its ends are plain numbers; `closed`: the ends are inside.
+
+    One of a range's ends has a magnitude a of at least ``2**(n - 1)``, the other one less. Counted from the smaller
+    one, the difference ``v - a`` has the right sign at that end, whatever v, and next to the larger end v and the
+    difference have the same float32 spacing, so that it is exact. Only where the larger end is ``2**(n - 1)`` itself,
+    numbers below it lie twice as dense; there the next float32 number beside `a` as the origin keeps all of them apart.
+    """
+    inverse, low, high = grid.inverse, grid.low, grid.high
+    if not (isinstance(inverse, Tensor) and isinstance(low, Tensor) and isinstance(high, Tensor)):
+        return None
+    upright = high >= (grid.span + 1) // 2
+    sign = torch.where(upright, 1.0, -1.0)
+    first = torch.where(upright, low, -high)
+    beside = torch.nextafter(first, first.new_tensor(-math.inf if closed else math.inf))
+    if closed:
+        origin = torch.where(first == 0, -2 * TINY, beside)
+        return _Window(
+            inverse * sign, origin, _next(2 * TINY, 0.0), _next(grid.span, math.inf), first, first + grid.span, sign
+        )
+    origin = torch.where(first == 0, TINY, beside)
+    return _Window(inverse * sign, origin, -TINY, float(grid.span), first, first + grid.span, sign)
+
+
+# ---- backward -------------------------------------------------------------------------------------------------------
+
+
+def pass_inside(x: Tensor, upstream: Tensor, grid: Numbers, *, closed: bool) -> Tensor:
+    """Return `upstream` where `x` is inside the range, `closed`: or at its ends; 0 elsewhere."""
+    x, layout = look(x, grid.scale)
+    d_x = torch.empty_like(x)
+    rows = layout.rows(x), layout.rows(upstream), layout.rows(d_x)
+    if isinstance(grid.inverse, float):
+        assert isinstance(grid.low, float) and isinstance(grid.high, float)  # noqa: S101, PT018 - all or none is a number
+        first_out = _first_beyond if closed else _first_reached
+        values, gradient, out = rows
+        _masked(gradient, values, -first_out(grid.inverse, -grid.low), first_out(grid.inverse, grid.high), out)
+        return d_x
+    inverse, origin, low, high = _line(grid, _window(grid, closed=closed), layout, closed=closed)
+    buffers = _Buffers(1)
+    for here, (values, gradient, out) in layout.chunks(*rows):
+        (steps,) = buffers.like(out)
+        torch.mul(values, _at(inverse, here), out=steps)
+        if origin is not None:
+            steps.sub_(_at(origin, here))
+        _masked(gradient, steps, low, high, out)
+    return d_x
+
+
+def _line(
+    grid: Numbers, window: _Window | None, layout: Layout, *, closed: bool
+) -> tuple[Tensor, Tensor | None, float, float]:
+    """Return inverse, origin and bounds: an element is inside where ``low < x * inverse - origin < high``."""
+    if window is not None:
+        return layout.numbers(window.inverse), layout.numbers(window.origin), window.low, window.high
+    inverse, low, high = grid.inverse, grid.low, grid.high
+    assert isinstance(inverse, Tensor) and isinstance(low, float) and isinstance(high, float)  # noqa: S101, PT018 - no window
+    bounds = (_next(low, -math.inf), _next(high, math.inf)) if closed else (low, high)
+    return layout.numbers(inverse), None, *bounds
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """Gradients of a learned grid, not yet multiplied by the gradient scale.
+
+    Parameters
+    ----------
+    x : Tensor, shape of the input
+        With respect to the input.
+    slope : Tensor, shape of the scale
+        Sum of ``upstream * d_y / d_scale``.
+    outside : Tensor, shape of the scale, or None
+        Sum of `upstream` where the input is outside the range; None when nobody asked.
+    """
+
+    x: Tensor
+    slope: Tensor
+    outside: Tensor | None
+
+
+def learned(x: Tensor, upstream: Tensor, grid: Numbers, *, outside: bool) -> Gradients | None:
+    """Return the gradients that `trainable_core.reference.lsq` defines.
+
+    None when a sum is not finite: NaN then stands for an element that counts as zero, or really for a gradient that is
+    not finite, which the plain expression tells apart.
+    """
+    x, layout = look(x, grid.scale)
+    d_x = torch.empty_like(x)
+    rows = layout.rows(x), layout.rows(upstream), layout.rows(d_x)
+    window = _window(grid, closed=False)
+    if isinstance(grid.inverse, float):
+        slopes, beyond = _sums_by_tensor(rows, grid, layout, outside=outside)
+    else:
+        slopes, beyond = _sums_by_channel(rows, grid, window, layout, outside=outside)
+    totals = [layout.total(parts).view(grid.shape) for parts in (slopes, beyond) if parts]
+    if not all(math.isfinite(float(total if total.dim() == 0 else total.sum())) for total in totals):
+        return None
+    slope = totals[0] if window is None else totals[0] * window.sign
+    return Gradients(d_x, slope, totals[1] if outside else None)
+
+
+Rows = tuple[Tensor, Tensor, Tensor]
+Sums = tuple[list[Tensor], list[Tensor]]
+
+
+def _sums_by_tensor(rows: Rows, grid: Numbers, layout: Layout, *, outside: bool) -> Sums:
+    """Put the input's gradient into the third of the rows and return the chunks' sums of slopes and of what is outside."""
+    low, high = grid.low, grid.high
+    assert isinstance(low, float) and isinstance(high, float)  # noqa: S101, PT018 - all or none is a number
+    slopes, beyond, buffers = [], [], _Buffers(2)
+    for _, (values, gradient, out) in layout.chunks(*rows):
+        steps, inside = buffers.like(out)
+        torch.mul(values, grid.inverse, out=steps)
+        _masked(gradient, steps, low, high, out)
+        _masked(steps, steps, low, high, inside)
+        # inside: round(v) - v; outside: the end that the code was clamped to
+        slopes.append(layout.part(steps.round_().clamp_(low, high).sub_(inside).mul_(gradient)))
+        if outside:
+            beyond.append(layout.part(torch.sub(gradient, out, out=inside)))  # upstream or 0, exactly
+    return slopes, beyond
+
+
+def _sums_by_channel(rows: Rows, grid: Numbers, window: _Window | None, layout: Layout, *, outside: bool) -> Sums:
+    """As `_sums_by_tensor`, a sum for each channel; the slopes with a window's sign."""
+    slopes, beyond, buffers = [], [], _Buffers(2)
+    low, high = grid.low, grid.high
+    if window is not None:
+        low, high = layout.numbers(window.first), layout.numbers(window.last)
+    inverse, origin, *bounds = _line(grid, window, layout, closed=False)
+    for here, (values, gradient, out) in layout.chunks(*rows):
+        steps, inside = buffers.like(out)
+        torch.mul(values, _at(inverse, here), out=steps)
+        tested = steps if origin is None else torch.sub(steps, _at(origin, here), out=inside)
+        _masked(gradient, tested, *bounds, out)
+        _masked(steps, tested, *bounds, inside)
+        terms = _clamp(steps.round_(), low, high, here).sub_(inside).mul_(gradient)
+        slopes.append(layout.part(terms))
+        if outside:
+            beyond.append(layout.part(torch.sub(gradient, out, out=inside)))
+    return slopes, beyond
+
+
+class _Buffers:
+    """Temporaries that are made for the first chunk and serve the others, a smaller last one by a part of them."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._made: list[Tensor] = []
+
+    def like(self, chunk: Tensor) -> list[Tensor]:
+        """Return them in the shape of a chunk."""
+        if not self._made:
+            self._made = [torch.empty_like(chunk) for _ in range(self._count)]
+        if self._made[0].shape != chunk.shape:
+            return [each[: chunk.shape[0]] for each in self._made]
+        return self._made

@@ -1,0 +1,107 @@
+"""How a dense tensor lies in memory, and the chunks that the eager CPU kernels work on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+CHUNK = 2**17
+"""Elements per thread that are worked on at once: 512 KiB; smaller chunks cost more calls than the cache saves."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A dense tensor seen as rows in memory order; each element is a row of its own when all share one scale.
+
+    Parameters
+    ----------
+    order : tuple of int
+        The dimensions by falling stride.
+    shape : tuple of int
+        Of the rows: ``(n,)``, or ``(channels, inner)``, or ``(outer, channels * inner)``.
+    channels : int
+        How many scales there are.
+    by_row : bool
+        Whether a row has one scale; else it has all of them.
+    others : tuple of int, or None
+        For a tensor of one chunk, which stays as it is: the dimensions along which a scale is shared. Else None.
+    """
+
+    order: tuple[int, ...]
+    shape: tuple[int, ...]
+    channels: int
+    by_row: bool
+    others: tuple[int, ...] | None
+
+    def rows(self, x: Tensor) -> Tensor:
+        """Return a view of the shape, or a copy where the tensor lies otherwise in memory."""
+        return x.contiguous() if self.others is not None else x.permute(self.order).reshape(self.shape)
+
+    def numbers(self, value: Tensor) -> Tensor:
+        """Return what there is one of per channel, shaped to broadcast against the rows."""
+        if self.others is not None:
+            return value
+        value = value.reshape(-1, 1)
+        return value if self.by_row else value.expand(-1, self.shape[1] // self.channels).reshape(1, -1)
+
+    def chunks(self, *arrays: Tensor) -> Iterator[tuple[slice | None, tuple[Tensor, ...]]]:
+        """Yield the same chunk of arrays, and what part of a number per row belongs to it, None for all."""
+        if self.others is not None:
+            yield None, arrays
+            return
+        rows, row = self.shape[0], self.shape[1] if len(self.shape) > 1 else 1
+        step = max(1, CHUNK * torch.get_num_threads() // row)
+        for first in range(0, rows, step):
+            here = slice(first, min(first + step, rows))
+            yield here if self.by_row else None, tuple(array[here] for array in arrays)
+
+    def part(self, terms: Tensor) -> Tensor:
+        """Return a chunk's sums, one per channel as far as its rows have one."""
+        if self.channels == 1:
+            return terms.sum()
+        if self.others is not None:
+            return terms.sum(self.others) if self.others else terms  # no dimensions would mean all of them
+        return terms.sum(1 if self.by_row else 0)
+
+    def total(self, parts: list[Tensor]) -> Tensor:
+        """Return the sums over all chunks, shape () or (channels,)."""
+        if self.channels == 1:
+            return parts[0] if len(parts) == 1 else torch.stack(parts).sum(dtype=torch.float64).float()
+        if self.by_row or self.others is not None:
+            return parts[0] if len(parts) == 1 else torch.cat(parts)
+        return torch.stack(parts).sum(0).view(self.channels, -1).sum(1)
+
+
+def look(x: Tensor, scale: float | Tensor) -> tuple[Tensor, Layout]:
+    """Return a tensor and how it lies in memory; one with holes or overlaps is copied first.
+
+    Parameters
+    ----------
+    x : Tensor, any shape, not empty
+        What is quantized.
+    scale : float, or Tensor broadcastable to `x` with more than one element
+        A number when it serves all elements, else one per channel of some axis.
+    """
+    n, order = x.numel(), tuple(range(x.dim()))
+    contiguous = x.is_contiguous()
+    if not contiguous:
+        by_stride = tuple(sorted(order, key=lambda axis: (-x.stride(axis), axis)))
+        if x.permute(by_stride).is_contiguous():
+            order = by_stride
+        else:
+            x, contiguous = x.contiguous(), True
+    whole = contiguous and n <= CHUNK * torch.get_num_threads()
+    if isinstance(scale, float):
+        return x, Layout(order, (n,), 1, by_row=True, others=order if whole else None)
+    axis = next(index for index, size in enumerate(scale.shape) if size != 1)
+    sizes = [x.shape[index] for index in order]
+    place = order.index(axis)
+    channels, inner = sizes[place], math.prod(sizes[place + 1 :])
+    outer = n // (channels * inner)
+    others = tuple(index for index in order if index != axis) if whole else None
+    shape = (channels, inner) if outer == 1 else (outer, channels * inner)
+    return x, Layout(order, shape, channels, by_row=outer == 1, others=others)

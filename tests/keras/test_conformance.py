@@ -1,0 +1,139 @@
+"""Every registered Keras quantizer keeps every law; the ways in; plugins that are not ours."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import keras
+import pytest
+from mct_quantizers import QuantizationMethod, QuantizationTarget, mark_quantizer
+
+from trainable_core import registry
+from trainable_core.cli import main
+from trainable_core.conformance import LAWS, check_quantizer, conformance_checks, replay
+from trainable_core.conformance.template import write_plugin
+from trainable_keras.conformance import ADAPTER
+from trainable_keras.engine import reciprocal
+from trainable_keras.quantizers import DqaWeightsQuantizer, LsqWeightsQuantizer, SteWeightsQuantizer
+
+ROOT = Path(__file__).parents[2]
+SOME = 5  # a case costs five times what it does in PyTorch; `trainable check --backend keras` tries more
+FEW = 3  # what is tested here is the way in
+# What a plugin's way through pip, recipe and kit is tested on; the whole kit on it is tests/plugin.
+SHORT = ["on_grid", "tie_rule", "deployment", "input_gradient", "variable_gradients", "config_round_trip"]
+
+
+@conformance_checks(backend="keras", plugin="keras", examples=SOME)
+def test_built_in_quantizers_keep_every_law(check):
+    check()
+
+
+@mark_quantizer(QuantizationTarget.Weights, [QuantizationMethod.SYMMETRIC], "TIES")
+class TiesToEven(SteWeightsQuantizer):
+    """Rounds ties to even, where TensorFlow's kernels round up."""
+
+    def fake_quantize(self, x, grid, training):
+        codes = keras.ops.round(x * reciprocal(grid.scale))
+        return (keras.ops.clip(codes, *grid.ends) + 0.0) * grid.scale
+
+
+def test_a_broken_law_is_told_by_a_counterexample_that_can_be_replayed():
+    verdict = next(v for v in check_quantizer(TiesToEven, "keras", laws=["tie_rule"], seed=0))
+    assert verdict.counterexample is not None
+    assert verdict.counterexample.case is not None
+    assert verdict.counterexample.case.x.size == 1
+    document = json.dumps(verdict.counterexample.document())
+    with pytest.raises(AssertionError, match="ties"):
+        replay(document, TiesToEven)
+
+
+def test_the_adapter_sees_gradients_that_do_not_arrive():
+    """What does not arrive is zero, in the shape that it would have."""
+    config = {"weights_quantization_method": "SYMMETRIC", "weights_n_bits": 4}
+    quantizer = ADAPTER.build(
+        LsqWeightsQuantizer, _config({**config, "weights_quantization_params": {"threshold": 1.0}}), (2,), {}
+    )
+    x = keras.ops.convert_to_numpy(keras.ops.ones((2,)))
+    run = ADAPTER.run(quantizer, x, training=True, dtype="float32", device="default", upstream=x * 0)
+    assert run.variables["threshold"].tolist() == 0.0
+    assert run.x is not None
+    assert run.x.tolist() == [0.0, 0.0]
+
+
+def _config(fields):
+    from trainable_core import TrainableQuantizerWeightsConfig
+
+    return TrainableQuantizerWeightsConfig(**fields)
+
+
+@pytest.mark.parametrize("cls", [SteWeightsQuantizer, LsqWeightsQuantizer, DqaWeightsQuantizer])
+def test_an_uncalibrated_quantizer_can_be_copied(cls):
+    import copy
+
+    fields = {"weights_quantization_method": "UNIFORM", "weights_n_bits": 4, "weights_quantization_params": {}}
+    quantizer = ADAPTER.build(cls, _config(fields), (2,), {})
+    again = copy.deepcopy(quantizer)
+    assert again.variable_names == quantizer.variable_names
+    assert not again.calibrated
+    assert copy.deepcopy(cls(_config(fields))).variable_names == ()
+
+
+@pytest.fixture
+def install(tmp_path, monkeypatch):
+    """Make a source tree an installed distribution, as pip would: importable, with its metadata."""
+    loaded = set(sys.modules)
+
+    def put(source: Path, name: str, plugin: str) -> None:
+        metadata = tmp_path / "site" / f"{name.replace('-', '_')}-0.1.0.dist-info"
+        metadata.mkdir(parents=True)
+        (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 0.1.0\n")
+        (metadata / "entry_points.txt").write_text(f"[trainable]\n{plugin}\n")
+        monkeypatch.syspath_prepend(str(metadata.parent))
+        monkeypatch.syspath_prepend(str(source))
+        registry.default_registry().reset()
+
+    yield put
+    monkeypatch.undo()
+    registry.default_registry().reset()
+    for module in set(sys.modules) - loaded:
+        if module.startswith(("trainable_ewgs", "trainable_fade")):
+            del sys.modules[module]
+
+
+def check(plugin: str) -> int:
+    laws = [part for law in SHORT for part in ("--law", law)]
+    assert set(SHORT) <= set(LAWS)
+    return main(["check", "--backend", "keras", "--plugin", plugin, "--examples", str(FEW), *laws])
+
+
+def test_a_new_plugin_keeps_the_laws_as_it_is_written(tmp_path, install, capsys):
+    write_plugin("trainable-fade", ["keras"], tmp_path / "plugin")
+    install(tmp_path / "plugin" / "src", "trainable-fade", "trainable_fade = trainable_fade.plugin")
+    assert check("trainable-fade") == 0, capsys.readouterr().out
+
+
+def test_the_example_plugin_keeps_the_laws(install, capsys):
+    install(ROOT / "examples/plugin-ewgs/src", "trainable-ewgs", "ewgs = trainable_ewgs.plugin")
+    assert check("ewgs") == 0, capsys.readouterr().out
+
+
+def test_the_example_plugin_is_chosen_by_a_recipe(install):
+    import trainable_keras
+
+    install(ROOT / "examples/plugin-ewgs/src", "trainable-ewgs", "ewgs = trainable_ewgs.plugin")
+    weights = {"method": "SYMMETRIC", "n_bits": 4, "training_method": "EWGS", "arguments": {"delta": 0.25}}
+    model = trainable_keras.wrap(keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)]), {"weights": weights})
+    quantizers = [q for layer in model.layers for q in getattr(layer, "weights_quantizers", {}).values()]
+    assert [quantizer.delta for quantizer in quantizers] == [0.25]
+
+
+def test_the_example_plugin_is_short():
+    source = ROOT / "examples/plugin-ewgs/src/trainable_ewgs/keras_quantizers.py"
+    assert len(source.read_text().splitlines()) < 60
+
+
+def test_the_adapter_is_short():
+    """A backend's whole duty to the kit is under 80 lines."""
+    assert len((ROOT / "packages/trainable-keras/src/trainable_keras/conformance.py").read_text().splitlines()) < 80
