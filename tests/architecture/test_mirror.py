@@ -16,15 +16,23 @@ PREFIX = {"torch": "Pytorch", "keras": "Keras", "tfkeras": "Keras"}
 BACKENDS = [name for name in PREFIX if name != MODEL and (PACKAGES / f"trainable-{name}").exists()]
 every_backend = pytest.mark.parametrize("backend", BACKENDS)
 
+EAGER = "PyTorch runs eagerly and gains by it; Keras compiles graphs, which fuse by themselves"
+SHARDED = "a gap of PyTorch's `fully_shard`; a strategy of TensorFlow's averages every gradient"
+
 MODULES: dict[str, dict[str, str]] = {
     "keras": {
+        "cache": EAGER,
+        "kernels": EAGER,
+        "layout": EAGER,
+        "ranks": "Keras hides the processes of a job behind its strategies",
         "copying": "Keras has no copy of a live model: layers are made again from their configs",
         "engine": "what keras.ops lacks is written for each engine that Keras runs on",
+        "pullback": "each engine has its own way to gradients; PyTorch's tensors carry theirs",
     },
 }
 """Modules that only one of the two has, and why."""
 
-NAMES: dict[str, dict[str, str]] = {}
+NAMES: dict[str, dict[str, str]] = {"keras": {"average_scalar_gradients": SHARDED}}
 """Public names that only one of the two packages exports, and why."""
 
 MEMBERS: dict[str, dict[str, str]] = {
@@ -63,6 +71,13 @@ MEMBERS: dict[str, dict[str, str]] = {
         "BaseKerasTrainableQuantizer.load_own_variables": "Keras reads a layer's variables by it",
         "BaseKerasTrainableQuantizer.save_own_variables": "Keras writes a layer's variables by it",
         "BaseKerasTrainableQuantizer.trainable": "a Keras layer's switch; frozen parameters stay frozen",
+        "BaseKerasTrainableQuantizer.signed": "PyTorch's quantizers forget cached weights when it changes",
+        "Grid.leaf_gradients": EAGER,
+        "Grid.leaves": EAGER,
+        "Grid.numbers": EAGER,
+        "Grid.served": EAGER,
+        "Grid.tensors": EAGER,
+        "average_scalar_gradients": SHARDED,
         "register_layer": "the usual name of a layer's input is `input` in PyTorch and `inputs` in Keras",
     },
 }

@@ -53,14 +53,14 @@ def temperature_schedule(scheduler: type[S], temperature: object, subject: str) 
     return made
 
 
-def bit_cost(bit_cost_weight: object, subject: str) -> float:
+def bit_cost(bit_cost_weight: Any, subject: str) -> float:
     """Return the weight of the expected bit width in the loss; UnsupportedConfigError unless 0 to float32's largest."""
     number = isinstance(bit_cost_weight, Real) and not isinstance(bit_cost_weight, bool)
-    if not number or not 0 <= bit_cost_weight <= F32_MAX:  # type: ignore[arg-type] # a number, as just seen
+    if not number or not 0 <= bit_cost_weight <= F32_MAX:
         raise UnsupportedConfigError(
             f"{subject}: bit_cost_weight", f"must be a number from 0 to {F32_MAX:.3g}, got {bit_cost_weight!r}"
         )
-    return float(bit_cost_weight)  # type: ignore[arg-type] # as above
+    return float(bit_cost_weight)
 
 
 def candidate_widths(config: TrainableQuantizerConfig) -> tuple[int, ...]:

@@ -62,7 +62,8 @@ class KerasAdapter:
         return copy.deepcopy(quantizer)
 
     def save(self, quantizer: Any) -> bytes:
-        quantizer.save_own_variables(store := {})
+        store: dict[str, Any] = {}
+        quantizer.save_own_variables(store)
         np.savez(buffer := io.BytesIO(), **store)
         return buffer.getvalue()
 

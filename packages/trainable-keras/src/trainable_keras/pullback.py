@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import keras
 from keras import ops
@@ -13,7 +14,7 @@ from trainable_keras.engine import ENGINE, Tensor
 
 def pull_back(
     call: Callable[[Tensor], Tensor], x: Tensor, variables: Mapping[str, keras.Variable], upstream: Tensor
-) -> list[Tensor | None]:
+) -> list[Any]:
     """Return ``call(x)`` and the gradients of ``sum(upstream * call(x))``.
 
     Parameters
