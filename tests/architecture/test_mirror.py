@@ -42,6 +42,7 @@ MEMBERS: dict[str, dict[str, str]] = {
         "QuantizationWrapper.forward": "the method that PyTorch calls",
         "QuantizationWrapper.train": "a Keras call is told whether it trains",
         "QuantizationWrapper.get_quantized_weights": "a Keras call is told whether it trains",
+        "QuantizationWrapper.around": "copies are made from configs, and a layer's class need not be registered",
         "QuantizationWrapper.build": "part of a Keras layer",
         "QuantizationWrapper.build_from_config": "part of a Keras layer",
         "QuantizationWrapper.compute_mask": "part of a Keras layer",

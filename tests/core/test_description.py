@@ -6,6 +6,7 @@ import json
 from dataclasses import fields
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.core.home_backend import (
@@ -17,7 +18,8 @@ from tests.core.home_backend import (
     weights_quantizer,
 )
 from trainable_core.constants import RANGE_MAX, RANGE_MIN, SIGNED, THRESHOLD
-from trainable_core.description import Description, DescriptionRow, describe_quantizer
+from trainable_core.description import Description, DescriptionRow, describe_quantizer, set_described_params
+from trainable_core.errors import DocumentError, DocumentVersionError
 from trainable_core.plan import LayerInfo, QuantizerPlan, WeightInfo
 
 FC = LayerInfo("fc", "linear", {"weight": WeightInfo((2, 3), 0)})
@@ -144,3 +146,68 @@ def test_what_is_folded_and_what_is_left_out_stand_below_the_table():
     assert "not quantized:\n  emb: no known kind" in text
     assert "not quantized" not in str(Description(()))
     assert "folded" not in str(Description(()))
+
+
+# ---- numbers from another model -------------------------------------------------------------------------------------
+
+
+def document(*rows: DescriptionRow) -> dict[str, Any]:
+    """Return what another model's description tells, as it comes from a file."""
+    return json.loads(Description(rows).to_json())
+
+
+def described() -> dict[str, Any]:
+    """Return the document of one layer with a weight and an input."""
+    weights = weights_quantizer(weights_config({THRESHOLD: [1.0, 0.3]}, **PER_CHANNEL))
+    inputs = activation_quantizer(activation_config({THRESHOLD: 3.0, SIGNED: False}))
+    return document(row(weights), row(inputs, "input"))
+
+
+def test_described_numbers_are_taken_over_bit_for_bit_along_another_axis():
+    # (3, 2), output channels last: another framework's kernel, under another name
+    kernel = weights_quantizer(weights_config(weights_channels_axis=1, weights_per_channel_threshold=True), (3, 2))
+    kernel.subject = "fc.kernel"
+    inputs = activation_quantizer(activation_config())
+    inputs.subject = "fc: inputs"
+    set_described_params([inputs, kernel], described())
+    assert kernel.threshold.tolist() == np.float32([1.0, 0.3]).tolist()
+    assert (float(inputs.threshold), inputs.signed) == (3.0, False)
+    assert kernel.calibrated
+    assert inputs.calibrated
+
+
+def quantizers(**changes: Any) -> list[Any]:
+    """Return quantizers that fit the document but for what is changed."""
+    config = weights_config(**{**PER_CHANNEL, **changes.get("config", {})})
+    weights = weights_quantizer(config, changes.get("shape", (2, 3)))
+    weights.subject = changes.get("subject", "fc.weight")
+    return [weights, activation_quantizer(activation_config())]
+
+
+@pytest.mark.parametrize(
+    ("changes", "fact"),
+    [
+        ({"shape": (5, 3)}, r"fc\.weight, which needs \(5,\)"),
+        ({"config": {"weights_per_channel_threshold": False}}, r"needs \(\)"),
+        ({"config": {"n_bits": 8}}, r"4 bits for fc\.weight, which is SYMMETRIC with \[8\]"),
+        ({"config": {"method": "UNIFORM"}}, "which is UNIFORM"),
+        ({"subject": "other.weight"}, "tells 1 quantizers of fc Weights, here are 0"),
+    ],
+    ids=["channels", "per tensor", "width", "grid", "layer"],
+)
+def test_numbers_that_do_not_fit_are_refused_and_nothing_is_changed(changes: dict[str, Any], fact: str):
+    given = quantizers(**changes)
+    with pytest.raises(DocumentError, match=fact):
+        set_described_params(given, described())
+    assert [quantizer.calibrated for quantizer in given] == [False, False]
+
+
+def test_a_quantizer_that_the_document_does_not_tell_is_named():
+    with pytest.raises(DocumentError, match="tells 0 quantizers of fc Activation, here are 1"):
+        set_described_params(quantizers(), document(row(weights_quantizer(weights_config({THRESHOLD: 1.0})))))
+
+
+@pytest.mark.parametrize("version", [None, 0, 2, True, "1"])
+def test_a_description_of_another_version_is_refused(version: Any):
+    with pytest.raises(DocumentVersionError):
+        set_described_params(quantizers(), {**described(), "schema_version": version})

@@ -7,11 +7,19 @@ from typing import Any
 
 import pytest
 
-from tests.core.home_backend import HomeActivation, HomeWeights, WarmWeights, activation_config, weights_config
+from tests.core.home_backend import (
+    HomeActivation,
+    HomeWeights,
+    WarmWeights,
+    activation_config,
+    weights_config,
+    weights_quantizer,
+)
 from trainable_core import hookimpl
 from trainable_core.enums import QuantizationMethod, QuantizationTarget, TieRule
 from trainable_core.errors import (
     QuantizerDefinitionError,
+    QuantizerStateError,
     UnknownBackendError,
     UnknownQuantizerError,
     UnsupportedConfigError,
@@ -21,11 +29,15 @@ from trainable_core.plan import (
     INTEGER_INPUT_OPS,
     OPS,
     LayerInfo,
+    LayerKind,
     QuantizerPlan,
     WeightInfo,
     WrappedState,
     build_quantizer,
     check_target,
+    declared_kind,
+    require_calibrated,
+    require_quantizer,
 )
 from trainable_core.quantizer import BaseTrainableQuantizer
 from trainable_core.recipe import QuantizationRecipe
@@ -134,3 +146,27 @@ def test_two_models_share_no_state():
     first, second = WrappedState(QuantizationRecipe()), WrappedState(QuantizationRecipe())
     first.left_out["fc"] = first.folded["bn"] = "reason"
     assert (second.plans, second.left_out, second.folded, second.finalized) == ({}, {}, {}, False)
+
+
+def test_a_users_layer_kind_is_checked_part_by_part():
+    assert declared_kind("linear", None, ["x"]) == LayerKind("linear", {}, ("x",))
+    for wrong in (("dense", None, ()), ("linear", {"w": 1.5}, ()), ("linear", {"w": True}, ()), ("linear", {}, "x")):
+        with pytest.raises(UnsupportedConfigError, match="register_layer"):
+            declared_kind(*wrong)
+
+
+def test_quantizers_without_numbers_are_named_and_those_switched_off_are_not():
+    off = weights_quantizer(weights_config(enable_weights_quantization=False))
+    ready = weights_quantizer(weights_config({"threshold": 1.0}))
+    waiting = weights_quantizer(weights_config())
+    require_calibrated([off, ready], "Model", "trainable_home")
+    with pytest.raises(QuantizerStateError, match=r"(?s)Model: not calibrated: fc\.weight.*trainable_home\.calibrate"):
+        require_calibrated([off, ready, waiting], "Model", "trainable_home")
+
+
+def test_what_a_wrapper_or_holder_needs_is_a_quantizer_for_its_target():
+    weights = weights_quantizer(weights_config())
+    require_quantizer(weights, QuantizationTarget.Weights, "it")
+    for wrong, target in ((None, QuantizationTarget.Weights), (weights, QuantizationTarget.Activation)):
+        with pytest.raises(UnsupportedConfigError, match="it"):
+            require_quantizer(wrong, target, "it")

@@ -168,11 +168,16 @@ def plain_copy(layer: Any, name: str, **changes: Any) -> Any:
 
 def _made_again(layer: Any, name: str, **changes: Any) -> Any:
     try:
-        copied = _from_config(layer, {**layer.get_config(), **changes})
+        if hasattr(type(layer), "around"):  # a wrapper; its layer's class need not be one that Keras can look up
+            copied = layer.around(_made_again(layer.layer, name))
+        else:
+            copied = _from_config(layer, {**layer.get_config(), **changes})
         build_config = layer.get_build_config() if layer.built else None
         if build_config and not copied.built:
             copied.build_from_config(build_config)
             copied.built = True
+    except TrainableError:
+        raise
     except Exception as error:
         raise ModelError(
             f"layer {name or layer.name!r} ({type(layer).__name__}) can't be copied: {error}",

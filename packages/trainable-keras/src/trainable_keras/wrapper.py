@@ -215,10 +215,12 @@ class QuantizationWrapper(keras.layers.Layer):  # type: ignore[misc] # keras is 
 
     def get_config(self) -> dict[str, Any]:
         """Return what `from_config` rebuilds the wrapper from; JSON-clean when the layer's own config is."""
+        return {**self._own_config(), "layer": keras.saving.serialize_keras_object(self.layer)}
+
+    def _own_config(self) -> dict[str, Any]:
         output = self.output_holder
         return {
             "name": self.name,
-            "layer": keras.saving.serialize_keras_object(self.layer),
             "weights_quantizers": {name: quantizer_document(q) for name, q in self.weights_quantizers.items()},
             "input_holders": {name: holder.get_config() for name, holder in self.input_holders.items()},
             "input_names": list(self.input_names),
@@ -230,13 +232,19 @@ class QuantizationWrapper(keras.layers.Layer):  # type: ignore[misc] # keras is 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> QuantizationWrapper:
         """Return a wrapper equal to the one that `get_config` was called on."""
+        return cls._made(config, keras.saving.deserialize_keras_object(config["layer"]))
+
+    def around(self, layer: Any) -> QuantizationWrapper:
+        """Return a wrapper with equal quantizers around another layer, such as a copy of this one's."""
+        return self._made(self._own_config(), layer)
+
+    @classmethod
+    def _made(cls, config: Mapping[str, Any], layer: Any) -> QuantizationWrapper:
         holder, output = ActivationQuantizationHolder.from_config, config["output_holder"]
+        quantizers = config["weights_quantizers"]
         wrapper = cls(
-            keras.saving.deserialize_keras_object(config["layer"]),
-            {
-                name: quantizer_from_document(each, "keras", class_of)
-                for name, each in config["weights_quantizers"].items()
-            },
+            layer,
+            {name: quantizer_from_document(each, "keras", class_of) for name, each in quantizers.items()},
             input_holders={name: holder(each) for name, each in config["input_holders"].items()},
             input_names=config["input_names"],
             output_holder=None if output is None else holder(output),

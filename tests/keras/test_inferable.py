@@ -1,0 +1,163 @@
+"""The deployed quantizers: mctq's classes where they run, and each of their faults mended."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.keras.engines import ENGINE, call, numpy, tensor
+from tests.keras.strategies import GRIDS, assert_same_bits, float32s, inputs, min_thresholds, n_bits, shapes
+from trainable_core import qparams
+from trainable_core.constants import RANGE_MAX, RANGE_MIN, THRESHOLD
+from trainable_core.enums import QuantizationMethod, QuantizationTarget, TieRule
+from trainable_core.errors import ModelError
+from trainable_core.reference import affine
+from trainable_keras import inferable
+
+SYMMETRIC, POWER_OF_TWO, UNIFORM = GRIDS
+SHORT = {SYMMETRIC: "Symmetric", POWER_OF_TWO: "POT", UNIFORM: "Uniform"}
+
+every_class = pytest.mark.parametrize(
+    ("target", "method"),
+    [(target, method) for target in QuantizationTarget for method in GRIDS],
+    ids=[f"{target}-{method}" for target in QuantizationTarget for method in GRIDS],
+)
+needs_mctq = pytest.mark.skipif(ENGINE != "tensorflow", reason="mctq's Keras quantizers need TensorFlow")
+
+
+@st.composite
+def deployed(draw: Any, target: QuantizationTarget, method: QuantizationMethod, shape: tuple[int, ...]) -> Any:
+    """Return a deployed quantizer for a tensor of this shape, made from any variables, and its grid."""
+    weights = target is QuantizationTarget.Weights
+    axes = [axis for axis in range(-len(shape), len(shape)) if shape[axis] > 0] if weights else []
+    axis = draw(st.sampled_from([None, *axes]))
+    size = 1 if axis is None else shape[axis]
+    bits = draw(n_bits)
+    grid = qparams.from_variables(
+        {
+            name: draw(float32s(size)).reshape(() if axis is None else (size,))
+            for name in qparams.variable_names(method)
+        },
+        method,
+        bits,
+        signed=weights or draw(st.booleans()),
+        min_threshold=draw(min_thresholds),
+        channels_axis=axis,
+    )
+    return inferable.build(target, method, bits, grid, len(shape) if weights else 0), grid
+
+
+def simple(target: QuantizationTarget, method: QuantizationMethod, *, bits: int = 4, threshold: float = 1.0) -> Any:
+    variables = {RANGE_MIN: -threshold, RANGE_MAX: threshold} if method is UNIFORM else {THRESHOLD: threshold}
+    return inferable.build(target, method, bits, qparams.from_variables(variables, method, bits), 1)
+
+
+@every_class
+@given(st.data())
+def test_values_are_those_of_the_reference(target: QuantizationTarget, method: QuantizationMethod, data: Any) -> None:
+    shape = data.draw(shapes())
+    quantizer, grid = data.draw(deployed(target, method, shape))
+    x = data.draw(inputs(grid, shape))
+    assert_same_bits(call(quantizer, x), affine.fake_quantize(x, grid, tie_rule=TieRule.HALF_UP))
+
+
+@every_class
+@given(st.data())
+def test_numbers_come_back_from_the_variables_and_from_json(
+    target: QuantizationTarget, method: QuantizationMethod, data: Any
+) -> None:
+    quantizer, grid = data.draw(deployed(target, method, data.draw(shapes(least=1, empty=False))))
+    again = type(quantizer).from_config(json.loads(json.dumps(quantizer.get_config())))
+    for back in (quantizer.qparams, again.qparams):
+        assert back.scale.tolist() == grid.scale.tolist()
+        assert back.zero_point.tolist() == grid.zero_point.tolist()
+        assert (back.quant_min, back.quant_max) == (grid.quant_min, grid.quant_max)
+
+
+@needs_mctq
+@every_class
+def test_it_is_an_instance_of_mctqs_class_and_makes_the_stock_one(
+    target: QuantizationTarget, method: QuantizationMethod
+) -> None:
+    from mct_quantizers.keras import quantizers as mctq
+
+    quantizer = simple(target, method)
+    stock = getattr(mctq, f"{target}{SHORT[method]}InferableQuantizer")
+    assert isinstance(quantizer, stock)
+    assert type(quantizer).__name__ == stock.__name__
+    assert type(quantizer.to_mctq()) is stock
+    # away from ties the two agree
+    x = np.float32([-2.0, -0.7, -0.3, 0.1, 0.3, 0.7, 2.0])
+    assert np.array_equal(numpy(quantizer.to_mctq()(tensor(x))), call(quantizer, x))
+
+
+@needs_mctq
+def test_a_grid_of_one_bit_has_no_stock_class() -> None:
+    with pytest.raises(ModelError, match="2 to 16 bits"):
+        simple(QuantizationTarget.Weights, SYMMETRIC, bits=1).to_mctq()
+
+
+@every_class
+def test_infinities_saturate_to_their_own_side_and_nan_stays(
+    target: QuantizationTarget, method: QuantizationMethod
+) -> None:
+    y = call(simple(target, method), np.float32([np.inf, -np.inf, 3e38, -3e38, np.nan]))
+    top, bottom = call(simple(target, method), np.float32([100.0, -100.0]))
+    assert y[:4].tolist() == [top, bottom, top, bottom]
+    assert np.isnan(y[4])
+    assert bottom < 0 < top
+
+
+@every_class
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_is_computed_in_float32_and_comes_back(
+    target: QuantizationTarget, method: QuantizationMethod, dtype: str
+) -> None:
+    quantizer, x = simple(target, method), np.linspace(-1.5, 1.5, 41).astype(np.float32)
+    given_to = keras.ops.cast(tensor(x), dtype)
+    y = quantizer(given_to)
+    assert keras.backend.standardize_dtype(y.dtype) == dtype
+    expected = keras.ops.cast(quantizer(keras.ops.cast(given_to, "float32")), dtype)
+    assert np.array_equal(numpy(keras.ops.cast(y, "float32")), numpy(keras.ops.cast(expected, "float32")))
+
+
+@every_class
+def test_there_is_nothing_to_train(target: QuantizationTarget, method: QuantizationMethod) -> None:
+    quantizer = simple(target, method)
+    assert quantizer.trainable_variables == []
+    assert len(quantizer.non_trainable_variables) == 2
+
+
+@every_class
+def test_a_symbolic_call_keeps_shape_and_dtype(target: QuantizationTarget, method: QuantizationMethod) -> None:
+    passed = simple(target, method)(keras.KerasTensor((None, 4), dtype="float16"))
+    assert (passed.shape, passed.dtype) == ((None, 4), "float16")
+
+
+@pytest.mark.parametrize("method", GRIDS, ids=str)
+@pytest.mark.parametrize("axis", [-3, -2, -1, 0, 1, 2])
+def test_any_channel_axis(method: QuantizationMethod, axis: int) -> None:
+    shape = (2, 3, 4)
+    ends = np.linspace(0.5, 2.0, shape[axis]).astype(np.float32)
+    variables = {RANGE_MIN: -ends, RANGE_MAX: ends} if method is UNIFORM else {THRESHOLD: ends}
+    grid = qparams.from_variables(variables, method, 4, channels_axis=axis)
+    x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    quantizer = inferable.build(QuantizationTarget.Weights, method, 4, grid, 3)
+    assert_same_bits(call(quantizer, x), affine.fake_quantize(x, grid, tie_rule=TieRule.HALF_UP))
+
+
+def test_a_range_that_mctq_would_nudge_another_way_is_deployed_as_trained() -> None:
+    """[-1, 1] at 4 bits: the framework's own nudging lands a whole step apart; core nudges first."""
+    grid = qparams.from_variables({RANGE_MIN: -1.0, RANGE_MAX: 1.0}, UNIFORM, 4)
+    quantizer = inferable.build(QuantizationTarget.Activation, UNIFORM, 4, grid, 0)
+    x = np.linspace(-1.2, 1.2, 101).astype(np.float32)
+    expected = affine.fake_quantize(x, grid, tie_rule=TieRule.HALF_UP)
+    assert_same_bits(call(quantizer, x), expected)
+    if ENGINE == "tensorflow":
+        assert np.abs(numpy(quantizer.to_mctq()(tensor(x))) - expected).max() <= float(grid.scale)
