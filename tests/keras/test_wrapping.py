@@ -124,6 +124,7 @@ class Plain(keras.Model):
 
 
 def test_a_class_without_a_config_is_made_again_by_its_arguments() -> None:
+    """And within a graph: Keras calls it for its shape before anything is calibrated."""
     held = Plain(units=3)
     held.name = "held"
     qmodel = ready(keras.Sequential([keras.Input((3,)), held]), weights_only())

@@ -26,6 +26,7 @@ if not hasattr(keras, "ops"):
     )
 
 from keras import ops
+from keras.src.backend.common.symbolic_scope import in_symbolic_scope  # there is no public name for it
 
 Tensor = Any
 """A tensor of the engine that Keras runs on."""
@@ -115,6 +116,11 @@ def with_gradient(forward: Callable[..., Tensor], backward: Callable[..., tuple[
         return output, gradient
 
     return function  # type: ignore[no-any-return] # keras.ops is untyped
+
+
+def infers_shapes() -> bool:
+    """Return whether Keras only asks for shapes and dtypes: it calls a layer without a spec of its own for that."""
+    return bool(in_symbolic_scope())
 
 
 @contextmanager

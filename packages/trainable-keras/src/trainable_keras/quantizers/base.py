@@ -21,7 +21,7 @@ from trainable_core.errors import QuantizerStateError, ShapeMismatchError
 from trainable_core.quantizer import BaseTrainableQuantizer
 from trainable_keras import grid as grids
 from trainable_keras import inferable
-from trainable_keras.engine import Tensor, errors_as_they_are, float_tensor, read, to_numpy
+from trainable_keras.engine import Tensor, errors_as_they_are, float_tensor, infers_shapes, read, to_numpy
 from trainable_keras.grid import Grid
 
 
@@ -86,7 +86,7 @@ class BaseKerasTrainableQuantizer(keras.layers.Layer, BaseTrainableQuantizer, Ba
         ShapeMismatchError
             When the input is no floating tensor, or has another number of channels than the quantizer.
         """
-        if not self.quantization_config.enabled:
+        if not self.quantization_config.enabled or (not self.calibrated and infers_shapes()):
             return inputs
         if not isinstance(inputs, keras.KerasTensor):
             with errors_as_they_are():
