@@ -34,6 +34,7 @@ SOURCES = [f"packages/trainable-{name}/src" for name in DISTRIBUTIONS]
 
 CORE = ("-e", "packages/trainable-core[cli,conformance,yaml]")
 TORCH = (*CORE, "-e", "packages/trainable-torch", "torch", "pytest-xdist", "scikit-learn", "transformers")
+KERAS = (*CORE, "-e", "packages/trainable-keras", "pytest-xdist", "scikit-learn", "tensorflow-cpu")
 # One thread each for the two test processes: together they fill two cores, with more threads they wait for each other.
 PARALLEL = ("-n", "2")
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
@@ -91,6 +92,7 @@ LINT = Environment("lint", ["ruff", "numpydoc", "import-linter"])
 CORE_TESTS = Environment("core", CORE)
 # The type checker is here too: it needs torch's own annotations, and a second gigabyte of torch buys nothing.
 TORCH_TESTS = Environment("torch", [*TORCH, "mypy", "nox", "types-PyYAML"])
+KERAS_TESTS = Environment("keras", KERAS)
 MINIMUMS = Environment("minimums", [*CORE, "-e", "packages/trainable-torch", "pytest-xdist"], "minimums")
 QUICKSTART = Environment("quickstart", [*CORE, "-e", "packages/trainable-torch", "scikit-learn"])
 
@@ -221,6 +223,22 @@ def tests_torch(session: nox.Session) -> None:
     tests = ["tests/core", "tests/torch", "tests/architecture"]
     documents = "--ignore=tests/architecture/test_docs.py"  # the session `examples` runs these
     pytest(session, TORCH_TESTS, *PARALLEL, *tests, documents, env=ONE_THREAD)
+
+
+@check("planted")
+def planted(session: nox.Session) -> None:
+    """Require the conformance kit to reject every planted defect, first by the law that is about it."""
+    pytest(session, TORCH_TESTS, *PARALLEL, "tests/planted/test_torch.py", env=ONE_THREAD)
+    pytest(
+        session, KERAS_TESTS, *PARALLEL, "tests/planted/test_keras.py", env={**ONE_THREAD, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    )
+
+
+@check("plugin")
+def plugin(session: nox.Session) -> None:
+    """Install the example plugin and a generated one as wheels, train with them, and try every law on them."""
+    pytest(session, TORCH_TESTS, "tests/plugin", env=ONE_THREAD)
+    pytest(session, KERAS_TESTS, "tests/plugin", env={**ONE_THREAD, "TF_CPP_MIN_LOG_LEVEL": "3"})
 
 
 @check("examples")
