@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 
 from trainable_core.conformance.adapter import Run
 from trainable_core.enums import TieRule
-from trainable_keras.engine import ENGINE, Tensor, to_numpy
-from trainable_keras.pullback import pull_back
+from trainable_keras.engine import ENGINE, Tensor, pull_back, to_numpy
 
 Array = NDArray[Any]
 
@@ -62,7 +61,8 @@ class KerasAdapter:
         return copy.deepcopy(quantizer)
 
     def save(self, quantizer: Any) -> bytes:
-        quantizer.save_own_variables(store := {})
+        store: dict[str, Array] = {}
+        quantizer.save_own_variables(store)
         np.savez(buffer := io.BytesIO(), **store)
         return buffer.getvalue()
 
