@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from trainable_core.conformance.adapter import Run
 from trainable_core.enums import TieRule
-from trainable_keras.engine import ENGINE, Tensor, pull_back, to_numpy
+from trainable_keras.engine import ENGINE, Tensor, to_numpy
+from trainable_keras.pullback import pull_back
 
 Array = NDArray[Any]
 
@@ -61,7 +62,7 @@ class KerasAdapter:
         return copy.deepcopy(quantizer)
 
     def save(self, quantizer: Any) -> bytes:
-        store: dict[str, Array] = {}
+        store: dict[str, Any] = {}
         quantizer.save_own_variables(store)
         np.savez(buffer := io.BytesIO(), **store)
         return buffer.getvalue()
