@@ -7,7 +7,7 @@ TensorFlow graph, under XLA, and in JAX; ``1 / x`` in 33 per cent of the cases i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -103,49 +103,6 @@ def with_gradient(forward: Callable[..., Tensor], backward: Callable[..., tuple[
         return output, gradient
 
     return function  # type: ignore[no-any-return] # keras.ops is untyped
-
-
-def pull_back(
-    call: Callable[[Tensor], Tensor], x: Tensor, variables: Mapping[str, keras.Variable], upstream: Tensor
-) -> list[Any]:
-    """Return ``call(x)``, and the gradients of ``sum(upstream * call(x))``.
-
-    Parameters
-    ----------
-    call : callable
-        Of a tensor; on JAX, what it assigns to variables is dropped.
-    x : Tensor, any shape
-        Where to call it.
-    variables : mapping of str to keras.Variable
-        What to differentiate by besides `x`.
-    upstream : Tensor or array, shape of the output
-        Gradient of a loss with respect to the output.
-
-    Returns
-    -------
-    list of Tensor or None
-        The output, the gradient of `x`, those of the variables in their order; None where none arrives.
-    """
-    values = [variable.value for variable in variables.values()]
-    if ENGINE == "tensorflow":
-        with tf.GradientTape() as tape:
-            tape.watch(x)
-            output = call(x)
-        return [output, *tape.gradient(output, [x, *values], output_gradients=ops.cast(upstream, output.dtype))]
-    if ENGINE == "jax":
-
-        def function(x: Tensor, values: list[Tensor]) -> Tensor:
-            with keras.StatelessScope(list(zip(variables.values(), values, strict=True))):
-                return call(x)
-
-        output, pull = jax.vjp(function, x, values)
-        d_x, found = pull(ops.cast(upstream, output.dtype))
-        return [output, d_x, *found]
-    for each in values:
-        each.grad = None
-    output = call(x.requires_grad_())
-    output.backward(ops.cast(upstream, output.dtype))
-    return [output.detach(), x.grad, *(each.grad for each in values)]
 
 
 def float_tensor(values: Any) -> Tensor:
