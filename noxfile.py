@@ -316,6 +316,22 @@ def pythons(session: nox.Session) -> None:
     session.run("pytest", "tests/core", *session.posargs, env={"PYTHONPATH": None, "HYPOTHESIS_PROFILE": "ci"})
 
 
+@check("planted")
+def planted(session: nox.Session) -> None:
+    """Require the conformance kit to reject every planted defect, first by the law that is about it."""
+    pytest(session, TORCH_TESTS, *PARALLEL, "tests/planted/test_torch.py", env=ONE_THREAD)
+    pytest(
+        session, KERAS_TESTS, *PARALLEL, "tests/planted/test_keras.py", env={**ONE_THREAD, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    )
+
+
+@check("plugin")
+def plugin(session: nox.Session) -> None:
+    """Install the example plugin and a generated one as wheels, train with them, and try every law on them."""
+    pytest(session, TORCH_TESTS, "tests/plugin", env=ONE_THREAD)
+    pytest(session, KERAS_TESTS, "tests/plugin", env={**ONE_THREAD, "TF_CPP_MIN_LOG_LEVEL": "3"})
+
+
 @check("bench", default=False)
 def bench(session: nox.Session) -> None:
     """Run every script under benchmarks/."""
