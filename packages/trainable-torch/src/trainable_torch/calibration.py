@@ -67,10 +67,10 @@ def calibrate(
     """
     state = state_of(qmodel)
     require_whole(qmodel, "calibrate")
+    _leave_meta(qmodel)
     if state.finalized:
         raise QuantizerStateError(type(qmodel).__name__, "it is finalized; its quantizers don't change any more")
     waiting = _waiting(qmodel, force=force)
-    _leave_meta(qmodel, waiting)
     new: list[tuple[BasePytorchTrainableQuantizer, Params]] = []
     spec = state.recipe.calibration
     holders = {name: holder for name, holder in _holders(qmodel) if holder.trainable_quantizer in waiting}
@@ -106,6 +106,25 @@ def _set(new: list[tuple[BasePytorchTrainableQuantizer, Params]]) -> None:
         raise
 
 
+def _leave_meta(qmodel: nn.Module) -> None:
+    """Give quantizers that were made on the meta device the variables of a new one, where the weights are by now."""
+    quantizers = [m for m in qmodel.modules() if isinstance(m, BasePytorchTrainableQuantizer)]
+    empty = [q for q in quantizers if any(variable.is_meta for variable in _variables(q))]
+    own = {id(variable) for q in empty for variable in q.parameters()}
+    others = [(name, parameter) for name, parameter in qmodel.named_parameters() if id(parameter) not in own]
+    for name, parameter in others:
+        if parameter.is_meta:
+            hint = "load or initialize the weights first."
+            raise CalibrationError("calibrate", f"{name!r} is on the meta device and has no values", hint)
+    shapes = {q: tuple(weight.shape) for wrapper in _wrappers(qmodel) for _, weight, q in wrapper.get_weights_vars()}
+    with others[0][1].device if others else torch.device("cpu"):
+        for quantizer in empty:
+            config, arguments = quantizer.quantization_config, quantizer.get_arguments()
+            new = type(quantizer)(config, quantizer.freeze_quant_params, **arguments)
+            new.initialize_quantization(shapes.get(quantizer), quantizer.subject, None)
+            quantizer.load_state_dict(new.state_dict(), assign=True)
+
+
 def _variables(quantizer: BasePytorchTrainableQuantizer) -> list[Tensor]:
     return [quantizer.get_quantizer_variable(name) for name in quantizer.variable_names]
 
@@ -133,26 +152,6 @@ def _waiting(qmodel: nn.Module, *, force: bool) -> set[nn.Module]:
             "pass force=True to overwrite them.",
         )
     return set(waiting)
-
-
-def _leave_meta(qmodel: nn.Module, waiting: set[nn.Module]) -> None:
-    """Give quantizers that were made on the meta device the variables of a new one, where the weights are by now."""
-    device = torch.device("cpu")
-    for name, parameter in qmodel.named_parameters():
-        if not parameter.is_meta:
-            device = parameter.device
-        elif not any(parameter is own for quantizer in waiting for own in quantizer.parameters()):
-            hint = "load or initialize the weights first."
-            raise CalibrationError("calibrate", f"{name!r} is on the meta device and has no values", hint)
-    shapes = {q: tuple(weight.shape) for wrapper in _wrappers(qmodel) for _, weight, q in wrapper.get_weights_vars()}
-    for quantizer in waiting:
-        assert isinstance(quantizer, BasePytorchTrainableQuantizer)  # noqa: S101 - that is what `_waiting` looks for
-        if any(variable.is_meta for variable in _variables(quantizer)):
-            config, arguments = quantizer.quantization_config, quantizer.get_arguments()
-            with device:
-                new = type(quantizer)(config, quantizer.freeze_quant_params, **arguments)
-                new.initialize_quantization(shapes.get(quantizer), quantizer.subject, None)
-            quantizer.load_state_dict(new.state_dict(), assign=True)
 
 
 def _observe(
