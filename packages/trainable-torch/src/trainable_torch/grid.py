@@ -92,9 +92,10 @@ class Grid:
 
 def _held(variable: Tensor, gradient: Tensor, low: float, high: float) -> Tensor:
     """Return the gradient where the variable is in bounds or a descent step leads back in; see the core's module."""
-    inside = (variable >= low) & (variable <= high)
-    back_in = ((variable < low) & (gradient < 0)) | ((variable > high) & (gradient > 0))
-    return torch.where((inside | back_in) & torch.isfinite(gradient), gradient, 0.0)
+    # Clamped by two open ways, each open when the variable has not passed the bound that it leads to; NaN has none.
+    down = torch.where(variable >= low, math.inf, 0.0)
+    up = torch.where(variable <= high, -math.inf, 0.0)
+    return torch.nan_to_num(gradient, 0.0, 0.0, 0.0).clamp(up, down)
 
 
 def _float32(value: float) -> float:
@@ -110,7 +111,7 @@ def _held_number(variable: float, gradient: float, low: float, high: float) -> f
 
 
 def _bound(threshold: Tensor, low: float) -> Tensor:
-    return torch.where(threshold.isnan(), low, threshold).clamp(low, MAX_THRESHOLD)
+    return torch.nan_to_num(threshold, low, MAX_THRESHOLD, low).clamp(low, MAX_THRESHOLD)
 
 
 def _bound_number(threshold: float, low: float) -> float:
@@ -326,6 +327,11 @@ class VariableGrid(Grid):
     def leaves(self) -> tuple[Tensor, ...]:
         """The variables."""
         return self.variables
+
+    @property
+    def served(self) -> bool:
+        """Whether the eager CPU kernels may take the grid: it is made of plain variables."""
+        return True
 
     @functools.cached_property
     def numbers(self) -> Numbers:  # type: ignore[override] # cached there too

@@ -87,7 +87,12 @@ class Numbers:
 
 def serves(*tensors: Tensor) -> bool:
     """Return whether these are plain float32 CPU tensors in eager mode."""
-    return is_plain(*tensors) and all(tensor.is_cpu and tensor.dtype is torch.float32 for tensor in tensors)
+    if not is_plain(*tensors):
+        return False
+    for tensor in tensors:  # noqa: SIM110 - as in `is_plain`
+        if not tensor.is_cpu or tensor.dtype is not torch.float32:
+            return False
+    return True
 
 
 # ---- forward --------------------------------------------------------------------------------------------------------
