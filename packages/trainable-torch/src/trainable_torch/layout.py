@@ -90,7 +90,8 @@ def look(x: Tensor, scale: float | Tensor) -> tuple[Tensor, Layout]:
     n, order = x.numel(), tuple(range(x.dim()))
     contiguous = x.is_contiguous()
     if not contiguous:
-        by_stride = tuple(sorted(order, key=lambda axis: (-x.stride(axis), axis)))
+        strides = x.stride()
+        by_stride = tuple(sorted(order, key=lambda axis: (-strides[axis], axis)))
         if x.permute(by_stride).is_contiguous():
             order = by_stride
         else:

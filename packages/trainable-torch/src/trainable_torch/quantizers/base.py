@@ -13,15 +13,14 @@ from mct_quantizers.common.base_inferable_quantizer import BaseInferableQuantize
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from trainable_core.config import TrainableQuantizerConfig
 from trainable_core import qparams
+from trainable_core.config import TrainableQuantizerConfig
 from trainable_core.constants import SIGNED
 from trainable_core.enums import QuantizationMethod, QuantizationTarget, VariableGroup
 from trainable_core.errors import QuantizerStateError, ShapeMismatchError, UnsupportedConfigError
 from trainable_core.quantizer import BaseTrainableQuantizer
-from trainable_torch import cache
+from trainable_torch import cache, inferable
 from trainable_torch import grid as grids
-from trainable_torch import inferable
 from trainable_torch.grid import Grid
 
 
@@ -145,9 +144,10 @@ class BasePytorchTrainableQuantizer(nn.Module, BaseTrainableQuantizer, BaseInfer
             shape[config.channels_axis] = -1
             variables = tuple(variable.view(shape) for variable in variables)
         if config.quantization_method is QuantizationMethod.UNIFORM:
-            return grids.uniform(*variables, width, min_threshold=config.min_threshold)
+            range_min, range_max = variables
+            return grids.uniform(range_min, range_max, width, min_threshold=config.min_threshold)
         return grids.symmetric(
-            *variables,
+            variables[0],
             width,
             signed=self.signed,
             power_of_two=config.quantization_method is QuantizationMethod.POWER_OF_TWO,
