@@ -155,6 +155,14 @@ class ModelError(TrainableError, TypeError):
         super().__init__(problem + (f"\nHint: {hint}" if hint else ""))
 
 
+class FrameworkError(TrainableError, ImportError):
+    """Raised when a backend's framework is missing, or another generation of it is in the process."""
+
+    def __init__(self, backend: str, problem: str, hint: str) -> None:
+        self.backend, self.problem = backend, problem
+        super().__init__(f"backend {backend!r}: {problem}\nHint: {hint}")
+
+
 class DocumentError(TrainableError, ValueError):
     """Raised when a saved file is truncated, foreign, damaged, or does not fit the model."""
 

@@ -103,6 +103,23 @@ FUNCTIONS: dict[str, str] = {
 """Op kinds of Keras 3's functional operations, by class name."""
 
 
+FUNCTIONS_OF_TENSORFLOW: dict[str, str] = {
+    **dict.fromkeys(("math.add", "math.subtract", "__operators__.add", "add_n"), "add"),
+    **dict.fromkeys(("math.multiply",), "mul"),
+    **dict.fromkeys(("concat", "stack"), "cat"),
+    **dict.fromkeys(("linalg.matmul", "einsum", "tensordot", "keras.backend.dot", "keras.backend.batch_dot"), "matmul"),
+    **dict.fromkeys(
+        (
+            "nn.relu", "nn.relu6", "nn.leaky_relu", "nn.elu", "nn.gelu", "nn.silu", "nn.swish", "nn.softmax",
+            "math.sigmoid", "math.tanh", "math.softplus", "nn.softplus", "nn.selu",
+        ),
+        "activation",
+    ),
+    **dict.fromkeys(("math.reduce_mean", "nn.avg_pool", "nn.avg_pool2d", "compat.v1.nn.avg_pool"), "pooling"),
+}  # fmt: skip
+"""Op kinds of TensorFlow's functions in a Keras 2 graph, by their exported name."""
+
+
 def einsum_channels_axis(equation: str) -> int:
     """Return the kernel's axis of an einsum layer's output channels: the last kernel axis that is in the output.
 

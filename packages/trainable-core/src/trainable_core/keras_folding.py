@@ -1,0 +1,164 @@
+"""Which batch norms of a Keras model can be folded into the layer before them; neither Keras is imported here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from trainable_core.keras_graph import Call, Graph
+from trainable_core.keras_layers import KINDS, LayerKind
+
+KERNELS: dict[str, tuple[str, tuple[int, ...]]] = {
+    "Dense": ("kernel", (-1,)),
+    **dict.fromkeys(("Conv1D", "Conv2D", "Conv3D"), ("kernel", (-1,))),
+    **dict.fromkeys(("DepthwiseConv1D", "DepthwiseConv2D"), ("kernel", (-2, -1))),
+    **dict.fromkeys(("SeparableConv1D", "SeparableConv2D"), ("pointwise_kernel", (-1,))),
+    **dict.fromkeys(("Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose"), ("kernel", (-2,))),
+}
+"""Kernel that takes a normalization over, and its axes of output channels, by class name."""
+
+
+class View(Protocol):
+    """What a Keras backend tells of its layers."""
+
+    def graph(self, layer: Any) -> Graph | None:
+        """Return a model's graph, None for what has none."""
+
+    def children(self, layer: Any) -> Iterable[tuple[str, Any]]:
+        """Return (name, layer) of the layers held in attributes."""
+
+    def kind(self, layer: Any) -> LayerKind | None:
+        """Return how a layer is quantized, None when its type is unknown."""
+
+    def is_layer(self, operation: Any) -> bool:
+        """Return whether it is a layer with variables of its own, not a functional operation."""
+
+    def is_batch_norm(self, layer: Any) -> bool:
+        """Return whether a layer is batch normalization."""
+
+    def stock(self, layer: Any) -> str:
+        """Return the class name of a layer of Keras's own, an empty string for a subclass."""
+
+    def is_linear(self, layer: Any) -> bool:
+        """Return whether nothing comes behind the layer's own bias."""
+
+    def shares_variables(self, layer: Any) -> bool:
+        """Return whether another layer has one of its variables too."""
+
+
+@dataclass
+class Folding:
+    """Which batch norms of a model go into which layers.
+
+    Parameters
+    ----------
+    norms : dict of int to layer
+        The batch norm to fold, by the ``id`` of the layer it goes into.
+    gone : set of int
+        ``id`` of each batch norm that is folded.
+    folded : dict of str to str
+        Layer name by the name of the batch norm folded into it.
+    kept : dict of str to str
+        Why, by the name of each batch norm that stays.
+    """
+
+    norms: dict[int, Any] = field(default_factory=dict)
+    gone: set[int] = field(default_factory=set)
+    folded: dict[str, str] = field(default_factory=dict)
+    kept: dict[str, str] = field(default_factory=dict)
+
+
+def plan_folding(model: Any, view: View) -> Folding:
+    """Return which batch norms can be folded into the convolution or dense layer before them.
+
+    Parameters
+    ----------
+    model : model
+        Only looked at.
+    view : View
+        The backend's.
+
+    Notes
+    -----
+    ``w' = w * gamma / sqrt(var + eps)`` along the output channels and ``b' = (b - mean) * gamma / sqrt(var + eps) +
+    beta``, computed in float64. In inference the model's function stays; in training batch statistics are no longer
+    used.
+    """
+    found = Folding()
+    uses: dict[int, int] = {}
+    _count(model, view, uses, set())
+    _look(model, "", found, view, uses)
+    return found
+
+
+def _count(layer: Any, view: View, uses: dict[int, int], done: set[int]) -> None:
+    """Count the places that each layer is called from, or held at where there is no graph."""
+    if id(layer) in done:
+        return
+    done.add(id(layer))
+    graph = view.graph(layer)
+    if graph is not None:
+        for call in graph.nodes:
+            uses[id(call.operation)] = uses.get(id(call.operation), 0) + 1
+        inside = [each for each in graph.operations if view.is_layer(each)]
+    elif view.kind(layer) is None:
+        inside = [child for _, child in view.children(layer)]
+        for child in inside:
+            uses[id(child)] = uses.get(id(child), 0) + 1
+    else:
+        inside = []
+    for each in inside:
+        _count(each, view, uses, done)
+
+
+def _look(layer: Any, prefix: str, found: Folding, view: View, uses: dict[int, int]) -> None:
+    graph = view.graph(layer)
+    if view.is_batch_norm(layer):
+        found.kept.setdefault(prefix or layer.name, "the layer before it is not known: this part has no graph")
+    elif graph is not None:
+        for operation in graph.operations:
+            name = f"{prefix}.{operation.name}" if prefix else operation.name
+            if not view.is_batch_norm(operation):
+                if view.is_layer(operation):
+                    _look(operation, name, found, view, uses)
+                continue
+            before, reason = _layer_before(graph, operation, view, uses)
+            if before is None:
+                found.kept[name] = reason
+                continue
+            found.norms[id(before)] = operation
+            found.gone.add(id(operation))
+            found.folded[name] = f"{prefix}.{before.name}" if prefix else before.name
+    elif view.kind(layer) is None:
+        for child_name, child in view.children(layer):
+            _look(child, f"{prefix}.{child_name}" if prefix else child_name, found, view, uses)
+
+
+def _layer_before(graph: Graph, norm: Any, view: View, uses: dict[int, int]) -> tuple[Any | None, str]:
+    """Return the layer that a batch norm can be folded into, or why there is none."""
+    call: Call = graph.calls(norm)[0]
+    source = graph.source(call)
+    if source is None or not view.is_layer(source.operation):
+        return None, "what comes before it is no layer"
+    layer = source.operation
+    name = view.stock(layer)
+    if name not in KERNELS:
+        return None, f"what comes before it is {type(layer).__name__}"
+    kind = view.kind(layer)
+    rank = len(source.outputs[0].shape)
+    axis = norm.axis[0] if isinstance(norm.axis, list | tuple) else norm.axis  # Keras 2 keeps a list
+    channels_axis = 1 if getattr(layer, "data_format", "") == "channels_first" else rank - 1
+    obstacles = [
+        (graph.only_user(source) is not call, "the layer before it has other users"),
+        (uses[id(layer)] > 1 or uses[id(norm)] > 1, "it or the layer before it is called more than once"),
+        (view.shares_variables(layer), "the layer before it shares its weights"),
+        (not view.is_linear(layer), "the layer before it has an activation"),
+        (
+            kind is None or set(kind.weights) != set(KINDS[name].weights),
+            f"of the layer before it, {'' if kind is None else kind.unsupported}",
+        ),
+        (axis % rank != channels_axis, "its channels are not the layer's"),
+    ]
+    reason = next((reason for stands, reason in obstacles if stands), "")
+    return (None, reason) if reason else (layer, "")

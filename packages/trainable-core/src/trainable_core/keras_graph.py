@@ -1,0 +1,94 @@
+"""The calls of a functional Keras model as a graph: what follows what. Neither Keras is imported here.
+
+A Keras backend reads its framework's private nodes into `Call`s; what is asked of the graph is asked here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+PASSING = frozenset(
+    {"Dropout", "SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D", "GaussianDropout", "Identity"}
+)
+"""Layer types that pass their input on in inference."""
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One call of a layer or functional operation.
+
+    Parameters
+    ----------
+    operation : layer or operation
+        What is called.
+    inputs, outputs : sequence of tensor
+        Symbolic tensors, in order.
+    args, kwargs : tuple, dict
+        What it is called with; symbolic tensors and plain values.
+    """
+
+    operation: Any
+    inputs: Sequence[Any]
+    outputs: Sequence[Any]
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] | None = None
+
+
+class Graph:
+    """The calls of a model.
+
+    Parameters
+    ----------
+    calls : sequence of Call
+        In an order they can be run in, without the model's inputs.
+    outputs : sequence of tensor
+        What leaves the model.
+    """
+
+    def __init__(self, calls: Sequence[Call], outputs: Sequence[Any]) -> None:
+        self.nodes = list(calls)
+        self._outputs = {id(tensor) for tensor in outputs}
+        self._makers = {id(tensor): call for call in self.nodes for tensor in call.outputs}
+        self._users: dict[int, list[Call]] = {}
+        for call in self.nodes:
+            for tensor in call.inputs:
+                self._users.setdefault(id(tensor), []).append(call)
+
+    @property
+    def operations(self) -> list[Any]:
+        """Layers and functional operations, each once, inputs before outputs."""
+        return list({id(call.operation): call.operation for call in self.nodes}.values())
+
+    def calls(self, operation: Any) -> list[Call]:
+        """Return the calls of one operation."""
+        return [call for call in self.nodes if call.operation is operation]
+
+    def source(self, call: Call) -> Call | None:
+        """Return the call that a call's first input comes from, None when it is an input of the model."""
+        return self._makers.get(id(call.inputs[0])) if call.inputs else None
+
+    def only_user(self, call: Call) -> Call | None:
+        """Return the only call that uses a call's output, None when there are several or it leaves the model."""
+        if len(call.outputs) != 1 or id(call.outputs[0]) in self._outputs:
+            return None
+        users = self._users.get(id(call.outputs[0]), [])
+        return users[0] if len(users) == 1 else None
+
+    def activation_after(self, call: Call, op_of: Callable[[Any], str | None], gone: Collection[int] = ()) -> bool:
+        """Return whether a call's only user is an activation: hardware fuses the two.
+
+        Parameters
+        ----------
+        call : Call
+            The call.
+        op_of : callable
+            The op kind of a layer or operation, None where it is unknown.
+        gone : collection of int
+            ``id`` of layers that do not count, as those of `PASSING` do not.
+        """
+        user = self.only_user(call)
+        while user is not None and (id(user.operation) in gone or type(user.operation).__name__ in PASSING):
+            user = self.only_user(user)
+        return user is not None and op_of(user.operation) == "activation"
