@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from trainable_core.keras_graph import Call, Graph
-from trainable_core.keras_layers import KINDS, LayerKind
+from trainable_core.keras_layers import LayerKind
 
 KERNELS: dict[str, tuple[str, tuple[int, ...]]] = {
     "Dense": ("kernel", (-1,)),
@@ -155,7 +155,7 @@ def _layer_before(graph: Graph, norm: Any, view: View, uses: dict[int, int]) -> 
         (view.shares_variables(layer), "the layer before it shares its weights"),
         (not view.is_linear(layer), "the layer before it has an activation"),
         (
-            kind is None or set(kind.weights) != set(KINDS[name].weights),
+            kind is None or not kind.weights,
             f"of the layer before it, {'' if kind is None else kind.unsupported}",
         ),
         (axis % rank != channels_axis, "its channels are not the layer's"),

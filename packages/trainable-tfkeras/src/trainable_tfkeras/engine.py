@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import tensorflow as tf
@@ -46,6 +46,15 @@ def _keras_2() -> Any:
 
 
 keras: Any = _keras_2()
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def unconverted(function: F) -> F:
+    """Return a method that AutoGraph runs as it is; not for a layer's own `call`, whose signature Keras reads."""
+    made: F = tf.autograph.experimental.do_not_convert(function)
+    return made
 
 
 def read(variable: Any) -> Tensor:

@@ -33,7 +33,7 @@ from trainable_core.enums import QuantizationMethod, QuantizationTarget
 from trainable_core.errors import ModelError
 from trainable_core.qparams import QParams, deployed_params
 from trainable_tfkeras import ops
-from trainable_tfkeras.engine import Tensor, keras, read, to_numpy, untracked
+from trainable_tfkeras.engine import Tensor, keras, read, to_numpy, unconverted, untracked
 
 MCTQ_LEAST_BITS = 2
 """TensorFlow's kernels have no 1-bit grid."""
@@ -100,9 +100,12 @@ class InferableQuantizer(keras.layers.Layer):  # type: ignore[misc] # TensorFlow
         """Return the input snapped to the grid; see `call`."""
         return super().__call__(inputs, *args, **kwargs)
 
-    @tf.autograph.experimental.do_not_convert  # type: ignore[untyped-decorator] # TensorFlow is untyped
     def call(self, inputs: Tensor) -> Tensor:
         """Return the input snapped to the grid, in the input's dtype; no gradient is defined."""
+        return self._snapped(inputs)
+
+    @unconverted
+    def _snapped(self, inputs: Tensor) -> Tensor:
         values = tf.stop_gradient(tf.cast(inputs, tf.float32))
         zero_point = read(self.grid_zero_point) if self.method() is QuantizationMethod.UNIFORM else None
         snapped = ops.snap(values, read(self.grid_scale), zero_point, self.quant_min, self.quant_max)

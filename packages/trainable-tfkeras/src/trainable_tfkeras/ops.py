@@ -15,7 +15,7 @@ from typing import Any
 import tensorflow as tf
 
 from trainable_core.reference import lsq
-from trainable_tfkeras.engine import Tensor, reciprocal, with_gradient
+from trainable_tfkeras.engine import Tensor, float_bits, reciprocal, with_gradient
 from trainable_tfkeras.grid import Grid, ends
 
 HALF = 0.5
@@ -54,6 +54,27 @@ def _clip(codes: Tensor, quant_min: int, quant_max: int) -> Tensor:
     return tf.minimum(tf.maximum(codes, float(quant_min)), float(quant_max))
 
 
+def steps_of(x: Tensor, scale: Tensor, quant_min: int, quant_max: int, *, centered: bool) -> Tensor:
+    """Return ``x / scale`` for comparisons with the grid's ends counted from zero.
+
+    TensorFlow takes subnormal numbers for zeros, so a tiny negative `x` would seem to lie on an end at zero, where the
+    gradient is another one than below it. Where an end may be zero, what is subnormal comes out as the smallest normal
+    number of its sign instead, and what IEEE 754 rounds to zero as zero.
+    """
+    inverse = reciprocal(scale)
+    steps = x * inverse
+    if centered and quant_min < 0 < quant_max:
+        return steps
+    bits = float_bits(x)
+    magnitude = tf.cast(tf.bitwise.bitwise_and(bits, 0x7FFFFFFF), tf.float32)  # of a subnormal x: |x| * 2**149, exact
+    raised = tf.where(bits < 0, -magnitude, magnitude) * 2.0**-89
+    subnormal = tf.bitwise.bitwise_and(bits, 0x7F800000) == 0
+    product = tf.where(subnormal, raised, x * 2.0**60) * inverse  # steps * 2**60
+    smallest = tf.where(product > 0, 2.0**-126, -(2.0**-126))
+    tiny = tf.where(tf.abs(product) > 2.0**-90, smallest, tf.zeros_like(product))  # 2**-150 rounds to zero
+    return tf.where(tf.abs(steps) < 2.0**-126, tiny, steps)
+
+
 @functools.cache
 def _ste(quant_min: int, quant_max: int, centered: bool) -> Callable[..., Tensor]:  # noqa: FBT001
     """Return fake quantization with the gradient of `trainable_core.reference.ste`."""
@@ -63,7 +84,7 @@ def _ste(quant_min: int, quant_max: int, centered: bool) -> Callable[..., Tensor
 
     def backward(upstream: Tensor, _: Tensor, x: Tensor, scale: Tensor, zero_point: Tensor) -> tuple[Tensor, ...]:
         low, high = ends(zero_point, quant_min, quant_max, centered=centered)
-        steps = x * reciprocal(scale)
+        steps = steps_of(x, scale, quant_min, quant_max, centered=centered)
         inside = tf.logical_and(steps >= low, steps <= high)
         d_x = tf.where(inside, upstream, tf.zeros_like(upstream))
         return d_x, tf.zeros_like(scale), tf.zeros_like(zero_point)
@@ -80,7 +101,7 @@ def _lsq(quant_min: int, quant_max: int, centered: bool) -> Callable[..., Tensor
 
     def backward(upstream: Tensor, _: Tensor, x: Tensor, scale: Tensor, zero_point: Tensor) -> tuple[Tensor, ...]:
         low, high = ends(zero_point, quant_min, quant_max, centered=centered)
-        steps = x * reciprocal(scale)
+        steps = steps_of(x, scale, quant_min, quant_max, centered=centered)
         below, above = steps <= low, steps >= high
         between = tf.logical_and(steps > low, steps < high)
         zeros = tf.zeros_like(upstream)

@@ -5,7 +5,7 @@ A training method subclasses it and writes `fake_quantize`. Everything else has 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -20,7 +20,7 @@ from trainable_core.errors import QuantizerStateError, UnsupportedConfigError
 from trainable_core.quantizer import BaseTrainableQuantizer
 from trainable_tfkeras import grid as grids
 from trainable_tfkeras import inferable
-from trainable_tfkeras.engine import Tensor, choose, keras, plainly, read, to_numpy, untracked
+from trainable_tfkeras.engine import Tensor, choose, keras, plainly, read, to_numpy, unconverted, untracked
 from trainable_tfkeras.grid import Grid
 
 
@@ -85,7 +85,6 @@ class BaseKerasTrainableQuantizer(keras.layers.Layer, BaseTrainableQuantizer, Ba
         """
         return super().__call__(inputs, training=training, **kwargs) if self.quantization_config.enabled else inputs
 
-    @tf.autograph.experimental.do_not_convert  # type: ignore[untyped-decorator] # TensorFlow is untyped
     def call(self, inputs: Tensor, training: Any = None) -> Tensor:
         """Return the input fake-quantized, in its own dtype.
 
@@ -96,6 +95,10 @@ class BaseKerasTrainableQuantizer(keras.layers.Layer, BaseTrainableQuantizer, Ba
         training : bool or Tensor, optional
             Whether the model trains; by default what Keras says.
         """
+        return self._call(inputs, training)
+
+    @unconverted
+    def _call(self, inputs: Tensor, training: Any) -> Tensor:
         if not self.calibrated:
             if _only_shapes():
                 return tf.identity(inputs)
@@ -107,8 +110,6 @@ class BaseKerasTrainableQuantizer(keras.layers.Layer, BaseTrainableQuantizer, Ba
         return tf.cast(choose(training, lambda trains: self._run(x, trains)), inputs.dtype)
 
     def _run(self, x: Tensor, training: bool) -> Tensor:  # noqa: FBT001 - mctq's word
-        if training and type(self).advance is not BaseTrainableQuantizer.advance:
-            self.advance()
         if training:
             term = self.regularization()
             if term is not None:
@@ -296,6 +297,26 @@ def _only_shapes() -> bool:
             return True
         graph = getattr(graph, "outer_graph", None)
     return False
+
+
+def count_step(quantizers: Iterable[Any], training: Any) -> None:
+    """Count one training step in quantizers with a schedule, before their call."""
+    scheduled = [
+        each
+        for each in quantizers
+        if isinstance(each, BaseKerasTrainableQuantizer)
+        and type(each).advance is not BaseTrainableQuantizer.advance
+        and each.quantization_config.enabled
+    ]
+    if not scheduled or _only_shapes():
+        return
+
+    def count(trains: bool) -> Tensor:  # noqa: FBT001 - as `choose` calls it
+        for each in scheduled if trains else []:
+            each.advance()
+        return tf.constant(0)
+
+    choose(training, count)
 
 
 def require_quantizer(quantizer: object, target: QuantizationTarget, subject: str) -> None:

@@ -37,8 +37,8 @@ class DqaQuantizer(BaseKerasTrainableQuantizer):
     Notes
     -----
     While training, the output is the mixture; in eval mode, and from the end of the schedule on, it is the width with
-    the largest logit, which is what `convert2inferable` deploys. Equal logits choose the smaller width. Each call with
-    ``training=True`` counts as one step, and adds `regularization` to the layer's losses, which `fit` minimizes.
+    the largest logit, which is what `convert2inferable` deploys. Equal logits choose the smaller width. A call with
+    ``training=True`` adds `regularization` to the losses, which `fit` minimizes; wrapper or holder counts it as a step.
     """
 
     soft_training: ClassVar[bool] = True
