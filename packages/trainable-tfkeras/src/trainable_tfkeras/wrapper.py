@@ -115,6 +115,10 @@ class QuantizationWrapper(KerasQuantizationWrapper):  # type: ignore[misc] # mct
         self.weights_quantizers = quantizers  # all at once: the layer stays whole when one of them can't
         for holder in self.holders:
             holder.convert_to_inferable_quantizers()
+        # held anew, so that variables come in the order in which a wrapper is made: the HDF5 format goes by it
+        inputs, output = dict(self.input_holders), self.output_holder
+        self.input_holders, self.output_holder = {}, None
+        self.input_holders, self.output_holder = inputs, output
 
     # ---- calling ----------------------------------------------------------------------------------------------------
 
@@ -194,7 +198,7 @@ class QuantizationWrapper(KerasQuantizationWrapper):  # type: ignore[misc] # mct
 
     def get_config(self) -> dict[str, Any]:
         """Return what `from_config` rebuilds the wrapper from; JSON-clean when the layer's own config is."""
-        output, layer = self.output_holder, keras.saving.serialize_keras_object(self.layer)
+        output, layer = self.output_holder, keras.layers.serialize(self.layer)
         layer.pop("build_config", None)
         return {
             "name": self.name,
@@ -213,7 +217,7 @@ class QuantizationWrapper(KerasQuantizationWrapper):  # type: ignore[misc] # mct
     def from_config(cls, config: Mapping[str, Any]) -> QuantizationWrapper:
         """Return a wrapper equal to the one that `get_config` was called on."""
         holder, output = ActivationQuantizationHolder.from_config, config["output_holder"]
-        layer = keras.saving.deserialize_keras_object(config["layer"])
+        layer = keras.layers.deserialize(config["layer"])
         build_by(layer, config["builds"])
         layer.built = True
         wrapper = cls(
@@ -252,6 +256,8 @@ def with_weights(layer: Any, weights: Mapping[str, Tensor]) -> Any:
 def _shallow(layer: Any) -> Any:
     copied = object.__new__(type(layer))
     vars(copied).update(vars(layer))
+    # While Keras writes a SavedModel it puts functions of the layer as it is, or its bound `call`, on the instance.
+    vars(copied).pop("call", None)
     return copied
 
 
