@@ -1,6 +1,6 @@
 """Keras 2 tests only where this backend and a TensorFlow are installed; third parties' warnings that no one here can mend.
 
-TensorFlow 2.16 and newer has Keras 3 unless the switch is set before it is imported; 2.15 does not know the switch.
+TensorFlow 2.16 and newer has Keras 3 unless the switch is set before it is imported; 2.15 has Keras 2 unless it is set.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ pytest.importorskip("trainable_tfkeras", reason="needs trainable-tfkeras")
 if importlib.util.find_spec("tensorflow") is None:
     pytest.skip("needs TensorFlow", allow_module_level=True)
 if "tensorflow" not in sys.modules:
-    os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
+    if importlib.util.find_spec("tf_keras"):
+        os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
     # two virtual CPUs, for the distribution strategies; must be said before TensorFlow starts
     import tensorflow as tf
 

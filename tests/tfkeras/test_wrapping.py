@@ -147,9 +147,7 @@ def test_what_is_trained_is_what_is_deployed(name: str, recipe: Any) -> None:
     _, qmodel, batch = trained(name, recipe)
     deployed = trainable_tfkeras.finalize(qmodel)
     assert_equal(call(deployed, batch), call(qmodel, batch))
-    assert_equal(
-        tf.nest.flatten(deployed.predict(batch, verbose=0)), tf.nest.flatten(qmodel.predict(batch, verbose=0))
-    )
+    assert_equal(tf.nest.flatten(deployed.predict(batch, verbose=0)), tf.nest.flatten(qmodel.predict(batch, verbose=0)))
     assert all(row.state == "deployed" for row in trainable_tfkeras.describe(deployed).rows)
 
 
@@ -292,7 +290,9 @@ def test_batch_norm_is_folded_into_what_comes_before() -> None:
     ],
 )
 def test_batch_norm_that_stays_says_why(before: Any, reason: str) -> None:
-    model = tf.keras.Sequential([tf.keras.Input((4, 4, 4)), before, kl.BatchNormalization(name="norm"), kl.Conv2D(2, 1)])
+    model = tf.keras.Sequential(
+        [tf.keras.Input((4, 4, 4)), before, kl.BatchNormalization(name="norm"), kl.Conv2D(2, 1)]
+    )
     description = trainable_tfkeras.describe(trainable_tfkeras.wrap(model, LSQ))
     assert reason in description.left_out["norm"]
 

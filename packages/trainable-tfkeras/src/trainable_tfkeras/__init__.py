@@ -1,8 +1,8 @@
 """Quantization-aware training for Keras 2: the way of the data is wrap, calibrate, train, finalize.
 
 The verbs are those of every backend; the numbers come from `trainable_core`. Names load when used, so that the plugin's
-entry point costs nothing while another backend is asked for. Where Keras 2 is imported already, the layers are registered
-with it at once, so that ``tf.keras.models.load_model`` finds them.
+entry point costs nothing while another backend is asked for. Where Keras 2 is imported already, the layers are
+registered with it at once, so that ``tf.keras.models.load_model`` finds them.
 """
 
 import contextlib
@@ -65,7 +65,6 @@ __getattr__, __dir__ = lazy_names(
         "wrapping": ["wrap"],
     },
 )
-
 
 
 def _keras_2_is_loaded() -> bool:

@@ -108,7 +108,7 @@ def observing(qmodel: Any, observers: Mapping[int, Observer]) -> Iterator[None]:
     holders = [layer for layer in layers if isinstance(layer, ActivationQuantizationHolder)]
     eager = tf.config.functions_run_eagerly()
     try:
-        tf.config.run_functions_eagerly(True)  # a call that the user compiled shows its values too
+        tf.config.run_functions_eagerly(run_eagerly=True)  # a call that the user compiled shows its values too
         for wrapper in wrappers:
             with untracked(wrapper):
                 wrapper.quantizes_weights = False

@@ -21,7 +21,9 @@ Array = NDArray[Any]
 
 def to_numpy(tensor: Any) -> Array:
     """Return a copy of a tensor's values; bfloat16, which NumPy lacks, as float32."""
-    return np.array((tf.cast(tensor, tf.float32) if tensor.dtype == tf.bfloat16 else tf.convert_to_tensor(tensor)).numpy())
+    return np.array(
+        (tf.cast(tensor, tf.float32) if tensor.dtype == tf.bfloat16 else tf.convert_to_tensor(tensor)).numpy()
+    )
 
 
 class KerasAdapter:
@@ -69,7 +71,8 @@ class KerasAdapter:
         return copy.deepcopy(quantizer)
 
     def save(self, quantizer: Any) -> bytes:
-        quantizer.save_own_variables(store := {})
+        store: dict[str, Array] = {}
+        quantizer.save_own_variables(store)
         np.savez(buffer := io.BytesIO(), **store)
         return buffer.getvalue()
 

@@ -131,11 +131,10 @@ class Copier:
             copied += [self.copy(each, join(prefix, each.name)) for each in model.layers]
             result = _remade(type(model), keras.Sequential)(copied, name=model.name)
         else:
-            structure = lambda tensors: tf.nest.map_structure(lambda each: made[id(each)], tensors)  # noqa: E731
-            nested_inputs, nested_outputs = model._nested_inputs, model._nested_outputs  # noqa: SLF001 - as they were given
-            result = _remade(type(model), keras.Model)(
-                structure(nested_inputs), structure(nested_outputs), name=model.name
-            )
+            # as they were given: one tensor, a list or a dictionary
+            given = (model._nested_inputs, model._nested_outputs)  # noqa: SLF001 - nowhere else
+            new = tf.nest.map_structure(lambda tensor: made[id(tensor)], given)
+            result = _remade(type(model), keras.Model)(*new, name=model.name)
         if not model.trainable:
             result._trainable = False  # noqa: SLF001 - the setter would freeze every layer inside too
         return result
@@ -174,7 +173,7 @@ def _input_like(tensor: Any) -> Any:
 
 def _remade(cls: type, base: Any) -> Any:
     """Return the class to make a copied graph of: the model's own if it takes what Keras's takes."""
-    return cls if cls.__init__ is base.__init__ else base
+    return cls if vars(cls).get("__init__") is None or cls is base else base
 
 
 def plain_copy(layer: Any, name: str, **changes: Any) -> Any:

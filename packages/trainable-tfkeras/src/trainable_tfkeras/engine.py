@@ -1,12 +1,13 @@
 """TensorFlow's Keras, which must be Keras 2, and what both lack: bits of floats, gradients of one's own.
 
 Also the two guards that keep a graph compiler from replacing a division by the multiplication with a rounded
-reciprocal. Measured on 100,000 random numbers in a TensorFlow graph: ``x / 15`` is another float32 in 63 per cent of the
-cases, ``1 / x`` in 33 per cent.
+reciprocal. Measured on 100,000 random numbers in a TensorFlow graph: ``x / 15`` is another float32 in 63 per cent of
+the cases, ``1 / x`` in 33 per cent.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,7 +34,8 @@ def _keras_2() -> Any:
         layer = tf.keras.layers.Layer
     except (ImportError, AttributeError) as error:
         problem = f"TensorFlow {tf.__version__} has no Keras: {error}"
-        raise FrameworkError("tf_keras", problem, f"{_INSTALL}; or use TensorFlow 2.15.") from error
+        hint = f"{_INSTALL}; with TensorFlow 2.15, whose own Keras is Keras 2, leave TF_USE_LEGACY_KERAS unset."
+        raise FrameworkError("tf_keras", problem, hint) from error
     root = importlib.import_module(layer.__module__.partition(".")[0])
     version = str(getattr(root, "__version__", ""))
     if not version.startswith("2."):
@@ -110,13 +112,13 @@ def with_gradient(forward: Callable[..., Tensor], backward: Callable[..., tuple[
 
 
 def choose(training: Any, function: Callable[[bool], Tensor]) -> Tensor:
-    """Return ``function(training)``, where `training` may be None, a number, or a tensor known only when the graph runs."""
+    """Return ``function(training)``; `training` may be None, a number, or a tensor known only when the graph runs."""
     if training is None or not tf.is_tensor(training):
         return function(bool(training))
     known = tf.get_static_value(training)
     if known is not None:
         return function(bool(known))
-    return tf.cond(tf.cast(training, tf.bool), lambda: function(True), lambda: function(False))
+    return tf.cond(tf.cast(training, tf.bool), *(functools.partial(function, trains) for trains in (True, False)))
 
 
 def to_numpy(value: Any) -> NDArray[Any]:

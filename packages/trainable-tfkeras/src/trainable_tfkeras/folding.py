@@ -74,7 +74,7 @@ class _View:
 
 
 def plan_folding(model: Any) -> Folding:
-    """Return which batch norms can be folded into the convolution or dense layer before them; the model is left as it is.
+    """Return which batch norms can be folded into the convolution or dense layer before them; changes nothing.
 
     See `trainable_core.keras_folding.plan_folding`.
     """

@@ -55,9 +55,7 @@ def ends(zero_point: Tensor, quant_min: int, quant_max: int, *, centered: bool) 
 def _held(variable: Tensor, gradient: Tensor, low: float, high: float) -> Tensor:
     """Return the gradient where the variable is in bounds or a descent step leads back in; see the core's module."""
     inside = tf.logical_and(variable >= low, variable <= high)
-    back_in = tf.logical_or(
-        tf.logical_and(variable < low, gradient < 0), tf.logical_and(variable > high, gradient > 0)
-    )
+    back_in = tf.logical_or(tf.logical_and(variable < low, gradient < 0), tf.logical_and(variable > high, gradient > 0))
     passes = tf.logical_and(tf.logical_or(inside, back_in), tf.math.is_finite(gradient))
     return tf.where(passes, gradient, tf.zeros_like(gradient))
 

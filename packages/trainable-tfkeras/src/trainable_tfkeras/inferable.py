@@ -1,13 +1,13 @@
 """mctq's Keras inferable quantizers, mended: one class per target and grid, each still an instance of mctq's.
 
-Mended against mctq 1.7, whose classes call TensorFlow's ``fake_quant`` kernels (`docs/design/0010-mended-mctq-keras.md`
-has the measurements):
+Mended against mctq 1.7, whose classes call TensorFlow's ``fake_quant`` kernels (the measurements are in
+`docs/design/0010-mended-mctq-keras.md`):
 
 - the forward is `ops.snap`, the formula that trained; the kernels nudge ranges once more in float32 and may give the
   neighbouring code next to a tie;
 - 1-bit grids work, and inputs of any floating dtype come back in their own dtype;
-- a quantizer is a layer and its numbers are weights: they are saved, and no graph compiler takes them for constants that
-  it multiplies into the layers around, which moves ties;
+- a quantizer is a layer and its numbers are weights: they are saved, and no graph compiler takes them for constants
+  that it multiplies into the layers around, which moves ties;
 - `get_config` is JSON-clean whatever numbers the quantizer was made from.
 
 `InferableQuantizer.to_mctq` gives mctq's stock quantizer with the same numbers, for tools that look for TensorFlow's

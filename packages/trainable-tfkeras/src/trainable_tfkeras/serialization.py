@@ -1,7 +1,7 @@
 """A wrapped model on disk: its recipe and plain arrays, in one file; no pickle, nothing executed.
 
-Keras's own formats work for wrapped and finalized models too; this one needs no config of the model's layers, and is the
-``save`` and ``load`` that every backend has.
+Keras's own formats work for wrapped and finalized models too; this one needs no config of the model's layers, and is
+the ``save`` and ``load`` that every backend has.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -47,9 +48,12 @@ class QuantizationWrapper(KerasQuantizationWrapper):  # type: ignore[misc] # mct
     layer that does not train stays so; there is no ``steps`` weight; weights of layers inside the layer can be
     quantized; converting twice changes nothing.
 
-    For the call, the layer is copied (its attributes, not its variables) with tensors in the place of quantized weights,
-    so replicas that run beside each other don't disturb each other. Attributes the wrapper doesn't have are the layer's.
+    For the call, the layer is copied (its attributes, not its variables) with tensors in the place of quantized
+    weights, so replicas that run beside each other don't disturb each other. Attributes the wrapper doesn't have are
+    the layer's.
     """
+
+    weights_quantizers: dict[str, Any]
 
     def __init__(
         self,
@@ -244,7 +248,7 @@ def with_weights(layer: Any, weights: Mapping[str, Tensor]) -> Any:
         for owner, _ in steps:
             if id(owner) not in copies:
                 copies[id(owner)] = _shallow(owner)
-        for (owner, name), (inner, _) in zip(steps, steps[1:], strict=False):
+        for (owner, name), (inner, _) in itertools.pairwise(steps):
             vars(copies[id(owner)])[name] = copies[id(inner)]
         owner, name = steps[-1]
         # a weight that Keras casts as it is read (mixed precision) is an AutoCastVariable

@@ -10,13 +10,14 @@ from typing import Any
 import tensorflow as tf
 
 from trainable_core.errors import ModelError, QuantizerStateError
+from trainable_core.keras_folding import Folding
 from trainable_core.keras_layers import LayerKind
 from trainable_core.model_document import state_document, state_from_document
 from trainable_core.plan import LayerInfo, LayerPlan, QuantizerPlan, WrappedState, build_quantizer
 from trainable_core.recipe import QuantizationRecipe
 from trainable_tfkeras.copying import Copier, children, join, plain_copy
 from trainable_tfkeras.engine import keras, untracked
-from trainable_tfkeras.folding import FoldedBatchNormalization, Folding, folded_copy, plan_folding
+from trainable_tfkeras.folding import FoldedBatchNormalization, folded_copy, plan_folding
 from trainable_tfkeras.holder import ActivationQuantizationHolder
 from trainable_tfkeras.layers import is_operation, kind_of, layer_info
 from trainable_tfkeras.quantizers.base import BaseKerasTrainableQuantizer
@@ -57,7 +58,8 @@ def state_of(model: Any) -> WrappedState:
                 return state
     check_keras(model, "the model")
     raise ModelError(
-        f"{type(model).__name__} was not made by trainable_tfkeras.wrap", "qmodel = trainable_tfkeras.wrap(model, recipe)."
+        f"{type(model).__name__} was not made by trainable_tfkeras.wrap",
+        "qmodel = trainable_tfkeras.wrap(model, recipe).",
     )
 
 
