@@ -11,7 +11,7 @@ import tensorflow as tf
 from hypothesis import given
 from hypothesis import strategies as st
 from mct_quantizers.keras import quantizers as mctq
-from tests.tfkeras.tensors import call, gradients, numpy, tensor
+
 from tests.tfkeras.strategies import (
     GRIDS,
     KINDS,
@@ -27,7 +27,7 @@ from tests.tfkeras.strategies import (
     shapes,
     upstreams,
 )
-
+from tests.tfkeras.tensors import call, gradients, numpy, tensor
 from trainable_core.config import TrainableQuantizerActivationConfig, TrainableQuantizerWeightsConfig
 from trainable_core.constants import RANGE_MAX, RANGE_MIN, SIGNED, THRESHOLD
 from trainable_core.enums import QuantizationMethod, TieRule, TrainingMethod, VariableGroup

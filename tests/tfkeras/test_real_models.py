@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
-from tests.tfkeras.tensors import numpy, tensor
 
 import trainable_tfkeras
+from tests.tfkeras.tensors import numpy, tensor
 
 kl = tf.keras.layers
 

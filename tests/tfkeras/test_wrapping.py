@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
-from tests.tfkeras.tensors import numpy, tensor
 
 import trainable_tfkeras
+from tests.tfkeras.tensors import numpy, tensor
 from trainable_core.errors import (
     CalibrationError,
     DocumentError,
@@ -372,12 +372,14 @@ def test_what_is_no_model_is_refused() -> None:
         trainable_tfkeras.wrap(3, LSQ)
 
 
-def test_a_keras_2_model_is_refused_with_what_to_do() -> None:
-    tf_keras = pytest.importorskip("tf_keras")
-    model = tf_tf.keras.Sequential([tf_keras.layers.Dense(2, input_shape=(3,))])
+def test_a_keras_3_model_is_refused_with_what_to_do() -> None:
+    keras = pytest.importorskip("keras", minversion="3.0", reason="needs Keras 3 beside tf-keras")
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
     for verb in (lambda: trainable_tfkeras.wrap(model, LSQ), lambda: trainable_tfkeras.describe(model)):
-        with pytest.raises(ModelError, match="trainable-tfkeras"):
+        with pytest.raises(ModelError, match="Keras 3 object") as caught:
             verb()
+        assert "pip install trainable-keras" in str(caught.value)
+        assert "TF_USE_LEGACY_KERAS" in str(caught.value)
 
 
 def test_an_unbuilt_model_is_refused() -> None:

@@ -71,13 +71,11 @@ class KerasAdapter:
         return copy.deepcopy(quantizer)
 
     def save(self, quantizer: Any) -> bytes:
-        store: dict[str, Array] = {}
-        quantizer.save_own_variables(store)
-        np.savez(buffer := io.BytesIO(), **store)
+        np.savez(buffer := io.BytesIO(), *quantizer.get_weights())
         return buffer.getvalue()
 
     def restore(self, quantizer: Any, state: bytes) -> None:
-        quantizer.load_own_variables(dict(np.load(io.BytesIO(state))))
+        quantizer.set_weights(list(np.load(io.BytesIO(state)).values()))
 
 
 ADAPTER = KerasAdapter()
