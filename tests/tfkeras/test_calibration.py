@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
-from tests.tfkeras.models import LSQ, calibrated, kl, output, small, values
 
 import trainable_tfkeras
+from tests.tfkeras.models import LSQ, calibrated, kl, output, small, values
 from trainable_core.errors import CalibrationError, QuantizerStateError
 
 X = values(16, 6, 6, 2)

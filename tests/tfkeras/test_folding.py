@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
-from tests.tfkeras.models import WEIGHTS, kl, output, values
 
 import trainable_tfkeras
+from tests.tfkeras.models import WEIGHTS, kl, output, values
 from trainable_tfkeras.folding import folded_copy
 
 MAKE: dict[str, Any] = {

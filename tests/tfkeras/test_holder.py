@@ -10,8 +10,8 @@ import pytest
 import tensorflow as tf
 from mct_quantizers import KerasActivationQuantizationHolder
 from mct_quantizers.keras import quantizers as mctq
-from tests.tfkeras.tensors import numpy, tensor
 
+from tests.tfkeras.tensors import numpy, tensor
 from trainable_core import TrainableQuantizerActivationConfig, TrainableQuantizerWeightsConfig
 from trainable_core.calibration import Observer
 from trainable_core.errors import CalibrationError, UnsupportedConfigError

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from mct_quantizers.keras import quantizers as mctq
-from tests.tfkeras.tensors import call, numpy, tensor
 
+from tests.tfkeras.tensors import call, numpy, tensor
 from trainable_core.enums import QuantizationMethod, QuantizationTarget, TieRule
 from trainable_core.errors import ModelError
 from trainable_core.qparams import from_params

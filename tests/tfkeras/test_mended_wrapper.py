@@ -9,8 +9,8 @@ import pytest
 import tensorflow as tf
 from mct_quantizers import KerasQuantizationWrapper
 from mct_quantizers.keras import quantizers as mctq
-from tests.tfkeras.tensors import numpy, tensor
 
+from tests.tfkeras.tensors import numpy, tensor
 from trainable_tfkeras import QuantizationWrapper
 
 kl = tf.keras.layers
@@ -95,9 +95,7 @@ def test_layers_with_several_inputs_and_weights_of_layers_inside_work() -> None:
     attention = kl.MultiHeadAttention(2, 3)
     query = tensor(np.ones((2, 4, 6)))
     attention(query, query)
-    ours = QuantizationWrapper(
-        attention, {"query_dense.kernel": inferable()}, input_names=("query", "value", "key")
-    )
+    ours = QuantizationWrapper(attention, {"query_dense.kernel": inferable()}, input_names=("query", "value", "key"))
     assert ours(query, query).shape == (2, 4, 6)
     assert ours(query=query, value=query).shape == (2, 4, 6)
     theirs = KerasQuantizationWrapper(attention, {"query_dense.kernel": inferable()})

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
-from tests.tfkeras.models import LSQ, calibrated, dqa, kl, output, small, train
 
 import trainable_tfkeras
+from tests.tfkeras.models import LSQ, calibrated, dqa, kl, output, small, train
 from trainable_core.errors import DocumentError, DocumentVersionError
 
 SIGNED_ACTIVATIONS = {**LSQ, "activations": {"method": "SYMMETRIC", "n_bits": 6, "training_method": "LSQ"}}

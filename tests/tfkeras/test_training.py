@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
-from tests.tfkeras.models import LSQ, calibrated, dqa, output, small, train
 
 import trainable_tfkeras
+from tests.tfkeras.models import LSQ, calibrated, dqa, output, small, train
 from trainable_core.errors import UnsupportedConfigError
 from trainable_core.reference import dqa as reference
 
