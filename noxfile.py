@@ -28,7 +28,7 @@ nox.needs_version = ">=2024.4.15"
 ROOT = Path(__file__).parent
 ENVIRONMENTS = ROOT / ".nox"
 WHEELS = ENVIRONMENTS / "dist"
-DISTRIBUTIONS = ("core", "torch")
+DISTRIBUTIONS = ("core", "tfkeras", "torch")
 METADATA = [ROOT / f"packages/trainable-{name}/pyproject.toml" for name in DISTRIBUTIONS]
 SOURCES = [f"packages/trainable-{name}/src" for name in DISTRIBUTIONS]
 
@@ -92,6 +92,10 @@ CORE_TESTS = Environment("core", CORE)
 # The type checker is here too: it needs torch's own annotations, and a second gigabyte of torch buys nothing.
 TORCH_TESTS = Environment("torch", [*TORCH, "mypy", "nox", "types-PyYAML"])
 MINIMUMS = Environment("minimums", [*CORE, "-e", "packages/trainable-torch", "pytest-xdist"], "minimums")
+TFKERAS = (*CORE, "-e", "packages/trainable-tfkeras", "pytest-xdist", "scikit-learn")
+TFKERAS_TESTS = Environment("tfkeras", [*TFKERAS, "tensorflow-cpu", "tf-keras"], "tensorflow-2.21")
+TFKERAS_215_TESTS = Environment("tfkeras-215", [*TFKERAS, "tensorflow-cpu"], "tensorflow-2.15")
+LEGACY = {"TF_USE_LEGACY_KERAS": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
 QUICKSTART = Environment("quickstart", [*CORE, "-e", "packages/trainable-torch", "scikit-learn"])
 
 
@@ -223,6 +227,18 @@ def tests_torch(session: nox.Session) -> None:
     pytest(session, TORCH_TESTS, *PARALLEL, *tests, documents, env=ONE_THREAD)
 
 
+@check("tests-tfkeras")
+def tests_tfkeras(session: nox.Session) -> None:
+    """Test trainable-tfkeras on TensorFlow 2.21 with tf-keras."""
+    pytest(session, TFKERAS_TESTS, *PARALLEL, "tests/tfkeras", env={**ONE_THREAD, **LEGACY})
+
+
+@check("tests-tfkeras-215")
+def tests_tfkeras_215(session: nox.Session) -> None:
+    """Test trainable-tfkeras on TensorFlow 2.15, whose own Keras is Keras 2."""
+    pytest(session, TFKERAS_215_TESTS, *PARALLEL, "tests/tfkeras", env={**ONE_THREAD, "TF_CPP_MIN_LOG_LEVEL": "3"})
+
+
 @check("examples")
 def examples(session: nox.Session) -> None:
     """Run every code block of the README and the docs; none may be skipped."""
@@ -254,6 +270,12 @@ def build(session: nox.Session) -> None:
 def quickstart(session: nox.Session) -> None:
     """Run examples/quickstart_torch.py: quantize, train and deploy a small model on scikit-learn's digits."""
     QUICKSTART.run(session, "examples/quickstart_torch.py", *session.posargs)
+
+
+@check("quickstart_tfkeras", default=False)
+def quickstart_tfkeras(session: nox.Session) -> None:
+    """Run examples/quickstart_tfkeras.py, the same on Keras 2."""
+    TFKERAS_TESTS.run(session, "examples/quickstart_tfkeras.py", *session.posargs, env=LEGACY)
 
 
 @check("property", default=False)

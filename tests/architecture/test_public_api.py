@@ -14,7 +14,8 @@ from trainable_core import hookspecs
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = {
-    name: ROOT / f"packages/{name.replace('_', '-')}/src/{name}" for name in ("trainable_core", "trainable_torch")
+    name: ROOT / f"packages/{name.replace('_', '-')}/src/{name}"
+    for name in ("trainable_core", "trainable_tfkeras", "trainable_torch")
 }
 
 CORE = {
@@ -53,8 +54,9 @@ NAMES = [(package, name) for package in PACKAGES for name in exported(package)]
 
 
 def public_object(package: str, name: str) -> object:
-    if package != "trainable_core" and importlib.util.find_spec(package) is None:
-        pytest.skip(f"{package} is not installed")
+    for needed in {"trainable_core": (), "trainable_tfkeras": (package, "tensorflow")}.get(package, (package,)):
+        if importlib.util.find_spec(needed) is None:
+            pytest.skip(f"{needed} is not installed")
     return getattr(importlib.import_module(package), name)
 
 
@@ -72,8 +74,20 @@ def test_core_exports_exactly_the_documented_names():
     assert set(trainable_core.__all__) == CORE
 
 
-def test_torch_exports_the_verbs_of_every_backend():
-    assert set(exported("trainable_torch")) >= VERBS | {"BasePytorchTrainableQuantizer"}
+@pytest.mark.parametrize(
+    ("package", "base"),
+    [("trainable_tfkeras", "BaseKerasTrainableQuantizer"), ("trainable_torch", "BasePytorchTrainableQuantizer")],
+)
+def test_a_backend_exports_the_verbs_of_every_backend(package, base):
+    assert set(exported(package)) >= VERBS | {base}
+
+
+def test_backends_export_the_same_names_but_for_the_frameworks():
+    plain = [
+        {name.replace("Pytorch", "").replace("Keras", "") for name in exported(package)}
+        for package in ("trainable_tfkeras", "trainable_torch")
+    ]
+    assert plain[0] == plain[1]
 
 
 @pytest.mark.parametrize("package", PACKAGES)

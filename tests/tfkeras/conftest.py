@@ -1,4 +1,4 @@
-"""Keras 2 tests, where this backend and a TensorFlow are installed; and third parties' warnings that no one here can mend.
+"""Keras 2 tests only where this backend and TensorFlow are installed; third parties' warnings no one here can mend.
 
 TensorFlow 2.16 and newer has Keras 3 unless the switch is set before it is imported; 2.15 has Keras 2 unless it is set.
 """

@@ -173,7 +173,7 @@ class Opaque(kl.Layer):
         (lambda: kl.Dense, ModelError, ("tf.keras.Model", "type")),
         (lambda: {"kernel": np.zeros(2)}, ModelError, ("tf.keras.Model", "dict")),
         (lambda: tf.keras.Sequential([kl.Dense(2)]), ModelError, ("not built", "model.build(input_shape)")),
-        (lambda: tf.keras.Model(), ModelError, ("not built",)),
+        (tf.keras.Model, ModelError, ("not built",)),
         (
             lambda: tf.keras.Sequential([tf.keras.Input((3,)), Opaque(abs), kl.Dense(2)]),
             ModelError,

@@ -77,7 +77,7 @@ def test_quantizers_without_numbers_are_named() -> None:
 
 
 def test_a_float_model_is_refused() -> None:
-    with pytest.raises(ModelError, match="was not made by trainable_tfkeras.wrap"):
+    with pytest.raises(ModelError, match=r"was not made by trainable_tfkeras\.wrap"):
         trainable_tfkeras.finalize(small())
 
 

@@ -113,7 +113,7 @@ def test_fit_trains(options: Any) -> None:
 
 
 def test_xla_differs_by_no_more_than_a_step_next_to_ties() -> None:
-    qmodel, x = calibrated({**LSQ, "activations": None})
+    qmodel, _ = calibrated({**LSQ, "activations": None})
     quantizer = qmodel.get_layer("conv").weights_quantizers["kernel"]
     grid = quantizer.current_qparams().along(4)
     weight = np.random.default_rng(0).normal(size=(3, 3, 64, 4)).astype(np.float32) * 0.3
