@@ -16,8 +16,8 @@ else:
     pytest.skip("reading pyproject.toml needs tomllib, which is in Python 3.11", allow_module_level=True)
 
 ROOT = Path(__file__).parents[2]
-DISTRIBUTIONS = ("trainable-core", "trainable-keras", "trainable-torch")
-FRAMEWORKS = {"jax", "keras", "tensorflow", "torch"}
+DISTRIBUTIONS = ("trainable-core", "trainable-keras", "trainable-tfkeras", "trainable-torch")
+FRAMEWORKS = {"jax", "keras", "tensorflow", "tf-keras", "torch"}
 """Whose lower bounds constraints/minimums.txt does not prove; it says why."""
 PROJECTS = {name: tomllib.loads((ROOT / f"packages/{name}/pyproject.toml").read_text()) for name in DISTRIBUTIONS}
 
