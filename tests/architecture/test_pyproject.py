@@ -87,6 +87,18 @@ def test_the_lowest_versions_are_the_ones_tested(name):
 def test_what_is_pinned_is_allowed(name, file):
     pinned = pins(file)
     for requirement in requirements(name):
+        if requirement.name in {"tensorflow", "tf-keras"}:  # pinned in constraints/tensorflow-*.txt
+            continue
+        if requirement.name not in DISTRIBUTIONS:
+            assert requirement.specifier.contains(pinned[requirement.name]), requirement
+
+
+@pytest.mark.parametrize(("file", "extra"), [("tensorflow-2.15.txt", "tensorflow"), ("tensorflow-2.21.txt", "legacy")])
+def test_what_is_pinned_for_tensorflow_is_allowed(file, extra):
+    pinned, project = pins(file), PROJECTS["trainable-tfkeras"]["project"]
+    pinned["tensorflow"] = pinned["tensorflow-cpu"]  # the same module under another name
+    for text in [*project["dependencies"], *project["optional-dependencies"][extra]]:
+        requirement = Requirement(text)
         if requirement.name not in DISTRIBUTIONS:
             assert requirement.specifier.contains(pinned[requirement.name]), requirement
 

@@ -402,7 +402,7 @@ def built() -> Any:
         (lambda: QuantizationWrapper(built(), {"kernel": 3}), UnsupportedConfigError, ("needs a quantizer", "int")),
         (lambda: QuantizationWrapper(built(), {"kernal": fresh()}), UnsupportedConfigError, ("kernal", "no such")),
         (
-            lambda: QuantizationWrapper(built(), {"kernel": fresh({"threshold": [1.0] * 7}, (7,), **PER_CHANNEL)}),
+            lambda: QuantizationWrapper(built(), {"kernel": fresh({"threshold": [1.0] * 7}, (7, 3), **PER_CHANNEL)}),
             QuantizerStateError,
             ("already initialized",),
         ),

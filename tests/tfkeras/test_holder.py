@@ -65,14 +65,12 @@ def test_it_adds_no_weights_of_its_own_where_mctqs_own_counts_steps() -> None:
     assert [weight.dtype for weight in own.weights] == [tf.int32]
 
 
-def test_masks_pass_where_mctqs_own_refuses_them() -> None:
-    x = tf.keras.layers.Masking()(tensor(np.ones((2, 3, 4))))
-    holder = ActivationQuantizationHolder(quantizer())
-    pooled = tf.keras.layers.GlobalAveragePooling1D()  # takes the mask's part only
-    assert numpy(pooled(holder(x))).shape == (2, 4)
-    assert np.array_equal(numpy(holder.compute_mask(x, tf.constant([[True]]))), [[True]])
-    with pytest.raises(TypeError, match="does not support masking"):
-        stock()(x)
+def test_masks_pass_where_mctqs_own_loses_them() -> None:
+    x = np.ones((1, 4, 2), np.float32)
+    x[0, 2:] = 0.0  # masked
+    masked, pooled = tf.keras.layers.Masking()(tensor(x)), tf.keras.layers.GlobalAveragePooling1D()
+    assert numpy(pooled(ActivationQuantizationHolder(quantizer())(masked))).tolist() == [[1.0, 1.0]]
+    assert numpy(pooled(stock()(masked))).tolist() == [[0.5, 0.5]]
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])

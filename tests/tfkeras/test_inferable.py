@@ -11,11 +11,13 @@ import tensorflow as tf
 from mct_quantizers.keras import quantizers as mctq
 
 from tests.tfkeras.tensors import call, numpy, tensor
+from trainable_core import TrainableQuantizerActivationConfig, TrainableQuantizerWeightsConfig
 from trainable_core.enums import QuantizationMethod, QuantizationTarget, TieRule
 from trainable_core.errors import ModelError
 from trainable_core.qparams import from_params
 from trainable_core.reference import affine
 from trainable_tfkeras import inferable
+from trainable_tfkeras.quantizers import LsqActivationQuantizer, LsqWeightsQuantizer
 
 WEIGHTS, ACTIVATION = QuantizationTarget.Weights, QuantizationTarget.Activation
 SYMMETRIC, POWER_OF_TWO, UNIFORM = (
@@ -137,15 +139,18 @@ def test_numbers_are_weights_that_do_not_train() -> None:
     assert quantizer.trainable_weights == []
 
 
-def test_a_graph_that_multiplies_around_it_gives_the_same_bits() -> None:
-    quantizer = deployed(WEIGHTS, SYMMETRIC)
-    x = np.random.default_rng(1).normal(size=(64, 64)).astype(np.float32)
-
-    @tf.function
-    def scaled(x: Any) -> Any:
-        return quantizer(x * 3.0) * 0.1
-
-    assert np.array_equal(numpy(scaled(tensor(x))), numpy(quantizer(tensor(x) * 3.0) * 0.1))
+@every_class
+def test_a_graph_that_multiplies_around_it_treats_trained_and_deployed_alike(target: Any, method: Any) -> None:
+    # what a graph compiler does with the multiplications around is its own business; what is trained is what is deployed
+    prefix, cls = ("weights", LsqWeightsQuantizer) if target is WEIGHTS else ("activation", LsqActivationQuantizer)
+    fields = {f"{prefix}_quantization_method": method, f"{prefix}_n_bits": 4}
+    fields[f"{prefix}_quantization_params"] = PARAMS[method]
+    config = TrainableQuantizerWeightsConfig if target is WEIGHTS else TrainableQuantizerActivationConfig
+    trained = cls(config(**fields))
+    trained.initialize_quantization((64, 64), "x", None)
+    x = tensor(np.random.default_rng(1).normal(size=(64, 64)))
+    runs = [tf.function(lambda x, q=each: q(x * 3.0) * 0.1) for each in (trained, trained.convert2inferable())]
+    assert np.array_equal(*(numpy(run(x)) for run in runs))
 
 
 def test_nan_stays_and_infinities_saturate() -> None:

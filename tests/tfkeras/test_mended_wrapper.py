@@ -77,7 +77,7 @@ def test_a_mixed_policy_works() -> None:
     try:
         ours, theirs = pair()
         assert ours(tensor(X)).dtype == tf.float16
-        with pytest.raises(AssertionError, match="float tensor"):
+        with pytest.raises((AssertionError, ValueError), match="float"):
             theirs(tensor(X))
     finally:
         tf.keras.mixed_precision.set_global_policy("float32")

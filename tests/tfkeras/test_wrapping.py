@@ -12,9 +12,6 @@ import tensorflow as tf
 import trainable_tfkeras
 from tests.tfkeras.tensors import numpy, tensor
 from trainable_core.errors import (
-    CalibrationError,
-    DocumentError,
-    DocumentVersionError,
     ModelError,
     QuantizerStateError,
     RuleError,
@@ -219,12 +216,6 @@ def test_a_clone_takes_the_weights() -> None:
     assert_equal(call(clone, batch), call(qmodel, batch))
 
 
-def test_finalizing_twice_gives_the_same() -> None:
-    _, qmodel, batch = trained("sequential")
-    deployed = trainable_tfkeras.finalize(qmodel)
-    assert_equal(call(trainable_tfkeras.finalize(deployed), batch), call(deployed, batch))
-
-
 # ---- what is quantized ----------------------------------------------------------------------------------------------
 
 
@@ -247,7 +238,7 @@ def test_outputs_are_quantized_behind_activations_and_operations() -> None:
     assert len(layers) == 7
     assert {"shared", "inner.conv", "pool", "head", "score"} < set(layers)
     # Keras numbers operations: multiply, relu; the sum before relu is quantized behind it
-    assert {name.rstrip("_0123456789") for name in set(layers)} >= {"multiply", "relu"}
+    assert {name.rpartition(".")[2].rstrip("_0123456789") for name in set(layers)} >= {"multiply", "relu"}
 
 
 def test_a_rule_reaches_functional_operations() -> None:
@@ -282,93 +273,11 @@ def test_batch_norm_is_folded_into_what_comes_before() -> None:
     assert np.abs(call(qmodel, batch)[0] - call(model, batch)[0]).max() < bound
 
 
-@pytest.mark.parametrize(
-    ("before", "reason"),
-    [
-        (kl.Conv2D(4, 1, activation="relu"), "activation"),
-        (kl.MaxPooling2D(1), "MaxPooling2D"),
-    ],
-)
-def test_batch_norm_that_stays_says_why(before: Any, reason: str) -> None:
-    model = tf.keras.Sequential(
-        [tf.keras.Input((4, 4, 4)), before, kl.BatchNormalization(name="norm"), kl.Conv2D(2, 1)]
-    )
-    description = trainable_tfkeras.describe(trainable_tfkeras.wrap(model, LSQ))
-    assert reason in description.left_out["norm"]
-
-
-@pytest.mark.parametrize(
-    "layer",
-    [
-        kl.Conv2D(4, 3),
-        kl.Conv2D(4, 3, use_bias=False, groups=2),
-        kl.DepthwiseConv2D(3, depth_multiplier=2),
-        kl.SeparableConv2D(4, 3),
-        kl.Conv2DTranspose(4, 3, strides=2),
-        kl.Dense(4),
-    ],
-    ids=lambda layer: type(layer).__name__,
-)
-def test_folding_keeps_the_function(layer: Any) -> None:
-    from trainable_tfkeras.folding import folded_copy
-
-    tf.keras.utils.set_random_seed(3)
-    model = tf.keras.Sequential([tf.keras.Input((6, 6, 2)), layer, kl.BatchNormalization(epsilon=0.01)])
-    norm = model.layers[-1]
-    random = np.random.default_rng(0)
-    for variable in norm.variables:
-        variable.assign(random.uniform(0.5, 2, variable.shape))
-    x = values(3, 6, 6, 2)
-    expected = numpy(model(tensor(x), training=False))
-    actual = numpy(folded_copy(layer, norm, "layer")(tensor(x)))
-    # float32 sums of up to 36 products of numbers below 8, and the normalization's own ten operations
-    assert np.abs(actual - expected).max() <= (36 + 10) * 2.0**-24 * 8 * max(1.0, np.abs(expected).max())
-
-
-# ---- schedules, freezing, groups ------------------------------------------------------------------------------------
-
-
-def test_dqa_counts_steps_adds_its_loss_and_deploys_the_winner() -> None:
-    spec = {
-        "method": "SYMMETRIC",
-        "n_bits": 2,
-        "training_method": "DQA",
-        "arguments": {
-            "temperature": {"t_start": 0, "t_end": 2, "initial_val": 1.0, "target_val": 0.1},
-            "bit_cost_weight": 0.5,
-        },
-    }
-    model, batch = made("sequential")
-    qmodel = trainable_tfkeras.calibrate(trainable_tfkeras.wrap(model, {**LSQ, "weights": spec}), batches(batch))
-    train(qmodel, batch)
-    steps = [int(numpy(v)) for v in qmodel.non_trainable_variables if v.name == "step"]
-    assert steps == [4, 4]  # two epochs of two batches, in both layers
-    call(qmodel, batch, training=True)
-    assert len(qmodel.losses) == 2
-    assert float(numpy(trainable_tfkeras.regularization(qmodel))) > 0
-    assert_equal(call(trainable_tfkeras.finalize(qmodel), batch), call(qmodel, batch))
-
-
-def test_freezing_takes_thresholds_out_of_training() -> None:
-    _, qmodel, batch = trained("sequential")
-    trainable_tfkeras.freeze_quant_params(qmodel)
-    assert [group["name"] for group in trainable_tfkeras.parameter_groups(qmodel)] == ["WEIGHTS"]
-    before = trainable_tfkeras.describe(qmodel).rows
-    train(qmodel, batch)
-    assert [row.params for row in trainable_tfkeras.describe(qmodel).rows] == [row.params for row in before]
-
-
-def test_fit_works_compiled() -> None:
-    model, batch = made("sequential")
-    qmodel = trainable_tfkeras.calibrate(trainable_tfkeras.wrap(model, LSQ), batches(batch))
-    train(qmodel, batch, jit_compile=True)
-
-
 # ---- what is refused ------------------------------------------------------------------------------------------------
 
 
 def test_what_is_no_model_is_refused() -> None:
-    with pytest.raises(ModelError, match=r"must be a keras\.Model"):
+    with pytest.raises(ModelError, match=r"must be a tf\.keras\.Model"):
         trainable_tfkeras.wrap(3, LSQ)
 
 
@@ -380,11 +289,6 @@ def test_a_keras_3_model_is_refused_with_what_to_do() -> None:
             verb()
         assert "pip install trainable-keras" in str(caught.value)
         assert "TF_USE_LEGACY_KERAS" in str(caught.value)
-
-
-def test_an_unbuilt_model_is_refused() -> None:
-    with pytest.raises(ModelError, match="not built"):
-        trainable_tfkeras.wrap(tf.keras.Sequential([kl.Dense(3)]), LSQ)
 
 
 def test_a_wrapped_model_is_not_wrapped_again() -> None:
@@ -419,58 +323,8 @@ def test_a_layer_that_cannot_be_made_again_is_named() -> None:
         trainable_tfkeras.wrap(model, LSQ)
 
 
-def test_a_lambda_layer_is_copied() -> None:
-    model = tf.keras.Sequential([tf.keras.Input((3,)), kl.Lambda(lambda x: x * 2), kl.Dense(2)])
-    batch = values(4, 3)
-    qmodel = trainable_tfkeras.calibrate(trainable_tfkeras.wrap(model, LSQ), batches(batch))
-    assert_equal(call(trainable_tfkeras.finalize(qmodel), batch), call(qmodel, batch))
-
-
 def test_a_rule_that_matches_nothing_lists_the_layers() -> None:
     rule = {"match": {"name": "stemm"}, "skip": True}
     with pytest.raises(RuleError) as caught:
         trainable_tfkeras.wrap(made("sequential")[0], {**LSQ, "rules": [rule]})
     assert "conv" in caught.value.layers
-
-
-def test_calibration_is_needed_once_and_forced_twice() -> None:
-    model, batch = made("sequential")
-    qmodel = trainable_tfkeras.wrap(model, LSQ)
-    with pytest.raises(QuantizerStateError, match="not calibrated"):
-        trainable_tfkeras.finalize(qmodel)
-    with pytest.raises(CalibrationError, match="need batches"):
-        trainable_tfkeras.calibrate(qmodel)
-    with pytest.raises(CalibrationError, match="are empty"):
-        trainable_tfkeras.calibrate(qmodel, [])
-    with pytest.raises(CalibrationError, match="iterable of batches"):
-        trainable_tfkeras.calibrate(qmodel, tensor(batch))
-    trainable_tfkeras.calibrate(qmodel, batches(batch))
-    with pytest.raises(QuantizerStateError, match="force=True"):
-        trainable_tfkeras.calibrate(qmodel, batches(batch))
-    trainable_tfkeras.calibrate(qmodel, batches(batch), force=True)
-    with pytest.raises(QuantizerStateError, match="finalized"):
-        trainable_tfkeras.calibrate(trainable_tfkeras.finalize(qmodel), batches(batch))
-
-
-def test_a_call_before_calibration_says_so() -> None:
-    model, batch = made("sequential")
-    with pytest.raises(QuantizerStateError, match="no quantization params"):
-        call(trainable_tfkeras.wrap(model, LSQ), batch)
-
-
-def test_damaged_and_foreign_files_are_refused(tmp_path: Path) -> None:
-    model, qmodel, _ = trained("sequential")
-    path = tmp_path / "model.trainable"
-    with pytest.raises(DocumentError, match="no such file"):
-        trainable_tfkeras.load(path, model)
-    trainable_tfkeras.save(qmodel, path)
-    content = path.read_bytes()
-    with pytest.raises(DocumentError, match="another architecture"):
-        trainable_tfkeras.load(path, tf.keras.Sequential([tf.keras.Input((4,)), kl.Dense(2)]))
-    path.write_bytes(content[: len(content) // 2])
-    with pytest.raises(DocumentError, match="truncated"):
-        trainable_tfkeras.load(path, model)
-    path.write_bytes(content.replace(b'"schema_version": 1, "recipe"', b'"schema_version": 9, "recipe"'))
-    with pytest.raises(DocumentError) as caught:  # the zip's checksum, or the version
-        trainable_tfkeras.load(path, model)
-    assert isinstance(caught.value, DocumentVersionError | DocumentError)

@@ -79,7 +79,7 @@ def kind_of(layer: Any) -> LayerKind | None:
             break
     else:
         return None
-    if kind.op == "depthwise_conv" and hasattr(layer, DEPTHWISE_KERNEL):
+    if kind.op == "depthwise_conv" and isinstance(layer, (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)):
         return replace(kind, weights={DEPTHWISE_KERNEL: kind.weights["kernel"]})
     if isinstance(layer, keras.layers.EinsumDense):
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from os import PathLike
@@ -82,18 +83,19 @@ def check_keras(model: Any, what: str) -> None:
         return
     found = f"{type(model).__module__}.{type(model).__name__}"
     home = keras.layers.Layer.__module__.partition(".")[0]
-    modules = {cls.__module__.partition(".")[0] for cls in type(model).__mro__}
-    if "tf_keras" in modules or ("keras" in modules and "tensorflow" in modules and home == "tf_keras"):
-        raise ModelError(
-            f"{what} is a Keras 2 object ({found}), but not of tf.keras, which is {home} in this process",
-            "build the model with tf.keras.",
-        )
-    if "keras" in modules:
-        raise ModelError(
-            f"{what} is a Keras 3 object ({found}), and tf.keras is Keras 2 in this process",
-            "pip install trainable-keras and use trainable_keras, without TF_USE_LEGACY_KERAS in the environment; or "
-            "build the model with tf.keras.",
-        )
+    for name in ("tf_keras", "keras"):
+        if any(cls.__module__.partition(".")[0] == name for cls in type(model).__mro__):
+            version = str(getattr(sys.modules.get(name), "__version__", ""))
+            if version.startswith("3."):
+                raise ModelError(
+                    f"{what} is a Keras 3 object ({found}), and tf.keras is Keras 2 in this process",
+                    "pip install trainable-keras and use trainable_keras, without TF_USE_LEGACY_KERAS in the "
+                    "environment; or build the model with tf.keras.",
+                )
+            raise ModelError(
+                f"{what} is an object of {name} ({found}), and tf.keras is {home} in this process",
+                "build the model with tf.keras.",
+            )
     raise ModelError(f"{what} must be a tf.keras.Model, got {found}")
 
 
@@ -240,6 +242,8 @@ class _Wrapping:
 
     def replace(self, layer: Any, name: str) -> Any | None:
         """Return the wrapped layer, or a layer with a batch norm in it; None where nothing changes."""
+        if is_operation(layer):
+            return None  # see `call_operation`
         if id(layer) in self._folding.gone:
             return FoldedBatchNormalization(name=layer.name, dtype=layer._dtype_policy)  # noqa: SLF001 - not public in TensorFlow 2.15
         name = name or "model"
