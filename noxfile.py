@@ -28,7 +28,7 @@ nox.needs_version = ">=2024.4.15"
 ROOT = Path(__file__).parent
 ENVIRONMENTS = ROOT / ".nox"
 WHEELS = ENVIRONMENTS / "dist"
-DISTRIBUTIONS = ("core", "keras", "torch")
+DISTRIBUTIONS = ("core", "keras", "tfkeras", "torch")
 METADATA = [ROOT / f"packages/trainable-{name}/pyproject.toml" for name in DISTRIBUTIONS]
 SOURCES = [f"packages/trainable-{name}/src" for name in DISTRIBUTIONS]
 
@@ -106,6 +106,10 @@ KERAS_JAX_TESTS = Environment("keras-jax", [*CORE, "-e", "packages/trainable-ker
 KERAS_TORCH_TESTS = Environment("keras-torch", [*CORE, "-e", "packages/trainable-keras", "torch", "pytest-xdist"])
 CROSS_TESTS = Environment("cross", [*KERAS, "-e", "packages/trainable-torch", "torch"])
 MINIMUMS = Environment("minimums", [*CORE, "-e", "packages/trainable-torch", "pytest-xdist"], "minimums")
+TFKERAS = (*CORE, "-e", "packages/trainable-tfkeras", "pytest-xdist", "scikit-learn")
+TFKERAS_TESTS = Environment("tfkeras", [*TFKERAS, "tensorflow-cpu", "tf-keras"], "tensorflow-2.21")
+TFKERAS_215_TESTS = Environment("tfkeras-215", [*TFKERAS, "tensorflow-cpu"], "tensorflow-2.15")
+LEGACY = {"TF_USE_LEGACY_KERAS": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
 QUICKSTART = Environment("quickstart", [*CORE, "-e", "packages/trainable-torch", "scikit-learn"])
 QUICKSTART_KERAS = Environment("quickstart-keras", KERAS)
 
@@ -261,6 +265,18 @@ def tests_cross(session: nox.Session) -> None:
     pytest(session, CROSS_TESTS, "tests/cross", env=on("tensorflow"))
 
 
+@check("tests-tfkeras")
+def tests_tfkeras(session: nox.Session) -> None:
+    """Test trainable-tfkeras on TensorFlow 2.21 with tf-keras."""
+    pytest(session, TFKERAS_TESTS, *PARALLEL, "tests/tfkeras", env={**ONE_THREAD, **LEGACY})
+
+
+@check("tests-tfkeras-215")
+def tests_tfkeras_215(session: nox.Session) -> None:
+    """Test trainable-tfkeras on TensorFlow 2.15, whose own Keras is Keras 2."""
+    pytest(session, TFKERAS_215_TESTS, *PARALLEL, "tests/tfkeras", env={**ONE_THREAD, "TF_CPP_MIN_LOG_LEVEL": "3"})
+
+
 @check("examples")
 def examples(session: nox.Session) -> None:
     """Run every code block of the README and the docs; none may be skipped."""
@@ -302,6 +318,12 @@ def quickstart_keras(session: nox.Session) -> None:
     QUICKSTART_KERAS.run(session, "examples/quickstart_keras.py", *session.posargs, env=on("tensorflow"))
 
 
+@check("quickstart_tfkeras", default=False)
+def quickstart_tfkeras(session: nox.Session) -> None:
+    """Run examples/quickstart_tfkeras.py: the same digits, network and recipe on Keras 2."""
+    TFKERAS_TESTS.run(session, "examples/quickstart_tfkeras.py", *session.posargs, env=LEGACY)
+
+
 @check("property", default=False)
 def long_property(session: nox.Session) -> None:
     """Test again with a thousand random examples per property."""
@@ -314,6 +336,22 @@ def pythons(session: nox.Session) -> None:
     """Test trainable-core on every supported Python with the newest dependencies it accepts."""
     session.install(*CORE)
     session.run("pytest", "tests/core", *session.posargs, env={"PYTHONPATH": None, "HYPOTHESIS_PROFILE": "ci"})
+
+
+@check("planted")
+def planted(session: nox.Session) -> None:
+    """Require the conformance kit to reject every planted defect, first by the law that is about it."""
+    pytest(session, TORCH_TESTS, *PARALLEL, "tests/planted/test_torch.py", env=ONE_THREAD)
+    pytest(
+        session, KERAS_TESTS, *PARALLEL, "tests/planted/test_keras.py", env={**ONE_THREAD, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    )
+
+
+@check("plugin")
+def plugin(session: nox.Session) -> None:
+    """Install the example plugin and a generated one as wheels, train with them, and try every law on them."""
+    pytest(session, TORCH_TESTS, "tests/plugin", env=ONE_THREAD)
+    pytest(session, KERAS_TESTS, "tests/plugin", env={**ONE_THREAD, "TF_CPP_MIN_LOG_LEVEL": "3"})
 
 
 @check("bench", default=False)

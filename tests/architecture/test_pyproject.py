@@ -16,8 +16,8 @@ else:
     pytest.skip("reading pyproject.toml needs tomllib, which is in Python 3.11", allow_module_level=True)
 
 ROOT = Path(__file__).parents[2]
-DISTRIBUTIONS = ("trainable-core", "trainable-keras", "trainable-torch")
-FRAMEWORKS = {"jax", "keras", "tensorflow", "torch"}
+DISTRIBUTIONS = ("trainable-core", "trainable-keras", "trainable-tfkeras", "trainable-torch")
+FRAMEWORKS = {"jax", "keras", "tensorflow", "tf-keras", "torch"}
 """Whose lower bounds constraints/minimums.txt does not prove; it says why."""
 PROJECTS = {name: tomllib.loads((ROOT / f"packages/{name}/pyproject.toml").read_text()) for name in DISTRIBUTIONS}
 
@@ -87,6 +87,18 @@ def test_the_lowest_versions_are_the_ones_tested(name):
 def test_what_is_pinned_is_allowed(name, file):
     pinned = pins(file)
     for requirement in requirements(name):
+        if requirement.name in {"tensorflow", "tf-keras"}:  # pinned in constraints/tensorflow-*.txt
+            continue
+        if requirement.name not in DISTRIBUTIONS:
+            assert requirement.specifier.contains(pinned[requirement.name]), requirement
+
+
+@pytest.mark.parametrize(("file", "extra"), [("tensorflow-2.15.txt", "tensorflow"), ("tensorflow-2.21.txt", "legacy")])
+def test_what_is_pinned_for_tensorflow_is_allowed(file, extra):
+    pinned, project = pins(file), PROJECTS["trainable-tfkeras"]["project"]
+    pinned["tensorflow"] = pinned["tensorflow-cpu"]  # the same module under another name
+    for text in [*project["dependencies"], *project["optional-dependencies"][extra]]:
+        requirement = Requirement(text)
         if requirement.name not in DISTRIBUTIONS:
             assert requirement.specifier.contains(pinned[requirement.name]), requirement
 

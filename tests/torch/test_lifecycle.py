@@ -10,12 +10,15 @@ import warnings
 
 import pytest
 import torch
-from torch import nn
+import torch.distributed.checkpoint
+from torch import distributed, nn
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint
 
 from tests.torch.models import TRAINED_BY, images, moved, ready, same_state, spec, train, weights_only
+from trainable_core.errors import CalibrationError
 from trainable_torch import (
     calibrate,
     describe,
@@ -111,6 +114,24 @@ def test_an_averaged_copy_follows_the_training(training_method):
     assert torch.equal(finalize(averaged.module)(images()), averaged(images()))
 
 
+@EVERY
+def test_an_average_of_parameters_and_buffers_is_deployed_as_it_evaluates(training_method):
+    qmodel = made(training_method)
+    averaged = AveragedModel(qmodel, multi_avg_fn=get_ema_multi_avg_fn(0.5), use_buffers=True)
+    for _ in range(3):
+        train(qmodel, [images()])
+        averaged.update_parameters(qmodel)
+    averaged.eval()
+    assert not same_state(averaged.module, qmodel)
+    assert torch.equal(finalize(averaged.module)(images()), averaged(images()))
+    assert [q.signed for q in quantizers_of(averaged.module).values()] == [
+        q.signed for q in quantizers_of(qmodel).values()
+    ]
+    fresh = wrap(Small(), how(training_method))
+    fresh.load_state_dict(averaged.module.state_dict())
+    assert torch.equal(fresh.eval()(images()), averaged(images()))
+
+
 # ---- states ---------------------------------------------------------------------------------------------------------
 
 
@@ -159,6 +180,44 @@ def test_a_model_can_be_made_without_memory_and_filled(training_method, placemen
     direct = copy.deepcopy(empty)
     direct.load_state_dict(copy.deepcopy(qmodel.state_dict()), assign=True)  # without to_empty
     assert torch.equal(direct.train()(images()), qmodel.train()(images()))
+
+
+@EVERY
+@pytest.mark.parametrize("placement", ["inputs", "outputs"])
+@pytest.mark.filterwarnings("ignore:.*torch.distributed is disabled, unavailable or uninitialized:UserWarning")
+def test_a_distributed_checkpoint_of_one_process_resumes_bit_for_bit(training_method, placement, tmp_path):
+    """Model and optimizer; what several ranks make of it is in test_distributed."""
+    qmodel = made(training_method, placement=placement).train()
+    optimizer = torch.optim.Adam(parameter_groups(qmodel), lr=0.01)
+    loop(qmodel, optimizer, [images()])
+    model_state, optimizer_state = get_state_dict(qmodel, optimizer)
+    distributed.checkpoint.save({"model": model_state, "optimizer": optimizer_state}, checkpoint_id=tmp_path / "point")
+
+    fresh = wrap(Small(), how(training_method, placement=placement)).train()
+    other = torch.optim.Adam(parameter_groups(fresh), lr=0.01)
+    states = dict(zip(("model", "optimizer"), get_state_dict(fresh, other), strict=True))
+    distributed.checkpoint.load(states, checkpoint_id=tmp_path / "point")
+    set_state_dict(fresh, other, model_state_dict=states["model"], optim_state_dict=states["optimizer"])
+    assert same_state(fresh, qmodel)
+    loop(qmodel, optimizer, [images(5)])
+    loop(fresh, other, [images(5)])
+    assert same_state(fresh, qmodel)
+    assert torch.equal(finalize(fresh)(images()), finalize(qmodel)(images()))
+
+
+@EVERY
+@pytest.mark.parametrize("placement", ["inputs", "outputs"])
+def test_a_model_made_without_memory_is_calibrated_like_another(training_method, placement):
+    """Float weights are all that is loaded: the quantizers get their variables when they get their numbers."""
+    with torch.device("meta"):
+        empty = wrap(Small(), how(training_method, placement=placement))
+    with pytest.raises(CalibrationError, match="meta"):
+        calibrate(empty, [images()])
+    empty.load_state_dict(Small().state_dict(), strict=False, assign=True)
+    qmodel = made(training_method, placement=placement)
+    assert same_state(calibrate(empty, [images()]), qmodel)
+    assert same_state(train(empty, [images()]), train(qmodel, [images()]))
+    assert torch.equal(finalize(empty)(images()), finalize(qmodel)(images()))
 
 
 # ---- types ----------------------------------------------------------------------------------------------------------
@@ -214,6 +273,51 @@ def test_a_deployed_model_gives_the_same_under_autocast(training_method, dtype):
     for grad in (True, False):
         with torch.autocast("cpu", dtype=dtype), torch.set_grad_enabled(grad):
             assert torch.equal(deployed(images()), qmodel(images()))
+
+
+@EVERY
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_scaled_loss_trains_like_one_that_is_not(training_method, dtype):
+    """A scale of 2**10 is taken off exactly, where no float16 number under- or overflows on the way."""
+    plain, scaled = (made(training_method).train() for _ in range(2))
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=1000)
+    for qmodel, scale in ((plain, None), (scaled, scaler)):
+        optimizer = torch.optim.SGD(parameter_groups(qmodel), lr=0.05)
+        for _ in range(3):
+            optimizer.zero_grad()
+            with torch.autocast("cpu", dtype=dtype):
+                loss = qmodel(images()).float().square().mean() + regularization(qmodel)
+            if scale is None:
+                loss.backward()
+                optimizer.step()
+            else:
+                scale.scale(loss).backward()
+                scale.unscale_(optimizer)
+                torch.nn.utils.clip_grad_norm_(qmodel.parameters(), 1e9)
+                scale.step(optimizer)
+                scale.update()
+    assert scaler.get_scale() == 2.0**10
+    for (name, one), other in zip(plain.named_parameters(), scaled.parameters(), strict=True):
+        # float16 gradients below 2**-14 lose digits without the scale: at most 2**-24 each, of at most 8 * 36 terms
+        torch.testing.assert_close(one, other, rtol=2.0**-10, atol=3 * 0.05 * 288 * 2.0**-24, msg=name)
+    scaled.eval()
+    assert torch.equal(finalize(scaled)(images()), scaled(images()))
+
+
+@EVERY
+def test_a_loss_scaled_too_far_skips_its_step_and_leaves_the_model_as_it_was(training_method):
+    """Infinite gradients are seen by the scaler: in the weights', while thresholds count theirs as nothing."""
+    qmodel = made(training_method).train()
+    optimizer = torch.optim.SGD(parameter_groups(qmodel), lr=0.05)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**120)
+    before = [parameter.detach().clone() for parameter in qmodel.parameters()]
+    with torch.autocast("cpu", dtype=torch.float16):
+        loss = qmodel(images()).float().square().mean()
+    scaler.scale(loss).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    assert scaler.get_scale() < 2.0**120
+    assert all(torch.equal(one, other) for one, other in zip(before, qmodel.parameters(), strict=True))
 
 
 # ---- ways to call and to train --------------------------------------------------------------------------------------
@@ -308,6 +412,33 @@ def test_per_sample_gradients_come_from_vmap():
         qmodel(x[index : index + 1]).square().sum().backward()
         # sums of at most 6 float32 products, in another order: 6 * 2**-24 relative, twice
         torch.testing.assert_close(gradients["weight"][index], qmodel.weight.grad, rtol=12 * 2**-24, atol=1e-7)
+
+
+# A wrapped DQA quantizer reads from its logits, as a plain number, which width it evaluates; a stack has several.
+@pytest.mark.parametrize(
+    ("training_method", "deployed"), [("STE", False), ("LSQ", False), ("STE", True), ("LSQ", True), ("DQA", True)]
+)
+@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")  # clamp_ is done model by model
+def test_an_ensemble_is_one_call_under_vmap(training_method, deployed):
+    """Parameters and buffers stacked: each member gives what it gives alone."""
+    members = [moved(made(training_method)).eval() for _ in range(2)]
+    with torch.no_grad():
+        for parameter in members[1].parameters():
+            parameter.mul_(1.25)
+    members = [finalize(member) if deployed else member for member in members]
+    parameters, buffers = torch.func.stack_module_state(members)
+    base = copy.deepcopy(members[0]).to("meta")
+
+    def call(values, others, x):
+        return torch.func.functional_call(base, (values, others), (x,))
+
+    together = torch.func.vmap(call, in_dims=(0, 0, None))(parameters, buffers, images())
+    for member, outputs in zip(members, together, strict=True):
+        # convolution and linear layer run as other kernels for a stack: sums of at most 9 terms in another order, and
+        # then a tie may fall to the other side: one step of the second layer's input, times its weights
+        close = (outputs - member(images())).abs() <= 16 * 2.0**-24 * (1 + outputs.abs())
+        assert close.float().mean() > 0.9
+    assert not torch.equal(*together)
 
 
 @EVERY

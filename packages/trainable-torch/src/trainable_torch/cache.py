@@ -18,6 +18,9 @@ SMALL = 2**12
 """CPU tensors of up to this many elements are compared by content, larger ones by their version counters."""
 
 
+_PLAIN = (Tensor, nn.Parameter)
+
+
 def is_plain(*tensors: Tensor) -> bool:
     """Return whether these are plain tensors in eager mode, outside of function transforms and traces."""
     if torch.compiler.is_compiling():
@@ -27,7 +30,10 @@ def is_plain(*tensors: Tensor) -> bool:
         return False
     if torch._C._get_tracing_state() is not None:  # noqa: SLF001 - what torch.jit.is_tracing asks
         return False
-    return all(type(tensor) in (Tensor, nn.Parameter) for tensor in tensors)
+    for tensor in tensors:  # noqa: SIM110 - half the time of `all` with a generator, and every call of a quantizer pays
+        if type(tensor) not in _PLAIN:
+            return False
+    return True
 
 
 class Stamp:

@@ -68,6 +68,7 @@ def calibrate(
     """
     state = state_of(qmodel)
     require_whole(qmodel, "calibrate")
+    _leave_meta(qmodel)
     if state.finalized:
         raise QuantizerStateError(type(qmodel).__name__, "it is finalized; its quantizers don't change any more")
     quantizers = [module for module in qmodel.modules() if isinstance(module, BasePytorchTrainableQuantizer)]
@@ -105,6 +106,25 @@ def _set(new: list[tuple[BasePytorchTrainableQuantizer, Params]]) -> None:
                     variable.copy_(value)
             quantizer.signed, quantizer.calibrated = signed, calibrated
         raise
+
+
+def _leave_meta(qmodel: nn.Module) -> None:
+    """Give quantizers that were made on the meta device the variables of a new one, where the weights are by now."""
+    quantizers = [m for m in qmodel.modules() if isinstance(m, BasePytorchTrainableQuantizer)]
+    empty = [q for q in quantizers if any(variable.is_meta for variable in _variables(q))]
+    own = {id(variable) for q in empty for variable in q.parameters()}
+    others = [(name, parameter) for name, parameter in qmodel.named_parameters() if id(parameter) not in own]
+    for name, parameter in others:
+        if parameter.is_meta:
+            hint = "load or initialize the weights first."
+            raise CalibrationError("calibrate", f"{name!r} is on the meta device and has no values", hint)
+    shapes = {q: tuple(weight.shape) for wrapper in _wrappers(qmodel) for _, weight, q in wrapper.get_weights_vars()}
+    with others[0][1].device if others else torch.device("cpu"):
+        for quantizer in empty:
+            config, arguments = quantizer.quantization_config, quantizer.get_arguments()
+            new = type(quantizer)(config, quantizer.freeze_quant_params, **arguments)
+            new.initialize_quantization(shapes.get(quantizer), quantizer.subject, None)
+            quantizer.load_state_dict(new.state_dict(), assign=True)
 
 
 def _variables(quantizer: BasePytorchTrainableQuantizer) -> list[Tensor]:

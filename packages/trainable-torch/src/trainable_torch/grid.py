@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import math
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +13,7 @@ from torch import Tensor
 
 from trainable_core import qparams
 from trainable_core.checks import MAX_THRESHOLD
-from trainable_torch import kernels
+from trainable_torch import kernels, scalars
 from trainable_torch.kernels import Numbers
 
 
@@ -92,29 +90,14 @@ class Grid:
 
 def _held(variable: Tensor, gradient: Tensor, low: float, high: float) -> Tensor:
     """Return the gradient where the variable is in bounds or a descent step leads back in; see the core's module."""
-    inside = (variable >= low) & (variable <= high)
-    back_in = ((variable < low) & (gradient < 0)) | ((variable > high) & (gradient > 0))
-    return torch.where((inside | back_in) & torch.isfinite(gradient), gradient, 0.0)
-
-
-def _float32(value: float) -> float:
-    """Return the float32 number next to a float; infinite beyond, and no warning."""
-    return ctypes.c_float(value).value
-
-
-def _held_number(variable: float, gradient: float, low: float, high: float) -> float:
-    """Return what `_held` returns, for one number."""
-    inside = low <= variable <= high
-    back_in = (variable < low and gradient < 0) or (variable > high and gradient > 0)
-    return gradient if (inside or back_in) and math.isfinite(gradient) else 0.0
+    # Clamped by two open ways, each open when the variable has not passed the bound that it leads to; NaN has none.
+    down = torch.where(variable >= low, math.inf, 0.0)
+    up = torch.where(variable <= high, -math.inf, 0.0)
+    return torch.nan_to_num(gradient, 0.0, 0.0, 0.0).clamp(up, down)
 
 
 def _bound(threshold: Tensor, low: float) -> Tensor:
-    return torch.where(threshold.isnan(), low, threshold).clamp(low, MAX_THRESHOLD)
-
-
-def _bound_number(threshold: float, low: float) -> float:
-    return low if math.isnan(threshold) else min(max(threshold, low), MAX_THRESHOLD)
+    return torch.nan_to_num(threshold, low, MAX_THRESHOLD, low).clamp(low, MAX_THRESHOLD)
 
 
 def _hold_zero(range_min: Tensor, range_max: Tensor) -> tuple[Tensor, Tensor]:
@@ -122,13 +105,6 @@ def _hold_zero(range_min: Tensor, range_max: Tensor) -> tuple[Tensor, Tensor]:
     limit = MAX_THRESHOLD / 2
     first = range_min.nan_to_num(0.0, limit, -limit).clamp(-limit, 0.0)
     return first, range_max.nan_to_num(0.0, limit, -limit).clamp(0.0, limit)
-
-
-def _hold_zero_numbers(range_min: float, range_max: float) -> tuple[float, float]:
-    """Return what `_hold_zero` returns, for one range."""
-    limit = MAX_THRESHOLD / 2
-    first = 0.0 if math.isnan(range_min) else min(max(range_min, -limit), 0.0)
-    return first, 0.0 if math.isnan(range_max) else max(min(range_max, limit), 0.0)
 
 
 class SymmetricScale(torch.autograd.Function):
@@ -171,30 +147,6 @@ class SymmetricScale(torch.autograd.Function):
         if power_of_two:
             gradient = gradient * (scale * steps / _bound(threshold, low))
         return _held(threshold, gradient, low, MAX_THRESHOLD)
-
-    @staticmethod
-    def number(threshold: float, low: float, steps: float, power_of_two: bool) -> float:  # noqa: FBT001 - as in `forward`
-        """Return what `forward` returns, for one number; every step is exact."""
-        bounded = _bound_number(threshold, low)
-        if power_of_two:
-            mantissa, exponent = math.frexp(bounded)
-            bounded = math.ldexp(1.0, exponent - (mantissa == 0.5))  # noqa: PLR2004 - the mantissa of a power of two
-        return bounded / steps
-
-    @staticmethod
-    def number_gradient(
-        threshold: float,
-        scale: float,
-        upstream: float,
-        low: float,
-        steps: float,
-        power_of_two: bool,  # noqa: FBT001 - as in `forward`
-    ) -> float:
-        """Return what `gradient` returns, for one number."""
-        gradient = _float32(upstream / steps)
-        if power_of_two:
-            gradient = _float32(gradient * _float32(scale * steps / _bound_number(threshold, low)))
-        return _held_number(threshold, gradient, low, MAX_THRESHOLD)
 
 
 class UniformGrid(torch.autograd.Function):
@@ -244,38 +196,6 @@ class UniformGrid(torch.autograd.Function):
         d_min = _held(range_min, -through_width - d_zero / scale, -limit, 0.0)
         return d_min, _held(range_max, through_width, 0.0, limit)
 
-    @staticmethod
-    def number(range_min: float, range_max: float, low: float, n_bits: int) -> tuple[float, float]:
-        """Return what `forward` returns, for one range.
-
-        Sum, product and quotient of two float32 numbers, rounded to float64 and then to float32, are those rounded to
-        float32 at once: float64 has more than twice the digits and two.
-        """
-        quant_max = 2**n_bits - 1
-        first, last = _hold_zero_numbers(range_min, range_max)
-        width = _bound_number(_float32(last - first), low)
-        (bits,) = struct.unpack("<i", struct.pack("<f", width / quant_max))
-        (scale,) = struct.unpack("<f", struct.pack("<i", (bits + quant_max) & ~quant_max))
-        return scale, float(min(max(round(_float32(-first / scale)), 0), quant_max))
-
-    @staticmethod
-    def number_gradients(  # as `gradients`
-        ends: tuple[float, float],
-        grid: tuple[float, float],
-        d_grid: tuple[float, float],
-        low: float,
-        n_bits: int,
-    ) -> tuple[float, float]:
-        """Return what `gradients` returns, for one range."""
-        (range_min, range_max), (scale, zero_point), (d_scale, d_zero) = ends, grid, d_grid
-        limit = MAX_THRESHOLD / 2
-        first, last = _hold_zero_numbers(range_min, range_max)
-        nudged = _float32(_float32(d_zero * zero_point) / scale)
-        through_width = _float32(_float32(d_scale - nudged) / (2**n_bits - 1))
-        through_width = _held_number(_float32(last - first), through_width, low, MAX_THRESHOLD)
-        d_min = _float32(-through_width - _float32(d_zero / scale))
-        return _held_number(range_min, d_min, -limit, 0.0), _held_number(range_max, through_width, 0.0, limit)
-
 
 class VariableGrid(Grid):
     """A grid that makes its tensors in the autograd graph when they are asked for; the eager kernels never ask.
@@ -313,12 +233,12 @@ class VariableGrid(Grid):
         return self.tensors(self.variables)
 
     @property
-    def scale(self) -> Tensor:  # type: ignore[override] # a field there
+    def scale(self) -> Tensor:
         """Step between grid points."""
         return self._made[0]
 
     @property
-    def zero_point(self) -> Tensor:  # type: ignore[override] # a field there
+    def zero_point(self) -> Tensor:
         """Code of real 0.0."""
         return self._made[1]
 
@@ -327,17 +247,28 @@ class VariableGrid(Grid):
         """The variables."""
         return self.variables
 
+    @property
+    def served(self) -> bool:
+        """Whether the eager CPU kernels may take the grid: it is made of plain variables."""
+        return True
+
     @functools.cached_property
-    def numbers(self) -> Numbers:  # type: ignore[override] # cached there too
+    def numbers(self) -> Numbers:
         """What the eager CPU kernels need of the grid."""
-        ends = self.quant_min, self.quant_max
+        made: Any
         if self.variables[0].dim() == 0:
-            made: Any = self.function.number(*map(float, self.variables), *self.arguments)
+            variables = [float(variable) for variable in self.variables]
+            if self.centered:
+                low, steps, power_of_two = self.arguments
+                made = scalars.symmetric_scale(variables[0], low, steps, power_of_two=power_of_two)
+            else:
+                made = scalars.uniform_grid(variables[0], variables[1], *self.arguments)
         else:
+            forward: Any = self.function.forward
             with torch.no_grad():
-                made = self.function.forward(*self.variables, *self.arguments)
+                made = forward(*self.variables, *self.arguments)
         scale, zero_point = (made, 0.0) if self.centered else made
-        return Numbers.of(scale, zero_point, *ends)
+        return Numbers.of(scale, zero_point, self.quant_min, self.quant_max)
 
     def leaf_gradients(
         self, leaves: Sequence[Tensor], made: tuple[Any, Any], d_grid: Sequence[Tensor | None]
@@ -354,11 +285,12 @@ class VariableGrid(Grid):
     def _number_gradients(
         self, leaves: Sequence[Tensor], made: tuple[float, float], d_grid: Sequence[Tensor | None]
     ) -> Sequence[float]:
-        variables = tuple(map(float, leaves))
+        variables = [float(leaf) for leaf in leaves]
         d_scale, d_zero = (0.0 if each is None else float(each) for each in d_grid)
         if self.centered:
-            return (SymmetricScale.number_gradient(variables[0], made[0], d_scale, *self.arguments),)
-        return UniformGrid.number_gradients((variables[0], variables[1]), made, (d_scale, d_zero), *self.arguments)
+            low, steps, power_of_two = self.arguments
+            return [scalars.symmetric_gradient(variables[0], made[0], d_scale, low, steps, power_of_two=power_of_two)]
+        return scalars.uniform_gradients((variables[0], variables[1]), made, (d_scale, d_zero), *self.arguments)
 
     def tensors(self, leaves: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Return scale and zero point in the graph of variables."""
@@ -366,21 +298,30 @@ class VariableGrid(Grid):
         return (made, torch.zeros_like(made)) if self.centered else made
 
 
+@functools.lru_cache(maxsize=256)
+def _lower_bound(min_threshold: float) -> float:
+    """Return core's bound; remembered, because every training step asks again, but not in a compiled graph."""
+    return float(qparams.lower_bound(min_threshold))
+
+
 def symmetric(threshold: Tensor, n_bits: int, *, signed: bool, power_of_two: bool, min_threshold: float) -> Grid:
     """Return the SYMMETRIC or POWER_OF_TWO grid of a threshold."""
-    low = float(qparams.lower_bound(min_threshold))
     quant_min, quant_max = (-(2 ** (n_bits - 1)), 2 ** (n_bits - 1) - 1) if signed else (0, 2**n_bits - 1)
-    arguments = (low, 2.0 ** (n_bits - int(signed)), power_of_two)
+    steps = 2.0 ** (n_bits - int(signed))
     if kernels.serves(threshold):
+        arguments = (_lower_bound(min_threshold), steps, power_of_two)
         return VariableGrid(SymmetricScale, (threshold,), arguments, quant_min, quant_max)
-    scale = SymmetricScale.apply(threshold, *arguments)  # type: ignore[no-untyped-call] # torch leaves it so
+    low = float(qparams.lower_bound(min_threshold))
+    scale = SymmetricScale.apply(threshold, low, steps, power_of_two)  # type: ignore[no-untyped-call] # torch leaves it so
     return Grid(scale, torch.zeros_like(scale), quant_min, quant_max, centered=True)
 
 
 def uniform(range_min: Tensor, range_max: Tensor, n_bits: int, *, min_threshold: float) -> Grid:
     """Return the UNIFORM grid of a range."""
-    low, quant_max = float(qparams.lower_bound(min_threshold)), 2**n_bits - 1
+    quant_max = 2**n_bits - 1
     if kernels.serves(range_min, range_max):
-        return VariableGrid(UniformGrid, (range_min, range_max), (low, n_bits), 0, quant_max)
+        arguments = (_lower_bound(min_threshold), n_bits)
+        return VariableGrid(UniformGrid, (range_min, range_max), arguments, 0, quant_max)
+    low = float(qparams.lower_bound(min_threshold))
     scale, zero_point = UniformGrid.apply(range_min, range_max, low, n_bits)  # type: ignore[no-untyped-call] # as above
     return Grid(scale, zero_point, 0, quant_max, centered=False)

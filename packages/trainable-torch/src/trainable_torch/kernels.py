@@ -1,7 +1,8 @@
-"""The eager CPU kernels: the formulas of `trainable_torch.ops`, in as few passes over memory as PyTorch allows.
+"""The eager CPU kernels: the formulas of `trainable_torch.ops`, in few passes over memory.
 
 Every function here computes bit for bit what the plain expression in `ops` computes; only the sums over a tensor of
-more than `layout.CHUNK` elements, which no order of float32 additions owns, are taken chunk by chunk. What makes it faster:
+more than `layout.CHUNK` elements, which no order of float32 additions owns, are taken chunk by chunk. What makes it
+faster:
 
 - one temporary, reused; large tensors go chunk by chunk, so that all passes but the first run in the cache;
 - a gradient is masked in one pass by ``hardtanh_backward``, which passes it strictly between two plain numbers, instead
@@ -87,7 +88,12 @@ class Numbers:
 
 def serves(*tensors: Tensor) -> bool:
     """Return whether these are plain float32 CPU tensors in eager mode."""
-    return is_plain(*tensors) and all(tensor.is_cpu and tensor.dtype is torch.float32 for tensor in tensors)
+    if not is_plain(*tensors):
+        return False
+    for tensor in tensors:  # noqa: SIM110 - as in `is_plain`
+        if not tensor.is_cpu or tensor.dtype is not torch.float32:
+            return False
+    return True
 
 
 # ---- forward --------------------------------------------------------------------------------------------------------
@@ -335,7 +341,7 @@ Sums = tuple[list[Tensor], list[Tensor]]
 
 
 def _sums_by_tensor(rows: Rows, grid: Numbers, layout: Layout, *, outside: bool) -> Sums:
-    """Put the input's gradient into the third of the rows and return the chunks' sums of slopes and of what is outside."""
+    """Put the input's gradient into the third of the rows; return each chunk's sum of slopes and of what is outside."""
     low, high = grid.low, grid.high
     assert isinstance(low, float) and isinstance(high, float)  # noqa: S101, PT018 - all or none is a number
     slopes, beyond, buffers = [], [], _Buffers(2)
@@ -357,13 +363,13 @@ def _sums_by_channel(rows: Rows, grid: Numbers, window: _Window | None, layout: 
     low, high = grid.low, grid.high
     if window is not None:
         low, high = layout.numbers(window.first), layout.numbers(window.last)
-    inverse, origin, *bounds = _line(grid, window, layout, closed=False)
+    inverse, origin, first, last = _line(grid, window, layout, closed=False)
     for here, (values, gradient, out) in layout.chunks(*rows):
         steps, inside = buffers.like(out)
         torch.mul(values, _at(inverse, here), out=steps)
         tested = steps if origin is None else torch.sub(steps, _at(origin, here), out=inside)
-        _masked(gradient, tested, *bounds, out)
-        _masked(steps, tested, *bounds, inside)
+        _masked(gradient, tested, first, last, out)
+        _masked(steps, tested, first, last, inside)
         terms = _clamp(steps.round_(), low, high, here).sub_(inside).mul_(gradient)
         slopes.append(layout.part(terms))
         if outside:

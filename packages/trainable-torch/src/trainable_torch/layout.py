@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,8 +13,7 @@ CHUNK = 2**17
 """Elements per thread that are worked on at once: 512 KiB; smaller chunks cost more calls than the cache saves."""
 
 
-@dataclass(frozen=True)
-class Layout:
+class Layout(NamedTuple):
     """A dense tensor seen as rows in memory order; each element is a row of its own when all share one scale.
 
     Parameters
@@ -39,7 +38,9 @@ class Layout:
 
     def rows(self, x: Tensor) -> Tensor:
         """Return a view of the shape, or a copy where the tensor lies otherwise in memory."""
-        return x.contiguous() if self.others is not None else x.permute(self.order).reshape(self.shape)
+        if self.others is not None:
+            return x if x.is_contiguous() else x.contiguous()
+        return x.permute(self.order).reshape(self.shape)
 
     def numbers(self, value: Tensor) -> Tensor:
         """Return what there is one of per channel, shaped to broadcast against the rows."""
@@ -89,7 +90,8 @@ def look(x: Tensor, scale: float | Tensor) -> tuple[Tensor, Layout]:
     n, order = x.numel(), tuple(range(x.dim()))
     contiguous = x.is_contiguous()
     if not contiguous:
-        by_stride = tuple(sorted(order, key=lambda axis: (-x.stride(axis), axis)))
+        strides = x.stride()
+        by_stride = tuple(sorted(order, key=lambda axis: (-strides[axis], axis)))
         if x.permute(by_stride).is_contiguous():
             order = by_stride
         else:

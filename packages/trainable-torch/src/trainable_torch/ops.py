@@ -17,7 +17,7 @@ from torch import Tensor
 from trainable_torch import kernels
 from trainable_torch.grid import Grid
 
-End = Tensor | int
+End = Tensor | float
 
 
 def snap(x: Tensor, scale: Tensor, low: End, high: End) -> Tensor:
@@ -147,7 +147,10 @@ class _EagerLsq(torch.autograd.Function):
         if not _plain(upstream):  # this backward pass is differentiated, or vectorized
             scale, zero_point = grid.tensors(leaves)
             plain = Grid(scale, zero_point, grid.quant_min, grid.quant_max, grid.centered)
-            d_x, d_scale, d_zero = _lsq_gradients(upstream, x, scale, *plain.ends, (needs_x, True, outside))
+            low: End
+            high: End
+            low, high = plain.ends
+            d_x, d_scale, d_zero = _lsq_gradients(upstream, x, scale, low, high, (needs_x, True, outside))
             made: tuple[Any, Any] = scale, zero_point
         elif not any(needs):
             return kernels.pass_inside(x, upstream, numbers, closed=False), None, None, *(None for _ in needs)
@@ -155,7 +158,8 @@ class _EagerLsq(torch.autograd.Function):
             made = numbers.scale, numbers.zero_point(grid.quant_min)
             found = kernels.learned(x, upstream, numbers, outside=outside)
             if found is None:
-                d_x, d_scale, d_zero = _lsq_gradients(upstream, x, *numbers.tensors(x), (needs_x, True, outside))
+                scale, low, high = numbers.tensors(x)
+                d_x, d_scale, d_zero = _lsq_gradients(upstream, x, scale, low, high, (needs_x, True, outside))
             else:
                 d_x, d_scale = found.x if needs_x else None, found.slope
                 d_zero = None if found.outside is None else -(found.outside * numbers.scale)

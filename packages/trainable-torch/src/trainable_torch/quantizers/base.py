@@ -146,9 +146,10 @@ class BasePytorchTrainableQuantizer(nn.Module, BaseTrainableQuantizer, BaseInfer
             shape[config.channels_axis] = -1
             variables = tuple(variable.view(shape) for variable in variables)
         if config.quantization_method is QuantizationMethod.UNIFORM:
-            return grids.uniform(*variables, width, min_threshold=config.min_threshold)
+            range_min, range_max = variables
+            return grids.uniform(range_min, range_max, width, min_threshold=config.min_threshold)
         return grids.symmetric(
-            *variables,
+            variables[0],
             width,
             signed=self.signed,
             power_of_two=config.quantization_method is QuantizationMethod.POWER_OF_TWO,

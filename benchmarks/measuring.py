@@ -1,0 +1,109 @@
+"""How the benchmarks measure and report: interleaved ratios, bytes kept for backward, Markdown tables.
+
+Times are CPU times of the process, which runs one thread: on a quiet machine they are wall times, on a shared one they
+leave out the time in which others had the core (but not what others do to its caches and memory).
+
+glibc gives large freed blocks back to the system and takes them again, a page fault for every 4 KiB, at moments that
+depend on what else the process did. So the scripts start themselves again with both of its thresholds out of reach.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+MALLOC = dict.fromkeys(("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"), str(2**32))
+PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
+
+
+def arguments(description: str, rounds: int) -> argparse.Namespace:
+    """Return the command line's options, and set PyTorch to one thread."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--rounds", type=int, default=rounds, help="times that each candidate is measured")
+    parser.add_argument("--write", action="store_true", help="put the tables into docs/performance.md as well")
+    if any(os.environ.get(name) is None for name in MALLOC):
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **MALLOC})  # noqa: S606 - this very script
+    options, _ = parser.parse_known_args()  # `nox -s bench` gives every script the same options
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    return options
+
+
+def interleaved(
+    baseline: Callable[[], object], candidates: Mapping[str, Callable[[], object]], rounds: int, warm: int = 2
+) -> dict[str, float]:
+    """Return the median ratio of each candidate's time to that of the baseline, which runs before every candidate."""
+    ratios: dict[str, list[float]] = {name: [] for name in candidates}
+    for _ in range(warm):
+        for run in (baseline, *candidates.values()):
+            run()
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(rounds):
+            for name, run in candidates.items():
+                floor = _seconds(baseline)
+                ratios[name].append(_seconds(run) / floor)
+    finally:
+        gc.enable()
+    return {name: statistics.median(each) for name, each in ratios.items()}
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    started = time.process_time()
+    run()
+    return time.process_time() - started
+
+
+def kept_bytes(model: nn.Module, forward: Callable[[], Tensor]) -> int:
+    """Return the bytes that a forward keeps for backward, each storage once, without parameters and buffers."""
+    own = {each.untyped_storage().data_ptr() for each in [*model.parameters(), *model.buffers()]}
+    kept: dict[int, int] = {}
+    alive = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+            alive.append(tensor)  # else the next storage may get the same place
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        forward()
+    return sum(kept.values())
+
+
+def conditions() -> str:
+    """Return what the numbers were measured on, in one line."""
+    return (
+        f"PyTorch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} thread, "
+        f"{platform.machine()} {platform.system()}, Python {platform.python_version()}"
+    )
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Return a Markdown table; floats with two digits."""
+    lines = [header, ["---"] * len(header), *rows]
+    cells = [[f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in line] for line in lines]
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+
+
+def report(name: str, text: str, *, write: bool) -> None:
+    """Print a table; `write`: and put it between the marks of its name in docs/performance.md."""
+    print(f"\n{text}\n", flush=True)
+    if write:
+        page = PAGE.read_text(encoding="utf-8")
+        first, last = f"<!-- {name} -->", f"<!-- end of {name} -->"
+        before, rest = page.split(first)
+        _, after = rest.split(last)
+        PAGE.write_text(f"{before}{first}\n{text}\n{last}{after}", encoding="utf-8")

@@ -1,0 +1,75 @@
+"""A whole training step of a quantized model, and what it keeps for backward, as ratios to the float model.
+
+Forward, backward and SGD; all layers quantized, batch norm kept. Then evaluation, whose weights are quantized once.
+
+Usage: ``python benchmarks/torch_steps.py [--rounds N] [--write]``
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import torch
+from measuring import arguments, conditions, interleaved, kept_bytes, report, table
+from models import cases, recipe
+from torch import Tensor, nn
+
+import trainable_torch
+
+LIMITS = {"STE": ("1.05 / 1.10", "1.5 / 1.6"), "LSQ": ("1.10 / 1.15", "1.5 / 1.6")}
+
+
+def training_step(model: nn.Module, x: Tensor) -> Callable[[], None]:
+    """Return forward, backward and a step of SGD."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
+    model.train()
+
+    def run() -> None:
+        optimizer.zero_grad()
+        model(x).square().mean().backward()
+        optimizer.step()
+
+    return run
+
+
+def evaluation(model: nn.Module, x: Tensor) -> Callable[[], None]:
+    """Return a forward in eval mode without gradients."""
+
+    def run() -> None:
+        with torch.no_grad():
+            model(x)
+
+    return run
+
+
+def quantized(model: nn.Module, x: Tensor, training_method: str, weight_bits: int) -> nn.Module:
+    """Return a wrapped and calibrated copy of a model."""
+    return trainable_torch.calibrate(trainable_torch.wrap(model, recipe(training_method, weight_bits)), [x])
+
+
+def main() -> None:
+    """Print one row per model and quantization."""
+    options = arguments(__doc__ or "", rounds=15)
+    rows = []
+    for name, (model, x) in cases().items():
+        models = {(method, bits): quantized(model, x, method, bits) for method in ("STE", "LSQ") for bits in (8, 4)}
+        steps = {f"{method} W{bits}A8": training_step(each, x) for (method, bits), each in models.items()}
+        ratios = interleaved(training_step(copy.deepcopy(model), x), steps, options.rounds)
+        floating = kept_bytes(model, lambda model=model, x=x: model(x))  # type: ignore[misc] # bound to this turn's
+        memory = {
+            f"{method} W{bits}A8": kept_bytes(each, lambda each=each, x=x: each(x)) / floating  # type: ignore[misc]
+            for (method, bits), each in models.items()
+        }
+        calls = {f"{method} W{bits}A8": evaluation(each.eval(), x) for (method, bits), each in models.items()}
+        evaluated = interleaved(evaluation(copy.deepcopy(model).eval(), x), calls, options.rounds)
+        for how, ratio in ratios.items():
+            time_limit, memory_limit = LIMITS[how[:3]]
+            rows.append([name, how, ratio, time_limit, memory[how], memory_limit, evaluated[how]])
+    header = ["model", "quantization", "step / float", "target*", "kept / float", "target*", "eval / float"]
+    text = f"{conditions()}; medians of {options.rounds} rounds. *ResNet / transformer.\n\n"
+    report("steps", text + table(header, rows), write=options.write)
+
+
+if __name__ == "__main__":
+    main()

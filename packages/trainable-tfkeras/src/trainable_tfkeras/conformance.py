@@ -1,0 +1,81 @@
+# ruff: noqa: D102 - what each method does is said in trainable_core.conformance.adapter.Adapter
+"""The Keras 2 backend as the conformance kit sees it."""
+
+from __future__ import annotations
+
+import copy
+import io
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from trainable_core.conformance.adapter import Run
+from trainable_core.enums import TieRule
+from trainable_tfkeras.engine import keras
+
+Array = NDArray[Any]
+
+
+def to_numpy(tensor: Any) -> Array:
+    """Return a copy of a tensor's values; bfloat16, which NumPy lacks, as float32."""
+    return np.array(
+        (tf.cast(tensor, tf.float32) if tensor.dtype == tf.bfloat16 else tf.convert_to_tensor(tensor)).numpy()
+    )
+
+
+class KerasAdapter:
+    """See `trainable_core.conformance.adapter.Adapter`."""
+
+    backend = "tf_keras"
+    tie_rule = TieRule.HALF_UP
+    dtypes = ("float32", "float16", "bfloat16", "float64")
+    devices = ("CPU", "GPU") if tf.config.list_physical_devices("GPU") else ("CPU",)
+    modules = ("tensorflow", "mct_quantizers")
+
+    def build(self, cls: type[Any], config: Any, shape: tuple[int, ...], arguments: Mapping[str, Any]) -> Any:
+        quantizer = cls(config, **arguments)
+        quantizer.initialize_quantization(shape, "tensor", None)
+        return quantizer
+
+    def run(self, quantizer: Any, x: Array, *, training: bool, dtype: str, device: str, upstream: Array | None) -> Run:
+        with tf.device(device), tf.GradientTape() as tape:
+            given = tf.cast(tf.constant(x), dtype)
+            tape.watch(given)
+            output = quantizer(given, training)
+        d_x, variables = None, {}
+        if upstream is not None:
+            trained = self.trained(quantizer)
+            up = tf.cast(tf.constant(upstream), output.dtype)
+            zero = tf.UnconnectedGradients.ZERO
+            d_x, *found = tape.gradient(output, [given, *trained.values()], up, unconnected_gradients=zero)
+            variables = {name: to_numpy(each) for name, each in zip(trained, found, strict=True)}
+        d_x = None if d_x is None else to_numpy(d_x)
+        where = output.device.rpartition("device:")[2].partition(":")[0]
+        return Run(to_numpy(output), output.dtype.name, where, to_numpy(given), d_x, variables)
+
+    def deploy(self, quantizer: Any, x: Array) -> Array:
+        return to_numpy(quantizer.convert2inferable()(tf.constant(x)))
+
+    def trained(self, quantizer: Any) -> dict[str, Any]:
+        return {v.name.rpartition("/")[2].partition(":")[0]: v for v in quantizer.trainable_variables}
+
+    def descend(self, quantizer: Any, gradients: Mapping[str, Array]) -> None:
+        pairs = [(tf.constant(gradients[n]), v) for n, v in self.trained(quantizer).items() if n in gradients]
+        if pairs:
+            keras.optimizers.legacy.SGD(1.0).apply_gradients(pairs)
+
+    def copy(self, quantizer: Any) -> Any:
+        return copy.deepcopy(quantizer)
+
+    def save(self, quantizer: Any) -> bytes:
+        np.savez(buffer := io.BytesIO(), *quantizer.get_weights())
+        return buffer.getvalue()
+
+    def restore(self, quantizer: Any, state: bytes) -> None:
+        quantizer.set_weights(list(np.load(io.BytesIO(state)).values()))
+
+
+ADAPTER = KerasAdapter()

@@ -1,0 +1,77 @@
+"""The functions of `trainable_torch.grid` for one number: on Python floats, bit for bit what tensors give.
+
+Sum, product and quotient of two float32 numbers, rounded to float64 and then to float32, are those rounded to float32
+at once: float64 has more than twice the digits and two.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import struct
+
+from trainable_core.checks import MAX_THRESHOLD
+
+LIMIT = MAX_THRESHOLD / 2
+
+
+def float32(value: float) -> float:
+    """Return the float32 number next to a float; infinite beyond, and no warning."""
+    return ctypes.c_float(value).value
+
+
+def symmetric_scale(threshold: float, low: float, steps: float, *, power_of_two: bool) -> float:
+    """Return what ``SymmetricScale.forward`` returns; every step is exact."""
+    bounded = _bound(threshold, low)
+    if power_of_two:
+        mantissa, exponent = math.frexp(bounded)
+        bounded = math.ldexp(1.0, exponent - (mantissa == 0.5))  # noqa: PLR2004 - the mantissa of a power of two
+    return bounded / steps
+
+
+def symmetric_gradient(
+    threshold: float, scale: float, upstream: float, low: float, steps: float, *, power_of_two: bool
+) -> float:
+    """Return what ``SymmetricScale.gradient`` returns."""
+    gradient = float32(upstream / steps)
+    if power_of_two:
+        gradient = float32(gradient * float32(scale * steps / _bound(threshold, low)))
+    return _held(threshold, gradient, low, MAX_THRESHOLD)
+
+
+def uniform_grid(range_min: float, range_max: float, low: float, n_bits: int) -> tuple[float, float]:
+    """Return what ``UniformGrid.forward`` returns."""
+    quant_max = 2**n_bits - 1
+    first, last = _hold_zero(range_min, range_max)
+    width = _bound(float32(last - first), low)
+    (bits,) = struct.unpack("<i", struct.pack("<f", width / quant_max))
+    (scale,) = struct.unpack("<f", struct.pack("<i", (bits + quant_max) & ~quant_max))
+    return scale, float(min(max(round(float32(-first / scale)), 0), quant_max))
+
+
+def uniform_gradients(
+    ends: tuple[float, float], grid: tuple[float, float], d_grid: tuple[float, float], low: float, n_bits: int
+) -> tuple[float, float]:
+    """Return what ``UniformGrid.gradients`` returns."""
+    (range_min, range_max), (scale, zero_point), (d_scale, d_zero) = ends, grid, d_grid
+    first, last = _hold_zero(range_min, range_max)
+    nudged = float32(float32(d_zero * zero_point) / scale)
+    through_width = float32(float32(d_scale - nudged) / (2**n_bits - 1))
+    through_width = _held(float32(last - first), through_width, low, MAX_THRESHOLD)
+    d_min = float32(-through_width - float32(d_zero / scale))
+    return _held(range_min, d_min, -LIMIT, 0.0), _held(range_max, through_width, 0.0, LIMIT)
+
+
+def _bound(threshold: float, low: float) -> float:
+    return low if math.isnan(threshold) else min(max(threshold, low), MAX_THRESHOLD)
+
+
+def _hold_zero(range_min: float, range_max: float) -> tuple[float, float]:
+    first = 0.0 if math.isnan(range_min) else min(max(range_min, -LIMIT), 0.0)
+    return first, 0.0 if math.isnan(range_max) else max(min(range_max, LIMIT), 0.0)
+
+
+def _held(variable: float, gradient: float, low: float, high: float) -> float:
+    inside = low <= variable <= high
+    back_in = (variable < low and gradient < 0) or (variable > high and gradient > 0)
+    return gradient if (inside or back_in) and math.isfinite(gradient) else 0.0

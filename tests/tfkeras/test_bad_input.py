@@ -1,0 +1,419 @@
+"""Bad input to the Keras 2 backend, row by row: a typed error names it, and the model is what it was before."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from pydantic import ValidationError
+
+import trainable_tfkeras
+from tests.tfkeras.models import LSQ, WEIGHTS, calibrated, dqa, kl, small
+from trainable_core.config import TrainableQuantizerActivationConfig, TrainableQuantizerWeightsConfig
+from trainable_core.enums import QuantizationMethod
+from trainable_core.errors import (
+    DocumentError,
+    ModelError,
+    QuantizerStateError,
+    RuleError,
+    ShapeMismatchError,
+    TrainableError,
+    UnknownQuantizerError,
+    UnsupportedConfigError,
+)
+from trainable_tfkeras import KerasLinearAnnealingScheduler, QuantizationWrapper, describe, wrap
+from trainable_tfkeras.quantizers import (
+    BUILTIN,
+    DqaWeightsQuantizer,
+    LsqActivationQuantizer,
+    LsqWeightsQuantizer,
+)
+from trainable_tfkeras.tracing import layers_within
+from trainable_tfkeras.wrapping import STATE
+
+NAMES = "conv, relu, head"
+NAN, INF = math.nan, math.inf
+
+
+def spec(training_method: str = "LSQ", **changes: Any) -> dict[str, Any]:
+    return {"method": "SYMMETRIC", "n_bits": 4, "training_method": training_method, **changes}
+
+
+def as_it_is(model: Any) -> dict[str, Any]:
+    """Return all there is to see of a model: values bit for bit, objects, and what `describe` says."""
+    seen = {
+        "values": [weight.numpy().tobytes() for weight in model.weights],
+        "weights": [id(weight) for weight in model.weights],
+        "trainable": [id(weight) for weight in model.trainable_weights],
+        "layers": [(id(layer), layer.name, layer.trainable) for layer in layers_within(model)],
+        "wrappers": [each.quantizes_weights for each in layers_within(model) if isinstance(each, QuantizationWrapper)],
+    }
+    return {**seen, "description": str(describe(model)) if hasattr(model, STATE) else ""}
+
+
+def told(error: BaseException) -> str:
+    """Return what an error says of the input, without the input itself: an echo names no field."""
+    if isinstance(error, ValidationError):
+        details = error.errors(include_input=False, include_url=False, include_context=False)
+        return "\n".join(f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}" for detail in details)
+    return str(error)
+
+
+def refused(call: Callable[[], object], error: type[Exception], facts: tuple[str, ...]) -> None:
+    """Assert that a call raises a typed error that tells these facts."""
+    with pytest.raises(error) as caught:
+        call()
+    assert isinstance(caught.value, TrainableError | ValidationError)
+    message = told(caught.value)
+    assert [fact for fact in facts if fact not in message] == []
+
+
+# ---- wrap -----------------------------------------------------------------------------------------------------------
+
+RECIPES: dict[str, tuple[Any, type[Exception], tuple[str, ...]]] = {
+    "no recipe": (None, DocumentError, ("NoneType", "QuantizationRecipe")),
+    "a number for a recipe": (4, DocumentError, ("int", "QuantizationRecipe")),
+    "a list for a recipe": ([spec()], DocumentError, ("list", "QuantizationRecipe")),
+    "a missing file": ("missing.yaml", DocumentError, ("missing.yaml",)),
+    "a folder": (os.curdir, DocumentError, ("can't be read",)),
+    "a misspelt part": ({"weight": spec()}, ValidationError, ("weight: ",)),
+    "40 bits": ({"weights": spec(n_bits=40)}, ValidationError, ("weights.n_bits",)),
+    "unknown method": (
+        {"weights": spec(method="SYMETRIC")},
+        ValidationError,
+        ("weights.method", "mean SYMMETRIC"),
+    ),
+    "equal candidates": ({"weights": spec(candidates=[2, 2])}, ValidationError, ("weights.candidates",)),
+    "unknown training method": (
+        {"weights": spec("LSG")},
+        UnknownQuantizerError,
+        ("tf_keras/Weights/LSG/SYMMETRIC", "tf_keras/Weights/LSQ/SYMMETRIC", "did you mean 'LSQ'"),
+    ),
+    "a grid nobody trains": (
+        {"weights": spec(method="LUT_SYM_QUANTIZER")},
+        UnknownQuantizerError,
+        ("LUT_SYM_QUANTIZER",),
+    ),
+    "a grid the target has not": (
+        {"weights": spec(method="LUT_SYM_QUANTIZER", n_bits=16)},
+        UnsupportedConfigError,
+        ("conv.kernel", "mctq", "LUT_SYM_QUANTIZER"),
+    ),
+    "unknown argument": (
+        {"weights": spec("DQA", arguments={"temprature": {}})},
+        UnsupportedConfigError,
+        ("conv.kernel", "arguments.temprature", "temperature, bit_cost_weight"),
+    ),
+    "the config as an argument": (
+        {"weights": spec(arguments={"quantization_config": {}})},
+        UnsupportedConfigError,
+        ("arguments.quantization_config",),
+    ),
+    "frozen by a word": (
+        {"weights": spec(arguments={"freeze_quant_params": "no"})},
+        UnsupportedConfigError,
+        ("freeze_quant_params", "'no'"),
+    ),
+    "an unknown layer": (
+        {**LSQ, "rules": [{"match": {"name": "haed"}, "skip": True}]},
+        RuleError,
+        ("rules.0", "haed", NAMES),
+    ),
+    "an op that is not there": (
+        {**LSQ, "rules": [{"match": {"op": "linaer"}, "skip": True}]},
+        ValidationError,
+        ("match.op", "linear"),
+    ),
+    "an op the model lacks": (
+        {**LSQ, "rules": [{"match": {"op": "embedding"}, "skip": True}]},
+        RuleError,
+        ("embedding", NAMES),
+    ),
+    "weights of an activation": (
+        {**LSQ, "rules": [{"match": {"name": "relu"}, "weights": {"n_bits": 8}}]},
+        RuleError,
+        ("relu",),
+    ),
+    "half a spec": (
+        {"rules": [{"match": {"name": "head"}, "weights": {"n_bits": 8}}]},
+        UnsupportedConfigError,
+        ("head: weights", "training_method"),
+    ),
+}
+
+
+@pytest.mark.parametrize(("recipe", "error", "facts"), RECIPES.values(), ids=RECIPES)
+def test_a_recipe_that_does_not_fit(recipe: Any, error: Any, facts: Any) -> None:
+    model = small()
+    before = as_it_is(model)
+    refused(lambda: wrap(model, recipe), error, facts)
+    assert as_it_is(model) == before
+
+
+class Opaque(kl.Layer):
+    """A layer that can't be made again: its argument is in no config."""
+
+    def __init__(self, function: Any) -> None:
+        super().__init__(name="opaque")
+        self.function = function
+
+    def call(self, x: Any) -> Any:
+        return self.function(x)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "facts"),
+    [
+        (lambda: None, ModelError, ("tf.keras.Model", "NoneType")),
+        (lambda: kl.Dense, ModelError, ("tf.keras.Model", "type")),
+        (lambda: {"kernel": np.zeros(2)}, ModelError, ("tf.keras.Model", "dict")),
+        (lambda: tf.keras.Sequential([kl.Dense(2)]), ModelError, ("not built", "model.build(input_shape)")),
+        (tf.keras.Model, ModelError, ("not built",)),
+        (
+            lambda: tf.keras.Sequential([tf.keras.Input((3,)), Opaque(abs), kl.Dense(2)]),
+            ModelError,
+            ("opaque", "get_config"),
+        ),
+        (lambda: calibrated()[0], QuantizerStateError, ("wrapped already",)),
+        (lambda: trainable_tfkeras.finalize(calibrated()[0]), QuantizerStateError, ("wrapped already",)),
+        (
+            lambda: tf.keras.Sequential([tf.keras.Input((6, 6, 2)), calibrated()[0]]),
+            QuantizerStateError,
+            ("wrapped already",),
+        ),
+    ],
+    ids=["nothing", "class", "dict", "unbuilt", "empty", "opaque", "wrapped", "finalized", "part"],
+)
+def test_what_can_not_be_wrapped(make: Any, error: Any, facts: Any) -> None:
+    given = make()
+    refused(lambda: wrap(given, LSQ), error, facts)
+
+
+def test_a_lambda_layer_is_copied_though_keras_would_not_load_it() -> None:
+    model = tf.keras.Sequential([tf.keras.Input((3,)), kl.Lambda(lambda x: x * 2), kl.Dense(2)])
+    x = np.ones((2, 3), np.float32)
+    qmodel = trainable_tfkeras.calibrate(wrap(model, WEIGHTS))
+    assert np.isfinite(qmodel(x).numpy()).all()
+
+
+def test_a_layer_of_unknown_kind_is_left_alone_and_told() -> None:
+    @tf.keras.saving.register_keras_serializable(package="tests")
+    class Unknown(kl.Layer):
+        def build(self, shape: Any) -> None:
+            self.w = self.add_weight(name="w", shape=(shape[-1],))
+
+        def call(self, x: Any) -> Any:
+            return x + self.w
+
+    qmodel = wrap(tf.keras.Sequential([tf.keras.Input((3,)), Unknown(name="unknown"), kl.Dense(2)]), LSQ)
+    assert "register_layer" in describe(qmodel).left_out["unknown"]
+
+
+@pytest.mark.parametrize("verb", ["calibrate", "describe", "finalize", "parameter_groups", "regularization"])
+@pytest.mark.parametrize("verb_gets", ["float", "nothing"])
+def test_a_verb_of_what_was_not_wrapped(verb: str, verb_gets: str) -> None:
+    given = small() if verb_gets == "float" else None
+    fact = "not made by trainable_tfkeras.wrap" if verb_gets == "float" else "must be a tf.keras.Model"
+    refused(lambda: getattr(trainable_tfkeras, verb)(given), ModelError, (fact,))
+
+
+@pytest.mark.parametrize("verb", ["freeze_quant_params", "advance_schedules"])
+def test_a_switch_of_what_was_not_wrapped(verb: str) -> None:
+    refused(lambda: getattr(trainable_tfkeras, verb)(small()), ModelError, ("not made by",))
+
+
+def test_save_of_a_float_model_and_to_where_nothing_can_be_written(tmp_path: Any) -> None:
+    refused(lambda: trainable_tfkeras.save(small(), tmp_path / "model"), ModelError, ("not made by",))
+    refused(
+        lambda: trainable_tfkeras.save(calibrated()[0], tmp_path / "missing" / "model"),
+        DocumentError,
+        ("can't be written",),
+    )
+
+
+@pytest.mark.parametrize("run", ["eager", "graph", "fit", "predict"])
+def test_use_before_calibration_keeps_its_type(run: str) -> None:
+    qmodel, x = wrap(small(), LSQ), np.ones((2, 6, 6, 2), np.float32)
+    qmodel.compile("sgd", "mse")
+    calls = {
+        "eager": lambda: qmodel(x),
+        "graph": lambda: tf.function(qmodel)(tf.constant(x)),
+        "fit": lambda: qmodel.fit(x, np.zeros((2, 3)), verbose=0),
+        "predict": lambda: qmodel.predict(x, verbose=0),
+    }
+    refused(calls[run], QuantizerStateError, ("conv: inputs", "no quantization params", "calibrate the model"))
+
+
+# ---- quantizers -----------------------------------------------------------------------------------------------------
+
+
+def weights_config(params: Any = None, **fields: Any) -> TrainableQuantizerWeightsConfig:
+    return TrainableQuantizerWeightsConfig(
+        weights_quantization_method=fields.pop("method", QuantizationMethod.SYMMETRIC),
+        weights_n_bits=4,
+        weights_quantization_params={"threshold": 1.0} if params is None else params,
+        **fields,
+    )
+
+
+def fresh(params: Any = None, shape: tuple[int, ...] = (2, 3), **fields: Any) -> LsqWeightsQuantizer:
+    quantizer = LsqWeightsQuantizer(weights_config(params, **fields))
+    quantizer.initialize_quantization(shape, "kernel", None)
+    return quantizer
+
+
+PER_CHANNEL = {"weights_channels_axis": 0, "weights_per_channel_threshold": True}
+
+
+@pytest.mark.parametrize("cls", BUILTIN, ids=lambda cls: cls.__name__)
+def test_a_quantizer_of_a_config_it_is_not_for(cls: type[Any]) -> None:
+    other = (
+        weights_config()
+        if cls.__name__.endswith("ActivationQuantizer")
+        else TrainableQuantizerActivationConfig(
+            activation_quantization_method="SYMMETRIC", activation_n_bits=4, activation_quantization_params={}
+        )
+    )
+    refused(lambda: cls(other), UnsupportedConfigError, (cls.__name__, "the config is for"))
+    refused(lambda: cls({"n_bits": 4}), UnsupportedConfigError, (cls.__name__, "dict"))
+
+
+CALLS: dict[str, tuple[Callable[[], object], type[Exception], tuple[str, ...]]] = {
+    "frozen by a number": (
+        lambda: LsqWeightsQuantizer(weights_config(), freeze_quant_params=1),
+        UnsupportedConfigError,
+        ("freeze_quant_params",),
+    ),
+    "an axis beyond the tensor": (
+        lambda: fresh(weights_channels_axis=2, weights_per_channel_threshold=True),
+        ShapeMismatchError,
+        ("weights_channels_axis", "(2, 3)"),
+    ),
+    "another number of channels": (
+        lambda: fresh({"threshold": [1.0, 2.0, 3.0]}, **PER_CHANNEL),
+        ShapeMismatchError,
+        ("threshold", "axis 0"),
+    ),
+    "a shape of words": (lambda: fresh(shape=("a",)), ShapeMismatchError, ("tensor_shape",)),
+    "initialized again": (
+        lambda: fresh({}, **PER_CHANNEL).initialize_quantization((5, 3), "kernel", None),
+        QuantizerStateError,
+        ("already initialized",),
+    ),
+    "an unknown variable": (
+        lambda: fresh().get_quantizer_variable("treshold"),
+        QuantizerStateError,
+        ("treshold", "did you mean 'threshold'"),
+    ),
+    "params of another width": (
+        lambda: fresh().set_quantization_params({8: {"threshold": 1.0}}),
+        UnsupportedConfigError,
+        ("widths [8]", "[4]"),
+    ),
+    "a negative threshold": (
+        lambda: fresh().set_quantization_params({4: {"threshold": -1.0}}),
+        UnsupportedConfigError,
+        ("threshold", "positive"),
+    ),
+    "an infinite threshold": (
+        lambda: fresh().set_quantization_params({4: {"threshold": INF}}),
+        UnsupportedConfigError,
+        ("threshold", "finite"),
+    ),
+    "converted too early": (lambda: fresh({}).convert2inferable(), QuantizerStateError, ("no quantization params",)),
+    "converted though switched off": (
+        lambda: fresh(enable_weights_quantization=False).convert2inferable(),
+        QuantizerStateError,
+        ("switches quantization off",),
+    ),
+    "called too early": (
+        lambda: LsqWeightsQuantizer(weights_config())(tf.ones(3)),
+        QuantizerStateError,
+        ("not initialized",),
+    ),
+    "a document of rubbish": (
+        lambda: LsqActivationQuantizer.from_config({"quantization_config": 3}),
+        UnsupportedConfigError,
+        ("quantization_config",),
+    ),
+    "a file of other variables": (
+        lambda: fresh().load_own_variables({"treshold": np.ones(())}),
+        QuantizerStateError,
+        ("treshold", "threshold"),
+    ),
+}
+
+
+@pytest.mark.parametrize(("call", "error", "facts"), CALLS.values(), ids=CALLS)
+def test_a_call_of_a_quantizer(call: Any, error: Any, facts: Any) -> None:
+    refused(call, error, facts)
+
+
+def temperature(**changes: Any) -> dict[str, Any]:
+    return {"temperature": {"t_start": 0, "t_end": 9, "initial_val": 1.0, "target_val": 0.1, **changes}}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fact"),
+    [
+        ({"temperature": 3}, "temperature: must be a mapping"),
+        ({"temperature": {"t_start": 0}}, "missing"),
+        (temperature(t_stop=3), "t_stop"),
+        (temperature(t_end=0), "t_end must be greater"),
+        (temperature(target_val=0.0), "must be positive"),
+        (temperature(initial_val=NAN), "initial_val"),
+        ({"bit_cost_weight": "much"}, "bit_cost_weight"),
+        ({"bit_cost_weight": -1.0}, "bit_cost_weight"),
+        ({"bit_cost_weight": INF}, "bit_cost_weight"),
+        ({"bit_cost_weight": True}, "bit_cost_weight"),
+    ],
+)
+def test_an_argument_of_dqa(arguments: dict[str, Any], fact: str) -> None:
+    refused(lambda: DqaWeightsQuantizer(weights_config({}), **arguments), UnsupportedConfigError, (fact,))
+    model = small()
+    before = as_it_is(model)
+    refused(lambda: wrap(model, dqa(**arguments)), (UnsupportedConfigError, ValidationError), ())
+    assert as_it_is(model) == before
+
+
+def test_a_schedule_on_tensors_is_checked_like_cores() -> None:
+    refused(lambda: KerasLinearAnnealingScheduler(5, 1, 1.0, 0.1), UnsupportedConfigError, ("t_end",))
+
+
+# ---- wrapper --------------------------------------------------------------------------------------------------------
+
+
+def built() -> Any:
+    layer = kl.Dense(3)
+    layer.build((None, 2))
+    return layer
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "facts"),
+    [
+        (lambda: QuantizationWrapper(3, {}), ModelError, ("int",)),
+        (lambda: QuantizationWrapper(kl.Dense(3), {}), ModelError, ("not built",)),
+        (lambda: QuantizationWrapper(built(), {"kernel": 3}), UnsupportedConfigError, ("needs a quantizer", "int")),
+        (lambda: QuantizationWrapper(built(), {"kernal": fresh()}), UnsupportedConfigError, ("kernal", "no such")),
+        (
+            lambda: QuantizationWrapper(built(), {"kernel": fresh({"threshold": [1.0] * 7}, (7, 3), **PER_CHANNEL)}),
+            QuantizerStateError,
+            ("already initialized",),
+        ),
+    ],
+)
+def test_a_wrapper(call: Any, error: Any, facts: Any) -> None:
+    refused(call, error, facts)
+
+
+def test_every_public_verb_is_tried() -> None:
+    source = open(__file__, encoding="utf-8").read()  # noqa: PTH123, SIM115 - this very file
+    public = set(trainable_tfkeras.__all__) - {"BaseKerasTrainableQuantizer", "Grid", "ActivationQuantizationHolder"}
+    elsewhere = {"load", "register_layer"}  # test_serialization.py, test_layers.py
+    assert [name for name in public - elsewhere if name not in source] == []
