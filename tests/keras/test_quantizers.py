@@ -285,7 +285,10 @@ class Mixture:
         self.logits = data.draw(upstreams((len(self.quantizer.widths),)))
         self.quantizer.assign(self.quantizer.logits, self.logits)
         self.grids = [self.quantizer.current_qparams(width) for width in self.quantizer.widths]
-        self.x = data.draw(inputs(self.grids[data.draw(st.integers(0, len(self.grids) - 1))], shape, nan=False))
+        x = data.draw(inputs(self.grids[data.draw(st.integers(0, len(self.grids) - 1))], shape, nan=False))
+        for grid in self.grids:
+            x = without_subnormal_steps(x, grid)
+        self.x = x
         self.temperature = float(numpy(self.quantizer.temperature(tensor(step))))
         self.weights = dqa.attention(self.logits, self.temperature)
         self.values = [affine.fake_quantize(self.x, grid, tie_rule=HALF_UP).astype(np.float64) for grid in self.grids]
