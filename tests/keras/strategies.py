@@ -107,6 +107,11 @@ def positives(draw: Any, size: int) -> np.ndarray:
     return np.clip(values, F32.smallest_subnormal, np.float32(2.0**100))
 
 
+def without_subnormals(values: np.ndarray) -> np.ndarray:
+    """Return `values` with zeros for subnormal numbers, which TensorFlow and XLA take for zeros."""
+    return np.where(np.abs(values) < F32.tiny, np.zeros_like(values), values)
+
+
 # ---- quantizers -----------------------------------------------------------------------------------------------------
 
 

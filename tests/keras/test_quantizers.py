@@ -25,6 +25,7 @@ from tests.keras.strategies import (
     quantizers,
     shapes,
     upstreams,
+    without_subnormals,
 )
 from trainable_core.config import TrainableQuantizerActivationConfig, TrainableQuantizerWeightsConfig
 from trainable_core.constants import RANGE_MAX, RANGE_MIN, SIGNED, THRESHOLD
@@ -170,6 +171,9 @@ def test_threshold_and_range_gradients_are_those_of_the_reference(kind: Kind, da
     quantizer, x, dtype, training = drawn(
         data, kind, moved=data.draw(st.booleans()), dtypes=("float32",), bounds=moderate_min_thresholds
     )
+    for name in quantizer.variable_names:  # a range end just above zero is out of bounds, unless taken for zero
+        variable = quantizer.get_quantizer_variable(name)
+        quantizer.assign(variable, without_subnormals(quantizer.to_numpy(variable)))
     config, grid, width = quantizer.quantization_config, quantizer.current_qparams(), quantizer.selected_width
     x = without_subnormal_steps(x, grid)
     upstream = data.draw(upstreams(x.shape))
@@ -280,7 +284,7 @@ class Mixture:
         shape = data.draw(shapes())
         self.quantizer = data.draw(quantizers(kind, shape, bounds=moderate_min_thresholds))
         # a call with training=True counts one step first, so the schedule's step is the one set here
-        step = data.draw(st.integers(0, 1000))
+        step = data.draw(st.integers(0, 999))  # from 1000 on it is the winner
         self.quantizer.step.assign(step)
         self.logits = data.draw(upstreams((len(self.quantizer.widths),)))
         self.quantizer.assign(self.quantizer.logits, self.logits)
