@@ -18,26 +18,30 @@ every_backend = pytest.mark.parametrize("backend", BACKENDS)
 
 EAGER = "PyTorch runs eagerly and gains by it; Keras compiles graphs, which fuse by themselves"
 SHARDED = "a gap of PyTorch's `fully_shard`; a strategy of TensorFlow's averages every gradient"
+LAYER = "part of a Keras layer"
+BY_CONFIG = "Keras saves models by config"
+TOLD = "a Keras call is told whether it trains"
+NAMED = "a Keras layer has a name"
+
+OF_TORCH = {
+    "cache": EAGER,
+    "kernels": EAGER,
+    "layout": EAGER,
+    "scalars": EAGER,
+    "ranks": "Keras hides the processes of a job behind its strategies",
+    "copying": "Keras has no copy of a live model: layers are made again from their configs",
+}
+"""Modules that PyTorch has and Keras has not, or the other way round."""
 
 MODULES: dict[str, dict[str, str]] = {
     "keras": {
-        "cache": EAGER,
-        "kernels": EAGER,
-        "layout": EAGER,
-        "scalars": EAGER,
-        "ranks": "Keras hides the processes of a job behind its strategies",
-        "copying": "Keras has no copy of a live model: layers are made again from their configs",
+        **OF_TORCH,
         "engine": "what keras.ops lacks is written for each engine that Keras runs on",
         "pullback": "each engine has its own way to gradients; PyTorch's tensors carry theirs",
     },
     "tfkeras": {
-        "cache": EAGER,
-        "kernels": EAGER,
-        "layout": EAGER,
-        "scalars": EAGER,
-        "ranks": "Keras hides the processes of a job behind its strategies",
-        "copying": "Keras has no copy of a live model: layers are made again from their configs",
-        "engine": "which of two modules Keras 2 is, is found out in one place",
+        **OF_TORCH,
+        "engine": "what Keras 2 lacks is TensorFlow's, and it is found out which Keras is in the process",
     },
 }
 """Modules that only one of the two has, and why."""
@@ -48,36 +52,36 @@ NAMES: dict[str, dict[str, str]] = {
 }
 """Public names that only one of the two packages exports, and why."""
 
-BOTH = {
+OF_KERAS = {
     "QuantizationWrapper.__init__": "mctq's six arguments are PyTorch's; a Keras layer has no positional constants",
+    "QuantizationWrapper.build": LAYER,
     "QuantizationWrapper.call": "the method that Keras calls",
+    "QuantizationWrapper.compute_mask": LAYER,
+    "QuantizationWrapper.compute_output_shape": LAYER,
     "QuantizationWrapper.forward": "the method that PyTorch calls",
-    "QuantizationWrapper.train": "a Keras call is told whether it trains",
-    "QuantizationWrapper.get_quantized_weights": "a Keras call is told whether it trains",
-    "QuantizationWrapper.build": "part of a Keras layer",
-    "QuantizationWrapper.compute_mask": "part of a Keras layer",
-    "QuantizationWrapper.compute_output_shape": "part of a Keras layer",
-    "QuantizationWrapper.from_config": "Keras saves models by config",
-    "QuantizationWrapper.get_build_config": "part of a Keras layer",
-    "QuantizationWrapper.get_config": "Keras saves models by config",
-    "ActivationQuantizationHolder.__init__": "a Keras layer has a name",
+    "QuantizationWrapper.from_config": BY_CONFIG,
+    "QuantizationWrapper.get_build_config": LAYER,
+    "QuantizationWrapper.get_config": BY_CONFIG,
+    "QuantizationWrapper.get_quantized_weights": TOLD,
+    "QuantizationWrapper.train": TOLD,
+    "ActivationQuantizationHolder.__init__": NAMED,
+    "ActivationQuantizationHolder.build": LAYER,
     "ActivationQuantizationHolder.call": "the method that Keras calls",
+    "ActivationQuantizationHolder.compute_output_shape": LAYER,
     "ActivationQuantizationHolder.forward": "the method that PyTorch calls",
-    "ActivationQuantizationHolder.build": "part of a Keras layer",
-    "ActivationQuantizationHolder.compute_output_shape": "part of a Keras layer",
-    "ActivationQuantizationHolder.from_config": "Keras saves models by config",
-    "ActivationQuantizationHolder.get_config": "Keras saves models by config",
+    "ActivationQuantizationHolder.from_config": BY_CONFIG,
+    "ActivationQuantizationHolder.get_config": BY_CONFIG,
     "BaseKerasTrainableQuantizer.call": "the method that Keras calls",
-    "BaseKerasTrainableQuantizer.forward": "the method that PyTorch calls",
     "BaseKerasTrainableQuantizer.extra_repr": "PyTorch prints modules by it",
-    "BaseKerasTrainableQuantizer.quantize": "every Keras layer has a method of that name, for something else",
-    "BaseKerasTrainableQuantizer.quantized": "what PyTorch's `quantize` does",
+    "BaseKerasTrainableQuantizer.forward": "the method that PyTorch calls",
     "BaseKerasTrainableQuantizer.from_config": "core's, found again before Keras's own",
     "BaseKerasTrainableQuantizer.get_config": "core's, with the layer's name",
     "BaseKerasTrainableQuantizer.initialize_quantization": "core's, and the layer is built then",
     "BaseKerasTrainableQuantizer.load_own_variables": "Keras reads a layer's variables by it",
+    "BaseKerasTrainableQuantizer.quantize": "every Keras 3 layer has a method of that name, for something else",
+    "BaseKerasTrainableQuantizer.quantized": "what PyTorch's `quantize` does",
     "BaseKerasTrainableQuantizer.save_own_variables": "Keras writes a layer's variables by it",
-    "BaseKerasTrainableQuantizer.signed": "PyTorch's quantizers forget cached weights when it changes",
+    "BaseKerasTrainableQuantizer.signed": "a property where a variable repeats it, for saved states",
     "Grid.leaf_gradients": EAGER,
     "Grid.leaves": EAGER,
     "Grid.numbers": EAGER,
@@ -86,27 +90,26 @@ BOTH = {
     "average_scalar_gradients": SHARDED,
     "register_layer": "the usual name of a layer's input is `input` in PyTorch and `inputs` in Keras",
 }
-"""What Keras 2 and Keras 3 have in common here."""
 
 MEMBERS: dict[str, dict[str, str]] = {
     "keras": {
-        **BOTH,
+        **OF_KERAS,
         "QuantizationWrapper.around": "copies are made from configs, and a layer's class need not be registered",
-        "QuantizationWrapper.build_from_config": "part of a Keras layer",
-        "QuantizationWrapper.compute_output_spec": "part of a Keras layer",
-        "ActivationQuantizationHolder.compute_output_spec": "part of a Keras layer",
-        "BaseKerasTrainableQuantizer.build": "part of a Keras layer",
-        "BaseKerasTrainableQuantizer.compute_output_spec": "part of a Keras layer",
+        "QuantizationWrapper.build_from_config": LAYER,
+        "QuantizationWrapper.compute_output_spec": LAYER,
+        "ActivationQuantizationHolder.compute_output_spec": LAYER,
+        "BaseKerasTrainableQuantizer.build": LAYER,
+        "BaseKerasTrainableQuantizer.compute_output_spec": LAYER,
         "BaseKerasTrainableQuantizer.trainable": "a Keras layer's switch; frozen parameters stay frozen",
     },
     "tfkeras": {
-        **BOTH,
-        "BaseKerasTrainableQuantizer.calibrated": "Keras 2 fills variables from a file and tells no layer of it",
-        "BaseKerasTrainableQuantizer.compute_output_shape": "part of a Keras layer",
-        "BaseKerasTrainableQuantizer.non_trainable_weights": "a Keras 2 variable can't be switched off, its layer can",
-        "BaseKerasTrainableQuantizer.trainable_weights": "a Keras 2 variable can't be switched off, its layer can",
-        "QuantizationWrapper.is_weights_quantization": "mctq's Keras wrapper has it, and it is right",
-        "QuantizationWrapper.num_weights_quantizers": "mctq's Keras wrapper has it, and it is right",
+        **OF_KERAS,
+        "QuantizationWrapper.is_weights_quantization": "mctq's own, inherited from its wrapper",
+        "QuantizationWrapper.num_weights_quantizers": "mctq's own, inherited from its wrapper",
+        "BaseKerasTrainableQuantizer.calibrated": "found out from the variables, however their values came",
+        "BaseKerasTrainableQuantizer.compute_output_shape": LAYER,
+        "BaseKerasTrainableQuantizer.non_trainable_weights": "where Keras 2 looks for frozen variables",
+        "BaseKerasTrainableQuantizer.trainable_weights": "where Keras 2 looks for trained variables",
     },
 }
 """Members of exported classes, and exported functions, that differ or are in one of the two only, and why."""
@@ -185,17 +188,17 @@ def differences(backend: str) -> tuple[set[str], set[str], set[str]]:
 
 @every_backend
 def test_modules_are_the_same(backend):
-    assert differences(backend)[0] - {"conformance"} == set(MODULES.get(backend, {}))
+    assert differences(backend)[0] - {"conformance"} == set(MODULES[backend])
 
 
 @every_backend
 def test_exported_names_are_the_same(backend):
-    assert differences(backend)[1] == set(NAMES.get(backend, {}))
+    assert differences(backend)[1] == set(NAMES[backend])
 
 
 @every_backend
 def test_signatures_are_the_same(backend):
-    assert differences(backend)[2] == set(MEMBERS.get(backend, {}))
+    assert differences(backend)[2] == set(MEMBERS[backend])
 
 
 def test_every_absence_has_a_reason():
