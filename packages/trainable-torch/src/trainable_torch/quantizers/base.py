@@ -54,7 +54,6 @@ class BasePytorchTrainableQuantizer(nn.Module, BaseTrainableQuantizer, BaseInfer
     def __init__(self, quantization_config: TrainableQuantizerConfig, freeze_quant_params: bool = False) -> None:  # noqa: FBT001, FBT002 - the seed's signature
         nn.Module.__init__(self)
         BaseTrainableQuantizer.__init__(self, quantization_config, freeze_quant_params)
-        self._grid_names: dict[int, tuple[str, ...]] = {}
 
     def fake_quantize(self, x: Tensor, grid: Grid, training: bool) -> Tensor:  # noqa: FBT001 - mctq's call
         """Return `x` on the grid, with this method's gradient; what a training method writes.
@@ -131,11 +130,8 @@ class BasePytorchTrainableQuantizer(nn.Module, BaseTrainableQuantizer, BaseInfer
 
     def _grid_tensors(self, width: int) -> tuple[Tensor, ...]:
         """Return the variables that one width's grid is made from."""
-        names = self._grid_names.get(width)
-        if names is None:
-            keys = qparams.variable_names(self.quantization_config.quantization_method)
-            names = self._grid_names[width] = tuple(self._variable(key, width) for key in keys)
-        return tuple(getattr(self, name) for name in names)
+        keys = qparams.variable_names(self.quantization_config.quantization_method)
+        return tuple([getattr(self, self._variable(key, width)) for key in keys])
 
     def _make_grid(self, variables: tuple[Tensor, ...], ndim: int, width: int) -> Grid:
         config = self.quantization_config
