@@ -109,7 +109,9 @@ MINIMUMS = Environment("minimums", [*CORE, "-e", "packages/trainable-torch", "py
 TFKERAS = (*CORE, "-e", "packages/trainable-tfkeras", "pytest-xdist", "scikit-learn")
 TFKERAS_TESTS = Environment("tfkeras", [*TFKERAS, "tensorflow-cpu", "tf-keras"], "tensorflow-2.21")
 TFKERAS_215_TESTS = Environment("tfkeras-215", [*TFKERAS, "tensorflow-cpu"], "tensorflow-2.15")
-LEGACY = {"TF_USE_LEGACY_KERAS": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
+# An eager call of TensorFlow costs milliseconds: fewer examples than elsewhere keep a session in minutes.
+TENSORFLOW = {**ONE_THREAD, "TF_CPP_MIN_LOG_LEVEL": "3", "TRAINABLE_EXAMPLES": "10"}
+LEGACY = {**TENSORFLOW, "TF_USE_LEGACY_KERAS": "1"}
 QUICKSTART = Environment("quickstart", [*CORE, "-e", "packages/trainable-torch", "scikit-learn"])
 QUICKSTART_KERAS = Environment("quickstart-keras", KERAS)
 
@@ -268,13 +270,13 @@ def tests_cross(session: nox.Session) -> None:
 @check("tests-tfkeras")
 def tests_tfkeras(session: nox.Session) -> None:
     """Test trainable-tfkeras on TensorFlow 2.21 with tf-keras."""
-    pytest(session, TFKERAS_TESTS, *PARALLEL, "tests/tfkeras", env={**ONE_THREAD, **LEGACY})
+    pytest(session, TFKERAS_TESTS, *PARALLEL, "tests/tfkeras", env=LEGACY)
 
 
 @check("tests-tfkeras-215")
 def tests_tfkeras_215(session: nox.Session) -> None:
     """Test trainable-tfkeras on TensorFlow 2.15, whose own Keras is Keras 2."""
-    pytest(session, TFKERAS_215_TESTS, *PARALLEL, "tests/tfkeras", env={**ONE_THREAD, "TF_CPP_MIN_LOG_LEVEL": "3"})
+    pytest(session, TFKERAS_215_TESTS, *PARALLEL, "tests/tfkeras", env=TENSORFLOW)
 
 
 @check("examples")

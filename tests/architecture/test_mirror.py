@@ -42,7 +42,6 @@ MODULES: dict[str, dict[str, str]] = {
     "tfkeras": {
         **OF_TORCH,
         "engine": "what Keras 2 lacks is TensorFlow's, and it is found out which Keras is in the process",
-        "quantizers.document": "ties core's saved quantizers to the deployed classes of this backend",
     },
 }
 """Modules that only one of the two has, and why."""

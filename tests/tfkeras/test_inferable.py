@@ -141,7 +141,7 @@ def test_numbers_are_weights_that_do_not_train() -> None:
 
 @every_class
 def test_a_graph_that_multiplies_around_it_treats_trained_and_deployed_alike(target: Any, method: Any) -> None:
-    # what a graph compiler does with the multiplications around is its own business; what is trained is what is deployed
+    # how a graph compiler orders the multiplications around is its own business
     prefix, cls = ("weights", LsqWeightsQuantizer) if target is WEIGHTS else ("activation", LsqActivationQuantizer)
     fields = {f"{prefix}_quantization_method": method, f"{prefix}_n_bits": 4}
     fields[f"{prefix}_quantization_params"] = PARAMS[method]

@@ -113,8 +113,8 @@ def test_a_model_that_fits_once_is_filled_and_calibrated(way, weights):
             qmodel = wrap(network(), recipe)
         {fill}
         calibrate(qmodel, [torch.randn(2, {WIDTH})], force={not mapped})
-        with torch.no_grad():
-            assert qmodel.eval()(torch.randn(2, {WIDTH})).isfinite().all()
+        with torch.no_grad():  # in training mode quantized weights come and go, layer by layer
+            assert qmodel.train()(torch.randn(2, {WIDTH})).isfinite().all()
         print(json.dumps(peak() - start))
     """)
     assert grown < 1.6 * BYTES

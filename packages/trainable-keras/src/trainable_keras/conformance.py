@@ -72,7 +72,7 @@ class KerasAdapter:
 
     def model(self) -> tuple[keras.Model, Tensor, Callable[[keras.Model], Array]]:
         batch = ops.reshape(ops.linspace(-1.0, 1.0, 12), (4, 3))
-        model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+        model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, name="dense")])
         return model, batch, lambda model: to_array(model(batch, training=False))
 
 

@@ -13,9 +13,10 @@ from trainable_core.enums import QuantizationTarget
 from trainable_core.errors import CalibrationError
 from trainable_core.model_document import plan_document, plan_from_document
 from trainable_core.plan import LayerPlan
+from trainable_core.saved_quantizer import quantizer_document, quantizer_from_document
 from trainable_tfkeras.engine import Tensor, keras, plainly, to_numpy, unconverted, untracked
+from trainable_tfkeras.inferable import class_of
 from trainable_tfkeras.quantizers.base import BaseKerasTrainableQuantizer, count_step, require_quantizer
-from trainable_tfkeras.quantizers.document import quantizer_document, quantizer_from_document
 
 
 @keras.saving.register_keras_serializable(package="trainable_tfkeras")
@@ -109,7 +110,7 @@ class ActivationQuantizationHolder(KerasActivationQuantizationHolder):  # type: 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> ActivationQuantizationHolder:
         """Return a holder equal to the one that `get_config` was called on."""
-        holder = cls(quantizer_from_document(config["quantizer"]), name=config["name"])
+        holder = cls(quantizer_from_document(config["quantizer"], "tf_keras", class_of), name=config["name"])
         with untracked(holder):
             holder.plan = None if config["plan"] is None else plan_from_document(config["plan"])
             holder.tensor = config["tensor"]

@@ -14,12 +14,13 @@ from trainable_core.enums import QuantizationTarget
 from trainable_core.errors import ModelError
 from trainable_core.model_document import plan_document, plan_from_document
 from trainable_core.plan import LayerPlan
+from trainable_core.saved_quantizer import quantizer_document, quantizer_from_document
 from trainable_tfkeras.copying import build_by, build_configs
 from trainable_tfkeras.engine import Tensor, keras, read, untracked
 from trainable_tfkeras.holder import ActivationQuantizationHolder
+from trainable_tfkeras.inferable import class_of
 from trainable_tfkeras.layers import owner_of, weight_of
 from trainable_tfkeras.quantizers.base import BaseKerasTrainableQuantizer, count_step, require_quantizer
-from trainable_tfkeras.quantizers.document import quantizer_document, quantizer_from_document
 
 
 @keras.saving.register_keras_serializable(package="trainable_tfkeras")
@@ -226,7 +227,10 @@ class QuantizationWrapper(KerasQuantizationWrapper):  # type: ignore[misc] # mct
         layer.built = True
         wrapper = cls(
             layer,
-            {name: quantizer_from_document(each) for name, each in config["weights_quantizers"].items()},
+            {
+                name: quantizer_from_document(each, "tf_keras", class_of)
+                for name, each in config["weights_quantizers"].items()
+            },
             input_holders={name: holder(each) for name, each in config["input_holders"].items()},
             input_names=config["input_names"],
             output_holder=None if output is None else holder(output),

@@ -140,6 +140,12 @@ def forget(quantizer: Any) -> None:
         _WEIGHTS.pop(quantizer, None)
 
 
+def remembered(quantizer: nn.Module) -> Tensor | None:
+    """Return the fake-quantized weight that is kept for a quantizer, or None."""
+    known = _WEIGHTS.get(quantizer)
+    return None if known is None else known.value
+
+
 def _tensors(module: nn.Module) -> list[Tensor]:
     return [*module.parameters(), *module.buffers()]
 

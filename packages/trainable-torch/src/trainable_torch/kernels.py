@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trainable_torch import scalars
 from trainable_torch.cache import is_plain
 from trainable_torch.layout import Layout, look
 
@@ -65,16 +66,20 @@ class Numbers:
     @classmethod
     def of(cls, scale: float | Tensor, zero_point: float | Tensor, quant_min: int, quant_max: int) -> Numbers:
         """Return the numbers of a grid, float32; `zero_point` is a number where every one is the same."""
+        return cls.between(scale, quant_min - zero_point, quant_max - zero_point, quant_max - quant_min)
+
+    @classmethod
+    def between(cls, scale: float | Tensor, low: float | Tensor, high: float | Tensor, span: int = 0) -> Numbers:
+        """Return the numbers of a grid with these ends; without a `span` they serve `snap` alone."""
         shape: tuple[int, ...] = ()
         if isinstance(scale, Tensor):
             shape = tuple(scale.shape)
-            if scale.numel() == 1:
-                scale, zero_point = float(scale), float(zero_point)
-        inverse = float(np.float32(1.0) / np.float32(scale)) if isinstance(scale, float) else scale.reciprocal()
-        low, high = quant_min - zero_point, quant_max - zero_point
-        if not isinstance(zero_point, Tensor):
-            low, high = float(low), float(high)
-        return cls(scale, inverse, low, high, quant_max - quant_min, shape)
+            if scale.numel() > 1:
+                if not isinstance(low, Tensor):
+                    low, high = float(low), float(high)
+                return cls(scale, scale.reciprocal(), low, high, span, shape)
+            scale = float(scale)
+        return cls(scale, scalars.float32(1.0 / scale), float(low), float(high), span, shape)
 
     def zero_point(self, quant_min: int) -> float | Tensor:
         """Return the code of real 0.0."""

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from trainable_torch import kernels
 from trainable_torch.grid import Grid
+from trainable_torch.kernels import Numbers
 
 End = Tensor | float
 
@@ -32,6 +33,8 @@ def snap(x: Tensor, scale: Tensor, low: End, high: End) -> Tensor:
     low, high : int, or Tensor broadcastable to `x`
         The grid's ends counted from zero.
     """
+    if kernels.serves(x, scale) and x.numel() > 0:
+        return kernels.snap(x, Numbers.between(scale, low, high))
     codes = (x * scale.reciprocal()).round_().clamp_(low, high)  # type: ignore[arg-type] # numbers or tensors, not one of each
     return codes.add_(0.0).mul_(scale)  # -0.0 + 0.0 is +0.0: the deployed kernels have no negative zero
 
@@ -168,8 +171,10 @@ class _EagerLsq(torch.autograd.Function):
 
 
 def _plain(upstream: Tensor) -> bool:
-    """Return whether a backward pass may take the eager kernels: it is not differentiated itself."""
-    return kernels.serves(upstream) and not torch.is_grad_enabled()
+    """Return whether a backward pass may take the eager kernels: it is neither differentiated nor vectorized itself."""
+    # ``is_grads_batched`` batches the gradient outside of a transform; nothing public tells
+    batched = torch._C._functorch.is_legacy_batchedtensor(upstream)  # noqa: SLF001
+    return kernels.serves(upstream) and not torch.is_grad_enabled() and not batched
 
 
 def apply(function: type[torch.autograd.Function], *arguments: Any) -> Tensor:

@@ -94,7 +94,7 @@ def wrap(model: nn.Module, recipe: Recipe) -> nn.Module:
     root, kinds, infos, nodes = _look(copied, recipe, state)
     plans = recipe.resolve(infos, unseen=state.left_out.get("functional operations", ""))
     fused = _fused_with_activation(root, nodes, plans) if recipe.quantizes_outputs else set()
-    quantizers = _Quantizers()
+    quantizers, places = _Quantizers(), _places(root)
     for plan in plans:
         name = plan.layer.name
         if name in fused:
@@ -107,12 +107,13 @@ def wrap(model: nn.Module, recipe: Recipe) -> nn.Module:
         if name in nodes:
             _hold_node(root, nodes[name], plan, quantizers)
         else:
-            root = _wrap_layer(root, name, kinds[name], plan, quantizers)
+            root = _wrap_layer(root, name, kinds[name], plan, quantizers, places)
     if isinstance(root, fx.GraphModule):
         root.recompile()
     leave_fused_paths(root)
     setattr(root, STATE, state)
-    root.register_forward_pre_hook(count_step)
+    if scheduled_quantizers(root):  # else every forward would look for them
+        root.register_forward_pre_hook(count_step)
     return root
 
 
@@ -198,21 +199,37 @@ class _Quantizers:
     """Builds quantizers; tied weights with equal plans share one."""
 
     def __init__(self) -> None:
-        self._shared: list[tuple[Any, QuantizerPlan, BasePytorchTrainableQuantizer]] = []
+        self._shared: dict[int, list[tuple[Any, QuantizerPlan, BasePytorchTrainableQuantizer]]] = {}
 
     def for_weight(self, weight: Any, plan: QuantizerPlan, subject: str) -> BasePytorchTrainableQuantizer:
-        for other, other_plan, quantizer in self._shared:
-            if other is weight and other_plan == plan:
+        shared = self._shared.setdefault(id(weight), [])  # the weight is kept with its quantizer, so is its id
+        for _, other_plan, quantizer in shared:
+            if other_plan == plan:
                 return quantizer
         quantizer = build(plan, subject)
-        self._shared.append((weight, plan, quantizer))
+        shared.append((weight, plan, quantizer))
         return quantizer
 
     def holder(self, plan: QuantizerPlan, subject: str) -> ActivationQuantizationHolder:
         return ActivationQuantizationHolder(build(plan, subject))
 
 
-def _wrap_layer(root: nn.Module, name: str, kind: LayerKind, plan: LayerPlan, quantizers: _Quantizers) -> nn.Module:
+_Places = dict[nn.Module, list[tuple[nn.Module, str]]]
+
+
+def _places(root: nn.Module) -> _Places:
+    """Return where the model holds each module: (parent, name) pairs."""
+    places: _Places = {}
+    for parent in root.modules():
+        for name, child in parent._modules.items():  # noqa: SLF001 - every name that holds the module
+            if child is not None:
+                places.setdefault(child, []).append((parent, name))
+    return places
+
+
+def _wrap_layer(
+    root: nn.Module, name: str, kind: LayerKind, plan: LayerPlan, quantizers: _Quantizers, places: _Places
+) -> nn.Module:
     """Put a layer into a wrapper at every place of the model that holds it; return the model's root."""
     layer = root if name == "model" and kind_of(root) is not None else root.get_submodule(name)
     weights = {}
@@ -229,10 +246,8 @@ def _wrap_layer(root: nn.Module, name: str, kind: LayerKind, plan: LayerPlan, qu
     wrapper = QuantizationWrapper(layer, weights, input_holders=inputs, input_names=kind.inputs, output_holder=output)
     if layer is root:
         return wrapper
-    for module in list(root.modules()):
-        for key, child in list(module._modules.items()):  # noqa: SLF001 - every name that holds the layer
-            if child is layer and not isinstance(module, QuantizationWrapper):
-                module._modules[key] = wrapper  # noqa: SLF001 - keeps the order of the children
+    for parent, key in places[layer]:
+        parent._modules[key] = wrapper  # noqa: SLF001 - keeps the order of the children
     return root
 
 

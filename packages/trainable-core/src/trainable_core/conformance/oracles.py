@@ -77,16 +77,17 @@ def decided(subject: Subject, quantizer: Any, case: Case, *, ends: bool) -> Floa
     """Return the case's upstream with zeros where a gradient is not sure, on any of the quantizer's grids.
 
     That is where rounding errors decide, and without `ends` exactly at the ends of the range too. Zero may be an end: a
-    backend that takes subnormal numbers for zero does not say on which side of it they are.
+    backend that takes subnormal numbers for zero does not say on which side of it an input or its quotient is.
     """
-    subnormal = (np.abs(case.x) < SMALLEST_NORMAL) & (case.x != 0)
-    unsure = subnormal & (not subject.adapter.subnormals)
+    unsure = np.zeros(case.x.shape, bool)
     for width in quantizer.widths:
         at = grid(quantizer, width)
         low, high = affine.ends(at, case.x.ndim)
         steps, error = _steps(case.x, at)
         at_end = np.minimum(np.abs(steps - low), np.abs(steps - high)) <= error
         unsure |= near_tie(case.x, at) | (at_end & (not (ends and _exact(at))))
+        subnormal = (case.x != 0) & (np.minimum(np.abs(case.x), np.abs(steps)) < SMALLEST_NORMAL)
+        unsure |= subnormal & (not subject.adapter.subnormals)
     return np.where(unsure, np.float32(0), case.upstream)
 
 

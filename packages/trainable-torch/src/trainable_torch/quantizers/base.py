@@ -56,7 +56,6 @@ class BasePytorchTrainableQuantizer(nn.Module, BaseTrainableQuantizer, BaseInfer
         BaseTrainableQuantizer.__init__(self, quantization_config, freeze_quant_params)
         if self.stores_sign:
             self.register_buffer(SIGNED, torch.tensor(self.signed))
-        self._grid_names: dict[int, tuple[str, ...]] = {}
 
     def fake_quantize(self, x: Tensor, grid: Grid, training: bool) -> Tensor:  # noqa: FBT001 - mctq's call
         """Return `x` on the grid, with this method's gradient; what a training method writes.
@@ -133,11 +132,8 @@ class BasePytorchTrainableQuantizer(nn.Module, BaseTrainableQuantizer, BaseInfer
 
     def _grid_tensors(self, width: int) -> tuple[Tensor, ...]:
         """Return the variables that one width's grid is made from."""
-        names = self._grid_names.get(width)
-        if names is None:
-            keys = qparams.variable_names(self.quantization_config.quantization_method)
-            names = self._grid_names[width] = tuple(self._variable(key, width) for key in keys)
-        return tuple(getattr(self, name) for name in names)
+        keys = qparams.variable_names(self.quantization_config.quantization_method)
+        return tuple([getattr(self, self._variable(key, width)) for key in keys])
 
     def _make_grid(self, variables: tuple[Tensor, ...], ndim: int, width: int) -> Grid:
         config = self.quantization_config
