@@ -76,6 +76,12 @@ LEAVES: list[tuple[type[TrainableError], type[Exception], dict[str, Any], list[s
         {"rule": "rules[2]", "problem": "matches no layer", "layers": ["stem", "head"]},
         ["rules[2]: matches no layer", "stem, head"],
     ),
+    (
+        errors.FrameworkError,
+        ImportError,
+        {"backend": "tf_keras", "problem": "tf.keras is Keras 3", "hint": "pip install tf-keras"},
+        ["'tf_keras'", "tf.keras is Keras 3", "pip install tf-keras"],
+    ),
     (errors.ModelError, TypeError, {"problem": "not a wrapped model"}, ["not a wrapped model"]),
     (
         errors.DocumentError,

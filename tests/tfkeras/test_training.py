@@ -128,7 +128,7 @@ def test_xla_differs_by_no_more_than_a_step_next_to_ties() -> None:
 def test_callbacks_work(tmp_path: Any) -> None:
     qmodel, x = calibrated()
     callbacks = [
-        tf.keras.callbacks.ModelCheckpoint(tmp_path / "best.keras", monitor="loss", save_best_only=True),
+        tf.keras.callbacks.ModelCheckpoint(str(tmp_path / "best.keras"), monitor="loss", save_best_only=True),
         tf.keras.callbacks.EarlyStopping(monitor="loss", patience=0, restore_best_weights=True),
         tf.keras.callbacks.ReduceLROnPlateau(monitor="loss"),
         tf.keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: None),

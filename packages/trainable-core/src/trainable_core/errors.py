@@ -159,7 +159,7 @@ class FrameworkError(TrainableError, ImportError):
     """Raised when a backend's framework is missing, or another generation of it is in the process."""
 
     def __init__(self, backend: str, problem: str, hint: str) -> None:
-        self.backend, self.problem = backend, problem
+        self.backend, self.problem, self.hint = backend, problem, hint
         super().__init__(f"backend {backend!r}: {problem}\nHint: {hint}")
 
 

@@ -81,8 +81,7 @@ class QuantizationWrapper(KerasQuantizationWrapper):  # type: ignore[misc] # mct
             self.quantizes_weights = True
             self.plan: LayerPlan | None = None
             self.notes: dict[str, Any] | None = None
-            accepted = inspect.signature(layer.call).parameters
-            self._accepted = frozenset(accepted)
+            self._accepted = tuple(inspect.signature(layer.call).parameters)
         self.input_holders = dict(input_holders or {})
         self.output_holder = output_holder
         for attribute, quantizer in self.weights_quantizers.items():
@@ -143,13 +142,15 @@ class QuantizationWrapper(KerasQuantizationWrapper):  # type: ignore[misc] # mct
         first = names[0] if names else "inputs"
         if not args and first in kwargs:  # Keras wants the first argument by position, whatever it is called
             args = (kwargs.pop(first),)
-        return super().__call__(*args, **kwargs)
+        # and saves only those others that have a name in the signature of `call`, or are passed by name
+        kwargs |= zip(self._accepted[1:], args[1:], strict=False)
+        return super().__call__(*args[:1], **kwargs)
 
-    def call(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+    def call(self, inputs: Any, **kwargs: Any) -> Any:
         """Return the layer's output with quantized weights, inputs and output."""
         training = kwargs.pop("training", None)
         mask = kwargs.pop("mask", None)
-        values = [inputs, *args]
+        values = [inputs]
         if self.input_holders:
             values, kwargs = self._quantize_inputs(values, kwargs, training)
         if mask is not None and "mask" in self._accepted:

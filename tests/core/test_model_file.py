@@ -1,0 +1,74 @@
+"""What fits a Keras backend's file, and what is refused."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from tests.core.numpy_backend import NumpySte
+from trainable_core import QuantizationRecipe, TrainableQuantizerWeightsConfig
+from trainable_core.errors import DocumentError
+from trainable_core.model_file import check_arrays, check_quantizers, header_of, place_numbers, recipe_of
+from trainable_core.plan import WrappedState
+
+RECIPE = {"schema_version": 1, "weights": {"method": "SYMMETRIC", "n_bits": 4, "training_method": "STE"}}
+
+
+def quantizer(subject="fc.kernel"):
+    config = TrainableQuantizerWeightsConfig(
+        weights_quantization_method="UNIFORM", weights_n_bits=4, weights_quantization_params={}
+    )
+    made = NumpySte(config)
+    made.subject = subject
+    made.initialize_quantization((3, 2), "kernel", None)
+    return made
+
+
+def header(**more):
+    state = WrappedState(QuantizationRecipe.model_validate(RECIPE))
+    deployed = {"fc.kernel": SimpleNamespace(get_config=lambda: {"num_bits": 4})}
+    return {**header_of("form", state, {"fc.kernel": quantizer()}, deployed), **more}
+
+
+def test_a_header_has_recipe_signs_frozen_and_deployed():
+    found = header()
+    assert recipe_of("file", found) == QuantizationRecipe.model_validate(RECIPE)
+    assert (found["format"], found["signs"], found["frozen"], found["finalized"]) == ("form", {}, [], False)
+    assert found["deployed"] == {"fc.kernel": {"num_bits": 4}}
+
+
+def test_a_damaged_recipe_is_told():
+    with pytest.raises(DocumentError, match="recipe is damaged"):
+        recipe_of("file", header(recipe={"weights": 3}))
+
+
+def test_placed_numbers_make_a_quantizer_convert():
+    made = quantizer()
+    place_numbers("file", [made], {"fc.kernel": {"num_bits": 4}})
+    assert made.calibrated
+    assert made.current_qparams().quant_max == 15
+
+
+def test_a_quantizer_that_the_file_lacks_is_named():
+    with pytest.raises(DocumentError, match=r"fc\.kernel"):
+        place_numbers("file", [quantizer()], {})
+
+
+@pytest.mark.parametrize(
+    ("arrays", "fact"),
+    [
+        ({}, "missing: a"),
+        ({"a": np.zeros(2), "b": np.zeros(2)}, "unknown: b"),
+        ({"a": np.zeros(3)}, r"\(3,\), this model's has \(2,\)"),
+    ],
+)
+def test_arrays_of_another_model_are_refused(arrays, fact):
+    with pytest.raises(DocumentError, match=fact):
+        check_arrays("file", {"a": (2,)}, arrays)
+    check_arrays("file", {"a": (2,)}, {"a": np.ones(2)})
+
+
+@pytest.mark.parametrize("key", ["signs", "frozen"])
+def test_quantizers_that_the_model_lacks_are_named(key):
+    with pytest.raises(DocumentError, match="nowhere"):
+        check_quantizers("file", header(**{key: {"nowhere": True}}), ["fc.kernel"])
