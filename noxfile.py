@@ -270,8 +270,23 @@ def pythons(session: nox.Session) -> None:
     session.run("pytest", "tests/core", *session.posargs, env={"PYTHONPATH": None, "HYPOTHESIS_PROFILE": "ci"})
 
 
+BENCHMARKS = ("import_time", "torch_kernels", "torch_steps", "torch_linearity")
+PEERS = ("torchao", "brevitas", "nvidia-modelopt", "nncf", "aimet-torch", "model-compression-toolkit")
+
+
 @check("bench", default=False)
 def bench(session: nox.Session) -> None:
-    """Run every script under benchmarks/."""
-    for script in sorted((ROOT / "benchmarks").glob("*.py")):
-        TORCH_TESTS.run(session, str(script.relative_to(ROOT)), *session.posargs)
+    """Measure import time, kernels, training steps and growth with layers; `-- --write` updates docs/performance.md."""
+    for script in BENCHMARKS:
+        TORCH_TESTS.run(session, f"benchmarks/{script}.py", *session.posargs, env=ONE_THREAD)
+
+
+@check("bench_peers", default=False)
+def bench_peers(session: nox.Session) -> None:
+    """Measure other libraries' fake quantization beside ours, each in an environment of its own."""
+    for peer in PEERS:
+        environment = Environment(f"peer-{peer}", [*CORE, "-e", "packages/trainable-torch", peer], "peers")
+        try:
+            environment.run(session, "benchmarks/torch_peers.py", "--peer", peer, *session.posargs, env=ONE_THREAD)
+        except nox.command.CommandFailed as error:
+            print(f"[{session.name}] {peer} skipped: {error}; pip's or its own message is above", flush=True)
