@@ -271,7 +271,14 @@ def pythons(session: nox.Session) -> None:
 
 
 BENCHMARKS = ("import_time", "torch_kernels", "torch_steps", "torch_linearity")
-PEERS = ("torchao", "brevitas", "nvidia-modelopt", "nncf", "aimet-torch", "model-compression-toolkit")
+PEERS: dict[str, tuple[str, ...]] = {  # and what each needs, but doesn't declare
+    "torchao": (),
+    "brevitas": (),
+    "nvidia-modelopt": (),
+    "nncf": (),
+    "aimet-torch": (),
+    "model-compression-toolkit": ("torchvision",),
+}
 
 
 @check("bench", default=False)
@@ -284,9 +291,12 @@ def bench(session: nox.Session) -> None:
 @check("bench_peers", default=False)
 def bench_peers(session: nox.Session) -> None:
     """Measure other libraries' fake quantization beside ours, each in an environment of its own."""
-    for peer in PEERS:
-        environment = Environment(f"peer-{peer}", [*CORE, "-e", "packages/trainable-torch", peer], "peers")
+    # NNCF compiles an extension when it is imported first, and gives up after a minute unless told to wait.
+    settings = {**ONE_THREAD, "NNCF_EXTENSION_LOAD_TIMEOUT": "0", "PYTHONWARNINGS": "ignore"}
+    for peer, needed in PEERS.items():
+        requirements = [*CORE, "-e", "packages/trainable-torch", peer, *needed]
+        environment = Environment(f"peer-{peer}", requirements, "peers")
         try:
-            environment.run(session, "benchmarks/torch_peers.py", "--peer", peer, *session.posargs, env=ONE_THREAD)
+            environment.run(session, "benchmarks/torch_peers.py", "--peer", peer, *session.posargs, env=settings)
         except nox.command.CommandFailed as error:
             print(f"[{session.name}] {peer} skipped: {error}; pip's or its own message is above", flush=True)

@@ -113,7 +113,13 @@ def _mct(target: str, learned: bool, axis: int | None, n_bits: int, shape: tuple
         name, part = ("LSQ", "lsq.symmetric_lsq") if learned else ("STE", "ste.symmetric_ste")
         cls = getattr(importlib.import_module(f"{folder}.{part}"), f"{name}SymmetricActivationTrainableQuantizer")
         params = {"threshold": 2.0, "is_signed": True}
-        config = common.TrainableQuantizerActivationConfig(method, n_bits, params, True, 2**-16)  # noqa: FBT003 - its order
+        config = common.TrainableQuantizerActivationConfig(
+            activation_quantization_method=method,
+            activation_n_bits=n_bits,
+            activation_quantization_params=params,
+            enable_activation_quantization=True,
+            min_threshold=2**-16,
+        )
         made = cls(config) if learned else cls(config, freeze_quant_params=True)
     else:
         folder = f"{root}.qat.pytorch.quantizer"
@@ -124,8 +130,14 @@ def _mct(target: str, learned: bool, axis: int | None, n_bits: int, shape: tuple
             sizes[axis] = shape[axis]
         params = {"threshold": torch.full(sizes, 2.0).numpy()}
         config = common.TrainableQuantizerWeightsConfig(
-            method, n_bits, params, True, axis or 0, axis is not None, 2**-16
-        )  # noqa: FBT003
+            weights_quantization_method=method,
+            weights_n_bits=n_bits,
+            weights_quantization_params=params,
+            enable_weights_quantization=True,
+            weights_channels_axis=axis or 0,
+            weights_per_channel_threshold=axis is not None,
+            min_threshold=2**-16,
+        )
         made = cls(config)
     made.initialize_quantization(shape, "x", layer)
     return lambda x: made(x, True)  # noqa: FBT003 - its order
