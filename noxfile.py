@@ -296,14 +296,17 @@ def minimums(session: nox.Session) -> None:
 @check("build")
 def build(session: nox.Session) -> None:
     """Build the wheels, install them where no source tree is on the path, import every module, run `trainable list`."""
-    for old in (WHEELS, ENVIRONMENTS / "build"):
+    for old in (WHEELS, ENVIRONMENTS / "build", ENVIRONMENTS / "build-tfkeras"):
         shutil.rmtree(old, ignore_errors=True)
     wheel = ["-m", "pip", "wheel", "-qq", "--no-deps", "--wheel-dir", str(WHEELS)]
     CORE_TESTS.run(session, *wheel, *(f"./packages/trainable-{name}" for name in DISTRIBUTIONS))
     installed = Environment("build", sorted(map(str, WHEELS.glob("*.whl"))))
-    packages = [f"trainable_{name}" for name in DISTRIBUTIONS]
-    # torch is there for trainable-torch, so Keras takes it for its engine
+    # torch is there for trainable-torch, so Keras takes it for its engine; Keras 2 goes with TensorFlow only
+    packages = [f"trainable_{name}" for name in DISTRIBUTIONS if name != "tfkeras"]
     installed.run(session, "-I", "tests/architecture/installed.py", *packages, env=on("torch"))
+    wheels = [str(path) for name in ("core", "tfkeras") for path in WHEELS.glob(f"trainable_{name}-*.whl")]
+    legacy = Environment("build-tfkeras", [*wheels, "tensorflow-cpu", "tf-keras"], "tensorflow-2.21")
+    legacy.run(session, "-I", "tests/architecture/installed.py", "trainable_tfkeras", env=LEGACY)
     with session.chdir(WHEELS):
         session.run(str(installed.python.with_name("trainable")), "list", external=True)
 
@@ -356,8 +359,33 @@ def plugin(session: nox.Session) -> None:
     pytest(session, KERAS_TESTS, "tests/plugin", env={**ONE_THREAD, "TF_CPP_MIN_LOG_LEVEL": "3"})
 
 
+BENCHMARKS = ("import_time", "torch_kernels", "torch_steps", "torch_linearity")
+PEERS: dict[str, tuple[str, ...]] = {  # and what each needs, but doesn't declare
+    "torchao": (),
+    "brevitas": (),
+    "nvidia-modelopt": (),
+    "nncf": (),
+    "aimet-torch": (),
+    "model-compression-toolkit": ("torchvision",),
+}
+
+
 @check("bench", default=False)
 def bench(session: nox.Session) -> None:
-    """Run every script under benchmarks/."""
-    for script in sorted((ROOT / "benchmarks").glob("*.py")):
-        TORCH_TESTS.run(session, str(script.relative_to(ROOT)), *session.posargs)
+    """Measure import time, kernels, training steps and growth with layers; `-- --write` updates docs/performance.md."""
+    for script in BENCHMARKS:
+        TORCH_TESTS.run(session, f"benchmarks/{script}.py", *session.posargs, env=ONE_THREAD)
+
+
+@check("bench_peers", default=False)
+def bench_peers(session: nox.Session) -> None:
+    """Measure other libraries' fake quantization beside ours, each in an environment of its own."""
+    # NNCF compiles an extension when it is imported first, and gives up after a minute unless told to wait.
+    settings = {**ONE_THREAD, "NNCF_EXTENSION_LOAD_TIMEOUT": "0", "PYTHONWARNINGS": "ignore"}
+    for peer, needed in PEERS.items():
+        requirements = [*CORE, "-e", "packages/trainable-torch", peer, *needed]
+        environment = Environment(f"peer-{peer}", requirements, "peers")
+        try:
+            environment.run(session, "benchmarks/torch_peers.py", "--peer", peer, *session.posargs, env=settings)
+        except nox.command.CommandFailed as error:
+            print(f"[{session.name}] {peer} skipped: {error}; pip's or its own message is above", flush=True)

@@ -53,6 +53,12 @@ LEAVES: list[tuple[type[TrainableError], type[Exception], dict[str, Any], list[s
         ["LsqQuantizer: 9 bits"],
     ),
     (
+        errors.FrameworkError,
+        ImportError,
+        {"backend": "tf_keras", "problem": "Keras 3 is in this process", "hint": "set TF_USE_LEGACY_KERAS=1."},
+        ["tf_keras", "Keras 3 is in this process", "set TF_USE_LEGACY_KERAS=1."],
+    ),
+    (
         errors.ShapeMismatchError,
         ValueError,
         {"subject": "conv1.weight", "expected": (8,), "got": (16,)},

@@ -216,7 +216,7 @@ def _next(value: float, towards: float) -> float:
 
 
 @dataclass(frozen=True)
-class _Window:
+class Window:
     """Per channel: a map from inputs to one line, on which the same two plain numbers bound every channel's range.
 
     Parameters
@@ -240,7 +240,7 @@ class _Window:
     sign: Tensor
 
 
-def _window(grid: Numbers, *, closed: bool) -> _Window | None:
+def _window(grid: Numbers, *, closed: bool) -> Window | None:
     """Return the window of a grid, None where its ends are plain numbers; `closed`: the ends are inside.
 
     One of a range's ends has a magnitude a of at least ``2**(n - 1)``, the other one less. Counted from the smaller
@@ -257,11 +257,11 @@ def _window(grid: Numbers, *, closed: bool) -> _Window | None:
     beside = torch.nextafter(first, first.new_tensor(-math.inf if closed else math.inf))
     if closed:
         origin = torch.where(first == 0, -2 * TINY, beside)
-        return _Window(
+        return Window(
             inverse * sign, origin, _next(2 * TINY, 0.0), _next(grid.span, math.inf), first, first + grid.span, sign
         )
     origin = torch.where(first == 0, TINY, beside)
-    return _Window(inverse * sign, origin, -TINY, float(grid.span), first, first + grid.span, sign)
+    return Window(inverse * sign, origin, -TINY, float(grid.span), first, first + grid.span, sign)
 
 
 # ---- backward -------------------------------------------------------------------------------------------------------
@@ -290,7 +290,7 @@ def pass_inside(x: Tensor, upstream: Tensor, grid: Numbers, *, closed: bool) -> 
 
 
 def _line(
-    grid: Numbers, window: _Window | None, layout: Layout, *, closed: bool
+    grid: Numbers, window: Window | None, layout: Layout, *, closed: bool
 ) -> tuple[Tensor, Tensor | None, float, float]:
     """Return inverse, origin and bounds: an element is inside where ``low < x * inverse - origin < high``."""
     if window is not None:
@@ -362,7 +362,7 @@ def _sums_by_tensor(rows: Rows, grid: Numbers, layout: Layout, *, outside: bool)
     return slopes, beyond
 
 
-def _sums_by_channel(rows: Rows, grid: Numbers, window: _Window | None, layout: Layout, *, outside: bool) -> Sums:
+def _sums_by_channel(rows: Rows, grid: Numbers, window: Window | None, layout: Layout, *, outside: bool) -> Sums:
     """As `_sums_by_tensor`, a sum for each channel; the slopes with a window's sign."""
     slopes, beyond, buffers = [], [], _Buffers(2)
     low, high = grid.low, grid.high
