@@ -403,8 +403,8 @@ def built() -> Any:
         (lambda: QuantizationWrapper(built(), {"kernal": fresh()}), UnsupportedConfigError, ("kernal", "no such")),
         (
             lambda: QuantizationWrapper(built(), {"kernel": fresh({"threshold": [1.0] * 7}, (7, 3), **PER_CHANNEL)}),
-            QuantizerStateError,
-            ("already initialized",),
+            ShapeMismatchError,
+            ("threshold", "got 7"),
         ),
     ],
 )

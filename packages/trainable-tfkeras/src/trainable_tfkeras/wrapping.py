@@ -281,7 +281,7 @@ class _Wrapping:
         held: dict[int, Any] = {}
 
         def hold(value: Any) -> Any:
-            if not keras.backend.is_keras_tensor(value):
+            if not hasattr(value, "_keras_history"):  # what is_keras_tensor asks, but of tensors only
                 return value
             if id(value) not in held:
                 index = len(held)
