@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import copy
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -29,15 +29,13 @@ def to_numpy(tensor: Any) -> Array:
 class KerasAdapter:
     """See `trainable_core.conformance.adapter.Adapter`."""
 
-    backend = "tf_keras"
-    tie_rule = TieRule.HALF_UP
+    backend, tie_rule, counts_calls, subnormals = "tf_keras", TieRule.HALF_UP, False, False
     dtypes = ("float32", "float16", "bfloat16", "float64")
     devices = ("CPU", "GPU") if tf.config.list_physical_devices("GPU") else ("CPU",)
     modules = ("tensorflow", "mct_quantizers")
 
     def build(self, cls: type[Any], config: Any, shape: tuple[int, ...], arguments: Mapping[str, Any]) -> Any:
-        quantizer = cls(config, **arguments)
-        quantizer.initialize_quantization(shape, "tensor", None)
+        (quantizer := cls(config, **arguments)).initialize_quantization(shape, "tensor", None)
         return quantizer
 
     def run(self, quantizer: Any, x: Array, *, training: bool, dtype: str, device: str, upstream: Array | None) -> Run:
@@ -76,6 +74,11 @@ class KerasAdapter:
 
     def restore(self, quantizer: Any, state: bytes) -> None:
         quantizer.set_weights(list(np.load(io.BytesIO(state)).values()))
+
+    def model(self) -> tuple[Any, Any, Callable[[Any], Array]]:
+        batch = tf.reshape(tf.linspace(-1.0, 1.0, 12), (4, 3))
+        model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, name="dense")])
+        return model, batch, lambda model: to_numpy(model(batch, training=False))
 
 
 ADAPTER = KerasAdapter()
