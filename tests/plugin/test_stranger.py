@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
@@ -10,6 +9,7 @@ import subprocess
 import sys
 import sysconfig
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -17,11 +17,9 @@ import pytest
 from trainable_core.cli import main
 
 ROOT = Path(__file__).parents[2]
-BACKENDS = [
-    name
-    for name in ("torch", "keras")
-    if importlib.util.find_spec(name) and importlib.util.find_spec(f"trainable_{name}")
-]
+# Installed, not only importable: an environment has a backend's dependencies when it has its distribution.
+INSTALLED = {distribution.name for distribution in metadata.distributions()}
+BACKENDS = [name for name in ("torch", "keras") if f"trainable-{name}" in INSTALLED]
 EXAMPLES = 5  # cases per law and quantizer
 
 
