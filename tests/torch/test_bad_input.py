@@ -41,6 +41,7 @@ from trainable_torch import (
     PytorchLinearAnnealingScheduler,
     QuantizationWrapper,
     advance_schedules,
+    average_scalar_gradients,
     calibrate,
     describe,
     finalize,
@@ -405,6 +406,7 @@ def test_what_the_models_own_forward_raises_passes_and_the_model_is_as_it_was(ba
     row("describe a float model", "float", describe, ModelError, "Sequential", "wrap"),
     row("regularize a float model", "float", regularization, ModelError, "Sequential", "wrap"),
     row("freeze a float model", "float", freeze_quant_params, ModelError, "Sequential", "wrap"),
+    row("scalars of a float model", "float", average_scalar_gradients, ModelError, "Sequential", "wrap"),
     row("schedules of a float model", "float", advance_schedules, ModelError, "Sequential", "wrap"),
     row("groups of a float model", "float", parameter_groups, ModelError, "Sequential", "wrap"),
     row(
@@ -921,6 +923,7 @@ def test_every_public_verb_is_tried():
         PytorchLinearAnnealingScheduler,
         QuantizationWrapper,
         advance_schedules,
+        average_scalar_gradients,
         calibrate,
         describe,
         finalize,

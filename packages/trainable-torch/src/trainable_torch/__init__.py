@@ -17,9 +17,14 @@ if TYPE_CHECKING:
     from trainable_torch.holder import ActivationQuantizationHolder
     from trainable_torch.layers import register_layer
     from trainable_torch.quantizers import BasePytorchTrainableQuantizer
-    from trainable_torch.ranks import average_scalar_gradients
     from trainable_torch.serialization import load, save
-    from trainable_torch.training import advance_schedules, freeze_quant_params, parameter_groups, regularization
+    from trainable_torch.training import (
+        advance_schedules,
+        average_scalar_gradients,
+        freeze_quant_params,
+        parameter_groups,
+        regularization,
+    )
     from trainable_torch.wrapper import QuantizationWrapper
     from trainable_torch.wrapping import wrap
 
@@ -56,9 +61,14 @@ __getattr__, __dir__ = lazy_names(
         "holder": ["ActivationQuantizationHolder"],
         "layers": ["register_layer"],
         "quantizers": ["BasePytorchTrainableQuantizer"],
-        "ranks": ["average_scalar_gradients"],
         "serialization": ["load", "save"],
-        "training": ["advance_schedules", "freeze_quant_params", "parameter_groups", "regularization"],
+        "training": [
+            "advance_schedules",
+            "average_scalar_gradients",
+            "freeze_quant_params",
+            "parameter_groups",
+            "regularization",
+        ],
         "wrapper": ["QuantizationWrapper"],
         "wrapping": ["wrap"],
     },

@@ -1,11 +1,8 @@
-"""The processes that train one model together: how many, and what `fully_shard` leaves for us to average."""
+"""The processes that train one model together: how many, and whether each holds the whole of it."""
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
-from torch import Tensor, distributed, nn
+from torch import distributed, nn
 
 from trainable_core.errors import ModelError
 
@@ -40,44 +37,3 @@ def require_whole(model: nn.Module, verb: str) -> None:
             "load torch.distributed.checkpoint.state_dict.get_model_state_dict with full_state_dict=True, called on "
             "every rank, into a model that is not sharded.",
         )
-
-
-def average_scalar_gradients(qmodel: nn.Module, group: Any = None) -> set[nn.Parameter]:
-    """Average the gradients of a model's zero-dimensional parameters over the ranks of a job, from here on.
-
-    Parameters
-    ----------
-    qmodel : Module
-        A wrapped model, before its first ``fully_shard``.
-    group : ProcessGroup, optional
-        The ranks that share a batch; by default all.
-
-    Returns
-    -------
-    set of Parameter
-        What ``fully_shard`` must be told to ignore.
-
-    Notes
-    -----
-    FSDP2 splits each parameter along its first dimension and refuses those that have none: thresholds and ranges per
-    tensor. It neither shards nor averages what it is told to ignore, so a hook on each does: it runs when the gradient
-    is complete, before clipping, scaling and the optimizer see it, and works with gradient accumulation, because the
-    average of what is accumulated is what was averaged before plus the average of what is new.
-
-    Examples
-    --------
-    >>> scalars = average_scalar_gradients(qmodel)  # doctest: +SKIP
-    >>> fully_shard(qmodel, ignored_params=scalars)  # doctest: +SKIP
-    """
-    scalars = {parameter for parameter in qmodel.parameters() if parameter.dim() == 0}
-
-    @torch.no_grad()
-    def average(parameter: Tensor) -> None:
-        if parameter.grad is not None:
-            distributed.all_reduce(parameter.grad, group=group)
-            parameter.grad /= distributed.get_world_size(group)
-
-    if world_size() > 1:
-        for parameter in scalars:
-            parameter.register_post_accumulate_grad_hook(average)
-    return scalars

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from trainable_core.variable_groups import variable_groups
 from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer
+from trainable_torch.ranks import world_size
 from trainable_torch.wrapping import scheduled_quantizers, state_of
 
 
@@ -84,3 +85,50 @@ def advance_schedules(qmodel: nn.Module) -> None:
     state_of(qmodel)
     for quantizer in scheduled_quantizers(qmodel):
         quantizer.advance()
+
+
+def average_scalar_gradients(qmodel: nn.Module, group: Any = None) -> set[nn.Parameter]:
+    """Average the gradients of a model's zero-dimensional parameters over the ranks of a job, from here on.
+
+    Parameters
+    ----------
+    qmodel : Module
+        A wrapped model, before its first ``fully_shard``.
+    group : ProcessGroup, optional
+        The ranks that share a batch; by default all.
+
+    Returns
+    -------
+    set of Parameter
+        What ``fully_shard`` must be told to ignore.
+
+    Raises
+    ------
+    ModelError
+        When the model is not wrapped.
+
+    Notes
+    -----
+    FSDP2 splits each parameter along its first dimension and refuses those that have none: thresholds and ranges per
+    tensor. It neither shards nor averages what it is told to ignore, so a hook on each does: it runs when the gradient
+    is complete, before clipping, scaling and the optimizer see it, and works with gradient accumulation, because the
+    average of what is accumulated is what was averaged before plus the average of what is new.
+
+    Examples
+    --------
+    >>> scalars = average_scalar_gradients(qmodel)  # doctest: +SKIP
+    >>> fully_shard(qmodel, ignored_params=scalars)  # doctest: +SKIP
+    """
+    state_of(qmodel)
+    scalars = {parameter for parameter in qmodel.parameters() if parameter.dim() == 0}
+
+    @torch.no_grad()
+    def average(parameter: Tensor) -> None:
+        if parameter.grad is not None:
+            distributed.all_reduce(parameter.grad, group=group)
+            parameter.grad /= distributed.get_world_size(group)
+
+    if world_size() > 1:
+        for parameter in scalars:
+            parameter.register_post_accumulate_grad_hook(average)
+    return scalars
