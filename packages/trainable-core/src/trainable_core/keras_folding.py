@@ -155,7 +155,7 @@ def _layer_before(graph: Graph, norm: Any, view: View, uses: dict[int, int]) -> 
         (view.shares_variables(layer), "the layer before it shares its weights"),
         (not view.is_linear(layer), "the layer before it has an activation"),
         (
-            kind is None or set(kind.weights) != set(KINDS[name].weights),
+            kind is None or len(kind.weights) != len(KINDS[name].weights),  # Keras 2 has another name for one
             f"of the layer before it, {'' if kind is None else kind.unsupported}",
         ),
         (axis % rank != channels_axis, "its channels are not the layer's"),
