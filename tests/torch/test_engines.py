@@ -12,13 +12,14 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
 from tests.torch.models import same_state, spec
 from trainable_torch import calibrate, finalize, load, parameter_groups, regularization, save, wrap
+
+datasets = pytest.importorskip("sklearn.datasets", reason="the digits are scikit-learn's")
 
 COUNT, BATCH, EPOCHS = 512, 64, 4
 STEPS = EPOCHS * COUNT // BATCH
@@ -42,7 +43,7 @@ def how(training_method):
 @pytest.fixture(scope="module")
 def digits():
     """Return images of shape (1, 8, 8) between 0 and 1, and their labels: for training, and others."""
-    found = load_digits()
+    found = datasets.load_digits()
     x = torch.tensor(found.images[:, None] / 16.0, dtype=torch.float32)
     y = torch.tensor(found.target)
     return (x[:COUNT], y[:COUNT]), (x[COUNT : 2 * COUNT], y[COUNT : 2 * COUNT])

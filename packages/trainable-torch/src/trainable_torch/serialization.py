@@ -80,7 +80,12 @@ def save(qmodel: nn.Module, path: str | PathLike[str]) -> None:
         "training": qmodel.training,
     }
     text = json.dumps(metadata)
-    write_atomically(as_path(path), to_bytes(tensors, {FORMAT: text, DIGEST: digest(text, tensors)}))
+    try:
+        content = to_bytes(tensors, {FORMAT: text, DIGEST: digest(text, tensors)})
+    except KeyError as error:
+        problem = f"its state holds {error}, which safetensors {safetensors.__version__} can't write"
+        raise ModelError(problem, "pip install --upgrade safetensors.") from error
+    write_atomically(as_path(path), content)
 
 
 def digest(text: str, tensors: Mapping[str, Tensor]) -> str:
