@@ -13,14 +13,14 @@ from mct_quantizers import KerasQuantizationWrapper
 from trainable_core.enums import QuantizationTarget
 from trainable_core.errors import ModelError
 from trainable_core.model_document import plan_document, plan_from_document
-from trainable_core.plan import LayerPlan
+from trainable_core.plan import LayerPlan, require_quantizer
 from trainable_core.saved_quantizer import quantizer_document, quantizer_from_document
 from trainable_tfkeras.copying import build_by, build_configs
 from trainable_tfkeras.engine import Tensor, keras, read, untracked
 from trainable_tfkeras.holder import ActivationQuantizationHolder
 from trainable_tfkeras.inferable import class_of
 from trainable_tfkeras.layers import owner_of, weight_of
-from trainable_tfkeras.quantizers.base import BaseKerasTrainableQuantizer, count_step, require_quantizer
+from trainable_tfkeras.quantizers.base import BaseKerasTrainableQuantizer, count_step
 
 
 @keras.saving.register_keras_serializable(package="trainable_tfkeras")

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from trainable_core.calibration import Observer
 from trainable_core.enums import QuantizationTarget
 from trainable_core.errors import CalibrationError
-from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer, require_quantizer
+from trainable_core.plan import require_quantizer
+from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer
 
 
 class ActivationQuantizationHolder(PytorchActivationQuantizationHolder):  # type: ignore[misc]

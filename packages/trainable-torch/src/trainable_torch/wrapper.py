@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from trainable_core.enums import QuantizationTarget
 from trainable_core.errors import UnsupportedConfigError
+from trainable_core.plan import require_quantizer
 from trainable_torch import cache
 from trainable_torch.holder import ActivationQuantizationHolder
-from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer, require_quantizer
+from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer
 
 
 class WeightsQuantizers(nn.ModuleDict):

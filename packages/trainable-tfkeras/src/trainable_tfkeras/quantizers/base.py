@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from trainable_core.config import TrainableQuantizerConfig
 from trainable_core.constants import RANGE_MAX, RANGE_MIN, SIGNED, THRESHOLD
-from trainable_core.enums import QuantizationMethod, QuantizationTarget, VariableGroup
-from trainable_core.errors import QuantizerStateError, UnsupportedConfigError
+from trainable_core.enums import QuantizationMethod, VariableGroup
+from trainable_core.errors import QuantizerStateError
 from trainable_core.quantizer import BaseTrainableQuantizer
 from trainable_tfkeras import grid as grids
 from trainable_tfkeras import inferable
@@ -317,12 +317,3 @@ def count_step(quantizers: Iterable[Any], training: Any) -> None:
         return tf.constant(0)
 
     choose(training, count)
-
-
-def require_quantizer(quantizer: object, target: QuantizationTarget, subject: str) -> None:
-    """Raise UnsupportedConfigError unless this is a trainable or an inferable quantizer for the target."""
-    if not callable(getattr(quantizer, "initialize_quantization", None)):
-        raise UnsupportedConfigError(subject, f"it needs a quantizer, got {type(quantizer).__name__}")
-    found = getattr(getattr(quantizer, "quantization_target", None), "name", target.name)
-    if found != target.name:
-        raise UnsupportedConfigError(subject, f"it quantizes {target}, {type(quantizer).__name__} is for {found}")

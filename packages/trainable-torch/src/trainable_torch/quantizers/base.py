@@ -16,21 +16,12 @@ from torch import Tensor, nn
 from trainable_core import qparams
 from trainable_core.config import TrainableQuantizerConfig
 from trainable_core.constants import SIGNED
-from trainable_core.enums import QuantizationMethod, QuantizationTarget, VariableGroup
-from trainable_core.errors import QuantizerStateError, ShapeMismatchError, UnsupportedConfigError
+from trainable_core.enums import QuantizationMethod, VariableGroup
+from trainable_core.errors import QuantizerStateError, ShapeMismatchError
 from trainable_core.quantizer import BaseTrainableQuantizer
 from trainable_torch import cache, inferable
 from trainable_torch import grid as grids
 from trainable_torch.grid import Grid
-
-
-def require_quantizer(quantizer: object, target: QuantizationTarget, subject: str) -> None:
-    """Raise UnsupportedConfigError unless this is a trainable or an inferable quantizer for the target."""
-    if not callable(getattr(quantizer, "initialize_quantization", None)):
-        raise UnsupportedConfigError(subject, f"it needs a quantizer, got {type(quantizer).__name__}")
-    found = getattr(getattr(quantizer, "quantization_target", None), "name", target.name)
-    if found != target.name:
-        raise UnsupportedConfigError(subject, f"it quantizes {target}, {type(quantizer).__name__} is for {found}")
 
 
 class BasePytorchTrainableQuantizer(nn.Module, BaseTrainableQuantizer, BaseInferableQuantizer):  # type: ignore[misc]
