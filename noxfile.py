@@ -102,9 +102,12 @@ CORE_TESTS = Environment("core", CORE)
 TORCH_TESTS = Environment("torch", [*TORCH, "mypy", "nox", "types-PyYAML"])
 KERAS_TESTS = Environment("keras", KERAS)
 # Keras's other engines; torch's environment has no TensorFlow, so that nothing can fall back on it.
-KERAS_JAX_TESTS = Environment("keras-jax", [*CORE, "-e", "packages/trainable-keras", "jax", "pytest-xdist"])
+KERAS_JAX = (*CORE, "-e", "packages/trainable-keras", "jax", "pytest-xdist")
+KERAS_JAX_TESTS = Environment("keras-jax", KERAS_JAX)
 KERAS_TORCH_TESTS = Environment("keras-torch", [*CORE, "-e", "packages/trainable-keras", "torch", "pytest-xdist"])
-CROSS_TESTS = Environment("cross", [*KERAS, "-e", "packages/trainable-torch", "torch"])
+# Everything side by side: each backend must leave the others alone.
+EVERYTHING = (*KERAS, "-e", "packages/trainable-torch", "-e", "packages/trainable-tfkeras", "torch", "tf-keras")
+CROSS_TESTS = Environment("cross", EVERYTHING)
 MINIMUMS = Environment("minimums", [*CORE, "-e", "packages/trainable-torch", "pytest-xdist"], "minimums")
 TFKERAS = (*CORE, "-e", "packages/trainable-tfkeras", "pytest-xdist", "scikit-learn")
 TFKERAS_TESTS = Environment("tfkeras", [*TFKERAS, "tensorflow-cpu", "tf-keras"], "tensorflow-2.21")
@@ -114,6 +117,7 @@ TENSORFLOW = {**ONE_THREAD, "TF_CPP_MIN_LOG_LEVEL": "3", "TRAINABLE_EXAMPLES": "
 LEGACY = {**TENSORFLOW, "TF_USE_LEGACY_KERAS": "1"}
 QUICKSTART = Environment("quickstart", [*CORE, "-e", "packages/trainable-torch", "scikit-learn"])
 QUICKSTART_KERAS = Environment("quickstart-keras", KERAS)
+QUICKSTART_KERAS_JAX = Environment("quickstart-keras-jax", [*KERAS_JAX, "scikit-learn"])
 
 
 @dataclass
@@ -263,14 +267,18 @@ def tests_keras_torch(session: nox.Session) -> None:
 
 @check("tests-cross")
 def tests_cross(session: nox.Session) -> None:
-    """Test that one recipe and the same weights give the same integers in every backend."""
+    """Test that one recipe and the same weights give the same integers in every backend, on both Kerases."""
     pytest(session, CROSS_TESTS, "tests/cross", env=on("tensorflow"))
+    pytest(session, CROSS_TESTS, "tests/cross", env=LEGACY)
+    # what each Keras says to the other's models, while both are there
+    pytest(session, CROSS_TESTS, "tests/keras/test_bad_input.py", "-k", "keras_2", env=on("tensorflow"))
+    pytest(session, CROSS_TESTS, "tests/tfkeras/test_wrapping.py", "-k", "keras_3", env=LEGACY)
 
 
 @check("tests-tfkeras")
 def tests_tfkeras(session: nox.Session) -> None:
     """Test trainable-tfkeras on TensorFlow 2.21 with tf-keras."""
-    pytest(session, TFKERAS_TESTS, *PARALLEL, "tests/tfkeras", env=LEGACY)
+    pytest(session, TFKERAS_TESTS, *PARALLEL, "tests/tfkeras", "tests/architecture/test_matrix.py", env=LEGACY)
 
 
 @check("tests-tfkeras-215", default=False)  # takes as long as the session above; part of a release
@@ -321,6 +329,18 @@ def quickstart(session: nox.Session) -> None:
 def quickstart_keras(session: nox.Session) -> None:
     """Run examples/quickstart_keras.py: the same digits, network and recipe on Keras 3."""
     QUICKSTART_KERAS.run(session, "examples/quickstart_keras.py", *session.posargs, env=on("tensorflow"))
+
+
+@check("quickstart_keras_jax", default=False)
+def quickstart_keras_jax(session: nox.Session) -> None:
+    """Run examples/quickstart_keras.py on the JAX engine, where no TensorFlow is installed."""
+    QUICKSTART_KERAS_JAX.run(session, "examples/quickstart_keras.py", *session.posargs, env=on("jax"))
+
+
+@check("quickstart_tfkeras_215", default=False)
+def quickstart_tfkeras_215(session: nox.Session) -> None:
+    """Run examples/quickstart_tfkeras.py on TensorFlow 2.15, whose own Keras is Keras 2."""
+    TFKERAS_215_TESTS.run(session, "examples/quickstart_tfkeras.py", *session.posargs, env=TENSORFLOW)
 
 
 @check("quickstart_tfkeras", default=False)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
-for name in ("torch", "keras", "trainable_torch", "trainable_keras"):
+KERAS = "trainable_tfkeras" if os.environ.get("TF_USE_LEGACY_KERAS") == "1" else "trainable_keras"
+for name in ("torch", "tensorflow", "trainable_torch", KERAS):
     pytest.importorskip(name, reason="needs both frameworks and both backends")

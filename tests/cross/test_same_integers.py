@@ -1,4 +1,7 @@
-"""One recipe and the same float weights give the same integers in PyTorch and in Keras, exact ties aside."""
+"""One recipe and the same float weights give the same integers in PyTorch and in Keras, exact ties aside.
+
+On Keras 3, and on Keras 2 where TF_USE_LEGACY_KERAS is 1.
+"""
 
 from __future__ import annotations
 
@@ -7,24 +10,23 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 import torch
-from keras import layers as kl
 from torch import nn
 
-import trainable_keras
 import trainable_torch
+from tests.cross.keras_side import BACKEND, DEPTHWISE, keras, layers_within, plugin, quantizers_of, to_numpy
+from trainable_core import get_trainable_quantizer_class
 from trainable_core.config import TrainableQuantizerActivationConfig
 from trainable_core.description import set_described_params
 from trainable_core.enums import TieRule
 from trainable_core.errors import DocumentError, DocumentVersionError
 from trainable_core.reference import affine
-from trainable_keras.engine import to_numpy
-from trainable_keras.tracing import layers_within
-from trainable_keras.training import quantizers_of as keras_quantizers
 from trainable_torch.training import quantizers_of as torch_quantizers
+
+kl = keras.layers
 
 RECIPES = Path(__file__).parents[2] / "examples" / "recipes"
 GRIDS = ("SYMMETRIC", "POWER_OF_TWO", "UNIFORM")
@@ -70,6 +72,10 @@ def in_keras() -> keras.Sequential:
     return keras.Sequential(layers)
 
 
+def kernel_of(layer: str) -> str:
+    return DEPTHWISE if layer == "body" else "kernel"
+
+
 def images(count: int) -> np.ndarray:
     return np.random.default_rng(count).normal(size=(count, 3, 10, 10)).astype(np.float32)
 
@@ -83,7 +89,7 @@ def wrappers(qmodel: Any) -> dict[str, Any]:
     if isinstance(qmodel, nn.Module):
         kind = trainable_torch.QuantizationWrapper
         return {name: module for name, module in qmodel.named_modules() if isinstance(module, kind)}
-    parts = [layer for layer in layers_within(qmodel) if isinstance(layer, trainable_keras.QuantizationWrapper)]
+    parts = [layer for layer in layers_within(qmodel) if isinstance(layer, plugin.QuantizationWrapper)]
     return {part.plan.layer.name: part for part in parts}
 
 
@@ -102,14 +108,14 @@ def trained_in_torch(recipe: Any) -> nn.Module:
 
 def handed_to_keras(qmodel: nn.Module, recipe: Any) -> keras.Model:
     """Return a Keras model with the float weights of the trained one, and with its quantizers' numbers from JSON."""
-    handed = trainable_keras.wrap(in_keras(), recipe)
+    handed = plugin.wrap(in_keras(), recipe)
     theirs, ours = wrappers(qmodel), wrappers(handed)
     assert list(ours) == list(theirs)
     for name, wrapper in theirs.items():
-        ours[name].layer.kernel.assign(wrapper.layer.weight.detach().numpy().transpose(TO_KERAS[name]))
+        getattr(ours[name].layer, kernel_of(name)).assign(wrapper.layer.weight.detach().numpy().transpose(TO_KERAS[name]))
         ours[name].layer.bias.assign(wrapper.layer.bias.detach().numpy())
     document = json.loads(trainable_torch.describe(qmodel).to_json())
-    set_described_params(keras_quantizers(handed).values(), document)
+    set_described_params(quantizers_of(handed).values(), document)
     return handed
 
 
@@ -133,7 +139,7 @@ def test_a_model_trained_in_torch_quantizes_to_the_same_integers_in_keras(recipe
         grid = quantizer.current_qparams()
         axes = TO_KERAS[name]
         scale = grid.along(len(axes)).scale.transpose(axes)
-        found = to_numpy(wrappers(handed)[name].get_quantized_weights()["kernel"])
+        found = to_numpy(wrappers(handed)[name].get_quantized_weights()[kernel_of(name)])
         expected = wrapper.get_quantized_weights()["weight"].detach().numpy().transpose(axes)
         weights = wrapper.layer.weight.detach().numpy().transpose(axes)
         same = codes(found, scale) == codes(expected, scale)
@@ -144,7 +150,7 @@ def test_a_model_trained_in_torch_quantizes_to_the_same_integers_in_keras(recipe
     print(f"{different} of {total} integers differ; {tied} weights are exact ties")  # noqa: T201 - the measurement, with -s
     assert different <= tied
     assert total == 3 * 32 * 9 + 32 * 9 + 32 * 24 * 9 + 24 * 10
-    described, ours = trainable_torch.describe(qmodel), trainable_keras.describe(handed)
+    described, ours = trainable_torch.describe(qmodel), plugin.describe(handed)
     assert [(row.layer, row.n_bits, row.params) for row in ours.rows] == [
         (row.layer, row.n_bits, row.params) for row in described.rows
     ]
@@ -174,8 +180,8 @@ def test_the_same_input_gives_the_same_integers_but_at_exact_ties(grid: str, n_b
             {"range_min": -0.7, "range_max": 1.9} if grid == "UNIFORM" else {"threshold": 1.3}
         ),
     )
-    ours = trainable_core_class("keras", grid)(config)
-    theirs = trainable_core_class("torch", grid)(config)
+    ours = get_trainable_quantizer_class("Activation", "STE", grid, backend=BACKEND)(config)
+    theirs = get_trainable_quantizer_class("Activation", "STE", grid, backend="torch")(config)
     for quantizer in (ours, theirs):
         quantizer.initialize_quantization(None, "x", None)
     grid_numbers = ours.current_qparams()
@@ -184,19 +190,13 @@ def test_the_same_input_gives_the_same_integers_but_at_exact_ties(grid: str, n_b
         np.float32
     ) * grid_numbers.scale  # ties, mostly exact
     x = np.concatenate([random, halves])
-    found, expected = to_numpy(ours(keras.ops.convert_to_tensor(x))), theirs(torch.from_numpy(x)).detach().numpy()
+    found, expected = to_numpy(ours(tf.constant(x))), theirs(torch.from_numpy(x)).detach().numpy()
     same, at_ties = found == expected, ties(x, np.broadcast_to(grid_numbers.scale, x.shape))
     assert (same | at_ties).all()
     assert (np.abs(codes(found, grid_numbers.scale) - codes(expected, grid_numbers.scale)) <= 1).all()
     assert not same.all()  # the two tie rules are two
     assert np.array_equal(found, affine.fake_quantize(x, grid_numbers, tie_rule=TieRule.HALF_UP))
     assert np.array_equal(expected, affine.fake_quantize(x, grid_numbers, tie_rule=TieRule.HALF_EVEN))
-
-
-def trainable_core_class(backend: str, grid: str) -> Any:
-    from trainable_core import get_trainable_quantizer_class
-
-    return get_trainable_quantizer_class("Activation", "STE", grid, backend=backend)
 
 
 def test_calibration_gives_the_same_numbers_in_both() -> None:
@@ -213,7 +213,7 @@ def test_calibration_gives_the_same_numbers_in_both() -> None:
     one = trainable_torch.describe(
         trainable_torch.calibrate(trainable_torch.wrap(theirs, recipe), [torch.from_numpy(x)])
     )
-    other = trainable_keras.describe(trainable_keras.calibrate(trainable_keras.wrap(ours, recipe), [x]))
+    other = plugin.describe(plugin.calibrate(plugin.wrap(ours, recipe), [x]))
     assert sorted((row.target, row.params) for row in one.rows) == sorted(
         (row.target, row.params) for row in other.rows
     )
@@ -232,7 +232,7 @@ def document() -> dict[str, Any]:
 
 
 def dense(units: int = 3, name: str = "fc", recipe: Any = RECIPES / "w4a4_lsq.yaml") -> keras.Model:
-    return trainable_keras.wrap(keras.Sequential([keras.Input((4,)), kl.Dense(units, name=name)]), recipe)
+    return plugin.wrap(keras.Sequential([keras.Input((4,)), kl.Dense(units, name=name)]), recipe)
 
 
 MISFITS: dict[str, tuple[Any, str]] = {
@@ -248,8 +248,8 @@ def test_a_document_that_does_not_fit_is_refused_and_changes_nothing(
 ) -> None:
     qmodel = make()
     with pytest.raises(DocumentError, match=fact):
-        set_described_params(keras_quantizers(qmodel).values(), document)
-    assert {row.state for row in trainable_keras.describe(qmodel).rows} == {"not calibrated"}
+        set_described_params(quantizers_of(qmodel).values(), document)
+    assert {row.state for row in plugin.describe(qmodel).rows} == {"not calibrated"}
 
 
 @pytest.mark.parametrize("given", [{}, {"schema_version": 2, "rows": []}, None])
