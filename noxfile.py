@@ -383,8 +383,8 @@ BENCHMARKS = ("import_time", "torch_kernels", "torch_steps", "torch_linearity")
 PEERS: dict[str, tuple[str, ...]] = {  # and what each needs, but doesn't declare
     "torchao": (),
     "brevitas": (),
-    "nvidia-modelopt": (),
-    "nncf": (),
+    "nvidia-modelopt": ("requests", "huggingface-hub"),
+    "nncf": ("ninja",),
     "aimet-torch": (),
     "model-compression-toolkit": ("torchvision",),
 }
@@ -399,13 +399,18 @@ def bench(session: nox.Session) -> None:
 
 @check("bench_peers", default=False)
 def bench_peers(session: nox.Session) -> None:
-    """Measure other libraries' fake quantization beside ours, each in an environment of its own."""
-    # NNCF compiles an extension when it is imported first, and gives up after a minute unless told to wait.
-    settings = {**ONE_THREAD, "NNCF_EXTENSION_LOAD_TIMEOUT": "0", "PYTHONWARNINGS": "ignore"}
+    """Measure other libraries' fake quantization and training steps beside ours, each in its own environment."""
+    # NNCF compiles an extension when it is first used, and gives up after a minute unless told to wait; a build that
+    # was broken off leaves a lock behind, so each run builds in a folder of its own.
+    extensions = ENVIRONMENTS / "extensions"
+    shutil.rmtree(extensions, ignore_errors=True)
+    settings = {**ONE_THREAD, "PYTHONWARNINGS": "ignore"}
+    settings |= {"NNCF_EXTENSION_LOAD_TIMEOUT": "900", "TORCH_EXTENSIONS_DIR": str(extensions)}
     for peer, needed in PEERS.items():
         requirements = [*CORE, "-e", "packages/trainable-torch", peer, *needed]
         environment = Environment(f"peer-{peer}", requirements, "peers")
         try:
-            environment.run(session, "benchmarks/torch_peers.py", "--peer", peer, *session.posargs, env=settings)
+            for script in ("torch_peers", "torch_peer_steps"):
+                environment.run(session, f"benchmarks/{script}.py", "--peer", peer, *session.posargs, env=settings)
         except nox.command.CommandFailed as error:
             print(f"[{session.name}] {peer} skipped: {error}; pip's or its own message is above", flush=True)

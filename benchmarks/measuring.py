@@ -83,6 +83,20 @@ def kept_bytes(model: nn.Module, forward: Callable[[], Tensor]) -> int:
     return sum(kept.values())
 
 
+def peak_bytes(run: Callable[[], object]) -> int:
+    """Return the most bytes that a run holds at once beyond what was held before it, as PyTorch's allocator counts."""
+    run()  # what is made once
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+        run()
+    events = profile.profiler.kineto_results.events()  # type: ignore[union-attr] # set once it has run
+    held = peak = 0
+    for event in sorted((each for each in events if each.name() == "[memory]"), key=lambda each: each.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
+
+
 def conditions() -> str:
     """Return what the numbers were measured on, in one line."""
     return (

@@ -66,7 +66,8 @@ class TransformerBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the block's output, shape (N, length, width)."""
-        q, k, v = (each.unflatten(2, (self.heads, -1)).transpose(1, 2) for each in self.qkv(self.norm1(x)).chunk(3, 2))
+        parts = self.qkv(self.norm1(x)).chunk(3, 2)  # taken by number: tracers can't unpack
+        q, k, v = (parts[number].unflatten(2, (self.heads, -1)).transpose(1, 2) for number in range(3))
         attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         x = x + self.project(attended)
         return x + self.down(self.gelu(self.up(self.norm2(x))))

@@ -95,6 +95,7 @@ def _nncf(_target: str, learned: bool, axis: int | None, n_bits: int, shape: tup
 
 
 def _aimet(_target: str, learned: bool, axis: int | None, n_bits: int, shape: tuple[int, ...]) -> Any:  # noqa: FBT001
+    importlib.import_module("torchvision_names")
     affine = importlib.import_module("aimet_torch.v2.quantization.affine")
     sizes = (1,) if axis is None else (shape[0], *[1] * (len(shape) - 1))
     made = affine.QuantizeDequantize(sizes, bitwidth=n_bits, symmetric=True)
@@ -104,6 +105,7 @@ def _aimet(_target: str, learned: bool, axis: int | None, n_bits: int, shape: tu
 
 
 def _mct(target: str, learned: bool, axis: int | None, n_bits: int, shape: tuple[int, ...]) -> Any:  # noqa: FBT001
+    importlib.import_module("torchvision_names")
     root = "model_compression_toolkit"
     common = importlib.import_module(f"{root}.trainable_infrastructure.common.trainable_quantizer_config")
     method = importlib.import_module("mct_quantizers").QuantizationMethod.SYMMETRIC
@@ -178,7 +180,9 @@ def main() -> None:
     header = ["", *COLUMNS]
     lines = [["target", *TARGETS], ["ours", *rows["ours"]], [f"{peer} {version}", *rows[peer]]]
     report(
-        f"peer {peer}", f"{conditions()}; medians of {options.rounds} rounds.\n\n{table(header, lines)}", write=False
+        f"kernels beside {peer}",
+        f"{conditions()}; medians of {options.rounds} rounds.\n\n{table(header, lines)}",
+        write=options.write,
     )
 
 

@@ -112,7 +112,9 @@ def handed_to_keras(qmodel: nn.Module, recipe: Any) -> keras.Model:
     theirs, ours = wrappers(qmodel), wrappers(handed)
     assert list(ours) == list(theirs)
     for name, wrapper in theirs.items():
-        getattr(ours[name].layer, kernel_of(name)).assign(wrapper.layer.weight.detach().numpy().transpose(TO_KERAS[name]))
+        getattr(ours[name].layer, kernel_of(name)).assign(
+            wrapper.layer.weight.detach().numpy().transpose(TO_KERAS[name])
+        )
         ours[name].layer.bias.assign(wrapper.layer.bias.detach().numpy())
     document = json.loads(trainable_torch.describe(qmodel).to_json())
     set_described_params(quantizers_of(handed).values(), document)
