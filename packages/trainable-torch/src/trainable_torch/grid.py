@@ -14,7 +14,7 @@ from torch import Tensor
 from trainable_core import qparams
 from trainable_core.checks import MAX_THRESHOLD
 from trainable_torch import kernels, scalars
-from trainable_torch.kernels import Numbers
+from trainable_torch.scalars import Numbers
 
 
 @dataclass(frozen=True)

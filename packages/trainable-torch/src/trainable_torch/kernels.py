@@ -22,9 +22,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainable_torch import scalars
+from trainable_torch import native
 from trainable_torch.cache import is_plain
 from trainable_torch.layout import Layout, look
+from trainable_torch.scalars import Numbers
 
 GRAIN = 2**15
 """PyTorch gives a kernel of fewer elements to one thread (``at::internal::GRAIN_SIZE``)."""
@@ -38,57 +39,6 @@ _ZERO = torch.zeros((), device="cpu")
 
 TINY = 2.0**-126
 """The smallest normal float32 number."""
-
-
-@dataclass(frozen=True)
-class Numbers:
-    """A grid outside the autograd graph: plain numbers where one scale serves all elements, else tensors.
-
-    Parameters
-    ----------
-    scale, inverse : float, or Tensor broadcastable to the input
-        Step between grid points, and its float32 reciprocal.
-    low, high : float, or Tensor broadcastable to the input
-        The grid's ends counted from zero; numbers too where they are the same for every channel.
-    span : int
-        ``quant_max - quant_min``.
-    shape : tuple of int
-        That of the scale as a tensor.
-    """
-
-    scale: float | Tensor
-    inverse: float | Tensor
-    low: float | Tensor
-    high: float | Tensor
-    span: int
-    shape: tuple[int, ...] = ()
-
-    @classmethod
-    def of(cls, scale: float | Tensor, zero_point: float | Tensor, quant_min: int, quant_max: int) -> Numbers:
-        """Return the numbers of a grid, float32; `zero_point` is a number where every one is the same."""
-        return cls.between(scale, quant_min - zero_point, quant_max - zero_point, quant_max - quant_min)
-
-    @classmethod
-    def between(cls, scale: float | Tensor, low: float | Tensor, high: float | Tensor, span: int = 0) -> Numbers:
-        """Return the numbers of a grid with these ends; without a `span` they serve `snap` alone."""
-        shape: tuple[int, ...] = ()
-        if isinstance(scale, Tensor):
-            shape = tuple(scale.shape)
-            if scale.numel() > 1:
-                if not isinstance(low, Tensor):
-                    low, high = float(low), float(high)
-                return cls(scale, scale.reciprocal(), low, high, span, shape)
-            scale = float(scale)
-        return cls(scale, scalars.float32(1.0 / scale), float(low), float(high), span, shape)
-
-    def zero_point(self, quant_min: int) -> float | Tensor:
-        """Return the code of real 0.0."""
-        return quant_min - self.low
-
-    def tensors(self, like: Tensor) -> tuple[Tensor, float | Tensor, float | Tensor]:
-        """Return scale and ends as the plain expressions take them."""
-        scale = self.scale if isinstance(self.scale, Tensor) else like.new_full(self.shape, self.scale)
-        return scale, self.low, self.high
 
 
 def serves(*tensors: Tensor) -> bool:
@@ -108,6 +58,9 @@ def snap(x: Tensor, grid: Numbers) -> Tensor:
     """Return `x` snapped to the grid, as ``ops.snap`` does."""
     x, layout = look(x, grid.scale)
     y = torch.empty_like(x)
+    if native.takes(layout):
+        native.snap(x, y, grid, layout)
+        return y
     chunks = layout.chunks(layout.rows(x), layout.rows(y))
     if isinstance(grid.scale, float):
         for _, (values, codes) in chunks:
@@ -271,6 +224,9 @@ def pass_inside(x: Tensor, upstream: Tensor, grid: Numbers, *, closed: bool) -> 
     """Return `upstream` where `x` is inside the range, `closed`: or at its ends; 0 elsewhere."""
     x, layout = look(x, grid.scale)
     d_x = torch.empty_like(x)
+    if native.takes(layout):
+        native.pass_inside(x, upstream, d_x, grid, layout, closed=closed)
+        return d_x
     rows = layout.rows(x), layout.rows(upstream), layout.rows(d_x)
     if isinstance(grid.inverse, float):
         assert isinstance(grid.low, float) and isinstance(grid.high, float)  # noqa: S101, PT018 - all or none is a number
@@ -328,17 +284,27 @@ def learned(x: Tensor, upstream: Tensor, grid: Numbers, *, outside: bool) -> Gra
     """
     x, layout = look(x, grid.scale)
     d_x = torch.empty_like(x)
-    rows = layout.rows(x), layout.rows(upstream), layout.rows(d_x)
-    window = _window(grid, closed=False)
-    if isinstance(grid.inverse, float):
-        slopes, beyond = _sums_by_tensor(rows, grid, layout, outside=outside)
-    else:
-        slopes, beyond = _sums_by_channel(rows, grid, window, layout, outside=outside)
-    totals = [layout.total(parts).view(grid.shape) for parts in (slopes, beyond) if parts]
+    totals, signs = _totals(x, upstream, d_x, grid, layout, outside=outside)
+    totals = [total.view(grid.shape) for total in totals]
     if not all(math.isfinite(float(total if total.dim() == 0 else total.sum())) for total in totals):
         return None
-    slope = totals[0] if window is None else totals[0] * window.sign
+    slope = totals[0] if signs is None else totals[0] * signs
     return Gradients(d_x, slope, totals[1] if outside else None)
+
+
+def _totals(
+    x: Tensor, upstream: Tensor, d_x: Tensor, grid: Numbers, layout: Layout, *, outside: bool
+) -> tuple[list[Tensor], Tensor | None]:
+    """Put the input's gradient into `d_x`; return the sums of slopes and of what is outside, and the slopes' signs."""
+    if native.takes(layout):
+        return native.learned(x, upstream, d_x, grid, layout, outside=outside), None
+    rows = layout.rows(x), layout.rows(upstream), layout.rows(d_x)
+    if isinstance(grid.inverse, float):
+        window, sums = None, _sums_by_tensor(rows, grid, layout, outside=outside)
+    else:
+        window = _window(grid, closed=False)
+        sums = _sums_by_channel(rows, grid, window, layout, outside=outside)
+    return [layout.total(parts) for parts in sums if parts], None if window is None else window.sign
 
 
 Rows = tuple[Tensor, Tensor, Tensor]

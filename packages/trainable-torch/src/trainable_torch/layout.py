@@ -49,6 +49,17 @@ class Layout(NamedTuple):
         value = value.reshape(-1, 1)
         return value if self.by_row else value.expand(-1, self.shape[1] // self.channels).reshape(1, -1)
 
+    def lines(self) -> tuple[int, int]:
+        """Return into how many lines of one scale each the elements fall in memory order, and how long a line is.
+
+        The lines' channels follow each other, then from the first one again. The last line may be shorter when all
+        share one scale.
+        """
+        if self.channels == 1:
+            return -(-self.shape[0] // CHUNK), CHUNK
+        length = math.prod(self.shape[1:]) // (1 if self.by_row else self.channels)
+        return math.prod(self.shape) // length, length
+
     def chunks(self, *arrays: Tensor) -> Iterator[tuple[slice | None, tuple[Tensor, ...]]]:
         """Yield the same chunk of arrays, and what part of a number per row belongs to it, None for all."""
         if self.others is not None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from trainable_torch import kernels
 from trainable_torch.grid import Grid
-from trainable_torch.kernels import Numbers
+from trainable_torch.scalars import Numbers
 
 End = Tensor | float
 
