@@ -24,7 +24,7 @@ from torch import Tensor
 
 from trainable_torch import native
 from trainable_torch.cache import is_plain
-from trainable_torch.layout import Layout, look
+from trainable_torch.layout import Layout, dense, look
 from trainable_torch.scalars import Numbers
 
 GRAIN = 2**15
@@ -56,11 +56,12 @@ def serves(*tensors: Tensor) -> bool:
 
 def snap(x: Tensor, grid: Numbers) -> Tensor:
     """Return `x` snapped to the grid, as ``ops.snap`` does."""
-    x, layout = look(x, grid.scale)
-    y = torch.empty_like(x)
-    if native.takes(layout):
-        native.snap(x, y, grid, layout)
+    x, y = dense(x)
+    lines = native.lines(x, grid.scale)
+    if lines is not None:
+        native.snap(x, y, grid, lines)
         return y
+    layout = look(x, grid.scale)
     chunks = layout.chunks(layout.rows(x), layout.rows(y))
     if isinstance(grid.scale, float):
         for _, (values, codes) in chunks:
@@ -222,11 +223,12 @@ def _window(grid: Numbers, *, closed: bool) -> Window | None:
 
 def pass_inside(x: Tensor, upstream: Tensor, grid: Numbers, *, closed: bool) -> Tensor:
     """Return `upstream` where `x` is inside the range, `closed`: or at its ends; 0 elsewhere."""
-    x, layout = look(x, grid.scale)
-    d_x = torch.empty_like(x)
-    if native.takes(layout):
-        native.pass_inside(x, upstream, d_x, grid, layout, closed=closed)
+    x, d_x = dense(x)
+    lines = native.lines(x, grid.scale)
+    if lines is not None:
+        native.pass_inside(x, upstream, d_x, grid, lines, closed=closed)
         return d_x
+    layout = look(x, grid.scale)
     rows = layout.rows(x), layout.rows(upstream), layout.rows(d_x)
     if isinstance(grid.inverse, float):
         assert isinstance(grid.low, float) and isinstance(grid.high, float)  # noqa: S101, PT018 - all or none is a number
@@ -282,9 +284,8 @@ def learned(x: Tensor, upstream: Tensor, grid: Numbers, *, outside: bool) -> Gra
     None when a sum is not finite: NaN then stands for an element that counts as zero, or really for a gradient that is
     not finite, which the plain expression tells apart.
     """
-    x, layout = look(x, grid.scale)
-    d_x = torch.empty_like(x)
-    totals, signs = _totals(x, upstream, d_x, grid, layout, outside=outside)
+    x, d_x = dense(x)
+    totals, signs = _totals(x, upstream, d_x, grid, outside=outside)
     totals = [total.view(grid.shape) for total in totals]
     if not all(math.isfinite(float(total if total.dim() == 0 else total.sum())) for total in totals):
         return None
@@ -293,11 +294,13 @@ def learned(x: Tensor, upstream: Tensor, grid: Numbers, *, outside: bool) -> Gra
 
 
 def _totals(
-    x: Tensor, upstream: Tensor, d_x: Tensor, grid: Numbers, layout: Layout, *, outside: bool
+    x: Tensor, upstream: Tensor, d_x: Tensor, grid: Numbers, *, outside: bool
 ) -> tuple[list[Tensor], Tensor | None]:
     """Put the input's gradient into `d_x`; return the sums of slopes and of what is outside, and the slopes' signs."""
-    if native.takes(layout):
-        return native.learned(x, upstream, d_x, grid, layout, outside=outside), None
+    lines = native.lines(x, grid.scale)
+    if lines is not None:
+        return native.learned(x, upstream, d_x, grid, lines, outside=outside), None
+    layout = look(x, grid.scale)
     rows = layout.rows(x), layout.rows(upstream), layout.rows(d_x)
     if isinstance(grid.inverse, float):
         window, sums = None, _sums_by_tensor(rows, grid, layout, outside=outside)

@@ -13,13 +13,10 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from trainable_torch import loops
-from trainable_torch.layout import Layout
+from trainable_torch import layout
 from trainable_torch.scalars import Numbers
 
 Loop = Callable[..., None]
@@ -32,12 +29,12 @@ SHORT = 8
 
 
 class Compiled(NamedTuple):
-    """The loops of `trainable_torch.loops`, compiled.
+    """The loops of `trainable_torch.loops`, compiled; they take addresses, and let other threads of Python run.
 
     Parameters
     ----------
     snap, inside, learned : callable
-        They release Python's lock.
+        Called as C functions.
     """
 
     snap: Loop
@@ -50,78 +47,108 @@ def compiled() -> Compiled | None:
     """Return the compiled loops, or None where numba is missing, broken or told not to compile."""
     try:
         import numba  # noqa: PLC0415 - an extra, and it takes a third of a second
+
+        from trainable_torch import loops  # noqa: PLC0415 - needs it
     except Exception:  # noqa: BLE001 - numba refuses a NumPy or a platform in its own ways; training goes on without
         return None
     if numba.config.DISABLE_JIT:
         return None
-    floats, table, index = numba.float32[::1], numba.float32[:, ::1], numba.int64
     return Compiled(
-        _compile(numba, loops.snap, floats, floats, table, index, index, index),
-        _compile(numba, loops.inside, floats, floats, floats, table, index, numba.boolean, index, index),
-        _compile(numba, loops.learned, floats, floats, floats, table, index, numba.float64[:, ::1], index, index),
+        _compile(numba, loops.snap, 6, 6), _compile(numba, loops.inside, 6, 7), _compile(numba, loops.learned, 7, 8)
     )
 
 
-def _compile(numba: Any, loop: Loop, *types: Any) -> Loop:
-    signature = numba.void(*types)
+def _compile(numba: Any, loop: Loop, addresses: int, numbers: int) -> Loop:
+    signature = numba.void(*[numba.types.voidptr] * addresses, *[numba.int64] * numbers)
     try:
-        made: Loop = numba.njit(signature, nogil=True, cache=True)(loop)
+        made = numba.cfunc(signature, cache=True)(loop)
     except (OSError, RuntimeError):  # there is no place to keep it
-        made = numba.njit(signature, nogil=True)(loop)
-    return made
+        made = numba.cfunc(signature)(loop)
+    called: Loop = made.ctypes
+    return called
 
 
-def takes(layout: Layout) -> bool:
-    """Return whether the compiled loops are there and fit a tensor."""
-    return (layout.channels == 1 or layout.by_row or layout.lines()[1] >= SHORT) and compiled() is not None
+class Lines(NamedTuple):
+    """How a dense tensor falls into lines of one scale each, in memory order.
+
+    Parameters
+    ----------
+    count, length : int
+        How many there are, and elements in each; the last one may be shorter where all share one scale.
+    channels : int
+        How many scales there are; the lines have them in turn.
+    size : int
+        Elements.
+    """
+
+    count: int
+    length: int
+    channels: int
+    size: int
 
 
-def snap(x: Tensor, y: Tensor, grid: Numbers, layout: Layout) -> None:
-    """Put `x`, snapped to the grid, into `y`."""
-    lines, length = layout.lines()
-    _run(_loops().snap, lines, x.numel(), _flat(x, layout), _flat(y, layout), grid.table, length)
+def lines(x: Tensor, scale: float | Tensor) -> Lines | None:
+    """Return the lines of a dense tensor, None where they are too short or the compiled loops are missing."""
+    if compiled() is None:
+        return None
+    size = x.numel()
+    if isinstance(scale, float):
+        return Lines(-(-size // layout.CHUNK), layout.CHUNK, 1, size)
+    axis = layout.channel_axis(scale)
+    length, channels = x.stride(axis), scale.shape[axis]  # what lies inside of an axis lies within its stride
+    return None if length < SHORT and length * channels != size else Lines(size // length, length, channels, size)
 
 
-def pass_inside(x: Tensor, upstream: Tensor, d_x: Tensor, grid: Numbers, layout: Layout, *, closed: bool) -> None:
+def snap(x: Tensor, y: Tensor, grid: Numbers, where: Lines) -> None:
+    """Put `x`, snapped to the grid, into `y`; they lie alike."""
+    inverse, scale, low, high, ends = grid.addresses
+    numbers = where.size, where.channels, ends, where.length
+    _run(_loops().snap, where, x.data_ptr(), y.data_ptr(), inverse, scale, low, high, *numbers)
+
+
+def pass_inside(x: Tensor, upstream: Tensor, d_x: Tensor, grid: Numbers, where: Lines, *, closed: bool) -> None:
     """Put `upstream` where `x` is inside the range, `closed`: or at its ends, and zeros elsewhere into `d_x`."""
-    lines, length = layout.lines()
-    arrays = _flat(x, layout), _flat(upstream, layout), _flat(d_x, layout)
-    _run(_loops().inside, lines, x.numel(), *arrays, grid.table, length, closed)
+    inverse, _, low, high, ends = grid.addresses
+    numbers = closed, where.size, where.channels, ends, where.length
+    upstream = _like(upstream, x)
+    _run(_loops().inside, where, x.data_ptr(), upstream.data_ptr(), d_x.data_ptr(), inverse, low, high, *numbers)
 
 
-def learned(x: Tensor, upstream: Tensor, d_x: Tensor, grid: Numbers, layout: Layout, *, outside: bool) -> list[Tensor]:
+def learned(x: Tensor, upstream: Tensor, d_x: Tensor, grid: Numbers, where: Lines, *, outside: bool) -> list[Tensor]:
     """Put the input's gradient into `d_x`; return the sums of the slopes and, if asked, of `upstream` outside."""
-    lines, length = layout.lines()
-    arrays = _flat(x, layout), _flat(upstream, layout), _flat(d_x, layout)
-    sums = np.zeros((1 + outside, lines))
-    _run(_loops().learned, lines, x.numel(), *arrays, grid.table, length, sums)
-    totals = sums.reshape(1 + outside, -1, layout.channels).sum(1)
-    with np.errstate(over="ignore"):
-        return list(torch.from_numpy(totals.astype(np.float32)))
+    inverse, _, low, high, ends = grid.addresses
+    sums = torch.empty(1 + outside, where.count, dtype=torch.float64)
+    numbers = 1 + outside, where.size, where.channels, ends, where.length, where.count
+    upstream = _like(upstream, x)
+    arrays = x.data_ptr(), upstream.data_ptr(), d_x.data_ptr(), sums.data_ptr()
+    _run(_loops().learned, where, *arrays, inverse, low, high, *numbers)
+    if where.count != where.channels:
+        sums = sums.view(1 + outside, -1, where.channels).sum(1)
+    return list(sums.float())
 
 
 def _loops() -> Compiled:
     found = compiled()
-    assert found is not None  # noqa: S101 - `takes` was asked
+    assert found is not None  # noqa: S101 - `lines` was asked
     return found
 
 
-def _flat(tensor: Tensor, layout: Layout) -> NDArray[np.float32]:
-    """Return the elements in the layout's order; a tensor that lies so is not copied."""
-    array: NDArray[np.float32] = layout.rows(tensor.detach().resolve_neg()).numpy()
-    return np.ascontiguousarray(array.reshape(-1))  # an expanded tensor is no copy yet
+def _like(tensor: Tensor, other: Tensor) -> Tensor:
+    """Return the tensor, copied if it lies otherwise in memory than a dense one."""
+    alike = tensor.stride() == other.stride() or (tensor.is_contiguous() and other.is_contiguous())
+    return tensor if alike and not tensor.is_neg() else torch.empty_like(other).copy_(tensor)
 
 
 # ---- threads --------------------------------------------------------------------------------------------------------
 
 
-def _run(loop: Loop, lines: int, size: int, *arguments: Any) -> None:
-    """Run a loop over all lines, large tensors by several threads."""
-    threads = min(torch.get_num_threads(), size // SHARE, lines)
-    if threads <= 1:
-        loop(*arguments, 0, lines)
+def _run(loop: Loop, where: Lines, *arguments: int) -> None:
+    """Run a loop over all lines, those of a large tensor by several threads."""
+    threads = min(torch.get_num_threads(), where.size // SHARE, where.count) if where.size >= 2 * SHARE else 1
+    if threads == 1:
+        loop(*arguments, 0, where.count)
         return
-    bounds = [lines * thread // threads for thread in range(threads + 1)]
+    bounds = [where.count * thread // threads for thread in range(threads + 1)]
     pool = _pool(os.getpid(), torch.get_num_threads() - 1)
     others = [pool.submit(loop, *arguments, *bounds[i : i + 2]) for i in range(1, threads)]
     loop(*arguments, 0, bounds[1])

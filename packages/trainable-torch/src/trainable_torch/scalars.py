@@ -11,9 +11,8 @@ import functools
 import math
 import struct
 from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from trainable_core.checks import MAX_THRESHOLD
@@ -77,15 +76,21 @@ class Numbers:
         return scale, self.low, self.high
 
     @functools.cached_property
-    def table(self) -> NDArray[np.float32]:
-        """Inverse, scale and both ends, shape (4, channels)."""
-        rows = [self.inverse, self.scale, self.low, self.high]
-        if isinstance(self.scale, float):
-            return np.array(rows, np.float32).reshape(4, 1)
-        table = np.empty((4, self.scale.numel()), np.float32)
-        for row, each in zip(table, rows, strict=True):
-            row[:] = each.detach().numpy().reshape(-1) if isinstance(each, Tensor) else each
-        return table
+    def addresses(self) -> tuple[int, int, int, int, int]:
+        """Addresses of inverse, scale and both ends in memory, and how many of each end there are."""
+        arrays = [_array(each) for each in (self.inverse, self.scale, self.low, self.high)]
+        self.__dict__["_arrays"] = [array for array, _ in arrays]  # stay as long as their addresses
+        inverse, scale, low, high = (address for _, address in arrays)
+        return inverse, scale, low, high, self.low.numel() if isinstance(self.low, Tensor) else 1
+
+
+def _array(value: float | Tensor) -> tuple[Any, int]:
+    """Return an array of numbers, and its address."""
+    if isinstance(value, Tensor):
+        value = value.contiguous()
+        return value, value.data_ptr()
+    number = ctypes.c_float(value)
+    return number, ctypes.addressof(number)
 
 
 def symmetric_scale(threshold: float, low: float, steps: float, *, power_of_two: bool) -> float:
