@@ -16,7 +16,7 @@ import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -259,23 +259,22 @@ def _line(
     return layout.numbers(inverse), None, *bounds
 
 
-@dataclass(frozen=True)
-class Gradients:
+class Gradients(NamedTuple):
     """Gradients of a learned grid, not yet multiplied by the gradient scale.
 
     Parameters
     ----------
     x : Tensor, shape of the input
         With respect to the input.
-    slope : Tensor, shape of the scale
-        Sum of ``upstream * d_y / d_scale``.
-    outside : Tensor, shape of the scale, or None
+    slope : float, or Tensor of the scale's shape
+        Sum of ``upstream * d_y / d_scale``; a number where one scale serves all elements.
+    outside : float, or Tensor of the scale's shape, or None
         Sum of `upstream` where the input is outside the range; None when nobody asked.
     """
 
     x: Tensor
-    slope: Tensor
-    outside: Tensor | None
+    slope: float | Tensor
+    outside: float | Tensor | None
 
 
 def learned(x: Tensor, upstream: Tensor, grid: Numbers, *, outside: bool) -> Gradients | None:
@@ -286,28 +285,29 @@ def learned(x: Tensor, upstream: Tensor, grid: Numbers, *, outside: bool) -> Gra
     """
     x, d_x = dense(x)
     totals, signs = _totals(x, upstream, d_x, grid, outside=outside)
-    totals = [total.view(grid.shape) for total in totals]
-    if not all(math.isfinite(float(total if total.dim() == 0 else total.sum())) for total in totals):
+    if not all(math.isfinite(total if isinstance(total, float) else float(total.sum())) for total in totals):
         return None
-    slope = totals[0] if signs is None else totals[0] * signs
-    return Gradients(d_x, slope, totals[1] if outside else None)
+    if signs is not None:
+        totals[0] = totals[0] * signs
+    return Gradients(d_x, totals[0], totals[1] if outside else None)
 
 
 def _totals(
     x: Tensor, upstream: Tensor, d_x: Tensor, grid: Numbers, *, outside: bool
-) -> tuple[list[Tensor], Tensor | None]:
+) -> tuple[list[float | Tensor], Tensor | None]:
     """Put the input's gradient into `d_x`; return the sums of slopes and of what is outside, and the slopes' signs."""
     lines = native.lines(x, grid.scale)
     if lines is not None:
-        return native.learned(x, upstream, d_x, grid, lines, outside=outside), None
+        totals = native.learned(x, upstream, d_x, grid, lines, outside=outside)
+        return [each if isinstance(each, float) else each.view(grid.shape) for each in totals], None
     layout = look(x, grid.scale)
     rows = layout.rows(x), layout.rows(upstream), layout.rows(d_x)
     if isinstance(grid.inverse, float):
-        window, sums = None, _sums_by_tensor(rows, grid, layout, outside=outside)
-    else:
-        window = _window(grid, closed=False)
-        sums = _sums_by_channel(rows, grid, window, layout, outside=outside)
-    return [layout.total(parts) for parts in sums if parts], None if window is None else window.sign
+        sums = _sums_by_tensor(rows, grid, layout, outside=outside)
+        return [float(layout.total(parts)) for parts in sums if parts], None
+    window = _window(grid, closed=False)
+    sums = _sums_by_channel(rows, grid, window, layout, outside=outside)
+    return [layout.total(parts).view(grid.shape) for parts in sums if parts], None if window is None else window.sign
 
 
 Rows = tuple[Tensor, Tensor, Tensor]

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import carray
+from numba import carray  # type: ignore[attr-defined] # numba says not what it exports
 
 BLOCK = 2**8
 """Partial sums that are added to in turn: more of them cost short lines, fewer have larger rounding errors."""

@@ -7,7 +7,9 @@ many threads as PyTorch would use; no sum depends on how many they are.
 
 from __future__ import annotations
 
+import ctypes
 import functools
+import math
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +19,7 @@ import torch
 from torch import Tensor
 
 from trainable_torch import layout
-from trainable_torch.scalars import Numbers
+from trainable_torch.scalars import Numbers, float32
 
 Loop = Callable[..., None]
 
@@ -51,7 +53,7 @@ def compiled() -> Compiled | None:
         from trainable_torch import loops  # noqa: PLC0415 - needs it
     except Exception:  # noqa: BLE001 - numba refuses a NumPy or a platform in its own ways; training goes on without
         return None
-    if numba.config.DISABLE_JIT:
+    if numba.config.DISABLE_JIT:  # type: ignore[attr-defined] # set when numba is imported
         return None
     return Compiled(
         _compile(numba, loops.snap, 6, 6), _compile(numba, loops.inside, 6, 7), _compile(numba, loops.learned, 7, 8)
@@ -73,7 +75,7 @@ class Lines(NamedTuple):
 
     Parameters
     ----------
-    count, length : int
+    number, length : int
         How many there are, and elements in each; the last one may be shorter where all share one scale.
     channels : int
         How many scales there are; the lines have them in turn.
@@ -81,7 +83,7 @@ class Lines(NamedTuple):
         Elements.
     """
 
-    count: int
+    number: int
     length: int
     channels: int
     size: int
@@ -114,16 +116,26 @@ def pass_inside(x: Tensor, upstream: Tensor, d_x: Tensor, grid: Numbers, where: 
     _run(_loops().inside, where, x.data_ptr(), upstream.data_ptr(), d_x.data_ptr(), inverse, low, high, *numbers)
 
 
-def learned(x: Tensor, upstream: Tensor, d_x: Tensor, grid: Numbers, where: Lines, *, outside: bool) -> list[Tensor]:
-    """Put the input's gradient into `d_x`; return the sums of the slopes and, if asked, of `upstream` outside."""
+def learned(
+    x: Tensor, upstream: Tensor, d_x: Tensor, grid: Numbers, where: Lines, *, outside: bool
+) -> list[float] | list[Tensor]:
+    """Put the input's gradient into `d_x`; return the sums of the slopes and, if asked, of `upstream` outside.
+
+    One number each where one scale serves all elements, else shape (channels,); all of them float32.
+    """
     inverse, _, low, high, ends = grid.addresses
-    sums = torch.empty(1 + outside, where.count, dtype=torch.float64)
-    numbers = 1 + outside, where.size, where.channels, ends, where.length, where.count
+    kinds = 2 if outside else 1
+    numbers = kinds, where.size, where.channels, ends, where.length, where.number
     upstream = _like(upstream, x)
-    arrays = x.data_ptr(), upstream.data_ptr(), d_x.data_ptr(), sums.data_ptr()
-    _run(_loops().learned, where, *arrays, inverse, low, high, *numbers)
-    if where.count != where.channels:
-        sums = sums.view(1 + outside, -1, where.channels).sum(1)
+    arrays = x.data_ptr(), upstream.data_ptr(), d_x.data_ptr()
+    if where.channels == 1:
+        parts = (ctypes.c_double * (kinds * where.number))()
+        _run(_loops().learned, where, *arrays, ctypes.addressof(parts), inverse, low, high, *numbers)
+        return [float32(math.fsum(parts[kind * where.number : (kind + 1) * where.number])) for kind in range(kinds)]
+    sums = torch.empty(kinds, where.number, dtype=torch.float64)
+    _run(_loops().learned, where, *arrays, sums.data_ptr(), inverse, low, high, *numbers)
+    if where.number != where.channels:
+        sums = sums.view(kinds, -1, where.channels).sum(1)
     return list(sums.float())
 
 
@@ -144,11 +156,11 @@ def _like(tensor: Tensor, other: Tensor) -> Tensor:
 
 def _run(loop: Loop, where: Lines, *arguments: int) -> None:
     """Run a loop over all lines, those of a large tensor by several threads."""
-    threads = min(torch.get_num_threads(), where.size // SHARE, where.count) if where.size >= 2 * SHARE else 1
+    threads = min(torch.get_num_threads(), where.size // SHARE, where.number) if where.size >= 2 * SHARE else 1
     if threads == 1:
-        loop(*arguments, 0, where.count)
+        loop(*arguments, 0, where.number)
         return
-    bounds = [where.count * thread // threads for thread in range(threads + 1)]
+    bounds = [where.number * thread // threads for thread in range(threads + 1)]
     pool = _pool(os.getpid(), torch.get_num_threads() - 1)
     others = [pool.submit(loop, *arguments, *bounds[i : i + 2]) for i in range(1, threads)]
     loop(*arguments, 0, bounds[1])

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from trainable_torch import kernels
 from trainable_torch.grid import Grid
-from trainable_torch.scalars import Numbers
+from trainable_torch.scalars import Numbers, float32
 
 End = Tensor | float
+Part = Tensor | float | None
 
 
 def snap(x: Tensor, scale: Tensor, low: End, high: End) -> Tensor:
@@ -146,7 +147,8 @@ class _EagerLsq(torch.autograd.Function):
         needs_x, _, _, *needs = ctx.needs_input_grad
         grid: Grid = ctx.grid
         numbers, outside = grid.numbers, len(leaves) > 1  # a threshold has no part in the zero point
-        d_zero: Tensor | None
+        d_scale: Part
+        d_zero: Part
         if not _plain(upstream):  # this backward pass is differentiated, or vectorized
             scale, zero_point = grid.tensors(leaves)
             plain = Grid(scale, zero_point, grid.quant_min, grid.quant_max, grid.centered)
@@ -165,9 +167,14 @@ class _EagerLsq(torch.autograd.Function):
                 d_x, d_scale, d_zero = _lsq_gradients(upstream, x, scale, low, high, (needs_x, True, outside))
             else:
                 d_x, d_scale = found.x if needs_x else None, found.slope
-                d_zero = None if found.outside is None else -(found.outside * numbers.scale)
-        d_grid = tuple(None if each is None else each * ctx.gradient_scale for each in (d_scale, d_zero))
+                d_zero = None if found.outside is None else _times(-found.outside, numbers.scale)
+        d_grid = [None if each is None else _times(each, ctx.gradient_scale) for each in (d_scale, d_zero)]
         return d_x, None, None, *grid.leaf_gradients(leaves, made, d_grid)
+
+
+def _times(value: float | Tensor, factor: Any) -> float | Tensor:
+    """Return the product in float32, of numbers too."""
+    return float32(value * float32(factor)) if isinstance(value, float) else value * factor
 
 
 def _plain(upstream: Tensor) -> bool:
@@ -204,4 +211,8 @@ def _serves(x: Tensor, grid: Grid) -> bool:
 
 
 def _records(*tensors: Tensor) -> bool:
-    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    if torch.is_grad_enabled():
+        for tensor in tensors:
+            if tensor.requires_grad:
+                return True
+    return False
