@@ -119,7 +119,9 @@ class _EagerSte(torch.autograd.Function):
         """Return `x` snapped to the grid; keep `x`."""
         ctx.grid = grid
         ctx.save_for_backward(x)
-        return kernels.snap(x, grid.numbers)
+        y = kernels.snap(x, grid.numbers)
+        ctx.version = y._version  # noqa: SLF001 - nothing public tells it
+        return y
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, None]:
@@ -138,7 +140,9 @@ class _EagerLsq(torch.autograd.Function):
         """Return `x` snapped to the grid; keep `x` and the variables."""
         ctx.grid, ctx.gradient_scale = grid, gradient_scale
         ctx.save_for_backward(x, *leaves)
-        return kernels.snap(x, grid.numbers)
+        y = kernels.snap(x, grid.numbers)
+        ctx.version = y._version  # noqa: SLF001 - as above
+        return y
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
@@ -175,6 +179,18 @@ class _EagerLsq(torch.autograd.Function):
 def _times(value: float | Tensor, factor: Any) -> float | Tensor:
     """Return the product in float32, of numbers too."""
     return float32(value * float32(factor)) if isinstance(value, float) else value * factor
+
+
+_NODES = (_EagerSte._backward_cls, _EagerLsq._backward_cls)  # noqa: SLF001 - what nodes are
+
+
+def is_quantized(tensor: Tensor) -> bool:
+    """Return whether a tensor is what an eager function returned, as it was then.
+
+    Its autograd node keeps the float tensor first, and has the `grid` and the tensor's `version`.
+    """
+    node: Any = tensor.grad_fn
+    return type(node) in _NODES and tensor._version == node.version  # noqa: SLF001 - as above
 
 
 def _plain(upstream: Tensor) -> bool:
