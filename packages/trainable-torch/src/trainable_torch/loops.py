@@ -147,3 +147,44 @@ def learned(  # noqa: PLR0913, PLR0917 - as above
                     left[i] += right[i]
                 count -= half
             totals[kind, line] = added[0]
+
+
+def terms(  # noqa: PLR0913, PLR0917 - as above
+    x: Any,
+    upstream: Any,
+    d_x: Any,
+    slopes: Any,
+    outside: Any,
+    inverses: Any,
+    lows: Any,
+    highs: Any,
+    kinds: int,
+    size: int,
+    channels: int,
+    ends: int,
+    length: int,
+    first: int,
+    last: int,
+) -> None:
+    """Put the input's gradient into `d_x`, and what `learned` adds up into `slopes` and, for two kinds, `outside`."""
+    values, given, out = carray(x, size, np.float32), carray(upstream, size, np.float32), carray(d_x, size, np.float32)
+    slope, beyond = carray(slopes, size, np.float32), carray(outside, size, np.float32)
+    inverse = carray(inverses, channels, np.float32)
+    low, high = carray(lows, ends, np.float32), carray(highs, ends, np.float32)
+    zero = np.float32(0.0)
+    for line in range(first, last):
+        channel = line % channels
+        factor, bottom, top = inverse[channel], low[channel % ends], high[channel % ends]
+        start, end = line * length, min((line + 1) * length, size)
+        these, gradient, passed, added = values[start:end], given[start:end], out[start:end], slope[start:end]
+        for i in range(these.size):
+            steps = these[i] * factor
+            between = (steps > bottom) & (steps < top)
+            passed[i] = gradient[i] if between else zero
+            limit = top if steps >= top else (bottom if steps <= bottom else zero)
+            added[i] = gradient[i] * (np.rint(steps) - steps if between else limit)
+        if kinds > 1:
+            these, gradient, added = values[start:end], given[start:end], beyond[start:end]
+            for i in range(these.size):
+                steps = these[i] * factor
+                added[i] = gradient[i] if (steps <= bottom) | (steps >= top) else zero

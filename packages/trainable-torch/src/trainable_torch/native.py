@@ -35,13 +35,14 @@ class Compiled(NamedTuple):
 
     Parameters
     ----------
-    snap, inside, learned : callable
+    snap, inside, learned, terms : callable
         Called as C functions.
     """
 
     snap: Loop
     inside: Loop
     learned: Loop
+    terms: Loop
 
 
 @functools.cache
@@ -56,7 +57,10 @@ def compiled() -> Compiled | None:
     if numba.config.DISABLE_JIT:  # type: ignore[attr-defined] # set when numba is imported
         return None
     return Compiled(
-        _compile(numba, loops.snap, 6, 6), _compile(numba, loops.inside, 6, 7), _compile(numba, loops.learned, 7, 8)
+        _compile(numba, loops.snap, 6, 6),
+        _compile(numba, loops.inside, 6, 7),
+        _compile(numba, loops.learned, 7, 8),
+        _compile(numba, loops.terms, 8, 7),
     )
 
 
@@ -137,6 +141,17 @@ def learned(
     if where.number != where.channels:
         sums = sums.view(kinds, -1, where.channels).sum(1)
     return list(sums.float())
+
+
+def terms(x: Tensor, upstream: Tensor, d_x: Tensor, grid: Numbers, where: Lines, *, outside: bool) -> list[Tensor]:
+    """Put the input's gradient into `d_x`; return what `learned` adds up, each in the shape of `x`."""
+    inverse, _, low, high, ends = grid.addresses
+    made = [torch.empty_like(x) for _ in range(2 if outside else 1)]
+    upstream = _like(upstream, x)
+    arrays = x.data_ptr(), upstream.data_ptr(), d_x.data_ptr(), made[0].data_ptr(), made[-1].data_ptr()
+    numbers = len(made), where.size, where.channels, ends, where.length
+    _run(_loops().terms, where, *arrays, inverse, low, high, *numbers)
+    return made
 
 
 def _loops() -> Compiled:
