@@ -24,7 +24,7 @@ from torch import Tensor
 
 from trainable_torch import native
 from trainable_torch.cache import is_plain
-from trainable_torch.layout import CHUNK, Layout, dense, look
+from trainable_torch.layout import Layout, dense, look
 from trainable_torch.scalars import Numbers
 
 GRAIN = 2**15
@@ -299,7 +299,7 @@ def _totals(
     lines, layout = native.lines(x, grid.scale), look(x, grid.scale)
     if lines is not None:
         totals: Sequence[float | Tensor]
-        if layout.others is None or lines.size > CHUNK:
+        if layout.others is None or not lines.one_chunk:
             totals = native.learned(x, upstream, d_x, grid, lines, outside=outside)
         else:  # one chunk: its sums are those of the plain expression
             totals = list(map(layout.part, native.terms(x, upstream, d_x, grid, lines, outside=outside)))

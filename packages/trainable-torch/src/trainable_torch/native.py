@@ -92,6 +92,11 @@ class Lines(NamedTuple):
     channels: int
     size: int
 
+    @property
+    def one_chunk(self) -> bool:
+        """Whether they are worked on at once, whatever the number of threads."""
+        return self.size <= layout.CHUNK
+
 
 def lines(x: Tensor, scale: float | Tensor) -> Lines | None:
     """Return the lines of a dense tensor, None where they are too short or the compiled loops are missing."""
