@@ -25,6 +25,7 @@ NAMED = "a Keras layer has a name"
 
 OF_TORCH = {
     "cache": EAGER,
+    "grid_loops": EAGER,
     "kernels": EAGER,
     "layout": EAGER,
     "loops": EAGER,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -11,7 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from trainable_core.checks import MAX_THRESHOLD
 from trainable_torch import kernels, layout, native
+from trainable_torch.grid import SymmetricScale, UniformGrid
 from trainable_torch.scalars import Numbers
 
 numba = pytest.importorskip("numba", reason="numba is not installed")
@@ -30,6 +33,11 @@ def restored() -> Iterator[None]:
 def found_anew():
     """Return the loops as a new process finds them."""
     return native.compiled.__wrapped__()
+
+
+def test_with_numba_there_are_loops():
+    """Else every other test of them would be one of PyTorch's kernels."""
+    assert native.compiled() is not None
 
 
 def test_the_loops_are_compiled_to_vector_instructions():
@@ -113,6 +121,46 @@ def test_views_that_negate_are_read_as_what_they_mean():
     for closed in (True, False):
         found = kernels.pass_inside(plain, x, grid, closed=closed)
         assert torch.equal(found, kernels.pass_inside(plain, plain, grid, closed=closed))
+
+
+LOW = 2.0**-16
+NUMBERS = [math.nan, math.inf, -math.inf, 0.0, -0.0, 1.0, -1.0, 0.5, LOW, LOW / 2, 1e-45, -1e-45, 3e38, -3e38]
+NUMBERS += [MAX_THRESHOLD, MAX_THRESHOLD / 2, -MAX_THRESHOLD / 2, 2.0**-126, 1 / 3, 127.0]
+
+
+def pairs():
+    """Return every pair of special numbers, then random ones of many magnitudes."""
+    first, second = (each.reshape(-1) for each in torch.meshgrid(*[torch.tensor(NUMBERS)] * 2, indexing="ij"))
+    some = torch.randn(2, 5000) * torch.exp2(torch.randint(-30, 30, (2, 5000)).float())
+    return torch.cat([first, some[0]]), torch.cat([second, some[1]])
+
+
+def assert_same_numbers(found, expected):
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one.nan_to_num(nan=12345.0), other.nan_to_num(nan=12345.0))
+
+
+@pytest.mark.parametrize("power_of_two", [False, True])
+@pytest.mark.parametrize("steps", [1.0, 8.0, 32768.0])
+def test_symmetric_grids_of_channels_are_the_tensors(power_of_two, steps):
+    threshold, upstream = pairs()
+    arguments = LOW, steps, power_of_two
+    scale = SymmetricScale.forward(threshold, *arguments)
+    assert torch.equal(native.symmetric(threshold, *arguments), scale)
+    found = native.symmetric_gradient(threshold, scale, upstream, *arguments)
+    assert_same_numbers([found], [SymmetricScale.gradient(threshold, scale, upstream, *arguments)])
+    assert found.any()
+
+
+@pytest.mark.parametrize("n_bits", [1, 2, 8, 16])
+def test_uniform_grids_of_channels_are_the_tensors(n_bits):
+    ends = pairs()
+    grid = UniformGrid.forward(*ends, LOW, n_bits)
+    assert_same_numbers(native.uniform(*ends, LOW, n_bits), grid)
+    for d_grid in (pairs()[::-1], tuple(torch.randn(2, ends[0].numel()))):
+        found = native.uniform_gradients(ends, grid, d_grid, LOW, n_bits)
+        assert_same_numbers(found, UniformGrid.gradients(ends, grid, d_grid, LOW, n_bits))
+        assert all(each.any() for each in found)
 
 
 FORK = """

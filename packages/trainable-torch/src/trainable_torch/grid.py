@@ -13,7 +13,7 @@ from torch import Tensor
 
 from trainable_core import qparams
 from trainable_core.checks import MAX_THRESHOLD
-from trainable_torch import kernels, scalars
+from trainable_torch import kernels, native, scalars
 from trainable_torch.scalars import Numbers
 
 
@@ -270,11 +270,17 @@ class VariableGrid(Grid):
             else:
                 made = scalars.uniform_grid(variables[0], variables[1], *self.arguments)
         else:
-            forward: Any = self.function.forward
-            with torch.no_grad():
-                made = forward(*self.variables, *self.arguments)
+            made = self._made_of_channels()
         scale, zero_point = (made, 0.0) if self.centered else made
         return Numbers.of(scale, zero_point, self.quant_min, self.quant_max)
+
+    def _made_of_channels(self) -> Any:
+        if native.serves(*self.variables):
+            natively: Any = native.symmetric if self.centered else native.uniform
+            return natively(*self.variables, *self.arguments)
+        forward: Any = self.function.forward
+        with torch.no_grad():
+            return forward(*self.variables, *self.arguments)
 
     def leaf_gradients(
         self, leaves: Sequence[Tensor], made: tuple[Any, Any], d_grid: Sequence[float | Tensor | None]
@@ -285,9 +291,13 @@ class VariableGrid(Grid):
             return [_tensor(each, leaves[0]) for each in self._number_gradients(leaves, made, d_numbers)]
         d_scale, d_zero = (_tensor(each, leaves[0]) for each in d_grid)
         assert d_scale is not None  # noqa: S101 - the eager functions give both to a grid that is made of variables
+        given = [each for each in (*leaves, *made, d_scale, d_zero) if isinstance(each, Tensor)]
+        fast = isinstance(made[0], Tensor) and kernels.serves_backward(*given) and native.serves(*given)
         if d_zero is None:
-            return (SymmetricScale.gradient(leaves[0], made[0], d_scale, *self.arguments),)
-        return UniformGrid.gradients((leaves[0], leaves[1]), made, (d_scale, d_zero), *self.arguments)
+            symmetric_gradient = native.symmetric_gradient if fast else SymmetricScale.gradient
+            return (symmetric_gradient(leaves[0], made[0], d_scale, *self.arguments),)
+        uniform_gradients = native.uniform_gradients if fast else UniformGrid.gradients
+        return uniform_gradients((leaves[0], leaves[1]), made, (d_scale, d_zero), *self.arguments)
 
     def _number_gradients(
         self, leaves: Sequence[Tensor], made: tuple[float, float], d_grid: Sequence[float]

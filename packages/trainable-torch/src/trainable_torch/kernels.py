@@ -51,6 +51,14 @@ def serves(*tensors: Tensor) -> bool:
     return True
 
 
+def serves_backward(*gradients: Tensor) -> bool:
+    """Return whether a backward pass may take the eager kernels: it is neither differentiated nor vectorized itself."""
+    if torch.is_grad_enabled() or not serves(*gradients):
+        return False
+    # ``is_grads_batched`` batches the gradient outside of a transform; nothing public tells
+    return not any(map(torch._C._functorch.is_legacy_batchedtensor, gradients))  # noqa: SLF001
+
+
 # ---- forward --------------------------------------------------------------------------------------------------------
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import itertools
 import math
 import os
 from collections.abc import Callable
@@ -31,11 +32,11 @@ SHORT = 8
 
 
 class Compiled(NamedTuple):
-    """The loops of `trainable_torch.loops`, compiled; they take addresses, and let other threads of Python run.
+    """The loops of `loops` and `grid_loops`, compiled; they take addresses, and let other threads of Python run.
 
     Parameters
     ----------
-    snap, inside, learned, terms : callable
+    snap, inside, learned, terms, symmetric, symmetric_gradient, uniform, uniform_gradients : callable
         Called as C functions.
     """
 
@@ -43,6 +44,10 @@ class Compiled(NamedTuple):
     inside: Loop
     learned: Loop
     terms: Loop
+    symmetric: Loop
+    symmetric_gradient: Loop
+    uniform: Loop
+    uniform_gradients: Loop
 
 
 @functools.cache
@@ -51,21 +56,30 @@ def compiled() -> Compiled | None:
     try:
         import numba  # noqa: PLC0415 - an extra, and it takes a third of a second
 
-        from trainable_torch import loops  # noqa: PLC0415 - needs it
+        return None if numba.config.DISABLE_JIT else _compile_all(numba)  # type: ignore[attr-defined] # set on import
     except Exception:  # noqa: BLE001 - numba refuses a NumPy or a platform in its own ways; training goes on without
         return None
-    if numba.config.DISABLE_JIT:  # type: ignore[attr-defined] # set when numba is imported
-        return None
+
+
+def _compile_all(numba: Any) -> Compiled:
+    from trainable_torch import grid_loops, loops  # noqa: PLC0415 - they need numba
+
     return Compiled(
         _compile(numba, loops.snap, 6, 6),
         _compile(numba, loops.inside, 6, 7),
         _compile(numba, loops.learned, 7, 8),
         _compile(numba, loops.terms, 8, 7),
+        _compile(numba, grid_loops.symmetric, 2, 2, floats=2),
+        _compile(numba, grid_loops.symmetric_gradient, 4, 2, floats=2),
+        _compile(numba, grid_loops.uniform, 4, 2, floats=1),
+        _compile(numba, grid_loops.uniform_gradients, 8, 2, floats=1),
     )
 
 
-def _compile(numba: Any, loop: Loop, addresses: int, numbers: int) -> Loop:
-    signature = numba.void(*[numba.types.voidptr] * addresses, *[numba.int64] * numbers)
+def _compile(numba: Any, loop: Loop, addresses: int, numbers: int, floats: int = 0) -> Loop:
+    """Compile a function of so many addresses, floats and integers, in this order."""
+    arguments = [numba.types.voidptr] * addresses, [numba.float64] * floats, [numba.int64] * numbers
+    signature = numba.void(*itertools.chain(*arguments))
     try:
         made = numba.cfunc(signature, cache=True)(loop)
     except (OSError, RuntimeError):  # there is no place to keep it
@@ -169,6 +183,54 @@ def _like(tensor: Tensor, other: Tensor) -> Tensor:
     """Return the tensor, copied if it lies otherwise in memory than a dense one."""
     alike = tensor.stride() == other.stride() or (tensor.is_contiguous() and other.is_contiguous())
     return tensor if alike and not tensor.is_neg() else torch.empty_like(other).copy_(tensor)
+
+
+# ---- grids of channels ----------------------------------------------------------------------------------------------
+
+
+def serves(*tensors: Tensor) -> bool:
+    """Return whether the compiled loops are there, and plain float32 CPU tensors lie as they want them."""
+    return compiled() is not None and all(tensor.is_contiguous() and not tensor.is_neg() for tensor in tensors)
+
+
+def symmetric(threshold: Tensor, low: float, steps: float, power_of_two: bool) -> Tensor:  # noqa: FBT001 - as the grid's
+    """Return what ``SymmetricScale.forward`` returns."""
+    scale = torch.empty_like(threshold)
+    _loops().symmetric(threshold.data_ptr(), scale.data_ptr(), low, 1.0 / steps, scale.numel(), power_of_two)
+    return scale
+
+
+def symmetric_gradient(
+    threshold: Tensor,
+    scale: Tensor,
+    upstream: Tensor,
+    low: float,
+    steps: float,
+    power_of_two: bool,  # noqa: FBT001 - as the grid's
+) -> Tensor:
+    """Return what ``SymmetricScale.gradient`` returns."""
+    gradient = torch.empty_like(threshold)
+    arrays = threshold.data_ptr(), scale.data_ptr(), upstream.data_ptr(), gradient.data_ptr()
+    _loops().symmetric_gradient(*arrays, low, 1.0 / steps, scale.numel(), power_of_two)
+    return gradient
+
+
+def uniform(range_min: Tensor, range_max: Tensor, low: float, n_bits: int) -> tuple[Tensor, Tensor]:
+    """Return what ``UniformGrid.forward`` returns."""
+    scale, zero_point = torch.empty_like(range_min), torch.empty_like(range_min)
+    arrays = range_min.data_ptr(), range_max.data_ptr(), scale.data_ptr(), zero_point.data_ptr()
+    _loops().uniform(*arrays, low, scale.numel(), 2**n_bits - 1)
+    return scale, zero_point
+
+
+def uniform_gradients(
+    ends: tuple[Tensor, Tensor], grid: tuple[Tensor, Tensor], d_grid: tuple[Tensor, Tensor], low: float, n_bits: int
+) -> tuple[Tensor, Tensor]:
+    """Return what ``UniformGrid.gradients`` returns."""
+    made = torch.empty_like(ends[0]), torch.empty_like(ends[1])
+    arrays = (tensor.data_ptr() for pair in (ends, grid, d_grid, made) for tensor in pair)
+    _loops().uniform_gradients(*arrays, low, ends[0].numel(), 2**n_bits - 1)
+    return made
 
 
 # ---- threads --------------------------------------------------------------------------------------------------------

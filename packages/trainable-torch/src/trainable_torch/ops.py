@@ -127,7 +127,7 @@ class _EagerSte(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, None]:
         """Pass the gradient inside the range, its ends included."""
         (x,) = ctx.saved_tensors
-        if _plain(upstream):
+        if kernels.serves_backward(upstream):
             return kernels.pass_inside(x, upstream, ctx.grid.numbers, closed=True), None
         return _ste_gradient(upstream, x, *ctx.grid.numbers.tensors(x)), None
 
@@ -153,7 +153,7 @@ class _EagerLsq(torch.autograd.Function):
         numbers, outside = grid.numbers, len(leaves) > 1  # a threshold has no part in the zero point
         d_scale: Part
         d_zero: Part
-        if not _plain(upstream):  # this backward pass is differentiated, or vectorized
+        if not kernels.serves_backward(upstream):  # this backward pass is differentiated, or vectorized
             scale, zero_point = grid.tensors(leaves)
             plain = Grid(scale, zero_point, grid.quant_min, grid.quant_max, grid.centered)
             low: End
@@ -191,13 +191,6 @@ def is_quantized(tensor: Tensor) -> bool:
     """
     node: Any = tensor.grad_fn
     return type(node) in _NODES and tensor._version == node.version  # noqa: SLF001 - as above
-
-
-def _plain(upstream: Tensor) -> bool:
-    """Return whether a backward pass may take the eager kernels: it is neither differentiated nor vectorized itself."""
-    # ``is_grads_batched`` batches the gradient outside of a transform; nothing public tells
-    batched = torch._C._functorch.is_legacy_batchedtensor(upstream)  # noqa: SLF001
-    return kernels.serves(upstream) and not torch.is_grad_enabled() and not batched
 
 
 def apply(function: type[torch.autograd.Function], *arguments: Any) -> Tensor:
