@@ -35,7 +35,7 @@ SOURCES = [f"packages/trainable-{name}/src" for name in DISTRIBUTIONS]
 CORE = ("-e", "packages/trainable-core[cli,conformance,yaml]")
 # What users train with stands beside what is tested.
 ENGINES = ("scikit-learn", "transformers", "lightning", "accelerate")
-TORCH = (*CORE, "-e", "packages/trainable-torch", "torch", "pytest-xdist", *ENGINES)
+TORCH = (*CORE, "-e", "packages/trainable-torch[speed]", "torch", "pytest-xdist", *ENGINES)
 KERAS = (*CORE, "-e", "packages/trainable-keras", "pytest-xdist", "scikit-learn", "tensorflow-cpu")
 # One thread each for the two test processes: together they fill two cores, with more threads they wait for each other.
 PARALLEL = ("-n", "2")
@@ -108,7 +108,7 @@ KERAS_TORCH_TESTS = Environment("keras-torch", [*CORE, "-e", "packages/trainable
 # Everything side by side: each backend must leave the others alone.
 EVERYTHING = (*KERAS, "-e", "packages/trainable-torch", "-e", "packages/trainable-tfkeras", "torch", "tf-keras")
 CROSS_TESTS = Environment("cross", EVERYTHING)
-MINIMUMS = Environment("minimums", [*CORE, "-e", "packages/trainable-torch", "pytest-xdist"], "minimums")
+MINIMUMS = Environment("minimums", [*CORE, "-e", "packages/trainable-torch[speed]", "pytest-xdist"], "minimums")
 TFKERAS = (*CORE, "-e", "packages/trainable-tfkeras", "pytest-xdist", "scikit-learn")
 TFKERAS_TESTS = Environment("tfkeras", [*TFKERAS, "tensorflow-cpu", "tf-keras"], "tensorflow-2.21")
 TFKERAS_215_TESTS = Environment("tfkeras-215", [*TFKERAS, "tensorflow-cpu"], "tensorflow-2.15")

@@ -18,12 +18,19 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+
+from trainable_torch import native
 
 MALLOC = dict.fromkeys(("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"), str(2**32))
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
+
+
+Key = TypeVar("Key")
 
 
 def arguments(description: str, rounds: int) -> argparse.Namespace:
@@ -40,10 +47,10 @@ def arguments(description: str, rounds: int) -> argparse.Namespace:
 
 
 def interleaved(
-    baseline: Callable[[], object], candidates: Mapping[str, Callable[[], object]], rounds: int, warm: int = 2
-) -> dict[str, float]:
+    baseline: Callable[[], object], candidates: Mapping[Key, Callable[[], object]], rounds: int, warm: int = 2
+) -> dict[Key, float]:
     """Return the median ratio of each candidate's time to that of the baseline, which runs before every candidate."""
-    ratios: dict[str, list[float]] = {name: [] for name in candidates}
+    ratios: dict[Key, list[float]] = {name: [] for name in candidates}
     for _ in range(warm):
         for run in (baseline, *candidates.values()):
             run()
@@ -65,22 +72,35 @@ def _seconds(run: Callable[[], object]) -> float:
     return time.process_time() - started
 
 
-def kept_bytes(model: nn.Module, forward: Callable[[], Tensor]) -> int:
-    """Return the bytes that a forward keeps for backward, each storage once, without parameters and buffers."""
-    own = {each.untyped_storage().data_ptr() for each in [*model.parameters(), *model.buffers()]}
-    kept: dict[int, int] = {}
-    alive = []
+def kept_bytes(model: nn.Module, x: Tensor) -> int:
+    """Return the bytes that a forward allocates and does not free: what is kept for backward, and the output.
 
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-            alive.append(tensor)  # else the next storage may get the same place
-        return tensor
+    PyTorch's allocator is asked, not the hooks for saved tensors: where these are active nothing is made again in
+    backward.
+    """
+    model(x)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as seen:
+        output = model(x)
+    assert output.requires_grad  # noqa: S101 - and it holds the graph until here
+    return sum(event.self_cpu_memory_usage for event in seen.key_averages())
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        forward()
-    return sum(kept.values())
+
+def without_numba(run: Callable[[], object]) -> Callable[[], None]:
+    """Return the same run on PyTorch's own kernels, as where numba is not installed."""
+
+    def own() -> None:
+        before = native.compiled
+        native.compiled = _nothing
+        try:
+            run()
+        finally:
+            native.compiled = before
+
+    return own
+
+
+def _nothing() -> None:
+    """Return None, as `trainable_torch.native.compiled` does without numba."""
 
 
 def peak_bytes(run: Callable[[], object]) -> int:
@@ -99,8 +119,10 @@ def peak_bytes(run: Callable[[], object]) -> int:
 
 def conditions() -> str:
     """Return what the numbers were measured on, in one line."""
+    compiled = "with" if native.compiled() is not None else "without"
     return (
-        f"PyTorch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} thread, "
+        f"PyTorch {torch.__version__} {compiled} numba, {torch.backends.cpu.get_cpu_capability()}, "
+        f"{torch.get_num_threads()} thread, "
         f"{platform.machine()} {platform.system()}, Python {platform.python_version()}"
     )
 

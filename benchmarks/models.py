@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -48,6 +49,18 @@ def resnet(width: int) -> nn.Sequential:
     return nn.Sequential(stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4 * width, 10))
 
 
+def resnet18() -> nn.Sequential:
+    """Return ResNet-18 as He et al. (2016) and torchvision have it, for images of shape (3, 224, 224)."""
+    stem = nn.Sequential(nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(3, 2, 1))
+    widths = (64, 64, 128, 256, 512)
+    blocks = [
+        block
+        for inputs, outputs in pairwise(widths)
+        for block in (Block(inputs, outputs, 1 if inputs == outputs else 2), Block(outputs, outputs, 1))
+    ]
+    return nn.Sequential(stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 1000))
+
+
 class TransformerBlock(nn.Module):
     """Attention and a feed-forward part, each behind a layer norm, with residuals.
 
@@ -78,6 +91,7 @@ def cases() -> dict[str, tuple[nn.Module, Tensor]]:
     return {
         "ResNet-10, 64 channels, batch 8": (resnet(64), torch.randn(8, 3, 32, 32)),
         "ResNet-10, 32 channels, batch 16": (resnet(32), torch.randn(16, 3, 32, 32)),
+        "ResNet-18, ImageNet, batch 4": (resnet18(), torch.randn(4, 3, 224, 224)),
         "transformer block, batch 8, length 128": (TransformerBlock(), torch.randn(8, 128, 256)),
     }
 

@@ -1,5 +1,7 @@
 """Forward and backward of one fake quantization, as a multiple of copying the input and the gradient once.
 
+Where numba is installed (``trainable-torch[speed]``), both kinds of kernels are measured, in the same rounds.
+
 Usage: ``python benchmarks/torch_kernels.py [--rounds N] [--write]``
 """
 
@@ -10,11 +12,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from measuring import arguments, conditions, interleaved, report, table
+from measuring import arguments, conditions, interleaved, report, table, without_numba
 from torch import Tensor
 
 from trainable_core import QuantizationMethod, TrainableQuantizerActivationConfig, TrainableQuantizerWeightsConfig
 from trainable_core.constants import RANGE_MAX, RANGE_MIN, SIGNED, THRESHOLD
+from trainable_torch import native
 from trainable_torch.quantizers import (
     LsqActivationQuantizer,
     LsqWeightsQuantizer,
@@ -88,26 +91,30 @@ def floor(x: Tensor, upstream: Tensor) -> Callable[[], None]:
 def main() -> None:
     """Print the six columns for every grid, and the grids' ratios to SYMMETRIC."""
     options = arguments(__doc__ or "", rounds=9)
-    medians: dict[QuantizationMethod, list[float]] = {method: [] for method in METHODS}
+    kinds = ("with numba", "without numba") if native.compiled() is not None else ("without numba",)
+    medians: dict[tuple[str, str], list[float]] = {(kind, method.name): [] for kind in kinds for method in METHODS}
     for cls, axis in COLUMNS.values():
-        cells: dict[QuantizationMethod, list[float]] = {method: [] for method in METHODS}
+        cells: dict[tuple[str, str], list[float]] = {key: [] for key in medians}
         shapes = ACTIVATIONS if cls in (SteActivationQuantizer, LsqActivationQuantizer) else WEIGHTS
         for shape in shapes:
             x, upstream = torch.randn(shape), torch.randn(shape)
             for n_bits in BITS:
-                runs = {
-                    method.name: step(quantizer(cls, method, n_bits, shape, axis), x, upstream) for method in METHODS
-                }
-                for name, ratio in interleaved(floor(x, upstream), runs, options.rounds).items():
-                    cells[QuantizationMethod[name]].append(ratio)
-        for method, ratios in cells.items():
-            medians[method].append(statistics.median(ratios))
-    rows = [["target", *TARGETS]]
-    rows += [[method.name, *values] for method, values in medians.items()]
-    symmetric = medians[QuantizationMethod.SYMMETRIC]
-    for method in METHODS[1:]:
-        ratios = (value / base for value, base in zip(medians[method], symmetric, strict=True))
-        rows.append([f"{method.name} / SYMMETRIC", *ratios])
+                runs = {}
+                for method in METHODS:
+                    run = step(quantizer(cls, method, n_bits, shape, axis), x, upstream)
+                    for kind in kinds:
+                        runs[kind, method.name] = run if kind == "with numba" else without_numba(run)
+                for key, ratio in interleaved(floor(x, upstream), runs, options.rounds).items():
+                    cells[key].append(ratio)
+        for key, ratios in cells.items():
+            medians[key].append(statistics.median(ratios))
+    rows: list[list[object]] = [["target", *TARGETS]]
+    for kind in kinds:
+        rows += [[f"{method.name}, {kind}", *medians[kind, method.name]] for method in METHODS]
+        symmetric = medians[kind, METHODS[0].name]
+        for method in METHODS[1:]:
+            ratios = [value / base for value, base in zip(medians[kind, method.name], symmetric, strict=True)]
+            rows.append([f"{method.name} / SYMMETRIC, {kind}", *ratios])
     text = f"{conditions()}; medians over {len(ACTIVATIONS)} shapes, {BITS} bits, {options.rounds} rounds.\n\n"
     report("kernels", text + table(["", *COLUMNS], rows), write=options.write)
 

@@ -1,6 +1,7 @@
 """A whole training step of a quantized model, and what it keeps for backward, as ratios to the float model.
 
 Forward, backward and SGD; all layers quantized, batch norm kept. Then evaluation, whose weights are quantized once.
+Where numba is installed (``trainable-torch[speed]``), both kinds of kernels are measured, in the same rounds.
 
 Usage: ``python benchmarks/torch_steps.py [--rounds N] [--write]``
 """
@@ -11,11 +12,12 @@ import copy
 from collections.abc import Callable
 
 import torch
-from measuring import arguments, conditions, interleaved, kept_bytes, report, table
+from measuring import arguments, conditions, interleaved, kept_bytes, report, table, without_numba
 from models import cases, recipe
 from torch import Tensor, nn
 
 import trainable_torch
+from trainable_torch import native
 
 LIMITS = {"STE": ("1.05 / 1.10", "1.5 / 1.6"), "LSQ": ("1.10 / 1.15", "1.5 / 1.6")}
 
@@ -54,19 +56,23 @@ def main() -> None:
     rows = []
     for name, (model, x) in cases().items():
         models = {(method, bits): quantized(model, x, method, bits) for method in ("STE", "LSQ") for bits in (8, 4)}
-        steps = {f"{method} W{bits}A8": training_step(each, x) for (method, bits), each in models.items()}
+        steps = {}
+        for key, each in models.items():
+            run = training_step(each, x)
+            steps[key, True], steps[key, False] = run, without_numba(run)
         ratios = interleaved(training_step(copy.deepcopy(model), x), steps, options.rounds)
-        floating = kept_bytes(model, lambda model=model, x=x: model(x))  # type: ignore[misc] # bound to this turn's
-        memory = {
-            f"{method} W{bits}A8": kept_bytes(each, lambda each=each, x=x: each(x)) / floating  # type: ignore[misc]
-            for (method, bits), each in models.items()
-        }
-        calls = {f"{method} W{bits}A8": evaluation(each.eval(), x) for (method, bits), each in models.items()}
+        floating = kept_bytes(model, x)
+        memory = {key: kept_bytes(each, x) / floating for key, each in models.items()}
+        calls = {key: evaluation(each.eval(), x) for key, each in models.items()}
         evaluated = interleaved(evaluation(copy.deepcopy(model).eval(), x), calls, options.rounds)
-        for how, ratio in ratios.items():
-            time_limit, memory_limit = LIMITS[how[:3]]
-            rows.append([name, how, ratio, time_limit, memory[how], memory_limit, evaluated[how]])
-    header = ["model", "quantization", "step / float", "target*", "kept / float", "target*", "eval / float"]
+        for key, kept in memory.items():
+            method, bits = key
+            with_numba: object = ratios[key, True] if native.compiled() is not None else "not installed"
+            time_limit, memory_limit = LIMITS[method]
+            how = f"{method} W{bits}A8"
+            cells = (with_numba, ratios[key, False], time_limit, kept, memory_limit, evaluated[key])
+            rows.append([name, how, *cells])
+    header = ["model", "quantization", "step / float", "without numba", "target*", "kept / float", "target*", "eval"]
     text = f"{conditions()}; medians of {options.rounds} rounds. *ResNet / transformer.\n\n"
     report("steps", text + table(header, rows), write=options.write)
 

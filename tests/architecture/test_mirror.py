@@ -25,8 +25,12 @@ NAMED = "a Keras layer has a name"
 
 OF_TORCH = {
     "cache": EAGER,
+    "grid_loops": EAGER,
     "kernels": EAGER,
     "layout": EAGER,
+    "loops": EAGER,
+    "native": EAGER,
+    "recomputing": EAGER,
     "scalars": EAGER,
     "ranks": "Keras hides the processes of a job behind its strategies",
     "copying": "Keras has no copy of a live model: layers are made again from their configs",

@@ -1,4 +1,7 @@
-"""The eager CPU kernels against the plain expression, bit for bit: sizes around the chunks, every layout and axis."""
+"""The eager CPU kernels against the plain expression, bit for bit: sizes around the chunks, every layout and axis.
+
+Every test runs twice: on the loops that numba compiles, and on PyTorch's own kernels.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,21 @@ import torch
 from torch import Tensor
 
 from tests.torch.strategies import assert_same_bits
-from trainable_torch import cache, kernels, layout, ops
+from trainable_torch import cache, kernels, layout, native, ops
 from trainable_torch.grid import Grid
 
 AXES = [None, 0, 1, 2, -1]
 CHUNK = 256  # instead of layout.CHUNK: the boundaries are at sizes that tests can afford
 SIZES = [1, 63, 64, 65, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK, 3 * CHUNK + 17]
+
+
+@pytest.fixture(params=["numba", "torch"], autouse=True)
+def made_of(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compute with the loops that numba compiles, or without them."""
+    if request.param == "torch":
+        monkeypatch.setattr(native, "compiled", lambda: None)
+    elif native.compiled() is None:
+        pytest.skip("numba is not installed")
 
 
 @pytest.fixture(params=[1, 2, 3])

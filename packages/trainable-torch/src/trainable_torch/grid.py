@@ -13,8 +13,8 @@ from torch import Tensor
 
 from trainable_core import qparams
 from trainable_core.checks import MAX_THRESHOLD
-from trainable_torch import kernels, scalars
-from trainable_torch.kernels import Numbers
+from trainable_torch import kernels, native, scalars
+from trainable_torch.scalars import Numbers
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,9 @@ class Grid:
 
     def leaf_gradients(
         self,
-        leaves: Sequence[Tensor],  # noqa: ARG002 - a grid made from variables needs these two
+        leaves: Sequence[Tensor],
         made: tuple[Any, Any],  # noqa: ARG002
-        d_grid: Sequence[Tensor | None],
+        d_grid: Sequence[float | Tensor | None],
     ) -> Sequence[Tensor | None]:
         """Return the gradients of `leaves`.
 
@@ -77,15 +77,21 @@ class Grid:
             As they were in the forward.
         made : pair of Tensor or float
             Scale and zero point that were made of them.
-        d_grid : pair of Tensor
-            Gradients of scale and zero point, the latter None on a centered grid.
+        d_grid : pair of Tensor or float
+            Gradients of scale and zero point, the latter None on a centered grid; float32, numbers where one scale
+            serves all elements.
         """
-        return d_grid
+        return [_tensor(each, leaves[0]) for each in d_grid]
 
     def tensors(self, leaves: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Return scale and zero point in the graph of `leaves`."""
         scale, zero_point = leaves
         return scale, zero_point
+
+
+def _tensor(gradient: float | Tensor | None, leaf: Tensor) -> Tensor | None:
+    """Return a leaf's gradient as a tensor of its shape."""
+    return torch.full_like(leaf, gradient) if isinstance(gradient, float) else gradient
 
 
 def _held(variable: Tensor, gradient: Tensor, low: float, high: float) -> Tensor:
@@ -264,29 +270,39 @@ class VariableGrid(Grid):
             else:
                 made = scalars.uniform_grid(variables[0], variables[1], *self.arguments)
         else:
-            forward: Any = self.function.forward
-            with torch.no_grad():
-                made = forward(*self.variables, *self.arguments)
+            made = self._made_of_channels()
         scale, zero_point = (made, 0.0) if self.centered else made
         return Numbers.of(scale, zero_point, self.quant_min, self.quant_max)
 
+    def _made_of_channels(self) -> Any:
+        if native.serves(*self.variables):
+            natively: Any = native.symmetric if self.centered else native.uniform
+            return natively(*self.variables, *self.arguments)
+        forward: Any = self.function.forward
+        with torch.no_grad():
+            return forward(*self.variables, *self.arguments)
+
     def leaf_gradients(
-        self, leaves: Sequence[Tensor], made: tuple[Any, Any], d_grid: Sequence[Tensor | None]
+        self, leaves: Sequence[Tensor], made: tuple[Any, Any], d_grid: Sequence[float | Tensor | None]
     ) -> Sequence[Tensor | None]:
         """Return the gradients of the variables; see the base."""
-        d_scale, d_zero = d_grid
-        assert d_scale is not None  # noqa: S101 - the eager functions give both to a grid that is made of variables
         if isinstance(made[0], float) and leaves[0].dim() == 0:
-            return [leaves[0].new_tensor(each) for each in self._number_gradients(leaves, made, d_grid)]
+            d_numbers = [0.0 if each is None else float(each) for each in d_grid]
+            return [_tensor(each, leaves[0]) for each in self._number_gradients(leaves, made, d_numbers)]
+        d_scale, d_zero = (_tensor(each, leaves[0]) for each in d_grid)
+        assert d_scale is not None  # noqa: S101 - the eager functions give both to a grid that is made of variables
+        given = [each for each in (*leaves, *made, d_scale, d_zero) if isinstance(each, Tensor)]
+        fast = isinstance(made[0], Tensor) and kernels.serves_backward(*given) and native.serves(*given)
         if d_zero is None:
-            return (SymmetricScale.gradient(leaves[0], made[0], d_scale, *self.arguments),)
-        return UniformGrid.gradients((leaves[0], leaves[1]), made, (d_scale, d_zero), *self.arguments)
+            symmetric_gradient = native.symmetric_gradient if fast else SymmetricScale.gradient
+            return (symmetric_gradient(leaves[0], made[0], d_scale, *self.arguments),)
+        uniform_gradients = native.uniform_gradients if fast else UniformGrid.gradients
+        return uniform_gradients((leaves[0], leaves[1]), made, (d_scale, d_zero), *self.arguments)
 
     def _number_gradients(
-        self, leaves: Sequence[Tensor], made: tuple[float, float], d_grid: Sequence[Tensor | None]
+        self, leaves: Sequence[Tensor], made: tuple[float, float], d_grid: Sequence[float]
     ) -> Sequence[float]:
-        variables = [float(leaf) for leaf in leaves]
-        d_scale, d_zero = (0.0 if each is None else float(each) for each in d_grid)
+        variables, (d_scale, d_zero) = [float(leaf) for leaf in leaves], d_grid
         if self.centered:
             low, steps, power_of_two = self.arguments
             return [scalars.symmetric_gradient(variables[0], made[0], d_scale, low, steps, power_of_two=power_of_two)]

@@ -14,17 +14,18 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from trainable_torch import scalars
+from trainable_torch import native
 from trainable_torch.cache import is_plain
-from trainable_torch.layout import Layout, look
+from trainable_torch.layout import Layout, dense, look
+from trainable_torch.scalars import Numbers
 
 GRAIN = 2**15
 """PyTorch gives a kernel of fewer elements to one thread (``at::internal::GRAIN_SIZE``)."""
@@ -40,57 +41,6 @@ TINY = 2.0**-126
 """The smallest normal float32 number."""
 
 
-@dataclass(frozen=True)
-class Numbers:
-    """A grid outside the autograd graph: plain numbers where one scale serves all elements, else tensors.
-
-    Parameters
-    ----------
-    scale, inverse : float, or Tensor broadcastable to the input
-        Step between grid points, and its float32 reciprocal.
-    low, high : float, or Tensor broadcastable to the input
-        The grid's ends counted from zero; numbers too where they are the same for every channel.
-    span : int
-        ``quant_max - quant_min``.
-    shape : tuple of int
-        That of the scale as a tensor.
-    """
-
-    scale: float | Tensor
-    inverse: float | Tensor
-    low: float | Tensor
-    high: float | Tensor
-    span: int
-    shape: tuple[int, ...] = ()
-
-    @classmethod
-    def of(cls, scale: float | Tensor, zero_point: float | Tensor, quant_min: int, quant_max: int) -> Numbers:
-        """Return the numbers of a grid, float32; `zero_point` is a number where every one is the same."""
-        return cls.between(scale, quant_min - zero_point, quant_max - zero_point, quant_max - quant_min)
-
-    @classmethod
-    def between(cls, scale: float | Tensor, low: float | Tensor, high: float | Tensor, span: int = 0) -> Numbers:
-        """Return the numbers of a grid with these ends; without a `span` they serve `snap` alone."""
-        shape: tuple[int, ...] = ()
-        if isinstance(scale, Tensor):
-            shape = tuple(scale.shape)
-            if scale.numel() > 1:
-                if not isinstance(low, Tensor):
-                    low, high = float(low), float(high)
-                return cls(scale, scale.reciprocal(), low, high, span, shape)
-            scale = float(scale)
-        return cls(scale, scalars.float32(1.0 / scale), float(low), float(high), span, shape)
-
-    def zero_point(self, quant_min: int) -> float | Tensor:
-        """Return the code of real 0.0."""
-        return quant_min - self.low
-
-    def tensors(self, like: Tensor) -> tuple[Tensor, float | Tensor, float | Tensor]:
-        """Return scale and ends as the plain expressions take them."""
-        scale = self.scale if isinstance(self.scale, Tensor) else like.new_full(self.shape, self.scale)
-        return scale, self.low, self.high
-
-
 def serves(*tensors: Tensor) -> bool:
     """Return whether these are plain float32 CPU tensors in eager mode."""
     if not is_plain(*tensors):
@@ -101,13 +51,25 @@ def serves(*tensors: Tensor) -> bool:
     return True
 
 
+def serves_backward(*gradients: Tensor) -> bool:
+    """Return whether a backward pass may take the eager kernels: it is neither differentiated nor vectorized itself."""
+    if torch.is_grad_enabled() or not serves(*gradients):
+        return False
+    # ``is_grads_batched`` batches the gradient outside of a transform; nothing public tells
+    return not any(map(torch._C._functorch.is_legacy_batchedtensor, gradients))  # noqa: SLF001
+
+
 # ---- forward --------------------------------------------------------------------------------------------------------
 
 
 def snap(x: Tensor, grid: Numbers) -> Tensor:
     """Return `x` snapped to the grid, as ``ops.snap`` does."""
-    x, layout = look(x, grid.scale)
-    y = torch.empty_like(x)
+    x, y = dense(x)
+    lines = native.lines(x, grid.scale)
+    if lines is not None:
+        native.snap(x, y, grid, lines)
+        return y
+    layout = look(x, grid.scale)
     chunks = layout.chunks(layout.rows(x), layout.rows(y))
     if isinstance(grid.scale, float):
         for _, (values, codes) in chunks:
@@ -269,8 +231,12 @@ def _window(grid: Numbers, *, closed: bool) -> Window | None:
 
 def pass_inside(x: Tensor, upstream: Tensor, grid: Numbers, *, closed: bool) -> Tensor:
     """Return `upstream` where `x` is inside the range, `closed`: or at its ends; 0 elsewhere."""
-    x, layout = look(x, grid.scale)
-    d_x = torch.empty_like(x)
+    x, d_x = dense(x)
+    lines = native.lines(x, grid.scale)
+    if lines is not None:
+        native.pass_inside(x, upstream, d_x, grid, lines, closed=closed)
+        return d_x
+    layout = look(x, grid.scale)
     rows = layout.rows(x), layout.rows(upstream), layout.rows(d_x)
     if isinstance(grid.inverse, float):
         assert isinstance(grid.low, float) and isinstance(grid.high, float)  # noqa: S101, PT018 - all or none is a number
@@ -301,23 +267,22 @@ def _line(
     return layout.numbers(inverse), None, *bounds
 
 
-@dataclass(frozen=True)
-class Gradients:
+class Gradients(NamedTuple):
     """Gradients of a learned grid, not yet multiplied by the gradient scale.
 
     Parameters
     ----------
     x : Tensor, shape of the input
         With respect to the input.
-    slope : Tensor, shape of the scale
-        Sum of ``upstream * d_y / d_scale``.
-    outside : Tensor, shape of the scale, or None
+    slope : float, or Tensor of the scale's shape
+        Sum of ``upstream * d_y / d_scale``; a number where one scale serves all elements.
+    outside : float, or Tensor of the scale's shape, or None
         Sum of `upstream` where the input is outside the range; None when nobody asked.
     """
 
     x: Tensor
-    slope: Tensor
-    outside: Tensor | None
+    slope: float | Tensor
+    outside: float | Tensor | None
 
 
 def learned(x: Tensor, upstream: Tensor, grid: Numbers, *, outside: bool) -> Gradients | None:
@@ -326,19 +291,35 @@ def learned(x: Tensor, upstream: Tensor, grid: Numbers, *, outside: bool) -> Gra
     None when a sum is not finite: NaN then stands for an element that counts as zero, or really for a gradient that is
     not finite, which the plain expression tells apart.
     """
-    x, layout = look(x, grid.scale)
-    d_x = torch.empty_like(x)
-    rows = layout.rows(x), layout.rows(upstream), layout.rows(d_x)
-    window = _window(grid, closed=False)
-    if isinstance(grid.inverse, float):
-        slopes, beyond = _sums_by_tensor(rows, grid, layout, outside=outside)
-    else:
-        slopes, beyond = _sums_by_channel(rows, grid, window, layout, outside=outside)
-    totals = [layout.total(parts).view(grid.shape) for parts in (slopes, beyond) if parts]
-    if not all(math.isfinite(float(total if total.dim() == 0 else total.sum())) for total in totals):
+    x, d_x = dense(x)
+    totals, signs = _totals(x, upstream, d_x, grid, outside=outside)
+    if not all(math.isfinite(total if isinstance(total, float) else float(total.sum())) for total in totals):
         return None
-    slope = totals[0] if window is None else totals[0] * window.sign
-    return Gradients(d_x, slope, totals[1] if outside else None)
+    if signs is not None:
+        totals[0] = totals[0] * signs
+    return Gradients(d_x, totals[0], totals[1] if outside else None)
+
+
+def _totals(
+    x: Tensor, upstream: Tensor, d_x: Tensor, grid: Numbers, *, outside: bool
+) -> tuple[list[float | Tensor], Tensor | None]:
+    """Put the input's gradient into `d_x`; return the sums of slopes and of what is outside, and the slopes' signs."""
+    lines, layout = native.lines(x, grid.scale), look(x, grid.scale)
+    if lines is not None:
+        totals: Sequence[float | Tensor]
+        if layout.others is None or not lines.one_chunk:
+            totals = native.learned(x, upstream, d_x, grid, lines, outside=outside)
+        else:  # one chunk: its sums are those of the plain expression
+            totals = list(map(layout.part, native.terms(x, upstream, d_x, grid, lines, outside=outside)))
+        one = isinstance(grid.scale, float)
+        return [float(each) if one else torch.as_tensor(each).view(grid.shape) for each in totals], None
+    rows = layout.rows(x), layout.rows(upstream), layout.rows(d_x)
+    if isinstance(grid.inverse, float):
+        sums = _sums_by_tensor(rows, grid, layout, outside=outside)
+        return [float(layout.total(parts)) for parts in sums if parts], None
+    window = _window(grid, closed=False)
+    sums = _sums_by_channel(rows, grid, window, layout, outside=outside)
+    return [layout.total(parts).view(grid.shape) for parts in sums if parts], None if window is None else window.sign
 
 
 Rows = tuple[Tensor, Tensor, Tensor]

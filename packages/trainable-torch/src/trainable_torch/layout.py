@@ -37,7 +37,7 @@ class Layout(NamedTuple):
     others: tuple[int, ...] | None
 
     def rows(self, x: Tensor) -> Tensor:
-        """Return a view of the shape, or a copy where the tensor lies otherwise in memory."""
+        """Return a view of the shape, or a copy where a tensor lies otherwise in memory."""
         if self.others is not None:
             return x if x.is_contiguous() else x.contiguous()
         return x.permute(self.order).reshape(self.shape)
@@ -77,33 +77,42 @@ class Layout(NamedTuple):
         return torch.stack(parts).sum(0).view(self.channels, -1).sum(1)
 
 
-def look(x: Tensor, scale: float | Tensor) -> tuple[Tensor, Layout]:
-    """Return a tensor and how it lies in memory; one with holes or overlaps is copied first.
+def dense(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a tensor without holes or overlaps, copied if it has some, and an empty one that lies alike."""
+    like = torch.empty_like(x)  # keeps the strides of a dense tensor, and of no other
+    if like.stride() == x.stride() and not x.is_neg():
+        return x, like
+    x = x.contiguous().resolve_neg()
+    return x, torch.empty_like(x)
+
+
+def look(x: Tensor, scale: float | Tensor) -> Layout:
+    """Return how a tensor lies in memory.
 
     Parameters
     ----------
-    x : Tensor, any shape, not empty
+    x : Tensor, any shape, not empty, as `dense` returns it
         What is quantized.
     scale : float, or Tensor broadcastable to `x` with more than one element
         A number when it serves all elements, else one per channel of some axis.
     """
-    n, order = x.numel(), tuple(range(x.dim()))
-    contiguous = x.is_contiguous()
+    n, order, contiguous = x.numel(), tuple(range(x.dim())), x.is_contiguous()
     if not contiguous:
         strides = x.stride()
-        by_stride = tuple(sorted(order, key=lambda axis: (-strides[axis], axis)))
-        if x.permute(by_stride).is_contiguous():
-            order = by_stride
-        else:
-            x, contiguous = x.contiguous(), True
+        order = tuple(sorted(order, key=lambda axis: (-strides[axis], axis)))
     whole = contiguous and n <= CHUNK * torch.get_num_threads()
     if isinstance(scale, float):
-        return x, Layout(order, (n,), 1, by_row=True, others=order if whole else None)
-    axis = next(index for index, size in enumerate(scale.shape) if size != 1)
+        return Layout(order, (n,), 1, by_row=True, others=order if whole else None)
+    axis = channel_axis(scale)
     sizes = [x.shape[index] for index in order]
     place = order.index(axis)
     channels, inner = sizes[place], math.prod(sizes[place + 1 :])
     outer = n // (channels * inner)
     others = tuple(index for index in order if index != axis) if whole else None
     shape = (channels, inner) if outer == 1 else (outer, channels * inner)
-    return x, Layout(order, shape, channels, by_row=outer == 1, others=others)
+    return Layout(order, shape, channels, by_row=outer == 1, others=others)
+
+
+def channel_axis(scale: Tensor) -> int:
+    """Return the axis of what there is one of per channel."""
+    return next(index for index, size in enumerate(scale.shape) if size != 1)

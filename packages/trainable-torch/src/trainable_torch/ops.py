@@ -16,9 +16,10 @@ from torch import Tensor
 
 from trainable_torch import kernels
 from trainable_torch.grid import Grid
-from trainable_torch.kernels import Numbers
+from trainable_torch.scalars import Numbers, float32
 
 End = Tensor | float
+Part = Tensor | float | None
 
 
 def snap(x: Tensor, scale: Tensor, low: End, high: End) -> Tensor:
@@ -118,13 +119,15 @@ class _EagerSte(torch.autograd.Function):
         """Return `x` snapped to the grid; keep `x`."""
         ctx.grid = grid
         ctx.save_for_backward(x)
-        return kernels.snap(x, grid.numbers)
+        y = kernels.snap(x, grid.numbers)
+        ctx.version = y._version  # noqa: SLF001 - nothing public tells it
+        return y
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, None]:
         """Pass the gradient inside the range, its ends included."""
         (x,) = ctx.saved_tensors
-        if _plain(upstream):
+        if kernels.serves_backward(upstream):
             return kernels.pass_inside(x, upstream, ctx.grid.numbers, closed=True), None
         return _ste_gradient(upstream, x, *ctx.grid.numbers.tensors(x)), None
 
@@ -137,7 +140,9 @@ class _EagerLsq(torch.autograd.Function):
         """Return `x` snapped to the grid; keep `x` and the variables."""
         ctx.grid, ctx.gradient_scale = grid, gradient_scale
         ctx.save_for_backward(x, *leaves)
-        return kernels.snap(x, grid.numbers)
+        y = kernels.snap(x, grid.numbers)
+        ctx.version = y._version  # noqa: SLF001 - as above
+        return y
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
@@ -146,8 +151,9 @@ class _EagerLsq(torch.autograd.Function):
         needs_x, _, _, *needs = ctx.needs_input_grad
         grid: Grid = ctx.grid
         numbers, outside = grid.numbers, len(leaves) > 1  # a threshold has no part in the zero point
-        d_zero: Tensor | None
-        if not _plain(upstream):  # this backward pass is differentiated, or vectorized
+        d_scale: Part
+        d_zero: Part
+        if not kernels.serves_backward(upstream):  # this backward pass is differentiated, or vectorized
             scale, zero_point = grid.tensors(leaves)
             plain = Grid(scale, zero_point, grid.quant_min, grid.quant_max, grid.centered)
             low: End
@@ -165,16 +171,26 @@ class _EagerLsq(torch.autograd.Function):
                 d_x, d_scale, d_zero = _lsq_gradients(upstream, x, scale, low, high, (needs_x, True, outside))
             else:
                 d_x, d_scale = found.x if needs_x else None, found.slope
-                d_zero = None if found.outside is None else -(found.outside * numbers.scale)
-        d_grid = tuple(None if each is None else each * ctx.gradient_scale for each in (d_scale, d_zero))
+                d_zero = None if found.outside is None else _times(-found.outside, numbers.scale)
+        d_grid = [None if each is None else _times(each, ctx.gradient_scale) for each in (d_scale, d_zero)]
         return d_x, None, None, *grid.leaf_gradients(leaves, made, d_grid)
 
 
-def _plain(upstream: Tensor) -> bool:
-    """Return whether a backward pass may take the eager kernels: it is neither differentiated nor vectorized itself."""
-    # ``is_grads_batched`` batches the gradient outside of a transform; nothing public tells
-    batched = torch._C._functorch.is_legacy_batchedtensor(upstream)  # noqa: SLF001
-    return kernels.serves(upstream) and not torch.is_grad_enabled() and not batched
+def _times(value: float | Tensor, factor: Any) -> float | Tensor:
+    """Return the product in float32, of numbers too."""
+    return float32(value * float32(factor)) if isinstance(value, float) else value * factor
+
+
+_NODES = (_EagerSte._backward_cls, _EagerLsq._backward_cls)  # noqa: SLF001 - what nodes are
+
+
+def is_quantized(tensor: Tensor) -> bool:
+    """Return whether a tensor is what an eager function returned, as it was then.
+
+    Its autograd node keeps the float tensor first, and has the `grid` and the tensor's `version`.
+    """
+    node: Any = tensor.grad_fn
+    return type(node) in _NODES and tensor._version == node.version  # noqa: SLF001 - as above
 
 
 def apply(function: type[torch.autograd.Function], *arguments: Any) -> Tensor:
@@ -204,4 +220,8 @@ def _serves(x: Tensor, grid: Grid) -> bool:
 
 
 def _records(*tensors: Tensor) -> bool:
-    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    if torch.is_grad_enabled():
+        for tensor in tensors:
+            if tensor.requires_grad:
+                return True
+    return False

@@ -1,4 +1,4 @@
-"""The functions of `trainable_torch.grid` for one number: on Python floats, bit for bit what tensors give.
+"""A grid as plain numbers, and the functions of `trainable_torch.grid` for one number, bit for bit what tensors give.
 
 Sum, product and quotient of two float32 numbers, rounded to float64 and then to float32, are those rounded to float32
 at once: float64 has more than twice the digits and two.
@@ -7,8 +7,13 @@ at once: float64 has more than twice the digits and two.
 from __future__ import annotations
 
 import ctypes
+import functools
 import math
 import struct
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
 
 from trainable_core.checks import MAX_THRESHOLD
 
@@ -18,6 +23,74 @@ LIMIT = MAX_THRESHOLD / 2
 def float32(value: float) -> float:
     """Return the float32 number next to a float; infinite beyond, and no warning."""
     return ctypes.c_float(value).value
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """A grid outside the autograd graph: plain numbers where one scale serves all elements, else tensors.
+
+    Parameters
+    ----------
+    scale, inverse : float, or Tensor broadcastable to the input
+        Step between grid points, and its float32 reciprocal.
+    low, high : float, or Tensor broadcastable to the input
+        The grid's ends counted from zero; numbers too where they are the same for every channel.
+    span : int
+        ``quant_max - quant_min``.
+    shape : tuple of int
+        That of the scale as a tensor.
+    """
+
+    scale: float | Tensor
+    inverse: float | Tensor
+    low: float | Tensor
+    high: float | Tensor
+    span: int
+    shape: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, scale: float | Tensor, zero_point: float | Tensor, quant_min: int, quant_max: int) -> Numbers:
+        """Return the numbers of a grid, float32; `zero_point` is a number where every one is the same."""
+        return cls.between(scale, quant_min - zero_point, quant_max - zero_point, quant_max - quant_min)
+
+    @classmethod
+    def between(cls, scale: float | Tensor, low: float | Tensor, high: float | Tensor, span: int = 0) -> Numbers:
+        """Return the numbers of a grid with these ends; without a `span` they serve `snap` alone."""
+        shape: tuple[int, ...] = ()
+        if isinstance(scale, Tensor):
+            shape = tuple(scale.shape)
+            if scale.numel() > 1:
+                if not isinstance(low, Tensor):
+                    low, high = float(low), float(high)
+                return cls(scale, scale.reciprocal(), low, high, span, shape)
+            scale = float(scale)
+        return cls(scale, float32(1.0 / scale), float(low), float(high), span, shape)
+
+    def zero_point(self, quant_min: int) -> float | Tensor:
+        """Return the code of real 0.0."""
+        return quant_min - self.low
+
+    def tensors(self, like: Tensor) -> tuple[Tensor, float | Tensor, float | Tensor]:
+        """Return scale and ends as the plain expressions take them."""
+        scale = self.scale if isinstance(self.scale, Tensor) else like.new_full(self.shape, self.scale)
+        return scale, self.low, self.high
+
+    @functools.cached_property
+    def addresses(self) -> tuple[int, int, int, int, int]:
+        """Addresses of inverse, scale and both ends in memory, and how many of each end there are."""
+        arrays = [_array(each) for each in (self.inverse, self.scale, self.low, self.high)]
+        self.__dict__["_arrays"] = [array for array, _ in arrays]  # stay as long as their addresses
+        inverse, scale, low, high = (address for _, address in arrays)
+        return inverse, scale, low, high, self.low.numel() if isinstance(self.low, Tensor) else 1
+
+
+def _array(value: float | Tensor) -> tuple[Any, int]:
+    """Return an array of numbers, and its address."""
+    if isinstance(value, Tensor):
+        value = value.contiguous()
+        return value, value.data_ptr()
+    number = ctypes.c_float(value)
+    return number, ctypes.addressof(number)
 
 
 def symmetric_scale(threshold: float, low: float, steps: float, *, power_of_two: bool) -> float:

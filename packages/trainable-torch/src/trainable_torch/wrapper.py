@@ -16,6 +16,7 @@ from trainable_core.plan import require_quantizer
 from trainable_torch import cache
 from trainable_torch.holder import ActivationQuantizationHolder
 from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer
+from trainable_torch.recomputing import recomputing
 
 
 class WeightsQuantizers(nn.ModuleDict):
@@ -95,6 +96,7 @@ class QuantizationWrapper(PytorchQuantizationWrapper):  # type: ignore[misc]
     because quantized weights are handed to the layer for the length of one call and never stored in it. Attributes the
     wrapper doesn't have are the layer's. In eval mode, without gradients, a weight is fake-quantized when it or its
     quantizer changed (`trainable_torch.cache` says how that is seen), not at every call; a compiled model computes it.
+    What the layer would keep of quantized tensors for backward is made again then (`trainable_torch.recomputing`).
     """
 
     layer: Any
@@ -277,6 +279,7 @@ class QuantizationWrapper(PytorchQuantizationWrapper):  # type: ignore[misc]
 
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         quantized = self.get_quantized_weights() if self.quantizes_weights else {}
+        kept = recomputing([*quantized.values(), *args, *kwargs.values()])
         if not self.is_str_attr:
             values = list(args)
             for position in sorted(self.weight_values):
@@ -288,9 +291,10 @@ class QuantizationWrapper(PytorchQuantizationWrapper):  # type: ignore[misc]
         args = ((list(args),) if self.is_inputs_as_list else args) + tuple(self.op_call_args)
         if isinstance(self.layer, nn.Linear | nn.MultiheadAttention):
             args, kwargs = self._with_one_kernel(args, kwargs)
-        if not quantized:
-            return self.layer(*args, **kwargs)
-        return torch.func.functional_call(self.layer, quantized, args, kwargs, tie_weights=False)
+        with kept:
+            if not quantized:
+                return self.layer(*args, **kwargs)
+            return torch.func.functional_call(self.layer, quantized, args, kwargs, tie_weights=False)
 
     def _with_one_kernel(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return the arguments laid out so that PyTorch takes the same kernel whether a gradient is needed or not.

@@ -1,0 +1,190 @@
+"""The loops of the native kernels, which `trainable_torch.native` has numba compile; importing this needs numba.
+
+Arrays come as addresses of float32 numbers in memory order. A line is `length` elements of one scale, the last one may
+be shorter; line r has the scale of channel ``r % channels``. The ends, counted from zero, are one for all channels or
+one for each. No operation may be reordered, contracted or approximated: each element gets the very float32 operations
+of `trainable_torch.ops`. Loops without a branch become vector instructions, and comparisons are written so that NaN
+goes where it goes there.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import carray  # type: ignore[attr-defined] # numba says not what it exports
+
+BLOCK = 2**8
+"""Partial sums that are added to in turn: more of them cost short lines, fewer have larger rounding errors."""
+
+
+def snap(  # noqa: PLR0913, PLR0917 - a function in C's manner
+    x: Any,
+    y: Any,
+    inverses: Any,
+    scales: Any,
+    lows: Any,
+    highs: Any,
+    size: int,
+    channels: int,
+    ends: int,
+    length: int,
+    first: int,
+    last: int,
+) -> None:
+    """Put lines `first` to `last` of `x`, snapped to the grid, into `y`."""
+    values, out = carray(x, size, np.float32), carray(y, size, np.float32)
+    inverse, scale = carray(inverses, channels, np.float32), carray(scales, channels, np.float32)
+    low, high = carray(lows, ends, np.float32), carray(highs, ends, np.float32)
+    zero = np.float32(0.0)
+    for line in range(first, last):
+        channel = line % channels
+        factor, step, bottom, top = inverse[channel], scale[channel], low[channel % ends], high[channel % ends]
+        start, end = line * length, min((line + 1) * length, size)
+        these, codes = values[start:end], out[start:end]
+        for i in range(these.size):
+            code = np.rint(these[i] * factor)
+            if code < bottom:
+                code = bottom
+            elif code > top:
+                code = top
+            codes[i] = (code + zero) * step  # -0.0 + 0.0 is +0.0
+
+
+def inside(  # noqa: PLR0913, PLR0917 - as above
+    x: Any,
+    upstream: Any,
+    d_x: Any,
+    inverses: Any,
+    lows: Any,
+    highs: Any,
+    closed: int,
+    size: int,
+    channels: int,
+    ends: int,
+    length: int,
+    first: int,
+    last: int,
+) -> None:
+    """Put `upstream` where `x` is inside the range, `closed`: or at its ends, and zeros elsewhere into `d_x`."""
+    values, given, out = carray(x, size, np.float32), carray(upstream, size, np.float32), carray(d_x, size, np.float32)
+    inverse = carray(inverses, channels, np.float32)
+    low, high = carray(lows, ends, np.float32), carray(highs, ends, np.float32)
+    zero = np.float32(0.0)
+    for line in range(first, last):
+        channel = line % channels
+        factor, bottom, top = inverse[channel], low[channel % ends], high[channel % ends]
+        start, end = line * length, min((line + 1) * length, size)
+        these, gradient, passed = values[start:end], given[start:end], out[start:end]
+        if closed:
+            for i in range(these.size):
+                steps = these[i] * factor
+                passed[i] = gradient[i] if (steps >= bottom) & (steps <= top) else zero
+        else:
+            for i in range(these.size):
+                steps = these[i] * factor
+                passed[i] = gradient[i] if (steps > bottom) & (steps < top) else zero
+
+
+def learned(  # noqa: PLR0913, PLR0917 - as above
+    x: Any,
+    upstream: Any,
+    d_x: Any,
+    sums: Any,
+    inverses: Any,
+    lows: Any,
+    highs: Any,
+    kinds: int,
+    size: int,
+    channels: int,
+    ends: int,
+    length: int,
+    lines: int,
+    first: int,
+    last: int,
+) -> None:
+    """Put the input's gradient into `d_x`, and each line's sums into `sums`, float64, shape (kinds, lines).
+
+    The first kind is that of the slopes, the second one, if there is one, that of `upstream` outside the range.
+    """
+    values, given, out = carray(x, size, np.float32), carray(upstream, size, np.float32), carray(d_x, size, np.float32)
+    totals = carray(sums, (kinds, lines), np.float64)
+    inverse = carray(inverses, channels, np.float32)
+    low, high = carray(lows, ends, np.float32), carray(highs, ends, np.float32)
+    zero = np.float32(0.0)
+    terms = np.empty((2, BLOCK), np.float32)
+    slopes, outside = terms[0], terms[1]
+    for line in range(first, last):
+        channel = line % channels
+        factor, bottom, top = inverse[channel], low[channel % ends], high[channel % ends]
+        begin, end = line * length, min((line + 1) * length, size)
+        width = min(end - begin, BLOCK)
+        terms[:, :width] = zero
+        for start in range(begin, end, BLOCK):
+            stop = min(start + BLOCK, end)
+            these, gradient, passed = values[start:stop], given[start:stop], out[start:stop]
+            if kinds == 1:
+                for i in range(these.size):
+                    steps = these[i] * factor
+                    between = (steps > bottom) & (steps < top)
+                    passed[i] = gradient[i] if between else zero
+                    beyond = top if steps >= top else (bottom if steps <= bottom else zero)
+                    slopes[i] += gradient[i] * (np.rint(steps) - steps if between else beyond)
+            else:
+                for i in range(these.size):
+                    steps = these[i] * factor
+                    between = (steps > bottom) & (steps < top)
+                    passed[i] = gradient[i] if between else zero
+                    beyond = top if steps >= top else (bottom if steps <= bottom else zero)
+                    slopes[i] += gradient[i] * (np.rint(steps) - steps if between else beyond)
+                    outside[i] += gradient[i] if (steps <= bottom) | (steps >= top) else zero
+        for kind in range(kinds):
+            added, count = terms[kind], width
+            while count > 1:  # in halves: whole vectors, small rounding errors, and one order for any machine
+                half = count // 2
+                left, right = added[:half], added[count - half : count]
+                for i in range(half):
+                    left[i] += right[i]
+                count -= half
+            totals[kind, line] = added[0]
+
+
+def terms(  # noqa: PLR0913, PLR0917 - as above
+    x: Any,
+    upstream: Any,
+    d_x: Any,
+    slopes: Any,
+    outside: Any,
+    inverses: Any,
+    lows: Any,
+    highs: Any,
+    kinds: int,
+    size: int,
+    channels: int,
+    ends: int,
+    length: int,
+    first: int,
+    last: int,
+) -> None:
+    """Put the input's gradient into `d_x`, and what `learned` adds up into `slopes` and, for two kinds, `outside`."""
+    values, given, out = carray(x, size, np.float32), carray(upstream, size, np.float32), carray(d_x, size, np.float32)
+    slope, beyond = carray(slopes, size, np.float32), carray(outside, size, np.float32)
+    inverse = carray(inverses, channels, np.float32)
+    low, high = carray(lows, ends, np.float32), carray(highs, ends, np.float32)
+    zero = np.float32(0.0)
+    for line in range(first, last):
+        channel = line % channels
+        factor, bottom, top = inverse[channel], low[channel % ends], high[channel % ends]
+        start, end = line * length, min((line + 1) * length, size)
+        these, gradient, passed, added = values[start:end], given[start:end], out[start:end], slope[start:end]
+        for i in range(these.size):
+            steps = these[i] * factor
+            between = (steps > bottom) & (steps < top)
+            passed[i] = gradient[i] if between else zero
+            limit = top if steps >= top else (bottom if steps <= bottom else zero)
+            added[i] = gradient[i] * (np.rint(steps) - steps if between else limit)
+        if kinds > 1:
+            these, gradient, added = values[start:end], given[start:end], beyond[start:end]
+            for i in range(these.size):
+                steps = these[i] * factor
+                added[i] = gradient[i] if (steps <= bottom) | (steps >= top) else zero

@@ -1,0 +1,190 @@
+"""The loops that numba compiles: when there are none, and that threads and processes change nothing."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from trainable_core.checks import MAX_THRESHOLD
+from trainable_torch import kernels, layout, native
+from trainable_torch.grid import SymmetricScale, UniformGrid
+from trainable_torch.scalars import Numbers
+
+numba = pytest.importorskip("numba", reason="numba is not installed")
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def restored() -> Iterator[None]:
+    """Put the number of threads back."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def found_anew():
+    """Return the loops as a new process finds them."""
+    return native.compiled.__wrapped__()
+
+
+def test_with_numba_there_are_loops():
+    """Else every other test of them would be one of PyTorch's kernels."""
+    assert native.compiled() is not None
+
+
+def test_the_loops_are_compiled_to_vector_instructions():
+    """Without them a single pass is slower than PyTorch's several."""
+    from trainable_torch import loops
+
+    pointers, numbers = [numba.types.voidptr] * 6, [numba.int64] * 6
+    code = numba.cfunc(numba.void(*pointers, *numbers))(loops.snap).inspect_llvm()
+    assert "x float> @llvm.rint" in code or "x float> @llvm.nearbyint" in code or "x float> @llvm.roundeven" in code
+
+
+@pytest.mark.parametrize("error", [ImportError("no numba"), SystemError("numba wants another llvmlite")])
+def test_without_numba_or_with_a_broken_one_there_are_none(error, monkeypatch):
+    class Refusing:
+        def find_spec(self, name, path=None, target=None):
+            if name == "numba":
+                raise error
+
+    monkeypatch.delitem(sys.modules, "numba")
+    monkeypatch.setattr(sys, "meta_path", [Refusing(), *sys.meta_path])
+    assert found_anew() is None
+
+
+def test_numba_told_not_to_compile_is_as_good_as_none(monkeypatch):
+    monkeypatch.setattr(numba.config, "DISABLE_JIT", 1)
+    assert found_anew() is None
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no locator available"), OSError(28, "No space left on device")])
+def test_they_are_compiled_where_nothing_can_be_kept(error, monkeypatch):
+    compiling = numba.cfunc
+
+    def cfunc(signature, cache=False):
+        if cache:
+            raise error
+        return compiling(signature)
+
+    monkeypatch.setattr(numba, "cfunc", cfunc)
+    monkeypatch.setattr(native, "compiled", (loops := found_anew()) and (lambda: loops))
+    x = torch.tensor([0.24, 0.26, -9.0])
+    assert kernels.snap(x, Numbers.of(0.5, 0.0, -8, 7)).tolist() == [0.0, 0.5, -4.0]
+
+
+@pytest.mark.parametrize("axis", [None, 0, 1])
+def test_threads_share_large_tensors_and_change_no_bit(axis):
+    shape = (6, 5, native.SHARE // 6 + 17)
+    x, upstream = torch.randn(shape), torch.randn(shape)
+    sizes = [size if index == axis else 1 for index, size in enumerate(shape)]
+    scale = 0.1 if axis is None else torch.linspace(0.1, 0.2, shape[axis]).view(sizes)
+    zero_point = 7.0 if axis is None else torch.arange(float(shape[axis])).view(sizes)
+    grid = Numbers.of(scale, zero_point, 0, 15)
+    found = []
+    for threads in (1, 2, 3, 16):
+        torch.set_num_threads(threads)
+        gradients = kernels.learned(x, upstream, grid, outside=True)
+        found.append([kernels.snap(x, grid), kernels.pass_inside(x, upstream, grid, closed=True), *gradients])
+    for others in found[1:]:
+        for one, other in zip(found[0], others, strict=True):
+            assert torch.equal(torch.as_tensor(one), torch.as_tensor(other))
+
+
+def test_a_sum_over_many_lines_is_close_to_the_exact_one():
+    n = 3 * layout.CHUNK + 17
+    x, upstream = torch.randn(n), torch.rand(n)
+    found = kernels.learned(x, upstream, Numbers.of(0.1, 0.0, -8, 7), outside=False)
+    steps = x * torch.tensor(0.1).reciprocal()
+    inside = (steps > -8) & (steps < 7)
+    slope = torch.where(inside, steps.round() - steps, steps.clamp(-8, 7).round())
+    terms = (upstream * slope).double()
+    # A term passes at most CHUNK / BLOCK = 512 additions one after the other, 8 more in halves, each of relative
+    # error 2**-24 of a partial sum that is at most the sum of magnitudes; the lines are added in float64, rounded once.
+    assert abs(found.slope - float(terms.sum())) <= 521 * 2.0**-24 * float(terms.abs().sum())
+
+
+def test_views_that_negate_are_read_as_what_they_mean():
+    x = torch.complex(torch.zeros(9), torch.linspace(-2, 2, 9)).conj().imag
+    assert x.is_neg()
+    grid = Numbers.of(0.5, 0.0, -2, 1)
+    plain = x.clone().contiguous().resolve_neg()
+    assert torch.equal(kernels.snap(x, grid), kernels.snap(plain, grid))
+    for closed in (True, False):
+        found = kernels.pass_inside(plain, x, grid, closed=closed)
+        assert torch.equal(found, kernels.pass_inside(plain, plain, grid, closed=closed))
+
+
+LOW = 2.0**-16
+NUMBERS = [math.nan, math.inf, -math.inf, 0.0, -0.0, 1.0, -1.0, 0.5, LOW, LOW / 2, 1e-45, -1e-45, 3e38, -3e38]
+NUMBERS += [MAX_THRESHOLD, MAX_THRESHOLD / 2, -MAX_THRESHOLD / 2, 2.0**-126, 1 / 3, 127.0]
+
+
+def pairs():
+    """Return every pair of special numbers, then random ones of many magnitudes."""
+    first, second = (each.reshape(-1) for each in torch.meshgrid(*[torch.tensor(NUMBERS)] * 2, indexing="ij"))
+    some = torch.randn(2, 5000) * torch.exp2(torch.randint(-30, 30, (2, 5000)).float())
+    return torch.cat([first, some[0]]), torch.cat([second, some[1]])
+
+
+def assert_same_numbers(found, expected):
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one.nan_to_num(nan=12345.0), other.nan_to_num(nan=12345.0))
+
+
+@pytest.mark.parametrize("power_of_two", [False, True])
+@pytest.mark.parametrize("steps", [1.0, 8.0, 32768.0])
+def test_symmetric_grids_of_channels_are_the_tensors(power_of_two, steps):
+    threshold, upstream = pairs()
+    arguments = LOW, steps, power_of_two
+    scale = SymmetricScale.forward(threshold, *arguments)
+    assert torch.equal(native.symmetric(threshold, *arguments), scale)
+    found = native.symmetric_gradient(threshold, scale, upstream, *arguments)
+    assert_same_numbers([found], [SymmetricScale.gradient(threshold, scale, upstream, *arguments)])
+    assert found.any()
+
+
+@pytest.mark.parametrize("n_bits", [1, 2, 8, 16])
+def test_uniform_grids_of_channels_are_the_tensors(n_bits):
+    ends = pairs()
+    grid = UniformGrid.forward(*ends, LOW, n_bits)
+    assert_same_numbers(native.uniform(*ends, LOW, n_bits), grid)
+    for d_grid in (pairs()[::-1], tuple(torch.randn(2, ends[0].numel()))):
+        found = native.uniform_gradients(ends, grid, d_grid, LOW, n_bits)
+        assert_same_numbers(found, UniformGrid.gradients(ends, grid, d_grid, LOW, n_bits))
+        assert all(each.any() for each in found)
+
+
+FORK = """
+import os, sys, torch
+from trainable_torch import kernels, native
+from trainable_torch.scalars import Numbers
+torch.set_num_threads(2)
+x, grid = torch.randn(4 * native.SHARE), Numbers.of(0.1, 0.0, -8, 7)
+expected = kernels.snap(x, grid)
+child = os.fork()
+torch.set_num_threads(2)
+good = torch.equal(kernels.snap(x, grid), expected)
+if child == 0:
+    os._exit(0 if good else 1)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) or not good)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_forked_process_has_threads_of_its_own():
+    """As a worker that loads data has: its parent's threads are not there, and waiting for them would be for ever."""
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONPATH": path}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FORK], env=environment, timeout=120, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,205 @@
+"""What layers keep for backward is made again then: same gradients, less memory, and no surprise for anyone's hooks."""
+
+from __future__ import annotations
+
+import copy
+from contextlib import nullcontext
+
+import pytest
+import torch
+from torch import nn
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.checkpoint import checkpoint
+
+import trainable_torch
+from trainable_torch import recomputing, wrapper
+
+LAYERS = {
+    "conv": (lambda: nn.Conv2d(4, 6, 3, padding=1), (2, 4, 8, 8)),
+    "channels last": (lambda: nn.Conv2d(4, 6, 3).to(memory_format=torch.channels_last), (2, 4, 8, 8)),
+    "depthwise": (lambda: nn.Conv2d(4, 4, 3, groups=4), (2, 4, 8, 8)),
+    "transposed": (lambda: nn.ConvTranspose2d(4, 6, 3), (2, 4, 8, 8)),
+    "linear": (lambda: nn.Linear(4, 6), (2, 5, 4)),
+    "one vector": (lambda: nn.Linear(4, 6), (4,)),
+}
+layers = pytest.mark.parametrize("layer", LAYERS)
+rules = pytest.mark.parametrize("rule", ["STE", "LSQ"])
+
+
+def quantized(module, x, rule, *, per_channel=True, method="SYMMETRIC"):
+    one = {"method": method, "training_method": rule, "n_bits": 4}
+    recipe = {
+        "weights": {**one, "per_channel": per_channel},
+        "activations": one,
+        "calibration": {"weights": "mse", "activations": "percentile"},
+        "fold_batch_norm": False,
+    }
+    return trainable_torch.calibrate(trainable_torch.wrap(module, recipe), [x]).train()
+
+
+def case(layer, rule, **more):
+    torch.manual_seed(0)
+    make, shape = LAYERS[layer]
+    x = torch.randn(shape)
+    if layer == "channels last":
+        x = x.contiguous(memory_format=torch.channels_last)
+    return quantized(nn.Sequential(make()), x, rule, **more), x
+
+
+def gradients(model, x, through=lambda model, x: model(x)):
+    leaf = x.clone(memory_format=torch.preserve_format).requires_grad_()
+    copied = copy.deepcopy(model)
+    y = through(copied, leaf)
+    y.square().sum().backward()
+    return [y.detach(), leaf.grad, *(parameter.grad for parameter in copied.parameters())]
+
+
+def keep_everything(monkeypatch):
+    monkeypatch.setattr(wrapper, "recomputing", lambda _: nullcontext())
+
+
+def assert_all_equal(found, expected):
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        assert (one is None) == (other is None)
+        assert one is None or torch.equal(one, other)
+
+
+def bytes_kept(model, x):
+    """Return what a forward allocated and did not free: its output, and what is kept for backward."""
+    model(x)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as seen:
+        y = model(x)
+    assert y.requires_grad
+    return sum(event.self_cpu_memory_usage for event in seen.key_averages())
+
+
+@layers
+@rules
+@pytest.mark.parametrize("per_channel", [True, False])
+@pytest.mark.parametrize("method", ["SYMMETRIC", "UNIFORM"])
+def test_gradients_are_the_same_bit_for_bit(layer, rule, per_channel, method, monkeypatch):
+    model, x = case(layer, rule, per_channel=per_channel, method=method)
+    found = gradients(model, x)
+    keep_everything(monkeypatch)
+    assert_all_equal(found, gradients(model, x))
+    assert all(each is not None and each.any() for each in found)
+
+
+@rules
+def test_a_quantized_network_keeps_what_the_float_one_keeps(rule, monkeypatch):
+    """The grids' own numbers come to it: a few per channel, and the bookkeeping of PyTorch's allocator."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(8, 32, 3), nn.ReLU(), nn.Conv2d(32, 32, 3), nn.ReLU(), nn.Conv2d(32, 8, 3))
+    x = torch.randn(4, 8, 32, 32, requires_grad=True)
+    model = quantized(module, x.detach(), rule)
+    floating = bytes_kept(module, x)
+    assert bytes_kept(model, x) < 1.02 * floating
+    keep_everything(monkeypatch)
+    assert bytes_kept(model, x) > 1.4 * floating  # so it is the recomputing that saves them
+
+
+@rules
+@pytest.mark.parametrize("which", ["weight", "input"])
+def test_a_changed_float_tensor_is_refused_as_autograd_refuses_it(rule, which):
+    model, x = case("conv", rule)
+    leaf = x.clone().requires_grad_()
+    doubled = leaf * 2
+    loss = model(doubled).sum()
+    with torch.no_grad():
+        (model[0].weight if which == "weight" else doubled).add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+class Spoils(nn.Conv2d):
+    """A convolution that changes its input first, unseen by autograd."""
+
+    def forward(self, x):
+        with torch.no_grad():
+            x.mul_(0.5)
+        return super().forward(x)
+
+
+def test_a_quantized_tensor_that_the_layer_wrote_into_is_kept_as_it_is(monkeypatch):
+    torch.manual_seed(0)
+    x = torch.randn(2, 4, 8, 8)
+    model = quantized(nn.Sequential(Spoils(4, 6, 3)), x, "STE")
+    found = gradients(model, x)
+    keep_everything(monkeypatch)
+    assert_all_equal(found, gradients(model, x))
+
+
+@rules
+def test_the_graph_can_be_used_twice(rule):
+    model, x = case("conv", rule)
+    leaf = x.requires_grad_()
+    loss = model(leaf).square().sum()
+    loss.backward(retain_graph=True)
+    first = leaf.grad.clone()
+    loss.backward()
+    assert torch.equal(leaf.grad, 2 * first)
+    with pytest.raises(RuntimeError, match="second time"):
+        loss.backward()
+
+
+@layers
+@rules
+def test_second_derivatives_are_the_same(layer, rule, monkeypatch):
+    model, x = case(layer, rule)
+
+    def penalty(model, x):
+        (first,) = torch.autograd.grad(model(x).square().sum(), x, create_graph=True)
+        return first
+
+    found = gradients(model, x, penalty)
+    keep_everything(monkeypatch)
+    assert_all_equal(found, gradients(model, x, penalty))
+    assert found[2] is not None
+    assert found[2].any()
+
+
+def test_other_hooks_see_what_they_saw(monkeypatch):
+    """Their owner counts or moves what is saved; so with them everything is saved as ever."""
+    model, x = case("conv", "LSQ")
+
+    def seen():
+        shapes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: shapes.append(t.shape) or t, lambda t: t):
+            model(x.requires_grad_())
+        return shapes
+
+    found = seen()
+    keep_everything(monkeypatch)
+    assert found == seen()
+    assert torch.Size([6, 4, 3, 3]) in found
+
+
+@rules
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_activation_checkpointing_gives_the_same_gradients(rule, reentrant):
+    model, x = case("conv", rule)
+    assert_all_equal(
+        gradients(model, x, lambda model, x: checkpoint(model, x, use_reentrant=reentrant)), gradients(model, x)
+    )
+
+
+@rules
+def test_saving_elsewhere_and_forbidding_hooks_work(rule):
+    model, x = case("conv", rule)
+    expected = gradients(model, x)
+    with torch.autograd.graph.save_on_cpu():
+        assert_all_equal(gradients(model, x), expected)
+    with torch.autograd.graph.disable_saved_tensors_hooks("not here"):
+        assert_all_equal(gradients(model, x), expected)
+
+
+def test_nothing_is_hooked_where_no_gradient_is_recorded_or_pytorch_can_not_tell(monkeypatch):
+    model, x = case("conv", "STE")
+    value = model[0].get_quantized_weights()["weight"]
+    assert not isinstance(recomputing.recomputing([value]), nullcontext)
+    assert isinstance(recomputing.recomputing([x, None, 3]), nullcontext)
+    with torch.no_grad():
+        assert isinstance(recomputing.recomputing([value]), nullcontext)
+    monkeypatch.delattr(torch._C._autograd, "_top_saved_tensors_default_hooks")  # noqa: SLF001 - as an older PyTorch
+    assert isinstance(recomputing.recomputing([value]), nullcontext)
