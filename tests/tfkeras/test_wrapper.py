@@ -192,7 +192,7 @@ def test_an_unbuilt_layer_is_refused() -> None:
 def test_a_weight_that_is_not_there_is_refused() -> None:
     dense = kl.Dense(3)
     dense.build((None, 4))
-    with pytest.raises(UnsupportedConfigError, match="no weight .kernal."):
+    with pytest.raises(UnsupportedConfigError, match="no weight 'kernal'"):
         trainable_tfkeras.QuantizationWrapper.weight_of(dense, "kernal")
 
 
