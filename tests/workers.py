@@ -31,7 +31,8 @@ def run_workers(run: list[str], folder: Path, count: int) -> list[tuple[int, str
     Parameters
     ----------
     run : list of str
-        The interpreter's arguments, such as ``["-m", module]``; what runs is given a file to write, the worker's number, and the ports of all.
+        The interpreter's arguments, such as ``["-m", module]``. What runs is given a file to write, the worker's
+        number, and the ports of all.
     folder : path
         Files are ``<count>-<number>.npz`` in it.
     count : int
@@ -42,17 +43,9 @@ def run_workers(run: list[str], folder: Path, count: int) -> list[tuple[int, str
     settings = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": path}
     started = []
     for index in range(max(count, 1)):
+        file = str(folder / f"{count}-{index}.npz")
         log = (folder / f"{count}-{index}.log").open("w+")
-        command = [
-            sys.executable,
-            "-W",
-            "ignore",
-            "-m",
-            module,
-            str(folder / f"{count}-{index}.npz"),
-            str(index),
-            *ports,
-        ]
+        command = [sys.executable, "-W", "ignore", *run, file, str(index), *ports]
         started.append((subprocess.Popen(command, env=settings, cwd=ROOT, stdout=log, stderr=log), log))
     found = []
     try:
