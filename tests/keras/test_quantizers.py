@@ -11,16 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.keras.engines import ENGINE, call, gradients, numpy, tensor
-from tests.keras.strategies import (
+from tests.keras.strategies import KINDS, end_schedule, every_kind, kinds_of
+from tests.strategies import (
     GRIDS,
-    KINDS,
     Kind,
     assert_same_bits,
-    end_schedule,
-    every_kind,
     float32s,
     inputs,
-    kinds_of,
     moderate_min_thresholds,
     quantizers,
     shapes,

@@ -12,21 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mct_quantizers.keras import quantizers as mctq
 
-from tests.tfkeras.strategies import (
+from tests.strategies import (
     GRIDS,
-    KINDS,
     Kind,
     assert_same_bits,
-    end_schedule,
-    every_kind,
     float32s,
     inputs,
-    kinds_of,
     moderate_min_thresholds,
     quantizers,
     shapes,
     upstreams,
 )
+from tests.tfkeras.strategies import KINDS, end_schedule, every_kind, kinds_of
 from tests.tfkeras.tensors import call, gradients, numpy, tensor
 from trainable_core.config import TrainableQuantizerActivationConfig, TrainableQuantizerWeightsConfig
 from trainable_core.constants import RANGE_MAX, RANGE_MIN, SIGNED, THRESHOLD

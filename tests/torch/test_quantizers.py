@@ -15,23 +15,16 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tests.golden import array, cases
+from tests.strategies import GRIDS, Kind, float32s, inputs, moderate_min_thresholds, quantizers, shapes, upstreams
 from tests.torch.strategies import (
     DTYPES,
-    GRIDS,
     KINDS,
-    Kind,
     assert_same_bits,
     end_schedule,
     every_device,
     every_kind,
-    float32s,
-    inputs,
     kinds_of,
-    moderate_min_thresholds,
-    quantizers,
-    shapes,
     tensors,
-    upstreams,
 )
 from trainable_core.config import TrainableQuantizerActivationConfig, TrainableQuantizerWeightsConfig
 from trainable_core.constants import RANGE_MAX, RANGE_MIN, SIGNED, THRESHOLD

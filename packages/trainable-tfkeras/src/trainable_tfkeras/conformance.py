@@ -38,13 +38,11 @@ class KerasAdapter:
 
     def run(self, quantizer: Any, x: Array, *, training: bool, dtype: str, device: str, upstream: Array | None) -> Run:
         with tf.device(device), tf.GradientTape() as tape:
-            given = tf.cast(tf.constant(x), dtype)
-            tape.watch(given)
+            tape.watch(given := tf.cast(tf.constant(x), dtype))
             output = quantizer(given, training)
         d_x, variables = None, {}
         if upstream is not None:
-            trained = self.trained(quantizer)
-            up = tf.cast(tf.constant(upstream), output.dtype)
+            trained, up = self.trained(quantizer), tf.cast(tf.constant(upstream), output.dtype)
             zero = tf.UnconnectedGradients.ZERO
             d_x, *found = tape.gradient(output, [given, *trained.values()], up, unconnected_gradients=zero)
             variables = {name: to_array(each) for name, each in zip(trained, found, strict=True)}
