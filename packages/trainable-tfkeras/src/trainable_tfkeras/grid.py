@@ -6,8 +6,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from trainable_core import keras_grid
-from trainable_core.keras_grid import ends
+from trainable_core import tensor_grid
+from trainable_core.tensor_grid import ends
 from trainable_tfkeras.engine import Tensor, bits_float, divide_by, float_bits, with_gradient
 
 __all__ = ["End", "Grid", "ends", "symmetric", "uniform"]
@@ -16,8 +16,8 @@ End = Tensor | float
 """A grid's end: a number or a tensor."""
 
 
-class Grid(keras_grid.GridNumbers):
-    """The numbers a tensor is fake-quantized with; see `trainable_core.keras_grid.GridNumbers`."""
+class Grid(tensor_grid.GridNumbers):
+    """The numbers a tensor is fake-quantized with; see `trainable_core.tensor_grid.GridNumbers`."""
 
     @property
     def ends(self) -> tuple[End, End]:
@@ -33,8 +33,8 @@ def _number(value: float) -> Any:
     return tf.cast(value, "float32")
 
 
-_MAKER = keras_grid.GridMaker(
-    keras_grid.Functions(
+_MAKER = tensor_grid.GridMaker(
+    tensor_grid.Functions(
         maximum=tf.maximum,
         minimum=tf.minimum,
         where=tf.where,

@@ -1,7 +1,7 @@
 """From a quantizer's variables to the grid, on the tensors of any framework that has NumPy's functions.
 
-The same float32 operations as `qparams`, with gradients. A backend names the functions once, in a `Functions`; neither
-Keras is imported here.
+The same float32 operations as `qparams`, with gradients. A backend names the functions once, in a `Functions`; no
+framework is imported here.
 """
 
 from __future__ import annotations

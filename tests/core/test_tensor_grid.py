@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 
 from tests.strategies import float32s, min_thresholds, n_bits
-from trainable_core import keras_grid, qparams
+from trainable_core import tensor_grid, qparams
 from trainable_core.enums import QuantizationMethod
 
 SYMMETRIC, POWER_OF_TWO, UNIFORM = (QuantizationMethod[n] for n in ("SYMMETRIC", "POWER_OF_TWO", "UNIFORM"))
@@ -40,7 +40,7 @@ class WithGradient:
         return self.backward(np.asarray(upstream, np.float32), self.output, *self.arguments)
 
 
-NUMPY = keras_grid.Functions(
+NUMPY = tensor_grid.Functions(
     maximum=np.maximum,
     minimum=np.minimum,
     where=np.where,
@@ -63,10 +63,10 @@ NUMPY = keras_grid.Functions(
 @pytest.fixture
 def maker():
     WithGradient.made.clear()
-    return keras_grid.GridMaker(NUMPY, keras_grid.GridNumbers)
+    return tensor_grid.GridMaker(NUMPY, tensor_grid.GridNumbers)
 
 
-MAKER = keras_grid.GridMaker(NUMPY, keras_grid.GridNumbers)
+MAKER = tensor_grid.GridMaker(NUMPY, tensor_grid.GridNumbers)
 
 
 def assert_is(grid, expected):
@@ -125,6 +125,6 @@ def test_a_function_is_made_once_for_each_kind_of_grid(maker):
 
 
 def test_ends_of_a_centered_grid_are_numbers():
-    assert keras_grid.ends(np.zeros(2), -8, 7, centered=True) == (-8.0, 7.0)
-    low, high = keras_grid.ends(np.array([3.0, 0.0]), 0, 15, centered=False)
+    assert tensor_grid.ends(np.zeros(2), -8, 7, centered=True) == (-8.0, 7.0)
+    low, high = tensor_grid.ends(np.array([3.0, 0.0]), 0, 15, centered=False)
     assert (low.tolist(), high.tolist()) == ([-3.0, 0.0], [12.0, 15.0])
