@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 
 from tests.strategies import float32s, min_thresholds, n_bits
-from trainable_core import tensor_grid, qparams
+from trainable_core import qparams, tensor_grid
 from trainable_core.enums import QuantizationMethod
 
 SYMMETRIC, POWER_OF_TWO, UNIFORM = (QuantizationMethod[n] for n in ("SYMMETRIC", "POWER_OF_TWO", "UNIFORM"))
