@@ -47,7 +47,8 @@ def gradients(
     """Return the gradients of a quantizer's input and, by name, of its parameters."""
     given = torch.from_numpy(x).to(getattr(torch, dtype)).requires_grad_()
     quantizer.train(training)(given).backward(torch.from_numpy(upstream).to(given.dtype))
-    return given.grad.numpy(), {name: variable.grad.numpy() for name, variable in quantizer.named_parameters()}
+    learned = {name: variable.grad for name, variable in quantizer.named_parameters()}
+    return given.grad.numpy(), {name: gradient.numpy() for name, gradient in learned.items() if gradient is not None}
 
 
 BACKEND = Backend(
