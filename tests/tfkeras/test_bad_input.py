@@ -293,7 +293,7 @@ def built() -> Any:
         (lambda: QuantizationWrapper(3, {}), ModelError, ("int",)),
         (lambda: QuantizationWrapper(kl.Dense(3), {}), ModelError, ("not built",)),
         (lambda: QuantizationWrapper(built(), {"kernel": 3}), UnsupportedConfigError, ("needs a quantizer", "int")),
-        (lambda: QuantizationWrapper(built(), {"kernal": fresh()}), UnsupportedConfigError, ("kernal", "no such")),
+        (lambda: QuantizationWrapper(built(), {"kernal": fresh()}), UnsupportedConfigError, ("kernal", "no weight")),
         (
             lambda: QuantizationWrapper(built(), {"kernel": fresh({"threshold": [1.0] * 7}, (7, 3), **PER_CHANNEL)}),
             ShapeMismatchError,

@@ -171,7 +171,7 @@ class KerasWrapper(KerasPart):
             When the quantizers are no mapping from its weights to quantizers of weights.
         """
         if not isinstance(layer, layer_class):
-            raise ModelError(f"QuantizationWrapper needs a {layer_class.__name__} of Keras, got {type(layer).__name__}")
+            raise ModelError(f"QuantizationWrapper needs a keras.layers.Layer, got {type(layer).__name__}")
         if not layer.built:
             raise ModelError(f"layer {layer.name!r} is not built", "build the model, or call it once with an example.")
         if not isinstance(weights_quantizers, Mapping):
