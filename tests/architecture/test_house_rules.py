@@ -11,6 +11,8 @@ GENERATED = {"__pycache__", "build", "dist"}
 HIDDEN_BUT_OURS = {".ci"}
 VAGUE = {"common", "helpers", "misc", "util", "utils"}
 LONGEST_MODULE = 400
+LONGEST_ADAPTER = 79
+"""What the conformance kit asks of a stranger's adapter, ours keep too."""
 # Pieces, so that this file does not contain what it looks for.
 MACHINE_PATHS = ["/".join(["", *parts]) for parts in (("root", ""), ("tmp", "envs"), ("work", ""), ("home", ""))]
 
@@ -77,3 +79,11 @@ def test_a_training_method_has_one_module_name_everywhere(backend):
     source = packages / f"trainable-{backend}/src/trainable_{backend}/quantizers"
     quantizers = {path.stem for path in source.glob("[!_]*.py")}
     assert quantizers - {"base"} == reference - {"affine"}
+
+
+def test_the_adapter_of_every_backend_is_short():
+    adapters = [path for path in SOURCES if path.name == "conformance.py"]
+    packages = {path.parts[path.parts.index("packages") + 1] for path in adapters}
+    assert packages == {"trainable-keras", "trainable-tfkeras", "trainable-torch"}
+    lines = {str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines()) for path in adapters}
+    assert {path: count for path, count in lines.items() if count > LONGEST_ADAPTER} == {}

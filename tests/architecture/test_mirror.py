@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 PACKAGES = Path(__file__).parents[2] / "packages"
+CORE = PACKAGES / "trainable-core" / "src" / "trainable_core"
 MODEL = "torch"
 """The backend that the others are held against."""
 
@@ -22,6 +23,7 @@ LAYER = "part of a Keras layer"
 BY_CONFIG = "Keras saves models by config"
 TOLD = "a Keras call is told whether it trains"
 NAMED = "a Keras layer has a name"
+CORES = "core's, for both Kerases to build on"
 
 OF_TORCH = {
     "cache": EAGER,
@@ -56,7 +58,16 @@ NAMES: dict[str, dict[str, str]] = {
 }
 """Public names that only one of the two packages exports, and why."""
 
+OF_PARTS = ("class_of", "keep", "keep_noted", "noted_config", "quantizer_of")
+OF_HOLDERS = (*OF_PARTS, "observe", "start")
+OF_WRAPPERS = (
+    *OF_PARTS, "argument_names", "check", "deployed_quantizers", "find_weight", "initialize_quantizers", "of_config",
+    "own_config", "quantize_inputs", "quantize_output", "value_of", "weight_of",
+)  # fmt: skip
+
 OF_KERAS = {
+    **{f"ActivationQuantizationHolder.{name}": CORES for name in OF_HOLDERS},
+    **{f"QuantizationWrapper.{name}": CORES for name in OF_WRAPPERS},
     "QuantizationWrapper.__init__": "mctq's six arguments are PyTorch's; a Keras layer has no positional constants",
     "QuantizationWrapper.build": LAYER,
     "QuantizationWrapper.call": "the method that Keras calls",
@@ -108,8 +119,6 @@ MEMBERS: dict[str, dict[str, str]] = {
     },
     "tfkeras": {
         **OF_KERAS,
-        "QuantizationWrapper.is_weights_quantization": "mctq's own, inherited from its wrapper",
-        "QuantizationWrapper.num_weights_quantizers": "mctq's own, inherited from its wrapper",
         "BaseKerasTrainableQuantizer.calibrated": "found out from the variables, however their values came",
         "BaseKerasTrainableQuantizer.compute_output_shape": LAYER,
         "BaseKerasTrainableQuantizer.non_trainable_weights": "where Keras 2 looks for frozen variables",
@@ -150,10 +159,35 @@ class Backend:
             for path in [self.root / f"{module}.py", *sorted((self.root / module).glob("*.py"))]:
                 if not path.exists():
                     continue
-                for node in ast.parse(path.read_text(encoding="utf-8")).body:
+                tree = ast.parse(path.read_text(encoding="utf-8"))
+                for node in tree.body:
                     if getattr(node, "name", None) == name:
-                        found |= signatures(node)
+                        found |= inherited(node, tree) | signatures(node)
         return found
+
+
+def inherited(node: ast.stmt, tree: ast.Module) -> dict[str, str]:
+    """Return the signatures of the methods that a class has of those core keeps for both Kerases.
+
+    Of `trainable_core.quantizer` every backend inherits the same.
+    """
+    found: dict[str, str] = {}
+    modules = {
+        alias.name: each.module
+        for each in tree.body
+        if isinstance(each, ast.ImportFrom) and (each.module or "").startswith("trainable_core.keras_")
+        for alias in each.names
+    }
+    for base in getattr(node, "bases", []):
+        if isinstance(base, ast.Name) and base.id in modules:
+            path = CORE / f"{modules[base.id].partition('.')[2]}.py"
+            core = ast.parse(path.read_text(encoding="utf-8"))
+            classes = {each.name: each for each in core.body if isinstance(each, ast.ClassDef)}
+            of_base = [each.id for each in classes[base.id].bases if isinstance(each, ast.Name) and each.id in classes]
+            for name in [*of_base, base.id]:
+                methods = signatures(classes[name])
+                found |= {f"{node.name}.{key.partition('.')[2]}": text for key, text in methods.items()}
+    return found
 
 
 def signatures(node: ast.stmt) -> dict[str, str]:

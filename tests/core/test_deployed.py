@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainable_core.deployed import grid_of_arguments, mctq_arguments
+from tests.core.toy_keras import ActivationDeployed, Deployed
+from trainable_core.deployed import by_grid, grid_of_arguments, mctq_arguments, target_and_method
 from trainable_core.enums import QuantizationMethod, QuantizationTarget
 from trainable_core.qparams import from_params
 
@@ -52,3 +53,22 @@ def test_the_round_trip_through_json_keeps_every_bit(method, pairs, n_bits):
     assert (again.quant_min, again.quant_max) == (grid.quant_min, grid.quant_max)
     assert np.array_equal(again.scale, grid.scale)
     assert np.array_equal(again.zero_point, grid.zero_point)
+
+
+def test_classes_are_found_by_target_and_grid():
+    assert target_and_method(Deployed) == (WEIGHTS, SYMMETRIC)
+    assert by_grid(Deployed, ActivationDeployed) == {
+        (WEIGHTS, SYMMETRIC): Deployed,
+        (ACTIVATION, SYMMETRIC): ActivationDeployed,
+    }
+
+
+def test_a_deployed_quantizer_tells_its_grid_from_its_variables():
+    grid = from_params(SYMMETRIC, 4, signed=True, params={"threshold": [1.0, 2.0]}, channels_axis=-1)
+    deployed = Deployed(grid, 4, 2)
+    assert deployed.grid_scale.value.shape == (1, 2)
+    assert np.array_equal(deployed.qparams.scale, grid.scale)
+    assert (deployed.params, deployed.per_channel) == ({"threshold": [1.0, 2.0], "is_signed": True}, True)
+    assert deployed.initialize_quantization((2, 2), "x", None) == {}
+    deployed.grid_scale.value *= 2  # as loading a file does
+    assert deployed.mctq_arguments()["threshold"] == [2.0, 4.0]

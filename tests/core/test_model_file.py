@@ -8,7 +8,16 @@ import pytest
 from tests.core.numpy_backend import NumpySte
 from trainable_core import QuantizationRecipe, TrainableQuantizerWeightsConfig
 from trainable_core.errors import DocumentError
-from trainable_core.model_file import check_arrays, check_quantizers, header_of, place_numbers, recipe_of
+from trainable_core.model_file import (
+    by_place,
+    check_arrays,
+    check_quantizers,
+    fill,
+    header_of,
+    place_numbers,
+    recipe_of,
+    storable,
+)
 from trainable_core.plan import WrappedState
 
 RECIPE = {"schema_version": 1, "weights": {"method": "SYMMETRIC", "n_bits": 4, "training_method": "STE"}}
@@ -72,3 +81,48 @@ def test_arrays_of_another_model_are_refused(arrays, fact):
 def test_quantizers_that_the_model_lacks_are_named(key):
     with pytest.raises(DocumentError, match="nowhere"):
         check_quantizers("file", header(**{key: {"nowhere": True}}), ["fc.kernel"])
+
+
+def test_a_model_is_filled_with_what_the_file_holds():
+    made = quantizer()
+    asked = []
+
+    def variables_of():
+        asked.append(made.freeze_quant_params)  # frozen first: some Keras lists frozen variables elsewhere
+        return {"0:range_min": made.range_min, "1:range_max": made.range_max}
+
+    arrays = {"0:range_min": np.float32(-1.0), "1:range_max": np.float32(2.0)}
+    found = header(frozen=["fc.kernel"], signs={"fc.kernel": False})
+    assert not made.calibrated
+    fill("file", found, arrays, {"fc.kernel": made}, variables_of, made.assign)
+    assert asked == [True]
+    assert (float(made.range_min.value), float(made.range_max.value)) == (-1.0, 2.0)
+    assert (made.signed, made.calibrated) == (False, True)
+    arrays["0:range_min"] = np.float32(np.nan)
+    fill("file", found, arrays, {"fc.kernel": made}, variables_of, made.assign)
+    assert not made.calibrated  # the file's model was not either
+
+
+def test_nothing_is_filled_with_another_models_arrays():
+    made = quantizer()
+    made.set_quantization_params({4: {"range_min": -1.0, "range_max": 1.0}})
+    with pytest.raises(DocumentError, match="another architecture"):
+        fill("file", header(), {}, {"fc.kernel": made}, lambda: {"0:range_min": made.range_min}, made.assign)
+    assert float(made.range_min.value) <= -1.0
+
+
+def test_variables_are_named_by_their_place():
+    variables = [SimpleNamespace(name="kernel"), SimpleNamespace(name="kernel")]
+    assert by_place(variables, lambda each: each.name) == {"0:kernel": variables[0], "1:kernel": variables[1]}
+
+
+def test_what_numpy_lacks_is_stored_as_float32():
+    class Half(np.ndarray):
+        dtype = SimpleNamespace(name="bfloat16")
+
+        def astype(self, dtype):
+            return dtype
+
+    assert storable(np.zeros(2).view(Half)) is np.float32
+    array = np.zeros(2, np.float16)
+    assert storable(array) is array

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,14 +11,27 @@ import keras
 import numpy as np
 import pytest
 from keras import layers as kl
-from pydantic import ValidationError
 
 import trainable_keras
+from tests.bad_input import (
+    DQA_ARGUMENTS,
+    INF,
+    NAN,
+    RUBBISH,
+    Row,
+    activation_config,
+    recipes,
+    refused,
+    refuses_a_document,
+    refuses_an_argument,
+    refuses_configs_it_is_not_for,
+    row,
+    table,
+    weights_config,
+)
 from tests.keras.engines import ENGINE, tensor
-from tests.keras.models import dense, images, moved, network, ready, recipe, spec, state, weights_only
-from trainable_core.config import TrainableQuantizerActivationConfig, TrainableQuantizerWeightsConfig
+from tests.keras.models import dense, images, moved, network, ready, recipe, state, weights_only
 from trainable_core.constants import RANGE_MAX, RANGE_MIN, THRESHOLD
-from trainable_core.enums import LUT_METHODS, QuantizationMethod
 from trainable_core.errors import (
     CalibrationError,
     DocumentError,
@@ -29,7 +40,6 @@ from trainable_core.errors import (
     RuleError,
     ShapeMismatchError,
     TrainableError,
-    UnknownQuantizerError,
     UnsupportedConfigError,
 )
 from trainable_keras import (
@@ -57,7 +67,6 @@ from trainable_keras.quantizers import (
 )
 from trainable_keras.tracing import layers_within
 
-NAN, INF = math.nan, math.inf
 LSQ, DQA = recipe("LSQ", "UNIFORM"), recipe("DQA")
 NAMES = "stem.conv, stem.relu, body, relu, head"
 
@@ -86,23 +95,6 @@ def as_it_is(model: Any) -> dict[str, Any]:
     }
 
 
-def told(error: BaseException) -> str:
-    """Return what an error says of the input, without the input itself: an echo names no field."""
-    if isinstance(error, ValidationError):
-        details = error.errors(include_input=False, include_url=False, include_context=False)
-        return "\n".join(f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}" for detail in details)
-    return str(error)
-
-
-def refused(call: Callable[[], object], error: type[Exception], facts: tuple[str, ...]) -> None:
-    """Assert that a call raises a typed error that tells these facts."""
-    with pytest.raises(error) as caught:
-        call()
-    assert isinstance(caught.value, TrainableError | ValidationError)
-    message = told(caught.value)
-    assert [fact for fact in facts if fact not in message] == []
-
-
 def check(name: str, call: Callable[[Any], object], error: type[Exception], facts: tuple[str, ...]) -> None:
     """Assert that a call on a model is refused, and that the model is as it was."""
     model = MODELS[name]()
@@ -111,33 +103,12 @@ def check(name: str, call: Callable[[Any], object], error: type[Exception], fact
     assert as_it_is(model) == before
 
 
-Row = tuple[str, str, Callable[[Any], object], type[Exception], tuple[str, ...]]
-
-
-def row(what: str, name: str, call: Callable[[Any], object], error: type[Exception], *facts: str) -> Row:
-    """Return a row: what is wrong, the model's state, the call, the error, what the message says."""
-    return what, name, call, error, facts
-
-
-def table(*rows: Row) -> pytest.MarkDecorator:
-    """Parametrize a test with rows."""
-    return pytest.mark.parametrize(("name", "call", "error", "facts"), [r[1:] for r in rows], ids=[r[0] for r in rows])
-
-
 # ---- wrap -----------------------------------------------------------------------------------------------------------
 
 
 def wrapping(what: str, how: Any, error: type[Exception], *facts: str) -> Row:
     """Return a row of a recipe that doesn't go with the float model."""
     return row(what, "float", lambda model: wrap(model, how), error, *facts)
-
-
-def ruled(what: str, rule: dict[str, Any], error: type[Exception], *facts: str) -> Row:
-    """Return a row of a recipe whose only rule is wrong."""
-    return wrapping(what, {**LSQ, "rules": [rule]}, error, "rules.0", *facts)
-
-
-BACKWARDS = {"temperature": {"t_start": 9, "t_end": 1, "initial_val": 1.0, "target_val": 0.1}}
 
 
 @table(
@@ -150,72 +121,21 @@ BACKWARDS = {"temperature": {"t_start": 9, "t_end": 1, "initial_val": 1.0, "targ
         QuantizerStateError,
         "wrapped",
     ),
-    wrapping("no recipe", None, DocumentError, "NoneType", "QuantizationRecipe"),
-    wrapping("a number for a recipe", 4, DocumentError, "int", "QuantizationRecipe"),
-    wrapping("a list for a recipe", [spec()], DocumentError, "list", "QuantizationRecipe"),
-    wrapping("a missing file", "missing.yaml", DocumentError, "missing.yaml"),
-    wrapping("a folder", os.curdir, DocumentError, "can't be read"),
-    wrapping("a misspelt part", {"weight": spec()}, ValidationError, "weight: "),
-    wrapping("40 bits", weights_only(n_bits=40), ValidationError, "weights.n_bits"),
-    wrapping("unknown method", weights_only(method="SYMETRIC"), ValidationError, "weights.method", "mean SYMMETRIC"),
-    wrapping("equal candidates", {"weights": spec(candidates=[2, 2])}, ValidationError, "weights.candidates"),
     wrapping(
-        "unknown training method",
-        weights_only("LSG"),
-        UnknownQuantizerError,
-        "keras/Weights/LSG/SYMMETRIC",
-        "keras/Weights/LSQ/SYMMETRIC",
-        "did you mean 'LSQ'",
+        "a layer's parent",
+        {**LSQ, "rules": [{"match": {"name": "stem"}, "skip": True}]},
+        RuleError,
+        "rules.0",
+        "stem",
+        NAMES,
     ),
-    wrapping(
-        "a grid nobody trains", weights_only(method="LUT_SYM_QUANTIZER"), UnknownQuantizerError, "LUT_SYM_QUANTIZER"
-    ),
-    wrapping(
-        "a grid the target has not",
-        weights_only(method="LUT_SYM_QUANTIZER", n_bits=16),
-        UnsupportedConfigError,
-        "stem.conv.kernel",
-        "mctq",
-        "LUT_SYM_QUANTIZER",
-    ),
-    wrapping(
-        "unknown argument",
-        {"weights": spec("DQA", arguments={"temprature": {}})},
-        UnsupportedConfigError,
-        "stem.conv.kernel",
-        "arguments.temprature",
-        "temperature, bit_cost_weight",
-    ),
-    wrapping(
-        "frozen by a word",
-        {"weights": spec(arguments={"freeze_quant_params": "no"})},
-        UnsupportedConfigError,
-        "freeze_quant_params",
-        "'no'",
-    ),
-    wrapping(
-        "a schedule that runs backwards",
-        {"weights": spec("DQA", arguments=BACKWARDS)},
-        UnsupportedConfigError,
-        "temperature",
-        "t_end must be greater than t_start",
-    ),
-    ruled("an unknown layer", {"match": {"name": "haed"}, "skip": True}, RuleError, "haed", NAMES),
-    ruled("a layer's parent", {"match": {"name": "stem"}, "skip": True}, RuleError, "stem", NAMES),
-    ruled("an op that is not there", {"match": {"op": "linaer"}, "skip": True}, ValidationError, "match.op", "linear"),
-    ruled("an op the model lacks", {"match": {"op": "embedding"}, "skip": True}, RuleError, "embedding", NAMES),
-    ruled("weights of an activation", {"match": {"name": "relu"}, "weights": {"n_bits": 8}}, RuleError, "relu"),
-    ruled("a rule that changes nothing", {"match": {"name": "head"}}, ValidationError, "changes nothing"),
-    wrapping(
-        "half a spec",
-        {"rules": [{"match": {"name": "head"}, "weights": {"n_bits": 8}}]},
-        UnsupportedConfigError,
-        "head: weights",
-        "training_method",
+    *(
+        wrapping(what, how, error, *facts)
+        for what, (how, error, facts) in recipes("keras", "stem.conv.kernel", NAMES).items()
     ),
 )
-def test_wrap(name: str, call: Any, error: Any, facts: Any) -> None:
-    check(name, call, error, facts)
+def test_wrap(state: str, call: Any, error: Any, facts: Any) -> None:
+    check(state, call, error, facts)
 
 
 def unbuilt_part() -> keras.Model:
@@ -364,8 +284,8 @@ def holed(value: float) -> np.ndarray:
     ),
     row("again, with nothing", "trained", lambda m: calibrate(m, [], force=True), CalibrationError, "empty"),
 )
-def test_calibrate(name: str, call: Any, error: Any, facts: Any) -> None:
-    check(name, call, error, facts)
+def test_calibrate(state: str, call: Any, error: Any, facts: Any) -> None:
+    check(state, call, error, facts)
 
 
 # ---- the other verbs ------------------------------------------------------------------------------------------------
@@ -415,8 +335,8 @@ def test_calibrate(name: str, call: Any, error: Any, facts: Any) -> None:
     row("save a float model", "float", lambda m: save(m, "never"), ModelError, "Sequential", "wrap"),
     row("load nothing", "float", lambda m: load("missing", m), DocumentError, "missing", "no such file"),
 )
-def test_a_verb(name: str, call: Any, error: Any, facts: Any) -> None:
-    check(name, call, error, facts)
+def test_a_verb(state: str, call: Any, error: Any, facts: Any) -> None:
+    check(state, call, error, facts)
 
 
 @pytest.mark.skipif(ENGINE != "tensorflow", reason="the engines have their own words around an error in their graphs")
@@ -429,39 +349,12 @@ def test_fit_before_calibration_says_so() -> None:
 # ---- quantizers, wrapper, holder ------------------------------------------------------------------------------------
 
 
-def weights_config(params: Any = None, **fields: Any) -> TrainableQuantizerWeightsConfig:
-    """Return a 4-bit weights config."""
-    good = {
-        "weights_quantization_method": "SYMMETRIC",
-        "weights_n_bits": 4,
-        "weights_quantization_params": params or {},
-    }
-    return TrainableQuantizerWeightsConfig(**{**good, **fields})
-
-
-def activation_config(**fields: Any) -> TrainableQuantizerActivationConfig:
-    """Return a 4-bit activation config."""
-    good = {"activation_quantization_method": "SYMMETRIC", "activation_n_bits": 4, "activation_quantization_params": {}}
-    return TrainableQuantizerActivationConfig(**{**good, **fields})
-
-
 PER_CHANNEL = {"weights_channels_axis": 0, "weights_per_channel_threshold": True}
 
 
 @pytest.mark.parametrize("cls", BUILTIN, ids=lambda cls: cls.__name__)
 def test_a_quantizer_of_a_config_it_is_not_for(cls: type[Any]) -> None:
-    weights = cls.quantization_target.name == "Weights"
-    own, other = (weights_config, activation_config) if weights else (activation_config, weights_config)
-    refused(lambda: cls(other()), UnsupportedConfigError, (cls.__name__, "Activation" if weights else "Weights"))
-    prefix = own().prefix
-    for method in QuantizationMethod:
-        config = own(**{f"{prefix}_quantization_method": method})
-        if method in LUT_METHODS:
-            refused(lambda config=config: cls(config), UnsupportedConfigError, (cls.__name__, str(method), "UNIFORM"))
-        else:
-            assert cls(config).quantization_config is config
-    refused(lambda: cls(None), UnsupportedConfigError, (cls.__name__, "NoneType"))
-    refused(lambda: cls(own(), freeze_quant_params=1), UnsupportedConfigError, (cls.__name__, "freeze_quant_params"))
+    refuses_configs_it_is_not_for(cls)
 
 
 def fresh(params: Any = None, shape: tuple[int, ...] = (2, 3), **fields: Any) -> LsqWeightsQuantizer:
@@ -542,58 +435,14 @@ def test_a_call_of_a_quantizer(make: Any, call: Any, error: Any, facts: Any) -> 
     assert as_it_is(quantizer) == before
 
 
-RUBBISH: dict[str, tuple[Any, str]] = {
-    "nothing": (None, "None"),
-    "an empty mapping": ({}, "'quantization_config'"),
-    "an unknown argument": ({"arguments": {"heat": 1}}, "heat"),
-    "arguments that are none": ({"arguments": None}, "arguments"),
-    "an unknown variable": ({"variables": {"scale": 1.0}}, "variables"),
-    "one channel too many": ({"variables": {THRESHOLD: [1.0, 2.0]}}, "threshold"),
-    "text for a variable": ({"variables": {THRESHOLD: "x"}}, "variables.threshold"),
-    "text for dimensions": ({"tensor_ndim": "two"}, "tensor_ndim"),
-    "text for a sign": ({"signed": "yes"}, "signed"),
-    "text for frozen": ({"freeze_quant_params": "no"}, "freeze_quant_params"),
-}
-
-
 @pytest.mark.parametrize(("given", "fact"), RUBBISH.values(), ids=RUBBISH)
 def test_a_document_of_rubbish(given: Any, fact: str) -> None:
-    document = {**fresh({THRESHOLD: 1.0}).get_config(), **given} if given else given
-    refused(lambda: LsqWeightsQuantizer.from_config(document), TrainableError, (fact,))
-
-
-def temperature(**changes: Any) -> dict[str, Any]:
-    """Return a schedule with something wrong."""
-    return {"t_start": 0, "t_end": 10, "initial_val": 1.0, "target_val": 0.1, **changes}
-
-
-DQA_ARGUMENTS: dict[str, tuple[dict[str, Any], str]] = {
-    "a number": ({"temperature": 5}, "mapping"),
-    "a word": ({"temperature": "hot"}, "'hot'"),
-    "a list": ({"temperature": [0, 10]}, "mapping"),
-    "half a schedule": ({"temperature": {"t_start": 0, "t_end": 10}}, "initial_val, target_val"),
-    "a misspelt field": ({"temperature": temperature(target_value=0.1)}, "did you mean 'target_val'"),
-    "no steps": ({"temperature": temperature(t_end=0)}, "t_end must be greater than t_start"),
-    "backwards": ({"temperature": temperature(t_start=20)}, "t_end must be greater than t_start"),
-    "NaN steps": ({"temperature": temperature(t_end=NAN)}, "t_end"),
-    "absolute zero": ({"temperature": temperature(target_val=0.0)}, "target_val must be positive"),
-    "below zero": ({"temperature": temperature(initial_val=-1.0)}, "initial_val"),
-    "a negative cost": ({"bit_cost_weight": -1.0}, "-1.0"),
-    "a NaN cost": ({"bit_cost_weight": NAN}, "nan"),
-    "an infinite cost": ({"bit_cost_weight": INF}, "inf"),
-    "a bool cost": ({"bit_cost_weight": True}, "True"),
-    "a word for a cost": ({"bit_cost_weight": "much"}, "'much'"),
-}
+    refuses_a_document(fresh({THRESHOLD: 1.0}), given, fact)
 
 
 @pytest.mark.parametrize(("arguments", "fact"), DQA_ARGUMENTS.values(), ids=DQA_ARGUMENTS)
 def test_an_argument_of_dqa(arguments: dict[str, Any], fact: str) -> None:
-    (argument,) = arguments
-    refused(
-        lambda: DqaWeightsQuantizer(weights_config(), **arguments),
-        UnsupportedConfigError,
-        (f"DqaWeightsQuantizer: {argument}", fact),
-    )
+    refuses_an_argument(DqaWeightsQuantizer, arguments, fact)
 
 
 def test_a_document_of_dqa_without_its_step() -> None:

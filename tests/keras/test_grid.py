@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.keras.engines import numpy, tensor
-from tests.keras.strategies import (
+from tests.strategies import (
     GRIDS,
     float32s,
     min_thresholds,

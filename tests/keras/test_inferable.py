@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.keras.engines import ENGINE, call, numpy, tensor
-from tests.keras.strategies import GRIDS, assert_same_bits, float32s, inputs, min_thresholds, n_bits, shapes
+from tests.strategies import GRIDS, assert_same_bits, float32s, inputs, min_thresholds, n_bits, shapes
 from trainable_core import qparams
 from trainable_core.constants import RANGE_MAX, RANGE_MIN, THRESHOLD
 from trainable_core.enums import QuantizationMethod, QuantizationTarget, TieRule

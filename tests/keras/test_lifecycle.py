@@ -16,6 +16,8 @@ import pytest
 from keras import layers as kl
 
 import trainable_keras
+from tests.callbacks import backed_up, stopped_early
+from tests.callbacks import same as same_weights
 from tests.keras.engines import ENGINE, numpy, tensor
 from tests.keras.models import (
     MODELS,
@@ -32,6 +34,7 @@ from tests.keras.models import (
     train,
     vectors,
 )
+from tests.workers import run_workers
 from trainable_keras.training import quantizers_of
 
 LSQ = recipe("LSQ", "UNIFORM")
@@ -142,6 +145,26 @@ def test_thresholds_stay_legal_whatever_the_optimizer_does() -> None:
     assert same(call(trainable_keras.finalize(qmodel), vectors(8, 4)), outputs)
     params = [np.min(row.params["threshold"]) for row in trainable_keras.describe(qmodel).rows]
     assert params == [2.0**-16, 2.0**-16]
+
+
+SHORT = {"t_start": 0, "t_end": 6, "initial_val": 1.0, "target_val": 0.1}
+DQA = {"weights": spec("DQA", n_bits=2, arguments={"temperature": SHORT}), "activations": spec("LSQ", "UNIFORM", 8)}
+both_recipes = pytest.mark.parametrize("how", [LSQ, DQA], ids=["LSQ", "DQA"])
+
+
+@both_recipes
+def test_training_that_was_interrupted_goes_on_to_the_same_bits(how: Any, tmp_path: Path) -> None:
+    def make() -> keras.Model:
+        return ready(network(), how, images())
+
+    whole, resumed = backed_up(keras, make, images(), TARGET + 1, tmp_path / "backup")
+    assert same_weights(whole, resumed)
+
+
+@both_recipes
+def test_early_stopping_restores_the_best_weights_and_thresholds(how: Any) -> None:
+    best, restored = stopped_early(keras, lambda: ready(network(), how, images()), images(), TARGET + 1)
+    assert same_weights(best, restored)
 
 
 # ---- copies ---------------------------------------------------------------------------------------------------------
@@ -258,3 +281,31 @@ def test_a_mirrored_strategy_trains_on_two_devices() -> None:
     assert "Mirrored" in found["mirrored"]
     assert found["steps"] == [4]  # two epochs of two batches, counted once for both replicas
     assert found["same"] is True
+
+
+WORKER = """
+import json, os, sys
+ports = sys.argv[3:]
+cluster = {"worker": ["127.0.0.1:" + port for port in ports]}
+os.environ["TF_CONFIG"] = json.dumps({"cluster": cluster, "task": {"type": "worker", "index": int(sys.argv[2])}})
+import numpy as np
+import tensorflow as tf
+strategy = tf.distribute.MultiWorkerMirroredStrategy()
+import keras
+with strategy.scope():
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    model.compile("sgd", "mse")
+batches = tf.data.Dataset.from_tensor_slices((np.ones((8, 4), "f"), np.ones((8, 3), "f"))).batch(4)
+model.fit(batches, verbose=0)
+"""
+
+
+@pytest.mark.skipif(ENGINE != "tensorflow", reason="a strategy of TensorFlow's")
+def test_keras_3_itself_does_not_fit_on_several_workers(tmp_path: Path) -> None:
+    """A model of plain Keras fails too: its trainer passes one worker's losses to TensorFlow as if they were a tensor.
+
+    When this fails, Keras has mended it, and what `tests/tfkeras/test_workers.py` checks is to be checked here.
+    """
+    ended = run_workers(["-c", WORKER], tmp_path, 2)
+    assert all(status != 0 for status, _ in ended)
+    assert any("PerReplica" in messages for _, messages in ended), ended

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.golden import array, cases, grid_of
 from tests.keras.engines import numpy, tensor
-from tests.keras.strategies import assert_same_bits, grids, inputs, shapes, upstreams
+from tests.strategies import assert_same_bits, grids, inputs, shapes, upstreams
 from trainable_core.enums import TieRule
 from trainable_core.qparams import QParams
 from trainable_core.reference import affine, lsq, ste

@@ -12,7 +12,6 @@ from keras import layers as kl
 import trainable_keras
 from tests.keras.engines import ENGINE, numpy, tensor
 from trainable_core.errors import ModelError, QuantizerStateError, UnsupportedConfigError
-from trainable_keras.layers import weight_of
 
 WEIGHTS_ONLY = {
     "schema_version": 1,
@@ -101,7 +100,7 @@ def test_output_is_that_of_the_layer_with_quantized_weights(name: str, deployed:
     plain.set_weights(model.get_weights())
     (layer,) = [each for each in plain.layers if not isinstance(each, kl.InputLayer)]
     for attribute, value in quantized.items():
-        variable = weight_of(layer, attribute)
+        variable = trainable_keras.QuantizationWrapper.weight_of(layer, attribute)
         assert not np.array_equal(numpy(value), numpy(variable))
         variable.assign(value)
     x = tensor(x) if name != "Embedding" else x
@@ -195,7 +194,7 @@ def test_a_weight_that_is_not_there_is_refused() -> None:
     dense = kl.Dense(3)
     dense.build((None, 4))
     with pytest.raises(UnsupportedConfigError, match="no weight 'kernal'"):
-        weight_of(dense, "kernal")
+        trainable_keras.QuantizationWrapper.weight_of(dense, "kernal")
 
 
 def test_a_call_before_calibration_says_so() -> None:

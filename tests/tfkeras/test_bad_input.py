@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -13,17 +11,24 @@ import tensorflow as tf
 from pydantic import ValidationError
 
 import trainable_tfkeras
+from tests.bad_input import (
+    DQA_ARGUMENTS,
+    INF,
+    RUBBISH,
+    recipes,
+    refused,
+    refuses_a_document,
+    refuses_an_argument,
+    refuses_configs_it_is_not_for,
+)
 from tests.tfkeras.models import LSQ, WEIGHTS, calibrated, dqa, kl, small
-from trainable_core.config import TrainableQuantizerActivationConfig, TrainableQuantizerWeightsConfig
+from trainable_core.config import TrainableQuantizerWeightsConfig
 from trainable_core.enums import QuantizationMethod
 from trainable_core.errors import (
     DocumentError,
     ModelError,
     QuantizerStateError,
-    RuleError,
     ShapeMismatchError,
-    TrainableError,
-    UnknownQuantizerError,
     UnsupportedConfigError,
 )
 from trainable_tfkeras import KerasLinearAnnealingScheduler, QuantizationWrapper, describe, wrap
@@ -37,11 +42,6 @@ from trainable_tfkeras.tracing import layers_within
 from trainable_tfkeras.wrapping import STATE
 
 NAMES = "conv, relu, head"
-NAN, INF = math.nan, math.inf
-
-
-def spec(training_method: str = "LSQ", **changes: Any) -> dict[str, Any]:
-    return {"method": "SYMMETRIC", "n_bits": 4, "training_method": training_method, **changes}
 
 
 def as_it_is(model: Any) -> dict[str, Any]:
@@ -56,95 +56,9 @@ def as_it_is(model: Any) -> dict[str, Any]:
     return {**seen, "description": str(describe(model)) if hasattr(model, STATE) else ""}
 
 
-def told(error: BaseException) -> str:
-    """Return what an error says of the input, without the input itself: an echo names no field."""
-    if isinstance(error, ValidationError):
-        details = error.errors(include_input=False, include_url=False, include_context=False)
-        return "\n".join(f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}" for detail in details)
-    return str(error)
-
-
-def refused(call: Callable[[], object], error: type[Exception], facts: tuple[str, ...]) -> None:
-    """Assert that a call raises a typed error that tells these facts."""
-    with pytest.raises(error) as caught:
-        call()
-    assert isinstance(caught.value, TrainableError | ValidationError)
-    message = told(caught.value)
-    assert [fact for fact in facts if fact not in message] == []
-
-
 # ---- wrap -----------------------------------------------------------------------------------------------------------
 
-RECIPES: dict[str, tuple[Any, type[Exception], tuple[str, ...]]] = {
-    "no recipe": (None, DocumentError, ("NoneType", "QuantizationRecipe")),
-    "a number for a recipe": (4, DocumentError, ("int", "QuantizationRecipe")),
-    "a list for a recipe": ([spec()], DocumentError, ("list", "QuantizationRecipe")),
-    "a missing file": ("missing.yaml", DocumentError, ("missing.yaml",)),
-    "a folder": (os.curdir, DocumentError, ("can't be read",)),
-    "a misspelt part": ({"weight": spec()}, ValidationError, ("weight: ",)),
-    "40 bits": ({"weights": spec(n_bits=40)}, ValidationError, ("weights.n_bits",)),
-    "unknown method": (
-        {"weights": spec(method="SYMETRIC")},
-        ValidationError,
-        ("weights.method", "mean SYMMETRIC"),
-    ),
-    "equal candidates": ({"weights": spec(candidates=[2, 2])}, ValidationError, ("weights.candidates",)),
-    "unknown training method": (
-        {"weights": spec("LSG")},
-        UnknownQuantizerError,
-        ("tf_keras/Weights/LSG/SYMMETRIC", "tf_keras/Weights/LSQ/SYMMETRIC", "did you mean 'LSQ'"),
-    ),
-    "a grid nobody trains": (
-        {"weights": spec(method="LUT_SYM_QUANTIZER")},
-        UnknownQuantizerError,
-        ("LUT_SYM_QUANTIZER",),
-    ),
-    "a grid the target has not": (
-        {"weights": spec(method="LUT_SYM_QUANTIZER", n_bits=16)},
-        UnsupportedConfigError,
-        ("conv.kernel", "mctq", "LUT_SYM_QUANTIZER"),
-    ),
-    "unknown argument": (
-        {"weights": spec("DQA", arguments={"temprature": {}})},
-        UnsupportedConfigError,
-        ("conv.kernel", "arguments.temprature", "temperature, bit_cost_weight"),
-    ),
-    "the config as an argument": (
-        {"weights": spec(arguments={"quantization_config": {}})},
-        UnsupportedConfigError,
-        ("arguments.quantization_config",),
-    ),
-    "frozen by a word": (
-        {"weights": spec(arguments={"freeze_quant_params": "no"})},
-        UnsupportedConfigError,
-        ("freeze_quant_params", "'no'"),
-    ),
-    "an unknown layer": (
-        {**LSQ, "rules": [{"match": {"name": "haed"}, "skip": True}]},
-        RuleError,
-        ("rules.0", "haed", NAMES),
-    ),
-    "an op that is not there": (
-        {**LSQ, "rules": [{"match": {"op": "linaer"}, "skip": True}]},
-        ValidationError,
-        ("match.op", "linear"),
-    ),
-    "an op the model lacks": (
-        {**LSQ, "rules": [{"match": {"op": "embedding"}, "skip": True}]},
-        RuleError,
-        ("embedding", NAMES),
-    ),
-    "weights of an activation": (
-        {**LSQ, "rules": [{"match": {"name": "relu"}, "weights": {"n_bits": 8}}]},
-        RuleError,
-        ("relu",),
-    ),
-    "half a spec": (
-        {"rules": [{"match": {"name": "head"}, "weights": {"n_bits": 8}}]},
-        UnsupportedConfigError,
-        ("head: weights", "training_method"),
-    ),
-}
+RECIPES = recipes("tf_keras", "conv.kernel", NAMES)
 
 
 @pytest.mark.parametrize(("recipe", "error", "facts"), RECIPES.values(), ids=RECIPES)
@@ -272,15 +186,12 @@ PER_CHANNEL = {"weights_channels_axis": 0, "weights_per_channel_threshold": True
 
 @pytest.mark.parametrize("cls", BUILTIN, ids=lambda cls: cls.__name__)
 def test_a_quantizer_of_a_config_it_is_not_for(cls: type[Any]) -> None:
-    other = (
-        weights_config()
-        if cls.__name__.endswith("ActivationQuantizer")
-        else TrainableQuantizerActivationConfig(
-            activation_quantization_method="SYMMETRIC", activation_n_bits=4, activation_quantization_params={}
-        )
-    )
-    refused(lambda: cls(other), UnsupportedConfigError, (cls.__name__, "the config is for"))
-    refused(lambda: cls({"n_bits": 4}), UnsupportedConfigError, (cls.__name__, "dict"))
+    refuses_configs_it_is_not_for(cls)
+
+
+@pytest.mark.parametrize(("given", "fact"), RUBBISH.values(), ids=RUBBISH)
+def test_a_document_of_rubbish(given: Any, fact: str) -> None:
+    refuses_a_document(fresh(), given, fact)
 
 
 CALLS: dict[str, tuple[Callable[[], object], type[Exception], tuple[str, ...]]] = {
@@ -354,27 +265,9 @@ def test_a_call_of_a_quantizer(call: Any, error: Any, facts: Any) -> None:
     refused(call, error, facts)
 
 
-def temperature(**changes: Any) -> dict[str, Any]:
-    return {"temperature": {"t_start": 0, "t_end": 9, "initial_val": 1.0, "target_val": 0.1, **changes}}
-
-
-@pytest.mark.parametrize(
-    ("arguments", "fact"),
-    [
-        ({"temperature": 3}, "temperature: must be a mapping"),
-        ({"temperature": {"t_start": 0}}, "missing"),
-        (temperature(t_stop=3), "t_stop"),
-        (temperature(t_end=0), "t_end must be greater"),
-        (temperature(target_val=0.0), "must be positive"),
-        (temperature(initial_val=NAN), "initial_val"),
-        ({"bit_cost_weight": "much"}, "bit_cost_weight"),
-        ({"bit_cost_weight": -1.0}, "bit_cost_weight"),
-        ({"bit_cost_weight": INF}, "bit_cost_weight"),
-        ({"bit_cost_weight": True}, "bit_cost_weight"),
-    ],
-)
+@pytest.mark.parametrize(("arguments", "fact"), DQA_ARGUMENTS.values(), ids=DQA_ARGUMENTS)
 def test_an_argument_of_dqa(arguments: dict[str, Any], fact: str) -> None:
-    refused(lambda: DqaWeightsQuantizer(weights_config({}), **arguments), UnsupportedConfigError, (fact,))
+    refuses_an_argument(DqaWeightsQuantizer, arguments, fact)
     model = small()
     before = as_it_is(model)
     refused(lambda: wrap(model, dqa(**arguments)), (UnsupportedConfigError, ValidationError), ())
@@ -400,7 +293,7 @@ def built() -> Any:
         (lambda: QuantizationWrapper(3, {}), ModelError, ("int",)),
         (lambda: QuantizationWrapper(kl.Dense(3), {}), ModelError, ("not built",)),
         (lambda: QuantizationWrapper(built(), {"kernel": 3}), UnsupportedConfigError, ("needs a quantizer", "int")),
-        (lambda: QuantizationWrapper(built(), {"kernal": fresh()}), UnsupportedConfigError, ("kernal", "no such")),
+        (lambda: QuantizationWrapper(built(), {"kernal": fresh()}), UnsupportedConfigError, ("kernal", "no weight")),
         (
             lambda: QuantizationWrapper(built(), {"kernel": fresh({"threshold": [1.0] * 7}, (7, 3), **PER_CHANNEL)}),
             ShapeMismatchError,

@@ -14,7 +14,8 @@ import pytest
 import tensorflow as tf
 
 import trainable_tfkeras
-from tests.tfkeras.models import LSQ, calibrated, kl, output, small, train
+from tests.callbacks import backed_up, same, stopped_early
+from tests.tfkeras.models import LSQ, calibrated, dqa, kl, output, small, train, values
 
 BOTH = pytest.mark.skipif(
     importlib.util.find_spec("tf_keras") is None, reason="needs Keras 3 beside tf-keras: TensorFlow 2.16 or newer"
@@ -138,3 +139,20 @@ def test_the_plugin_imports_no_framework() -> None:
         "print(sorted({'tensorflow', 'keras', 'tf_keras', 'mct_quantizers'} & set(sys.modules)))"
     )
     assert printed.strip() == "[]"
+
+
+TEMPERATURE = {"t_start": 0, "t_end": 6, "initial_val": 1.0, "target_val": 0.1}
+
+
+@pytest.mark.parametrize("recipe", [LSQ, dqa(temperature=TEMPERATURE)], ids=["LSQ", "DQA"])
+def test_training_that_was_interrupted_goes_on_to_the_same_bits(recipe: Any, tmp_path: Any) -> None:
+    x, target = values(16, 6, 6, 2), np.ones((16, 3), np.float32)
+    whole, resumed = backed_up(tf.keras, lambda: calibrated(recipe)[0], x, target, tmp_path / "backup")
+    assert same(whole, resumed)
+
+
+@pytest.mark.parametrize("recipe", [LSQ, dqa(temperature=TEMPERATURE)], ids=["LSQ", "DQA"])
+def test_early_stopping_restores_the_best_weights_and_thresholds(recipe: Any) -> None:
+    x, target = values(16, 6, 6, 2), np.ones((16, 3), np.float32)
+    best, restored = stopped_early(tf.keras, lambda: calibrated(recipe)[0], x, target)
+    assert same(best, restored)

@@ -12,108 +12,35 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mct_quantizers.keras import quantizers as mctq
 
-from tests.tfkeras.strategies import (
+from tests.quantizer_laws import LAWS, UNIT, Backend, Drawn, Mixture, learned_gradients
+from tests.strategies import (
     GRIDS,
-    KINDS,
     Kind,
     assert_same_bits,
-    end_schedule,
-    every_kind,
-    float32s,
     inputs,
-    kinds_of,
     moderate_min_thresholds,
     quantizers,
     shapes,
     upstreams,
 )
+from tests.tfkeras.strategies import KINDS, end_schedule, every_kind, kinds_of
 from tests.tfkeras.tensors import call, gradients, numpy, tensor
 from trainable_core.config import TrainableQuantizerActivationConfig, TrainableQuantizerWeightsConfig
-from trainable_core.constants import RANGE_MAX, RANGE_MIN, SIGNED, THRESHOLD
-from trainable_core.enums import QuantizationMethod, TieRule, TrainingMethod, VariableGroup
+from trainable_core.constants import SIGNED, THRESHOLD
+from trainable_core.enums import TieRule, TrainingMethod, VariableGroup
 from trainable_core.errors import QuantizerStateError
-from trainable_core.qparams import QParams, variable_gradients
-from trainable_core.reference import affine, dqa, lsq, ste
 
-UNIT = 2.0**-24  # relative error of one float32 operation
-REFERENCES = {TrainingMethod.STE: ste.gradients, TrainingMethod.LSQ: lsq.gradients, TrainingMethod.DQA: ste.gradients}
-HALF_UP = TieRule.HALF_UP
 DTYPES = ("float32", "float16", "float64")
 
 
-def reference_values(x: np.ndarray, grid: QParams) -> np.ndarray:
-    return affine.fake_quantize(x, grid, tie_rule=HALF_UP)
+BACKEND = Backend(call, gradients, numpy, end_schedule, DTYPES, TieRule.HALF_UP)
 
 
-def drawn(data: Any, kind: Kind, *, moved: bool, dtypes: tuple[str, ...] = DTYPES, **limits: Any) -> Any:
-    """Draw a quantizer with its schedule at the end, values for it, their dtype, and whether it trains."""
-    shape = data.draw(shapes())
-    quantizer = data.draw(quantizers(kind, shape, moved=moved, **limits))
-    end_schedule(quantizer)
-    dtype = data.draw(st.sampled_from(dtypes))
-    with np.errstate(over="ignore"):
-        x = data.draw(inputs(quantizer.current_qparams(), shape)).astype(dtype)
-    return quantizer, x, dtype, data.draw(st.booleans())
-
-
-# ---- values ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("moved", [False, True], ids=["initialized", "moved"])
+@pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
 @every_kind
 @given(st.data())
-def test_what_is_trained_is_what_is_deployed(kind: Kind, moved: bool, data: Any) -> None:
-    quantizer, x, dtype, training = drawn(data, kind, moved=moved)
-    assert_same_bits(call(quantizer, x, dtype, training=training), call(quantizer.convert2inferable(), x, dtype))
-
-
-@every_kind
-@given(st.data())
-def test_values_are_those_of_the_reference(kind: Kind, data: Any) -> None:
-    quantizer, x, dtype, training = drawn(data, kind, moved=data.draw(st.booleans()))
-    assert_same_bits(call(quantizer, x, dtype, training=training), reference_values(x, quantizer.current_qparams()))
-
-
-@every_kind
-@given(st.data())
-def test_tensor_grid_is_that_of_the_core(kind: Kind, data: Any) -> None:
-    shape = data.draw(shapes(least=1, empty=False))
-    quantizer = data.draw(quantizers(kind, shape, moved=True))
-    for width in quantizer.widths:
-        grid, expected = quantizer.grid(len(shape), width), quantizer.current_qparams(width).along(len(shape))
-        assert_same_bits(numpy(grid.scale), expected.scale)
-        assert np.array_equal(numpy(grid.zero_point), expected.zero_point)
-        assert (grid.quant_min, grid.quant_max) == (expected.quant_min, expected.quant_max)
-
-
-@every_kind
-@given(st.data())
-def test_zero_stays_a_positive_zero(kind: Kind, data: Any) -> None:
-    quantizer = data.draw(quantizers(kind, (), moved=data.draw(st.booleans())))
-    end_schedule(quantizer)
-    y = call(quantizer, np.array([0.0, -0.0], np.float32), training=data.draw(st.booleans()))
-    assert_same_bits(y, np.zeros(2, np.float32))
-
-
-@every_kind
-@given(st.data())
-def test_quantizing_again_changes_nothing(kind: Kind, data: Any) -> None:
-    quantizer, x, dtype, _ = drawn(data, kind, moved=data.draw(st.booleans()), dtypes=("float32",))
-    y = call(quantizer, x, dtype)
-    assert_same_bits(call(quantizer, y, dtype), y)
-
-
-@every_kind
-@given(st.data())
-def test_everything_beyond_the_grid_saturates_to_its_own_side(kind: Kind, data: Any) -> None:
-    quantizer = data.draw(quantizers(kind, (), moved=data.draw(st.booleans())))
-    end_schedule(quantizer)
-    grid = quantizer.current_qparams()
-    low, high = (
-        float((end - grid.zero_point).astype(np.float32) * grid.scale) for end in (grid.quant_min, grid.quant_max)
-    )
-    beyond = np.array([np.inf, 3.4e38, 2 * high + 1.0, -np.inf, -3.4e38, 2 * low - 1.0], np.float32)
-    assert call(quantizer, beyond).tolist() == [high] * 3 + [low] * 3
+def test_law(kind: Kind, law: Any, data: Any) -> None:
+    law(BACKEND, kind, data)
 
 
 @every_kind
@@ -130,66 +57,15 @@ def test_nan_stays_nan_and_moves_nothing(kind: Kind) -> None:
 # ---- gradients ------------------------------------------------------------------------------------------------------
 
 
-@every_kind
-@given(st.data())
-def test_input_gradient_is_exactly_that_of_the_reference(kind: Kind, data: Any) -> None:
-    quantizer, x, dtype, training = drawn(data, kind, moved=data.draw(st.booleans()), dtypes=("float32",))
-    if hasattr(quantizer, "logits"):  # a softmax of infinite logits is NaN, by definition
-        quantizer.assign(quantizer.logits, data.draw(upstreams(tuple(quantizer.logits.shape))))
-    upstream = data.draw(upstreams(x.shape))
-    d_x, _ = gradients(quantizer, x, upstream, dtype, training=training)
-    expected = REFERENCES[kind.key.quantizer_id](x, upstream, quantizer.current_qparams())
-    assert np.array_equal(d_x.astype(np.float64), expected.x)
-
-
-def sums_of_magnitudes(x: np.ndarray, upstream: np.ndarray, grid: QParams) -> tuple[np.ndarray, np.ndarray]:
-    """Return LSQ's sums for scale and zero point with every term's magnitude in the place of the term."""
-    along = grid.along(x.ndim)
-    # every element as a channel of its own: the reference's sums become its terms
-    each = QParams(
-        np.broadcast_to(along.scale, x.shape).reshape(-1),
-        np.broadcast_to(along.zero_point, x.shape).reshape(-1),
-        grid.quant_min,
-        grid.quant_max,
-        0,
-    )
-    terms = lsq.gradients(x.reshape(-1), upstream.reshape(-1), each, tie_rule=HALF_UP)
-    factor = lsq.gradient_scale(grid.sharing(x.size), grid.quant_max) / lsq.gradient_scale(1, grid.quant_max)
-    scale, zero_point = (grid.reduce(np.abs(each).reshape(x.shape)) for each in (terms.scale, terms.zero_point))
-    return scale * factor, zero_point * factor
-
-
 @kinds_of("LSQ")
 @given(st.data())
 def test_threshold_and_range_gradients_are_those_of_the_reference(kind: Kind, data: Any) -> None:
-    quantizer, x, dtype, training = drawn(
-        data, kind, moved=data.draw(st.booleans()), dtypes=("float32",), bounds=moderate_min_thresholds
-    )
-    config, grid, width = quantizer.quantization_config, quantizer.current_qparams(), quantizer.selected_width
+    d = Drawn.of(BACKEND, kind, data, dtypes=("float32",), bounds=moderate_min_thresholds)
+    quantizer, grid, x = d.quantizer, d.quantizer.current_qparams(), d.x
     upstream = data.draw(upstreams(x.shape))
-    _, actual = gradients(quantizer, x, upstream, dtype, training=training)
-    variables = {name: quantizer.to_numpy(quantizer.get_quantizer_variable(name)) for name in quantizer.variable_names}
-    terms = lsq.gradients(x, upstream, grid, tie_rule=HALF_UP)
-    expected = variable_gradients(
-        variables,
-        config.quantization_method,
-        width,
-        terms.scale,
-        terms.zero_point,
-        signed=quantizer.signed,
-        min_threshold=config.min_threshold,
-    )
-    # A float32 sum of n terms is off by at most n units of the sum of their magnitudes; 10 more operations follow it.
-    units = (x.size + 10) * UNIT
-    scale_sum, zero_sum = sums_of_magnitudes(x, upstream, grid)
-    if kind.uniform:
-        step = grid.scale.astype(np.float64)
-        through_width = (scale_sum + zero_sum * grid.zero_point / step) / grid.quant_max
-        bounds = {RANGE_MIN: through_width + zero_sum / step, RANGE_MAX: through_width}
-    else:
-        # p / t is below 2, and it is 1 unless a power of two was rounded up
-        rounding = 2.0 if config.quantization_method is QuantizationMethod.POWER_OF_TWO else 1.0
-        bounds = {THRESHOLD: scale_sum * rounding / 2.0 ** (width - int(quantizer.signed))}
+    _, actual = gradients(quantizer, x, upstream, d.dtype, training=d.training)
+    expected, bounds = learned_gradients(quantizer, x, upstream, TieRule.HALF_UP)
+    units = (x.size + 10) * UNIT  # 10 more operations follow the sum
     assert set(expected) == set(actual)
     # TensorFlow flushes subnormal numbers: each term, at most 16 upstream, may lose 2**-126, and a quotient by the step
     largest = 1 + float(np.max((grid.zero_point + 2) / grid.scale.astype(np.float64), initial=0))
@@ -259,69 +135,31 @@ def test_stock_kernel_gives_the_same_codes_but_next_to_ties(kind: Kind, data: An
 # ---- attention over widths ------------------------------------------------------------------------------------------
 
 
-class Mixture:
-    """A DQA quantizer somewhere on its schedule, and the reference's view of it."""
+def start(data: Any, quantizer: Any) -> float:
+    # wrapper and holder count a step before they call the quantizer
+    step = data.draw(st.integers(0, 1000))
+    quantizer.step.assign(step + 1)
+    return float(numpy(quantizer.temperature(tensor(step))))
 
-    def __init__(self, data: Any, kind: Kind) -> None:
-        shape = data.draw(shapes())
-        self.quantizer = data.draw(quantizers(kind, shape, bounds=moderate_min_thresholds))
-        # wrapper and holder count a step before they call the quantizer
-        step = data.draw(st.integers(0, 1000))
-        self.quantizer.step.assign(step + 1)
-        self.logits = data.draw(upstreams((len(self.quantizer.widths),)))
-        self.quantizer.assign(self.quantizer.logits, self.logits)
-        self.grids = [self.quantizer.current_qparams(width) for width in self.quantizer.widths]
-        self.x = data.draw(inputs(self.grids[data.draw(st.integers(0, len(self.grids) - 1))], shape, nan=False))
-        self.temperature = float(numpy(self.quantizer.temperature(tensor(step))))
-        self.weights = dqa.attention(self.logits, self.temperature)
-        self.values = [affine.fake_quantize(self.x, grid, tie_rule=HALF_UP).astype(np.float64) for grid in self.grids]
 
-    @property
-    def units(self) -> float:
-        """Bound of an attention weight's relative error in float32, in float64 terms.
-
-        The exponents, up to M = max|logit| / T, carry six roundings (temperature, quotient and difference, each in
-        numerator and denominator), so a weight is off by 6 M units; exp, the sum of K and the quotient add K + 6.
-        """
-        largest = float(np.abs(self.logits).max()) / self.temperature
-        return (6 * largest + len(self.logits) + 6) * UNIT
-
-    def weighted(self, magnitudes: Any) -> Any:
-        return sum(weight * each for weight, each in zip(self.weights, magnitudes, strict=True))
+def mixture_of(data: Any, kind: Kind) -> Mixture:
+    return Mixture(data, kind, TieRule.HALF_UP, start)
 
 
 @kinds_of("DQA")
 @given(st.data())
 def test_mixture_is_that_of_the_reference(kind: Kind, data: Any) -> None:
-    mixture = Mixture(data, kind)
-    expected = dqa.fake_quantize(
-        mixture.x.astype(np.float64), mixture.grids, mixture.logits, mixture.temperature, tie_rule=HALF_UP
-    )
-    # each product and the sum of K: K + 1 units; weights below 2**-126 may be lost
-    units = mixture.units + (len(mixture.grids) + 1) * UNIT
-    magnitudes = [np.abs(value) for value in mixture.values]
-    error = np.abs(call(mixture.quantizer, mixture.x, training=True) - expected)
-    assert (error <= units * mixture.weighted(magnitudes) + 2.0**-126 * sum(magnitudes)).all()
+    mixture = mixture_of(data, kind)
+    mixture.check_values(call(mixture.quantizer, mixture.x, training=True))
 
 
 @kinds_of("DQA")
 @given(st.data())
 def test_mixture_gradients_are_those_of_the_reference(kind: Kind, data: Any) -> None:
-    mixture = Mixture(data, kind)
+    mixture = mixture_of(data, kind)
     upstream = data.draw(upstreams(mixture.x.shape))
     d_x, learned = gradients(mixture.quantizer, mixture.x, upstream, training=True)
-    expected = dqa.gradients(mixture.x, upstream, mixture.grids, mixture.logits, mixture.temperature, tie_rule=HALF_UP)
-    count = len(mixture.grids)
-    # dL/dx: a sum of K weights times the upstream gradient
-    error = np.abs(d_x - expected.x)
-    assert (error <= (mixture.units + (count + 1) * UNIT) * np.abs(upstream) + 2.0**-126 * 16 * count).all()
-    # dL/dlogit_k = a_k / T * (g_k - sum_j a_j g_j): g is a sum of n products, then the weights' errors (thrice: the
-    # factor a_k, and a_j in the sum, which cancels by up to twice) and K + 6 operations
-    sums = [np.abs(upstream * value).sum() for value in mixture.values]
-    units = (upstream.size + count + 6) * UNIT + 3 * mixture.units
-    bound = (mixture.weights / mixture.temperature) * (np.array(sums) + mixture.weighted(sums)) * units
-    lost = 2.0**-126 * (1 + max(sums)) / mixture.temperature
-    assert (np.abs(learned["logits"] - expected.logits) <= bound + lost).all()
+    mixture.check_gradients(upstream, d_x, learned["logits"])
 
 
 @kinds_of("DQA")
@@ -364,23 +202,6 @@ def simple(kind: Kind, **arguments: Any) -> Any:
     quantizer = kind.cls(cls(**config), **arguments)
     quantizer.initialize_quantization((61,), "x", None)
     return quantizer
-
-
-@every_kind
-@given(st.data())
-def test_config_round_trip_is_json_and_keeps_everything(kind: Kind, data: Any) -> None:
-    quantizer = data.draw(quantizers(kind, data.draw(shapes()), moved=False))
-    for name in quantizer.variable_names:
-        variable = quantizer.get_quantizer_variable(name)
-        moved = data.draw(float32s(int(np.prod(variable.shape)), finite=True)).reshape(tuple(variable.shape))
-        quantizer.assign(variable, moved)
-    quantizer.freeze(data.draw(st.booleans()))
-    document = json.loads(json.dumps(quantizer.get_config()))
-    again = kind.cls.from_config(document)
-    assert again.get_config() == quantizer.get_config()
-    assert again.quantization_config == quantizer.quantization_config
-    assert again.freeze_quant_params == quantizer.freeze_quant_params
-    assert len(again.trainable_variables) == len(quantizer.trainable_variables)
 
 
 @every_kind

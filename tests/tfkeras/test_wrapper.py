@@ -11,7 +11,6 @@ import tensorflow as tf
 import trainable_tfkeras
 from tests.tfkeras.tensors import numpy, tensor
 from trainable_core.errors import ModelError, QuantizerStateError, UnsupportedConfigError
-from trainable_tfkeras.layers import weight_of
 
 kl = tf.keras.layers
 
@@ -102,7 +101,7 @@ def test_output_is_that_of_the_layer_with_quantized_weights(name: str, deployed:
     plain.set_weights(model.get_weights())
     (layer,) = [each for each in plain.layers if not isinstance(each, kl.InputLayer)]
     for attribute, value in quantized.items():
-        variable = weight_of(layer, attribute)
+        variable = trainable_tfkeras.QuantizationWrapper.weight_of(layer, attribute)
         assert not np.array_equal(numpy(value), numpy(variable))
         variable.assign(value)
     x = tensor(x) if name != "Embedding" else x
@@ -193,8 +192,8 @@ def test_an_unbuilt_layer_is_refused() -> None:
 def test_a_weight_that_is_not_there_is_refused() -> None:
     dense = kl.Dense(3)
     dense.build((None, 4))
-    with pytest.raises(UnsupportedConfigError, match="no such weight"):
-        weight_of(dense, "kernal")
+    with pytest.raises(UnsupportedConfigError, match="no weight 'kernal'"):
+        trainable_tfkeras.QuantizationWrapper.weight_of(dense, "kernal")
 
 
 def test_a_call_before_calibration_says_so() -> None:

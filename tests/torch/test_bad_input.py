@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import subprocess
 import sys
@@ -15,15 +14,28 @@ import numpy as np
 import pytest
 import safetensors
 import torch
-from pydantic import ValidationError
 from safetensors.torch import save as to_bytes
 from torch import nn
 
 import trainable_torch
-from tests.torch.models import images, network, ready, recipe, spec, train, weights_only
-from trainable_core.config import TrainableQuantizerActivationConfig, TrainableQuantizerWeightsConfig
+from tests.bad_input import (
+    DQA_ARGUMENTS,
+    INF,
+    NAN,
+    RUBBISH,
+    Row,
+    activation_config,
+    recipes,
+    refused,
+    refuses_a_document,
+    refuses_an_argument,
+    refuses_configs_it_is_not_for,
+    row,
+    table,
+    weights_config,
+)
+from tests.torch.models import images, network, ready, recipe, train, weights_only
 from trainable_core.constants import RANGE_MAX, RANGE_MIN, THRESHOLD
-from trainable_core.enums import LUT_METHODS, QuantizationMethod
 from trainable_core.errors import (
     CalibrationError,
     DocumentError,
@@ -32,7 +44,6 @@ from trainable_core.errors import (
     QuantizerStateError,
     RuleError,
     ShapeMismatchError,
-    TrainableError,
     UnknownQuantizerError,
     UnsupportedConfigError,
 )
@@ -62,7 +73,6 @@ from trainable_torch.quantizers import (
 )
 from trainable_torch.serialization import digest
 
-NAN, INF = math.nan, math.inf
 LSQ, DQA = recipe("LSQ", "UNIFORM"), recipe("DQA")
 NAMES = "stem.conv, stem.relu, body, relu, head"
 
@@ -106,23 +116,6 @@ def as_it_is(model: nn.Module) -> dict[str, Any]:
     return seen
 
 
-def told(error: BaseException) -> str:
-    """Return what an error says of the input, without the input itself: an echo names no field."""
-    if isinstance(error, ValidationError):
-        details = error.errors(include_input=False, include_url=False, include_context=False)
-        return "\n".join(f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}" for detail in details)
-    return str(error)
-
-
-def refused(call: Callable[[], object], error: type[Exception], facts: tuple[str, ...]) -> None:
-    """Assert that a call raises a typed error that tells these facts."""
-    with pytest.raises(error) as caught:
-        call()
-    assert isinstance(caught.value, TrainableError | ValidationError)
-    message = told(caught.value)
-    assert [fact for fact in facts if fact not in message] == []
-
-
 def check(state: str, call: Callable[[Any], object], error: type[Exception], facts: tuple[str, ...]) -> None:
     """Assert that a call on a model is refused, and that the model is as it was."""
     model = MODELS[state]()
@@ -131,30 +124,12 @@ def check(state: str, call: Callable[[Any], object], error: type[Exception], fac
     assert as_it_is(model) == before
 
 
-Row = tuple[str, str, Callable[[Any], object], type[Exception], tuple[str, ...]]
-
-
-def row(what: str, state: str, call: Callable[[Any], object], error: type[Exception], *facts: str) -> Row:
-    """Return a row: what is wrong, the model's state, the call, the error, what the message says."""
-    return what, state, call, error, facts
-
-
-def table(*rows: Row) -> pytest.MarkDecorator:
-    """Parametrize a test with rows."""
-    return pytest.mark.parametrize(("state", "call", "error", "facts"), [r[1:] for r in rows], ids=[r[0] for r in rows])
-
-
 # ---- wrap -----------------------------------------------------------------------------------------------------------
 
 
 def wrapping(what: str, how: Any, error: type[Exception], *facts: str) -> Row:
     """Return a row of a recipe that doesn't go with the float model."""
     return row(what, "float", lambda model: wrap(model, how), error, *facts)
-
-
-def ruled(what: str, rule: dict[str, Any], error: type[Exception], *facts: str) -> Row:
-    """Return a row of a recipe whose only rule is wrong."""
-    return wrapping(what, {**LSQ, "rules": [rule]}, error, "rules.0", *facts)
 
 
 @table(
@@ -167,94 +142,17 @@ def ruled(what: str, rule: dict[str, Any], error: type[Exception], *facts: str) 
         QuantizerStateError,
         "wrapped",
     ),
-    wrapping("no recipe", None, DocumentError, "NoneType", "QuantizationRecipe"),
-    wrapping("a number for a recipe", 4, DocumentError, "int", "QuantizationRecipe"),
-    wrapping("a list for a recipe", [spec()], DocumentError, "list", "QuantizationRecipe"),
-    wrapping("a missing file", "missing.yaml", DocumentError, "missing.yaml"),
-    wrapping("a folder", os.curdir, DocumentError, "can't be read"),
-    wrapping("a misspelt part", {"weight": spec()}, ValidationError, "weight: "),
-    wrapping("40 bits", weights_only(n_bits=40), ValidationError, "weights.n_bits"),
-    wrapping("unknown method", weights_only(method="SYMETRIC"), ValidationError, "weights.method", "mean SYMMETRIC"),
-    wrapping("equal candidates", {"weights": spec(candidates=[2, 2])}, ValidationError, "weights.candidates"),
     wrapping(
-        "unknown training method",
-        weights_only("LSG"),
-        UnknownQuantizerError,
-        "torch/Weights/LSG/SYMMETRIC",
-        "torch/Weights/LSQ/SYMMETRIC",
-        "did you mean 'LSQ'",
+        "a layer's parent",
+        {**LSQ, "rules": [{"match": {"name": "stem"}, "skip": True}]},
+        RuleError,
+        "rules.0",
+        "stem",
+        NAMES,
     ),
-    wrapping(
-        "a grid nobody trains", weights_only(method="LUT_SYM_QUANTIZER"), UnknownQuantizerError, "LUT_SYM_QUANTIZER"
-    ),
-    wrapping(
-        "a grid the target has not",
-        weights_only(method="LUT_SYM_QUANTIZER", n_bits=16),
-        UnsupportedConfigError,
-        "stem.conv.weight",
-        "mctq",
-        "LUT_SYM_QUANTIZER",
-    ),
-    wrapping(
-        "unknown argument",
-        {"weights": spec("DQA", arguments={"temprature": {}})},
-        UnsupportedConfigError,
-        "stem.conv.weight",
-        "arguments.temprature",
-        "temperature, bit_cost_weight",
-    ),
-    wrapping(
-        "the config as an argument",
-        {"weights": spec(arguments={"quantization_config": {}})},
-        UnsupportedConfigError,
-        "arguments.quantization_config",
-    ),
-    wrapping(
-        "frozen by a word",
-        {"weights": spec(arguments={"freeze_quant_params": "no"})},
-        UnsupportedConfigError,
-        "freeze_quant_params",
-        "'no'",
-    ),
-    wrapping(
-        "an argument of the wrong kind",
-        {"weights": spec("DQA", arguments={"bit_cost_weight": "much"})},
-        UnsupportedConfigError,
-        "bit_cost_weight",
-        "'much'",
-    ),
-    wrapping(
-        "a schedule that runs backwards",
-        {
-            "weights": spec(
-                "DQA", arguments={"temperature": {"t_start": 9, "t_end": 1, "initial_val": 1.0, "target_val": 0.1}}
-            )
-        },
-        UnsupportedConfigError,
-        "temperature",
-        "t_end must be greater than t_start",
-    ),
-    ruled("an unknown layer", {"match": {"name": "haed"}, "skip": True}, RuleError, "haed", NAMES),
-    ruled("a layer's parent", {"match": {"name": "stem"}, "skip": True}, RuleError, "stem", NAMES),
-    ruled("an op that is not there", {"match": {"op": "linaer"}, "skip": True}, ValidationError, "match.op", "linear"),
-    ruled("an op the model lacks", {"match": {"op": "embedding"}, "skip": True}, RuleError, "embedding", NAMES),
-    ruled("weights of an activation", {"match": {"name": "relu"}, "weights": {"n_bits": 8}}, RuleError, "relu"),
-    ruled("a rule that changes nothing", {"match": {"name": "head"}}, ValidationError, "changes nothing"),
-    ruled(
-        "a rule's 40 bits", {"match": {"name": "head"}, "weights": {"n_bits": 40}}, ValidationError, "weights.n_bits"
-    ),
-    wrapping(
-        "half a spec",
-        {"rules": [{"match": {"name": "head"}, "weights": {"n_bits": 8}}]},
-        UnsupportedConfigError,
-        "head: weights",
-        "training_method",
-    ),
-    wrapping(
-        "a rule's unknown training method",
-        {**LSQ, "rules": [{"match": {"name": "head"}, "activations": {"training_method": "LSG"}}]},
-        UnknownQuantizerError,
-        "torch/Activation/LSG/UNIFORM",
+    *(
+        wrapping(what, how, error, *facts)
+        for what, (how, error, facts) in recipes("torch", "stem.conv.weight", NAMES).items()
     ),
 )
 def test_wrap(state: str, call: Any, error: Any, facts: Any):
@@ -630,39 +528,12 @@ def test_load_into_another_architecture(make: Any, error: type[Exception], fact:
 # ---- quantizers, wrapper, holder ------------------------------------------------------------------------------------
 
 
-def weights_config(params: Any = None, **fields: Any) -> TrainableQuantizerWeightsConfig:
-    """Return a 4-bit weights config."""
-    good = {
-        "weights_quantization_method": "SYMMETRIC",
-        "weights_n_bits": 4,
-        "weights_quantization_params": params or {},
-    }
-    return TrainableQuantizerWeightsConfig(**{**good, **fields})
-
-
-def activation_config(**fields: Any) -> TrainableQuantizerActivationConfig:
-    """Return a 4-bit activation config."""
-    good = {"activation_quantization_method": "SYMMETRIC", "activation_n_bits": 4, "activation_quantization_params": {}}
-    return TrainableQuantizerActivationConfig(**{**good, **fields})
-
-
 PER_CHANNEL = {"weights_channels_axis": 0, "weights_per_channel_threshold": True}
 
 
 @pytest.mark.parametrize("cls", BUILTIN, ids=lambda cls: cls.__name__)
 def test_a_quantizer_of_a_config_it_is_not_for(cls: type[Any]):
-    weights = cls.quantization_target.name == "Weights"
-    own, other = (weights_config, activation_config) if weights else (activation_config, weights_config)
-    refused(lambda: cls(other()), UnsupportedConfigError, (cls.__name__, "Activation" if weights else "Weights"))
-    prefix = own().prefix
-    for method in QuantizationMethod:
-        config = own(**{f"{prefix}_quantization_method": method})
-        if method in LUT_METHODS:
-            refused(lambda config=config: cls(config), UnsupportedConfigError, (cls.__name__, str(method), "UNIFORM"))
-        else:
-            assert cls(config).quantization_config is config
-    refused(lambda: cls(None), UnsupportedConfigError, (cls.__name__, "NoneType"))
-    refused(lambda: cls(own(), freeze_quant_params=1), UnsupportedConfigError, (cls.__name__, "freeze_quant_params"))
+    refuses_configs_it_is_not_for(cls)
 
 
 def fresh(params: Any = None, shape: tuple[int, ...] = (2, 3), **fields: Any) -> LsqWeightsQuantizer:
@@ -755,61 +626,14 @@ def test_a_call_of_a_quantizer(make: Any, call: Any, error: Any, facts: Any):
     assert as_it_is(quantizer) == before
 
 
-RUBBISH: dict[str, tuple[Any, str]] = {
-    "nothing": (None, "None"),
-    "an empty mapping": ({}, "'quantization_config'"),
-    "an unknown argument": ({"arguments": {"heat": 1}}, "heat"),
-    "arguments that are none": ({"arguments": None}, "arguments"),
-    "an unknown variable": ({"variables": {"scale": 1.0}}, "variables"),
-    "one channel too many": ({"variables": {THRESHOLD: [1.0, 2.0]}}, "threshold"),
-    "text for a variable": ({"variables": {THRESHOLD: "x"}}, "variables.threshold"),
-    "text for dimensions": ({"tensor_ndim": "two"}, "tensor_ndim"),
-    "text for a sign": ({"signed": "yes"}, "signed"),
-    "text for frozen": ({"freeze_quant_params": "no"}, "freeze_quant_params"),
-}
-
-
 @pytest.mark.parametrize(("given", "fact"), RUBBISH.values(), ids=RUBBISH)
 def test_a_document_of_rubbish(given: Any, fact: str):
-    document = {**fresh({THRESHOLD: 1.0}).get_config(), **given} if given else given
-    refused(lambda: LsqWeightsQuantizer.from_config(document), TrainableError, (fact,))
-
-
-def temperature(**changes: Any) -> dict[str, Any]:
-    """Return a schedule with something wrong."""
-    return {"t_start": 0, "t_end": 10, "initial_val": 1.0, "target_val": 0.1, **changes}
-
-
-DQA_ARGUMENTS: dict[str, tuple[dict[str, Any], str]] = {
-    "a number": ({"temperature": 5}, "mapping"),
-    "a word": ({"temperature": "hot"}, "'hot'"),
-    "a list": ({"temperature": [0, 10]}, "mapping"),
-    "half a schedule": ({"temperature": {"t_start": 0, "t_end": 10}}, "initial_val, target_val"),
-    "a misspelt field": ({"temperature": temperature(target_value=0.1)}, "did you mean 'target_val'"),
-    "a field that is a number": ({"temperature": {1: 2}}, "1"),
-    "no steps": ({"temperature": temperature(t_end=0)}, "t_end must be greater than t_start"),
-    "backwards": ({"temperature": temperature(t_start=20)}, "t_end must be greater than t_start"),
-    "NaN steps": ({"temperature": temperature(t_end=NAN)}, "t_end"),
-    "a word for a step": ({"temperature": temperature(t_start="soon")}, "t_start"),
-    "absolute zero": ({"temperature": temperature(target_val=0.0)}, "target_val must be positive"),
-    "below zero": ({"temperature": temperature(initial_val=-1.0)}, "initial_val"),
-    "a negative cost": ({"bit_cost_weight": -1.0}, "-1.0"),
-    "a NaN cost": ({"bit_cost_weight": NAN}, "nan"),
-    "an infinite cost": ({"bit_cost_weight": INF}, "inf"),
-    "a cost beyond float64": ({"bit_cost_weight": 10**400}, "1000"),
-    "a bool cost": ({"bit_cost_weight": True}, "True"),
-    "a word for a cost": ({"bit_cost_weight": "much"}, "'much'"),
-}
+    refuses_a_document(fresh({THRESHOLD: 1.0}), given, fact)
 
 
 @pytest.mark.parametrize(("arguments", "fact"), DQA_ARGUMENTS.values(), ids=DQA_ARGUMENTS)
 def test_an_argument_of_dqa(arguments: dict[str, Any], fact: str):
-    (argument,) = arguments
-    refused(
-        lambda: DqaWeightsQuantizer(weights_config(), **arguments),
-        UnsupportedConfigError,
-        (f"DqaWeightsQuantizer: {argument}", fact),
-    )
+    refuses_an_argument(DqaWeightsQuantizer, arguments, fact)
 
 
 @pytest.mark.parametrize(

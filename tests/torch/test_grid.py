@@ -10,15 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.torch.strategies import (
-    GRIDS,
-    every_device,
-    float32s,
-    min_thresholds,
-    moderate_min_thresholds,
-    n_bits,
-    upstreams,
-)
+from tests.strategies import GRIDS, float32s, min_thresholds, moderate_min_thresholds, n_bits, upstreams
+from tests.torch.strategies import every_device
 from trainable_core import qparams
 from trainable_core.constants import RANGE_MAX, RANGE_MIN, THRESHOLD
 from trainable_core.enums import QuantizationMethod

@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mct_quantizers.pytorch import quantizers as mctq
 
-from tests.torch.strategies import DTYPES, GRIDS, assert_same_bits, float32s, inputs, min_thresholds, n_bits, shapes
+from tests.strategies import GRIDS, float32s, inputs, min_thresholds, n_bits, shapes
+from tests.torch.strategies import DTYPES, assert_same_bits
 from trainable_core import qparams
 from trainable_core.constants import RANGE_MAX, RANGE_MIN, SIGNED, THRESHOLD
 from trainable_core.enums import QuantizationMethod, QuantizationTarget

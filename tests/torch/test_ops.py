@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.golden import array, cases, grid_of
-from tests.torch.strategies import assert_same_bits, every_device, grids, inputs, shapes, upstreams
+from tests.strategies import grids, inputs, shapes, upstreams
+from tests.torch.strategies import assert_same_bits, every_device
 from trainable_core.enums import TieRule
 from trainable_core.qparams import QParams
 from trainable_core.reference import affine, lsq, ste

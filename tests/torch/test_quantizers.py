@@ -15,34 +15,57 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tests.golden import array, cases
+from tests.quantizer_laws import LAWS, REFERENCES, UNIT, Backend, Mixture, learned_gradients
+from tests.strategies import GRIDS, Kind, float32s, inputs, moderate_min_thresholds, quantizers, shapes, upstreams
 from tests.torch.strategies import (
     DTYPES,
-    GRIDS,
     KINDS,
-    Kind,
     assert_same_bits,
     end_schedule,
     every_device,
     every_kind,
-    float32s,
-    inputs,
     kinds_of,
-    moderate_min_thresholds,
-    quantizers,
-    shapes,
     tensors,
-    upstreams,
 )
 from trainable_core.config import TrainableQuantizerActivationConfig, TrainableQuantizerWeightsConfig
 from trainable_core.constants import RANGE_MAX, RANGE_MIN, SIGNED, THRESHOLD
 from trainable_core.enums import QuantizationMethod, TieRule, TrainingMethod, VariableGroup
 from trainable_core.errors import QuantizerStateError
-from trainable_core.qparams import QParams, lower_bound, variable_gradients
-from trainable_core.reference import affine, dqa, lsq, ste
+from trainable_core.qparams import QParams, lower_bound
+from trainable_core.reference import affine, dqa
 from trainable_core.schedule import LinearAnnealingScheduler
 
-UNIT = 2.0**-24  # relative error of one float32 operation
-REFERENCES = {TrainingMethod.STE: ste.gradients, TrainingMethod.LSQ: lsq.gradients, TrainingMethod.DQA: ste.gradients}
+
+def call(quantizer: Any, x: np.ndarray, dtype: str = "float32", *, training: bool = False) -> np.ndarray:
+    """Return what a quantizer makes of NumPy values."""
+    return quantizer.train(training)(torch.from_numpy(x).to(getattr(torch, dtype))).detach().numpy()
+
+
+def gradients(
+    quantizer: Any, x: np.ndarray, upstream: np.ndarray, dtype: str = "float32", *, training: bool = False
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Return the gradients of a quantizer's input and, by name, of its parameters."""
+    given = torch.from_numpy(x).to(getattr(torch, dtype)).requires_grad_()
+    quantizer.train(training)(given).backward(torch.from_numpy(upstream).to(given.dtype))
+    learned = {name: variable.grad for name, variable in quantizer.named_parameters()}
+    return given.grad.numpy(), {name: gradient.numpy() for name, gradient in learned.items() if gradient is not None}
+
+
+BACKEND = Backend(
+    call,
+    gradients,
+    lambda tensor: tensor.detach().numpy(),
+    end_schedule,
+    ("float32", "float16", "float64"),
+    TieRule.HALF_EVEN,
+)
+
+
+@pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
+@every_kind
+@given(st.data())
+def test_law(kind: Kind, law: Any, data: Any) -> None:
+    law(BACKEND, kind, data)
 
 
 def reference_values(x: torch.Tensor, grid: QParams) -> torch.Tensor:
@@ -184,19 +207,6 @@ def test_every_code_of_the_grid_is_reached_and_nothing_else(kind: Kind, data: An
 
 
 @every_kind
-@given(st.data())
-def test_everything_beyond_the_grid_saturates_to_its_own_side(kind: Kind, data: Any) -> None:
-    quantizer = data.draw(quantizers(kind, (), moved=data.draw(st.booleans())))
-    end_schedule(quantizer)
-    grid = quantizer.current_qparams()
-    low, high = (
-        float((end - grid.zero_point).astype(np.float32) * grid.scale) for end in (grid.quant_min, grid.quant_max)
-    )
-    beyond = torch.tensor([torch.inf, 3.4e38, 2 * high + 1.0, -torch.inf, -3.4e38, 2 * low - 1.0])
-    assert quantizer(beyond).tolist() == [high] * 3 + [low] * 3
-
-
-@every_kind
 def test_nan_stays_nan_and_moves_nothing(kind: Kind) -> None:
     quantizer = simple(kind)
     x = torch.tensor([torch.nan, 0.25]).requires_grad_()
@@ -229,55 +239,17 @@ def test_input_gradient_is_exactly_that_of_the_reference(kind: Kind, data: Any) 
     assert torch.equal(x.grad.double(), torch.from_numpy(expected.x))
 
 
-def sums_of_magnitudes(x: np.ndarray, upstream: np.ndarray, grid: QParams) -> tuple[np.ndarray, np.ndarray]:
-    """Return LSQ's sums for scale and zero point with every term's magnitude in the place of the term."""
-    along = grid.along(x.ndim)
-    # every element as a channel of its own: the reference's sums become its terms
-    each = QParams(
-        np.broadcast_to(along.scale, x.shape).reshape(-1),
-        np.broadcast_to(along.zero_point, x.shape).reshape(-1),
-        grid.quant_min,
-        grid.quant_max,
-        0,
-    )
-    terms = lsq.gradients(x.reshape(-1), upstream.reshape(-1), each)
-    factor = lsq.gradient_scale(grid.sharing(x.size), grid.quant_max) / lsq.gradient_scale(1, grid.quant_max)
-    scale, zero_point = (grid.reduce(np.abs(each).reshape(x.shape)) for each in (terms.scale, terms.zero_point))
-    return scale * factor, zero_point * factor
-
-
 @kinds_of("LSQ")
 @given(st.data())
 def test_threshold_and_range_gradients_are_those_of_the_reference(kind: Kind, data: Any) -> None:
     quantizer, x = drawn(data, kind, moved=data.draw(st.booleans()), bounds=moderate_min_thresholds)
-    config, grid, width = quantizer.quantization_config, quantizer.current_qparams(), quantizer.selected_width
-    upstream = data.draw(upstreams(tuple(x.shape)))
-    quantizer(x).backward(torch.from_numpy(upstream).to(x.dtype))
-    variables = {name: quantizer.to_numpy(quantizer.get_quantizer_variable(name)) for name in quantizer.variable_names}
-    upstream = torch.from_numpy(upstream).to(x.dtype).float().numpy()
-    terms = lsq.gradients(x.float().numpy(), upstream, grid)
-    expected = variable_gradients(
-        variables,
-        config.quantization_method,
-        width,
-        terms.scale,
-        terms.zero_point,
-        signed=quantizer.signed,
-        min_threshold=config.min_threshold,
-    )
-    # A float32 sum of n terms is off by at most n units of the sum of their magnitudes; 10 more operations follow it.
+    upstream = torch.from_numpy(data.draw(upstreams(tuple(x.shape)))).to(x.dtype)
+    quantizer(x).backward(upstream)
+    expected, bounds = learned_gradients(quantizer, x.float().numpy(), upstream.float().numpy(), TieRule.HALF_EVEN)
+    # 10 more operations follow the sum.
     # Denormal terms (of denormal x) are off by up to 2**-149 each, doubled at most on the way to the variable.
     operations = x.numel() + 10
-    scale_sum, zero_sum = sums_of_magnitudes(x.float().numpy(), upstream, grid)
-    if kind.uniform:
-        step = grid.scale.astype(np.float64)
-        through_width = (scale_sum + zero_sum * grid.zero_point / step) / grid.quant_max
-        bounds = {RANGE_MIN: through_width + zero_sum / step, RANGE_MAX: through_width}
-    else:
-        # p / t is below 2, and it is 1 unless a power of two was rounded up
-        rounding = 2.0 if config.quantization_method is QuantizationMethod.POWER_OF_TWO else 1.0
-        bounds = {THRESHOLD: scale_sum * rounding / 2.0 ** (width - int(quantizer.signed))}
-    assert set(expected) == set(variables)
+    assert set(expected) == set(quantizer.variable_names)
     for name, gradient in expected.items():
         actual = quantizer.get_quantizer_variable(name).grad.numpy()
         assert (np.abs(actual - gradient) <= operations * (UNIT * bounds[name] + 2.0**-148)).all(), name
@@ -308,75 +280,38 @@ def logits(quantizer: Any) -> nn.Parameter | None:
     return getattr(quantizer, "logits", None)
 
 
-class Mixture:
-    """A DQA quantizer somewhere on its schedule, and the reference's view of it."""
+def start(data: Any, quantizer: Any) -> float:
+    """Set a step of the schedule and return the temperature there."""
+    quantizer.step.fill_(data.draw(st.integers(0, 1000)))
+    schedule = LinearAnnealingScheduler(**quantizer.temperature.to_dict())
+    # `advance` counts before the forward that it is for: the first forward is step 0
+    return schedule(max(int(quantizer.step) - 1, 0))
 
-    def __init__(self, data: Any, kind: Kind) -> None:
-        shape = data.draw(shapes())
-        self.quantizer = data.draw(quantizers(kind, shape, bounds=moderate_min_thresholds))
-        self.quantizer.step.fill_(data.draw(st.integers(0, 1000)))
-        self.logits = data.draw(upstreams((len(self.quantizer.widths),)))
-        self.quantizer.assign(self.quantizer.logits, self.logits)
-        self.grids = [self.quantizer.current_qparams(width) for width in self.quantizer.widths]
-        x = data.draw(inputs(self.grids[data.draw(st.integers(0, len(self.grids) - 1))], shape, nan=False))
-        self.x = torch.from_numpy(x).requires_grad_()
-        schedule = LinearAnnealingScheduler(**self.quantizer.temperature.to_dict())
-        # `advance` counts before the forward that it is for: the first forward is step 0
-        self.temperature = schedule(max(int(self.quantizer.step) - 1, 0))
-        self.weights = dqa.attention(self.logits, self.temperature)
-        self.values = [affine.fake_quantize(x, grid).astype(np.float64) for grid in self.grids]
 
-    @property
-    def units(self) -> float:
-        """Bound of an attention weight's relative error in float32, in float64 terms.
-
-        The exponents, up to M = max|logit| / T, carry six roundings (temperature, quotient and difference, each in
-        numerator and denominator), so a weight is off by 6 M units; exp, the sum of K and the quotient add K + 6.
-        """
-        largest = float(np.abs(self.logits).max()) / self.temperature
-        return (6 * largest + len(self.logits) + 6) * UNIT
-
-    def weighted(self, magnitudes: Any) -> Any:
-        return sum(weight * each for weight, each in zip(self.weights, magnitudes, strict=True))
+def mixture_of(data: Any, kind: Kind) -> Mixture:
+    return Mixture(data, kind, TieRule.HALF_EVEN, start)
 
 
 @kinds_of("DQA")
 @given(st.data())
 def test_mixture_is_that_of_the_reference(kind: Kind, data: Any) -> None:
-    mixture = Mixture(data, kind)
-    x = mixture.x.detach().numpy().astype(np.float64)
-    expected = dqa.fake_quantize(x, mixture.grids, mixture.logits, mixture.temperature)
-    # each product and the sum of K: K + 1 units; weights below 2**-126 may be lost
-    units = mixture.units + (len(mixture.grids) + 1) * UNIT
-    magnitudes = [np.abs(value) for value in mixture.values]
-    error = np.abs(mixture.quantizer(mixture.x).detach().numpy() - expected)
-    assert (error <= units * mixture.weighted(magnitudes) + 2.0**-126 * sum(magnitudes)).all()
+    mixture = mixture_of(data, kind)
+    mixture.check_values(call(mixture.quantizer, mixture.x, training=True))
 
 
 @kinds_of("DQA")
 @given(st.data())
 def test_mixture_gradients_are_those_of_the_reference(kind: Kind, data: Any) -> None:
-    mixture = Mixture(data, kind)
-    upstream = data.draw(upstreams(tuple(mixture.x.shape)))
-    mixture.quantizer(mixture.x).backward(torch.from_numpy(upstream))
-    expected = dqa.gradients(mixture.x.detach().numpy(), upstream, mixture.grids, mixture.logits, mixture.temperature)
-    count = len(mixture.grids)
-    # dL/dx: a sum of K weights times the upstream gradient
-    error = np.abs(mixture.x.grad.numpy() - expected.x)
-    assert (error <= (mixture.units + (count + 1) * UNIT) * np.abs(upstream) + 2.0**-126 * 16 * count).all()
-    # dL/dlogit_k = a_k / T * (g_k - sum_j a_j g_j): g is a sum of n products, then the weights' errors (thrice: the
-    # factor a_k, and a_j in the sum, which cancels by up to twice) and K + 6 operations
-    sums = [np.abs(upstream * value).sum() for value in mixture.values]
-    units = (upstream.size + count + 6) * UNIT + 3 * mixture.units
-    bound = (mixture.weights / mixture.temperature) * (np.array(sums) + mixture.weighted(sums)) * units
-    lost = 2.0**-126 * (1 + max(sums)) / mixture.temperature
-    assert (np.abs(mixture.quantizer.logits.grad.numpy() - expected.logits) <= bound + lost).all()
+    mixture = mixture_of(data, kind)
+    upstream = data.draw(upstreams(mixture.x.shape))
+    d_x, learned = gradients(mixture.quantizer, mixture.x, upstream, training=True)
+    mixture.check_gradients(upstream, d_x, learned["logits"])
 
 
 @kinds_of("DQA")
 @given(st.data())
 def test_bit_cost_is_that_of_the_reference(kind: Kind, data: Any) -> None:
-    mixture = Mixture(data, kind)
+    mixture = mixture_of(data, kind)
     quantizer, weight = mixture.quantizer, data.draw(st.sampled_from([1.0, 0.25, 1e-3]))
     assert quantizer.regularization() is None
     quantizer.bit_cost_weight = weight

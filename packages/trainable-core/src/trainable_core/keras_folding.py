@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from numpy.typing import NDArray
+
+from trainable_core import folding
 from trainable_core.keras_graph import Call, Graph
-from trainable_core.keras_layers import KINDS, LayerKind
+from trainable_core.keras_layers import KINDS
+from trainable_core.plan import LayerKind
 
 KERNELS: dict[str, tuple[str, tuple[int, ...]]] = {
     "Dense": ("kernel", (-1,)),
@@ -45,6 +49,54 @@ class View(Protocol):
 
     def shares_variables(self, layer: Any) -> bool:
         """Return whether another layer has one of its variables too."""
+
+
+class ModelView:
+    """The `View` of one model that every Keras can give.
+
+    Parameters
+    ----------
+    keras : module
+        The framework: its layers and activations.
+    layers : iterable of layer
+        Every layer of the model.
+    variables_of : callable
+        The variables that a layer made itself.
+    graph, children, kind, is_layer, stock : callable
+        See `View`.
+    """
+
+    def __init__(
+        self,
+        keras: Any,
+        layers: Iterable[Any],
+        *,
+        variables_of: Callable[[Any], Sequence[Any]],
+        graph: Callable[[Any], Graph | None],
+        children: Callable[[Any], Iterable[tuple[str, Any]]],
+        kind: Callable[[Any], LayerKind | None],
+        is_layer: Callable[[Any], bool],
+        stock: Callable[[Any], str],
+    ) -> None:
+        self.graph, self.children, self.kind = graph, children, kind
+        self.is_layer, self.stock = is_layer, stock
+        self._keras = keras
+        self._owners: dict[int, int] = {}
+        for layer in layers:
+            for variable in {id(each) for each in variables_of(layer)}:
+                self._owners[variable] = self._owners.get(variable, 0) + 1
+
+    def is_batch_norm(self, layer: Any) -> bool:
+        """Return whether a layer is batch normalization."""
+        return isinstance(layer, self._keras.layers.BatchNormalization)
+
+    def is_linear(self, layer: Any) -> bool:
+        """Return whether nothing comes behind the layer's own bias."""
+        return getattr(layer, "activation", None) in {None, self._keras.activations.linear}
+
+    def shares_variables(self, layer: Any) -> bool:
+        """Return whether another layer has one of its variables too."""
+        return any(self._owners.get(id(variable), 0) > 1 for variable in layer.variables)
 
 
 @dataclass
@@ -162,3 +214,46 @@ def _layer_before(graph: Graph, norm: Any, view: View, uses: dict[int, int]) -> 
     ]
     reason = next((reason for stands, reason in obstacles if stands), "")
     return (None, reason) if reason else (layer, "")
+
+
+def folded_copy(
+    layer: Any,
+    norm: Any,
+    copied: Any,
+    attribute: str,
+    *,
+    to_numpy: Callable[[Any], NDArray[Any]],
+    assign: Callable[[Any, NDArray[Any]], None],
+) -> Any:
+    """Return the copy of a layer after it took over a batch norm's work.
+
+    Parameters
+    ----------
+    layer : layer
+        The layer, of a class in `KERNELS`; left as it is.
+    norm : layer
+        The batch norm.
+    copied : layer
+        A layer like `layer`, with a bias; its variables get their values here.
+    attribute : str
+        What the kernel is called.
+    to_numpy, assign : callable
+        Read a variable, and set one.
+    """
+    axes = KERNELS[type(layer).__name__][1]
+    gamma, beta = (None if each is None else to_numpy(each) for each in (norm.gamma, norm.beta))
+    gain, shift = folding.gain_and_shift(
+        to_numpy(norm.moving_mean), to_numpy(norm.moving_variance), norm.epsilon, gamma, beta
+    )
+    kernel = getattr(layer, attribute)
+    bias = layer.bias if layer.use_bias else None
+    folded = folding.fold(to_numpy(kernel), None if bias is None else to_numpy(bias), gain, shift, axes)
+    values = {id(getattr(copied, attribute)): folded[0], id(copied.bias): folded[1]}
+    others = [variable for variable in copied.variables if id(variable) not in values]
+    kept = [variable for variable in layer.variables if variable is not kernel and variable is not bias]
+    for source, target in zip(kept, others, strict=True):
+        assign(target, to_numpy(source))
+    for variable in copied.variables:
+        if id(variable) in values:
+            assign(variable, values[id(variable)])
+    return copied

@@ -7,10 +7,13 @@ negative axes count from the end, and an input whose name ends with `LIST` is a 
 
 from __future__ import annotations
 
-from trainable_core.errors import UnsupportedConfigError
-from trainable_core.plan import LayerKind
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
 
-__all__ = ["FUNCTIONS", "KINDS", "LIST", "LayerKind", "einsum_channels_axis"]
+from trainable_core import plan
+from trainable_core.errors import ModelError, UnsupportedConfigError
+from trainable_core.plan import LayerInfo, LayerKind, declared_kind
 
 LIST = "[]"
 """Mark of an input that is a list of tensors, such as that of Add."""
@@ -117,3 +120,118 @@ def einsum_channels_axis(equation: str) -> int:
     if not comma or not axes:
         raise UnsupportedConfigError(f"einsum {equation!r}", "no axis of its kernel is an axis of the output")
     return axes[-1]
+
+
+class LayerTypes:
+    """Which layer types of one Keras are quantized how: its own by the table, users' by what they registered.
+
+    Parameters
+    ----------
+    layers : module
+        Its ``keras.layers``.
+    """
+
+    def __init__(self, layers: Any) -> None:
+        self._layers = layers
+        self._registered: dict[type, LayerKind] = {}
+
+    def register(self, cls: Any, op: str, weights: Mapping[str, int] | None, inputs: tuple[str, ...]) -> None:
+        """Note how a user's layer type is quantized; see the backend's ``register_layer``.
+
+        Raises
+        ------
+        UnsupportedConfigError
+            When `cls` is no layer type, the op kind is unknown, or an axis or a name is not one.
+        """
+        if not (isinstance(cls, type) and issubclass(cls, self._layers.Layer)):
+            raise UnsupportedConfigError("register_layer", f"{cls!r} is not a subclass of keras.layers.Layer")
+        self._registered[cls] = declared_kind(op, weights, inputs)
+
+    def stock(self, layer: Any) -> str:
+        """Return the class name of a layer of Keras's own, an empty string for a subclass."""
+        name = type(layer).__name__
+        return name if getattr(self._layers, name, None) is type(layer) else ""
+
+    def kind_of(self, layer: Any) -> LayerKind | None:
+        """Return how a layer is quantized, or None when its type is unknown."""
+        for cls in type(layer).__mro__:
+            kind = self._registered.get(cls)
+            if kind is None and getattr(self._layers, cls.__name__, None) is cls:
+                kind = KINDS.get(cls.__name__)
+            if kind is not None:
+                break
+        else:
+            return None
+        if isinstance(layer, self._layers.EinsumDense):
+            try:
+                axis = einsum_channels_axis(layer.equation)
+            except UnsupportedConfigError as error:
+                return replace(kind, weights={}, unsupported=error.problem)
+            return replace(kind, weights={"kernel": axis})
+        if kind.inputs and kind.inputs[0].endswith(LIST):
+            shapes = (layer.get_build_config() or {}).get("input_shape") or ()
+            name = kind.inputs[0].removesuffix(LIST)
+            return replace(kind, inputs=tuple(f"{name}.{index}" for index in range(len(shapes))))
+        return kind
+
+
+def weight_path(layer: Any, attribute: str) -> list[tuple[Any, str]]:
+    """Return (owner, attribute) for each step of an attribute path: the last is the weight's owner and its name.
+
+    A sublayer that Keras keeps in a private attribute is found by its public name.
+    """
+    steps: list[tuple[Any, str]] = []
+    owner = layer
+    for part in attribute.split("."):
+        name = part if hasattr(owner, part) else f"_{part}"
+        steps.append((owner, name))
+        owner = getattr(owner, name, None)
+    return steps
+
+
+def find_weight(layer: Any, attribute: str, variable: type) -> Any | None:
+    """Return the variable that an attribute path of a layer leads to, None when it leads to none.
+
+    Parameters
+    ----------
+    layer : layer
+        The layer.
+    attribute : str
+        Dots lead into sublayers.
+    variable : type
+        Class of the framework's variables.
+    """
+    owner, name = weight_path(layer, attribute)[-1]
+    found = getattr(owner, name, None)
+    return found if isinstance(found, variable) else None
+
+
+def layer_info(name: str, layer: Any, kind: LayerKind, find: Callable[[Any, str], Any | None]) -> LayerInfo:
+    """Return what a recipe needs to know of a layer.
+
+    Parameters
+    ----------
+    name : str
+        The layer's full name.
+    layer : layer
+        The layer.
+    kind : LayerKind
+        How it is quantized.
+    find : callable
+        ``find(layer, attribute)`` returns the variable, None when there is none.
+
+    Raises
+    ------
+    ModelError
+        When the layer is not built, or has no weight of a registered name.
+    ShapeMismatchError
+        When a registered axis is not one of the weight's.
+    """
+    if kind.weights and not layer.built:
+        raise ModelError(f"layer {name!r} has no weights yet", "build the model, or call it once with an example.")
+
+    def shape_of(attribute: str) -> tuple[int, ...] | None:
+        weight = find(layer, attribute)
+        return None if weight is None else tuple(weight.shape)
+
+    return plan.layer_info(name, layer, kind, shape_of)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -116,3 +116,56 @@ def check_quantizers(path: object, header: Mapping[str, Any], known: Iterable[st
     for name in [*header["signs"], *header["frozen"]]:
         if name not in names:
             raise DocumentError(path, f"it has a quantizer {name!r}, which this model doesn't have")
+
+
+def fill(
+    path: object,
+    header: Mapping[str, Any],
+    arrays: Mapping[str, NDArray[Any]],
+    quantizers: Mapping[str, Any],
+    variables_of: Callable[[], Mapping[str, Any]],
+    assign: Callable[[Any, NDArray[Any]], None],
+) -> None:
+    """Give a model that was made by a file's recipe what the file holds.
+
+    Parameters
+    ----------
+    path : object
+        The file, for errors.
+    header, arrays : mapping
+        What it holds.
+    quantizers : mapping of str to BaseTrainableQuantizer
+        The model's trainable quantizers by the name of their tensor.
+    variables_of : callable
+        Returns the model's variables by name; asked when the quantizers that the file freezes are frozen, because some
+        Keras lists frozen variables elsewhere.
+    assign : callable
+        Sets a variable.
+
+    Raises
+    ------
+    DocumentError
+        When the file is for another architecture, or names quantizers that the model doesn't have.
+    """
+    check_quantizers(path, header, quantizers)
+    for name in header["frozen"]:
+        quantizers[name].freeze()
+    wanted = variables_of()
+    check_arrays(path, {name: tuple(variable.shape) for name, variable in wanted.items()}, arrays)
+    for name, variable in wanted.items():
+        assign(variable, arrays[name])
+    for name, sign in header["signs"].items():
+        quantizers[name].signed = bool(sign)
+    for quantizer in quantizers.values():
+        grid = [variable for width in quantizer.widths for variable in quantizer.grid_variables(width).values()]
+        quantizer.calibrated = not any(np.isnan(quantizer.to_numpy(variable)).all() for variable in grid)
+
+
+def by_place(variables: Iterable[Any], name_of: Callable[[Any], str]) -> dict[str, Any]:
+    """Return variables by their place in the model's order, and what they are called."""
+    return {f"{index}:{name_of(variable)}": variable for index, variable in enumerate(variables)}
+
+
+def storable(array: NDArray[Any]) -> NDArray[Any]:
+    """Return an array that a ``.npy`` file can hold: bfloat16, which NumPy lacks, as float32."""
+    return array.astype(np.float32) if array.dtype.name == "bfloat16" else array

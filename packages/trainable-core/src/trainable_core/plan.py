@@ -7,13 +7,19 @@ A backend lists layers as `LayerInfo`; `QuantizationRecipe.resolve` answers with
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from trainable_core.config import TrainableQuantizerConfig
 from trainable_core.enums import LUT_METHODS, QuantizationMethod, QuantizationTarget
-from trainable_core.errors import QuantizerDefinitionError, QuantizerStateError, UnsupportedConfigError
+from trainable_core.errors import (
+    ModelError,
+    QuantizerDefinitionError,
+    QuantizerStateError,
+    ShapeMismatchError,
+    UnsupportedConfigError,
+)
 from trainable_core.quantizer import BaseTrainableQuantizer
 from trainable_core.registry import get_trainable_quantizer_class
 
@@ -116,6 +122,47 @@ class LayerInfo:
     name: str
     op: str
     weights: Mapping[str, WeightInfo] = field(default_factory=dict)
+
+
+def layer_info(
+    name: str, layer: object, kind: LayerKind, shape_of: Callable[[str], tuple[int, ...] | None]
+) -> LayerInfo:
+    """Return what a recipe needs to know of a layer.
+
+    Parameters
+    ----------
+    name : str
+        The layer's full name.
+    layer : layer
+        The layer.
+    kind : LayerKind
+        How it is quantized.
+    shape_of : callable
+        The shape of one of its weights, None of what is no weight.
+
+    Raises
+    ------
+    ModelError
+        When it has no weight of a registered name.
+    ShapeMismatchError
+        When a registered axis is not one of the weight's.
+
+    Examples
+    --------
+    >>> layer_info("fc", None, LayerKind("linear", {"kernel": -1}), lambda attribute: (4, 3)).weights
+    {'kernel': WeightInfo(shape=(4, 3), channels_axis=1)}
+    """
+    weights = {}
+    for attribute, axis in kind.weights.items():
+        shape = shape_of(attribute)
+        if shape is None:
+            raise ModelError(
+                f"layer {name!r} has no weight {attribute!r}", f"register_layer({type(layer).__name__}, ...) names it."
+            )
+        if not -len(shape) <= axis < len(shape):
+            raise ShapeMismatchError(f"{name}.{attribute}", f"an axis of a tensor of shape {shape}", axis)
+        weights[attribute] = WeightInfo(shape, axis % len(shape))
+    return LayerInfo(name, kind.op, weights)
 
 
 @dataclass(frozen=True)

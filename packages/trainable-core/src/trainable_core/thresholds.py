@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -77,6 +77,24 @@ def weights_params(quantizer: BaseTrainableQuantizer, weights: NDArray[Any], spe
             )
             for width in quantizer.widths
         }
+
+
+def set_all(new: Sequence[tuple[BaseTrainableQuantizer, Params]]) -> None:
+    """Give quantizers their params: all of them, or, when that fails or is interrupted, none."""
+    before = [(q, q.signed, q.calibrated, [np.array(q.to_numpy(each)) for each in _variables(q)]) for q, _ in new]
+    try:
+        for quantizer, params in new:
+            quantizer.set_quantization_params(params)
+    except BaseException:
+        for quantizer, signed, calibrated, values in before:
+            for variable, value in zip(_variables(quantizer), values, strict=True):
+                quantizer.assign(variable, value)
+            quantizer.signed, quantizer.calibrated = signed, calibrated
+        raise
+
+
+def _variables(quantizer: BaseTrainableQuantizer) -> list[Any]:
+    return [quantizer.get_quantizer_variable(name) for name in quantizer.variable_names]
 
 
 @contextmanager

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from trainable_core.description import Description, describe_quantizer
-from trainable_keras.wrapper import QuantizationWrapper
+from trainable_core.description import Description
+from trainable_core.keras_parts import describe_parts
 from trainable_keras.wrapping import parts_of, state_of
 
 
@@ -23,18 +23,4 @@ def describe(qmodel: Any) -> Description:
         Prints as a table; `to_dict` and `to_json` give the same as a document.
     """
     state = state_of(qmodel)
-    rows = []
-    for part in parts_of(qmodel):
-        plan = part.plan
-        assert plan is not None  # noqa: S101 - `wrap` puts a plan on every part
-        holders = [part]
-        if isinstance(part, QuantizationWrapper):
-            holders = part.holders
-            for attribute, quantizer in part.weights_quantizers.items():
-                rows.append(describe_quantizer(plan.layer, attribute, plan.weights[attribute], quantizer))
-        for holder in holders:
-            assert plan.activation is not None  # noqa: S101 - there is a holder, so there was a plan for it
-            rows.append(
-                describe_quantizer(plan.layer, holder.tensor, plan.activation, holder.activation_holder_quantizer)
-            )
-    return Description(tuple(rows), dict(state.left_out), dict(state.folded), finalized=state.finalized)
+    return describe_parts(parts_of(qmodel), state)

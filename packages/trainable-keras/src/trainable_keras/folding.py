@@ -5,15 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import keras
-import numpy as np
+from numpy.typing import NDArray
 
-from trainable_core import folding, keras_folding
-from trainable_core.keras_folding import KERNELS, Folding
-from trainable_core.keras_graph import Graph
-from trainable_core.keras_layers import LayerKind
+from trainable_core import keras_folding
+from trainable_core.keras_folding import KERNELS, Folding, ModelView
 from trainable_keras.copying import children, own_variables, plain_copy
 from trainable_keras.engine import to_numpy
-from trainable_keras.layers import kind_of
+from trainable_keras.layers import TYPES, is_layer, kind_of
 from trainable_keras.tracing import graph_of, layers_within
 
 
@@ -39,64 +37,34 @@ class FoldedBatchNormalization(keras.layers.Layer):  # type: ignore[misc] # kera
         return config
 
 
-class _View:
-    """What core asks of a Keras 3 model while it plans the folding."""
-
-    def __init__(self, model: Any) -> None:
-        owners: dict[int, int] = {}
-        for layer in layers_within(model):
-            for variable in own_variables(layer):
-                owners[id(variable)] = owners.get(id(variable), 0) + 1
-        self._shared = {variable for variable, count in owners.items() if count > 1}
-
-    def graph(self, layer: Any) -> Graph | None:
-        return graph_of(layer)
-
-    def children(self, layer: Any) -> list[tuple[str, Any]]:
-        return list(children(layer))
-
-    def kind(self, layer: Any) -> LayerKind | None:
-        return kind_of(layer)
-
-    def is_layer(self, operation: Any) -> bool:
-        return isinstance(operation, keras.layers.Layer)
-
-    def is_batch_norm(self, layer: Any) -> bool:
-        return isinstance(layer, keras.layers.BatchNormalization)
-
-    def stock(self, layer: Any) -> str:
-        name = type(layer).__name__
-        return name if getattr(keras.layers, name, None) is type(layer) else ""
-
-    def is_linear(self, layer: Any) -> bool:
-        return getattr(layer, "activation", None) is keras.activations.linear
-
-    def shares_variables(self, layer: Any) -> bool:
-        return any(id(variable) in self._shared for variable in layer.variables)
+def passing(norm: Any) -> FoldedBatchNormalization:
+    """Return the layer that stands in the place of a folded batch norm."""
+    return FoldedBatchNormalization(name=norm.name, dtype=norm.dtype_policy)
 
 
 def plan_folding(model: Any) -> Folding:
     """Return which batch norms can be folded into the layer before them; see core's function."""
-    return keras_folding.plan_folding(model, _View(model))
+    view = ModelView(
+        keras,
+        layers_within(model),
+        variables_of=own_variables,
+        graph=graph_of,
+        children=children,
+        kind=kind_of,
+        is_layer=is_layer,
+        stock=TYPES.stock,
+    )
+    return keras_folding.plan_folding(model, view)
 
 
 def folded_copy(layer: Any, norm: Any, name: str) -> Any:
     """Return a copy of a layer that does its own work and a batch norm's."""
-    attribute, axes = KERNELS[type(layer).__name__]
-    gamma, beta = (None if each is None else to_numpy(each) for each in (norm.gamma, norm.beta))
-    gain, shift = folding.gain_and_shift(
-        to_numpy(norm.moving_mean), to_numpy(norm.moving_variance), norm.epsilon, gamma, beta
-    )
-    kernel = getattr(layer, attribute)
-    bias = layer.bias if layer.use_bias else None
-    folded = folding.fold(to_numpy(kernel), None if bias is None else to_numpy(bias), gain, shift, axes)
+    attribute, _ = KERNELS[type(layer).__name__]
     copied = plain_copy(layer, name, use_bias=True)
-    values = {id(getattr(copied, attribute)): folded[0], id(copied.bias): folded[1]}
-    others = [variable for variable in copied.variables if id(variable) not in values]
-    kept = [variable for variable in layer.variables if variable is not kernel and variable is not bias]
-    for source, target in zip(kept, others, strict=True):
-        target.assign(np.array(to_numpy(source)))
-    for variable in copied.variables:
-        if id(variable) in values:
-            variable.assign(values[id(variable)].astype("float32"))
-    return copied
+    return keras_folding.folded_copy(layer, norm, copied, attribute, to_numpy=to_numpy, assign=_assign)
+
+
+def _assign(variable: keras.Variable, value: NDArray[Any]) -> None:
+    dtype = keras.backend.standardize_dtype(variable.dtype)
+    # always a copy: JAX would share the buffer, and training gives it away
+    variable.assign(value.astype("float32" if dtype in {"float16", "bfloat16"} else dtype))

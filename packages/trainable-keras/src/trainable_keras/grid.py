@@ -1,42 +1,23 @@
-"""From a quantizer's variables to the grid, on tensors: the same float32 operations as `trainable_core.qparams`."""
+"""From a quantizer's variables to the grid, on tensors: what core defines, on `keras.ops`."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-from dataclasses import dataclass
+from typing import Any
 
 from keras import ops
 
-from trainable_core import qparams
-from trainable_core.checks import MAX_THRESHOLD
+from trainable_core import tensor_grid
+from trainable_core.tensor_grid import ends
 from trainable_keras.engine import Tensor, bits_float, divide_by, float_bits, with_gradient
+
+__all__ = ["End", "Grid", "ends", "symmetric", "uniform"]
 
 End = Tensor | float
 """A grid's end: a number or a tensor."""
 
 
-@dataclass(frozen=True)
-class Grid:
-    """The numbers a tensor is fake-quantized with.
-
-    Parameters
-    ----------
-    scale : Tensor, float32, broadcastable to the tensor
-        Step between grid points; gradients flow from it to the quantizer's variables.
-    zero_point : Tensor, float32, shape of `scale`
-        Code of real 0.0, an integer value; gradients flow too.
-    quant_min, quant_max : int
-        First and last code.
-    centered : bool
-        Whether every zero point is 0 (SYMMETRIC, POWER_OF_TWO).
-    """
-
-    scale: Tensor
-    zero_point: Tensor
-    quant_min: int
-    quant_max: int
-    centered: bool
+class Grid(tensor_grid.GridNumbers):
+    """The numbers a tensor is fake-quantized with; see `trainable_core.tensor_grid.GridNumbers`."""
 
     @property
     def ends(self) -> tuple[End, End]:
@@ -45,84 +26,33 @@ class Grid:
         return ends(zero_point, self.quant_min, self.quant_max, centered=self.centered)
 
 
-def ends(zero_point: Tensor, quant_min: int, quant_max: int, *, centered: bool) -> tuple[End, End]:
-    """Return a grid's first and last code counted from zero."""
-    if centered:
-        return float(quant_min), float(quant_max)
-    return quant_min - zero_point, quant_max - zero_point
+def _bits_and(bits: Tensor, mask: int) -> Tensor:
+    return ops.bitwise_and(bits, ops.full_like(bits, mask))
 
 
-def _held(variable: Tensor, gradient: Tensor, low: float, high: float) -> Tensor:
-    """Return the gradient where the variable is in bounds or a descent step leads back in; see the core's module."""
-    inside = ops.logical_and(variable >= low, variable <= high)
-    back_in = ops.logical_or(
-        ops.logical_and(variable < low, gradient < 0), ops.logical_and(variable > high, gradient > 0)
-    )
-    passes = ops.logical_and(ops.logical_or(inside, back_in), ops.isfinite(gradient))
-    return ops.where(passes, gradient, ops.zeros_like(gradient))
+def _number(value: float) -> Any:
+    return ops.cast(value, "float32")
 
 
-def _clip(x: Tensor, low: float, high: float, for_nan: float) -> Tensor:
-    held = ops.minimum(ops.maximum(x, ops.cast(low, "float32")), ops.cast(high, "float32"))
-    return ops.where(ops.isnan(x), ops.cast(for_nan, "float32"), held)
-
-
-@functools.cache
-def _symmetric_scale(low: float, steps: float, power_of_two: bool) -> Callable[[Tensor], Tensor]:  # noqa: FBT001
-    """Return the function from threshold to scale; see `trainable_core.qparams`."""
-
-    def bounded(threshold: Tensor) -> Tensor:
-        return _clip(threshold, low, MAX_THRESHOLD, low)
-
-    def forward(threshold: Tensor) -> Tensor:
-        value = bounded(threshold)
-        if power_of_two:
-            bits = float_bits(value)
-            value = bits_float(ops.bitwise_and(bits + 0x007FFFFF, ops.full_like(bits, 0x7F800000)))
-        return value * (1.0 / steps)  # a power of two: exact
-
-    def backward(upstream: Tensor, scale: Tensor, threshold: Tensor) -> tuple[Tensor, ...]:
-        gradient = upstream * (1.0 / steps)
-        if power_of_two:
-            gradient = gradient * (scale * steps / bounded(threshold))
-        return (_held(threshold, gradient, low, MAX_THRESHOLD),)
-
-    return with_gradient(forward, backward)
-
-
-@functools.cache
-def _uniform_grid(low: float, n_bits: int) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return the function from range ends to scale and zero point, stacked; see `trainable_core.qparams`."""
-    quant_max = 2**n_bits - 1
-    limit = MAX_THRESHOLD / 2
-
-    def forward(range_min: Tensor, range_max: Tensor) -> Tensor:
-        first, last = _clip(range_min, -limit, 0.0, 0.0), _clip(range_max, 0.0, limit, 0.0)
-        bits = float_bits(divide_by(_clip(last - first, low, MAX_THRESHOLD, low), quant_max))
-        scale = bits_float(ops.bitwise_and(bits + quant_max, ops.full_like(bits, ~quant_max)))
-        zero_point = ops.minimum(ops.maximum(ops.round(-first / scale), 0.0), float(quant_max))
-        return ops.stack([scale, zero_point])
-
-    def backward(upstream: Tensor, output: Tensor, range_min: Tensor, range_max: Tensor) -> tuple[Tensor, ...]:
-        d_scale, d_zero = upstream[0], upstream[1]
-        scale, zero_point = output[0], output[1]
-        width = _clip(range_max, 0.0, limit, 0.0) - _clip(range_min, -limit, 0.0, 0.0)
-        through_width = _held(width, (d_scale - d_zero * zero_point / scale) / quant_max, low, MAX_THRESHOLD)
-        d_min = _held(range_min, -through_width - d_zero / scale, -limit, 0.0)
-        return d_min, _held(range_max, through_width, 0.0, limit)
-
-    return with_gradient(forward, backward)
-
-
-def symmetric(threshold: Tensor, n_bits: int, *, signed: bool, power_of_two: bool, min_threshold: float) -> Grid:
-    """Return the SYMMETRIC or POWER_OF_TWO grid of a threshold."""
-    low = float(qparams.lower_bound(min_threshold))
-    scale = _symmetric_scale(low, 2.0 ** (n_bits - int(signed)), power_of_two)(threshold)
-    quant_min, quant_max = (-(2 ** (n_bits - 1)), 2 ** (n_bits - 1) - 1) if signed else (0, 2**n_bits - 1)
-    return Grid(scale, ops.zeros_like(scale), quant_min, quant_max, centered=True)
-
-
-def uniform(range_min: Tensor, range_max: Tensor, n_bits: int, *, min_threshold: float) -> Grid:
-    """Return the UNIFORM grid of a range."""
-    stacked = _uniform_grid(float(qparams.lower_bound(min_threshold)), n_bits)(range_min, range_max)
-    return Grid(stacked[0], stacked[1], 0, 2**n_bits - 1, centered=False)
+_MAKER = tensor_grid.GridMaker(
+    tensor_grid.Functions(
+        maximum=ops.maximum,
+        minimum=ops.minimum,
+        where=ops.where,
+        isnan=ops.isnan,
+        isfinite=ops.isfinite,
+        round=ops.round,
+        zeros_like=ops.zeros_like,
+        stack=ops.stack,
+        all_of=ops.logical_and,
+        any_of=ops.logical_or,
+        bits_and=_bits_and,
+        number=_number,
+        float_bits=float_bits,
+        bits_float=bits_float,
+        divide_by=divide_by,
+        with_gradient=with_gradient,
+    ),
+    Grid,
+)
+symmetric, uniform = _MAKER.symmetric, _MAKER.uniform

@@ -10,24 +10,14 @@ from os import PathLike
 from typing import Any
 
 import keras
-import numpy as np
 from numpy.typing import NDArray
 
+from trainable_core import model_file
+from trainable_core.keras_parts import deployed_among
 from trainable_core.model_document import as_path, read_arrays, write_arrays
-from trainable_core.model_file import (
-    KINDS,
-    SCHEMA_VERSION,
-    check_arrays,
-    check_quantizers,
-    header_of,
-    place_numbers,
-    recipe_of,
-)
 from trainable_keras.engine import to_numpy
 from trainable_keras.finalized import finalize
-from trainable_keras.quantizers.base import BaseKerasTrainableQuantizer
 from trainable_keras.training import quantizers_of
-from trainable_keras.wrapper import QuantizationWrapper
 from trainable_keras.wrapping import check_keras, parts_of, state_of, trainable_quantizers, wrap
 
 FORMAT = "trainable-keras"
@@ -56,8 +46,10 @@ def save(qmodel: Any, path: str | PathLike[str]) -> None:
     recipe, the signs that calibration decided, which quantizers are frozen, and the version of this format. The
     optimizer's variables are Keras's business: ``.keras`` has them.
     """
-    header = header_of(FORMAT, state_of(qmodel), quantizers_of(qmodel), _deployed(qmodel))
-    write_arrays(as_path(path), header, {name: _array(variable) for name, variable in _variables(qmodel).items()})
+    deployed = deployed_among(parts_of(qmodel))
+    header = model_file.header_of(FORMAT, state_of(qmodel), quantizers_of(qmodel), deployed)
+    arrays = {name: model_file.storable(to_numpy(variable)) for name, variable in _variables(qmodel).items()}
+    write_arrays(as_path(path), header, arrays)
 
 
 def load(path: str | PathLike[str], model: Any) -> Any:
@@ -84,47 +76,19 @@ def load(path: str | PathLike[str], model: Any) -> Any:
     ModelError
         When `model` is no Keras 3 model.
     """
-    header, arrays = read_arrays(as_path(path), FORMAT, SCHEMA_VERSION, KINDS)
+    header, arrays = read_arrays(as_path(path), FORMAT, model_file.SCHEMA_VERSION, model_file.KINDS)
     check_keras(model, "load: the float model")
-    qmodel = wrap(model, recipe_of(path, header))
+    qmodel = wrap(model, model_file.recipe_of(path, header))
     if header["finalized"]:
-        place_numbers(path, trainable_quantizers(qmodel), header["deployed"])
+        model_file.place_numbers(path, trainable_quantizers(qmodel), header["deployed"])
         qmodel = finalize(qmodel)
-    wanted, quantizers = _variables(qmodel), quantizers_of(qmodel)
-    check_arrays(path, {name: tuple(variable.shape) for name, variable in wanted.items()}, arrays)
-    check_quantizers(path, header, quantizers)
-    for name, variable in wanted.items():
-        variable.assign(arrays[name])
-    for name, sign in header["signs"].items():
-        quantizers[name].signed = bool(sign)
-    for name in header["frozen"]:
-        quantizers[name].freeze()
-    for quantizer in quantizers.values():
-        grid = [variable for width in quantizer.widths for variable in quantizer.grid_variables(width).values()]
-        quantizer.calibrated = not any(np.isnan(to_numpy(variable)).all() for variable in grid)
+    model_file.fill(path, header, arrays, quantizers_of(qmodel), lambda: _variables(qmodel), _assign)
     return qmodel
 
 
 def _variables(qmodel: Any) -> dict[str, keras.Variable]:
-    """Return the variables by their place in the model's order, and what they are called."""
-    return {f"{index}:{variable.name}": variable for index, variable in enumerate(qmodel.variables)}
+    return model_file.by_place(qmodel.variables, lambda variable: variable.name)
 
 
-def _array(variable: keras.Variable) -> NDArray[Any]:
-    array = to_numpy(variable)
-    return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
-
-
-def _deployed(qmodel: Any) -> dict[str, Any]:
-    """Return a finalized model's quantizers by the name of their tensor."""
-    found = {}
-    for part in parts_of(qmodel):
-        plan, holders = part.plan, [part]
-        assert plan is not None  # noqa: S101 - `wrap` puts a plan on every part
-        if isinstance(part, QuantizationWrapper):
-            holders = part.holders
-            for attribute, quantizer in part.weights_quantizers.items():
-                found[f"{plan.layer.name}.{attribute}"] = quantizer
-        for holder in holders:
-            found[f"{plan.layer.name}: {holder.tensor}"] = holder.activation_holder_quantizer
-    return {name: q for name, q in found.items() if not isinstance(q, BaseKerasTrainableQuantizer)}
+def _assign(variable: keras.Variable, value: NDArray[Any]) -> None:
+    variable.assign(value)

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import tensorflow as tf
 from tqdm.auto import tqdm
 
-from trainable_core.calibrating import check_batches, feed, inputs_of, waiting_quantizers
-from trainable_core.calibration import Observer
-from trainable_core.errors import QuantizerStateError
-from trainable_core.thresholds import Params, activation_params, weights_params
-from trainable_tfkeras.engine import to_numpy, untracked
-from trainable_tfkeras.holder import ActivationQuantizationHolder
-from trainable_tfkeras.quantizers.base import BaseKerasTrainableQuantizer
+from trainable_core.calibrating import check_batches, inputs_of
+from trainable_core.keras_calibration import Observers, calibrate_layers, observe_batches
+from trainable_core.keras_parts import KerasHolder
+from trainable_tfkeras.engine import to_numpy
 from trainable_tfkeras.tracing import layers_within
 from trainable_tfkeras.training import forget_functions
-from trainable_tfkeras.wrapper import QuantizationWrapper
-from trainable_tfkeras.wrapping import state_of, trainable_quantizers
+from trainable_tfkeras.wrapping import state_of
 
 
 def calibrate(
@@ -64,34 +60,15 @@ def calibrate(
     Activations are seen in inference mode and eagerly, with float weights. Quantizers that already have numbers (from a
     config, or from a former calibration) keep them unless forced.
     """
-    state = state_of(qmodel)
-    if state.finalized:
-        raise QuantizerStateError(type(qmodel).__name__, "it is finalized; its quantizers don't change any more")
-    waiting = waiting_quantizers(trainable_quantizers(qmodel), type(qmodel).__name__, force=force)
-    spec = state.recipe.calibration
-    new: list[tuple[BaseKerasTrainableQuantizer, Params]] = []
-    holders = [
-        layer
-        for layer in layers_within(qmodel)
-        if isinstance(layer, ActivationQuantizationHolder) and id(layer.activation_holder_quantizer) in waiting
-    ]
-    if holders:
-        single = tf.is_tensor(batches) or hasattr(batches, "__array__")
-        check_batches(batches, forward, len(holders), single=single)
-        observers = {id(holder): Observer() for holder in holders}
-        bar = tqdm(batches, desc="calibrate", disable=None if progress is None else not progress, leave=False)
-        with observing(qmodel, observers):
-            feed(bar, lambda batch: (forward or _call)(qmodel, batch))
-        for holder in holders:
-            quantizer = holder.activation_holder_quantizer
-            new.append((quantizer, activation_params(quantizer, observers[id(holder)], spec)))
-    for layer in layers_within(qmodel):
-        if isinstance(layer, QuantizationWrapper):
-            for _, weight, quantizer in layer.get_weights_vars():
-                if id(quantizer) in waiting:
-                    new.append((quantizer, weights_params(quantizer, to_numpy(weight).astype("float32"), spec)))
-    for quantizer, params in new:
-        quantizer.set_quantization_params(params)
+    state, layers = state_of(qmodel), layers_within(qmodel)
+
+    def observe(holders: list[KerasHolder]) -> Observers:
+        check_batches(batches, forward, len(holders), single=tf.is_tensor(batches) or hasattr(batches, "__array__"))
+        shown = tqdm(batches, desc="calibrate", disable=None if progress is None else not progress, leave=False)
+        with _eager():
+            return observe_batches(layers, holders, shown, lambda batch: (forward or _call)(qmodel, batch))
+
+    calibrate_layers(type(qmodel).__name__, state, layers, observe, to_numpy, force=force)
     forget_functions(qmodel)
     return qmodel
 
@@ -101,26 +78,11 @@ def _call(model: Any, batch: Any) -> Any:
 
 
 @contextmanager
-def observing(qmodel: Any, observers: Mapping[int, Observer]) -> Iterator[None]:
-    """Let holders see and pass on what comes, with float weights; everything is put back afterwards."""
-    layers = layers_within(qmodel)
-    wrappers = [layer for layer in layers if isinstance(layer, QuantizationWrapper)]
-    holders = [layer for layer in layers if isinstance(layer, ActivationQuantizationHolder)]
+def _eager() -> Iterator[None]:
+    """Run functions eagerly, so that a call that the user compiled shows its values too."""
     eager = tf.config.functions_run_eagerly()
     try:
-        tf.config.run_functions_eagerly(run_eagerly=True)  # a call that the user compiled shows its values too
-        for wrapper in wrappers:
-            with untracked(wrapper):
-                wrapper.quantizes_weights = False
-        for holder in holders:
-            with untracked(holder):
-                holder.observer = observers.get(id(holder), Observer())
+        tf.config.run_functions_eagerly(run_eagerly=True)
         yield
     finally:
         tf.config.run_functions_eagerly(eager)
-        for holder in holders:
-            with untracked(holder):
-                holder.observer = None
-        for wrapper in wrappers:
-            with untracked(wrapper):
-                wrapper.quantizes_weights = True

@@ -14,16 +14,14 @@ from numpy.typing import NDArray
 
 from trainable_core.conformance.adapter import Run
 from trainable_core.enums import TieRule
-from trainable_tfkeras.engine import keras
+from trainable_tfkeras.engine import Tensor, keras, short_name, to_numpy
 
 Array = NDArray[Any]
 
 
-def to_numpy(tensor: Any) -> Array:
+def to_array(x: Tensor) -> Array:
     """Return a copy of a tensor's values; bfloat16, which NumPy lacks, as float32."""
-    return np.array(
-        (tf.cast(tensor, tf.float32) if tensor.dtype == tf.bfloat16 else tf.convert_to_tensor(tensor)).numpy()
-    )
+    return to_numpy(tf.cast(x, tf.float32) if x.dtype == tf.bfloat16 else x)
 
 
 class KerasAdapter:
@@ -40,30 +38,27 @@ class KerasAdapter:
 
     def run(self, quantizer: Any, x: Array, *, training: bool, dtype: str, device: str, upstream: Array | None) -> Run:
         with tf.device(device), tf.GradientTape() as tape:
-            given = tf.cast(tf.constant(x), dtype)
-            tape.watch(given)
+            tape.watch(given := tf.cast(tf.constant(x), dtype))
             output = quantizer(given, training)
         d_x, variables = None, {}
         if upstream is not None:
-            trained = self.trained(quantizer)
-            up = tf.cast(tf.constant(upstream), output.dtype)
+            trained, up = self.trained(quantizer), tf.cast(tf.constant(upstream), output.dtype)
             zero = tf.UnconnectedGradients.ZERO
             d_x, *found = tape.gradient(output, [given, *trained.values()], up, unconnected_gradients=zero)
-            variables = {name: to_numpy(each) for name, each in zip(trained, found, strict=True)}
-        d_x = None if d_x is None else to_numpy(d_x)
+            variables = {name: to_array(each) for name, each in zip(trained, found, strict=True)}
+        d_x = None if d_x is None else to_array(d_x)
         where = output.device.rpartition("device:")[2].partition(":")[0]
-        return Run(to_numpy(output), output.dtype.name, where, to_numpy(given), d_x, variables)
+        return Run(to_array(output), output.dtype.name, where, to_array(given), d_x, variables)
 
     def deploy(self, quantizer: Any, x: Array) -> Array:
-        return to_numpy(quantizer.convert2inferable()(tf.constant(x)))
+        return to_array(quantizer.convert2inferable()(tf.constant(x)))
 
     def trained(self, quantizer: Any) -> dict[str, Any]:
-        return {v.name.rpartition("/")[2].partition(":")[0]: v for v in quantizer.trainable_variables}
+        return {short_name(variable): variable for variable in quantizer.trainable_variables}
 
     def descend(self, quantizer: Any, gradients: Mapping[str, Array]) -> None:
-        pairs = [(tf.constant(gradients[n]), v) for n, v in self.trained(quantizer).items() if n in gradients]
-        if pairs:
-            keras.optimizers.legacy.SGD(1.0).apply_gradients(pairs)
+        for name in (trained := self.trained(quantizer)).keys() & gradients.keys():
+            trained[name].assign_sub(gradients[name])
 
     def copy(self, quantizer: Any) -> Any:
         return copy.deepcopy(quantizer)
@@ -78,7 +73,7 @@ class KerasAdapter:
     def model(self) -> tuple[Any, Any, Callable[[Any], Array]]:
         batch = tf.reshape(tf.linspace(-1.0, 1.0, 12), (4, 3))
         model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, name="dense")])
-        return model, batch, lambda model: to_numpy(model(batch, training=False))
+        return model, batch, lambda model: to_array(model(batch, training=False))
 
 
 ADAPTER = KerasAdapter()

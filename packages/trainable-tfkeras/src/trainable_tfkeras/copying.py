@@ -6,56 +6,27 @@ the layers it holds as attributes are put in. Values of all variables are copied
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from trainable_core.errors import ModelError, TrainableError
+from trainable_core import keras_copying
+from trainable_core.keras_copying import ModelCopier, attributes, check_same_shapes, join, layers_in, made_again
 from trainable_tfkeras.engine import keras, to_numpy
 from trainable_tfkeras.layers import is_operation, kind_of
 from trainable_tfkeras.tracing import direct_layers, graph_of, is_graph
 
-Replace = Callable[[Any, str], Any | None]
-"""Given a layer and its name, returns what comes in its place, or None for a plain copy."""
-
-CallOperation = Callable[..., Any]
-"""``call(operation, name, args, kwargs)`` calls a functional operation at its place in a copied graph."""
-
 
 def children(layer: Any) -> Iterator[tuple[str, Any]]:
-    """Yield (name, layer) of the layers that a layer holds in attributes; names lead into lists and dictionaries."""
-    held = {id(each) for each in direct_layers(layer)}
+    """Yield (name, layer) of the layers that a layer holds in attributes, each once."""
     done: set[int] = set()
-    for attribute, value in _attributes(layer):
-        for name, each in _layers_in(value, attribute, held):
-            if id(each) not in done:
-                done.add(id(each))
-                yield name, each
-
-
-def _attributes(layer: Any) -> list[tuple[str, Any]]:
-    """Return a layer's attributes without those that Keras and TensorFlow keep their own account in."""
-    return [(name, value) for name, value in vars(layer).items() if not name.startswith(("_self_", "_obj_reference"))]
-
-
-def _layers_in(value: Any, name: str, held: set[int]) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, keras.layers.Layer):
-        if id(value) in held:
-            yield name, value
-    elif isinstance(value, list | tuple):
-        for index, item in enumerate(value):
-            yield from _layers_in(item, f"{name}.{index}", held)
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            yield from _layers_in(item, f"{name}.{key}", held)
-
-
-def join(prefix: str, name: str) -> str:
-    """Return a layer's full name."""
-    return f"{prefix}.{name}" if prefix else name
+    for name, each in keras_copying.children(layer, direct_layers(layer)):
+        if id(each) not in done:
+            done.add(id(each))
+            yield name, each
 
 
 def strategy_of(model: Any) -> AbstractContextManager[Any]:
@@ -67,63 +38,40 @@ def strategy_of(model: Any) -> AbstractContextManager[Any]:
     return scope
 
 
-class Copier:
-    """Copies one model.
+class Copier(ModelCopier):
+    """Copies one Keras 2 model, under the strategy it was made under; see core's class."""
 
-    Parameters
-    ----------
-    replace : callable
-        What comes in the place of which layer.
-    call_operation : callable, optional
-        How functional operations are called; by default as they are.
-    """
+    def is_graph(self, layer: Any) -> bool:
+        """Return whether a layer is a model that can be run through as a graph."""
+        return is_graph(layer)
 
-    def __init__(self, replace: Replace, call_operation: CallOperation | None = None) -> None:
-        self._replace = replace
-        self._call_operation = call_operation
-        self._copies: dict[int, Any] = {}
+    def holds_layers(self, layer: Any) -> bool:
+        """Return whether a layer is of no known kind and holds others in attributes."""
+        return kind_of(layer) is None and any(True for _ in children(layer))
 
-    def copy(self, layer: Any, name: str = "") -> Any:
-        """Return the copy of a layer; the same one each time it is met.
-
-        Raises
-        ------
-        ModelError
-            When Keras can't make the layer again from its config; names the layer.
-        """
-        if id(layer) not in self._copies:
-            with strategy_of(layer):
-                self._copies[id(layer)] = self._copy(layer, name)
-        return self._copies[id(layer)]
-
-    def _copy(self, layer: Any, name: str) -> Any:
-        replaced = self._replace(layer, name)
-        if replaced is not None:
-            return replaced
-        if is_graph(layer):
-            try:
-                return self._copy_graph(layer, name)
-            except TrainableError:
-                raise
-            except Exception as error:
-                raise ModelError(f"model {name or layer.name!r} can't be copied: {error}") from error
-        if kind_of(layer) is None and any(True for _ in children(layer)):
-            return self._copy_holding(layer, name)
+    def copy_plain(self, layer: Any, name: str) -> Any:
+        """Return a layer made again from its config, with the same weights."""
         return plain_copy(layer, name)
 
-    def _copy_graph(self, model: Any, prefix: str) -> Any:
-        made: dict[int, Any] = {}
+    def copy(self, layer: Any, name: str = "") -> Any:
+        """Return the copy of a layer; the same one each time it is met."""
+        with strategy_of(layer):
+            return super().copy(layer, name)
+
+    def copy_graph(self, model: Any, prefix: str) -> Any:
+        """Return a copy of a graph, its layers copied by `copy`."""
         graph = graph_of(model)
+        assert graph is not None  # noqa: S101 - `is_graph` said so
         inputs = [_input_like(tensor) for tensor in model.inputs]
-        made.update({id(old): new for old, new in zip(model.inputs, inputs, strict=True)})
+        made: dict[int, Any] = {id(old): new for old, new in zip(model.inputs, inputs, strict=True)}
         sequential = isinstance(model, keras.Sequential)
         copied: list[Any] = [inputs[0]._keras_history.layer] if sequential else []  # noqa: SLF001 - its input layer
         for call in [] if sequential else graph.nodes:
             name = join(prefix, call.operation.name)
             args, kwargs = tf.nest.map_structure(lambda value: made.get(id(value), value), (call.args, call.kwargs))
             layer = self.copy(call.operation, name)
-            if is_operation(layer) and self._call_operation is not None:
-                outputs = self._call_operation(layer, name, args, kwargs)
+            if is_operation(layer) and self.call_operation is not None:
+                outputs = self.call_operation(layer, name, args, kwargs)
             else:
                 outputs = layer(*args, **kwargs)
             made.update({id(old): new for old, new in zip(call.outputs, tf.nest.flatten(outputs), strict=True)})
@@ -139,28 +87,19 @@ class Copier:
             result._trainable = False  # noqa: SLF001 - the setter would freeze every layer inside too
         return result
 
-    def _copy_holding(self, layer: Any, prefix: str) -> Any:
+    def copy_holding(self, layer: Any, prefix: str) -> Any:
+        """Return a copy of a layer with copies of the layers it holds."""
         copied = _made_again(layer, prefix, deep=False)
         held = {id(each) for each in direct_layers(layer)}
         done: dict[int, Any] = {}
-        for attribute, value in _attributes(layer):
-            if any(True for _ in _layers_in(value, attribute, held)):
+        for attribute, value in attributes(layer):
+            if any(True for _ in layers_in(value, attribute, held)):
                 if id(value) not in done:
-                    done[id(value)] = self._copy_value(value, join(prefix, attribute), held)
+                    done[id(value)] = self.copied_value(value, join(prefix, attribute), held)
                 setattr(copied, attribute, done[id(value)])
         copied.built = layer.built
         _copy_values(_own_variables(layer), _own_variables(copied), prefix, layer)
         return copied
-
-    def _copy_value(self, value: Any, name: str, held: set[int]) -> Any:
-        if isinstance(value, keras.layers.Layer):
-            return self.copy(value, name) if id(value) in held else value
-        if isinstance(value, dict):
-            return {key: self._copy_value(item, f"{name}.{key}", held) for key, item in value.items()}
-        if isinstance(value, list | tuple):
-            items = [self._copy_value(item, f"{name}.{index}", held) for index, item in enumerate(value)]
-            return tuple(items) if isinstance(value, tuple) else items
-        return value
 
 
 def _input_like(tensor: Any) -> Any:
@@ -195,7 +134,7 @@ def plain_copy(layer: Any, name: str, **changes: Any) -> Any:
 
 
 def _made_again(layer: Any, name: str, *, deep: bool = True, **changes: Any) -> Any:
-    try:
+    with made_again(layer, name):
         if type(layer) is keras.layers.Lambda:
             copied = _lambda(layer)  # Keras itself refuses to load a Python lambda
         else:
@@ -203,13 +142,6 @@ def _made_again(layer: Any, name: str, *, deep: bool = True, **changes: Any) -> 
         if deep:
             build_by(copied, build_configs(layer))
             copied.built = layer.built
-    except TrainableError:
-        raise
-    except Exception as error:
-        raise ModelError(
-            f"layer {name or layer.name!r} ({type(layer).__name__}) can't be copied: {error}",
-            "give its class a get_config that from_config can read.",
-        ) from error
     return copied
 
 
@@ -256,28 +188,20 @@ def layers_inside(layer: Any) -> list[Any]:
     return [inner for each in direct_layers(layer) for inner in [each, *layers_inside(each)]]
 
 
-def _variables(layer: Any) -> list[Any]:
-    return [each for inside in [layer, *layers_inside(layer)] for each in _listed(inside)]
-
-
-def _listed(layer: Any) -> list[Any]:
+def listed(layer: Any) -> list[Any]:
     """Return the variables a layer created itself, in the order it did, whether trainable or not."""
     return [*layer._trainable_weights, *layer._non_trainable_weights]  # noqa: SLF001 - the order without the state
 
 
+def _variables(layer: Any) -> list[Any]:
+    return [each for inside in [layer, *layers_inside(layer)] for each in listed(inside)]
+
+
 def _own_variables(layer: Any) -> list[Any]:
-    """Return a layer's variables without those of the layers it holds."""
-    inside = {id(variable) for each in direct_layers(layer) for variable in each.variables}
-    return [variable for variable in layer.variables if id(variable) not in inside]
+    return keras_copying.own_variables(layer, direct_layers(layer))
 
 
 def _copy_values(old: list[Any], new: list[Any], name: str, layer: Any) -> None:
-    shapes = [[tuple(variable.shape) for variable in variables] for variables in (old, new)]
-    if shapes[0] != shapes[1]:
-        raise ModelError(
-            f"layer {name or layer.name!r} ({type(layer).__name__}) can't be copied: made again from its config it "
-            f"has variables of shapes {shapes[1]}, not {shapes[0]}",
-            "create its variables and layers in __init__ or build, from what get_config returns.",
-        )
+    check_same_shapes(old, new, name, layer)
     for source, target in zip(old, new, strict=True):
         target.assign(np.asarray(to_numpy(source)))

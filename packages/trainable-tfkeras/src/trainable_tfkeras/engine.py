@@ -128,6 +128,11 @@ def to_numpy(value: Any) -> NDArray[Any]:
     return array
 
 
+def short_name(variable: Any) -> str:
+    """Return a variable's name without its layer's."""
+    return str(variable.name).rpartition("/")[2].partition(":")[0]
+
+
 def plainly(error: Exception) -> Exception:
     """Return an error that Keras and AutoGraph will pass on as it is, instead of making another type of it."""
     vars(error)["_keras_call_info_injected"] = True

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from trainable_core.errors import QuantizerStateError
+from trainable_core.plan import require_calibrated
 from trainable_tfkeras.copying import Copier
 from trainable_tfkeras.wrapping import note, parts_of, state_of, trainable_quantizers
 
@@ -21,8 +21,7 @@ def finalize(qmodel: Any) -> Any:
     Returns
     -------
     tf.keras.Model
-        Not compiled, with inferable quantizers in wrappers and holders. Of a finalized
-        model a copy is returned.
+        Not compiled, with inferable quantizers in wrappers and holders. Of a finalized model a copy is returned.
 
     Raises
     ------
@@ -32,14 +31,7 @@ def finalize(qmodel: Any) -> Any:
         When a quantizer has no numbers yet; names the layers.
     """
     state = state_of(qmodel)
-    quantizers = list(trainable_quantizers(qmodel))
-    missing = sorted(q.subject for q in quantizers if q.quantization_config.enabled and not q.calibrated)
-    if missing:
-        raise QuantizerStateError(
-            type(qmodel).__name__,
-            f"not calibrated: {', '.join(missing)}",
-            "trainable_tfkeras.calibrate(qmodel, batches).",
-        )
+    require_calibrated(trainable_quantizers(qmodel), type(qmodel).__name__, "trainable_tfkeras")
     deployed = Copier(lambda layer, name: None).copy(qmodel)  # noqa: ARG005 - nothing is replaced
     for part in parts_of(deployed):
         part.convert_to_inferable_quantizers()

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
+from numpy.typing import NDArray
 
-from trainable_core import folding, keras_folding
-from trainable_core.keras_folding import KERNELS, Folding
-from trainable_core.keras_graph import Graph
-from trainable_core.keras_layers import LayerKind
-from trainable_tfkeras.copying import children, plain_copy
+from trainable_core import keras_folding
+from trainable_core.keras_folding import KERNELS, Folding, ModelView
+from trainable_tfkeras.copying import children, listed, plain_copy
 from trainable_tfkeras.engine import keras, to_numpy
-from trainable_tfkeras.layers import DEPTHWISE_KERNEL, is_operation, kind_of, stock_name
-from trainable_tfkeras.tracing import graph_of, is_graph, layers_within
+from trainable_tfkeras.layers import DEPTHWISE_KERNEL, TYPES, is_layer, kind_of
+from trainable_tfkeras.tracing import graph_of, layers_within
 
 
 @keras.saving.register_keras_serializable(package="trainable_tfkeras")
@@ -39,67 +36,34 @@ class FoldedBatchNormalization(keras.layers.Layer):  # type: ignore[misc] # Tens
         return config
 
 
-class _View:
-    """See `trainable_core.keras_folding.View`."""
-
-    def __init__(self, model: Any) -> None:
-        self._owners: dict[int, set[int]] = {}
-        for layer in layers_within(model):
-            for variable in [*layer._trainable_weights, *layer._non_trainable_weights]:  # noqa: SLF001 - its own ones
-                self._owners.setdefault(id(variable), set()).add(id(layer))
-
-    def graph(self, layer: Any) -> Graph | None:
-        return graph_of(layer) if is_graph(layer) else None
-
-    def children(self, layer: Any) -> Iterable[tuple[str, Any]]:
-        return children(layer)
-
-    def kind(self, layer: Any) -> LayerKind | None:
-        return kind_of(layer)
-
-    def is_layer(self, operation: Any) -> bool:
-        return not is_operation(operation)
-
-    def is_batch_norm(self, layer: Any) -> bool:
-        return isinstance(layer, keras.layers.BatchNormalization)
-
-    def stock(self, layer: Any) -> str:
-        return stock_name(layer)
-
-    def is_linear(self, layer: Any) -> bool:
-        return getattr(layer, "activation", None) in {None, keras.activations.linear}
-
-    def shares_variables(self, layer: Any) -> bool:
-        return any(len(self._owners[id(variable)]) > 1 for variable in layer.variables)
+def passing(norm: Any) -> FoldedBatchNormalization:
+    """Return the layer that stands in the place of a folded batch norm."""
+    return FoldedBatchNormalization(name=norm.name, dtype=norm._dtype_policy)  # noqa: SLF001 - not public in TensorFlow 2.15
 
 
 def plan_folding(model: Any) -> Folding:
-    """Return which batch norms can be folded into the convolution or dense layer before them; changes nothing.
-
-    See `trainable_core.keras_folding.plan_folding`.
-    """
-    return keras_folding.plan_folding(model, _View(model))
+    """Return which batch norms can be folded into the layer before them; see core's function."""
+    view = ModelView(
+        keras,
+        layers_within(model),
+        variables_of=listed,
+        graph=graph_of,
+        children=children,
+        kind=kind_of,
+        is_layer=is_layer,
+        stock=TYPES.stock,
+    )
+    return keras_folding.plan_folding(model, view)
 
 
 def folded_copy(layer: Any, norm: Any, name: str) -> Any:
     """Return a copy of a layer that does its own work and a batch norm's."""
-    attribute, axes = KERNELS[type(layer).__name__]
+    attribute, _ = KERNELS[type(layer).__name__]
     if attribute == "kernel" and hasattr(layer, DEPTHWISE_KERNEL):
         attribute = DEPTHWISE_KERNEL
-    gamma, beta = (None if each is None else to_numpy(each) for each in (norm.gamma, norm.beta))
-    gain, shift = folding.gain_and_shift(
-        to_numpy(norm.moving_mean), to_numpy(norm.moving_variance), norm.epsilon, gamma, beta
-    )
-    kernel = getattr(layer, attribute)
-    bias = layer.bias if layer.use_bias else None
-    folded = folding.fold(to_numpy(kernel), None if bias is None else to_numpy(bias), gain, shift, axes)
     copied = plain_copy(layer, name, use_bias=True)
-    values = {id(getattr(copied, attribute)): folded[0], id(copied.bias): folded[1]}
-    others = [variable for variable in copied.variables if id(variable) not in values]
-    kept = [variable for variable in layer.variables if variable is not kernel and variable is not bias]
-    for source, target in zip(kept, others, strict=True):
-        target.assign(np.asarray(to_numpy(source)))
-    for variable in copied.variables:
-        if id(variable) in values:
-            variable.assign(values[id(variable)].astype(variable.dtype.as_numpy_dtype))
-    return copied
+    return keras_folding.folded_copy(layer, norm, copied, attribute, to_numpy=to_numpy, assign=_assign)
+
+
+def _assign(variable: Any, value: NDArray[Any]) -> None:
+    variable.assign(value.astype(variable.dtype.as_numpy_dtype))

@@ -28,10 +28,10 @@ from mct_quantizers.common.base_inferable_quantizer import QuantizerID
 from mct_quantizers.keras import quantizers as mctq
 from numpy.typing import NDArray
 
-from trainable_core.deployed import grid_of_arguments, mctq_arguments
+from trainable_core.deployed import KerasDeployed, by_grid, grid_of_arguments
 from trainable_core.enums import QuantizationMethod, QuantizationTarget
 from trainable_core.errors import ModelError
-from trainable_core.qparams import QParams, deployed_params
+from trainable_core.qparams import QParams
 from trainable_tfkeras import ops
 from trainable_tfkeras.engine import Tensor, keras, read, to_numpy, unconverted, untracked
 
@@ -39,7 +39,7 @@ MCTQ_LEAST_BITS = 2
 """TensorFlow's kernels have no 1-bit grid."""
 
 
-class InferableQuantizer(keras.layers.Layer):  # type: ignore[misc] # TensorFlow is untyped
+class InferableQuantizer(KerasDeployed, keras.layers.Layer):  # type: ignore[misc] # TensorFlow is untyped
     """What every deployed quantizer shares.
 
     Parameters
@@ -53,19 +53,14 @@ class InferableQuantizer(keras.layers.Layer):  # type: ignore[misc] # TensorFlow
     """
 
     mctq_class: ClassVar[Any] = None
-    quantization_target: ClassVar[Any]
-    quantization_method: ClassVar[Any]
+    to_numpy = staticmethod(to_numpy)
 
     def __init__(self, qparams: QParams, n_bits: int, ndim: int) -> None:
         keras.layers.Layer.__init__(self, dtype="float32", autocast=False, trainable=False)
         self.supports_masking = True
         along = qparams.along(ndim)
         with untracked(self):
-            self.channel_axis = qparams.channels_axis
-            self.per_channel = qparams.channels_axis is not None
-            self.input_rank = ndim
-            self.num_bits = n_bits
-            self.quant_min, self.quant_max = qparams.quant_min, qparams.quant_max
+            self.start(qparams, n_bits, ndim)
         self.grid_scale = self._number("grid_scale", along.scale)
         self.grid_zero_point = self._number("grid_zero_point", along.zero_point)
         self.built = True
@@ -78,23 +73,6 @@ class InferableQuantizer(keras.layers.Layer):  # type: ignore[misc] # TensorFlow
             initializer=keras.initializers.Constant(np.asarray(value, np.float32)),
             trainable=False,
         )
-
-    @classmethod
-    def method(cls) -> QuantizationMethod:
-        """Return the grid's method."""
-        return QuantizationMethod[cls.quantization_method[0].name]
-
-    @property
-    def qparams(self) -> QParams:
-        """The grid's numbers, from the variables."""
-        shape = () if self.channel_axis is None else (-1,)
-        scale, zero_point = (to_numpy(each).reshape(shape) for each in (self.grid_scale, self.grid_zero_point))
-        return QParams(scale, zero_point.astype(np.int32), self.quant_min, self.quant_max, self.channel_axis)
-
-    @property
-    def params(self) -> dict[str, Any]:
-        """Threshold or nudged range, as in the configs."""
-        return deployed_params(self.qparams, self.method())
 
     def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Return the input snapped to the grid; see `call`."""
@@ -114,15 +92,6 @@ class InferableQuantizer(keras.layers.Layer):  # type: ignore[misc] # TensorFlow
     def compute_output_shape(self, input_shape: Any) -> Any:
         """Return the input's own shape."""
         return input_shape
-
-    def initialize_quantization(self, tensor_shape: Any, name: str, layer: Any) -> dict[str, Any]:  # noqa: ARG002 - mctq's signature
-        """Do nothing: the numbers are there from the start."""
-        return {}
-
-    def mctq_arguments(self) -> dict[str, Any]:
-        """Return the arguments that build mctq's stock quantizer."""
-        target = QuantizationTarget[self.quantization_target.name]
-        return mctq_arguments(self.qparams, self.num_bits, self.input_rank, target, self.method())
 
     def to_mctq(self) -> Any:
         """Return mctq's stock inferable quantizer with the same numbers.
@@ -187,19 +156,20 @@ class ActivationUniformInferableQuantizer(InferableQuantizer, mctq.ActivationUni
     """Deployed UNIFORM activations."""
 
 
-_CLASSES: dict[tuple[QuantizationTarget, QuantizationMethod], type[InferableQuantizer]] = {
-    (QuantizationTarget.Weights, QuantizationMethod.SYMMETRIC): WeightsSymmetricInferableQuantizer,
-    (QuantizationTarget.Weights, QuantizationMethod.POWER_OF_TWO): WeightsPOTInferableQuantizer,
-    (QuantizationTarget.Weights, QuantizationMethod.UNIFORM): WeightsUniformInferableQuantizer,
-    (QuantizationTarget.Activation, QuantizationMethod.SYMMETRIC): ActivationSymmetricInferableQuantizer,
-    (QuantizationTarget.Activation, QuantizationMethod.POWER_OF_TWO): ActivationPOTInferableQuantizer,
-    (QuantizationTarget.Activation, QuantizationMethod.UNIFORM): ActivationUniformInferableQuantizer,
-}
+_CLASSES = by_grid(
+    WeightsSymmetricInferableQuantizer,
+    WeightsPOTInferableQuantizer,
+    WeightsUniformInferableQuantizer,
+    ActivationSymmetricInferableQuantizer,
+    ActivationPOTInferableQuantizer,
+    ActivationUniformInferableQuantizer,
+)
 
 
 def class_of(target: QuantizationTarget, method: QuantizationMethod) -> type[InferableQuantizer]:
     """Return the deployed class of a target and a grid."""
-    return _CLASSES[target, method]
+    cls: type[InferableQuantizer] = _CLASSES[target, method]
+    return cls
 
 
 def build(

@@ -19,8 +19,10 @@ def is_graph(layer: Any) -> bool:
     return isinstance(layer, keras.Model) and bool(getattr(layer, "_is_graph_network", False))
 
 
-def graph_of(model: Any) -> Graph:
-    """Return the calls of a model that `is_graph` accepts."""
+def graph_of(model: Any) -> Graph | None:
+    """Return the calls of a functional or Sequential model, None of a layer that `is_graph` refuses."""
+    if not is_graph(model):
+        return None
     by_depth = model._nodes_by_depth  # noqa: SLF001 - as said above
     nodes = [node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth] if not node.is_input]
     calls = [
@@ -53,8 +55,3 @@ def layers_within(layer: Any) -> list[Any]:
 def direct_layers(layer: Any) -> list[Any]:
     """Return the layers that a layer holds itself."""
     return list(layer._flatten_layers(include_self=False, recursive=False))  # noqa: SLF001 - as above
-
-
-def layers_in_graph(model: Any) -> list[Any]:
-    """Return a graph's layers without its inputs, each once, in the order they are called in."""
-    return [each for each in graph_of(model).operations if not is_operation(each)]

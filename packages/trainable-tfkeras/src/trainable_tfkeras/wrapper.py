@@ -10,21 +10,18 @@ from typing import Any
 import tensorflow as tf
 from mct_quantizers import KerasQuantizationWrapper
 
-from trainable_core.enums import QuantizationTarget
-from trainable_core.errors import ModelError
-from trainable_core.model_document import plan_document, plan_from_document
-from trainable_core.plan import LayerPlan, require_quantizer
-from trainable_core.saved_quantizer import quantizer_document, quantizer_from_document
+from trainable_core.keras_layers import weight_path
+from trainable_core.keras_parts import KerasWrapper
 from trainable_tfkeras.copying import build_by, build_configs
 from trainable_tfkeras.engine import Tensor, keras, read, untracked
 from trainable_tfkeras.holder import ActivationQuantizationHolder
 from trainable_tfkeras.inferable import class_of
-from trainable_tfkeras.layers import owner_of, weight_of
-from trainable_tfkeras.quantizers.base import BaseKerasTrainableQuantizer, count_step
+from trainable_tfkeras.layers import find_weight
+from trainable_tfkeras.quantizers.base import count_step
 
 
 @keras.saving.register_keras_serializable(package="trainable_tfkeras")
-class QuantizationWrapper(KerasQuantizationWrapper):  # type: ignore[misc] # mctq is untyped
+class QuantizationWrapper(KerasWrapper, KerasQuantizationWrapper):  # type: ignore[misc] # mctq is untyped
     """A layer whose weights, and if asked inputs and output, are quantized as it is called.
 
     Parameters
@@ -54,7 +51,11 @@ class QuantizationWrapper(KerasQuantizationWrapper):  # type: ignore[misc] # mct
     the layer's.
     """
 
-    weights_quantizers: dict[str, Any]
+    backend = "tf_keras"
+    class_of = staticmethod(class_of)
+    holder_class = ActivationQuantizationHolder
+    find_weight = staticmethod(find_weight)
+    value_of = staticmethod(read)
 
     def __init__(
         self,
@@ -66,27 +67,25 @@ class QuantizationWrapper(KerasQuantizationWrapper):  # type: ignore[misc] # mct
         output_holder: ActivationQuantizationHolder | None = None,
         name: str | None = None,
     ) -> None:
-        if not isinstance(layer, keras.layers.Layer):
-            raise ModelError(f"a wrapper needs a tf.keras layer, got {type(layer).__name__}")
-        if not layer.built:
-            raise ModelError(f"layer {layer.name!r} is not built", "build the model, or call it once with an example.")
-        for quantizer in weights_quantizers.values():
-            require_quantizer(quantizer, QuantizationTarget.Weights, type(self).__name__)
-        for attribute in weights_quantizers:
-            owner_of(layer, attribute)
+        self.check(layer, keras.layers.Layer, weights_quantizers)
         super().__init__(layer, dict(weights_quantizers), name=name or layer.name, dtype="float32", autocast=False)
         self.supports_masking = layer.supports_masking
-        with untracked(self):
-            self.input_names = tuple(input_names)
-            self.quantizes_weights = True
-            self.plan: LayerPlan | None = None
-            self.notes: dict[str, Any] | None = None
-            self._accepted = tuple(inspect.signature(layer.call).parameters)
+        self.keep(
+            input_names=tuple(input_names),
+            quantizes_weights=True,
+            plan=None,
+            notes=None,
+            _accepted=tuple(inspect.signature(layer.call).parameters),
+        )
         self.input_holders = dict(input_holders or {})
         self.output_holder = output_holder
-        for attribute, quantizer in self.weights_quantizers.items():
-            quantizer.initialize_quantization(tuple(weight_of(layer, attribute).shape), attribute, self)
+        self.initialize_quantizers()
         self.built = True
+
+    def keep(self, **values: Any) -> None:
+        """Set attributes as they are; Keras would make containers of its own of them."""
+        with untracked(self):
+            super().keep(**values)
 
     def __getattr__(self, name: str) -> Any:
         """Return an attribute of the layer that the wrapper doesn't have."""
@@ -96,27 +95,9 @@ class QuantizationWrapper(KerasQuantizationWrapper):  # type: ignore[misc] # mct
             raise AttributeError(message)
         return getattr(layer, name)
 
-    # ---- mctq's interface -------------------------------------------------------------------------------------------
-
-    def get_weights_vars(self) -> list[tuple[str, Any, Any]]:
-        """Return (attribute, float weight, quantizer) of each quantized weight."""
-        return [(name, weight_of(self.layer, name), q) for name, q in self.weights_quantizers.items()]
-
-    def get_quantized_weights(self, training: Any = None) -> dict[str, Tensor]:
-        """Return each quantized weight's quantized value, by attribute."""
-        quantized = {}
-        for attribute, weight, quantizer in self.get_weights_vars():
-            arguments = {"training": training} if isinstance(quantizer, BaseKerasTrainableQuantizer) else {}
-            quantized[attribute] = quantizer(read(weight), **arguments)
-        return quantized
-
     def convert_to_inferable_quantizers(self) -> None:
         """Put inferable quantizers in the trainable ones' place, holders included; does nothing the second time."""
-        quantizers = dict(self.weights_quantizers)
-        for name, quantizer in quantizers.items():
-            if isinstance(quantizer, BaseKerasTrainableQuantizer):
-                quantizers[name] = quantizer.convert2inferable()
-        self.weights_quantizers = quantizers  # all at once: the layer stays whole when one of them can't
+        self.weights_quantizers = self.deployed_quantizers()
         for holder in self.holders:
             holder.convert_to_inferable_quantizers()
         # held anew, so that variables come in the order in which a wrapper is made: the HDF5 format goes by it
@@ -126,19 +107,13 @@ class QuantizationWrapper(KerasQuantizationWrapper):  # type: ignore[misc] # mct
 
     # ---- calling ----------------------------------------------------------------------------------------------------
 
-    @property
-    def holders(self) -> list[ActivationQuantizationHolder]:
-        """Holders of inputs and output."""
-        inputs = list(self.input_holders.values())
-        return inputs if self.output_holder is None else [*inputs, self.output_holder]
-
     def build(self, input_shape: Any) -> None:
         """Do nothing but note the shape: the layer is built before it is wrapped."""
         keras.layers.Layer.build(self, input_shape)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Return the layer's output with quantized weights, inputs and output; takes the layer's own arguments."""
-        names = self._argument_names()
+        names = self.argument_names()
         first = names[0] if names else "inputs"
         if not args and first in kwargs:  # Keras wants the first argument by position, whatever it is called
             args = (kwargs.pop(first),)
@@ -152,7 +127,7 @@ class QuantizationWrapper(KerasQuantizationWrapper):  # type: ignore[misc] # mct
         mask = kwargs.pop("mask", None)
         values = [inputs]
         if self.input_holders:
-            values, kwargs = self._quantize_inputs(values, kwargs, training)
+            values, kwargs = self.quantize_inputs(values, kwargs, training)
         if mask is not None and "mask" in self._accepted:
             kwargs = {**kwargs, "mask": mask}
         if training is not None and "training" in self._accepted:
@@ -161,33 +136,7 @@ class QuantizationWrapper(KerasQuantizationWrapper):  # type: ignore[misc] # mct
         if self.weights_quantizers and self.quantizes_weights:
             count_step(self.weights_quantizers.values(), training)
             layer = with_weights(layer, self.get_quantized_weights(training))
-        outputs = layer(*values, **kwargs)
-        if self.output_holder is None:
-            return outputs
-        if isinstance(outputs, tuple | list):
-            return type(outputs)((self.output_holder(outputs[0], training=training), *outputs[1:]))
-        return self.output_holder(outputs, training=training)
-
-    def _quantize_inputs(
-        self, given: list[Any], kwargs: dict[str, Any], training: Any
-    ) -> tuple[list[Any], dict[str, Any]]:
-        values = list(given)
-        names = self._argument_names()
-        if "key" in names and len(values) <= names.index("key") and kwargs.get("key") is None:
-            # an attention layer's key is its value, before either is quantized
-            position = names.index("value")
-            kwargs = {**kwargs, "key": values[position] if position < len(values) else kwargs["value"]}
-        for name, holder in self.input_holders.items():
-            argument, _, item = name.partition(".")
-            position = names.index(argument)
-            if position < len(values):
-                values[position] = _held(values[position], item, holder, training)
-            elif kwargs.get(argument) is not None:
-                kwargs = {**kwargs, argument: _held(kwargs[argument], item, holder, training)}
-        return values, kwargs
-
-    def _argument_names(self) -> list[str]:
-        return list(dict.fromkeys(name.partition(".")[0] for name in self.input_names))
+        return self.quantize_output(layer(*values, **kwargs), training)
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         """Return what the layer says."""
@@ -204,42 +153,18 @@ class QuantizationWrapper(KerasQuantizationWrapper):  # type: ignore[misc] # mct
 
     def get_config(self) -> dict[str, Any]:
         """Return what `from_config` rebuilds the wrapper from; JSON-clean when the layer's own config is."""
-        output, layer = self.output_holder, keras.layers.serialize(self.layer)
+        layer = keras.layers.serialize(self.layer)
         layer.pop("build_config", None)
-        return {
-            "name": self.name,
-            "trainable": self.trainable,
-            "layer": layer,
-            "builds": build_configs(self.layer),
-            "weights_quantizers": {name: quantizer_document(q) for name, q in self.weights_quantizers.items()},
-            "input_holders": {name: holder.get_config() for name, holder in self.input_holders.items()},
-            "input_names": list(self.input_names),
-            "output_holder": None if output is None else output.get_config(),
-            "plan": None if self.plan is None else plan_document(self.plan),
-            "notes": self.notes,
-        }
+        built = {"layer": layer, "builds": build_configs(self.layer)}
+        return {**self.own_config(), **built, "trainable": self.trainable}
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> QuantizationWrapper:
         """Return a wrapper equal to the one that `get_config` was called on."""
-        holder, output = ActivationQuantizationHolder.from_config, config["output_holder"]
         layer = keras.layers.deserialize(config["layer"])
         build_by(layer, config["builds"])
         layer.built = True
-        wrapper = cls(
-            layer,
-            {
-                name: quantizer_from_document(each, "tf_keras", class_of)
-                for name, each in config["weights_quantizers"].items()
-            },
-            input_holders={name: holder(each) for name, each in config["input_holders"].items()},
-            input_names=config["input_names"],
-            output_holder=None if output is None else holder(output),
-            name=config["name"],
-        )
-        with untracked(wrapper):
-            wrapper.plan = None if config["plan"] is None else plan_from_document(config["plan"])
-            wrapper.notes = config["notes"]
+        wrapper = cls.of_config(config, layer)
         if not config["trainable"]:
             wrapper.trainable = False
         return wrapper
@@ -249,7 +174,7 @@ def with_weights(layer: Any, weights: Mapping[str, Tensor]) -> Any:
     """Return a shallow copy of a layer with tensors in the place of some of its weights, in their compute dtype."""
     copies: dict[int, Any] = {}
     for attribute, value in weights.items():
-        steps = owner_of(layer, attribute)
+        steps = weight_path(layer, attribute)
         for owner, _ in steps:
             if id(owner) not in copies:
                 copies[id(owner)] = _shallow(owner)
@@ -268,13 +193,3 @@ def _shallow(layer: Any) -> Any:
     # While Keras writes a SavedModel it puts functions of the layer as it is, or its bound `call`, on the instance.
     vars(copied).pop("call", None)
     return copied
-
-
-def _held(value: Any, item: str, holder: ActivationQuantizationHolder, training: Any) -> Any:
-    """Return an argument quantized, or a list with one of its items quantized."""
-    if not item:
-        return holder(value, training=training)
-    values = list(value)
-    if int(item) < len(values):
-        values[int(item)] = holder(values[int(item)], training=training)
-    return type(value)(values) if isinstance(value, tuple) else values

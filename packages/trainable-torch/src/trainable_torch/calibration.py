@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from trainable_core.calibrating import check_batches, feed, inputs_of, waiting_quantizers
 from trainable_core.calibration import Observer
 from trainable_core.errors import CalibrationError, QuantizerStateError
-from trainable_core.thresholds import Params, activation_params, weights_params
+from trainable_core.thresholds import Params, activation_params, set_all, weights_params
 from trainable_torch.holder import ActivationQuantizationHolder
 from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer
 from trainable_torch.ranks import require_whole, world_size
@@ -89,23 +89,8 @@ def calibrate(
                 done.add(id(quantizer))
                 values = weight.detach().to("cpu", torch.float32).numpy()
                 new.append((quantizer, weights_params(quantizer, values, spec)))
-    _set(new)
+    set_all(new)
     return qmodel
-
-
-def _set(new: list[tuple[BasePytorchTrainableQuantizer, Params]]) -> None:
-    """Give quantizers their params: all of them, or, when that fails or is interrupted, none."""
-    before = [(q, q.signed, q.calibrated, [v.detach().clone() for v in _variables(q)]) for q, _ in new]
-    try:
-        for quantizer, params in new:
-            quantizer.set_quantization_params(params)
-    except BaseException:
-        for quantizer, signed, calibrated, values in before:
-            with torch.no_grad():
-                for variable, value in zip(_variables(quantizer), values, strict=True):
-                    variable.copy_(value)
-            quantizer.signed, quantizer.calibrated = signed, calibrated
-        raise
 
 
 def _leave_meta(qmodel: nn.Module) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,31 +12,13 @@ from torch import Tensor
 
 from trainable_core import qparams
 from trainable_core.checks import MAX_THRESHOLD
+from trainable_core.tensor_grid import GridNumbers
 from trainable_torch import kernels, native, scalars
 from trainable_torch.scalars import Numbers
 
 
-@dataclass(frozen=True)
-class Grid:
-    """The numbers a tensor is fake-quantized with.
-
-    Parameters
-    ----------
-    scale : Tensor, float32, broadcastable to the tensor
-        Step between grid points; gradients flow from it to the quantizer's variables.
-    zero_point : Tensor, float32, shape of `scale`
-        Code of real 0.0, an integer value; gradients flow too.
-    quant_min, quant_max : int
-        First and last code.
-    centered : bool
-        Whether every zero point is 0 (SYMMETRIC, POWER_OF_TWO).
-    """
-
-    scale: Tensor
-    zero_point: Tensor
-    quant_min: int
-    quant_max: int
-    centered: bool
+class Grid(GridNumbers):
+    """The numbers a tensor is fake-quantized with; see `trainable_core.tensor_grid.GridNumbers`."""
 
     @property
     def ends(self) -> tuple[Tensor, Tensor] | tuple[int, int]:

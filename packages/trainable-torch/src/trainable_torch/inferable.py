@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from trainable_core.checks import MAX_THRESHOLD
 from trainable_core.constants import RANGE_MAX, RANGE_MIN, SIGNED, THRESHOLD
+from trainable_core.deployed import by_grid, target_and_method
 from trainable_core.enums import QuantizationMethod, QuantizationTarget
 from trainable_core.qparams import QParams, deployed_params
 from trainable_torch import ops
@@ -94,7 +95,7 @@ class _Mended(nn.Module):
     @property
     def params(self) -> dict[str, Any]:
         """Threshold or nudged range, as in the configs."""
-        return deployed_params(self.qparams, QuantizationMethod[self.quantization_method[0].name])
+        return deployed_params(self.qparams, target_and_method(type(self))[1])
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)
@@ -163,14 +164,14 @@ class ActivationUniformInferableQuantizer(_Mended, mctq.ActivationUniformInferab
 
 InferableQuantizer = _Mended
 
-_CLASSES: dict[tuple[QuantizationTarget, QuantizationMethod], type[_Mended]] = {
-    (QuantizationTarget.Weights, QuantizationMethod.SYMMETRIC): WeightsSymmetricInferableQuantizer,
-    (QuantizationTarget.Weights, QuantizationMethod.POWER_OF_TWO): WeightsPOTInferableQuantizer,
-    (QuantizationTarget.Weights, QuantizationMethod.UNIFORM): WeightsUniformInferableQuantizer,
-    (QuantizationTarget.Activation, QuantizationMethod.SYMMETRIC): ActivationSymmetricInferableQuantizer,
-    (QuantizationTarget.Activation, QuantizationMethod.POWER_OF_TWO): ActivationPOTInferableQuantizer,
-    (QuantizationTarget.Activation, QuantizationMethod.UNIFORM): ActivationUniformInferableQuantizer,
-}
+_CLASSES = by_grid(
+    WeightsSymmetricInferableQuantizer,
+    WeightsPOTInferableQuantizer,
+    WeightsUniformInferableQuantizer,
+    ActivationSymmetricInferableQuantizer,
+    ActivationPOTInferableQuantizer,
+    ActivationUniformInferableQuantizer,
+)
 
 
 def build(target: QuantizationTarget, method: QuantizationMethod, n_bits: int, qparams: QParams, ndim: int) -> _Mended:

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name everyone reads
 from torch.nn.utils import parametrize
 
+from trainable_core import plan
 from trainable_core.errors import ModelError, UnsupportedConfigError
-from trainable_core.plan import LayerInfo, LayerKind, WeightInfo, declared_kind
+from trainable_core.plan import LayerInfo, LayerKind, declared_kind
 
 
 def _kind(
@@ -155,22 +156,21 @@ def layer_info(name: str, module: nn.Module, kind: LayerKind) -> LayerInfo:
     ------
     ModelError
         When a lazy module has no shape yet, or the module has no weight of a registered name.
+    ShapeMismatchError
+        When a registered axis is not one of the weight's.
     """
-    weights = {}
-    for attribute, axis in kind.weights.items():
+
+    def shape_of(attribute: str) -> tuple[int, ...] | None:
         weight: Any = module
         for part in attribute.split("."):
             weight = getattr(weight, part, None)
-        if not isinstance(weight, Tensor):
-            raise ModelError(
-                f"layer {name!r} has no weight {attribute!r}", f"register_layer({type(module).__name__}, ...) names it."
-            )
         if isinstance(weight, nn.parameter.UninitializedParameter):
             raise ModelError(
                 f"layer {name!r} has no weights yet", "call the model once with an example before wrapping it."
             )
-        weights[attribute] = WeightInfo(tuple(weight.shape), axis)
-    return LayerInfo(name, kind.op, weights)
+        return tuple(weight.shape) if isinstance(weight, Tensor) else None
+
+    return plan.layer_info(name, module, kind, shape_of)
 
 
 def leave_fused_paths(model: nn.Module) -> None:
