@@ -1,4 +1,4 @@
-"""How the benchmarks measure and report: interleaved ratios, bytes kept for backward, Markdown tables.
+"""How the benchmarks measure and report, whatever the framework: interleaved ratios, Markdown tables.
 
 Times are CPU times of the process, which runs one thread: on a quiet machine they are wall times, on a shared one they
 leave out the time in which others had the core (but not what others do to its caches and memory).
@@ -12,30 +12,24 @@ from __future__ import annotations
 import argparse
 import gc
 import os
-import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
-
 MALLOC = dict.fromkeys(("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"), str(2**32))
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 
 
 def arguments(description: str, rounds: int) -> argparse.Namespace:
-    """Return the command line's options, and set PyTorch to one thread."""
+    """Return the command line's options, in a process whose allocator keeps what it has."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--rounds", type=int, default=rounds, help="times that each candidate is measured")
     parser.add_argument("--write", action="store_true", help="put the tables into docs/performance.md as well")
     if any(os.environ.get(name) is None for name in MALLOC):
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **MALLOC})  # noqa: S606 - this very script
     options, _ = parser.parse_known_args()  # `nox -s bench` gives every script the same options
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
     return options
 
 
@@ -63,32 +57,6 @@ def _seconds(run: Callable[[], object]) -> float:
     started = time.process_time()
     run()
     return time.process_time() - started
-
-
-def kept_bytes(model: nn.Module, forward: Callable[[], Tensor]) -> int:
-    """Return the bytes that a forward keeps for backward, each storage once, without parameters and buffers."""
-    own = {each.untyped_storage().data_ptr() for each in [*model.parameters(), *model.buffers()]}
-    kept: dict[int, int] = {}
-    alive = []
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-            alive.append(tensor)  # else the next storage may get the same place
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        forward()
-    return sum(kept.values())
-
-
-def conditions() -> str:
-    """Return what the numbers were measured on, in one line."""
-    return (
-        f"PyTorch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} thread, "
-        f"{platform.machine()} {platform.system()}, Python {platform.python_version()}"
-    )
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
