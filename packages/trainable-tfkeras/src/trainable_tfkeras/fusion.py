@@ -1,0 +1,78 @@
+"""Fake quantization in one pass over memory: XLA compiles the elementwise functions of `trainable_tfkeras.ops`.
+
+TensorFlow runs the plain expression operation by operation, and each writes a tensor of the input's size. Compiled
+they are one loop. The same bits come out (`tests/tfkeras/test_fusion.py` compares them): nothing in the expressions
+lets a compiler contract or reorder, and a function of its own has no neighbours to be fused with. Sums are left to
+TensorFlow, whose reductions are vectorized and add up in pairs; XLA's on a CPU are neither.
+
+Compiling costs tens of milliseconds for each shape, so small tensors run the plain expression, and so do tensors whose
+shape says that it may change at every call: another dimension than the first is unknown, or more shapes than `SHAPES`
+have been seen. So does everything where there is another device than a CPU, or a TensorFlow without XLA.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+from trainable_tfkeras.engine import Tensor
+
+LEAST = 2**15
+"""Elements from which on one compiled call is cheaper than the plain operations."""
+
+SHAPES = 512
+"""Most shapes that are compiled in one process; later ones run the plain expression."""
+
+_compiled_shapes: set[tuple[int | None, ...]] = set()
+
+
+@functools.cache
+def _possible() -> bool:
+    devices = {device.device_type for device in tf.config.list_physical_devices()}
+    return devices == {"CPU"} and bool(tf.test.is_built_with_xla())
+
+
+def pays(x: Tensor) -> bool:
+    """Return whether a tensor is quantized by a compiled function; see the module."""
+    if x.shape.rank is None:
+        return False
+    shape = tuple(x.shape.as_list())
+    known = tf.TensorShape(shape[1:]).num_elements()
+    if known is None or known * (shape[0] or 1) < LEAST or not _possible():
+        return False
+    if len(_compiled_shapes) < SHAPES:
+        _compiled_shapes.add(shape)
+    return shape in _compiled_shapes
+
+
+def fused(plain: Callable[..., Any], compiled: Callable[..., Any] | None = None) -> Callable[..., Any]:
+    """Return a function that gives what `plain` gives, in one pass where that pays.
+
+    Parameters
+    ----------
+    plain : callable
+        Elementwise, of float32 tensors that broadcast to the first; returns a tensor of its shape, or a tuple of such.
+    compiled : callable, optional
+        What is compiled instead; it gives the same.
+    """
+
+    @functools.cache
+    def function(ranks: tuple[int, ...]) -> Any:
+        # one trace for all shapes: TensorFlow warns of functions that are traced again and again
+        specs = [tf.TensorSpec([None] * rank, tf.float32) for rank in ranks]
+        return tf.function(compiled or plain, input_signature=specs, autograph=False, jit_compile=True)
+
+    def run(x: Tensor, *others: Tensor) -> Any:
+        if not pays(x):
+            return plain(x, *others)
+        # no tape looks inside: it would have the function return all that its own gradient needs
+        given = [tf.stop_gradient(each) for each in (x, *others)]
+        outputs = function(tuple(each.shape.rank for each in given))(*given)
+        for each in outputs if isinstance(outputs, tuple) else (outputs,):
+            each.set_shape(x.shape)
+        return outputs
+
+    return run
