@@ -26,11 +26,13 @@ LEAST = 2**15
 SHAPES = 512
 """Most shapes that are compiled in one process; later ones run the plain expression."""
 
-_compiled_shapes: set[tuple[int | None, ...]] = set()
+compiled_shapes: set[tuple[int | None, ...]] = set()
+"""Shapes for which functions have been compiled, at most `SHAPES`."""
 
 
 @functools.cache
-def _possible() -> bool:
+def possible() -> bool:
+    """Return whether there is nothing but CPUs, and XLA to compile for them."""
     devices = {device.device_type for device in tf.config.list_physical_devices()}
     return devices == {"CPU"} and bool(tf.test.is_built_with_xla())
 
@@ -41,11 +43,11 @@ def pays(x: Tensor) -> bool:
         return False
     shape = tuple(x.shape.as_list())
     known = tf.TensorShape(shape[1:]).num_elements()
-    if known is None or known * (shape[0] or 1) < LEAST or not _possible():
+    if known is None or known * (shape[0] or 1) < LEAST or not possible():
         return False
-    if len(_compiled_shapes) < SHAPES:
-        _compiled_shapes.add(shape)
-    return shape in _compiled_shapes
+    if len(compiled_shapes) < SHAPES:
+        compiled_shapes.add(shape)
+    return shape in compiled_shapes
 
 
 def fused(plain: Callable[..., Any], compiled: Callable[..., Any] | None = None) -> Callable[..., Any]:
@@ -63,7 +65,8 @@ def fused(plain: Callable[..., Any], compiled: Callable[..., Any] | None = None)
     def function(ranks: tuple[int | None, ...]) -> Any:
         # one trace for all shapes: TensorFlow warns of functions that are traced again and again
         specs = [tf.TensorSpec(None if rank is None else [None] * rank, tf.float32) for rank in ranks]
-        return tf.function(compiled or plain, input_signature=specs, autograph=False, jit_compile=True)
+        made = tf.function(compiled or plain, input_signature=specs, autograph=False, jit_compile=True)
+        return made.get_concrete_function()
 
     def run(x: Tensor, *others: Tensor) -> Any:
         if not pays(x):
