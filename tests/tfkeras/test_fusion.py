@@ -152,6 +152,7 @@ def test_tensors_that_may_change_their_shape_are_not_compiled() -> None:
 
 def test_small_tensors_are_not_compiled() -> None:
     assert not calls([4, 4])
+    assert not fusion.pays(tf.zeros([]))
     assert fusion.pays(tf.zeros([fusion.LEAST]))
     assert not fusion.pays(tf.zeros([fusion.LEAST - 1]))
 

@@ -42,7 +42,7 @@ def possible() -> bool:
 
 def pays(x: Tensor) -> bool:
     """Return whether a tensor is quantized by a compiled function; see the module."""
-    if ENGINE != "tensorflow" or x.shape.rank is None:
+    if ENGINE != "tensorflow" or not x.shape.rank:
         return False
     shape = tuple(x.shape.as_list())
     known = tf.TensorShape(shape[1:]).num_elements()

@@ -39,7 +39,7 @@ def possible() -> bool:
 
 def pays(x: Tensor) -> bool:
     """Return whether a tensor is quantized by a compiled function; see the module."""
-    if x.shape.rank is None:
+    if not x.shape.rank:
         return False
     shape = tuple(x.shape.as_list())
     known = tf.TensorShape(shape[1:]).num_elements()
