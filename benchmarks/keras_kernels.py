@@ -22,8 +22,8 @@ from measuring import interleaved, report, table
 from trainable_core import QuantizationMethod, TrainableQuantizerActivationConfig, TrainableQuantizerWeightsConfig
 from trainable_core.constants import RANGE_MAX, RANGE_MIN, SIGNED, THRESHOLD
 
-ACTIVATIONS = [(32, 28, 28, 64), (16, 28, 28, 256), (8, 512, 768)]
-WEIGHTS = [(3, 3, 256, 256), (3, 3, 512, 512), (768, 3072)]
+ACTIVATIONS = [(16, 28, 28, 256), (8, 512, 768)]
+WEIGHTS = [(3, 3, 512, 512), (768, 3072)]
 BITS = (4, 8)
 METHODS = (QuantizationMethod.SYMMETRIC, QuantizationMethod.POWER_OF_TWO, QuantizationMethod.UNIFORM)
 OTHERS = ("TensorFlow's fused", "Keras's operations", "Keras's quantizers")
