@@ -155,6 +155,12 @@ def test_tensors_that_may_change_their_shape_are_not_compiled() -> None:
     assert not calls([None, None])
 
 
+def test_an_unknown_batch_counts_as_one_of_usual_size() -> None:
+    assert calls([None, fusion.LEAST // fusion.BATCH])
+    assert not calls([None, fusion.LEAST // fusion.BATCH - 1])
+    assert not fusion.pays(tf.zeros([0, fusion.LEAST]))
+
+
 def test_small_tensors_are_not_compiled() -> None:
     assert not calls([4, 4])
     assert not fusion.pays(tf.zeros([]))

@@ -23,6 +23,9 @@ from trainable_tfkeras.engine import Tensor
 LEAST = 2**15
 """Elements from which on one compiled call is cheaper than the plain operations."""
 
+BATCH = 32
+"""What a batch of unknown size is taken for."""
+
 SHAPES = 512
 """Most shapes that are compiled in one process; later ones run the plain expression."""
 
@@ -43,7 +46,7 @@ def pays(x: Tensor) -> bool:
         return False
     shape = tuple(x.shape.as_list())
     known = tf.TensorShape(shape[1:]).num_elements()
-    if known is None or known * (shape[0] or 1) < LEAST or not possible():
+    if known is None or known * (BATCH if shape[0] is None else shape[0]) < LEAST or not possible():
         return False
     if len(compiled_shapes) < SHAPES:
         compiled_shapes.add(shape)
