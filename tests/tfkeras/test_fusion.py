@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -169,14 +171,24 @@ def test_the_number_ofcompiled_shapes_is_bounded(monkeypatch: pytest.MonkeyPatch
     assert [fusion.pays(tf.zeros([fusion.LEAST + i])) for i in (0, 1, 2, 0)] == [True, True, False, True]
 
 
+@pytest.fixture
+def asked_again() -> Iterator[None]:
+    fusion.possible.cache_clear()
+    yield
+    fusion.possible.cache_clear()
+
+
+@pytest.mark.usefixtures("asked_again")
 def test_an_accelerator_keeps_the_plain_expression(monkeypatch: pytest.MonkeyPatch) -> None:
     device = tf.config.PhysicalDevice("/physical_device:GPU:0", "GPU")
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda *_: [device])
-    fusion.possible.cache_clear()
-    try:
-        assert not fusion.pays(tf.zeros([fusion.LEAST]))
-    finally:
-        fusion.possible.cache_clear()
+    assert not fusion.pays(tf.zeros([fusion.LEAST]))
+
+
+@pytest.mark.usefixtures("asked_again")
+def test_another_processor_keeps_the_plain_expression(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    assert not fusion.pays(tf.zeros([fusion.LEAST]))
 
 
 def test_another_batch_size_gives_what_the_reference_gives() -> None:
