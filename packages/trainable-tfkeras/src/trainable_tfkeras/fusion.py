@@ -1,9 +1,9 @@
 """Fake quantization in one pass over memory: XLA compiles the elementwise functions of `trainable_tfkeras.ops`.
 
 TensorFlow runs the plain expression operation by operation, and each writes a tensor of the input's size. Compiled
-they are one loop. The same bits come out (`tests/tfkeras/test_fusion.py` looks next to every tie): XLA rounds as often as
-the expression says, since it contracts no product that is used twice, and a function of its own has no neighbours to
-be fused with. Sums are left to TensorFlow: XLA's, in order on a CPU, are slower and two to five times as far off.
+they are one loop. The same bits come out (`tests/tfkeras/test_fusion.py` looks next to every tie): XLA rounds as often
+as the expression says, since it contracts no product that is used twice, and a function of its own has no neighbours
+to be fused with. Sums are left to TensorFlow: XLA's, in order on a CPU, are slower and two to five times as far off.
 
 Compiling costs tens of milliseconds for each shape, so small tensors run the plain expression, and so do tensors whose
 shape says that it may change at every call: another dimension than the first is unknown, or more shapes than `SHAPES`
