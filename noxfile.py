@@ -388,6 +388,12 @@ PEERS: dict[str, tuple[str, ...]] = {  # and what each needs, but doesn't declar
     "aimet-torch": (),
     "model-compression-toolkit": ("torchvision",),
 }
+KERAS_PEERS = ("model-compression-toolkit",)  # its Keras is that of TensorFlow 2.15
+
+
+KERAS_BENCHMARKS = ("keras_kernels", "keras_steps")
+# Keras 3, and Keras 2 on both versions of TensorFlow: the same scripts, a table for each.
+KERASES = ((KERAS_TESTS, on("tensorflow")), (TFKERAS_TESTS, LEGACY), (TFKERAS_215_TESTS, TENSORFLOW))
 
 
 @check("bench", default=False)
@@ -395,6 +401,9 @@ def bench(session: nox.Session) -> None:
     """Measure import time, kernels, training steps and growth with layers; `-- --write` updates docs/performance.md."""
     for script in BENCHMARKS:
         TORCH_TESTS.run(session, f"benchmarks/{script}.py", *session.posargs, env=ONE_THREAD)
+    for environment, settings in KERASES:
+        for script in KERAS_BENCHMARKS:
+            environment.run(session, f"benchmarks/{script}.py", *session.posargs, env=settings)
 
 
 @check("bench_peers", default=False)
@@ -407,10 +416,21 @@ def bench_peers(session: nox.Session) -> None:
     settings = {**ONE_THREAD, "PYTHONWARNINGS": "ignore"}
     settings |= {"NNCF_EXTENSION_LOAD_TIMEOUT": "900", "TORCH_EXTENSIONS_DIR": str(extensions)}
     for peer, needed in PEERS.items():
-        requirements = [*CORE, "-e", "packages/trainable-torch", peer, *needed]
+        requirements = [*CORE, "-e", "packages/trainable-torch[speed]", peer, *needed]
         environment = Environment(f"peer-{peer}", requirements, "peers")
-        try:
-            for script in ("torch_peers", "torch_peer_steps"):
-                environment.run(session, f"benchmarks/{script}.py", "--peer", peer, *session.posargs, env=settings)
-        except nox.command.CommandFailed as error:
-            print(f"[{session.name}] {peer} skipped: {error}; pip's or its own message is above", flush=True)
+        compare(session, environment, ("torch_peers", "torch_peer_steps"), peer, settings)
+    for peer in KERAS_PEERS:
+        requirements = [*CORE, "-e", "packages/trainable-tfkeras", "tensorflow-cpu", peer]
+        environment = Environment(f"peer-keras-{peer}", requirements, "peers-keras")
+        compare(session, environment, ("keras_peers",), peer, {**TENSORFLOW, "PYTHONWARNINGS": "ignore"})
+
+
+def compare(
+    session: nox.Session, environment: Environment, scripts: Sequence[str], peer: str, env: dict[str, str]
+) -> None:
+    """Run scripts beside a peer, or say why not."""
+    try:
+        for script in scripts:
+            environment.run(session, f"benchmarks/{script}.py", "--peer", peer, *session.posargs, env=env)
+    except nox.command.CommandFailed as error:
+        print(f"[{session.name}] {peer} skipped: {error}; pip's or its own message is above", flush=True)

@@ -1,4 +1,4 @@
-"""How the benchmarks measure and report: interleaved ratios, bytes kept for backward, Markdown tables.
+"""How the benchmarks measure and report, whatever the framework: interleaved ratios, Markdown tables.
 
 Times are CPU times of the process, which runs one thread: on a quiet machine they are wall times, on a shared one they
 leave out the time in which others had the core (but not what others do to its caches and memory).
@@ -12,19 +12,12 @@ from __future__ import annotations
 import argparse
 import gc
 import os
-import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
-
-import torch
-from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
-
-from trainable_torch import native
 
 MALLOC = dict.fromkeys(("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"), str(2**32))
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
@@ -34,15 +27,13 @@ Key = TypeVar("Key")
 
 
 def arguments(description: str, rounds: int) -> argparse.Namespace:
-    """Return the command line's options, and set PyTorch to one thread."""
+    """Return the command line's options, in a process whose allocator keeps what it has."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--rounds", type=int, default=rounds, help="times that each candidate is measured")
     parser.add_argument("--write", action="store_true", help="put the tables into docs/performance.md as well")
     if any(os.environ.get(name) is None for name in MALLOC):
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **MALLOC})  # noqa: S606 - this very script
     options, _ = parser.parse_known_args()  # `nox -s bench` gives every script the same options
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
     return options
 
 
@@ -70,61 +61,6 @@ def _seconds(run: Callable[[], object]) -> float:
     started = time.process_time()
     run()
     return time.process_time() - started
-
-
-def kept_bytes(model: nn.Module, x: Tensor) -> int:
-    """Return the bytes that a forward allocates and does not free: what is kept for backward, and the output.
-
-    PyTorch's allocator is asked, not the hooks for saved tensors: where these are active nothing is made again in
-    backward.
-    """
-    model(x)
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as seen:
-        output = model(x)
-    assert output.requires_grad  # noqa: S101 - and it holds the graph until here
-    return sum(event.self_cpu_memory_usage for event in seen.key_averages())
-
-
-def without_numba(run: Callable[[], object]) -> Callable[[], None]:
-    """Return the same run on PyTorch's own kernels, as where numba is not installed."""
-
-    def own() -> None:
-        before = native.compiled
-        native.compiled = _nothing
-        try:
-            run()
-        finally:
-            native.compiled = before
-
-    return own
-
-
-def _nothing() -> None:
-    """Return None, as `trainable_torch.native.compiled` does without numba."""
-
-
-def peak_bytes(run: Callable[[], object]) -> int:
-    """Return the most bytes that a run holds at once beyond what was held before it, as PyTorch's allocator counts."""
-    run()  # what is made once
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
-        run()
-    events = profile.profiler.kineto_results.events()  # type: ignore[union-attr] # set once it has run
-    held = peak = 0
-    for event in sorted((each for each in events if each.name() == "[memory]"), key=lambda each: each.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
-    return peak
-
-
-def conditions() -> str:
-    """Return what the numbers were measured on, in one line."""
-    compiled = "with" if native.compiled() is not None else "without"
-    return (
-        f"PyTorch {torch.__version__} {compiled} numba, {torch.backends.cpu.get_cpu_capability()}, "
-        f"{torch.get_num_threads()} thread, "
-        f"{platform.machine()} {platform.system()}, Python {platform.python_version()}"
-    )
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

@@ -12,8 +12,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from measuring import arguments, conditions, interleaved, report, table, without_numba
+from measuring import interleaved, report, table
 from torch import Tensor
+from torch_measuring import arguments, conditions, without_numba
 
 from trainable_core import QuantizationMethod, TrainableQuantizerActivationConfig, TrainableQuantizerWeightsConfig
 from trainable_core.constants import RANGE_MAX, RANGE_MIN, SIGNED, THRESHOLD

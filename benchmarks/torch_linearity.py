@@ -14,9 +14,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from measuring import arguments, conditions, report, table
+from measuring import report, table
 from models import recipe
 from torch import nn
+from torch_measuring import arguments, conditions
 
 import trainable_torch
 

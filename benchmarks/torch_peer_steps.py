@@ -17,9 +17,10 @@ import importlib.metadata
 from collections.abc import Callable
 
 import torch
-from measuring import arguments, conditions, interleaved, peak_bytes, report, table
+from measuring import interleaved, report, table
 from models import cases
 from torch import Tensor, nn
+from torch_measuring import arguments, conditions, peak_bytes
 from torch_steps import quantized, training_step
 
 Make = Callable[[nn.Module, Tensor, int], dict[str, nn.Module]]

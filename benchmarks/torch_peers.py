@@ -15,9 +15,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from measuring import arguments, conditions, interleaved, report, table
+from measuring import interleaved, report, table
 from torch import Tensor
 from torch_kernels import BITS, COLUMNS, TARGETS, floor, quantizer, step
+from torch_measuring import arguments, conditions
 
 from trainable_core import QuantizationMethod
 

@@ -12,9 +12,10 @@ import copy
 from collections.abc import Callable
 
 import torch
-from measuring import arguments, conditions, interleaved, kept_bytes, report, table, without_numba
+from measuring import interleaved, report, table
 from models import cases, recipe
 from torch import Tensor, nn
+from torch_measuring import arguments, conditions, kept_bytes, without_numba
 
 import trainable_torch
 from trainable_torch import native

@@ -20,6 +20,7 @@ every_backend = pytest.mark.parametrize("backend", BACKENDS)
 EAGER = "PyTorch runs eagerly and gains by it; Keras compiles graphs, which fuse by themselves"
 SHARDED = "a gap of PyTorch's `fully_shard`; a strategy of TensorFlow's averages every gradient"
 LAYER = "part of a Keras layer"
+COMPILED = "what `kernels` is to PyTorch: TensorFlow has a compiler to call, PyTorch's eager kernels are put together"
 BY_CONFIG = "Keras saves models by config"
 TOLD = "a Keras call is told whether it trains"
 NAMED = "a Keras layer has a name"
@@ -42,11 +43,13 @@ OF_TORCH = {
 MODULES: dict[str, dict[str, str]] = {
     "keras": {
         **OF_TORCH,
+        "fusion": COMPILED,
         "engine": "what keras.ops lacks is written for each engine that Keras runs on",
         "pullback": "each engine has its own way to gradients; PyTorch's tensors carry theirs",
     },
     "tfkeras": {
         **OF_TORCH,
+        "fusion": COMPILED,
         "engine": "what Keras 2 lacks is TensorFlow's, and it is found out which Keras is in the process",
     },
 }

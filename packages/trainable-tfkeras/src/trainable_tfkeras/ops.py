@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from trainable_core.reference import lsq
 from trainable_tfkeras.engine import Tensor, float_bits, reciprocal, with_gradient
+from trainable_tfkeras.fusion import fused
 from trainable_tfkeras.grid import Grid, ends
 
 HALF = 0.5
@@ -76,30 +77,43 @@ def steps_of(x: Tensor, scale: Tensor, quant_min: int, quant_max: int, *, center
 
 
 @functools.cache
+def _forward(quant_min: int, quant_max: int) -> Callable[..., Tensor]:
+    """Return fake quantization: of an input, a scale and, unless the grid is centered, a zero point."""
+
+    def values(x: Tensor, scale: Tensor, zero_point: Tensor = None) -> Tensor:
+        return snap(x, scale, zero_point, quant_min, quant_max)
+
+    def keeps_nan(x: Tensor, *grid: Tensor) -> Tensor:  # TensorFlow 2.15's XLA makes numbers of NaN in minimum
+        return tf.where(tf.math.is_nan(x), x, values(x, *grid))
+
+    return fused(values, keeps_nan)
+
+
+@functools.cache
 def _ste(quant_min: int, quant_max: int, centered: bool) -> Callable[..., Tensor]:  # noqa: FBT001
     """Return fake quantization with the gradient of `trainable_core.reference.ste`."""
+    values = _forward(quant_min, quant_max)
 
-    def forward(x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
-        return snap(x, scale, None if centered else zero_point, quant_min, quant_max)
-
-    def backward(upstream: Tensor, _: Tensor, x: Tensor, scale: Tensor, zero_point: Tensor) -> tuple[Tensor, ...]:
+    @fused
+    def masked(x: Tensor, upstream: Tensor, scale: Tensor, zero_point: Tensor = None) -> Tensor:
         low, high = ends(zero_point, quant_min, quant_max, centered=centered)
         steps = steps_of(x, scale, quant_min, quant_max, centered=centered)
         inside = tf.logical_and(steps >= low, steps <= high)
-        d_x = tf.where(inside, upstream, tf.zeros_like(upstream))
-        return d_x, tf.zeros_like(scale), tf.zeros_like(zero_point)
+        return tf.where(inside, upstream, tf.zeros_like(upstream))
 
-    return with_gradient(forward, backward)
+    def backward(upstream: Tensor, _: Tensor, x: Tensor, *grid: Tensor) -> tuple[Tensor, ...]:
+        return masked(x, upstream, *grid), *(tf.zeros_like(each) for each in grid)
+
+    return with_gradient(values, backward)
 
 
 @functools.cache
 def _lsq(quant_min: int, quant_max: int, centered: bool) -> Callable[..., Tensor]:  # noqa: FBT001
     """Return fake quantization with the gradients of `trainable_core.reference.lsq`."""
+    values = _forward(quant_min, quant_max)
 
-    def forward(x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
-        return snap(x, scale, None if centered else zero_point, quant_min, quant_max)
-
-    def backward(upstream: Tensor, _: Tensor, x: Tensor, scale: Tensor, zero_point: Tensor) -> tuple[Tensor, ...]:
+    @fused
+    def terms(x: Tensor, upstream: Tensor, scale: Tensor, zero_point: Tensor = None) -> tuple[Tensor, ...]:
         low, high = ends(zero_point, quant_min, quant_max, centered=centered)
         steps = steps_of(x, scale, quant_min, quant_max, centered=centered)
         below, above = steps <= low, steps >= high
@@ -108,14 +122,16 @@ def _lsq(quant_min: int, quant_max: int, centered: bool) -> Callable[..., Tensor
         d_x = tf.where(between, upstream, zeros)
         outside = tf.where(above, zeros + high, tf.where(below, zeros + low, zeros))
         slope = tf.where(between, round_half_up(steps) - steps, outside)
-        g = gradient_scale(x, scale, quant_max)
-        d_scale = _sum_to(upstream * slope, scale) * g
         if centered:
-            return d_x, d_scale, tf.zeros_like(zero_point)
-        beyond = tf.where(tf.logical_or(below, above), upstream, zeros)
-        return d_x, d_scale, -(_sum_to(beyond, scale) * scale) * g
+            return d_x, upstream * slope
+        return d_x, upstream * slope, tf.where(tf.logical_or(below, above), upstream, zeros)
 
-    return with_gradient(forward, backward)
+    def backward(upstream: Tensor, _: Tensor, x: Tensor, scale: Tensor, *zero_point: Tensor) -> tuple[Tensor, ...]:
+        d_x, by_scale, *beyond = terms(x, upstream, scale, *zero_point)
+        g = gradient_scale(x, scale, quant_max)
+        return d_x, _sum_to(by_scale, scale) * g, *(-(_sum_to(each, scale) * scale) * g for each in beyond)
+
+    return with_gradient(values, backward)
 
 
 def _sum_to(values: Tensor, like: Tensor) -> Tensor:
@@ -139,9 +155,13 @@ def gradient_scale(x: Tensor, scale: Tensor, quant_max: int) -> Any:
 def ste_fake_quantize(x: Tensor, grid: Grid) -> Tensor:
     """Return `x` snapped to the grid, gradient by `trainable_core.reference.ste`; float32."""
     function = _ste(grid.quant_min, grid.quant_max, grid.centered)
-    return function(x, tf.stop_gradient(grid.scale), tf.stop_gradient(grid.zero_point))
+    return function(x, *(tf.stop_gradient(each) for each in _numbers(grid)))
 
 
 def lsq_fake_quantize(x: Tensor, grid: Grid) -> Tensor:
     """Return `x` snapped to the grid, gradients by `trainable_core.reference.lsq`; float32."""
-    return _lsq(grid.quant_min, grid.quant_max, grid.centered)(x, grid.scale, grid.zero_point)
+    return _lsq(grid.quant_min, grid.quant_max, grid.centered)(x, *_numbers(grid))
+
+
+def _numbers(grid: Grid) -> tuple[Tensor, ...]:
+    return (grid.scale,) if grid.centered else (grid.scale, grid.zero_point)
