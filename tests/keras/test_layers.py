@@ -11,7 +11,7 @@ import pytest
 from keras import layers as kl
 
 from tests.keras.models import call, ready, recipe, same, vectors, weights_only
-from trainable_core.keras_layers import KINDS
+from trainable_core.keras_layers import KINDS, LayerTypes
 from trainable_core.plan import OPS
 from trainable_keras import describe, finalize, layers, register_layer, wrap
 from trainable_keras.layers import find_weight, kind_of, layer_info
@@ -20,7 +20,7 @@ from trainable_keras.layers import find_weight, kind_of, layer_info
 @pytest.fixture
 def registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let a test register layers that the next one doesn't know."""
-    monkeypatch.setattr(layers, "_REGISTERED", {})
+    monkeypatch.setattr(layers, "TYPES", LayerTypes(keras.layers))
     return
 
 

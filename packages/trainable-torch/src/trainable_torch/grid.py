@@ -10,14 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainable_core import qparams
+from trainable_core import qparams, tensor_grid
 from trainable_core.checks import MAX_THRESHOLD
-from trainable_core.tensor_grid import GridNumbers
 from trainable_torch import kernels, native, scalars
 from trainable_torch.scalars import Numbers
 
 
-class Grid(GridNumbers):
+class Grid(tensor_grid.GridNumbers):
     """The numbers a tensor is fake-quantized with; see `trainable_core.tensor_grid.GridNumbers`."""
 
     @property
