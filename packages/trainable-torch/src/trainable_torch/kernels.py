@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -304,15 +304,14 @@ def _totals(
     x: Tensor, upstream: Tensor, d_x: Tensor, grid: Numbers, *, outside: bool
 ) -> tuple[list[float | Tensor], Tensor | None]:
     """Put the input's gradient into `d_x`; return the sums of slopes and of what is outside, and the slopes' signs."""
-    lines, layout = native.lines(x, grid.scale), look(x, grid.scale)
-    if lines is not None:
-        totals: Sequence[float | Tensor]
-        if layout.others is None or not lines.one_chunk:
-            totals = native.learned(x, upstream, d_x, grid, lines, outside=outside)
-        else:  # one chunk: its sums are those of the plain expression
-            totals = list(map(layout.part, native.terms(x, upstream, d_x, grid, lines, outside=outside)))
-        one = isinstance(grid.scale, float)
-        return [float(each) if one else torch.as_tensor(each).view(grid.shape) for each in totals], None
+    lines = native.lines(x, grid.scale)
+    if lines is not None and not (lines.one_chunk and x.is_contiguous()):
+        found = native.learned(x, upstream, d_x, grid, lines, outside=outside)
+        return [each if isinstance(each, float) else each.view(grid.shape) for each in found], None
+    layout = look(x, grid.scale)
+    if lines is not None:  # one chunk: its sums are those of the plain expression
+        parts = [layout.part(each) for each in native.terms(x, upstream, d_x, grid, lines, outside=outside)]
+        return [float(each) if lines.channels == 1 else each.view(grid.shape) for each in parts], None
     rows = layout.rows(x), layout.rows(upstream), layout.rows(d_x)
     if isinstance(grid.inverse, float):
         sums = _sums_by_tensor(rows, grid, layout, outside=outside)
