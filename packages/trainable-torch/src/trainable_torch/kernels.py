@@ -308,10 +308,10 @@ def _totals(
     if lines is not None and not (lines.one_chunk and x.is_contiguous()):
         found = native.learned(x, upstream, d_x, grid, lines, outside=outside)
         return [each if isinstance(each, float) else each.view(grid.shape) for each in found], None
-    layout = look(x, grid.scale)
     if lines is not None:  # one chunk: its sums are those of the plain expression
-        parts = [layout.part(each) for each in native.terms(x, upstream, d_x, grid, lines, outside=outside)]
-        return [float(each) if lines.channels == 1 else each.view(grid.shape) for each in parts], None
+        parts = native.terms(x, upstream, d_x, grid, lines, outside=outside)
+        return [_sum(each, grid.scale) for each in parts], None
+    layout = look(x, grid.scale)
     rows = layout.rows(x), layout.rows(upstream), layout.rows(d_x)
     if isinstance(grid.inverse, float):
         sums = _sums_by_tensor(rows, grid, layout, outside=outside)
@@ -319,6 +319,14 @@ def _totals(
     window = _window(grid, closed=False)
     sums = _sums_by_channel(rows, grid, window, layout, outside=outside)
     return [layout.total(parts).view(grid.shape) for parts in sums if parts], None if window is None else window.sign
+
+
+def _sum(terms: Tensor, scale: float | Tensor) -> float | Tensor:
+    """Return the sum for each scale, in the scale's shape."""
+    if isinstance(scale, float):
+        return float(terms.sum())
+    shared = [index for index, size in enumerate(scale.shape) if size == 1]
+    return terms.sum(shared, keepdim=True) if shared else terms  # no dimensions would mean all of them
 
 
 Rows = tuple[Tensor, Tensor, Tensor]
