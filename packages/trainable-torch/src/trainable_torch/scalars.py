@@ -11,6 +11,7 @@ import functools
 import math
 import struct
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -73,6 +74,10 @@ class Numbers:
         """Return scale and ends as the plain expressions take them."""
         scale = self.scale if isinstance(self.scale, Tensor) else like.new_full(self.shape, self.scale)
         return scale, self.low, self.high
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy starts from: no addresses, which are this object's."""
+        return {name: value for name, value in self.__dict__.items() if name not in {"addresses", "_arrays"}}
 
     @functools.cached_property
     def addresses(self) -> tuple[int, int, int, int, int]:
