@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
+import pickle
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -161,6 +163,16 @@ def test_uniform_grids_of_channels_are_the_tensors(n_bits):
         found = native.uniform_gradients(ends, grid, d_grid, LOW, n_bits)
         assert_same_numbers(found, UniformGrid.gradients(ends, grid, d_grid, LOW, n_bits))
         assert all(each.any() for each in found)
+
+
+@pytest.mark.parametrize("scale", [0.5, torch.tensor([[0.5], [0.25]])])
+def test_a_copied_grid_has_arrays_of_its_own(scale):
+    grid = Numbers.of(scale, 0.0, -8, 7)
+    x = torch.randn(2, 9)
+    expected, first = kernels.snap(x, grid), grid.addresses
+    for copied in (copy.deepcopy(grid), pickle.loads(pickle.dumps(grid))):  # noqa: S301 - our own bytes
+        assert set(copied.addresses[:4]).isdisjoint(first[:4])
+        assert torch.equal(kernels.snap(x, copied), expected)
 
 
 FORK = """

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -304,15 +304,14 @@ def _totals(
     x: Tensor, upstream: Tensor, d_x: Tensor, grid: Numbers, *, outside: bool
 ) -> tuple[list[float | Tensor], Tensor | None]:
     """Put the input's gradient into `d_x`; return the sums of slopes and of what is outside, and the slopes' signs."""
-    lines, layout = native.lines(x, grid.scale), look(x, grid.scale)
-    if lines is not None:
-        totals: Sequence[float | Tensor]
-        if layout.others is None or not lines.one_chunk:
-            totals = native.learned(x, upstream, d_x, grid, lines, outside=outside)
-        else:  # one chunk: its sums are those of the plain expression
-            totals = list(map(layout.part, native.terms(x, upstream, d_x, grid, lines, outside=outside)))
-        one = isinstance(grid.scale, float)
-        return [float(each) if one else torch.as_tensor(each).view(grid.shape) for each in totals], None
+    lines = native.lines(x, grid.scale)
+    if lines is not None and not (lines.one_chunk and x.is_contiguous()):
+        found = native.learned(x, upstream, d_x, grid, lines, outside=outside)
+        return [each if isinstance(each, float) else each.view(grid.shape) for each in found], None
+    if lines is not None:  # one chunk: its sums are those of the plain expression
+        parts = native.terms(x, upstream, d_x, grid, lines, outside=outside)
+        return [_sum(each, grid.scale) for each in parts], None
+    layout = look(x, grid.scale)
     rows = layout.rows(x), layout.rows(upstream), layout.rows(d_x)
     if isinstance(grid.inverse, float):
         sums = _sums_by_tensor(rows, grid, layout, outside=outside)
@@ -320,6 +319,14 @@ def _totals(
     window = _window(grid, closed=False)
     sums = _sums_by_channel(rows, grid, window, layout, outside=outside)
     return [layout.total(parts).view(grid.shape) for parts in sums if parts], None if window is None else window.sign
+
+
+def _sum(terms: Tensor, scale: float | Tensor) -> float | Tensor:
+    """Return the sum for each scale, in the scale's shape."""
+    if isinstance(scale, float):
+        return float(terms.sum())
+    shared = [index for index, size in enumerate(scale.shape) if size == 1]
+    return terms.sum(shared, keepdim=True) if shared else terms  # no dimensions would mean all of them
 
 
 Rows = tuple[Tensor, Tensor, Tensor]

@@ -75,22 +75,27 @@ class Numbers:
         scale = self.scale if isinstance(self.scale, Tensor) else like.new_full(self.shape, self.scale)
         return scale, self.low, self.high
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy starts from: no addresses, which are this object's."""
+        return {name: value for name, value in self.__dict__.items() if name not in {"addresses", "_arrays"}}
+
     @functools.cached_property
     def addresses(self) -> tuple[int, int, int, int, int]:
         """Addresses of inverse, scale and both ends in memory, and how many of each end there are."""
-        arrays = [_array(each) for each in (self.inverse, self.scale, self.low, self.high)]
-        self.__dict__["_arrays"] = [array for array, _ in arrays]  # stay as long as their addresses
-        inverse, scale, low, high = (address for _, address in arrays)
-        return inverse, scale, low, high, self.low.numel() if isinstance(self.low, Tensor) else 1
-
-
-def _array(value: float | Tensor) -> tuple[Any, int]:
-    """Return an array of numbers, and its address."""
-    if isinstance(value, Tensor):
-        value = value.contiguous()
-        return value, value.data_ptr()
-    number = ctypes.c_float(value)
-    return number, ctypes.addressof(number)
+        inverse, scale, low, high = self.inverse, self.scale, self.low, self.high
+        ends = low.numel() if isinstance(low, Tensor) else 1
+        plain = [0.0 if isinstance(each, Tensor) else each for each in (inverse, scale, low, high)]
+        numbers = (ctypes.c_float * 4)(*plain)
+        first = ctypes.addressof(numbers)
+        if isinstance(scale, float):
+            self.__dict__["_arrays"] = numbers  # stays as long as its address
+            return first, first + 4, first + 8, first + 12, ends
+        arrays = [each.contiguous() if isinstance(each, Tensor) else each for each in (inverse, scale, low, high)]
+        self.__dict__["_arrays"] = numbers, arrays
+        addresses = [
+            each.data_ptr() if isinstance(each, Tensor) else first + 4 * index for index, each in enumerate(arrays)
+        ]
+        return addresses[0], addresses[1], addresses[2], addresses[3], ends
 
 
 def symmetric_scale(threshold: float, low: float, steps: float, *, power_of_two: bool) -> float:
