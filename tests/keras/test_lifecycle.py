@@ -253,7 +253,23 @@ before = [variable.numpy().copy() for variable in qmodel.trainable_variables]
 qmodel.fit(vectors(8, 4), np.ones((8, 3), np.float32), batch_size=4, epochs=2, verbose=0)
 with strategy.scope():
     deployed = trainable_keras.finalize(qmodel)
+
+
+def learned(strategy):
+    """Return how far one step on eight rows moves each variable of LSQ on activations."""
+    keras.utils.set_random_seed(0)
+    with strategy.scope():
+        model = trainable_keras.calibrate(trainable_keras.wrap(dense(), how), [vectors(8, 4)])
+        model.compile(keras.optimizers.SGD(0.5), "mse")
+    ranges = [v for v in model.trainable_variables if "range" in v.path]
+    start = [np.float64(v.numpy()) for v in ranges]
+    model.fit(vectors(8, 4), np.ones((8, 3), np.float32), batch_size=8, verbose=0)
+    return [float(v.numpy() - old) for v, old in zip(ranges, start, strict=True)]
+
+
 print("FOUND", json.dumps({
+    "on two": learned(strategy),
+    "on one": learned(tf.distribute.get_strategy()),
     "replicas": strategy.num_replicas_in_sync,
     "moved": [bool((v.numpy() != old).any()) for v, old in zip(qmodel.trainable_variables, before)],
     "mirrored": type(qmodel.trainable_variables[0].value).__name__,
@@ -277,6 +293,9 @@ def test_a_mirrored_strategy_trains_on_two_devices() -> None:
     assert finished.returncode == 0, finished.stderr[-2000:]
     found = json.loads(finished.stdout.partition("FOUND ")[2])
     assert found["replicas"] == 2
+    # A gradient is a float32 sum of 32 terms, in halves or whole, and a range near 2 is rounded when it moves.
+    assert found["on two"] == pytest.approx(found["on one"], rel=32 * 2.0**-24, abs=2 * 2.0**-23)
+    assert any(abs(moved) > 1e-3 for moved in found["on one"])  # far more than what is allowed
     assert all(found["moved"])
     assert "Mirrored" in found["mirrored"]
     assert found["steps"] == [4]  # two epochs of two batches, counted once for both replicas

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import numpy as np
@@ -51,9 +50,6 @@ def test_workers_learn_what_one_process_learns_from_the_same_batch(found) -> Non
         )
         assert np.array_equal(worker[f"start {index}"], alone[f"start {index}"]), name
         step = end - start
-        # LSQ divides by the root of the number of elements that share a threshold; of an activation a worker counts its
-        # own, half of those of the batch
-        step *= math.sqrt(WORKERS) if "activation" in name else 1.0
         allowed = ORDER * np.abs(step).max() + ROUNDED * np.abs(start)
         assert (np.abs(theirs - start - step) <= allowed).all(), name
     assert any("activation" in name for name in alone["names"])

@@ -41,6 +41,11 @@ if ENGINE == "tensorflow":
         """Return a variable's value as a tensor: TensorFlow's own gradients take no variables."""
         return tf.convert_to_tensor(variable.value)
 
+    def replicas() -> int:
+        """Return how many replicas of the model a strategy runs at once; each has its own part of a batch."""
+        context = tf.distribute.get_replica_context()
+        return 1 if context is None else int(context.num_replicas_in_sync)
+
     def float_bits(x: Tensor) -> Tensor:
         """Return the bits of a float32 tensor as int32."""
         return tf.bitcast(x, tf.int32)
@@ -56,6 +61,10 @@ elif ENGINE == "jax":
         """Return a variable's value as a tensor."""
         return variable.value
 
+    def replicas() -> int:
+        """Return 1: an array of JAX is the whole batch, on however many devices its parts are."""
+        return 1
+
     def float_bits(x: Tensor) -> Tensor:
         """Return the bits of a float32 tensor as int32."""
         return jax.lax.bitcast_convert_type(x, jax.numpy.int32)
@@ -70,6 +79,11 @@ else:
     def read(variable: keras.Variable) -> Tensor:
         """Return a variable's value as a tensor."""
         return variable.value
+
+    def replicas() -> int:
+        """Return how many processes of a job train one model; each has its own part of a batch."""
+        group = torch.distributed
+        return group.get_world_size() if group.is_available() and group.is_initialized() else 1
 
     def float_bits(x: Tensor) -> Tensor:
         """Return the bits of a float32 tensor as int32."""

@@ -1,150 +1,52 @@
-"""Fake quantization on tensors: one forward formula, which training and deployment share, and two ways back.
+"""Fake quantization on tensors of any engine, with ties up: what `trainable_core.tensor_ops` defines, on `keras.ops`.
 
-The formula is that of `trainable_core.reference.affine` with ties up: ``clip(floor(v) + (v - floor(v) >= 0.5), low,
-high) * scale`` with ``v = x * (1 / scale)`` and the grid's ends counted from zero. TensorFlow's ``fake_quant`` kernels
-add 0.5 to a shifted value instead, so next to a tie they may give the neighbouring code: measured on 2,100,000 values,
-at most ``0.95 * 2**n_bits * 2**-24`` steps from it. Infinities saturate to their own side, and NaN stays NaN.
+TensorFlow's ``fake_quant`` kernels add 0.5 to a shifted value instead, so next to a tie they may give the neighbouring
+code: measured on 2,100,000 values, at most ``0.95 * 2**n_bits * 2**-24`` steps from it.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
+import math
 from typing import Any
 
 from keras import ops
 
-from trainable_core.reference import lsq
+from trainable_core.tensor_ops import Functions, HalfUp
 from trainable_keras.engine import Tensor, reciprocal, with_gradient
 from trainable_keras.fusion import fused
-from trainable_keras.grid import Grid, ends
-
-HALF = 0.5
-"""Distance of a tie from the codes on either side."""
 
 
-def round_half_up(v: Tensor) -> Tensor:
-    """Return `v` rounded to integers, ties towards plus infinity; a zero is +0.0."""
-    down = ops.floor(v)
-    return down + ops.cast(v - down >= HALF, "float32")
+def _size(x: Tensor) -> Any:
+    shape = ops.shape(x)
+    known = math.prod(size for size in shape if isinstance(size, int))
+    unknown = [ops.cast(size, "float32") for size in shape if not isinstance(size, int)]
+    return math.prod(unknown, start=known) if unknown else known
 
 
-def snap(x: Tensor, scale: Tensor, zero_point: Tensor | None, quant_min: int, quant_max: int) -> Tensor:
-    """Return `x` snapped to the grid; float32 in, float32 out.
-
-    Parameters
-    ----------
-    x : Tensor, float32
-        Real values.
-    scale : Tensor, float32, broadcastable to `x`
-        Step between grid points.
-    zero_point : Tensor, float32, shape of `scale`, or None
-        Code of real 0.0; None for zeros.
-    quant_min, quant_max : int
-        First and last code.
-    """
-    codes = round_half_up(x * reciprocal(scale))
-    if zero_point is None:
-        return _clip(codes, quant_min, quant_max) * scale
-    # Rounded before the zero point is added, as the reference does. Clipped between numbers, not between the ends
-    # counted from zero: TensorFlow makes -z of 0 - z, and with it zeros negative.
-    return (_clip(codes + zero_point, quant_min, quant_max) - zero_point) * scale
+def _steps_of(x: Tensor, scale: Tensor, quant_min: int, quant_max: int, *, centered: bool) -> Tensor:  # noqa: ARG001 - tfkeras's are
+    return x * reciprocal(scale)
 
 
-def _clip(codes: Tensor, quant_min: int, quant_max: int) -> Tensor:
-    return ops.minimum(ops.maximum(codes, float(quant_min)), float(quant_max))
-
-
-@functools.cache
-def _forward(quant_min: int, quant_max: int) -> Callable[..., Tensor]:
-    """Return fake quantization: of an input, a scale and, unless the grid is centered, a zero point."""
-
-    def values(x: Tensor, scale: Tensor, zero_point: Tensor = None) -> Tensor:
-        return snap(x, scale, zero_point, quant_min, quant_max)
-
-    def keeps_nan(x: Tensor, *grid: Tensor) -> Tensor:  # TensorFlow 2.15's XLA makes numbers of NaN in minimum
-        return ops.where(ops.isnan(x), x, values(x, *grid))
-
-    return fused(values, keeps_nan)
-
-
-@functools.cache
-def _ste(quant_min: int, quant_max: int, centered: bool) -> Callable[..., Tensor]:  # noqa: FBT001
-    """Return fake quantization with the gradient of `trainable_core.reference.ste`."""
-    values = _forward(quant_min, quant_max)
-
-    @fused
-    def masked(x: Tensor, upstream: Tensor, scale: Tensor, zero_point: Tensor = None) -> Tensor:
-        low, high = ends(zero_point, quant_min, quant_max, centered=centered)
-        steps = x * reciprocal(scale)
-        inside = ops.logical_and(steps >= low, steps <= high)
-        return ops.where(inside, upstream, ops.zeros_like(upstream))
-
-    def backward(upstream: Tensor, _: Tensor, x: Tensor, *grid: Tensor) -> tuple[Tensor, ...]:
-        return masked(x, upstream, *grid), *(ops.zeros_like(each) for each in grid)
-
-    return with_gradient(values, backward)
-
-
-@functools.cache
-def _lsq(quant_min: int, quant_max: int, centered: bool) -> Callable[..., Tensor]:  # noqa: FBT001
-    """Return fake quantization with the gradients of `trainable_core.reference.lsq`."""
-    values = _forward(quant_min, quant_max)
-
-    @fused
-    def terms(x: Tensor, upstream: Tensor, scale: Tensor, zero_point: Tensor = None) -> tuple[Tensor, ...]:
-        low, high = ends(zero_point, quant_min, quant_max, centered=centered)
-        steps = x * reciprocal(scale)
-        below, above = steps <= low, steps >= high
-        between = ops.logical_and(steps > low, steps < high)
-        zeros = ops.zeros_like(upstream)
-        d_x = ops.where(between, upstream, zeros)
-        outside = ops.where(above, zeros + high, ops.where(below, zeros + low, zeros))
-        slope = ops.where(between, round_half_up(steps) - steps, outside)
-        if centered:
-            return d_x, upstream * slope
-        return d_x, upstream * slope, ops.where(ops.logical_or(below, above), upstream, zeros)
-
-    def backward(upstream: Tensor, _: Tensor, x: Tensor, scale: Tensor, *zero_point: Tensor) -> tuple[Tensor, ...]:
-        d_x, by_scale, *beyond = terms(x, upstream, scale, *zero_point)
-        g = gradient_scale(x, scale, quant_max)
-        return d_x, _sum_to(by_scale, scale) * g, *(-(_sum_to(each, scale) * scale) * g for each in beyond)
-
-    return with_gradient(values, backward)
-
-
-def _sum_to(values: Tensor, like: Tensor) -> Tensor:
-    """Return `values` summed over the elements that share one entry of `like`."""
-    shape = tuple(like.shape)
-    if not shape:
-        return ops.sum(values)
-    return ops.sum(values, axis=[axis for axis, size in enumerate(shape) if size == 1], keepdims=True)
-
-
-def gradient_scale(x: Tensor, scale: Tensor, quant_max: int) -> Any:
-    """Return `trainable_core.reference.lsq.gradient_scale`; a tensor where a dimension of `x` is not known yet."""
-    size: Any = 1
-    for dimension in ops.shape(x):
-        size = size * (dimension if isinstance(dimension, int) else ops.cast(dimension, "float32"))
-    scales = 1
-    for dimension in scale.shape:
-        scales *= int(dimension)
-    if isinstance(size, int):
-        return lsq.gradient_scale(size // max(scales, 1), quant_max)
-    sharing = ops.maximum(size / max(scales, 1), 1.0)
-    return ops.rsqrt(sharing * max(quant_max, 1))
-
-
-def ste_fake_quantize(x: Tensor, grid: Grid) -> Tensor:
-    """Return `x` snapped to the grid, gradient by `trainable_core.reference.ste`; float32."""
-    function = _ste(grid.quant_min, grid.quant_max, grid.centered)
-    return function(x, *(ops.stop_gradient(each) for each in _numbers(grid)))
-
-
-def lsq_fake_quantize(x: Tensor, grid: Grid) -> Tensor:
-    """Return `x` snapped to the grid, gradients by `trainable_core.reference.lsq`; float32."""
-    return _lsq(grid.quant_min, grid.quant_max, grid.centered)(x, *_numbers(grid))
-
-
-def _numbers(grid: Grid) -> tuple[Tensor, ...]:
-    return (grid.scale,) if grid.centered else (grid.scale, grid.zero_point)
+_HALF_UP = HalfUp(
+    Functions(
+        floor=ops.floor,
+        cast=ops.cast,
+        minimum=ops.minimum,
+        maximum=ops.maximum,
+        where=ops.where,
+        isnan=ops.isnan,
+        logical_and=ops.logical_and,
+        logical_or=ops.logical_or,
+        zeros_like=ops.zeros_like,
+        stop_gradient=ops.stop_gradient,
+        sum=ops.sum,
+        rsqrt=ops.rsqrt,
+        size=_size,
+        reciprocal=reciprocal,
+        steps_of=_steps_of,
+        with_gradient=with_gradient,
+        fused=fused,
+    )
+)
+round_half_up, snap, gradient_scale = _HALF_UP.round_half_up, _HALF_UP.snap, _HALF_UP.gradient_scale
+ste_fake_quantize, lsq_fake_quantize = _HALF_UP.ste_fake_quantize, _HALF_UP.lsq_fake_quantize

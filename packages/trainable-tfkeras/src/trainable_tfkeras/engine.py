@@ -121,6 +121,12 @@ def choose(training: Any, function: Callable[[bool], Tensor]) -> Tensor:
     return tf.cond(tf.cast(training, tf.bool), *(functools.partial(function, trains) for trains in (True, False)))
 
 
+def replicas() -> int:
+    """Return how many replicas of the model a strategy runs at once; each has its own part of a batch."""
+    context = tf.distribute.get_replica_context()
+    return 1 if context is None else int(context.num_replicas_in_sync)
+
+
 def to_numpy(value: Any) -> NDArray[Any]:
     """Return the value of a tensor or variable, also while a graph is traced."""
     with tf.init_scope():
