@@ -255,8 +255,7 @@ with strategy.scope():
     deployed = trainable_keras.finalize(qmodel)
 
 
-def learned(strategy):
-    """Return how far one step on eight rows moves each variable of LSQ on activations."""
+def learned(strategy):  # how far one step on eight rows moves each variable of LSQ on activations
     keras.utils.set_random_seed(0)
     with strategy.scope():
         model = trainable_keras.calibrate(trainable_keras.wrap(dense(), how), [vectors(8, 4)])
