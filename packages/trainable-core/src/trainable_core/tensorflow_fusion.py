@@ -82,8 +82,7 @@ class Fusion:
         def function(ranks: tuple[int | None, ...]) -> Any:
             # one trace for all shapes: TensorFlow warns of functions that are traced again and again
             specs = [tf.TensorSpec(None if rank is None else [None] * rank, tf.float32) for rank in ranks]
-            made = tf.function(compiled or plain, input_signature=specs, autograph=False, jit_compile=True)
-            return made.get_concrete_function()
+            return tf.function(compiled or plain, input_signature=specs, autograph=False, jit_compile=True)
 
         def run(x: Tensor, *others: Tensor) -> Any:
             if not self.pays(x):
