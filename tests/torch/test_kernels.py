@@ -28,7 +28,7 @@ def made_of(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     if request.param == "torch":
         monkeypatch.setattr(native, "compiled", lambda: None)
     elif native.compiled() is None:
-        pytest.skip("numba is not installed")
+        pytest.skip("numba is not installed, or told not to compile")
 
 
 @pytest.fixture(params=[1, 2, 3])

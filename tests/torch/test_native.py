@@ -21,6 +21,8 @@ from trainable_torch.scalars import Numbers
 
 numba = pytest.importorskip("numba", reason="numba is not installed")
 
+pytestmark = pytest.mark.skipif(bool(numba.config.DISABLE_JIT), reason="numba is told not to compile")
+
 ROOT = Path(__file__).parents[2]
 
 
