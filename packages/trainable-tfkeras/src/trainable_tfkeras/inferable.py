@@ -1,7 +1,7 @@
 """mctq's Keras inferable quantizers, mended: one class per target and grid, each still an instance of mctq's.
 
 Mended against mctq 1.7, whose classes call TensorFlow's ``fake_quant`` kernels (the measurements are in
-`docs/design/0010-mended-mctq-keras.md`):
+`docs/design/0017-mended-mctq-keras.md`):
 
 - the forward is `ops.snap`, the formula that trained; the kernels nudge ranges once more in float32 and may give the
   neighbouring code next to a tie;
