@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import platform
 from collections.abc import Callable
+from typing import TypeVar
 
 import measuring
 import torch
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from trainable_torch import native
+
+T = TypeVar("T")
 
 
 def arguments(description: str, rounds: int) -> argparse.Namespace:
@@ -35,14 +38,14 @@ def kept_bytes(model: nn.Module, x: Tensor) -> int:
     return sum(event.self_cpu_memory_usage for event in seen.key_averages())
 
 
-def without_numba(run: Callable[[], object]) -> Callable[[], None]:
+def without_numba(run: Callable[[], T]) -> Callable[[], T]:
     """Return the same run on PyTorch's own kernels, as where numba is not installed."""
 
-    def own() -> None:
+    def own() -> T:
         before = native.compiled
-        native.compiled = _nothing
+        native.compiled = _nothing  # type: ignore[assignment] # asks as the cached function does
         try:
-            run()
+            return run()
         finally:
             native.compiled = before
 

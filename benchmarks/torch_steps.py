@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from measuring import interleaved, report, table
@@ -64,6 +65,7 @@ def main() -> None:
         ratios = interleaved(training_step(copy.deepcopy(model), x), steps, options.rounds)
         floating = kept_bytes(model, x)
         memory = {key: kept_bytes(each, x) / floating for key, each in models.items()}
+        plain = {key: without_numba(partial(kept_bytes, each, x))() / floating for key, each in models.items()}
         calls = {key: evaluation(each.eval(), x) for key, each in models.items()}
         evaluated = interleaved(evaluation(copy.deepcopy(model).eval(), x), calls, options.rounds)
         for key, kept in memory.items():
@@ -71,9 +73,10 @@ def main() -> None:
             with_numba: object = ratios[key, True] if native.compiled() is not None else "not installed"
             time_limit, memory_limit = LIMITS[method]
             how = f"{method} W{bits}A8"
-            cells = (with_numba, ratios[key, False], time_limit, kept, memory_limit, evaluated[key])
+            cells = (with_numba, ratios[key, False], time_limit, kept, plain[key], memory_limit, evaluated[key])
             rows.append([name, how, *cells])
-    header = ["model", "quantization", "step / float", "without numba", "target*", "kept / float", "target*", "eval"]
+    times = ["step / float", "without numba", "target*"]
+    header = ["model", "quantization", *times, "kept / float", "without numba", "target*", "eval"]
     text = f"{conditions()}; medians of {options.rounds} rounds. *ResNet / transformer.\n\n"
     report("steps", text + table(header, rows), write=options.write)
 

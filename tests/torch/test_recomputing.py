@@ -12,7 +12,10 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 
 import trainable_torch
-from trainable_torch import recomputing, wrapper
+from trainable_torch import native, recomputing, wrapper
+
+if native.compiled() is None:
+    pytest.skip("nothing is made again without the extra trainable-torch[speed]", allow_module_level=True)
 
 LAYERS = {
     "conv": (lambda: nn.Conv2d(4, 6, 3, padding=1), (2, 4, 8, 8)),
@@ -203,3 +206,12 @@ def test_nothing_is_hooked_where_no_gradient_is_recorded_or_pytorch_can_not_tell
         assert isinstance(recomputing.recomputing([value]), nullcontext)
     monkeypatch.delattr(torch._C._autograd, "_top_saved_tensors_default_hooks")  # noqa: SLF001 - as an older PyTorch
     assert isinstance(recomputing.recomputing([value]), nullcontext)
+
+
+def test_without_the_native_kernels_tensors_are_kept(monkeypatch):
+    """Making them again would take longer than it is worth."""
+    model, _ = case("conv", "STE")
+    weight = model[0].get_quantized_weights()["weight"]
+    assert not isinstance(recomputing.recomputing([weight]), nullcontext)
+    monkeypatch.setattr(native, "compiled", lambda: None)
+    assert isinstance(recomputing.recomputing([weight]), nullcontext)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainable_torch import kernels, ops
+from trainable_torch import kernels, native, ops
 from trainable_torch.cache import is_plain
 
 
@@ -51,10 +51,11 @@ def recomputing(tensors: Iterable[Any]) -> AbstractContextManager[Any]:
 
     Notes
     -----
+    Without the native kernels nothing is made again: PyTorch's own take several passes, 5 to 10 per cent of a step.
     It stands aside where PyTorch traces, compiles or transforms, and where other hooks for saved tensors are active:
     activation checkpointing counts what is saved, and ``save_on_cpu`` keeps it in its own way.
     """
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled() or native.compiled() is None:
         return nullcontext()
     nodes = {}
     for tensor in tensors:
