@@ -43,7 +43,7 @@ def without_numba(run: Callable[[], T]) -> Callable[[], T]:
 
     def own() -> T:
         before = native.compiled
-        native.compiled = _nothing  # type: ignore[assignment] # asks as the cached function does
+        native.compiled = _nothing
         try:
             return run()
         finally:
