@@ -429,8 +429,11 @@ def compare(
     session: nox.Session, environment: Environment, scripts: Sequence[str], peer: str, env: dict[str, str]
 ) -> None:
     """Run scripts beside a peer, or say why not."""
+    path = os.pathsep.join([str(environment.python.parent), os.environ["PATH"]])  # ninja is called by name
     try:
         for script in scripts:
-            environment.run(session, f"benchmarks/{script}.py", "--peer", peer, *session.posargs, env=env)
+            environment.run(
+                session, f"benchmarks/{script}.py", "--peer", peer, *session.posargs, env={**env, "PATH": path}
+            )
     except nox.command.CommandFailed as error:
         print(f"[{session.name}] {peer} skipped: {error}; pip's or its own message is above", flush=True)
