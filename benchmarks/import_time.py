@@ -29,7 +29,7 @@ def main() -> None:
     """Interleave the two, print medians and the median of the pairwise ratios."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--runs", type=int, default=15, help="pairs of interpreters, after one to warm up")
-    runs = parser.parse_args().runs
+    runs = parser.parse_known_args()[0].runs
     for title, statement in STATEMENTS.items():
         pairs = [(seconds(statement), seconds(DEPENDENCIES)) for _ in range(runs + 1)][1:]
         core, dependencies = (statistics.median(column) for column in zip(*pairs, strict=True))
