@@ -6,7 +6,7 @@ import argparse
 import importlib
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -21,9 +21,9 @@ PART = f"keras{VERSION[0]}-tf{'.'.join(tf.__version__.split('.')[:2])}"
 """Ends the names of the tables: each environment has its own."""
 
 
-def arguments(description: str, rounds: int) -> argparse.Namespace:
+def arguments(description: str, rounds: int, peers: Collection[str] = ()) -> argparse.Namespace:
     """Return the command line's options, and set TensorFlow to one thread."""
-    options = measuring.arguments(description, rounds)
+    options = measuring.arguments(description, rounds, peers)
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
     tf.keras.utils.set_random_seed(0)

@@ -36,14 +36,3 @@ def cases() -> dict[str, tuple[Any, Any]]:
         "CNN, 32 channels, batch 32": (cnn(32), tf.random.normal((32, 32, 32, 3))),
         "transformer block, batch 8, length 128": (transformer(), tf.random.normal((8, 128, 256))),
     }
-
-
-def recipe(training_method: str, weight_bits: int) -> dict[str, Any]:
-    """Return how all layers are quantized: weights per channel, 8-bit activations at their inputs."""
-    one = {"method": "SYMMETRIC", "training_method": training_method}
-    return {
-        "weights": {**one, "n_bits": weight_bits, "per_channel": True},
-        "activations": {**one, "n_bits": 8},
-        "calibration": {"weights": "minmax", "activations": "minmax"},
-        "fold_batch_norm": False,
-    }

@@ -7,7 +7,6 @@ Usage: ``python benchmarks/keras_peers.py --peer model-compression-toolkit [--ro
 
 from __future__ import annotations
 
-import argparse
 import functools
 import importlib
 import importlib.metadata
@@ -80,10 +79,8 @@ def measured(peer: str, column: Column, rounds: int) -> dict[tuple[str, str], fl
 
 def main() -> None:
     """Print two rows for every way to run: ours and the peer's."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--peer", choices=PEERS, required=True)
-    peer = parser.parse_known_args()[0].peer
-    options = arguments(__doc__ or "", rounds=7)
+    options = arguments(__doc__ or "", rounds=7, peers=PEERS)
+    peer: str = options.peer
     columns = [measured(peer, column, options.rounds) for column in COLUMNS]
     version = importlib.metadata.version(peer)
     rows = [

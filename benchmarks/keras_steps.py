@@ -12,8 +12,9 @@ from typing import Any
 
 import tensorflow as tf
 from keras_measuring import MODES, PACKAGE, PART, arguments, compiled, conditions
-from keras_models import cases, recipe
+from keras_models import cases
 from measuring import interleaved, report, table
+from recipes import recipe
 
 LIMITS = {("LSQ", "graph"): "1.20", ("LSQ", "XLA"): "1.15"}
 RATE = 1e-4

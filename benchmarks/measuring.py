@@ -15,7 +15,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -26,11 +26,13 @@ PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 Key = TypeVar("Key")
 
 
-def arguments(description: str, rounds: int) -> argparse.Namespace:
-    """Return the command line's options, in a process whose allocator keeps what it has."""
+def arguments(description: str, rounds: int, peers: Collection[str] = ()) -> argparse.Namespace:
+    """Return the command line's options, with one of any `peers`, in a process whose allocator keeps what it has."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--rounds", type=int, default=rounds, help="times that each candidate is measured")
     parser.add_argument("--write", action="store_true", help="put the tables into docs/performance.md as well")
+    if peers:
+        parser.add_argument("--peer", choices=peers, required=True, help="the library to measure beside ours")
     if any(os.environ.get(name) is None for name in MALLOC):
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **MALLOC})  # noqa: S606 - this very script
     options, _ = parser.parse_known_args()  # `nox -s bench` gives every script the same options

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -93,15 +92,4 @@ def cases() -> dict[str, tuple[nn.Module, Tensor]]:
         "ResNet-10, 32 channels, batch 16": (resnet(32), torch.randn(16, 3, 32, 32)),
         "ResNet-18, ImageNet, batch 4": (resnet18(), torch.randn(4, 3, 224, 224)),
         "transformer block, batch 8, length 128": (TransformerBlock(), torch.randn(8, 128, 256)),
-    }
-
-
-def recipe(training_method: str, weight_bits: int) -> dict[str, Any]:
-    """Return how all layers are quantized: weights per channel, 8-bit activations at their inputs."""
-    one = {"method": "SYMMETRIC", "training_method": training_method}
-    return {
-        "weights": {**one, "n_bits": weight_bits, "per_channel": True},
-        "activations": {**one, "n_bits": 8},
-        "calibration": {"weights": "minmax", "activations": "minmax"},
-        "fold_batch_norm": False,
     }

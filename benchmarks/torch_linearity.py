@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from measuring import report, table
-from models import recipe
+from recipes import recipe
 from torch import nn
 from torch_measuring import arguments, conditions
 

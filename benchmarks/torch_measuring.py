@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TypeVar
 
 import measuring
@@ -17,9 +17,9 @@ from trainable_torch import native
 T = TypeVar("T")
 
 
-def arguments(description: str, rounds: int) -> argparse.Namespace:
+def arguments(description: str, rounds: int, peers: Collection[str] = ()) -> argparse.Namespace:
     """Return the command line's options, and set PyTorch to one thread."""
-    options = measuring.arguments(description, rounds)
+    options = measuring.arguments(description, rounds, peers)
     torch.set_num_threads(1)
     torch.manual_seed(0)
     return options

@@ -10,7 +10,6 @@ Usage: ``python benchmarks/torch_peer_steps.py --peer NAME [--rounds N]``
 
 from __future__ import annotations
 
-import argparse
 import copy
 import importlib
 import importlib.metadata
@@ -139,10 +138,8 @@ PEERS: dict[str, Make] = {
 
 def main() -> None:
     """Print a row per model, width and library."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--peer", choices=PEERS, required=True)
-    peer = parser.parse_known_args()[0].peer
-    options = arguments(__doc__ or "", rounds=9)
+    options = arguments(__doc__ or "", rounds=9, peers=PEERS)
+    peer: str = options.peer
     version = importlib.metadata.version(peer)
     rows, reasons = [], []
     for name, (model, x) in cases().items():
@@ -154,7 +151,8 @@ def main() -> None:
                 reasons.append(f"{peer}, {name}, W{n_bits}A8: {type(error).__name__}: {str(error)[:300]}")
             steps = {who: training_step(each, x) for who, each in models.items()}
             floating = training_step(copy.deepcopy(model), x)
-            memory = {who: peak_bytes(run) / peak_bytes(floating) for who, run in steps.items()}
+            held = peak_bytes(floating)
+            memory = {who: peak_bytes(run) / held for who, run in steps.items()}
             for who, ratio in interleaved(floating, steps, options.rounds).items():
                 rows.append([name, f"W{n_bits}A8", who, ratio, memory[who]])
     text = table(["model", "quantization", "by", "step / float", "peak / float"], rows)

@@ -7,7 +7,6 @@ Usage: ``python benchmarks/torch_peers.py --peer NAME [--rounds N]``
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import importlib.metadata
 import statistics
@@ -158,10 +157,8 @@ PEERS: dict[str, Make] = {
 
 def main() -> None:
     """Print two rows: ours and the peer's."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--peer", choices=PEERS, required=True)
-    peer = parser.parse_known_args()[0].peer
-    options = arguments(__doc__ or "", rounds=9)
+    options = arguments(__doc__ or "", rounds=9, peers=PEERS)
+    peer: str = options.peer
     rows: dict[str, list[Any]] = {"ours": [], peer: []}
     for name, (cls, axis) in COLUMNS.items():
         target, learned = name.split()[0], "LSQ" in name

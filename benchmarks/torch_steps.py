@@ -14,7 +14,8 @@ from functools import partial
 
 import torch
 from measuring import interleaved, report, table
-from models import cases, recipe
+from models import cases
+from recipes import recipe
 from torch import Tensor, nn
 from torch_measuring import arguments, conditions, kept_bytes, without_numba
 
