@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.core.test_tensor_grid import NUMPY
 from trainable_core.enums import TieRule
 from trainable_core.qparams import QParams
 from trainable_core.reference import affine, lsq, ste
@@ -54,22 +55,15 @@ class Traced:
 def half_up(size=np.size) -> tuple[HalfUp, Traced]:
     traced = Traced()
     functions = Functions(
+        **{**vars(NUMPY), "with_gradient": traced.with_gradient},
         floor=np.floor,
         cast=np.asarray,
-        minimum=np.minimum,
-        maximum=np.maximum,
-        where=np.where,
-        isnan=np.isnan,
-        logical_and=np.logical_and,
-        logical_or=np.logical_or,
-        zeros_like=np.zeros_like,
         stop_gradient=lambda x: x,
         sum=np.sum,
         rsqrt=lambda x: np.float32(1) / np.sqrt(np.float32(x)),
         size=size,
         reciprocal=lambda x: np.float32(1) / x,
         steps_of=lambda x, scale, *_, centered: x * (np.float32(1) / scale),
-        with_gradient=traced.with_gradient,
         fused=traced.fused,
     )
     return HalfUp(functions), traced

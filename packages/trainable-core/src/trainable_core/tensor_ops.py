@@ -2,66 +2,50 @@
 
 One forward formula, that of `trainable_core.reference.affine`: ``clip(floor(v) + (v - floor(v) >= 0.5), low, high) *
 scale`` with ``v = x * (1 / scale)`` and the grid's ends counted from zero. Infinities saturate to their own side, and
-NaN stays NaN. A backend names the functions once, in a `Functions`; no framework is imported here.
+NaN stays NaN. A backend names the functions in a `Functions`; no framework is imported here.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from trainable_core import tensor_grid
 from trainable_core.reference import lsq
-from trainable_core.tensor_grid import GridNumbers, ends
-
-Tensor = Any
-Function = Callable[..., Any]
+from trainable_core.tensor_grid import Function, GridNumbers, Tensor, ends
 
 HALF = 0.5
 """Distance of a tie from the codes on either side."""
 
 
 @dataclass(frozen=True)
-class Functions:
-    """What `HalfUp` needs of a framework; each does what NumPy's or Keras's function of that name does.
+class Functions(tensor_grid.Functions):
+    """What `HalfUp` needs of a framework beside what grids are made with.
 
     Parameters
     ----------
-    floor, cast, minimum, maximum, where, isnan, logical_and, logical_or : callable
-        On float32 tensors, or what they compare to.
-    zeros_like, stop_gradient, sum, rsqrt : callable
-        On float32 tensors; `sum` takes ``axis`` and ``keepdims``.
+    floor, cast, stop_gradient, sum, rsqrt : callable
+        NumPy's or Keras's functions of that name; `sum` takes ``axis`` and ``keepdims``.
     size : callable
         Number of a tensor's elements: an int, or a float32 tensor where a dimension is not known yet.
     reciprocal : callable
         ``1 / x``, correctly rounded in every compiler.
     steps_of : callable
         ``steps_of(x, scale, quant_min, quant_max, centered=...)`` returns ``x / scale`` for comparisons with the ends.
-    with_gradient : callable
-        ``with_gradient(forward, backward)`` returns `forward` with a gradient of its own; ``backward(upstream, output,
-        *arguments)`` returns that of each argument.
     fused : callable
         ``fused(plain, compiled)`` returns a function of the same values, in one pass over memory where it can.
     """
 
     floor: Function
     cast: Function
-    minimum: Function
-    maximum: Function
-    where: Function
-    isnan: Function
-    logical_and: Function
-    logical_or: Function
-    zeros_like: Function
     stop_gradient: Function
     sum: Function
     rsqrt: Function
     size: Function
     reciprocal: Function
     steps_of: Function
-    with_gradient: Function
     fused: Function
 
 
@@ -155,7 +139,7 @@ class HalfUp:
         def masked(x: Tensor, upstream: Tensor, scale: Tensor, zero_point: Tensor = None) -> Tensor:
             low, high = ends(zero_point, quant_min, quant_max, centered=centered)
             steps = f.steps_of(x, scale, quant_min, quant_max, centered=centered)
-            inside = f.logical_and(steps >= low, steps <= high)
+            inside = f.all_of(steps >= low, steps <= high)
             return f.where(inside, upstream, f.zeros_like(upstream))
 
         compiled = f.fused(masked)
@@ -173,14 +157,14 @@ class HalfUp:
             low, high = ends(zero_point, quant_min, quant_max, centered=centered)
             steps = f.steps_of(x, scale, quant_min, quant_max, centered=centered)
             below, above = steps <= low, steps >= high
-            between = f.logical_and(steps > low, steps < high)
+            between = f.all_of(steps > low, steps < high)
             zeros = f.zeros_like(upstream)
             d_x = f.where(between, upstream, zeros)
             outside = f.where(above, zeros + high, f.where(below, zeros + low, zeros))
             slope = f.where(between, self.round_half_up(steps) - steps, outside)
             if centered:
                 return d_x, upstream * slope
-            return d_x, upstream * slope, f.where(f.logical_or(below, above), upstream, zeros)
+            return d_x, upstream * slope, f.where(f.any_of(below, above), upstream, zeros)
 
         compiled = f.fused(terms)
 

@@ -10,7 +10,7 @@ from trainable_core import tensor_grid
 from trainable_core.tensor_grid import ends
 from trainable_keras.engine import Tensor, bits_float, divide_by, float_bits, with_gradient
 
-__all__ = ["End", "Grid", "ends", "symmetric", "uniform"]
+__all__ = ["FUNCTIONS", "End", "Grid", "ends", "symmetric", "uniform"]
 
 End = Tensor | float
 """A grid's end: a number or a tensor."""
@@ -34,25 +34,25 @@ def _number(value: float) -> Any:
     return ops.cast(value, "float32")
 
 
-_MAKER = tensor_grid.GridMaker(
-    tensor_grid.Functions(
-        maximum=ops.maximum,
-        minimum=ops.minimum,
-        where=ops.where,
-        isnan=ops.isnan,
-        isfinite=ops.isfinite,
-        round=ops.round,
-        zeros_like=ops.zeros_like,
-        stack=ops.stack,
-        all_of=ops.logical_and,
-        any_of=ops.logical_or,
-        bits_and=_bits_and,
-        number=_number,
-        float_bits=float_bits,
-        bits_float=bits_float,
-        divide_by=divide_by,
-        with_gradient=with_gradient,
-    ),
-    Grid,
+FUNCTIONS = tensor_grid.Functions(
+    maximum=ops.maximum,
+    minimum=ops.minimum,
+    where=ops.where,
+    isnan=ops.isnan,
+    isfinite=ops.isfinite,
+    round=ops.round,
+    zeros_like=ops.zeros_like,
+    stack=ops.stack,
+    all_of=ops.logical_and,
+    any_of=ops.logical_or,
+    bits_and=_bits_and,
+    number=_number,
+    float_bits=float_bits,
+    bits_float=bits_float,
+    divide_by=divide_by,
+    with_gradient=with_gradient,
 )
+"""What grids are made with; `ops` adds to it."""
+
+_MAKER = tensor_grid.GridMaker(FUNCTIONS, Grid)
 symmetric, uniform = _MAKER.symmetric, _MAKER.uniform

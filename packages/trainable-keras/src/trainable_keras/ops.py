@@ -12,8 +12,9 @@ from typing import Any
 from keras import ops
 
 from trainable_core.tensor_ops import Functions, HalfUp
-from trainable_keras.engine import Tensor, reciprocal, with_gradient
+from trainable_keras.engine import Tensor, reciprocal
 from trainable_keras.fusion import fused
+from trainable_keras.grid import FUNCTIONS
 
 
 def _size(x: Tensor) -> Any:
@@ -29,22 +30,15 @@ def _steps_of(x: Tensor, scale: Tensor, quant_min: int, quant_max: int, *, cente
 
 _HALF_UP = HalfUp(
     Functions(
+        **vars(FUNCTIONS),
         floor=ops.floor,
         cast=ops.cast,
-        minimum=ops.minimum,
-        maximum=ops.maximum,
-        where=ops.where,
-        isnan=ops.isnan,
-        logical_and=ops.logical_and,
-        logical_or=ops.logical_or,
-        zeros_like=ops.zeros_like,
         stop_gradient=ops.stop_gradient,
         sum=ops.sum,
         rsqrt=ops.rsqrt,
         size=_size,
         reciprocal=reciprocal,
         steps_of=_steps_of,
-        with_gradient=with_gradient,
         fused=fused,
     )
 )

@@ -10,7 +10,7 @@ from trainable_core import tensor_grid
 from trainable_core.tensor_grid import ends
 from trainable_tfkeras.engine import Tensor, bits_float, divide_by, float_bits, with_gradient
 
-__all__ = ["End", "Grid", "ends", "symmetric", "uniform"]
+__all__ = ["FUNCTIONS", "End", "Grid", "ends", "symmetric", "uniform"]
 
 End = Tensor | float
 """A grid's end: a number or a tensor."""
@@ -33,25 +33,25 @@ def _number(value: float) -> Any:
     return tf.cast(value, "float32")
 
 
-_MAKER = tensor_grid.GridMaker(
-    tensor_grid.Functions(
-        maximum=tf.maximum,
-        minimum=tf.minimum,
-        where=tf.where,
-        isnan=tf.math.is_nan,
-        isfinite=tf.math.is_finite,
-        round=tf.round,
-        zeros_like=tf.zeros_like,
-        stack=tf.stack,
-        all_of=tf.logical_and,
-        any_of=tf.logical_or,
-        bits_and=_bits_and,
-        number=_number,
-        float_bits=float_bits,
-        bits_float=bits_float,
-        divide_by=divide_by,
-        with_gradient=with_gradient,
-    ),
-    Grid,
+FUNCTIONS = tensor_grid.Functions(
+    maximum=tf.maximum,
+    minimum=tf.minimum,
+    where=tf.where,
+    isnan=tf.math.is_nan,
+    isfinite=tf.math.is_finite,
+    round=tf.round,
+    zeros_like=tf.zeros_like,
+    stack=tf.stack,
+    all_of=tf.logical_and,
+    any_of=tf.logical_or,
+    bits_and=_bits_and,
+    number=_number,
+    float_bits=float_bits,
+    bits_float=bits_float,
+    divide_by=divide_by,
+    with_gradient=with_gradient,
 )
+"""What grids are made with; `ops` adds to it."""
+
+_MAKER = tensor_grid.GridMaker(FUNCTIONS, Grid)
 symmetric, uniform = _MAKER.symmetric, _MAKER.uniform

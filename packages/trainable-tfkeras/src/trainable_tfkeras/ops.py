@@ -11,8 +11,9 @@ from typing import Any
 import tensorflow as tf
 
 from trainable_core.tensor_ops import Functions, HalfUp
-from trainable_tfkeras.engine import Tensor, float_bits, reciprocal, with_gradient
+from trainable_tfkeras.engine import Tensor, float_bits, reciprocal
 from trainable_tfkeras.fusion import fused
+from trainable_tfkeras.grid import FUNCTIONS
 
 
 def steps_of(x: Tensor, scale: Tensor, quant_min: int, quant_max: int, *, centered: bool) -> Tensor:
@@ -43,22 +44,15 @@ def _size(x: Tensor) -> Any:
 
 _HALF_UP = HalfUp(
     Functions(
+        **vars(FUNCTIONS),
         floor=tf.floor,
         cast=tf.cast,
-        minimum=tf.minimum,
-        maximum=tf.maximum,
-        where=tf.where,
-        isnan=tf.math.is_nan,
-        logical_and=tf.logical_and,
-        logical_or=tf.logical_or,
-        zeros_like=tf.zeros_like,
         stop_gradient=tf.stop_gradient,
         sum=tf.reduce_sum,
         rsqrt=tf.math.rsqrt,
         size=_size,
         reciprocal=reciprocal,
         steps_of=steps_of,
-        with_gradient=with_gradient,
         fused=fused,
     )
 )
