@@ -111,58 +111,125 @@ def _lsq_gradients(
     return d_x, d_scale, d_zero
 
 
-class _EagerSte(torch.autograd.Function):
-    """`_Ste` by the eager CPU kernels."""
+class Rule:
+    """How a tensor is fake-quantized on one grid by the eager CPU kernels, and how gradients come back.
 
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, grid: Grid) -> Tensor:
-        """Return `x` snapped to the grid; keep `x`."""
-        ctx.grid = grid
-        ctx.save_for_backward(x)
-        y = kernels.snap(x, grid.numbers)
-        ctx.version = y._version  # noqa: SLF001 - nothing public tells it
-        return y
+    Parameters
+    ----------
+    grid : Grid
+        The numbers a tensor is fake-quantized with.
+    """
 
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, None]:
-        """Pass the gradient inside the range, its ends included."""
-        (x,) = ctx.saved_tensors
+    __slots__ = ("grid",)
+
+    def __init__(self, grid: Grid) -> None:
+        self.grid = grid
+
+    @property
+    def leaves(self) -> tuple[Tensor, ...]:
+        """The tensors besides the input that get a gradient."""
+        return ()
+
+    def snap(self, x: Tensor) -> Tensor:
+        """Return `x` snapped to the grid, outside the autograd graph."""
+        return kernels.snap(x, self.grid.numbers)
+
+    def plain(self, x: Tensor, leaves: Sequence[Tensor] | None = None) -> Tensor:
+        """Return `x` snapped to the grid by the plain expression, in the graph of `x` and the leaves, or others."""
+        raise NotImplementedError
+
+    def gradients(
+        self, x: Tensor, upstream: Tensor, leaves: Sequence[Tensor], needs: Sequence[bool]
+    ) -> Sequence[Tensor | None]:
+        """Return the gradients of input and leaves.
+
+        Parameters
+        ----------
+        x : Tensor
+            The input.
+        upstream : Tensor, shape of `x`
+            Gradient of the fake-quantized tensor.
+        leaves : sequence of Tensor
+            As they were in the forward.
+        needs : sequence of bool
+            Whether the input and each of the leaves needs a gradient.
+        """
+        raise NotImplementedError
+
+
+class Ste(Rule):
+    """The straight-through estimator of `trainable_core.reference.ste`."""
+
+    __slots__ = ()
+
+    def plain(self, x: Tensor, leaves: Sequence[Tensor] | None = None) -> Tensor:  # noqa: ARG002 - the base's signature
+        """Return `x` snapped to the grid, in its graph; see the base."""
+        grid = self.grid
+        return apply(_Ste, x, grid.scale.detach(), grid.zero_point.detach(), *grid.ends, 1.0)
+
+    def gradients(
+        self,
+        x: Tensor,
+        upstream: Tensor,
+        leaves: Sequence[Tensor],  # noqa: ARG002 - the base's signature
+        needs: Sequence[bool],  # noqa: ARG002
+    ) -> Sequence[Tensor | None]:
+        """Pass the gradient inside the range, its ends included; see the base."""
+        numbers = self.grid.numbers
         if kernels.serves_backward(upstream):
-            return kernels.pass_inside(x, upstream, ctx.grid.numbers, closed=True), None
-        return _ste_gradient(upstream, x, *ctx.grid.numbers.tensors(x)), None
+            return (kernels.pass_inside(x, upstream, numbers, closed=True),)
+        return (_ste_gradient(upstream, x, *numbers.tensors(x)),)
 
 
-class _EagerLsq(torch.autograd.Function):
-    """`_Lsq`, and the grid's own function with it, by the eager CPU kernels."""
+class Lsq(Rule):
+    """Learned step size quantization of `trainable_core.reference.lsq`, the grid's own function with it.
 
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, grid: Grid, gradient_scale: float, *leaves: Tensor) -> Tensor:
-        """Return `x` snapped to the grid; keep `x` and the variables."""
-        ctx.grid, ctx.gradient_scale = grid, gradient_scale
-        ctx.save_for_backward(x, *leaves)
-        y = kernels.snap(x, grid.numbers)
-        ctx.version = y._version  # noqa: SLF001 - as above
-        return y
+    Parameters
+    ----------
+    grid : Grid
+        As above.
+    gradient_scale : float
+        What the gradients of scale and zero point are multiplied by.
+    """
 
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        """Pass the gradient strictly inside the range; give the variables theirs."""
-        x, *leaves = ctx.saved_tensors
-        needs_x, _, _, *needs = ctx.needs_input_grad
-        grid: Grid = ctx.grid
+    __slots__ = ("gradient_scale",)
+
+    def __init__(self, grid: Grid, gradient_scale: float) -> None:
+        super().__init__(grid)
+        self.gradient_scale = gradient_scale
+
+    @property
+    def leaves(self) -> tuple[Tensor, ...]:
+        """The grid's variables."""
+        return self.grid.leaves
+
+    def plain(self, x: Tensor, leaves: Sequence[Tensor] | None = None) -> Tensor:
+        """Return `x` snapped to the grid, in its graph and that of the leaves; see the base."""
+        grid = self.grid if leaves is None else self._of_tensors(leaves)
+        return apply(_Lsq, x, grid.scale, grid.zero_point, *grid.ends, self.gradient_scale)
+
+    def _of_tensors(self, leaves: Sequence[Tensor]) -> Grid:
+        grid = self.grid
+        return Grid(*grid.tensors(leaves), grid.quant_min, grid.quant_max, grid.centered)
+
+    def gradients(
+        self, x: Tensor, upstream: Tensor, leaves: Sequence[Tensor], needs: Sequence[bool]
+    ) -> Sequence[Tensor | None]:
+        """Pass the gradient strictly inside the range; give the variables theirs; see the base."""
+        needs_x, *needs_leaves = needs
+        grid: Grid = self.grid
         numbers, outside = grid.numbers, len(leaves) > 1  # a threshold has no part in the zero point
         d_scale: Part
         d_zero: Part
         if not kernels.serves_backward(upstream):  # this backward pass is differentiated, or vectorized
-            scale, zero_point = grid.tensors(leaves)
-            plain = Grid(scale, zero_point, grid.quant_min, grid.quant_max, grid.centered)
+            plain = self._of_tensors(leaves)
             low: End
             high: End
             low, high = plain.ends
-            d_x, d_scale, d_zero = _lsq_gradients(upstream, x, scale, low, high, (needs_x, True, outside))
-            made: tuple[Any, Any] = scale, zero_point
-        elif not any(needs):
-            return kernels.pass_inside(x, upstream, numbers, closed=False), None, None, *(None for _ in needs)
+            d_x, d_scale, d_zero = _lsq_gradients(upstream, x, plain.scale, low, high, (needs_x, True, outside))
+            made: tuple[Any, Any] = plain.scale, plain.zero_point
+        elif not any(needs_leaves):
+            return kernels.pass_inside(x, upstream, numbers, closed=False), *(None for _ in leaves)
         else:
             made = numbers.scale, numbers.zero_point(grid.quant_min)
             found = kernels.learned(x, upstream, numbers, outside=outside)
@@ -172,8 +239,29 @@ class _EagerLsq(torch.autograd.Function):
             else:
                 d_x, d_scale = found.x if needs_x else None, found.slope
                 d_zero = None if found.outside is None else _times(-found.outside, numbers.scale)
-        d_grid = [None if each is None else _times(each, ctx.gradient_scale) for each in (d_scale, d_zero)]
-        return d_x, None, None, *grid.leaf_gradients(leaves, made, d_grid)
+        d_grid = [None if each is None else _times(each, self.gradient_scale) for each in (d_scale, d_zero)]
+        return d_x, *grid.leaf_gradients(leaves, made, d_grid)
+
+
+class _Eager(torch.autograd.Function):
+    """A fake quantization by the eager CPU kernels."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rule: Rule, *leaves: Tensor) -> Tensor:
+        """Return `x` snapped to the grid; keep `x` and the leaves."""
+        ctx.rule = rule
+        ctx.save_for_backward(x, *leaves)
+        y = rule.snap(x)
+        ctx.version = y._version  # noqa: SLF001 - nothing public tells it
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients that the rule defines."""
+        x, *leaves = ctx.saved_tensors
+        needs_x, _, *needs = ctx.needs_input_grad
+        d_x, *d_leaves = ctx.rule.gradients(x, upstream, leaves, (needs_x, *needs))
+        return d_x, None, *d_leaves
 
 
 def _times(value: float | Tensor, factor: Any) -> float | Tensor:
@@ -181,16 +269,16 @@ def _times(value: float | Tensor, factor: Any) -> float | Tensor:
     return float32(value * float32(factor)) if isinstance(value, float) else value * factor
 
 
-_NODES = (_EagerSte._backward_cls, _EagerLsq._backward_cls)  # noqa: SLF001 - what nodes are
+_NODE = _Eager._backward_cls  # type: ignore[attr-defined]  # noqa: SLF001 - what nodes are
 
 
 def is_quantized(tensor: Tensor) -> bool:
-    """Return whether a tensor is what an eager function returned, as it was then.
+    """Return whether a tensor is what an eager fake quantization returned, as it was then.
 
-    Its autograd node keeps the float tensor first, and has the `grid` and the tensor's `version`.
+    Its autograd node keeps the float tensor first, and has the `rule` and the tensor's `version`.
     """
     node: Any = tensor.grad_fn
-    return type(node) in _NODES and tensor._version == node.version  # noqa: SLF001 - as above
+    return type(node) is _NODE and tensor._version == node.version  # noqa: SLF001 - as above
 
 
 def apply(function: type[torch.autograd.Function], *arguments: Any) -> Tensor:
@@ -201,25 +289,24 @@ def apply(function: type[torch.autograd.Function], *arguments: Any) -> Tensor:
 
 def ste_fake_quantize(x: Tensor, grid: Grid) -> Tensor:
     """Return `x` snapped to the grid, gradient by `trainable_core.reference.ste`; float32."""
-    if _serves(x, grid):
-        return apply(_EagerSte, x, grid) if _records(x) else kernels.snap(x, grid.numbers)
-    return apply(_Ste, x, grid.scale.detach(), grid.zero_point.detach(), *grid.ends, 1.0)
+    return fake_quantize(x, Ste(grid))
 
 
 def lsq_fake_quantize(x: Tensor, grid: Grid, gradient_scale: float) -> Tensor:
     """Return `x` snapped to the grid, gradients by `trainable_core.reference.lsq`; float32."""
-    if _serves(x, grid):
-        if _records(x, *grid.leaves):
-            return apply(_EagerLsq, x, grid, gradient_scale, *grid.leaves)
-        return kernels.snap(x, grid.numbers)
-    return apply(_Lsq, x, grid.scale, grid.zero_point, *grid.ends, gradient_scale)
+    return fake_quantize(x, Lsq(grid, gradient_scale))
 
 
-def _serves(x: Tensor, grid: Grid) -> bool:
-    return kernels.serves(x) and grid.served and x.numel() > 0
+def fake_quantize(x: Tensor, rule: Rule) -> Tensor:
+    """Return `x` snapped to a rule's grid, with the rule's gradients; float32."""
+    if not (kernels.serves(x) and rule.grid.served and x.numel() > 0):
+        return rule.plain(x)
+    leaves = rule.leaves
+    return apply(_Eager, x, rule, *leaves) if records(x, *leaves) else rule.snap(x)
 
 
-def _records(*tensors: Tensor) -> bool:
+def records(*tensors: Tensor) -> bool:
+    """Return whether autograd records what is done with these tensors."""
     if torch.is_grad_enabled():
         for tensor in tensors:
             if tensor.requires_grad:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainable_torch import kernels, native, ops
+from trainable_torch import native, ops
 from trainable_torch.cache import is_plain
 
 
@@ -37,7 +37,7 @@ class Recipe:
 
     def make(self) -> Tensor:
         """Return the tensor, bit for bit."""
-        made = kernels.snap(self.node.saved_tensors[0].detach(), self.node.grid.numbers)
+        made: Tensor = self.node.rule.snap(self.node.saved_tensors[0].detach())
         return made.as_strided(self.shape, self.strides, self.offset)
 
 
