@@ -25,12 +25,9 @@ every_grid = pytest.mark.parametrize("method", GRIDS, ids=str)
 def on_tensors(
     variables: dict[str, torch.Tensor], method: QuantizationMethod, bits: int, *, signed: bool, min_threshold: float
 ) -> grids.Grid:
-    if method is QuantizationMethod.UNIFORM:
-        return grids.uniform(variables[RANGE_MIN], variables[RANGE_MAX], bits, min_threshold=min_threshold)
-    power_of_two = method is QuantizationMethod.POWER_OF_TWO
-    return grids.symmetric(
-        variables[THRESHOLD], bits, signed=signed, power_of_two=power_of_two, min_threshold=min_threshold
-    )
+    form = grids.form(method, bits, signed=signed, min_threshold=min_threshold)
+    given = tuple(variables[name] for name in qparams.variable_names(method))
+    return form.grid(given, given[0].shape)
 
 
 class Drawn:

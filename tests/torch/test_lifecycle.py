@@ -24,7 +24,9 @@ from trainable_torch import (
     describe,
     finalize,
     freeze_quant_params,
+    fused_layer,
     load,
+    native,
     parameter_groups,
     regularization,
     save,
@@ -373,7 +375,15 @@ def test_recomputed_activations_give_the_same_gradients_and_count_no_step_twice(
     assert {int(getattr(q, "step", 2)) for q in quantizers_of(recomputed).values()} == {2}
 
 
+@pytest.fixture
+def plain_kernels(monkeypatch):
+    """Call layers part by part, and add up as PyTorch does: then the sums for thresholds are the same bit for bit."""
+    monkeypatch.setattr(fused_layer, "call", lambda *_: None)
+    monkeypatch.setattr(native, "compiled", lambda: None)
+
+
 @EVERY
+@pytest.mark.usefixtures("plain_kernels")
 def test_so_it_is_when_the_whole_model_is_recomputed(training_method):
     plain, recomputed = made(training_method).train(), made(training_method).train()
     for _ in range(2):
@@ -464,6 +474,7 @@ def compiled(qmodel, backend="aot_eager"):
 @pytest.mark.parametrize(
     ("training_method", "placement"), [("STE", "inputs"), ("LSQ", "inputs"), ("LSQ", "outputs"), ("DQA", "inputs")]
 )
+@pytest.mark.usefixtures("plain_kernels")
 def test_a_compiled_model_is_one_graph_and_computes_the_same(training_method, placement):
     """Traced ahead of time and run by eager kernels: bit for bit the same, forward and backward."""
     qmodel = made(training_method, placement=placement)
@@ -477,6 +488,22 @@ def test_a_compiled_model_is_one_graph_and_computes_the_same(training_method, pl
     fast(images()).square().mean().backward()
     assert all(torch.equal(p.grad, q.grad) for p, q in zip(qmodel.parameters(), other.parameters(), strict=True))
     assert {int(getattr(quantizer, "step", 3)) for quantizer in quantizers_of(other).values()} == {3}
+
+
+@COMPILES
+@pytest.mark.parametrize("training_method", ["STE", "LSQ"])
+def test_a_layer_called_as_one_function_computes_what_a_compiled_one_does(training_method):
+    """All but the sums for thresholds, which have another order."""
+    qmodel = made(training_method).train()
+    other = copy.deepcopy(qmodel)
+    result = qmodel(images())
+    assert "FusedLayer" in result.grad_fn.name()
+    assert torch.equal(compiled(other)(images()), result)
+    for model in (qmodel, other):
+        model(images()).square().mean().backward()
+    found = {name: parameter.grad for name, parameter in qmodel.named_parameters() if "quantizer" not in name}
+    assert found
+    assert all(torch.equal(found[name], dict(other.named_parameters())[name].grad) for name in found)
 
 
 @COMPILES

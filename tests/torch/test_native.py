@@ -144,27 +144,88 @@ def assert_same_numbers(found, expected):
         assert torch.equal(one.nan_to_num(nan=12345.0), other.nan_to_num(nan=12345.0))
 
 
+def assert_numbers(found, scale, zero_point, quant_min, quant_max):
+    """Assert that compiled loops make what the tensors' functions do, and what follows of it."""
+    expected = Numbers.of(scale, zero_point, quant_min, quant_max)
+    assert (found.span, found.shape, found.axis) == (expected.span, expected.shape, expected.axis)
+    for name in ("scale", "inverse", "low", "high"):
+        one, other = getattr(found, name), getattr(expected, name)
+        assert isinstance(one, float) == isinstance(other, float)
+        assert torch.equal(torch.as_tensor(one), torch.as_tensor(other))
+
+
 @pytest.mark.parametrize("power_of_two", [False, True])
 @pytest.mark.parametrize("steps", [1.0, 8.0, 32768.0])
-def test_symmetric_grids_of_channels_are_the_tensors(power_of_two, steps):
-    threshold, upstream = pairs()
+def test_symmetric_grids_are_those_of_tensors(power_of_two, steps):
+    thresholds, upstreams = pairs()
     arguments = LOW, steps, power_of_two
-    scale = SymmetricScale.forward(threshold, *arguments)
-    assert torch.equal(native.symmetric(threshold, *arguments), scale)
-    found = native.symmetric_gradient(threshold, scale, upstream, *arguments)
-    assert_same_numbers([found], [SymmetricScale.gradient(threshold, scale, upstream, *arguments)])
+    scale = SymmetricScale.forward(thresholds, *arguments)
+    grid = native.symmetric(thresholds, *arguments, (-8, 7), thresholds.shape)
+    assert_numbers(grid, scale, 0.0, -8, 7)
+    sums = upstreams.double()[None]  # one line each; as if all were upstream gradients of the scale
+    (found,) = native.symmetric_gradients(sums, grid, thresholds, 0.25, *arguments)
+    assert_same_numbers([found], [SymmetricScale.gradient(thresholds, scale, upstreams * 0.25, *arguments)])
     assert found.any()
+    for threshold in thresholds[:: len(thresholds) // 50]:
+        one = native.symmetric(threshold, *arguments, (0, 15), ())
+        assert_numbers(one, SymmetricScale.forward(threshold, *arguments), 0.0, 0, 15)
 
 
 @pytest.mark.parametrize("n_bits", [1, 2, 8, 16])
-def test_uniform_grids_of_channels_are_the_tensors(n_bits):
+def test_uniform_grids_are_those_of_tensors(n_bits):
     ends = pairs()
-    grid = UniformGrid.forward(*ends, LOW, n_bits)
-    assert_same_numbers(native.uniform(*ends, LOW, n_bits), grid)
-    for d_grid in (pairs()[::-1], tuple(torch.randn(2, ends[0].numel()))):
-        found = native.uniform_gradients(ends, grid, d_grid, LOW, n_bits)
-        assert_same_numbers(found, UniformGrid.gradients(ends, grid, d_grid, LOW, n_bits))
+    scale, zero_point = UniformGrid.forward(*ends, LOW, n_bits)
+    grid = native.uniform(*ends, LOW, n_bits, ends[0].shape)
+    assert_numbers(grid, scale, zero_point, 0, 2**n_bits - 1)
+    for slopes, outside in (pairs()[::-1], tuple(torch.randn(2, ends[0].numel()))):
+        found = native.uniform_gradients(torch.stack([slopes, outside]).double(), grid, ends, 0.25, LOW, n_bits)
+        d_grid = slopes * 0.25, -outside * scale * 0.25
+        assert_same_numbers(found, UniformGrid.gradients(ends, (scale, zero_point), d_grid, LOW, n_bits))
         assert all(each.any() for each in found)
+
+
+def test_the_sums_of_a_channels_lines_are_added_exactly():
+    """Three channels, four lines each: float64, rounded once."""
+    sums = torch.tensor([[2.0**30, 1.0, 0.0, 1.0, 2.0**-30, 0.5, -(2.0**30), 1.0, 0.5, 2.0**-20, 0.0, 0.0]]).double()
+    grid = native.symmetric(torch.ones(3), LOW, 8.0, False, (-8, 7), (3,))
+    (found,) = native.symmetric_gradients(sums, grid, torch.ones(3), 8.0, LOW, 8.0, False)
+    assert found.tolist() == [1.0 + 2.0**-20, 2.0, 1.0]
+    total = native.total(sums, native.Lines(12, 1, 3, 12))
+    assert total.tolist() == [found.tolist()]
+
+
+def test_an_input_gradient_may_take_the_place_of_the_upstream_one():
+    """The loops read what they overwrite, also where threads share a tensor."""
+    x, upstream = torch.randn(2 * native.SHARE + 5), torch.randn(2 * native.SHARE + 5)
+    grid = native.symmetric(torch.tensor(1.5), LOW, 8.0, False, (-8, 7), ())
+    torch.set_num_threads(2)
+    for closed in (True, False):
+        expected = kernels.pass_inside(x, upstream, grid, closed=closed)
+        place = upstream.clone()
+        assert kernels.pass_inside(x, place, grid, closed=closed, reuse=True) is place
+        assert torch.equal(place, expected)
+    for outside in (True, False):
+        expected, sums = kernels.learned_lines(x, upstream, grid, outside=outside)
+        place = upstream.clone()
+        found, same = kernels.learned_lines(x, place, grid, outside=outside, reuse=True)
+        assert found is place
+        assert torch.equal(place, expected)
+        assert torch.equal(same, sums)
+        strided = upstream.repeat_interleave(2)[::2]  # which lies otherwise: a place of its own
+        other, _ = kernels.learned_lines(x, strided, grid, outside=outside, reuse=True)
+        assert torch.equal(other, expected)
+        assert torch.equal(strided, upstream)
+
+
+@pytest.mark.parametrize("channels", [1, 5])
+def test_a_copied_block_has_memory_of_its_own(channels):
+    threshold = torch.linspace(0.5, 1.5, channels)
+    grid = native.symmetric(threshold, LOW, 8.0, False, (-8, 7), (channels, 1))
+    x = torch.randn(channels, 9)
+    expected = kernels.snap(x, grid)
+    for copied in (copy.deepcopy(grid), pickle.loads(pickle.dumps(grid))):  # noqa: S301 - our own bytes
+        assert set(copied.addresses[:4]).isdisjoint(grid.addresses[:4])
+        assert torch.equal(kernels.snap(x, copied), expected)
 
 
 @pytest.mark.parametrize("scale", [0.5, torch.tensor([[0.5], [0.25]])])

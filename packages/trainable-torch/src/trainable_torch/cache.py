@@ -147,7 +147,7 @@ def evaluated(quantizer: nn.Module, weight: Tensor, compute: Callable[[], Tensor
 
 def forget(quantizer: Any) -> None:
     """Drop a quantizer's weight, if there is one: training changes it at every step."""
-    if isinstance(quantizer, nn.Module):
+    if _WEIGHTS and isinstance(quantizer, nn.Module):
         _WEIGHTS.pop(quantizer, None)
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from trainable_core import qparams, tensor_grid
 from trainable_core.checks import MAX_THRESHOLD
+from trainable_core.enums import QuantizationMethod
 from trainable_torch import kernels, native, scalars
 from trainable_torch.scalars import Numbers
 
@@ -71,7 +72,9 @@ class Grid(tensor_grid.GridNumbers):
 
 def _tensor(gradient: float | Tensor | None, leaf: Tensor) -> Tensor | None:
     """Return a leaf's gradient as a tensor of its shape."""
-    return torch.full_like(leaf, gradient) if isinstance(gradient, float) else gradient
+    if isinstance(gradient, float):
+        return torch.full_like(leaf, gradient)
+    return gradient if gradient is None or gradient.shape == leaf.shape else gradient.view(leaf.shape)
 
 
 def _held(variable: Tensor, gradient: Tensor, low: float, high: float) -> Tensor:
@@ -183,36 +186,62 @@ class UniformGrid(torch.autograd.Function):
         return d_min, _held(range_max, through_width, 0.0, limit)
 
 
-class VariableGrid(Grid):
-    """A grid that makes its tensors in the autograd graph when they are asked for; the eager kernels never ask.
+class Form(NamedTuple):
+    """What makes grids of a quantizer's variables.
 
     Parameters
     ----------
     function : type
         `SymmetricScale` or `UniformGrid`.
-    variables : tuple of Tensor
-        A threshold, or a range's two ends.
     arguments : tuple
-        The function's further arguments.
+        The function's arguments besides the variables.
     quant_min, quant_max : int
         First and last code.
+    centered : bool
+        Whether every zero point is 0.
     """
 
     function: type[SymmetricScale | UniformGrid]
-    variables: tuple[Tensor, ...]
     arguments: tuple[Any, ...]
+    quant_min: int
+    quant_max: int
+    centered: bool
 
-    def __init__(
-        self,
-        function: type[SymmetricScale | UniformGrid],
-        variables: tuple[Tensor, ...],
-        arguments: tuple[Any, ...],
-        quant_min: int,
-        quant_max: int,
-    ) -> None:
-        given = {"function": function, "variables": variables, "arguments": arguments}
-        centered = function is SymmetricScale
-        self.__dict__.update(given, quant_min=quant_min, quant_max=quant_max, centered=centered)
+    def grid(self, variables: tuple[Tensor, ...], shape: tuple[int, ...]) -> Grid:
+        """Return the grid of a threshold, or of a range's two ends, whose scale has the shape."""
+        if kernels.serves(*variables):
+            return VariableGrid(self, variables, shape)
+        return Grid(*self.tensors(variables, shape), self.quant_min, self.quant_max, self.centered)
+
+    def tensors(self, variables: Sequence[Tensor], shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """Return scale and zero point in the graph of variables."""
+        shaped = [each if each.shape == shape else each.view(shape) for each in variables]
+        made: Any = self.function.apply(*shaped, *self.arguments)  # type: ignore[no-untyped-call] # torch leaves it so
+        return (made, torch.zeros_like(made)) if self.centered else made
+
+
+class VariableGrid(Grid):
+    """A grid that makes its tensors in the autograd graph when they are asked for; the eager kernels never ask.
+
+    Parameters
+    ----------
+    form : Form
+        What makes it.
+    variables : tuple of Tensor
+        A threshold, or a range's two ends; plain tensors.
+    shape : tuple of int
+        That of the scale.
+    """
+
+    form: Form
+    variables: tuple[Tensor, ...]
+    shape: tuple[int, ...]
+
+    def __init__(self, form: Form, variables: tuple[Tensor, ...], shape: tuple[int, ...]) -> None:
+        state = self.__dict__
+        state["form"], state["variables"], state["shape"] = form, variables, shape
+        state["quant_min"], state["quant_max"] = form.quant_min, form.quant_max
+        state["centered"] = form.centered
 
     @functools.cached_property
     def _made(self) -> tuple[Tensor, Tensor]:
@@ -241,83 +270,71 @@ class VariableGrid(Grid):
     @functools.cached_property
     def numbers(self) -> Numbers:
         """What the eager CPU kernels need of the grid."""
-        made: Any
-        if self.variables[0].dim() == 0:
-            variables = [float(variable) for variable in self.variables]
-            if self.centered:
-                low, steps, power_of_two = self.arguments
-                made = scalars.symmetric_scale(variables[0], low, steps, power_of_two=power_of_two)
-            else:
-                made = scalars.uniform_grid(variables[0], variables[1], *self.arguments)
-        else:
-            made = self._made_of_channels()
-        scale, zero_point = (made, 0.0) if self.centered else made
-        return Numbers.of(scale, zero_point, self.quant_min, self.quant_max)
-
-    def _made_of_channels(self) -> Any:
-        if native.serves(*self.variables):
+        variables, form = self.variables, self.form
+        if native.serves(*variables):
             natively: Any = native.symmetric if self.centered else native.uniform
-            return natively(*self.variables, *self.arguments)
-        forward: Any = self.function.forward
-        with torch.no_grad():
-            return forward(*self.variables, *self.arguments)
+            ends = ((form.quant_min, form.quant_max),) if self.centered else ()
+            block: Numbers = natively(*variables, *form.arguments, *ends, self.shape)
+            return block
+        made: Any
+        if variables[0].dim() == 0:
+            numbers = [float(variable.detach()) for variable in variables]
+            if self.centered:
+                low, steps, power_of_two = form.arguments
+                made = scalars.symmetric_scale(numbers[0], low, steps, power_of_two=power_of_two)
+            else:
+                made = scalars.uniform_grid(numbers[0], numbers[1], *form.arguments)
+        else:
+            forward: Any = form.function.forward
+            with torch.no_grad():
+                made = forward(*(variable.view(self.shape) for variable in variables), *form.arguments)
+        scale, zero_point = (made, 0.0) if self.centered else made
+        return Numbers.of(scale, zero_point, form.quant_min, form.quant_max)
+
+    def line_gradients(self, leaves: Sequence[Tensor], sums: Tensor, gradient_scale: float) -> Sequence[Tensor]:
+        """Return the gradients of the variables from what `native.learned` returned; zero what is not finite."""
+        numbers, arguments = self.numbers, self.form.arguments
+        if self.centered:
+            return native.symmetric_gradients(sums, numbers, leaves[0], gradient_scale, *arguments)
+        return native.uniform_gradients(sums, numbers, (leaves[0], leaves[1]), gradient_scale, *arguments)
 
     def leaf_gradients(
         self, leaves: Sequence[Tensor], made: tuple[Any, Any], d_grid: Sequence[float | Tensor | None]
     ) -> Sequence[Tensor | None]:
         """Return the gradients of the variables; see the base."""
+        arguments = self.form.arguments
         if isinstance(made[0], float) and leaves[0].dim() == 0:
             d_numbers = [0.0 if each is None else float(each) for each in d_grid]
             return [_tensor(each, leaves[0]) for each in self._number_gradients(leaves, made, d_numbers)]
+        shape = leaves[0].shape
+        scale, zero_point = (
+            each.view(shape) if isinstance(each, Tensor) and each.shape != shape else each for each in made
+        )
         d_scale, d_zero = (_tensor(each, leaves[0]) for each in d_grid)
         assert d_scale is not None  # noqa: S101 - the eager functions give both to a grid that is made of variables
-        given = [each for each in (*leaves, *made, d_scale, d_zero) if isinstance(each, Tensor)]
-        fast = isinstance(made[0], Tensor) and kernels.serves_backward(*given) and native.serves(*given)
         if d_zero is None:
-            symmetric_gradient = native.symmetric_gradient if fast else SymmetricScale.gradient
-            return (symmetric_gradient(leaves[0], made[0], d_scale, *self.arguments),)
-        uniform_gradients = native.uniform_gradients if fast else UniformGrid.gradients
-        return uniform_gradients((leaves[0], leaves[1]), made, (d_scale, d_zero), *self.arguments)
+            return (SymmetricScale.gradient(leaves[0], scale, d_scale, *arguments),)
+        return UniformGrid.gradients((leaves[0], leaves[1]), (scale, zero_point), (d_scale, d_zero), *arguments)
 
     def _number_gradients(
         self, leaves: Sequence[Tensor], made: tuple[float, float], d_grid: Sequence[float]
     ) -> Sequence[float]:
-        variables, (d_scale, d_zero) = [float(leaf) for leaf in leaves], d_grid
+        variables, (d_scale, d_zero), arguments = [float(leaf) for leaf in leaves], d_grid, self.form.arguments
         if self.centered:
-            low, steps, power_of_two = self.arguments
+            low, steps, power_of_two = arguments
             return [scalars.symmetric_gradient(variables[0], made[0], d_scale, low, steps, power_of_two=power_of_two)]
-        return scalars.uniform_gradients((variables[0], variables[1]), made, (d_scale, d_zero), *self.arguments)
+        return scalars.uniform_gradients((variables[0], variables[1]), made, (d_scale, d_zero), *arguments)
 
     def tensors(self, leaves: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Return scale and zero point in the graph of variables."""
-        made: Any = self.function.apply(*leaves, *self.arguments)  # type: ignore[no-untyped-call] # torch leaves it so
-        return (made, torch.zeros_like(made)) if self.centered else made
+        return self.form.tensors(leaves, self.shape)
 
 
-@functools.lru_cache(maxsize=256)
-def _lower_bound(min_threshold: float) -> float:
-    """Return core's bound; remembered, because every training step asks again, but not in a compiled graph."""
-    return float(qparams.lower_bound(min_threshold))
-
-
-def symmetric(threshold: Tensor, n_bits: int, *, signed: bool, power_of_two: bool, min_threshold: float) -> Grid:
-    """Return the SYMMETRIC or POWER_OF_TWO grid of a threshold."""
-    quant_min, quant_max = (-(2 ** (n_bits - 1)), 2 ** (n_bits - 1) - 1) if signed else (0, 2**n_bits - 1)
-    steps = 2.0 ** (n_bits - int(signed))
-    if kernels.serves(threshold):
-        arguments = (_lower_bound(min_threshold), steps, power_of_two)
-        return VariableGrid(SymmetricScale, (threshold,), arguments, quant_min, quant_max)
+def form(method: QuantizationMethod, n_bits: int, *, signed: bool, min_threshold: float) -> Form:
+    """Return what makes the grids of a quantization method."""
     low = float(qparams.lower_bound(min_threshold))
-    scale = SymmetricScale.apply(threshold, low, steps, power_of_two)  # type: ignore[no-untyped-call] # torch leaves it so
-    return Grid(scale, torch.zeros_like(scale), quant_min, quant_max, centered=True)
-
-
-def uniform(range_min: Tensor, range_max: Tensor, n_bits: int, *, min_threshold: float) -> Grid:
-    """Return the UNIFORM grid of a range."""
-    quant_max = 2**n_bits - 1
-    if kernels.serves(range_min, range_max):
-        arguments = (_lower_bound(min_threshold), n_bits)
-        return VariableGrid(UniformGrid, (range_min, range_max), arguments, 0, quant_max)
-    low = float(qparams.lower_bound(min_threshold))
-    scale, zero_point = UniformGrid.apply(range_min, range_max, low, n_bits)  # type: ignore[no-untyped-call] # as above
-    return Grid(scale, zero_point, 0, quant_max, centered=False)
+    if method is QuantizationMethod.UNIFORM:
+        return Form(UniformGrid, (low, n_bits), 0, 2**n_bits - 1, centered=False)
+    ends = (-(2 ** (n_bits - 1)), 2 ** (n_bits - 1) - 1) if signed else (0, 2**n_bits - 1)
+    power_of_two = method is QuantizationMethod.POWER_OF_TWO
+    return Form(SymmetricScale, (low, 2.0 ** (n_bits - int(signed)), power_of_two), ends[0], ends[1], centered=True)

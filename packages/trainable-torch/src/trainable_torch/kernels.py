@@ -65,7 +65,7 @@ def serves_backward(*gradients: Tensor) -> bool:
 def snap(x: Tensor, grid: Numbers) -> Tensor:
     """Return `x` snapped to the grid, as ``ops.snap`` does."""
     x, y = dense(x)
-    lines = native.lines(x, grid.scale)
+    lines = native.lines(x, grid)
     if lines is not None:
         native.snap(x, y, grid, lines)
         return y
@@ -229,10 +229,17 @@ def _window(grid: Numbers, *, closed: bool) -> Window | None:
 # ---- backward -------------------------------------------------------------------------------------------------------
 
 
-def pass_inside(x: Tensor, upstream: Tensor, grid: Numbers, *, closed: bool) -> Tensor:
-    """Return `upstream` where `x` is inside the range, `closed`: or at its ends; 0 elsewhere."""
+def pass_inside(x: Tensor, upstream: Tensor, grid: Numbers, *, closed: bool, reuse: bool = False) -> Tensor:
+    """Return `upstream` where `x` is inside the range, `closed`: or at its ends; 0 elsewhere.
+
+    With `reuse` it may take the place of `upstream`, which nobody else must have.
+    """
+    lines = native.lines(x, grid) if reuse and _lie_alike(x, upstream) else None
+    if lines is not None:
+        native.pass_inside(x, upstream, upstream, grid, lines, closed=closed)
+        return upstream
     x, d_x = dense(x)
-    lines = native.lines(x, grid.scale)
+    lines = native.lines(x, grid)
     if lines is not None:
         native.pass_inside(x, upstream, d_x, grid, lines, closed=closed)
         return d_x
@@ -253,6 +260,11 @@ def pass_inside(x: Tensor, upstream: Tensor, grid: Numbers, *, closed: bool) -> 
             steps.sub_(_at(origin, here))
         _masked(gradient, steps, low, high, out)
     return d_x
+
+
+def _lie_alike(x: Tensor, other: Tensor) -> bool:
+    """Return whether two tensors have no holes and the same order of elements in memory."""
+    return x.is_contiguous() and other.is_contiguous() and not (x.is_neg() or other.is_neg())
 
 
 def _line(
@@ -300,17 +312,26 @@ def learned(x: Tensor, upstream: Tensor, grid: Numbers, *, outside: bool) -> Gra
     return Gradients(d_x, totals[0], totals[1] if outside else None)
 
 
+def learned_lines(
+    x: Tensor, upstream: Tensor, grid: Numbers, *, outside: bool, reuse: bool = False
+) -> tuple[Tensor, Tensor] | None:
+    """Return the input's gradient and, for each line, the sums that `learned` is made of; None without native loops.
+
+    `reuse` as in `pass_inside`.
+    """
+    x, d_x = (x, upstream) if reuse and _lie_alike(x, upstream) else dense(x)
+    lines = native.lines(x, grid)
+    return None if lines is None else (d_x, native.learned(x, upstream, d_x, grid, lines, outside=outside))
+
+
 def _totals(
     x: Tensor, upstream: Tensor, d_x: Tensor, grid: Numbers, *, outside: bool
 ) -> tuple[list[float | Tensor], Tensor | None]:
     """Put the input's gradient into `d_x`; return the sums of slopes and of what is outside, and the slopes' signs."""
-    lines = native.lines(x, grid.scale)
-    if lines is not None and not (lines.one_chunk and x.is_contiguous()):
-        found = native.learned(x, upstream, d_x, grid, lines, outside=outside)
-        return [each if isinstance(each, float) else each.view(grid.shape) for each in found], None
-    if lines is not None:  # one chunk: its sums are those of the plain expression
-        parts = native.terms(x, upstream, d_x, grid, lines, outside=outside)
-        return [_sum(each, grid.scale) for each in parts], None
+    lines = native.lines(x, grid)
+    if lines is not None:
+        found = native.total(native.learned(x, upstream, d_x, grid, lines, outside=outside), lines)
+        return [float(each) if grid.axis is None else each.view(grid.shape) for each in found], None
     layout = look(x, grid.scale)
     rows = layout.rows(x), layout.rows(upstream), layout.rows(d_x)
     if isinstance(grid.inverse, float):
@@ -319,14 +340,6 @@ def _totals(
     window = _window(grid, closed=False)
     sums = _sums_by_channel(rows, grid, window, layout, outside=outside)
     return [layout.total(parts).view(grid.shape) for parts in sums if parts], None if window is None else window.sign
-
-
-def _sum(terms: Tensor, scale: float | Tensor) -> float | Tensor:
-    """Return the sum for each scale, in the scale's shape."""
-    if isinstance(scale, float):
-        return float(terms.sum())
-    shared = [index for index, size in enumerate(scale.shape) if size == 1]
-    return terms.sum(shared, keepdim=True) if shared else terms  # no dimensions would mean all of them
 
 
 Rows = tuple[Tensor, Tensor, Tensor]

@@ -4,7 +4,9 @@ Arrays come as addresses of float32 numbers in memory order. A line is `length` 
 be shorter; line r has the scale of channel ``r % channels``. The ends, counted from zero, are one for all channels or
 one for each. No operation may be reordered, contracted or approximated: each element gets the very float32 operations
 of `trainable_torch.ops`. Loops without a branch become vector instructions, and comparisons are written so that NaN
-goes where it goes there.
+goes where it goes there. Gradients are masked as bits: a choice between a number and zero became a branch, at half the
+speed. They pass through a part of their own, so that the input's gradient may take the place of the upstream one, and
+the loops stay vector instructions then too.
 """
 
 from __future__ import annotations
@@ -13,6 +15,11 @@ from typing import Any
 
 import numpy as np
 from numba import carray  # type: ignore[attr-defined] # numba says not what it exports
+
+ALL, NONE = np.int32(-1), np.int32(0)
+
+PART = 2**10
+"""Elements of a gradient that are masked at once."""
 
 BLOCK = 2**8
 """Partial sums that are added to in turn: more of them cost short lines, fewer have larger rounding errors."""
@@ -67,23 +74,27 @@ def inside(  # noqa: PLR0913, PLR0917 - as above
     last: int,
 ) -> None:
     """Put `upstream` where `x` is inside the range, `closed`: or at its ends, and zeros elsewhere into `d_x`."""
-    values, given, out = carray(x, size, np.float32), carray(upstream, size, np.float32), carray(d_x, size, np.float32)
+    values, given, out = carray(x, size, np.float32), carray(upstream, size, np.int32), carray(d_x, size, np.int32)
     inverse = carray(inverses, channels, np.float32)
     low, high = carray(lows, ends, np.float32), carray(highs, ends, np.float32)
-    zero = np.float32(0.0)
+    part = np.empty(PART, np.int32)
     for line in range(first, last):
         channel = line % channels
         factor, bottom, top = inverse[channel], low[channel % ends], high[channel % ends]
-        start, end = line * length, min((line + 1) * length, size)
-        these, gradient, passed = values[start:end], given[start:end], out[start:end]
-        if closed:
+        begin, end = line * length, min((line + 1) * length, size)
+        for start in range(begin, end, PART):
+            stop = min(start + PART, end)
+            these, gradient, passed = values[start:stop], given[start:stop], out[start:stop]
+            if closed:
+                for i in range(these.size):
+                    steps = these[i] * factor
+                    part[i] = gradient[i] & (ALL if (steps >= bottom) & (steps <= top) else NONE)
+            else:
+                for i in range(these.size):
+                    steps = these[i] * factor
+                    part[i] = gradient[i] & (ALL if (steps > bottom) & (steps < top) else NONE)
             for i in range(these.size):
-                steps = these[i] * factor
-                passed[i] = gradient[i] if (steps >= bottom) & (steps <= top) else zero
-        else:
-            for i in range(these.size):
-                steps = these[i] * factor
-                passed[i] = gradient[i] if (steps > bottom) & (steps < top) else zero
+                passed[i] = part[i]
 
 
 def learned(  # noqa: PLR0913, PLR0917 - as above
@@ -107,13 +118,14 @@ def learned(  # noqa: PLR0913, PLR0917 - as above
 
     The first kind is that of the slopes, the second one, if there is one, that of `upstream` outside the range.
     """
-    values, given, out = carray(x, size, np.float32), carray(upstream, size, np.float32), carray(d_x, size, np.float32)
+    values, given, out = carray(x, size, np.float32), carray(upstream, size, np.float32), carray(d_x, size, np.int32)
+    bits = carray(upstream, size, np.int32)
     totals = carray(sums, (kinds, lines), np.float64)
     inverse = carray(inverses, channels, np.float32)
     low, high = carray(lows, ends, np.float32), carray(highs, ends, np.float32)
     zero = np.float32(0.0)
     terms = np.empty((2, BLOCK), np.float32)
-    slopes, outside = terms[0], terms[1]
+    slopes, outside, part = terms[0], terms[1], np.empty(BLOCK, np.int32)
     for line in range(first, last):
         channel = line % channels
         factor, bottom, top = inverse[channel], low[channel % ends], high[channel % ends]
@@ -122,22 +134,29 @@ def learned(  # noqa: PLR0913, PLR0917 - as above
         terms[:, :width] = zero
         for start in range(begin, end, BLOCK):
             stop = min(start + BLOCK, end)
-            these, gradient, passed = values[start:stop], given[start:stop], out[start:stop]
+            these, gradient, given_bits, passed = (
+                values[start:stop],
+                given[start:stop],
+                bits[start:stop],
+                out[start:stop],
+            )
             if kinds == 1:
                 for i in range(these.size):
                     steps = these[i] * factor
                     between = (steps > bottom) & (steps < top)
-                    passed[i] = gradient[i] if between else zero
                     beyond = top if steps >= top else (bottom if steps <= bottom else zero)
                     slopes[i] += gradient[i] * (np.rint(steps) - steps if between else beyond)
+                    part[i] = given_bits[i] & (ALL if between else NONE)
             else:
                 for i in range(these.size):
                     steps = these[i] * factor
                     between = (steps > bottom) & (steps < top)
-                    passed[i] = gradient[i] if between else zero
                     beyond = top if steps >= top else (bottom if steps <= bottom else zero)
                     slopes[i] += gradient[i] * (np.rint(steps) - steps if between else beyond)
                     outside[i] += gradient[i] if (steps <= bottom) | (steps >= top) else zero
+                    part[i] = given_bits[i] & (ALL if between else NONE)
+            for i in range(these.size):
+                passed[i] = part[i]
         for kind in range(kinds):
             added, count = terms[kind], width
             while count > 1:  # in halves: whole vectors, small rounding errors, and one order for any machine
@@ -147,44 +166,3 @@ def learned(  # noqa: PLR0913, PLR0917 - as above
                     left[i] += right[i]
                 count -= half
             totals[kind, line] = added[0]
-
-
-def terms(  # noqa: PLR0913, PLR0917 - as above
-    x: Any,
-    upstream: Any,
-    d_x: Any,
-    slopes: Any,
-    outside: Any,
-    inverses: Any,
-    lows: Any,
-    highs: Any,
-    kinds: int,
-    size: int,
-    channels: int,
-    ends: int,
-    length: int,
-    first: int,
-    last: int,
-) -> None:
-    """Put the input's gradient into `d_x`, and what `learned` adds up into `slopes` and, for two kinds, `outside`."""
-    values, given, out = carray(x, size, np.float32), carray(upstream, size, np.float32), carray(d_x, size, np.float32)
-    slope, beyond = carray(slopes, size, np.float32), carray(outside, size, np.float32)
-    inverse = carray(inverses, channels, np.float32)
-    low, high = carray(lows, ends, np.float32), carray(highs, ends, np.float32)
-    zero = np.float32(0.0)
-    for line in range(first, last):
-        channel = line % channels
-        factor, bottom, top = inverse[channel], low[channel % ends], high[channel % ends]
-        start, end = line * length, min((line + 1) * length, size)
-        these, gradient, passed, added = values[start:end], given[start:end], out[start:end], slope[start:end]
-        for i in range(these.size):
-            steps = these[i] * factor
-            between = (steps > bottom) & (steps < top)
-            passed[i] = gradient[i] if between else zero
-            limit = top if steps >= top else (bottom if steps <= bottom else zero)
-            added[i] = gradient[i] * (np.rint(steps) - steps if between else limit)
-        if kinds > 1:
-            these, gradient, added = values[start:end], given[start:end], beyond[start:end]
-            for i in range(these.size):
-                steps = these[i] * factor
-                added[i] = gradient[i] if (steps <= bottom) | (steps >= top) else zero

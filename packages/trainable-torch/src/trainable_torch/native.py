@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import itertools
-import math
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor
 
 from trainable_torch import layout
-from trainable_torch.scalars import Numbers, float32
+from trainable_torch.scalars import Numbers
 
 Loop = Callable[..., None]
 
@@ -36,16 +35,15 @@ class Compiled(NamedTuple):
 
     Parameters
     ----------
-    snap, inside, learned, terms, symmetric, symmetric_gradient, uniform, uniform_gradients : callable
+    snap, inside, learned, symmetric, symmetric_gradients, uniform, uniform_gradients : callable
         Called as C functions.
     """
 
     snap: Loop
     inside: Loop
     learned: Loop
-    terms: Loop
     symmetric: Loop
-    symmetric_gradient: Loop
+    symmetric_gradients: Loop
     uniform: Loop
     uniform_gradients: Loop
 
@@ -68,11 +66,10 @@ def _compile_all(numba: Any) -> Compiled:
         _compile(numba, loops.snap, 6, 6),
         _compile(numba, loops.inside, 6, 7),
         _compile(numba, loops.learned, 7, 8),
-        _compile(numba, loops.terms, 8, 7),
-        _compile(numba, grid_loops.symmetric, 2, 2, floats=2),
-        _compile(numba, grid_loops.symmetric_gradient, 4, 2, floats=2),
-        _compile(numba, grid_loops.uniform, 4, 2, floats=1),
-        _compile(numba, grid_loops.uniform_gradients, 8, 2, floats=1),
+        _compile(numba, grid_loops.symmetric, 2, 2, floats=4),
+        _compile(numba, grid_loops.symmetric_gradients, 4, 3, floats=3),
+        _compile(numba, grid_loops.uniform, 3, 2, floats=1),
+        _compile(numba, grid_loops.uniform_gradients, 6, 3, floats=2),
     )
 
 
@@ -106,21 +103,15 @@ class Lines(NamedTuple):
     channels: int
     size: int
 
-    @property
-    def one_chunk(self) -> bool:
-        """Whether they are worked on at once, whatever the number of threads."""
-        return self.size <= layout.CHUNK
 
-
-def lines(x: Tensor, scale: float | Tensor) -> Lines | None:
+def lines(x: Tensor, grid: Numbers) -> Lines | None:
     """Return the lines of a dense tensor, None where they are too short or the compiled loops are missing."""
     if compiled() is None:
         return None
-    size = x.numel()
-    if isinstance(scale, float):
+    size, axis = x.numel(), grid.axis
+    if axis is None:
         return Lines(-(-size // layout.CHUNK), layout.CHUNK, 1, size)
-    axis = layout.channel_axis(scale)
-    length, channels = x.stride(axis), scale.shape[axis]  # what lies inside of an axis lies within its stride
+    length, channels = x.stride(axis), grid.shape[axis]  # what lies inside of an axis lies within its stride
     return None if length < SHORT and length * channels != size else Lines(size // length, length, channels, size)
 
 
@@ -139,38 +130,24 @@ def pass_inside(x: Tensor, upstream: Tensor, d_x: Tensor, grid: Numbers, where: 
     _run(_loops().inside, where, x.data_ptr(), upstream.data_ptr(), d_x.data_ptr(), inverse, low, high, *numbers)
 
 
-def learned(
-    x: Tensor, upstream: Tensor, d_x: Tensor, grid: Numbers, where: Lines, *, outside: bool
-) -> list[float] | list[Tensor]:
-    """Put the input's gradient into `d_x`; return the sums of the slopes and, if asked, of `upstream` outside.
+def learned(x: Tensor, upstream: Tensor, d_x: Tensor, grid: Numbers, where: Lines, *, outside: bool) -> Tensor:
+    """Put the input's gradient into `d_x`; return each line's sums of slopes and, if asked, of `upstream` outside.
 
-    One number each where one scale serves all elements, else shape (channels,); all of them float32.
+    float64, shape (1 or 2, lines).
     """
     inverse, _, low, high, ends = grid.addresses
     kinds = 2 if outside else 1
     numbers = kinds, where.size, where.channels, ends, where.length, where.number
     upstream = _like(upstream, x)
-    arrays = x.data_ptr(), upstream.data_ptr(), d_x.data_ptr()
-    if where.channels == 1:
-        parts = (ctypes.c_double * (kinds * where.number))()
-        _run(_loops().learned, where, *arrays, ctypes.addressof(parts), inverse, low, high, *numbers)
-        return [float32(math.fsum(parts[kind * where.number : (kind + 1) * where.number])) for kind in range(kinds)]
-    sums = torch.empty(kinds, where.number, dtype=torch.float64)
-    _run(_loops().learned, where, *arrays, sums.data_ptr(), inverse, low, high, *numbers)
-    if where.number != where.channels:
-        sums = sums.view(kinds, -1, where.channels).sum(1)
-    return list(sums.float())
+    sums = torch.empty(kinds, where.number, dtype=torch.float64, device="cpu")
+    arrays = x.data_ptr(), upstream.data_ptr(), d_x.data_ptr(), sums.data_ptr()
+    _run(_loops().learned, where, *arrays, inverse, low, high, *numbers)
+    return sums
 
 
-def terms(x: Tensor, upstream: Tensor, d_x: Tensor, grid: Numbers, where: Lines, *, outside: bool) -> list[Tensor]:
-    """Put the input's gradient into `d_x`; return what `learned` adds up, each in the shape of `x`."""
-    inverse, _, low, high, ends = grid.addresses
-    made = [torch.empty_like(x) for _ in range(2 if outside else 1)]
-    upstream = _like(upstream, x)
-    arrays = x.data_ptr(), upstream.data_ptr(), d_x.data_ptr(), made[0].data_ptr(), made[-1].data_ptr()
-    numbers = len(made), where.size, where.channels, ends, where.length
-    _run(_loops().terms, where, *arrays, inverse, low, high, *numbers)
-    return made
+def total(sums: Tensor, where: Lines) -> Tensor:
+    """Return each channel's sums of what `learned` returned, float32, shape (1 or 2, channels)."""
+    return sums.view(len(sums), -1, where.channels).sum(1).float()
 
 
 def _loops() -> Compiled:
@@ -185,51 +162,138 @@ def _like(tensor: Tensor, other: Tensor) -> Tensor:
     return tensor if alike and not tensor.is_neg() else torch.empty_like(other).copy_(tensor)
 
 
-# ---- grids of channels ----------------------------------------------------------------------------------------------
+# ---- grids ----------------------------------------------------------------------------------------------------------
 
 
 def serves(*tensors: Tensor) -> bool:
     """Return whether the compiled loops are there, and plain float32 CPU tensors lie as they want them."""
-    return compiled() is not None and all(tensor.is_contiguous() and not tensor.is_neg() for tensor in tensors)
+    if compiled() is None:
+        return False
+    for tensor in tensors:  # noqa: SIM110 - as in `is_plain`
+        if not tensor.is_contiguous() or tensor.is_neg():
+            return False
+    return True
 
 
-def symmetric(threshold: Tensor, low: float, steps: float, power_of_two: bool) -> Tensor:  # noqa: FBT001 - as the grid's
-    """Return what ``SymmetricScale.forward`` returns."""
-    scale = torch.empty_like(threshold)
-    _loops().symmetric(threshold.data_ptr(), scale.data_ptr(), low, 1.0 / steps, scale.numel(), power_of_two)
-    return scale
+class Block(Numbers):
+    """The numbers of a grid in one piece of memory, as the compiled loops made them and take them.
+
+    Parameters
+    ----------
+    block : ctypes array of ``4 * channels`` float32 numbers
+        All inverses, then scales, first and last codes counted from zero.
+    channels : int
+        How many there are of each.
+    span : int
+        ``quant_max - quant_min``.
+    shape : tuple of int
+        That of the scale as a tensor.
+    centered : bool
+        Whether the ends are the same for every channel.
+    """
+
+    def __init__(self, block: Any, channels: int, span: int, shape: tuple[int, ...], *, centered: bool) -> None:
+        state, row, first = self.__dict__, 4 * channels, ctypes.addressof(block)
+        state["block"], state["channels"], state["span"], state["shape"] = block, channels, span, shape
+        state["centered"] = centered
+        state["addresses"] = first, first + row, first + 2 * row, first + 3 * row, 1 if centered else channels
+        if channels == 1:
+            state["axis"] = None
+
+    def _row(self, row: int, *, one: bool) -> float | Tensor:
+        state = self.__dict__
+        block, channels = state["block"], state["channels"]
+        if one or channels == 1:
+            return float(block[row * channels])
+        return torch.tensor(block[row * channels : (row + 1) * channels], dtype=torch.float32, device="cpu").view(
+            self.shape
+        )
+
+    @functools.cached_property
+    def inverse(self) -> float | Tensor:
+        """Reciprocal of the scale."""
+        return self._row(0, one=False)
+
+    @functools.cached_property
+    def scale(self) -> float | Tensor:
+        """Step between grid points."""
+        return self._row(1, one=False)
+
+    @functools.cached_property
+    def low(self) -> float | Tensor:
+        """First code counted from zero."""
+        return self._row(2, one=self.__dict__["centered"])
+
+    @functools.cached_property
+    def high(self) -> float | Tensor:
+        """Last code counted from zero."""
+        return self._row(3, one=self.__dict__["centered"])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Return what a copy is made of: it has memory of its own."""
+        state = self.__dict__
+        return _block, (list(state["block"]), state["channels"], state["span"], state["shape"], state["centered"])
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Block:
+        """Return a copy."""
+        make, arguments = self.__reduce__()
+        copied: Block = make(*arguments)
+        return copied
 
 
-def symmetric_gradient(
+def _block(numbers: list[float], channels: int, span: int, shape: tuple[int, ...], centered: bool) -> Block:  # noqa: FBT001 - for pickle
+    return Block((ctypes.c_float * (4 * channels))(*numbers), channels, span, shape, centered=centered)
+
+
+def symmetric(
     threshold: Tensor,
-    scale: Tensor,
-    upstream: Tensor,
     low: float,
     steps: float,
     power_of_two: bool,  # noqa: FBT001 - as the grid's
-) -> Tensor:
-    """Return what ``SymmetricScale.gradient`` returns."""
-    gradient = torch.empty_like(threshold)
-    arrays = threshold.data_ptr(), scale.data_ptr(), upstream.data_ptr(), gradient.data_ptr()
-    _loops().symmetric_gradient(*arrays, low, 1.0 / steps, scale.numel(), power_of_two)
-    return gradient
+    ends: tuple[int, int],
+    shape: tuple[int, ...],
+) -> Block:
+    """Return the numbers of a grid whose scale ``SymmetricScale.forward`` returns."""
+    channels = threshold.numel()
+    block = (ctypes.c_float * (4 * channels))()
+    numbers = low, 1.0 / steps, *ends, channels, power_of_two
+    _loops().symmetric(threshold.data_ptr(), ctypes.addressof(block), *numbers)
+    return Block(block, channels, ends[1] - ends[0], shape, centered=True)
 
 
-def uniform(range_min: Tensor, range_max: Tensor, low: float, n_bits: int) -> tuple[Tensor, Tensor]:
-    """Return what ``UniformGrid.forward`` returns."""
-    scale, zero_point = torch.empty_like(range_min), torch.empty_like(range_min)
-    arrays = range_min.data_ptr(), range_max.data_ptr(), scale.data_ptr(), zero_point.data_ptr()
-    _loops().uniform(*arrays, low, scale.numel(), 2**n_bits - 1)
-    return scale, zero_point
+def uniform(range_min: Tensor, range_max: Tensor, low: float, n_bits: int, shape: tuple[int, ...]) -> Block:
+    """Return the numbers of a grid that ``UniformGrid.forward`` returns."""
+    channels, span = range_min.numel(), 2**n_bits - 1
+    block = (ctypes.c_float * (4 * channels))()
+    _loops().uniform(range_min.data_ptr(), range_max.data_ptr(), ctypes.addressof(block), low, channels, span)
+    return Block(block, channels, span, shape, centered=False)
+
+
+def symmetric_gradients(  # noqa: PLR0917 - what `symmetric` was called with
+    sums: Tensor,
+    grid: Numbers,
+    threshold: Tensor,
+    gradient_scale: float,
+    low: float,
+    steps: float,
+    power_of_two: bool,  # noqa: FBT001 - as the grid's
+) -> tuple[Tensor]:
+    """Return the threshold's gradient from what `learned` returned."""
+    made = torch.empty_like(threshold)
+    arrays = sums.data_ptr(), grid.addresses[0], threshold.data_ptr(), made.data_ptr()
+    numbers = low, 1.0 / steps, gradient_scale, sums.shape[1], made.numel(), power_of_two
+    _loops().symmetric_gradients(*arrays, *numbers)
+    return (made,)
 
 
 def uniform_gradients(
-    ends: tuple[Tensor, Tensor], grid: tuple[Tensor, Tensor], d_grid: tuple[Tensor, Tensor], low: float, n_bits: int
+    sums: Tensor, grid: Numbers, ends: tuple[Tensor, Tensor], gradient_scale: float, low: float, n_bits: int
 ) -> tuple[Tensor, Tensor]:
-    """Return what ``UniformGrid.gradients`` returns."""
+    """Return the gradients of a range's ends from what `learned` returned."""
     made = torch.empty_like(ends[0]), torch.empty_like(ends[1])
-    arrays = (tensor.data_ptr() for pair in (ends, grid, d_grid, made) for tensor in pair)
-    _loops().uniform_gradients(*arrays, low, ends[0].numel(), 2**n_bits - 1)
+    arrays = sums.data_ptr(), grid.addresses[0], *(each.data_ptr() for pair in (ends, made) for each in pair)
+    numbers = low, gradient_scale, sums.shape[1], ends[0].numel(), 2**n_bits - 1
+    _loops().uniform_gradients(*arrays, *numbers)
     return made
 
 

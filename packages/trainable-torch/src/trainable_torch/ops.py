@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainable_torch import kernels
-from trainable_torch.grid import Grid
+from trainable_torch import kernels, native
+from trainable_torch.grid import Grid, VariableGrid
 from trainable_torch.scalars import Numbers, float32
 
 End = Tensor | float
@@ -98,17 +98,19 @@ def _lsq_gradients(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Return the gradients of input, scale and zero point that are needed, the last two without the gradient scale."""
     steps = x * scale.reciprocal()
+    d_x = torch.where((steps > low) & (steps < high), upstream, 0.0) if needed[0] else None
+    slope, outside = _slopes(steps, low, high)
+    d_scale = (upstream * slope).sum_to_size(scale.shape) if needed[1] else None
+    d_zero = -(torch.where(outside, upstream, 0.0).sum_to_size(scale.shape) * scale) if needed[2] else None
+    return d_x, d_scale, d_zero
+
+
+def _slopes(steps: Tensor, low: End, high: End) -> tuple[Tensor, Tensor]:
+    """Return the derivative of the fake-quantized tensor by the scale, and where it moves with the zero point."""
     below, above = steps <= low, steps >= high
     between = (steps > low) & (steps < high)
-    d_x = torch.where(between, upstream, 0.0) if needed[0] else None
-    d_scale = d_zero = None
-    if needed[1]:
-        outside = torch.where(above, high, torch.where(below, low, 0.0))
-        slope = torch.where(between, steps.round() - steps, outside.to(steps.dtype))
-        d_scale = (upstream * slope).sum_to_size(scale.shape)
-    if needed[2]:
-        d_zero = -(torch.where(below | above, upstream, 0.0).sum_to_size(scale.shape) * scale)
-    return d_x, d_scale, d_zero
+    outside = torch.where(above, high, torch.where(below, low, 0.0))
+    return torch.where(between, steps.round() - steps, outside.to(steps.dtype)), below | above
 
 
 class Rule:
@@ -139,9 +141,9 @@ class Rule:
         raise NotImplementedError
 
     def gradients(
-        self, x: Tensor, upstream: Tensor, leaves: Sequence[Tensor], needs: Sequence[bool]
+        self, x: Tensor, upstream: Tensor, leaves: Sequence[Tensor], needs: Sequence[bool], *, reuse: bool = False
     ) -> Sequence[Tensor | None]:
-        """Return the gradients of input and leaves.
+        """Return the gradients of input and leaves, by the eager kernels.
 
         Parameters
         ----------
@@ -153,7 +155,23 @@ class Rule:
             As they were in the forward.
         needs : sequence of bool
             Whether the input and each of the leaves needs a gradient.
+        reuse : bool
+            Whether the input's gradient may take the place of `upstream`, which nobody else must have.
         """
+        raise NotImplementedError
+
+    def directions(self, x: Tensor) -> Sequence[Tensor]:  # noqa: ARG002 - for rules that learn
+        """Return how the fake-quantized tensor moves with each number of a grid of one scale, shapes of `x`."""
+        return ()
+
+    def leaf_gradients(self, leaves: Sequence[Tensor], sums: Sequence[float]) -> Sequence[Tensor | None]:
+        """Return the gradients of the leaves from those along the `directions`."""
+        raise NotImplementedError
+
+    def plain_gradients(
+        self, x: Tensor, upstream: Tensor, leaves: Sequence[Tensor], needs: Sequence[bool]
+    ) -> Sequence[Tensor | None]:
+        """Return the same by plain expressions, where the backward pass is itself differentiated or vectorized."""
         raise NotImplementedError
 
 
@@ -173,12 +191,21 @@ class Ste(Rule):
         upstream: Tensor,
         leaves: Sequence[Tensor],  # noqa: ARG002 - the base's signature
         needs: Sequence[bool],  # noqa: ARG002
+        *,
+        reuse: bool = False,
     ) -> Sequence[Tensor | None]:
         """Pass the gradient inside the range, its ends included; see the base."""
-        numbers = self.grid.numbers
-        if kernels.serves_backward(upstream):
-            return (kernels.pass_inside(x, upstream, numbers, closed=True),)
-        return (_ste_gradient(upstream, x, *numbers.tensors(x)),)
+        return (kernels.pass_inside(x, upstream, self.grid.numbers, closed=True, reuse=reuse),)
+
+    def plain_gradients(
+        self,
+        x: Tensor,
+        upstream: Tensor,
+        leaves: Sequence[Tensor],  # noqa: ARG002 - as above
+        needs: Sequence[bool],  # noqa: ARG002
+    ) -> Sequence[Tensor | None]:
+        """Pass the gradient inside the range, its ends included; see the base."""
+        return (_ste_gradient(upstream, x, *self.grid.numbers.tensors(x)),)
 
 
 class Lsq(Rule):
@@ -213,34 +240,55 @@ class Lsq(Rule):
         return Grid(*grid.tensors(leaves), grid.quant_min, grid.quant_max, grid.centered)
 
     def gradients(
+        self, x: Tensor, upstream: Tensor, leaves: Sequence[Tensor], needs: Sequence[bool], *, reuse: bool = False
+    ) -> Sequence[Tensor | None]:
+        """Pass the gradient strictly inside the range; give the variables theirs; see the base."""
+        grid, outside = self.grid, len(leaves) > 1  # a threshold has no part in the zero point
+        numbers = grid.numbers
+        if not any(needs[1:]):
+            return kernels.pass_inside(x, upstream, numbers, closed=False, reuse=reuse), *(None for _ in leaves)
+        if isinstance(grid, VariableGrid) and isinstance(numbers, native.Block):
+            found = kernels.learned_lines(x, upstream, numbers, outside=outside, reuse=reuse)
+            if found is not None:
+                return found[0], *grid.line_gradients(leaves, found[1], self.gradient_scale)
+        sums = kernels.learned(x, upstream, numbers, outside=outside)
+        if sums is not None:
+            return sums.x, *self._of_sums(leaves, sums.slope, sums.outside)
+        scale, low, high = numbers.tensors(x)
+        d_x, *d_grid = _lsq_gradients(upstream, x, scale, low, high, (needs[0], True, outside))
+        return d_x, *self._of_grid(leaves, (numbers.scale, numbers.zero_point(grid.quant_min)), d_grid)
+
+    def directions(self, x: Tensor) -> Sequence[Tensor]:
+        """Return the derivative by the scale and, where it learns, that by the zero point over the negative scale."""
+        scale, low, high = self.grid.numbers.tensors(x)
+        slope, outside = _slopes(x * scale.reciprocal(), low, high)
+        return (slope,) if len(self.grid.leaves) == 1 else (slope, outside.to(x.dtype))
+
+    def leaf_gradients(self, leaves: Sequence[Tensor], sums: Sequence[float]) -> Sequence[Tensor | None]:
+        """Return the gradients of the variables; see the base."""
+        return self._of_sums(leaves, sums[0], sums[1] if len(sums) > 1 else None)
+
+    def _of_sums(self, leaves: Sequence[Tensor], slope: float | Tensor, outside: Part) -> Sequence[Tensor | None]:
+        numbers = self.grid.numbers
+        d_zero = None if outside is None else _times(-outside, numbers.scale)
+        return self._of_grid(leaves, (numbers.scale, numbers.zero_point(self.grid.quant_min)), (slope, d_zero))
+
+    def plain_gradients(
         self, x: Tensor, upstream: Tensor, leaves: Sequence[Tensor], needs: Sequence[bool]
     ) -> Sequence[Tensor | None]:
         """Pass the gradient strictly inside the range; give the variables theirs; see the base."""
-        needs_x, *needs_leaves = needs
-        grid: Grid = self.grid
-        numbers, outside = grid.numbers, len(leaves) > 1  # a threshold has no part in the zero point
-        d_scale: Part
-        d_zero: Part
-        if not kernels.serves_backward(upstream):  # this backward pass is differentiated, or vectorized
-            plain = self._of_tensors(leaves)
-            low: End
-            high: End
-            low, high = plain.ends
-            d_x, d_scale, d_zero = _lsq_gradients(upstream, x, plain.scale, low, high, (needs_x, True, outside))
-            made: tuple[Any, Any] = plain.scale, plain.zero_point
-        elif not any(needs_leaves):
-            return kernels.pass_inside(x, upstream, numbers, closed=False), *(None for _ in leaves)
-        else:
-            made = numbers.scale, numbers.zero_point(grid.quant_min)
-            found = kernels.learned(x, upstream, numbers, outside=outside)
-            if found is None:
-                scale, low, high = numbers.tensors(x)
-                d_x, d_scale, d_zero = _lsq_gradients(upstream, x, scale, low, high, (needs_x, True, outside))
-            else:
-                d_x, d_scale = found.x if needs_x else None, found.slope
-                d_zero = None if found.outside is None else _times(-found.outside, numbers.scale)
-        d_grid = [None if each is None else _times(each, self.gradient_scale) for each in (d_scale, d_zero)]
-        return d_x, *grid.leaf_gradients(leaves, made, d_grid)
+        grid, outside = self._of_tensors(leaves), len(leaves) > 1
+        low: End
+        high: End
+        low, high = grid.ends
+        d_x, *d_grid = _lsq_gradients(upstream, x, grid.scale, low, high, (needs[0], True, outside))
+        return d_x, *self._of_grid(leaves, (grid.scale, grid.zero_point), d_grid)
+
+    def _of_grid(
+        self, leaves: Sequence[Tensor], made: tuple[float | Tensor, float | Tensor], d_grid: Sequence[Part]
+    ) -> Sequence[Tensor | None]:
+        scaled = [None if each is None else _times(each, self.gradient_scale) for each in d_grid]
+        return self.grid.leaf_gradients(leaves, made, scaled)
 
 
 class _Eager(torch.autograd.Function):
@@ -260,7 +308,8 @@ class _Eager(torch.autograd.Function):
         """Return the gradients that the rule defines."""
         x, *leaves = ctx.saved_tensors
         needs_x, _, *needs = ctx.needs_input_grad
-        d_x, *d_leaves = ctx.rule.gradients(x, upstream, leaves, (needs_x, *needs))
+        gradients = ctx.rule.gradients if kernels.serves_backward(upstream) else ctx.rule.plain_gradients
+        d_x, *d_leaves = gradients(x, upstream, leaves, (needs_x, *needs))
         return d_x, None, *d_leaves
 
 
@@ -269,7 +318,7 @@ def _times(value: float | Tensor, factor: Any) -> float | Tensor:
     return float32(value * float32(factor)) if isinstance(value, float) else value * factor
 
 
-_NODE = _Eager._backward_cls  # type: ignore[attr-defined]  # noqa: SLF001 - what nodes are
+_NODE: Any = _Eager._backward_cls  # noqa: SLF001 - what nodes are
 
 
 def is_quantized(tensor: Tensor) -> bool:

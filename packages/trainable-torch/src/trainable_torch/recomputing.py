@@ -61,7 +61,7 @@ def recomputing(tensors: Iterable[Any]) -> AbstractContextManager[Any]:
     for tensor in tensors:
         if isinstance(tensor, Tensor) and ops.is_quantized(tensor):
             nodes[tensor.untyped_storage().data_ptr()] = tensor.grad_fn
-    if not nodes or not is_plain() or _others_are_active():
+    if not nodes or not is_plain() or others_are_active():
         return nullcontext()
 
     def pack(tensor: Tensor) -> Any:
@@ -78,7 +78,7 @@ def _unpack(kept: Any) -> Tensor:
     return made
 
 
-def _others_are_active() -> bool:
+def others_are_active() -> bool:
     """Return whether somebody else's hooks are active, or hooks are forbidden, or this PyTorch can't tell."""
     autograd: Any = torch._C._autograd  # noqa: SLF001 - nothing public tells
     top = getattr(autograd, "_top_saved_tensors_default_hooks", None)

@@ -66,6 +66,11 @@ class Numbers:
             scale = float(scale)
         return cls(scale, float32(1.0 / scale), float(low), float(high), span, shape)
 
+    @functools.cached_property
+    def axis(self) -> int | None:
+        """The axis that there is one scale per channel of, None where one scale serves all elements."""
+        return next((index for index, size in enumerate(self.shape) if size != 1), None)
+
     def zero_point(self, quant_min: int) -> float | Tensor:
         """Return the code of real 0.0."""
         return quant_min - self.low

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from trainable_core.enums import QuantizationTarget
 from trainable_core.errors import UnsupportedConfigError
 from trainable_core.plan import require_quantizer
-from trainable_torch import cache
+from trainable_torch import cache, fused_layer
 from trainable_torch.holder import ActivationQuantizationHolder
 from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer
 from trainable_torch.recomputing import recomputing
@@ -258,9 +258,12 @@ class QuantizationWrapper(PytorchQuantizationWrapper):  # type: ignore[misc]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return the layer's output with quantized weights, inputs and output."""
-        if len(self.input_holders):
-            args, kwargs = self._quantize_inputs(args, kwargs)
-        outputs = self._call(args, {**self.op_call_kwargs, **kwargs})
+        plain = self.training and len(args) == 1 and not kwargs and isinstance(self.layer, nn.Module)
+        outputs = fused_layer.call(self, args[0]) if plain else None
+        if outputs is None:
+            if len(self.input_holders):
+                args, kwargs = self._quantize_inputs(args, kwargs)
+            outputs = self._call(args, {**self.op_call_kwargs, **kwargs})
         if self.output_holder is None:
             return outputs
         if isinstance(outputs, tuple):

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from trainable_core import qparams
 from trainable_core.config import TrainableQuantizerConfig
 from trainable_core.constants import SIGNED
-from trainable_core.enums import QuantizationMethod, VariableGroup
+from trainable_core.enums import VariableGroup
 from trainable_core.errors import QuantizerStateError, ShapeMismatchError
 from trainable_core.quantizer import BaseTrainableQuantizer
-from trainable_torch import cache, inferable
+from trainable_torch import cache, inferable, native, ops
 from trainable_torch import grid as grids
 from trainable_torch.grid import Grid
 
@@ -44,7 +44,9 @@ class BasePytorchTrainableQuantizer(nn.Module, BaseTrainableQuantizer, BaseInfer
 
     def __init__(self, quantization_config: TrainableQuantizerConfig, freeze_quant_params: bool = False) -> None:  # noqa: FBT001, FBT002 - the seed's signature
         nn.Module.__init__(self)
+        self._forms: dict[Any, Any] = {}
         BaseTrainableQuantizer.__init__(self, quantization_config, freeze_quant_params)
+        self._axis = quantization_config.channels_axis
         if self.stores_sign:
             self.register_buffer(SIGNED, torch.tensor(self.signed))
 
@@ -67,6 +69,21 @@ class BasePytorchTrainableQuantizer(nn.Module, BaseTrainableQuantizer, BaseInfer
             With values that equal ``ops.snap`` on the same grid, when training equals deployment.
         """
         raise NotImplementedError
+
+    def rule(self, x: Tensor, grid: Grid) -> ops.Rule | None:  # noqa: ARG002 - for those that have one
+        """Return all that `fake_quantize` does with `x`, or None: it does something of its own.
+
+        With a rule a layer and its quantizers can be one function; see `trainable_torch.fused_layer`.
+        """
+        return None
+
+    def checked_rule(self, x: Tensor) -> ops.Rule | None:
+        """Return the rule for a float32 tensor that was found fit, with the errors of `forward`; None: it has none."""
+        if not self.quantization_config.enabled:
+            return None
+        self.require_calibrated()
+        self._check_channels(x.shape)
+        return self.rule(x, self.grid(x.dim()))
 
     def quantize(self, x: Tensor, training: bool) -> Tensor:  # noqa: FBT001 - mctq's call
         """Return `x` fake-quantized on the selected width's grid; a method that mixes widths overrides it."""
@@ -100,9 +117,10 @@ class BasePytorchTrainableQuantizer(nn.Module, BaseTrainableQuantizer, BaseInfer
         return quantized if quantized.dtype == inputs.dtype else quantized.to(inputs.dtype)
 
     def _check_channels(self, shape: torch.Size) -> None:
-        axis = self.quantization_config.channels_axis
+        axis = self._axis
         if axis is not None:
-            channels = self._grid_tensors(self.widths[0])[0].shape[0]
+            method = self.quantization_config.quantization_method
+            channels = getattr(self, self._variable(qparams.variable_names(method)[0], self.widths[0])).shape[0]
             if not -len(shape) <= axis < len(shape) or shape[axis] != channels:
                 raise ShapeMismatchError(
                     self.subject, f"{channels} channels along axis {axis}", f"shape {tuple(shape)}"
@@ -111,37 +129,29 @@ class BasePytorchTrainableQuantizer(nn.Module, BaseTrainableQuantizer, BaseInfer
     def grid(self, ndim: int, width: int | None = None) -> Grid:
         """Return the grid of one width (default: the selected one) for a tensor of `ndim` dimensions."""
         width = self.selected_width if width is None else width
-        variables = self._grid_tensors(width)
-        if not cache.is_plain(*variables):
-            return self._make_grid(variables, ndim, width)
+        form: grids.Form
+        if torch.compiler.is_compiling():
+            form, shape, names = self._form(ndim, width)
+            return form.grid(tuple([getattr(self, name) for name in names]), shape)
+        key = ndim, width, self._signed
+        form, shape, names = self._forms.get(key) or self._forms.setdefault(key, self._form(ndim, width))
+        variables = tuple([getattr(self, name) for name in names])
+        if native.compiled() is not None or not cache.is_plain(*variables):  # the loops are as fast as looking it up
+            return form.grid(variables, shape)
         if torch.is_grad_enabled() and any(variable.requires_grad for variable in variables):
-            return self._make_grid(variables, ndim, width)
-        made: Grid = cache.unlearned(
-            self, (ndim, width, self.signed), variables, lambda: self._make_grid(variables, ndim, width)
-        )
+            return form.grid(variables, shape)
+        made: Grid = cache.unlearned(self, key, variables, lambda: form.grid(variables, shape))
         return made
 
-    def _grid_tensors(self, width: int) -> tuple[Tensor, ...]:
-        """Return the variables that one width's grid is made from."""
-        keys = qparams.variable_names(self.quantization_config.quantization_method)
-        return tuple([getattr(self, self._variable(key, width)) for key in keys])
-
-    def _make_grid(self, variables: tuple[Tensor, ...], ndim: int, width: int) -> Grid:
+    def _form(self, ndim: int, width: int) -> tuple[grids.Form, tuple[int, ...], tuple[str, ...]]:
+        """Return what makes one width's grid, the shape of its scale, and the names of its variables."""
         config = self.quantization_config
-        if config.channels_axis is not None:
-            shape = [1] * ndim
-            shape[config.channels_axis] = -1
-            variables = tuple(variable.view(shape) for variable in variables)
-        if config.quantization_method is QuantizationMethod.UNIFORM:
-            range_min, range_max = variables
-            return grids.uniform(range_min, range_max, width, min_threshold=config.min_threshold)
-        return grids.symmetric(
-            variables[0],
-            width,
-            signed=self.signed,
-            power_of_two=config.quantization_method is QuantizationMethod.POWER_OF_TWO,
-            min_threshold=config.min_threshold,
-        )
+        method, axis = config.quantization_method, config.channels_axis
+        names = tuple([self._variable(key, width) for key in qparams.variable_names(method)])
+        shape = tuple(getattr(self, names[0]).shape)
+        if axis is not None:
+            shape = tuple([shape[0] if index == axis % ndim else 1 for index in range(ndim)])
+        return grids.form(method, width, signed=self.signed, min_threshold=config.min_threshold), shape, names
 
     def convert2inferable(self) -> inferable.InferableQuantizer:
         """Return mctq's inferable quantizer, mended, with the trained numbers; this quantizer goes on as it is.
@@ -211,6 +221,10 @@ class BasePytorchTrainableQuantizer(nn.Module, BaseTrainableQuantizer, BaseInfer
         self._signed = bool(signed)
         if SIGNED in self._buffers:
             self.get_buffer(SIGNED).fill_(self._signed)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy starts from."""
+        return {**self.__dict__, "_forms": {}}
 
     def _apply(self, fn: Any, recurse: bool = True) -> BasePytorchTrainableQuantizer:  # noqa: FBT001, FBT002 - torch's signature
         """Move the variables; they stay float32 whatever dtype the model is cast to."""

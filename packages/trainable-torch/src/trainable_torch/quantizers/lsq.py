@@ -28,12 +28,16 @@ class LsqQuantizer(BasePytorchTrainableQuantizer):
     ranks: int | None = None
     """Number of ranks that share a batch; by default all of the process group. Set it where some see the same data."""
 
-    def fake_quantize(self, x: Tensor, grid: Grid, training: bool) -> Tensor:  # noqa: ARG002, FBT001 - the base's signature
-        """Return `x` on the grid."""
+    def rule(self, x: Tensor, grid: Grid) -> ops.Lsq:
+        """Return LSQ on the grid, for as many elements as share a scale."""
         sharing = x.numel() // max(grid.leaves[0].numel(), 1)
         if self.activation_quantization():
             sharing *= world_size() if self.ranks is None else self.ranks
-        return ops.lsq_fake_quantize(x, grid, lsq.gradient_scale(sharing, grid.quant_max))
+        return ops.Lsq(grid, lsq.gradient_scale(sharing, grid.quant_max))
+
+    def fake_quantize(self, x: Tensor, grid: Grid, training: bool) -> Tensor:  # noqa: ARG002, FBT001 - the base's signature
+        """Return `x` on the grid."""
+        return ops.fake_quantize(x, self.rule(x, grid))
 
 
 @mark_quantizer(QuantizationTarget.Weights, METHODS, TrainingMethod.LSQ)

@@ -16,9 +16,13 @@ METHODS = [QuantizationMethod.SYMMETRIC, QuantizationMethod.POWER_OF_TWO, Quanti
 class SteQuantizer(BasePytorchTrainableQuantizer):
     """Fixed grid, identity gradient inside the range; see `trainable_core.reference.ste`."""
 
+    def rule(self, x: Tensor, grid: Grid) -> ops.Ste:  # noqa: ARG002 - the base's signature
+        """Return the straight-through estimator on the grid."""
+        return ops.Ste(grid)
+
     def fake_quantize(self, x: Tensor, grid: Grid, training: bool) -> Tensor:  # noqa: ARG002, FBT001 - the base's signature
         """Return `x` on the grid."""
-        return ops.ste_fake_quantize(x, grid)
+        return ops.fake_quantize(x, self.rule(x, grid))
 
 
 @mark_quantizer(QuantizationTarget.Weights, METHODS, TrainingMethod.STE)
