@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import os
 import pickle
@@ -20,6 +21,8 @@ from trainable_torch.grid import SymmetricScale, UniformGrid
 from trainable_torch.scalars import Numbers
 
 numba = pytest.importorskip("numba", reason="numba is not installed")
+
+loops = pytest.importorskip("trainable_torch.loops", reason="numba is not installed")
 
 pytestmark = pytest.mark.skipif(bool(numba.config.DISABLE_JIT), reason="numba is told not to compile")
 
@@ -46,9 +49,7 @@ def test_with_numba_there_are_loops():
 
 def test_the_loops_are_compiled_to_vector_instructions():
     """Without them a single pass is slower than PyTorch's several."""
-    from trainable_torch import loops
-
-    pointers, numbers = [numba.types.voidptr] * 6, [numba.int64] * 6
+    pointers, numbers = [numba.types.voidptr] * 7, [numba.int64] * 7
     code = numba.cfunc(numba.void(*pointers, *numbers))(loops.snap).inspect_llvm()
     assert "x float> @llvm.rint" in code or "x float> @llvm.nearbyint" in code or "x float> @llvm.roundeven" in code
 
@@ -199,6 +200,11 @@ def test_an_input_gradient_may_take_the_place_of_the_upstream_one():
     x, upstream = torch.randn(2 * native.SHARE + 5), torch.randn(2 * native.SHARE + 5)
     grid = native.symmetric(torch.tensor(1.5), LOW, 8.0, False, (-8, 7), ())
     torch.set_num_threads(2)
+    y, marks = kernels.snap_marking(x, grid)
+    assert torch.equal(y, kernels.snap(x, grid))
+    place = upstream.clone()
+    kernels.pass_inside(x, place, grid, closed=True, reuse=True, marks=marks)
+    assert torch.equal(place, kernels.pass_inside(x, upstream, grid, closed=True))
     for closed in (True, False):
         expected = kernels.pass_inside(x, upstream, grid, closed=closed)
         place = upstream.clone()
@@ -215,6 +221,39 @@ def test_an_input_gradient_may_take_the_place_of_the_upstream_one():
         other, _ = kernels.learned_lines(x, strided, grid, outside=outside, reuse=True)
         assert torch.equal(other, expected)
         assert torch.equal(strided, upstream)
+
+
+@pytest.mark.parametrize("axis", [None, 0, 1])
+def test_parts_with_nothing_outside_are_left_alone_and_no_other(axis):
+    """Elements at the ends and beside them, NaN and infinities, each alone in its part; lines of odd lengths."""
+    shape = (3, 2, 2 * loops.PART + 70)
+    sizes = [size if index == axis else 1 for index, size in enumerate(shape)]
+    threshold = torch.linspace(1.0, 1.5, 1 if axis is None else shape[axis]).reshape(() if axis is None else -1)
+    scale_shape = () if axis is None else tuple(sizes)
+    grid = native.symmetric(threshold, LOW, 8.0, False, (-8, 7), scale_shape)
+    ends = torch.as_tensor(grid.low * grid.scale), torch.as_tensor(grid.high * grid.scale)
+    clean = torch.rand(shape) * 0.8
+    assert not any(kernels.snap_marking(clean, grid)[1])
+    beyond = [torch.nextafter(ends[0], torch.tensor(-9.0)), torch.nextafter(ends[1], torch.tensor(9.0))]
+    special = [*ends, *beyond, *map(torch.tensor, (math.nan, math.inf, -math.inf, -0.0))]
+    for where, value in itertools.product((0, loops.PART - 1, loops.PART, shape[-1] - 1), special):
+        x = clean.clone()
+        x[1, 1, where] = value.expand(shape)[1, 1, where]
+        y, marks = kernels.snap_marking(x, grid)
+        upstream = torch.randn(shape)
+        assert torch.equal(y.nan_to_num(), kernels.snap(x, grid).nan_to_num())
+        expected = kernels.pass_inside(x, upstream, grid, closed=True)
+        place = upstream.clone()
+        assert torch.equal(kernels.pass_inside(x, place, grid, closed=True, reuse=True, marks=marks), expected)
+        assert sum(map(bool, marks)) == int(expected[1, 1, where] != upstream[1, 1, where])
+        # where marks are not for it, they are not asked
+        assert torch.equal(
+            kernels.pass_inside(x, upstream, grid, closed=True, marks=native.unmarked(native.lines(x, grid))), expected
+        )
+        open_range = kernels.pass_inside(x, upstream, grid, closed=False)
+        assert torch.equal(
+            kernels.pass_inside(x, upstream.clone(), grid, closed=False, reuse=True, marks=marks), open_range
+        )
 
 
 @pytest.mark.parametrize("channels", [1, 5])

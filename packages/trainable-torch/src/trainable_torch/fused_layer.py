@@ -124,9 +124,9 @@ class _FusedLayer(torch.autograd.Function):
     ) -> Tensor:
         """Return the layer's output; keep the float input and weight, and the leaves of both rules."""
         of_x, of_weight = rules
-        snapped_x = x if of_x is None else of_x.snap(x)
-        snapped_weight = weight if of_weight is None else of_weight.snap(weight)
-        ctx.operation, ctx.rules = operation, rules
+        snapped_x, known_x = (x, None) if of_x is None else of_x.snap_for_backward(x)
+        snapped_weight, known_weight = (weight, None) if of_weight is None else of_weight.snap_for_backward(weight)
+        ctx.operation, ctx.rules, ctx.known = operation, rules, (known_x, known_weight)
         most = KEPT if native.compiled() is not None else math.inf  # PyTorch's own kernels take several passes
         ctx.kept = [None if each.numel() > most else each for each in (snapped_x, snapped_weight)]
         ctx.save_for_backward(x, weight, bias, *leaves)
@@ -153,10 +153,10 @@ class _FusedLayer(torch.autograd.Function):
         of_layer = any(needs_of[0]) and sums is None, any(needs_of[1]), needs_bias
         d_x, d_weight, d_bias = ctx.operation.gradients(upstream, snapped_x, snapped_weight, of_layer)
         del snapped_x, snapped_weight
-        d_x, *d_first = _through(of_x, x, d_x, leaves[:split], needs_of[0])
+        d_x, *d_first = _through(of_x, x, d_x, leaves[:split], needs_of[0], ctx.known[0])
         if sums is not None:
             d_first = of_x.leaf_gradients(leaves[:split], sums)
-        d_weight, *d_second = _through(of_weight, weight, d_weight, leaves[split:], needs_of[1])
+        d_weight, *d_second = _through(of_weight, weight, d_weight, leaves[split:], needs_of[1], ctx.known[1])
         return None, None, d_x, d_weight, d_bias, *d_first, *d_second
 
 
@@ -171,12 +171,18 @@ def _along(operation: Convolution, directions: Sequence[Tensor], weight: Tensor,
 
 
 def _through(
-    rule: ops.Rule | None, x: Tensor, upstream: Tensor | None, leaves: Sequence[Tensor], needs: Sequence[bool]
+    rule: ops.Rule | None,
+    x: Tensor,
+    upstream: Tensor | None,
+    leaves: Sequence[Tensor],
+    needs: Sequence[bool],
+    known: Any,
 ) -> Sequence[Tensor | None]:
     """Return the gradients of a quantizer's input and leaves."""
     if rule is None or upstream is None:
         return upstream, *(None for _ in leaves)
-    return rule.gradients(x, upstream, leaves, needs, reuse=True)  # the layer's operation has just made it
+    # the layer's operation has just made `upstream`
+    return rule.gradients(x, upstream, leaves, needs, reuse=True, known=known)
 
 
 def _plain_gradients(ctx: Any, upstream: Tensor) -> list[Tensor | None]:

@@ -88,6 +88,16 @@ def snap(x: Tensor, grid: Numbers) -> Tensor:
     return y
 
 
+def snap_marking(x: Tensor, grid: Numbers) -> tuple[Tensor, native.Marks]:
+    """Return `x` snapped to the grid, and marks for `pass_inside`; None without native loops."""
+    lines = native.lines(x, grid) if x.is_contiguous() and not x.is_neg() else None
+    if lines is None:
+        return snap(x, grid), None
+    y, marks = torch.empty_like(x), native.unmarked(lines)
+    native.snap(x, y, grid, lines, marks)
+    return y, marks
+
+
 def _at(value: Any, here: slice | None) -> Any:
     """Return the part of what there is one of per row."""
     return value if here is None else value[here]
@@ -229,14 +239,17 @@ def _window(grid: Numbers, *, closed: bool) -> Window | None:
 # ---- backward -------------------------------------------------------------------------------------------------------
 
 
-def pass_inside(x: Tensor, upstream: Tensor, grid: Numbers, *, closed: bool, reuse: bool = False) -> Tensor:
+def pass_inside(
+    x: Tensor, upstream: Tensor, grid: Numbers, *, closed: bool, reuse: bool = False, marks: native.Marks = None
+) -> Tensor:
     """Return `upstream` where `x` is inside the range, `closed`: or at its ends; 0 elsewhere.
 
-    With `reuse` it may take the place of `upstream`, which nobody else must have.
+    With `reuse` it may take the place of `upstream`, which nobody else must have. Then, if `closed`, only what
+    `snap_marking` marked is looked at.
     """
     lines = native.lines(x, grid) if reuse and _lie_alike(x, upstream) else None
     if lines is not None:
-        native.pass_inside(x, upstream, upstream, grid, lines, closed=closed)
+        native.pass_inside(x, upstream, upstream, grid, lines, closed=closed, marks=marks if closed else None)
         return upstream
     x, d_x = dense(x)
     lines = native.lines(x, grid)

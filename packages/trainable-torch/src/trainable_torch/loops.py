@@ -19,7 +19,7 @@ from numba import carray  # type: ignore[attr-defined] # numba says not what it 
 ALL, NONE = np.int32(-1), np.int32(0)
 
 PART = 2**10
-"""Elements of a gradient that are masked at once."""
+"""Elements of a gradient that are masked at once, or not at all."""
 
 BLOCK = 2**8
 """Partial sums that are added to in turn: more of them cost short lines, fewer have larger rounding errors."""
@@ -28,10 +28,12 @@ BLOCK = 2**8
 def snap(  # noqa: PLR0913, PLR0917 - a function in C's manner
     x: Any,
     y: Any,
+    marks: Any,
     inverses: Any,
     scales: Any,
     lows: Any,
     highs: Any,
+    marking: int,
     size: int,
     channels: int,
     ends: int,
@@ -39,33 +41,45 @@ def snap(  # noqa: PLR0913, PLR0917 - a function in C's manner
     first: int,
     last: int,
 ) -> None:
-    """Put lines `first` to `last` of `x`, snapped to the grid, into `y`."""
+    """Put lines `first` to `last` of `x`, snapped to the grid, into `y`; `marking`: mark parts that leave the range."""
     values, out = carray(x, size, np.float32), carray(y, size, np.float32)
     inverse, scale = carray(inverses, channels, np.float32), carray(scales, channels, np.float32)
     low, high = carray(lows, ends, np.float32), carray(highs, ends, np.float32)
     zero = np.float32(0.0)
+    parts = (length + PART - 1) // PART
+    marked = carray(marks, last * parts, np.uint8)
     for line in range(first, last):
         channel = line % channels
         factor, step, bottom, top = inverse[channel], scale[channel], low[channel % ends], high[channel % ends]
-        start, end = line * length, min((line + 1) * length, size)
-        these, codes = values[start:end], out[start:end]
-        for i in range(these.size):
-            code = np.rint(these[i] * factor)
-            if code < bottom:
-                code = bottom
-            elif code > top:
-                code = top
-            codes[i] = (code + zero) * step  # -0.0 + 0.0 is +0.0
+        begin, end, part = line * length, min((line + 1) * length, size), line * parts
+        for start in range(begin, end, PART):
+            stop = min(start + PART, end)
+            these, codes = values[start:stop], out[start:stop]
+            outside = NONE
+            for i in range(these.size):
+                steps = these[i] * factor
+                outside |= np.int32(not ((steps >= bottom) & (steps <= top)))
+                code = np.rint(steps)
+                if code < bottom:
+                    code = bottom
+                elif code > top:
+                    code = top
+                codes[i] = (code + zero) * step  # -0.0 + 0.0 is +0.0
+            if marking:
+                marked[part] = outside
+            part += 1
 
 
 def inside(  # noqa: PLR0913, PLR0917 - as above
     x: Any,
     upstream: Any,
     d_x: Any,
+    marks: Any,
     inverses: Any,
     lows: Any,
     highs: Any,
     closed: int,
+    marking: int,
     size: int,
     channels: int,
     ends: int,
@@ -73,28 +87,36 @@ def inside(  # noqa: PLR0913, PLR0917 - as above
     first: int,
     last: int,
 ) -> None:
-    """Put `upstream` where `x` is inside the range, `closed`: or at its ends, and zeros elsewhere into `d_x`."""
+    """Put `upstream` where `x` is inside the range, `closed`: or at its ends, and zeros elsewhere into `d_x`.
+
+    `marking`: `d_x` is `upstream`, and only the parts that `snap` marked have something outside.
+    """
     values, given, out = carray(x, size, np.float32), carray(upstream, size, np.int32), carray(d_x, size, np.int32)
     inverse = carray(inverses, channels, np.float32)
     low, high = carray(lows, ends, np.float32), carray(highs, ends, np.float32)
-    part = np.empty(PART, np.int32)
+    mask = np.empty(PART, np.int32)
+    parts = (length + PART - 1) // PART
+    marked = carray(marks, last * parts, np.uint8)
     for line in range(first, last):
         channel = line % channels
         factor, bottom, top = inverse[channel], low[channel % ends], high[channel % ends]
-        begin, end = line * length, min((line + 1) * length, size)
+        begin, end, part = line * length, min((line + 1) * length, size), line * parts - 1
         for start in range(begin, end, PART):
+            part += 1
+            if marking and not marked[part]:
+                continue
             stop = min(start + PART, end)
             these, gradient, passed = values[start:stop], given[start:stop], out[start:stop]
             if closed:
                 for i in range(these.size):
                     steps = these[i] * factor
-                    part[i] = gradient[i] & (ALL if (steps >= bottom) & (steps <= top) else NONE)
+                    mask[i] = gradient[i] & (ALL if (steps >= bottom) & (steps <= top) else NONE)
             else:
                 for i in range(these.size):
                     steps = these[i] * factor
-                    part[i] = gradient[i] & (ALL if (steps > bottom) & (steps < top) else NONE)
+                    mask[i] = gradient[i] & (ALL if (steps > bottom) & (steps < top) else NONE)
             for i in range(these.size):
-                passed[i] = part[i]
+                passed[i] = mask[i]
 
 
 def learned(  # noqa: PLR0913, PLR0917 - as above

@@ -63,8 +63,8 @@ def _compile_all(numba: Any) -> Compiled:
     from trainable_torch import grid_loops, loops  # noqa: PLC0415 - they need numba
 
     return Compiled(
-        _compile(numba, loops.snap, 6, 6),
-        _compile(numba, loops.inside, 6, 7),
+        _compile(numba, loops.snap, 7, 7),
+        _compile(numba, loops.inside, 7, 8),
         _compile(numba, loops.learned, 7, 8),
         _compile(numba, grid_loops.symmetric, 2, 2, floats=4),
         _compile(numba, grid_loops.symmetric_gradients, 4, 3, floats=3),
@@ -115,19 +115,38 @@ def lines(x: Tensor, grid: Numbers) -> Lines | None:
     return None if length < SHORT and length * channels != size else Lines(size // length, length, channels, size)
 
 
-def snap(x: Tensor, y: Tensor, grid: Numbers, where: Lines) -> None:
-    """Put `x`, snapped to the grid, into `y`; they lie alike."""
+Marks = Any
+"""An array of bytes, one for each part of a tensor: whether something in it lies outside of the range."""
+
+
+def unmarked(where: Lines) -> Marks:
+    """Return marks for a tensor, all zero."""
+    from trainable_torch.loops import PART  # noqa: PLC0415 - it needs numba
+
+    return (ctypes.c_uint8 * (where.number * -(-where.length // PART)))()
+
+
+def snap(x: Tensor, y: Tensor, grid: Numbers, where: Lines, marks: Marks = None) -> None:
+    """Put `x`, snapped to the grid, into `y`, and mark the parts that have something outside; they lie alike."""
     inverse, scale, low, high, ends = grid.addresses
-    numbers = where.size, where.channels, ends, where.length
-    _run(_loops().snap, where, x.data_ptr(), y.data_ptr(), inverse, scale, low, high, *numbers)
+    marked = 0 if marks is None else ctypes.addressof(marks)
+    numbers = marks is not None, where.size, where.channels, ends, where.length
+    _run(_loops().snap, where, x.data_ptr(), y.data_ptr(), marked, inverse, scale, low, high, *numbers)
 
 
-def pass_inside(x: Tensor, upstream: Tensor, d_x: Tensor, grid: Numbers, where: Lines, *, closed: bool) -> None:
-    """Put `upstream` where `x` is inside the range, `closed`: or at its ends, and zeros elsewhere into `d_x`."""
+def pass_inside(
+    x: Tensor, upstream: Tensor, d_x: Tensor, grid: Numbers, where: Lines, *, closed: bool, marks: Marks = None
+) -> None:
+    """Put `upstream` where `x` is inside the range, `closed`: or at its ends, and zeros elsewhere into `d_x`.
+
+    With `marks` `d_x` is `upstream`.
+    """
     inverse, _, low, high, ends = grid.addresses
-    numbers = closed, where.size, where.channels, ends, where.length
+    marked = 0 if marks is None else ctypes.addressof(marks)
+    numbers = closed, marks is not None, where.size, where.channels, ends, where.length
     upstream = _like(upstream, x)
-    _run(_loops().inside, where, x.data_ptr(), upstream.data_ptr(), d_x.data_ptr(), inverse, low, high, *numbers)
+    arrays = x.data_ptr(), upstream.data_ptr(), d_x.data_ptr(), marked
+    _run(_loops().inside, where, *arrays, inverse, low, high, *numbers)
 
 
 def learned(x: Tensor, upstream: Tensor, d_x: Tensor, grid: Numbers, where: Lines, *, outside: bool) -> Tensor:

@@ -136,12 +136,23 @@ class Rule:
         """Return `x` snapped to the grid, outside the autograd graph."""
         return kernels.snap(x, self.grid.numbers)
 
+    def snap_for_backward(self, x: Tensor) -> tuple[Tensor, Any]:
+        """Return the same, and what helps `gradients`; nothing the size of the tensor."""
+        return self.snap(x), None
+
     def plain(self, x: Tensor, leaves: Sequence[Tensor] | None = None) -> Tensor:
         """Return `x` snapped to the grid by the plain expression, in the graph of `x` and the leaves, or others."""
         raise NotImplementedError
 
     def gradients(
-        self, x: Tensor, upstream: Tensor, leaves: Sequence[Tensor], needs: Sequence[bool], *, reuse: bool = False
+        self,
+        x: Tensor,
+        upstream: Tensor,
+        leaves: Sequence[Tensor],
+        needs: Sequence[bool],
+        *,
+        reuse: bool = False,
+        known: Any = None,
     ) -> Sequence[Tensor | None]:
         """Return the gradients of input and leaves, by the eager kernels.
 
@@ -157,6 +168,8 @@ class Rule:
             Whether the input and each of the leaves needs a gradient.
         reuse : bool
             Whether the input's gradient may take the place of `upstream`, which nobody else must have.
+        known : object
+            What `snap_for_backward` returned besides.
         """
         raise NotImplementedError
 
@@ -180,6 +193,10 @@ class Ste(Rule):
 
     __slots__ = ()
 
+    def snap_for_backward(self, x: Tensor) -> tuple[Tensor, Any]:
+        """Return `x` snapped to the grid, and in which parts of it gradients have to be masked."""
+        return kernels.snap_marking(x, self.grid.numbers)
+
     def plain(self, x: Tensor, leaves: Sequence[Tensor] | None = None) -> Tensor:  # noqa: ARG002 - the base's signature
         """Return `x` snapped to the grid, in its graph; see the base."""
         grid = self.grid
@@ -193,9 +210,10 @@ class Ste(Rule):
         needs: Sequence[bool],  # noqa: ARG002
         *,
         reuse: bool = False,
+        known: Any = None,
     ) -> Sequence[Tensor | None]:
         """Pass the gradient inside the range, its ends included; see the base."""
-        return (kernels.pass_inside(x, upstream, self.grid.numbers, closed=True, reuse=reuse),)
+        return (kernels.pass_inside(x, upstream, self.grid.numbers, closed=True, reuse=reuse, marks=known),)
 
     def plain_gradients(
         self,
@@ -240,7 +258,14 @@ class Lsq(Rule):
         return Grid(*grid.tensors(leaves), grid.quant_min, grid.quant_max, grid.centered)
 
     def gradients(
-        self, x: Tensor, upstream: Tensor, leaves: Sequence[Tensor], needs: Sequence[bool], *, reuse: bool = False
+        self,
+        x: Tensor,
+        upstream: Tensor,
+        leaves: Sequence[Tensor],
+        needs: Sequence[bool],
+        *,
+        reuse: bool = False,
+        known: Any = None,  # noqa: ARG002 - for rules that know something
     ) -> Sequence[Tensor | None]:
         """Pass the gradient strictly inside the range; give the variables theirs; see the base."""
         grid, outside = self.grid, len(leaves) > 1  # a threshold has no part in the zero point
