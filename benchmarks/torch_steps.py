@@ -55,7 +55,7 @@ def quantized(model: nn.Module, x: Tensor, training_method: str, weight_bits: in
 
 def main() -> None:
     """Print one row per model and quantization."""
-    options = arguments(__doc__ or "", rounds=15)
+    options = arguments(__doc__ or "", rounds=9)
     rows = []
     for name, (model, x) in cases().items():
         models = {(method, bits): quantized(model, x, method, bits) for method in ("STE", "LSQ") for bits in (8, 4)}
