@@ -18,7 +18,7 @@ from numba import carray  # type: ignore[attr-defined] # numba says not what it 
 
 ALL, NONE = np.int32(-1), np.int32(0)
 
-PART = 2**10
+PART = 2**8
 """Elements of a gradient that are masked at once, or not at all."""
 
 BLOCK = 2**8
