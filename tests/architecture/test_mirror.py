@@ -28,6 +28,7 @@ CORES = "core's, for both Kerases to build on"
 
 OF_TORCH = {
     "cache": EAGER,
+    "fused_layer": EAGER,
     "grid_loops": EAGER,
     "kernels": EAGER,
     "layout": EAGER,
@@ -90,6 +91,7 @@ OF_KERAS = {
     "ActivationQuantizationHolder.from_config": BY_CONFIG,
     "ActivationQuantizationHolder.get_config": BY_CONFIG,
     "BaseKerasTrainableQuantizer.call": "the method that Keras calls",
+    "BaseKerasTrainableQuantizer.checked_rule": EAGER,
     "BaseKerasTrainableQuantizer.extra_repr": "PyTorch prints modules by it",
     "BaseKerasTrainableQuantizer.forward": "the method that PyTorch calls",
     "BaseKerasTrainableQuantizer.from_config": "core's, found again before Keras's own",
@@ -98,6 +100,7 @@ OF_KERAS = {
     "BaseKerasTrainableQuantizer.load_own_variables": "Keras reads a layer's variables by it",
     "BaseKerasTrainableQuantizer.quantize": "every Keras 3 layer has a method of that name, for something else",
     "BaseKerasTrainableQuantizer.quantized": "what PyTorch's `quantize` does",
+    "BaseKerasTrainableQuantizer.rule": EAGER,
     "BaseKerasTrainableQuantizer.save_own_variables": "Keras writes a layer's variables by it",
     "BaseKerasTrainableQuantizer.signed": "a property where a variable repeats it, for saved states",
     "Grid.leaf_gradients": EAGER,

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from trainable_torch import native
 from trainable_torch.cache import is_plain
-from trainable_torch.layout import Layout, dense, look
+from trainable_torch.layout import Buffers, Layout, dense, look
 from trainable_torch.scalars import Numbers
 
 GRAIN = 2**15
@@ -265,7 +265,7 @@ def pass_inside(
         _masked(gradient, values, -first_out(grid.inverse, -grid.low), first_out(grid.inverse, grid.high), out)
         return d_x
     inverse, origin, low, high = _line(grid, _window(grid, closed=closed), layout, closed=closed)
-    buffers = _Buffers(1)
+    buffers = Buffers(1)
     for here, (values, gradient, out) in layout.chunks(*rows):
         (steps,) = buffers.like(out)
         torch.mul(values, _at(inverse, here), out=steps)
@@ -363,7 +363,7 @@ def _sums_by_tensor(rows: Rows, grid: Numbers, layout: Layout, *, outside: bool)
     """Put the input's gradient into the third of the rows; return each chunk's sum of slopes and of what is outside."""
     low, high = grid.low, grid.high
     assert isinstance(low, float) and isinstance(high, float)  # noqa: S101, PT018 - all or none is a number
-    slopes, beyond, buffers = [], [], _Buffers(2)
+    slopes, beyond, buffers = [], [], Buffers(2)
     for _, (values, gradient, out) in layout.chunks(*rows):
         steps, inside = buffers.like(out)
         torch.mul(values, grid.inverse, out=steps)
@@ -378,7 +378,7 @@ def _sums_by_tensor(rows: Rows, grid: Numbers, layout: Layout, *, outside: bool)
 
 def _sums_by_channel(rows: Rows, grid: Numbers, window: Window | None, layout: Layout, *, outside: bool) -> Sums:
     """As `_sums_by_tensor`, a sum for each channel; the slopes with a window's sign."""
-    slopes, beyond, buffers = [], [], _Buffers(2)
+    slopes, beyond, buffers = [], [], Buffers(2)
     low, high = grid.low, grid.high
     if window is not None:
         low, high = layout.numbers(window.first), layout.numbers(window.last)
@@ -394,19 +394,3 @@ def _sums_by_channel(rows: Rows, grid: Numbers, window: Window | None, layout: L
         if outside:
             beyond.append(layout.part(torch.sub(gradient, out, out=inside)))
     return slopes, beyond
-
-
-class _Buffers:
-    """Temporaries that are made for the first chunk and serve the others, a smaller last one by a part of them."""
-
-    def __init__(self, count: int) -> None:
-        self._count = count
-        self._made: list[Tensor] = []
-
-    def like(self, chunk: Tensor) -> list[Tensor]:
-        """Return them in the shape of a chunk."""
-        if not self._made:
-            self._made = [torch.empty_like(chunk) for _ in range(self._count)]
-        if self._made[0].shape != chunk.shape:
-            return [each[: chunk.shape[0]] for each in self._made]
-        return self._made

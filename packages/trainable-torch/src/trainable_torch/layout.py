@@ -116,3 +116,25 @@ def look(x: Tensor, scale: float | Tensor) -> Layout:
 def channel_axis(scale: Tensor) -> int:
     """Return the axis of what there is one of per channel."""
     return next(index for index, size in enumerate(scale.shape) if size != 1)
+
+
+class Buffers:
+    """Temporaries that are made for the first chunk and serve the others, a smaller last one by a part of them.
+
+    Parameters
+    ----------
+    count : int
+        How many.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._made: list[Tensor] = []
+
+    def like(self, chunk: Tensor) -> list[Tensor]:
+        """Return them in the shape of a chunk."""
+        if not self._made:
+            self._made = [torch.empty_like(chunk) for _ in range(self._count)]
+        if self._made[0].shape != chunk.shape:
+            return [each[: chunk.shape[0]] for each in self._made]
+        return self._made
