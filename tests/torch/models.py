@@ -6,8 +6,10 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
 import trainable_torch
 from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer
@@ -96,3 +98,39 @@ def same_state(one: nn.Module, other: nn.Module) -> bool:
     """Tell whether two models hold the same tensors under the same names, bit for bit."""
     first, second = one.state_dict(), other.state_dict()
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def quantized(
+    module: nn.Module, x: Tensor, rule: str, method: str = "SYMMETRIC", *, per_channel: bool = True, **parts: Any
+) -> nn.Module:
+    """Return a module wrapped and calibrated on one batch, in training: 4 bits, thresholds that clip something."""
+    one = spec(rule, method)
+    how = {
+        "weights": {**one, "per_channel": per_channel},
+        "activations": one,
+        "calibration": {"weights": "mse", "activations": "percentile"},
+        "fold_batch_norm": False,
+        **parts,
+    }
+    return trainable_torch.calibrate(trainable_torch.wrap(module, how), [x]).train()
+
+
+def bytes_kept(model: nn.Module, x: Tensor) -> int:
+    """Return what a forward allocated and did not free: its output, and what is kept for backward."""
+    model(x)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as seen:
+        y = model(x)
+    assert y.requires_grad
+    return sum(event.self_cpu_memory_usage for event in seen.key_averages())
+
+
+def assert_the_graph_can_be_used_twice(model: nn.Module, x: Tensor) -> None:
+    """Assert that a retained graph gives the same gradient again, and one that is not refuses."""
+    leaf = x.requires_grad_()
+    loss = model(leaf).square().sum()
+    loss.backward(retain_graph=True)
+    first = leaf.grad.clone()
+    loss.backward()
+    assert torch.equal(leaf.grad, 2 * first)
+    with pytest.raises(RuntimeError, match="second time"):
+        loss.backward()

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 - the name everyone reads
-from torch.profiler import ProfilerActivity, profile
 
 import trainable_torch
+from tests.torch.models import assert_the_graph_can_be_used_twice, bytes_kept, quantized
 from trainable_torch import fused_layer, native, ops
 from trainable_torch.quantizers import LsqWeightsQuantizer, SteActivationQuantizer
 
@@ -38,18 +38,6 @@ def kernels_of(request, monkeypatch):
         monkeypatch.setattr(native, "compiled", lambda: None)
     elif native.compiled() is None:
         pytest.skip("numba is not installed, or told not to compile")
-
-
-def quantized(module, x, rule, method="SYMMETRIC", per_channel=True, **parts):
-    one = {"method": method, "training_method": rule, "n_bits": 4}
-    recipe = {
-        "weights": {**one, "per_channel": per_channel},
-        "activations": one,
-        "calibration": {"weights": "mse", "activations": "percentile"},
-        "fold_batch_norm": False,
-        **parts,
-    }
-    return trainable_torch.calibrate(trainable_torch.wrap(module, recipe), [x]).train()
 
 
 def case(layer, rule, method="SYMMETRIC", **more):
@@ -146,17 +134,10 @@ def test_it_keeps_what_the_float_layer_keeps(rule):
     assert all(size > fused_layer.KEPT for size in (x.numel(), module[2].weight.numel()))
     model = quantized(module, x.detach(), rule)
 
-    def kept(model):
-        model(x)
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as seen:
-            y = model(x)
-        assert y.requires_grad
-        return sum(event.self_cpu_memory_usage for event in seen.key_averages())
-
-    assert kept(model) < 1.02 * kept(module)
+    assert bytes_kept(model, x) < 1.02 * bytes_kept(module, x)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fused_layer, "KEPT", 2**40)
-        assert kept(model) > 1.4 * kept(module)
+        assert bytes_kept(model, x) > 1.4 * bytes_kept(module, x)
 
 
 # ---- what needs a gradient ------------------------------------------------------------------------------------------
@@ -264,14 +245,7 @@ def test_gradients_of_many_outputs_at_once(layer, rule):
 @rules
 def test_the_graph_can_be_used_twice_if_it_is_retained(rule):
     model, x = case("conv2d", rule)
-    leaf = x.requires_grad_()
-    loss = model(leaf).square().sum()
-    loss.backward(retain_graph=True)
-    first = leaf.grad.clone()
-    loss.backward()
-    assert torch.equal(leaf.grad, 2 * first)
-    with pytest.raises(RuntimeError, match="second time"):
-        loss.backward()
+    assert_the_graph_can_be_used_twice(model, x)
 
 
 @pytest.mark.parametrize("which", ["weight", "input", "threshold"])

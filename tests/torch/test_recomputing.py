@@ -8,10 +8,9 @@ from contextlib import nullcontext
 import pytest
 import torch
 from torch import nn
-from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 
-import trainable_torch
+from tests.torch.models import assert_the_graph_can_be_used_twice, bytes_kept, quantized
 from trainable_torch import fused_layer, native, recomputing, wrapper
 
 if native.compiled() is None:
@@ -34,17 +33,6 @@ LAYERS = {
 }
 layers = pytest.mark.parametrize("layer", LAYERS)
 rules = pytest.mark.parametrize("rule", ["STE", "LSQ"])
-
-
-def quantized(module, x, rule, *, per_channel=True, method="SYMMETRIC"):
-    one = {"method": method, "training_method": rule, "n_bits": 4}
-    recipe = {
-        "weights": {**one, "per_channel": per_channel},
-        "activations": one,
-        "calibration": {"weights": "mse", "activations": "percentile"},
-        "fold_batch_norm": False,
-    }
-    return trainable_torch.calibrate(trainable_torch.wrap(module, recipe), [x]).train()
 
 
 def case(layer, rule, **more):
@@ -73,15 +61,6 @@ def assert_all_equal(found, expected):
     for one, other in zip(found, expected, strict=True):
         assert (one is None) == (other is None)
         assert one is None or torch.equal(one, other)
-
-
-def bytes_kept(model, x):
-    """Return what a forward allocated and did not free: its output, and what is kept for backward."""
-    model(x)
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as seen:
-        y = model(x)
-    assert y.requires_grad
-    return sum(event.self_cpu_memory_usage for event in seen.key_averages())
 
 
 @layers
@@ -143,14 +122,7 @@ def test_a_quantized_tensor_that_the_layer_wrote_into_is_kept_as_it_is(monkeypat
 @rules
 def test_the_graph_can_be_used_twice(rule):
     model, x = case("conv", rule)
-    leaf = x.requires_grad_()
-    loss = model(leaf).square().sum()
-    loss.backward(retain_graph=True)
-    first = leaf.grad.clone()
-    loss.backward()
-    assert torch.equal(leaf.grad, 2 * first)
-    with pytest.raises(RuntimeError, match="second time"):
-        loss.backward()
+    assert_the_graph_can_be_used_twice(model, x)
 
 
 @layers

@@ -30,7 +30,6 @@ KEPT = 2**15
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 Needs = tuple[bool, bool, bool]
 
-_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 _METHODS = ("__call__", "forward", "quantize", "fake_quantize", "rule", "grid")
 
 

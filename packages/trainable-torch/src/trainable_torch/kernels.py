@@ -69,7 +69,7 @@ def snap(x: Tensor, grid: Numbers) -> Tensor:
     if lines is not None:
         native.snap(x, y, grid, lines)
         return y
-    layout = look(x, grid.scale)
+    layout = look(x, grid.axis)
     chunks = layout.chunks(layout.rows(x), layout.rows(y))
     if isinstance(grid.scale, float):
         for _, (values, codes) in chunks:
@@ -90,7 +90,7 @@ def snap(x: Tensor, grid: Numbers) -> Tensor:
 
 def snap_marking(x: Tensor, grid: Numbers) -> tuple[Tensor, native.Marks]:
     """Return `x` snapped to the grid, and marks for `pass_inside`; None without native loops."""
-    lines = native.lines(x, grid) if x.is_contiguous() and not x.is_neg() else None
+    lines = native.lines(x, grid) if native.serves(x) else None
     if lines is None:
         return snap(x, grid), None
     y, marks = torch.empty_like(x), native.unmarked(lines)
@@ -247,16 +247,12 @@ def pass_inside(
     With `reuse` it may take the place of `upstream`, which nobody else must have. Then, if `closed`, only what
     `snap_marking` marked is looked at.
     """
-    lines = native.lines(x, grid) if reuse and _lie_alike(x, upstream) else None
+    x, d_x, lines = _place(x, upstream, grid, reuse=reuse)
     if lines is not None:
-        native.pass_inside(x, upstream, upstream, grid, lines, closed=closed, marks=marks if closed else None)
-        return upstream
-    x, d_x = dense(x)
-    lines = native.lines(x, grid)
-    if lines is not None:
-        native.pass_inside(x, upstream, d_x, grid, lines, closed=closed)
+        known = marks if closed and d_x is upstream else None
+        native.pass_inside(x, upstream, d_x, grid, lines, closed=closed, marks=known)
         return d_x
-    layout = look(x, grid.scale)
+    layout = look(x, grid.axis)
     rows = layout.rows(x), layout.rows(upstream), layout.rows(d_x)
     if isinstance(grid.inverse, float):
         assert isinstance(grid.low, float) and isinstance(grid.high, float)  # noqa: S101, PT018 - all or none is a number
@@ -275,9 +271,14 @@ def pass_inside(
     return d_x
 
 
-def _lie_alike(x: Tensor, other: Tensor) -> bool:
-    """Return whether two tensors have no holes and the same order of elements in memory."""
-    return x.is_contiguous() and other.is_contiguous() and not (x.is_neg() or other.is_neg())
+def _place(x: Tensor, upstream: Tensor, grid: Numbers, *, reuse: bool) -> tuple[Tensor, Tensor, native.Lines | None]:
+    """Return the input dense, a place for its gradient, and the lines for native loops; `reuse` as in `pass_inside`."""
+    if reuse and native.serves(x, upstream):
+        lines = native.lines(x, grid)
+        if lines is not None:
+            return x, upstream, lines
+    x, d_x = dense(x)
+    return x, d_x, native.lines(x, grid)
 
 
 def _line(
@@ -332,8 +333,7 @@ def learned_lines(
 
     `reuse` as in `pass_inside`.
     """
-    x, d_x = (x, upstream) if reuse and _lie_alike(x, upstream) else dense(x)
-    lines = native.lines(x, grid)
+    x, d_x, lines = _place(x, upstream, grid, reuse=reuse)
     return None if lines is None else (d_x, native.learned(x, upstream, d_x, grid, lines, outside=outside))
 
 
@@ -345,7 +345,7 @@ def _totals(
     if lines is not None:
         found = native.total(native.learned(x, upstream, d_x, grid, lines, outside=outside), lines)
         return [float(each) if grid.axis is None else each.view(grid.shape) for each in found], None
-    layout = look(x, grid.scale)
+    layout = look(x, grid.axis)
     rows = layout.rows(x), layout.rows(upstream), layout.rows(d_x)
     if isinstance(grid.inverse, float):
         sums = _sums_by_tensor(rows, grid, layout, outside=outside)

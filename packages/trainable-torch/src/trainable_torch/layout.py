@@ -86,24 +86,23 @@ def dense(x: Tensor) -> tuple[Tensor, Tensor]:
     return x, torch.empty_like(x)
 
 
-def look(x: Tensor, scale: float | Tensor) -> Layout:
+def look(x: Tensor, axis: int | None) -> Layout:
     """Return how a tensor lies in memory.
 
     Parameters
     ----------
     x : Tensor, any shape, not empty, as `dense` returns it
         What is quantized.
-    scale : float, or Tensor broadcastable to `x` with more than one element
-        A number when it serves all elements, else one per channel of some axis.
+    axis : int, or None
+        Along which there is one scale per channel; None when one serves all elements.
     """
     n, order, contiguous = x.numel(), tuple(range(x.dim())), x.is_contiguous()
     if not contiguous:
         strides = x.stride()
-        order = tuple(sorted(order, key=lambda axis: (-strides[axis], axis)))
+        order = tuple(sorted(order, key=lambda each: (-strides[each], each)))
     whole = contiguous and n <= CHUNK * torch.get_num_threads()
-    if isinstance(scale, float):
+    if axis is None:
         return Layout(order, (n,), 1, by_row=True, others=order if whole else None)
-    axis = channel_axis(scale)
     sizes = [x.shape[index] for index in order]
     place = order.index(axis)
     channels, inner = sizes[place], math.prod(sizes[place + 1 :])
@@ -111,11 +110,6 @@ def look(x: Tensor, scale: float | Tensor) -> Layout:
     others = tuple(index for index in order if index != axis) if whole else None
     shape = (channels, inner) if outer == 1 else (outer, channels * inner)
     return Layout(order, shape, channels, by_row=outer == 1, others=others)
-
-
-def channel_axis(scale: Tensor) -> int:
-    """Return the axis of what there is one of per channel."""
-    return next(index for index, size in enumerate(scale.shape) if size != 1)
 
 
 class Buffers:
