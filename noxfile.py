@@ -314,7 +314,7 @@ def build(session: nox.Session) -> None:
     installed.run(session, "-I", "tests/architecture/installed.py", *packages, env=on("torch"))
     wheels = [str(path) for name in ("core", "tfkeras") for path in WHEELS.glob(f"trainable_{name}-*.whl")]
     legacy = Environment("build-tfkeras", [*wheels, "tensorflow-cpu", "tf-keras"], "tensorflow-2.21")
-    legacy.run(session, "-I", "tests/architecture/installed.py", "trainable_tfkeras", env=LEGACY)
+    legacy.run(session, "-I", "tests/architecture/installed.py", "trainable_keras.keras2", env=LEGACY)
     with session.chdir(WHEELS):
         session.run(str(installed.python.with_name("trainable")), "list", external=True)
 

@@ -16,7 +16,7 @@ import tensorflow as tf
 
 MODES = ("eager", "graph", "XLA")
 VERSION: str = importlib.import_module(tf.keras.layers.Layer.__module__.partition(".")[0]).__version__
-PACKAGE: Any = importlib.import_module("trainable_tfkeras" if VERSION.startswith("2.") else "trainable_keras")
+PACKAGE: Any = importlib.import_module("trainable_keras.keras2" if VERSION.startswith("2.") else "trainable_keras")
 PART = f"keras{VERSION[0]}-tf{'.'.join(tf.__version__.split('.')[:2])}"
 """Ends the names of the tables: each environment has its own."""
 

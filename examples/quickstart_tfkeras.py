@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-import trainable_tfkeras
+import trainable_keras.keras2
 
 keras = tf.keras
 layers = tf.keras.layers
@@ -121,11 +121,11 @@ def main() -> None:
     model = network()
     train(model, train_x, train_y, epochs=30, lr=3e-3, seed=options.seed)
 
-    qmodel = trainable_tfkeras.wrap(model, options.recipe)
-    trainable_tfkeras.calibrate(qmodel, np.array_split(train_x, -(-len(train_x) // 256)))
+    qmodel = trainable_keras.keras2.wrap(model, options.recipe)
+    trainable_keras.keras2.calibrate(qmodel, np.array_split(train_x, -(-len(train_x) // 256)))
     calibrated_accuracy = accuracy(qmodel, test_x, test_y)
     train(qmodel, train_x, train_y, epochs=options.epochs, lr=1e-3, seed=options.seed + 1)
-    deployed = trainable_tfkeras.finalize(qmodel)
+    deployed = trainable_keras.keras2.finalize(qmodel)
 
     difference = float(np.abs(deployed.predict(test_x, verbose=0) - qmodel.predict(test_x, verbose=0)).max())
     figures = {
@@ -137,7 +137,7 @@ def main() -> None:
         "seed": options.seed,
     }
     options.out.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    print(trainable_tfkeras.describe(deployed))
+    print(trainable_keras.keras2.describe(deployed))
     print()
     for name, value in figures.items():
         print(f"{name:22}{value:10.4f}" if isinstance(value, float) else f"{name:22}{value:10d}")

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from trainable_core import tensorflow_fusion
 from trainable_core.enums import TieRule
 from trainable_core.qparams import QParams
 from trainable_core.reference import affine, lsq, ste
+from trainable_keras import fusion as tensorflow_fusion
 
 tf = pytest.importorskip("tensorflow", reason="compiles on TensorFlow only")
 
@@ -58,7 +58,7 @@ class FusionLaws:
     """What holds of a backend; its tree says which modules are its own."""
 
     fusion: Any
-    """Its `trainable_core.tensorflow_fusion.Fusion`."""
+    """Its `trainable_keras.fusion.Fusion`."""
     ops: Any
     """Its module of that name."""
     grid: Any

@@ -42,9 +42,9 @@ from trainable_core.errors import (
     UnknownBackendError,
     UnsupportedConfigError,
 )
-from trainable_core.plan import LayerInfo, WeightInfo
-from trainable_core.recipe import QuantizationRecipe
-from trainable_core.registry import get_backend, register
+from trainable_core.recipe.document import QuantizationRecipe
+from trainable_core.recipe.plan import LayerInfo, WeightInfo
+from trainable_core.registry.registry import get_backend, register
 from trainable_core.schedule import LinearAnnealingScheduler
 
 NAN, INF = math.nan, math.inf

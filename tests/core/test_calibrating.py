@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from trainable_core.calibrating import check_batches, feed, inputs_of, waiting_quantizers
+from trainable_core.calibration.batches import check_batches, feed, inputs_of, waiting_quantizers
 from trainable_core.errors import CalibrationError, QuantizerStateError
 
 

@@ -16,7 +16,6 @@ from pydantic import BaseModel, ValidationError
 from tests.core.home_backend import activation_config, candidates, weights_config
 from tests.core.json_schema import JsonSchema
 from trainable_core import cli
-from trainable_core.checks import MAX_THRESHOLD, check_params, plain
 from trainable_core.config import (
     TrainableQuantizerActivationConfig,
     TrainableQuantizerCandidateConfig,
@@ -26,6 +25,7 @@ from trainable_core.config import (
 from trainable_core.constants import LUT_VALUES, MIN_THRESHOLD, RANGE_MAX, RANGE_MIN, SIGNED, THRESHOLD
 from trainable_core.enums import LUT_METHODS, QuantizationMethod, QuantizationTarget, TrainingMethod
 from trainable_core.qparams import from_params, variables_from_params
+from trainable_core.validation import MAX_THRESHOLD, check_params, plain
 
 CONFIGS: dict[QuantizationTarget, Any] = {
     QuantizationTarget.Weights: TrainableQuantizerWeightsConfig,

@@ -14,7 +14,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.core.numpy_backend import ADAPTER, NumpyAdapter, NumpySte
-from trainable_core import registry
 from trainable_core.cli import main
 from trainable_core.conformance import (
     LAWS,
@@ -36,7 +35,8 @@ from trainable_core.conformance.template import backends_with_template, write_pl
 from trainable_core.enums import QuantizationMethod, QuantizationTarget, TieRule
 from trainable_core.errors import DocumentError, UnknownBackendError, UnsupportedConfigError
 from trainable_core.hookspecs import Backend, hookimpl
-from trainable_core.rows import QuantizerRow
+from trainable_core.registry import registry
+from trainable_core.registry.rows import QuantizerRow
 
 SUBJECTS = subjects_of(NumpySte, ADAPTER)
 every_subject = pytest.mark.parametrize("subject", SUBJECTS, ids=str)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.core.toy_keras import ActivationDeployed, Deployed
-from trainable_core.deployed import by_grid, grid_of_arguments, mctq_arguments, target_and_method
+from trainable_core.backend.inferable import by_grid, grid_of_arguments, mctq_arguments, target_and_method
 from trainable_core.enums import QuantizationMethod, QuantizationTarget
 from trainable_core.qparams import from_params
 

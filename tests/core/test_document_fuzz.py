@@ -15,8 +15,7 @@ from trainable_core.config import (
     TrainableQuantizerCandidateConfig,
     TrainableQuantizerWeightsConfig,
 )
-from trainable_core.errors import DocumentError, TrainableError
-from trainable_core.model_document import (
+from trainable_core.documents.model import (
     plan_document,
     plan_from_document,
     read_arrays,
@@ -24,9 +23,10 @@ from trainable_core.model_document import (
     state_from_document,
     write_arrays,
 )
-from trainable_core.plan import LayerInfo, WeightInfo, WrappedState
-from trainable_core.quantizer_document import read_document
-from trainable_core.recipe import QuantizationRecipe
+from trainable_core.documents.quantizer import read_document
+from trainable_core.errors import DocumentError, TrainableError
+from trainable_core.recipe.document import QuantizationRecipe
+from trainable_core.recipe.plan import LayerInfo, WeightInfo, WrappedState
 from trainable_core.schedule import LinearAnnealingScheduler
 
 LAYERS = [

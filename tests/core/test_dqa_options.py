@@ -5,7 +5,13 @@ import math
 import pytest
 
 from trainable_core import LinearAnnealingScheduler, TrainableQuantizerWeightsConfig
-from trainable_core.dqa_options import TEMPERATURE, bit_cost, candidate_widths, schedule_end, temperature_schedule
+from trainable_core.backend.dqa_options import (
+    TEMPERATURE,
+    bit_cost,
+    candidate_widths,
+    schedule_end,
+    temperature_schedule,
+)
 from trainable_core.errors import UnsupportedConfigError
 
 

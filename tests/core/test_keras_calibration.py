@@ -5,9 +5,9 @@ import pytest
 
 from tests.core.toy_keras import Chain, Dense, ToyPlugin, framework, layers_within
 from trainable_core.errors import CalibrationError, QuantizerStateError
-from trainable_core.keras_calibration import calibrate_layers, observe_batches, observing
-from trainable_core.keras_parts import KerasHolder, KerasWrapper
-from trainable_core.registry import default_registry, register
+from trainable_core.registry.registry import default_registry, register
+from trainable_keras.calibration import calibrate_layers, observe_batches, observing
+from trainable_keras.parts import KerasHolder, KerasWrapper
 
 RECIPE = {
     "weights": {"method": "SYMMETRIC", "n_bits": 4, "training_method": "STE", "per_channel": False},

@@ -5,7 +5,7 @@ import pytest
 
 from tests.core.toy_keras import Chain, Copier, Dense, Foreign, Layer, Multiply, ReLU, children
 from trainable_core.errors import ModelError, QuantizerStateError
-from trainable_core.keras_copying import attributes, check_same_shapes, join, layers_in, made_again, own_variables
+from trainable_keras.copying import attributes, check_same_shapes, join, layers_in, made_again, own_variables
 
 
 class Holding(Layer):

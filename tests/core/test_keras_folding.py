@@ -18,8 +18,8 @@ from tests.core.toy_keras import (
     is_layer,
     layers_within,
 )
-from trainable_core.keras_copying import own_variables
-from trainable_core.keras_folding import ModelView, folded_copy, plan_folding
+from trainable_keras.copying import own_variables
+from trainable_keras.folding import ModelView, folded_copy, plan_folding
 
 
 def view(model):

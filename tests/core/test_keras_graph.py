@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from trainable_core.keras_graph import Call, Graph
+from trainable_keras.graph import Call, Graph
 
 
 class Dropout:

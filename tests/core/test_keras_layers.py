@@ -5,8 +5,8 @@ import pytest
 from tests.core.numpy_backend import Variable
 from tests.core.toy_keras import LAYERS, Add, Dense, EinsumDense, Foreign, Layer
 from trainable_core.errors import ModelError, ShapeMismatchError, UnsupportedConfigError
-from trainable_core.keras_layers import KINDS, LayerTypes, find_weight, layer_info, weight_path
-from trainable_core.plan import LayerKind, WeightInfo
+from trainable_core.recipe.plan import LayerKind, WeightInfo
+from trainable_keras.layers import KINDS, LayerTypes, find_weight, layer_info, weight_path
 
 
 @pytest.fixture

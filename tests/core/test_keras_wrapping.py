@@ -20,10 +20,10 @@ from tests.core.toy_keras import (
     framework,
 )
 from trainable_core.errors import ModelError, QuantizerStateError
-from trainable_core.keras_folding import Folding
-from trainable_core.keras_wrapping import STATE, Wrapping
-from trainable_core.plan import WrappedState
-from trainable_core.registry import default_registry, register
+from trainable_core.recipe.plan import WrappedState
+from trainable_core.registry.registry import default_registry, register
+from trainable_keras.folding import Folding
+from trainable_keras.wrapping import STATE, Wrapping
 
 WEIGHTS = {"weights": {"method": "SYMMETRIC", "n_bits": 4, "training_method": "STE"}, "fold_batch_norm": False}
 BOTH = {**WEIGHTS, "activations": {"method": "SYMMETRIC", "n_bits": 8, "training_method": "STE"}}

@@ -12,8 +12,7 @@ import numpy as np
 import pydantic
 import pytest
 
-from trainable_core.errors import DocumentError, DocumentVersionError, UnsupportedConfigError
-from trainable_core.model_document import (
+from trainable_core.documents.model import (
     HEADER,
     plan_document,
     plan_from_document,
@@ -23,8 +22,9 @@ from trainable_core.model_document import (
     write_arrays,
     write_atomically,
 )
-from trainable_core.plan import LayerInfo, WeightInfo, WrappedState
-from trainable_core.recipe import QuantizationRecipe
+from trainable_core.errors import DocumentError, DocumentVersionError, UnsupportedConfigError
+from trainable_core.recipe.document import QuantizationRecipe
+from trainable_core.recipe.plan import LayerInfo, WeightInfo, WrappedState
 
 RECIPE = {
     "weights": {"method": "SYMMETRIC", "n_bits": 4, "training_method": "LSQ"},

@@ -7,8 +7,7 @@ import pytest
 
 from tests.core.numpy_backend import NumpySte
 from trainable_core import QuantizationRecipe, TrainableQuantizerWeightsConfig
-from trainable_core.errors import DocumentError
-from trainable_core.model_file import (
+from trainable_core.documents.model_file import (
     by_place,
     check_arrays,
     check_quantizers,
@@ -18,7 +17,8 @@ from trainable_core.model_file import (
     recipe_of,
     storable,
 )
-from trainable_core.plan import WrappedState
+from trainable_core.errors import DocumentError
+from trainable_core.recipe.plan import WrappedState
 
 RECIPE = {"schema_version": 1, "weights": {"method": "SYMMETRIC", "n_bits": 4, "training_method": "STE"}}
 

@@ -25,7 +25,9 @@ from trainable_core.errors import (
     UnsupportedConfigError,
 )
 from trainable_core.hookspecs import Backend
-from trainable_core.plan import (
+from trainable_core.quantizer import BaseTrainableQuantizer
+from trainable_core.recipe.document import QuantizationRecipe
+from trainable_core.recipe.plan import (
     INTEGER_INPUT_OPS,
     OPS,
     LayerInfo,
@@ -39,9 +41,7 @@ from trainable_core.plan import (
     require_calibrated,
     require_quantizer,
 )
-from trainable_core.quantizer import BaseTrainableQuantizer
-from trainable_core.recipe import QuantizationRecipe
-from trainable_core.registry import default_registry, register
+from trainable_core.registry.registry import default_registry, register
 
 
 class HomePlugin:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from trainable_core.hookspecs import hookimpl
-from trainable_core.plugins import Plugin, PluginHost, disabled_names, installed_plugins
+from trainable_core.registry.plugins import Plugin, PluginHost, disabled_names, installed_plugins
 
 PLUGINS = Path(__file__).parent / "plugins"
 

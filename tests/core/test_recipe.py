@@ -22,8 +22,8 @@ from trainable_core.calibration import CalibrationMethod
 from trainable_core.constants import MIN_THRESHOLD, SIGNED
 from trainable_core.enums import QuantizationMethod, QuantizationTarget, TrainingMethod
 from trainable_core.errors import DocumentError, RuleError, UnsupportedConfigError
-from trainable_core.plan import OPS, LayerInfo, LayerPlan, WeightInfo
-from trainable_core.recipe import QuantizationRecipe
+from trainable_core.recipe.document import QuantizationRecipe
+from trainable_core.recipe.plan import OPS, LayerInfo, LayerPlan, WeightInfo
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples" / "recipes").glob("*.yaml"))
 

@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 
 import trainable_core
-from trainable_core import registry as registry_module
 from trainable_core.enums import QuantizationMethod, QuantizationTarget, TieRule, TrainingMethod
 from trainable_core.errors import (
     DuplicateQuantizerError,
@@ -25,9 +24,10 @@ from trainable_core.errors import (
     UnsupportedConfigError,
 )
 from trainable_core.hookspecs import Backend, hookimpl
-from trainable_core.plugins import PluginHost
 from trainable_core.quantizer import BaseTrainableQuantizer
-from trainable_core.registry import DuplicateBackendError, PluginError, Registry
+from trainable_core.registry import registry as registry_module
+from trainable_core.registry.plugins import PluginHost
+from trainable_core.registry.registry import DuplicateBackendError, PluginError, Registry
 
 PLUGINS = Path(__file__).parent / "plugins"
 SOURCES = Path(trainable_core.__file__).parents[1]
@@ -670,12 +670,12 @@ FRAMEWORKS = {"torch", "tensorflow", "keras", "tf_keras", "jax", "mct_quantizers
 
 
 def test_asking_for_one_backend_never_imports_another_ones_framework() -> None:
-    code = "from trainable_core.registry import get_trainable_quantizer_class as get\n"
+    code = "from trainable_core.registry.registry import get_trainable_quantizer_class as get\n"
     loaded = loaded_after(code + "get('Weights', 'LSQ', 'SYMMETRIC', 'alpha')", "alpha", "beta")
     assert {"alpha_framework", "beta_plugin"} <= loaded
     assert loaded.isdisjoint({"beta_framework", "beta_quantizers"} | FRAMEWORKS)
 
 
 def test_a_registry_that_is_not_asked_imports_no_plugin() -> None:
-    loaded = loaded_after("import trainable_core.registry", "alpha")
+    loaded = loaded_after("import trainable_core.registry.registry", "alpha")
     assert loaded.isdisjoint({"alpha_plugin", "rich", "trainable_core.cli"} | FRAMEWORKS)

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 
 from tests.strategies import float32s, min_thresholds, n_bits
-from trainable_core import qparams, tensor_grid
+from trainable_core import qparams
 from trainable_core.enums import QuantizationMethod
+from trainable_keras import grid as tensor_grid
 
 SYMMETRIC, POWER_OF_TWO, UNIFORM = (QuantizationMethod[n] for n in ("SYMMETRIC", "POWER_OF_TWO", "UNIFORM"))
 

@@ -11,8 +11,8 @@ from tests.core.test_tensor_grid import NUMPY
 from trainable_core.enums import TieRule
 from trainable_core.qparams import QParams
 from trainable_core.reference import affine, lsq, ste
-from trainable_core.tensor_grid import GridNumbers
-from trainable_core.tensor_ops import Functions, HalfUp
+from trainable_keras.grid import GridNumbers
+from trainable_keras.ops import Functions, HalfUp
 
 # infinities less themselves are part of the formula, and NumPy warns of them
 pytestmark = pytest.mark.filterwarnings("ignore:(invalid value|overflow):RuntimeWarning")

@@ -15,10 +15,10 @@ from tests.core.home_backend import (
     weights_quantizer,
 )
 from trainable_core.calibration import CalibrationMethod, Observer, calibrate_activation, calibrate_weights
+from trainable_core.calibration.quantizers import activation_params, weights_params
 from trainable_core.constants import SIGNED, THRESHOLD
 from trainable_core.errors import CalibrationError
-from trainable_core.specs import CalibrationSpec
-from trainable_core.thresholds import activation_params, weights_params
+from trainable_core.recipe.specs import CalibrationSpec
 
 VALUES = np.random.default_rng(0).standard_normal(4000).astype(np.float32)
 WEIGHTS = VALUES[:12].reshape(2, 6)

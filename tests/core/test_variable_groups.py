@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from trainable_core.backend.variable_groups import variable_groups
 from trainable_core.errors import UnsupportedConfigError
-from trainable_core.variable_groups import variable_groups
 
 WEIGHT, THRESHOLD = object(), object()
 LEARNING = SimpleNamespace(get_trainable_variables=lambda group: [THRESHOLD])

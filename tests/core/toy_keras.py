@@ -8,18 +8,18 @@ from typing import Any
 import numpy as np
 
 from tests.core.numpy_backend import NumpySte, Variable
-from trainable_core.deployed import KerasDeployed, by_grid, grid_of_arguments
+from trainable_core.backend.inferable import KerasDeployed, by_grid, grid_of_arguments
 from trainable_core.enums import QuantizationMethod, QuantizationTarget, TieRule
 from trainable_core.errors import ModelError
 from trainable_core.hookspecs import Backend, hookimpl
-from trainable_core.keras_copying import ModelCopier, attributes, layers_in
-from trainable_core.keras_folding import Folding
-from trainable_core.keras_graph import Call, Graph
-from trainable_core.keras_layers import LayerTypes, find_weight, layer_info
-from trainable_core.keras_parts import KerasHolder, KerasWrapper
-from trainable_core.keras_wrapping import Framework
 from trainable_core.qparams import QParams
 from trainable_core.reference import affine
+from trainable_keras.copying import ModelCopier, attributes, layers_in
+from trainable_keras.folding import Folding
+from trainable_keras.graph import Call, Graph
+from trainable_keras.layers import LayerTypes, find_weight, layer_info
+from trainable_keras.parts import KerasHolder, KerasWrapper
+from trainable_keras.wrapping import Framework
 
 
 class Layer:

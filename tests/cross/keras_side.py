@@ -7,7 +7,7 @@ import os
 from typing import Any
 
 LEGACY = os.environ.get("TF_USE_LEGACY_KERAS") == "1"
-BACKEND, DISTRIBUTION = ("tf_keras", "trainable_tfkeras") if LEGACY else ("keras", "trainable_keras")
+BACKEND, DISTRIBUTION = ("tf_keras", "trainable_keras.keras2") if LEGACY else ("keras", "trainable_keras")
 DEPTHWISE = "depthwise_kernel" if LEGACY else "kernel"
 """What a depthwise layer calls its kernel."""
 

@@ -19,8 +19,8 @@ from torch import nn
 import trainable_torch
 from tests.cross.keras_side import BACKEND, DEPTHWISE, keras, layers_within, plugin, quantizers_of, to_numpy
 from trainable_core import get_trainable_quantizer_class
+from trainable_core.backend.description import set_described_params
 from trainable_core.config import TrainableQuantizerActivationConfig
-from trainable_core.description import set_described_params
 from trainable_core.enums import TieRule
 from trainable_core.errors import DocumentError, DocumentVersionError
 from trainable_core.reference import affine

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from trainable_keras.engine import ENGINE, to_numpy
+from trainable_keras.keras3.engine import ENGINE, to_numpy
 
 
 def tensor(values: Any, dtype: str = "float32") -> Any:

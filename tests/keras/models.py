@@ -10,9 +10,9 @@ from keras import layers as kl
 
 import trainable_keras
 from tests.keras.engines import numpy, tensor
-from trainable_keras.quantizers.base import BaseKerasTrainableQuantizer
-from trainable_keras.tracing import layers_within
-from trainable_keras.training import quantizers_of
+from trainable_keras.keras3.quantizers.base import BaseKerasTrainableQuantizer
+from trainable_keras.keras3.tracing import layers_within
+from trainable_keras.keras3.training import quantizers_of
 
 TRAINED_BY = ("STE", "LSQ", "DQA")
 GRIDS = ("SYMMETRIC", "POWER_OF_TWO", "UNIFORM")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.keras.engines import numpy, tensor
 from trainable_core.schedule import LinearAnnealingScheduler
-from trainable_keras.annealing import KerasLinearAnnealingScheduler
+from trainable_keras.keras3.annealing import KerasLinearAnnealingScheduler
 
 STEPS = st.integers(0, 2**24)  # every one of them is a float32 number
 VALUES = st.floats(-(2.0**20), 2.0**20, width=32)

@@ -58,14 +58,14 @@ from trainable_keras import (
     save,
     wrap,
 )
-from trainable_keras.quantizers import (
+from trainable_keras.keras3.quantizers import (
     BUILTIN,
     BaseKerasTrainableQuantizer,
     DqaWeightsQuantizer,
     LsqActivationQuantizer,
     LsqWeightsQuantizer,
 )
-from trainable_keras.tracing import layers_within
+from trainable_keras.keras3.tracing import layers_within
 
 LSQ, DQA = recipe("LSQ", "UNIFORM"), recipe("DQA")
 NAMES = "stem.conv, stem.relu, body, relu, head"
@@ -219,9 +219,9 @@ import sys, types
 keras = types.ModuleType("keras")
 keras.__version__ = "2.15.0"
 sys.modules["keras"] = keras
-import trainable_keras.plugin
+import trainable_keras.keras3.plugin
 try:
-    import trainable_keras.engine
+    import trainable_keras.keras3.engine
 except ImportError as error:
     print("REFUSED", type(error).__name__, error)
 """

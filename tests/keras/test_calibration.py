@@ -32,8 +32,8 @@ from trainable_core.calibration import CalibrationMethod, Observer, calibrate_ac
 from trainable_core.constants import SIGNED
 from trainable_core.errors import CalibrationError, QuantizerStateError
 from trainable_keras import calibrate, describe, finalize, wrap
-from trainable_keras.engine import to_numpy
-from trainable_keras.training import quantizers_of
+from trainable_keras.keras3.engine import to_numpy
+from trainable_keras.keras3.training import quantizers_of
 
 
 def numbers(quantizer: Any) -> dict[str, np.ndarray]:

@@ -10,13 +10,13 @@ import keras
 import pytest
 from mct_quantizers import QuantizationMethod, QuantizationTarget, mark_quantizer
 
-from trainable_core import registry
 from trainable_core.cli import main
 from trainable_core.conformance import LAWS, check_quantizer, conformance_checks, replay
 from trainable_core.conformance.template import write_plugin
-from trainable_keras.conformance import ADAPTER
-from trainable_keras.engine import reciprocal
-from trainable_keras.quantizers import DqaWeightsQuantizer, LsqWeightsQuantizer, SteWeightsQuantizer
+from trainable_core.registry import registry
+from trainable_keras.keras3.conformance import ADAPTER
+from trainable_keras.keras3.engine import reciprocal
+from trainable_keras.keras3.quantizers import DqaWeightsQuantizer, LsqWeightsQuantizer, SteWeightsQuantizer
 
 ROOT = Path(__file__).parents[2]
 SOME = 5  # a case costs five times what it does in PyTorch; `trainable check --backend keras` tries more

@@ -11,10 +11,10 @@ import pytest
 from keras import layers as kl
 
 from tests.keras.models import GRIDS, dense, images, moved, network, ready, recipe, spec, vectors, weights_only
-from trainable_core.description import Description, DescriptionRow
+from trainable_core.backend.description import Description, DescriptionRow
 from trainable_core.errors import ModelError
 from trainable_keras import calibrate, describe, finalize, freeze_quant_params, wrap
-from trainable_keras.training import quantizers_of
+from trainable_keras.keras3.training import quantizers_of
 
 MINMAX = {"weights": "minmax", "activations": "minmax"}
 

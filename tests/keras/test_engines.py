@@ -31,8 +31,8 @@ from tests.keras.models import (
 from trainable_core.config import TrainableQuantizerWeightsConfig
 from trainable_core.enums import TieRule
 from trainable_core.reference import affine, lsq
-from trainable_keras.quantizers import LsqWeightsQuantizer
-from trainable_keras.training import quantizers_of
+from trainable_keras.keras3.quantizers import LsqWeightsQuantizer
+from trainable_keras.keras3.training import quantizers_of
 
 # The unit in the last place by which compilers may differ, as a share of the value before it is rounded: DESIGN 5.4.
 NEAR_A_TIE = 2.0**-24

@@ -30,9 +30,9 @@ from tests.keras.models import (
 )
 from trainable_core.errors import ModelError, QuantizerStateError
 from trainable_keras import ActivationQuantizationHolder, QuantizationWrapper, describe, finalize, wrap
-from trainable_keras.engine import to_numpy
-from trainable_keras.tracing import layers_within
-from trainable_keras.training import quantizers_of
+from trainable_keras.keras3.engine import to_numpy
+from trainable_keras.keras3.tracing import layers_within
+from trainable_keras.keras3.training import quantizers_of
 
 
 @pytest.mark.parametrize("placement", ["inputs", "outputs"])

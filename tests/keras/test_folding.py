@@ -13,8 +13,8 @@ from keras import layers as kl
 from tests.keras.engines import numpy, tensor
 from tests.keras.models import call, functional, images, network, ready, spec, vectors, weights_only
 from trainable_keras import describe, wrap
-from trainable_keras.folding import FoldedBatchNormalization, folded_copy, plan_folding
-from trainable_keras.tracing import layers_within
+from trainable_keras.keras3.folding import FoldedBatchNormalization, folded_copy, plan_folding
+from trainable_keras.keras3.tracing import layers_within
 
 UNIT = 2.0**-24  # relative error of one float32 operation
 

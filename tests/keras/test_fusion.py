@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 
 from tests.fusion_laws import FusionLaws
-from trainable_keras import ops
-from trainable_keras.engine import ENGINE
-from trainable_keras.grid import Grid
+from trainable_keras.keras3 import ops
+from trainable_keras.keras3.engine import ENGINE
+from trainable_keras.keras3.grid import Grid
 
 if ENGINE != "tensorflow":
     pytest.skip("compiles on the TensorFlow engine only", allow_module_level=True)
 
-from trainable_keras.fusion import fusion
+from trainable_keras.keras3.fusion import fusion
 
 
 class TestFusion(FusionLaws):

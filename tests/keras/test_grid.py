@@ -22,8 +22,8 @@ from tests.strategies import (
 from trainable_core import qparams
 from trainable_core.constants import RANGE_MAX, RANGE_MIN, THRESHOLD
 from trainable_core.enums import QuantizationMethod
-from trainable_keras import grid as grids
-from trainable_keras.engine import ENGINE
+from trainable_keras.keras3 import grid as grids
+from trainable_keras.keras3.engine import ENGINE
 
 UNIT = 2.0**-24
 TINY = np.finfo(np.float32).tiny

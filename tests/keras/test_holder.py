@@ -14,8 +14,8 @@ from trainable_core.calibration import Observer
 from trainable_core.config import TrainableQuantizerActivationConfig
 from trainable_core.errors import CalibrationError, QuantizerStateError
 from trainable_keras import ActivationQuantizationHolder
-from trainable_keras.inferable import InferableQuantizer
-from trainable_keras.quantizers import SteActivationQuantizer
+from trainable_keras.keras3.inferable import InferableQuantizer
+from trainable_keras.keras3.quantizers import SteActivationQuantizer
 
 
 def config(**params: Any) -> TrainableQuantizerActivationConfig:

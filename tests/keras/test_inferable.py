@@ -18,7 +18,7 @@ from trainable_core.constants import RANGE_MAX, RANGE_MIN, THRESHOLD
 from trainable_core.enums import QuantizationMethod, QuantizationTarget, TieRule
 from trainable_core.errors import ModelError
 from trainable_core.reference import affine
-from trainable_keras import inferable
+from trainable_keras.keras3 import inferable
 
 SYMMETRIC, POWER_OF_TWO, UNIFORM = GRIDS
 SHORT = {SYMMETRIC: "Symmetric", POWER_OF_TWO: "POT", UNIFORM: "Uniform"}

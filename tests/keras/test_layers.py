@@ -11,10 +11,11 @@ import pytest
 from keras import layers as kl
 
 from tests.keras.models import call, ready, recipe, same, vectors, weights_only
-from trainable_core.keras_layers import KINDS, LayerTypes
-from trainable_core.plan import OPS
-from trainable_keras import describe, finalize, layers, register_layer, wrap
-from trainable_keras.layers import find_weight, kind_of, layer_info
+from trainable_core.recipe.plan import OPS
+from trainable_keras import describe, finalize, register_layer, wrap
+from trainable_keras.keras3 import layers
+from trainable_keras.keras3.layers import find_weight, kind_of, layer_info
+from trainable_keras.layers import KINDS, LayerTypes
 
 
 @pytest.fixture

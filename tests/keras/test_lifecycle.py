@@ -35,7 +35,7 @@ from tests.keras.models import (
     vectors,
 )
 from tests.workers import run_workers
-from trainable_keras.training import quantizers_of
+from trainable_keras.keras3.training import quantizers_of
 
 LSQ = recipe("LSQ", "UNIFORM")
 TARGET = np.zeros((8, 3), np.float32)
@@ -238,7 +238,7 @@ tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfigur
 import keras
 import trainable_keras
 from tests.keras.models import call, dense, same, spec, vectors
-from trainable_keras.training import quantizers_of
+from trainable_keras.keras3.training import quantizers_of
 
 temperature = {"t_start": 0, "t_end": 8, "initial_val": 1.0, "target_val": 0.1}
 how = {

@@ -15,9 +15,9 @@ from tests.strategies import assert_same_bits, grids, inputs, shapes, upstreams
 from trainable_core.enums import TieRule
 from trainable_core.qparams import QParams
 from trainable_core.reference import affine, lsq, ste
-from trainable_keras import ops
-from trainable_keras.engine import ENGINE
-from trainable_keras.grid import Grid
+from trainable_keras.keras3 import ops
+from trainable_keras.keras3.engine import ENGINE
+from trainable_keras.keras3.grid import Grid
 
 HALF_UP = TieRule.HALF_UP
 UNIT = 2.0**-24

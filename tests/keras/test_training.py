@@ -33,7 +33,7 @@ from trainable_keras import (
     regularization,
     wrap,
 )
-from trainable_keras.training import quantizers_of
+from trainable_keras.keras3.training import quantizers_of
 
 SCHEDULE = {"t_start": 0, "t_end": 4, "initial_val": 1.0, "target_val": 0.1}
 LEARNED = {"STE": set(), "LSQ": {"threshold", "range_min", "range_max"}, "DQA": {"logits"}}

@@ -28,9 +28,9 @@ from tests.keras.models import (
 )
 from trainable_core.errors import QuantizerStateError, RuleError
 from trainable_keras import QuantizationWrapper, calibrate, describe, finalize, parameter_groups, wrap
-from trainable_keras.engine import to_numpy
-from trainable_keras.tracing import layers_within
-from trainable_keras.training import quantizers_of
+from trainable_keras.keras3.engine import to_numpy
+from trainable_keras.keras3.tracing import layers_within
+from trainable_keras.keras3.training import quantizers_of
 
 LSQ = recipe("LSQ", "UNIFORM")
 every_model = pytest.mark.parametrize("name", list(MODELS))

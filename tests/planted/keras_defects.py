@@ -12,11 +12,12 @@ from mct_quantizers import QuantizationMethod, QuantizationTarget, mark_quantize
 from tests.planted.defect import planted
 from trainable_core import enums
 from trainable_core.enums import VariableGroup
-from trainable_keras import BaseKerasTrainableQuantizer, Grid, inferable, ops
-from trainable_keras.engine import read, reciprocal, to_numpy, with_gradient
-from trainable_keras.quantizers.dqa import DqaQuantizer
-from trainable_keras.quantizers.lsq import LsqQuantizer
-from trainable_keras.quantizers.ste import SteQuantizer
+from trainable_keras import BaseKerasTrainableQuantizer, Grid
+from trainable_keras.keras3 import inferable, ops
+from trainable_keras.keras3.engine import read, reciprocal, to_numpy, with_gradient
+from trainable_keras.keras3.quantizers.dqa import DqaQuantizer
+from trainable_keras.keras3.quantizers.lsq import LsqQuantizer
+from trainable_keras.keras3.quantizers.ste import SteQuantizer
 
 SYMMETRIC, POWER_OF_TWO, UNIFORM = (
     QuantizationMethod.SYMMETRIC,

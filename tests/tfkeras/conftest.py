@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-pytest.importorskip("trainable_tfkeras", reason="needs trainable-tfkeras")
+pytest.importorskip("trainable_keras.keras2", reason="needs trainable-tfkeras")
 if importlib.util.find_spec("tensorflow") is None:
     pytest.skip("needs TensorFlow", allow_module_level=True)
 if "tensorflow" not in sys.modules:

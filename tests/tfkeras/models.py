@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-import trainable_tfkeras
+import trainable_keras.keras2
 
 kl = tf.keras.layers
 
@@ -48,7 +48,7 @@ def small() -> Any:
 def calibrated(recipe: Any = LSQ, model: Any = None) -> tuple[Any, np.ndarray]:
     """Return a wrapped and calibrated model, the small one by default, and a batch for it."""
     x = values(16, 6, 6, 2)
-    return trainable_tfkeras.calibrate(trainable_tfkeras.wrap(model or small(), recipe), [x]), x
+    return trainable_keras.keras2.calibrate(trainable_keras.keras2.wrap(model or small(), recipe), [x]), x
 
 
 def output(model: Any, x: Any, *, training: bool = False) -> np.ndarray:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainable_core import LinearAnnealingScheduler
-from trainable_tfkeras import KerasLinearAnnealingScheduler
+from trainable_keras.keras2 import KerasLinearAnnealingScheduler
 
 ARGUMENTS = {"t_start": 3, "t_end": 17, "initial_val": 0.7, "target_val": 0.1}
 numbers = st.floats(-100, 100)

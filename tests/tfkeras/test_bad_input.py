@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 from pydantic import ValidationError
 
-import trainable_tfkeras
+import trainable_keras.keras2
 from tests.bad_input import (
     DQA_ARGUMENTS,
     INF,
@@ -31,15 +31,15 @@ from trainable_core.errors import (
     ShapeMismatchError,
     UnsupportedConfigError,
 )
-from trainable_tfkeras import KerasLinearAnnealingScheduler, QuantizationWrapper, describe, wrap
-from trainable_tfkeras.quantizers import (
+from trainable_keras.keras2 import KerasLinearAnnealingScheduler, QuantizationWrapper, describe, wrap
+from trainable_keras.keras2.quantizers import (
     BUILTIN,
     DqaWeightsQuantizer,
     LsqActivationQuantizer,
     LsqWeightsQuantizer,
 )
-from trainable_tfkeras.tracing import layers_within
-from trainable_tfkeras.wrapping import STATE
+from trainable_keras.keras2.tracing import layers_within
+from trainable_keras.keras2.wrapping import STATE
 
 NAMES = "conv, relu, head"
 
@@ -94,7 +94,7 @@ class Opaque(kl.Layer):
             ("opaque", "get_config"),
         ),
         (lambda: calibrated()[0], QuantizerStateError, ("wrapped already",)),
-        (lambda: trainable_tfkeras.finalize(calibrated()[0]), QuantizerStateError, ("wrapped already",)),
+        (lambda: trainable_keras.keras2.finalize(calibrated()[0]), QuantizerStateError, ("wrapped already",)),
         (
             lambda: tf.keras.Sequential([tf.keras.Input((6, 6, 2)), calibrated()[0]]),
             QuantizerStateError,
@@ -111,7 +111,7 @@ def test_what_can_not_be_wrapped(make: Any, error: Any, facts: Any) -> None:
 def test_a_lambda_layer_is_copied_though_keras_would_not_load_it() -> None:
     model = tf.keras.Sequential([tf.keras.Input((3,)), kl.Lambda(lambda x: x * 2), kl.Dense(2)])
     x = np.ones((2, 3), np.float32)
-    qmodel = trainable_tfkeras.calibrate(wrap(model, WEIGHTS))
+    qmodel = trainable_keras.keras2.calibrate(wrap(model, WEIGHTS))
     assert np.isfinite(qmodel(x).numpy()).all()
 
 
@@ -132,19 +132,19 @@ def test_a_layer_of_unknown_kind_is_left_alone_and_told() -> None:
 @pytest.mark.parametrize("verb_gets", ["float", "nothing"])
 def test_a_verb_of_what_was_not_wrapped(verb: str, verb_gets: str) -> None:
     given = small() if verb_gets == "float" else None
-    fact = "not made by trainable_tfkeras.wrap" if verb_gets == "float" else "must be a tf.keras.Model"
-    refused(lambda: getattr(trainable_tfkeras, verb)(given), ModelError, (fact,))
+    fact = "not made by trainable_keras.keras2.wrap" if verb_gets == "float" else "must be a tf.keras.Model"
+    refused(lambda: getattr(trainable_keras.keras2, verb)(given), ModelError, (fact,))
 
 
 @pytest.mark.parametrize("verb", ["freeze_quant_params", "advance_schedules"])
 def test_a_switch_of_what_was_not_wrapped(verb: str) -> None:
-    refused(lambda: getattr(trainable_tfkeras, verb)(small()), ModelError, ("not made by",))
+    refused(lambda: getattr(trainable_keras.keras2, verb)(small()), ModelError, ("not made by",))
 
 
 def test_save_of_a_float_model_and_to_where_nothing_can_be_written(tmp_path: Any) -> None:
-    refused(lambda: trainable_tfkeras.save(small(), tmp_path / "model"), ModelError, ("not made by",))
+    refused(lambda: trainable_keras.keras2.save(small(), tmp_path / "model"), ModelError, ("not made by",))
     refused(
-        lambda: trainable_tfkeras.save(calibrated()[0], tmp_path / "missing" / "model"),
+        lambda: trainable_keras.keras2.save(calibrated()[0], tmp_path / "missing" / "model"),
         DocumentError,
         ("can't be written",),
     )
@@ -307,6 +307,10 @@ def test_a_wrapper(call: Any, error: Any, facts: Any) -> None:
 
 def test_every_public_verb_is_tried() -> None:
     source = open(__file__, encoding="utf-8").read()  # noqa: PTH123, SIM115 - this very file
-    public = set(trainable_tfkeras.__all__) - {"BaseKerasTrainableQuantizer", "Grid", "ActivationQuantizationHolder"}
+    public = set(trainable_keras.keras2.__all__) - {
+        "BaseKerasTrainableQuantizer",
+        "Grid",
+        "ActivationQuantizationHolder",
+    }
     elsewhere = {"load", "register_layer"}  # test_serialization.py, test_layers.py
     assert [name for name in public - elsewhere if name not in source] == []

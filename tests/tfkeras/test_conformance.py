@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from trainable_core.conformance import LAWS, check_quantizer, conformance_checks
-from trainable_tfkeras.quantizers import BUILTIN, SteWeightsQuantizer
+from trainable_keras.keras2.quantizers import BUILTIN, SteWeightsQuantizer
 
 # An eager call of TensorFlow costs milliseconds, and the kit makes some thousands: few cases here, and
 # `trainable check --backend tf_keras --examples N` for many.
@@ -34,7 +34,7 @@ def test_every_built_in_class_is_checked():
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_the_adapter_gives_the_dtypes_it_says(dtype):
     from trainable_core import TrainableQuantizerWeightsConfig
-    from trainable_tfkeras.conformance import ADAPTER
+    from trainable_keras.keras2.conformance import ADAPTER
 
     config = TrainableQuantizerWeightsConfig(
         weights_quantization_method="SYMMETRIC", weights_n_bits=4, weights_quantization_params={"threshold": 1.0}

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import trainable_tfkeras
+import trainable_keras.keras2
 from tests.tfkeras.models import WEIGHTS, kl, output, values
-from trainable_tfkeras.folding import folded_copy
+from trainable_keras.keras2.folding import folded_copy
 
 MAKE: dict[str, Any] = {
     "Conv1D": (lambda: kl.Conv1D(4, 2), (6, 2)),
@@ -49,7 +49,7 @@ def test_folding_keeps_the_function(name: str, scale: bool) -> None:
 def test_the_wrapped_model_says_so(name: str) -> None:
     make, shape = MAKE[name]
     layer = make()
-    description = trainable_tfkeras.describe(trainable_tfkeras.wrap(with_norm(layer, shape=shape), WEIGHTS))
+    description = trainable_keras.keras2.describe(trainable_keras.keras2.wrap(with_norm(layer, shape=shape), WEIGHTS))
     assert description.folded == {"norm": layer.name}
     assert "norm" not in description.left_out
 
@@ -83,12 +83,12 @@ def function_before() -> Any:
     ],
 )
 def test_what_stays_says_why(make: Any, reason: str) -> None:
-    description = trainable_tfkeras.describe(trainable_tfkeras.wrap(make(), WEIGHTS))
+    description = trainable_keras.keras2.describe(trainable_keras.keras2.wrap(make(), WEIGHTS))
     assert reason in description.left_out["norm"]
     assert description.folded == {}
 
 
 def test_a_recipe_may_leave_it() -> None:
-    qmodel = trainable_tfkeras.wrap(with_norm(kl.Conv2D(4, 1)), {**WEIGHTS, "fold_batch_norm": False})
-    assert trainable_tfkeras.describe(qmodel).folded == {}
+    qmodel = trainable_keras.keras2.wrap(with_norm(kl.Conv2D(4, 1)), {**WEIGHTS, "fold_batch_norm": False})
+    assert trainable_keras.keras2.describe(qmodel).folded == {}
     assert isinstance(qmodel.get_layer("norm"), kl.BatchNormalization)

@@ -15,9 +15,9 @@ from tests.tfkeras.tensors import numpy, tensor
 from trainable_core import TrainableQuantizerActivationConfig, TrainableQuantizerWeightsConfig
 from trainable_core.calibration import Observer
 from trainable_core.errors import CalibrationError, UnsupportedConfigError
-from trainable_tfkeras import ActivationQuantizationHolder
-from trainable_tfkeras.engine import untracked
-from trainable_tfkeras.quantizers import LsqActivationQuantizer, SteWeightsQuantizer
+from trainable_keras.keras2 import ActivationQuantizationHolder
+from trainable_keras.keras2.engine import untracked
+from trainable_keras.keras2.quantizers import LsqActivationQuantizer, SteWeightsQuantizer
 
 X = np.linspace(-3, 3, 25, dtype=np.float32)
 

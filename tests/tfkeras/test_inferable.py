@@ -16,8 +16,8 @@ from trainable_core.enums import QuantizationMethod, QuantizationTarget, TieRule
 from trainable_core.errors import ModelError
 from trainable_core.qparams import from_params
 from trainable_core.reference import affine
-from trainable_tfkeras import inferable
-from trainable_tfkeras.quantizers import LsqActivationQuantizer, LsqWeightsQuantizer
+from trainable_keras.keras2 import inferable
+from trainable_keras.keras2.quantizers import LsqActivationQuantizer, LsqWeightsQuantizer
 
 WEIGHTS, ACTIVATION = QuantizationTarget.Weights, QuantizationTarget.Activation
 SYMMETRIC, POWER_OF_TWO, UNIFORM = (

@@ -6,10 +6,10 @@ import pytest
 import tensorflow as tf
 
 from trainable_core.errors import ModelError, UnsupportedConfigError
-from trainable_core.keras_layers import KINDS
-from trainable_tfkeras import register_layer
-from trainable_tfkeras.layers import TYPES, find_weight, is_operation, kind_of, layer_info
-from trainable_tfkeras.tracing import graph_of, op_of
+from trainable_keras.keras2 import register_layer
+from trainable_keras.keras2.layers import TYPES, find_weight, is_operation, kind_of, layer_info
+from trainable_keras.keras2.tracing import graph_of, op_of
+from trainable_keras.layers import KINDS
 
 kl = tf.keras.layers
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import trainable_tfkeras
+import trainable_keras.keras2
 from tests.callbacks import backed_up, same, stopped_early
 from tests.tfkeras.models import LSQ, calibrated, dqa, kl, output, small, train, values
 
@@ -34,7 +34,7 @@ def python(code: str, **environment: str) -> str:
 
 def test_a_float_checkpoint_fits_the_wrapped_model_layer_by_layer() -> None:
     model, other = small(), small()
-    qmodel = trainable_tfkeras.wrap(model, {**LSQ, "fold_batch_norm": False})
+    qmodel = trainable_keras.keras2.wrap(model, {**LSQ, "fold_batch_norm": False})
     for layer in other.layers:
         qmodel.get_layer(layer.name).set_weights(
             [*layer.get_weights(), *qmodel.get_layer(layer.name).get_weights()[len(layer.weights) :]]
@@ -52,7 +52,7 @@ def test_an_average_of_weights_is_a_model_of_its_own() -> None:
     assert np.array_equal(output(average, x), first)
     blend = [0.5 * one + 0.5 * other for one, other in zip(average.get_weights(), qmodel.get_weights(), strict=True)]
     average.set_weights(blend)
-    assert np.array_equal(output(trainable_tfkeras.finalize(average), x), output(average, x))
+    assert np.array_equal(output(trainable_keras.keras2.finalize(average), x), output(average, x))
 
 
 def test_a_quantizer_is_copied_deeply() -> None:
@@ -90,16 +90,16 @@ def test_a_model_with_unknown_spatial_size_is_wrapped_and_trained() -> None:
     y = kl.Dense(3)(kl.GlobalAveragePooling2D()(kl.Conv2D(4, 3, name="conv")(given)))
     qmodel, x = calibrated(LSQ, tf.keras.Model(given, y))
     train(qmodel, x)
-    assert np.array_equal(output(trainable_tfkeras.finalize(qmodel), x), output(qmodel, x))
+    assert np.array_equal(output(trainable_keras.keras2.finalize(qmodel), x), output(qmodel, x))
 
 
 @BOTH
 def test_with_keras_3_in_charge_every_use_says_what_to_set() -> None:
     printed = python(
-        "import tensorflow, trainable_tfkeras\n"
+        "import tensorflow, trainable_keras.keras2\n"
         "from trainable_core.errors import FrameworkError\n"
         "try:\n"
-        "    trainable_tfkeras.wrap\n"
+        "    trainable_keras.keras2.wrap\n"
         "except FrameworkError as error:\n"
         "    print(error)\n"
         "from trainable_core import get_trainable_quantizer_class\n"
@@ -122,7 +122,7 @@ def test_files_load_in_a_process_that_lists_no_custom_objects(tmp_path: Any) -> 
         qmodel.save(tmp_path / name)
     legacy = {"TF_USE_LEGACY_KERAS": "1"} if importlib.util.find_spec("tf_keras") else {}
     python(
-        "import numpy as np, tensorflow as tf, trainable_tfkeras\n"
+        "import numpy as np, tensorflow as tf, trainable_keras.keras2\n"
         f"x = np.load({str(tmp_path / 'x.npy')!r})\n"
         "for name in ('model.keras', 'model.h5'):\n"
         f"    model = tf.keras.models.load_model({str(tmp_path)!r} + '/' + name)\n"
@@ -135,7 +135,7 @@ def test_files_load_in_a_process_that_lists_no_custom_objects(tmp_path: Any) -> 
 
 def test_the_plugin_imports_no_framework() -> None:
     printed = python(
-        "import sys, trainable_tfkeras.plugin\n"
+        "import sys, trainable_keras.keras2.plugin\n"
         "print(sorted({'tensorflow', 'keras', 'tf_keras', 'mct_quantizers'} & set(sys.modules)))"
     )
     assert printed.strip() == "[]"

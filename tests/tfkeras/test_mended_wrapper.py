@@ -11,7 +11,7 @@ from mct_quantizers import KerasQuantizationWrapper
 from mct_quantizers.keras import quantizers as mctq
 
 from tests.tfkeras.tensors import numpy, tensor
-from trainable_tfkeras import QuantizationWrapper
+from trainable_keras.keras2 import QuantizationWrapper
 
 kl = tf.keras.layers
 X = np.random.default_rng(0).normal(size=(4, 5)).astype(np.float32)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import trainable_tfkeras
+import trainable_keras.keras2
 from tests.tfkeras.models import LSQ, calibrated, dqa, output, small, train
 from trainable_core.errors import UnsupportedConfigError
 from trainable_core.reference import dqa as reference
@@ -17,13 +17,13 @@ TEMPERATURE = {"t_start": 0, "t_end": 2, "initial_val": 1.0, "target_val": 0.1}
 
 
 def learned(qmodel: Any) -> list[np.ndarray]:
-    (group,) = [group for group in trainable_tfkeras.parameter_groups(qmodel) if group["name"] == "QPARAMS"]
+    (group,) = [group for group in trainable_keras.keras2.parameter_groups(qmodel) if group["name"] == "QPARAMS"]
     return [variable.numpy() for variable in group["params"]]
 
 
 def test_groups_split_the_trainable_variables() -> None:
     qmodel, _ = calibrated()
-    weights, qparams = trainable_tfkeras.parameter_groups(qmodel, weights={"lr": 1.0}, qparams={"lr": 0.1})
+    weights, qparams = trainable_keras.keras2.parameter_groups(qmodel, weights={"lr": 1.0}, qparams={"lr": 0.1})
     assert (weights["name"], weights["lr"], qparams["name"], qparams["lr"]) == ("WEIGHTS", 1.0, "QPARAMS", 0.1)
     assert qparams["weight_decay"] == 0.0
     ids = [id(variable) for group in (weights, qparams) for variable in group["params"]]
@@ -35,18 +35,18 @@ def test_groups_split_the_trainable_variables() -> None:
 def test_options_that_are_none_are_refused(options: Any) -> None:
     qmodel, _ = calibrated()
     with pytest.raises(UnsupportedConfigError, match="parameter_groups: qparams"):
-        trainable_tfkeras.parameter_groups(qmodel, qparams=options)
+        trainable_keras.keras2.parameter_groups(qmodel, qparams=options)
 
 
 def test_a_loop_of_ones_own_trains() -> None:
     qmodel, x = calibrated()
-    groups = trainable_tfkeras.parameter_groups(qmodel)
+    groups = trainable_keras.keras2.parameter_groups(qmodel)
     optimizers = [tf.keras.optimizers.SGD(0.1), tf.keras.optimizers.SGD(0.01)]
 
     @tf.function
     def step(x: Any) -> Any:
         with tf.GradientTape() as tape:
-            loss = tf.reduce_mean(qmodel(x, training=True) ** 2) + trainable_tfkeras.regularization(qmodel)
+            loss = tf.reduce_mean(qmodel(x, training=True) ** 2) + trainable_keras.keras2.regularization(qmodel)
         found = tape.gradient(loss, [group["params"] for group in groups])
         for optimizer, group, gradients in zip(optimizers, groups, found, strict=True):
             optimizer.apply_gradients(zip(gradients, group["params"], strict=True))
@@ -65,7 +65,7 @@ def test_dqa_counts_a_step_per_training_call_and_deploys_the_winner() -> None:
     assert steps == [4, 4]  # two epochs of two batches, in both layers
     output(qmodel, x)
     assert [int(weight.numpy()) for weight in qmodel.weights if weight.name.endswith("/step:0")] == steps
-    assert np.array_equal(output(trainable_tfkeras.finalize(qmodel), x), output(qmodel, x))
+    assert np.array_equal(output(trainable_keras.keras2.finalize(qmodel), x), output(qmodel, x))
 
 
 def test_the_bit_cost_is_a_loss_and_what_regularization_says() -> None:
@@ -75,31 +75,31 @@ def test_the_bit_cost_is_a_loss_and_what_regularization_says() -> None:
     expected = 2 * 0.5 * reference.bit_cost(np.zeros(3), 1.0, [2, 4, 8])  # two layers, equal logits
     # a softmax of three and the sum: ten operations
     assert float(sum(qmodel.losses)) == pytest.approx(expected, rel=10 * 2.0**-24)
-    assert float(trainable_tfkeras.regularization(qmodel)) == pytest.approx(expected, rel=10 * 2.0**-24)
+    assert float(trainable_keras.keras2.regularization(qmodel)) == pytest.approx(expected, rel=10 * 2.0**-24)
 
 
 def test_without_such_methods_it_is_zero() -> None:
-    assert float(trainable_tfkeras.regularization(calibrated()[0])) == 0.0
+    assert float(trainable_keras.keras2.regularization(calibrated()[0])) == 0.0
 
 
 def test_advance_schedules_skips_a_step() -> None:
     qmodel, _ = calibrated(dqa(temperature=TEMPERATURE))
-    trainable_tfkeras.advance_schedules(qmodel)
+    trainable_keras.keras2.advance_schedules(qmodel)
     assert {int(weight.numpy()) for weight in qmodel.weights if weight.name.endswith("/step:0")} == {1}
 
 
 def test_freezing_takes_thresholds_out_of_training_and_back() -> None:
     qmodel, x = calibrated()
     everything = len(qmodel.trainable_variables)
-    trainable_tfkeras.freeze_quant_params(qmodel)
+    trainable_keras.keras2.freeze_quant_params(qmodel)
     qmodel.trainable = False
     qmodel.trainable = True  # Keras sets every layer's
-    assert [group["name"] for group in trainable_tfkeras.parameter_groups(qmodel)] == ["WEIGHTS"]
-    before = [row.params for row in trainable_tfkeras.describe(qmodel).rows]
+    assert [group["name"] for group in trainable_keras.keras2.parameter_groups(qmodel)] == ["WEIGHTS"]
+    before = [row.params for row in trainable_keras.keras2.describe(qmodel).rows]
     train(qmodel, x)
-    assert [row.params for row in trainable_tfkeras.describe(qmodel).rows] == before
-    assert {row.state for row in trainable_tfkeras.describe(qmodel).rows} == {"frozen"}
-    trainable_tfkeras.freeze_quant_params(qmodel, frozen=False)
+    assert [row.params for row in trainable_keras.keras2.describe(qmodel).rows] == before
+    assert {row.state for row in trainable_keras.keras2.describe(qmodel).rows} == {"frozen"}
+    trainable_keras.keras2.freeze_quant_params(qmodel, frozen=False)
     assert len(qmodel.trainable_variables) == everything
 
 
@@ -140,9 +140,9 @@ def test_callbacks_work(tmp_path: Any) -> None:
 
 
 def test_progress_bars_show(capsys: Any) -> None:
-    qmodel = trainable_tfkeras.wrap(small(), LSQ)
+    qmodel = trainable_keras.keras2.wrap(small(), LSQ)
     x = np.ones((4, 6, 6, 2), np.float32)
-    trainable_tfkeras.calibrate(qmodel, [x], progress=True)
+    trainable_keras.keras2.calibrate(qmodel, [x], progress=True)
     assert "calibrate" in capsys.readouterr().err
     qmodel.compile("sgd", "mse")
     qmodel.fit(x, np.zeros((4, 3)), verbose=1)
@@ -165,7 +165,7 @@ def test_a_mirrored_strategy_on_two_cpus_trains_alike_on_both() -> None:
         assert np.array_equal(first, second)
     assert {int(w.numpy()) for w in qmodel.weights if w.name.endswith("/step:0")} == {4}
     with strategy.scope():
-        deployed = trainable_tfkeras.finalize(qmodel)
+        deployed = trainable_keras.keras2.finalize(qmodel)
     assert np.array_equal(output(deployed, x), output(qmodel, x))
 
 
@@ -178,5 +178,5 @@ def test_a_mixed_policy_trains(policy: str) -> None:
     finally:
         tf.keras.mixed_precision.set_global_policy("float32")
     assert history["loss"][-1] < history["loss"][0]
-    deployed = trainable_tfkeras.finalize(qmodel)
+    deployed = trainable_keras.keras2.finalize(qmodel)
     assert np.array_equal(output(deployed, x).view("uint16"), output(qmodel, x).view("uint16"))

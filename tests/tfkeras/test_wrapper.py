@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import trainable_tfkeras
+import trainable_keras.keras2
 from tests.tfkeras.tensors import numpy, tensor
 from trainable_core.errors import ModelError, QuantizerStateError, UnsupportedConfigError
 
@@ -84,8 +84,8 @@ def model_of(name: str) -> tuple[tf.keras.Model, np.ndarray]:
     return tf.keras.Model(given, output), x
 
 
-def wrapper_in(model: tf.keras.Model) -> trainable_tfkeras.QuantizationWrapper:
-    (wrapper,) = [layer for layer in model.layers if isinstance(layer, trainable_tfkeras.QuantizationWrapper)]
+def wrapper_in(model: tf.keras.Model) -> trainable_keras.keras2.QuantizationWrapper:
+    (wrapper,) = [layer for layer in model.layers if isinstance(layer, trainable_keras.keras2.QuantizationWrapper)]
     return wrapper
 
 
@@ -93,15 +93,15 @@ def wrapper_in(model: tf.keras.Model) -> trainable_tfkeras.QuantizationWrapper:
 @pytest.mark.parametrize("deployed", [False, True], ids=["trainable", "deployed"])
 def test_output_is_that_of_the_layer_with_quantized_weights(name: str, deployed: bool) -> None:
     model, x = model_of(name)
-    qmodel = trainable_tfkeras.calibrate(trainable_tfkeras.wrap(model, WEIGHTS_ONLY))
+    qmodel = trainable_keras.keras2.calibrate(trainable_keras.keras2.wrap(model, WEIGHTS_ONLY))
     if deployed:
-        qmodel = trainable_tfkeras.finalize(qmodel)
+        qmodel = trainable_keras.keras2.finalize(qmodel)
     quantized = wrapper_in(qmodel).get_quantized_weights()
     plain = tf.keras.models.clone_model(model)
     plain.set_weights(model.get_weights())
     (layer,) = [each for each in plain.layers if not isinstance(each, kl.InputLayer)]
     for attribute, value in quantized.items():
-        variable = trainable_tfkeras.QuantizationWrapper.weight_of(layer, attribute)
+        variable = trainable_keras.keras2.QuantizationWrapper.weight_of(layer, attribute)
         assert not np.array_equal(numpy(value), numpy(variable))
         variable.assign(value)
     x = tensor(x) if name != "Embedding" else x
@@ -110,7 +110,7 @@ def test_output_is_that_of_the_layer_with_quantized_weights(name: str, deployed:
 
 @every_layer
 def test_channel_axes_are_those_of_the_output(name: str) -> None:
-    rows = trainable_tfkeras.describe(trainable_tfkeras.wrap(model_of(name)[0], WEIGHTS_ONLY)).rows
+    rows = trainable_keras.keras2.describe(trainable_keras.keras2.wrap(model_of(name)[0], WEIGHTS_ONLY)).rows
     wanted = {key.partition(".")[2]: axis for key, axis in CHANNELS.items() if key.startswith(f"{name}.")}
     assert {row.tensor: row.channels_axis for row in rows} == wanted
 
@@ -118,7 +118,7 @@ def test_channel_axes_are_those_of_the_output(name: str) -> None:
 @every_layer
 def test_gradients_reach_weights_and_thresholds(name: str) -> None:
     model, x = model_of(name)
-    qmodel = trainable_tfkeras.calibrate(trainable_tfkeras.wrap(model, WEIGHTS_ONLY))
+    qmodel = trainable_keras.keras2.calibrate(trainable_keras.keras2.wrap(model, WEIGHTS_ONLY))
     before = [np.array(numpy(variable)) for variable in qmodel.trainable_variables]
     target = np.zeros_like(model.predict(x, verbose=0))
     qmodel.compile(tf.keras.optimizers.SGD(0.5), "mse")
@@ -134,10 +134,10 @@ def test_gradients_reach_weights_and_thresholds(name: str) -> None:
 
 
 def test_batch_statistics_are_assigned_and_noise_is_drawn_anew() -> None:
-    trainable_tfkeras.register_layer(_Noisy, "linear", {"kernel": -1})
+    trainable_keras.keras2.register_layer(_Noisy, "linear", {"kernel": -1})
     tf.keras.utils.set_random_seed(1)
     model = tf.keras.Sequential([tf.keras.Input((4,)), _Noisy(name="noisy")])
-    qmodel = trainable_tfkeras.calibrate(trainable_tfkeras.wrap(model, WEIGHTS_ONLY))
+    qmodel = trainable_keras.keras2.calibrate(trainable_keras.keras2.wrap(model, WEIGHTS_ONLY))
     layer = wrapper_in(qmodel).layer
     x = tensor(np.ones((8, 4), np.float32) * 3)
     first, second = numpy(qmodel(x, training=True)), numpy(qmodel(x, training=True))
@@ -168,16 +168,16 @@ class _Noisy(kl.Layer):
 
 
 def test_losses_of_the_layer_reach_the_model() -> None:
-    trainable_tfkeras.register_layer(_Noisy, "linear", {"kernel": -1})
+    trainable_keras.keras2.register_layer(_Noisy, "linear", {"kernel": -1})
     model = tf.keras.Sequential([tf.keras.Input((4,)), _Noisy(name="noisy")])
-    qmodel = trainable_tfkeras.calibrate(trainable_tfkeras.wrap(model, WEIGHTS_ONLY))
+    qmodel = trainable_keras.keras2.calibrate(trainable_keras.keras2.wrap(model, WEIGHTS_ONLY))
     qmodel(tensor(np.ones((8, 4))), training=False)
     assert len(qmodel.losses) == 1
     assert float(numpy(qmodel.losses[0])) > 0
 
 
 def test_attributes_are_the_layers() -> None:
-    wrapper = wrapper_in(trainable_tfkeras.wrap(model_of("Conv2D")[0], WEIGHTS_ONLY))
+    wrapper = wrapper_in(trainable_keras.keras2.wrap(model_of("Conv2D")[0], WEIGHTS_ONLY))
     assert wrapper.filters == 6
     assert wrapper.kernel is wrapper.layer.kernel
     with pytest.raises(AttributeError, match="nothing_of_this_name"):
@@ -186,27 +186,27 @@ def test_attributes_are_the_layers() -> None:
 
 def test_an_unbuilt_layer_is_refused() -> None:
     with pytest.raises(ModelError, match="not built"):
-        trainable_tfkeras.QuantizationWrapper(kl.Dense(3), {})
+        trainable_keras.keras2.QuantizationWrapper(kl.Dense(3), {})
 
 
 def test_a_weight_that_is_not_there_is_refused() -> None:
     dense = kl.Dense(3)
     dense.build((None, 4))
     with pytest.raises(UnsupportedConfigError, match="no weight 'kernal'"):
-        trainable_tfkeras.QuantizationWrapper.weight_of(dense, "kernal")
+        trainable_keras.keras2.QuantizationWrapper.weight_of(dense, "kernal")
 
 
 def test_a_call_before_calibration_says_so() -> None:
     model, x = model_of("Dense")
     with pytest.raises(QuantizerStateError, match="no quantization params"):
-        trainable_tfkeras.wrap(model, WEIGHTS_ONLY)(tensor(x))
+        trainable_keras.keras2.wrap(model, WEIGHTS_ONLY)(tensor(x))
 
 
 def test_masks_pass() -> None:
     given = tf.keras.Input((None,), dtype="int32")
     embedded = kl.Embedding(10, 4, mask_zero=True)(given)
     model = tf.keras.Model(given, kl.LSTM(3)(embedded))
-    qmodel = trainable_tfkeras.calibrate(trainable_tfkeras.wrap(model, WEIGHTS_ONLY))
+    qmodel = trainable_keras.keras2.calibrate(trainable_keras.keras2.wrap(model, WEIGHTS_ONLY))
     padded = np.array([[3, 4, 5, 0, 0], [3, 4, 5, 6, 0]], "int32")
     # a masked step changes nothing: the state is that of the sequence without it
     short = numpy(qmodel(padded[:1, :3], training=False))
@@ -219,19 +219,19 @@ def test_weights_are_quantized_in_float32_under_a_mixed_policy(policy: str, name
     tf.keras.mixed_precision.set_global_policy(policy)
     try:
         model, x = model_of(name)
-        qmodel = trainable_tfkeras.calibrate(trainable_tfkeras.wrap(model, WEIGHTS_ONLY))
+        qmodel = trainable_keras.keras2.calibrate(trainable_keras.keras2.wrap(model, WEIGHTS_ONLY))
     finally:
         tf.keras.mixed_precision.set_global_policy("float32")
     wrapper = wrapper_in(qmodel)
     assert {value.dtype for value in wrapper.get_quantized_weights().values()} == {tf.float32}
     y = qmodel(x)
     assert y.dtype.name == policy.removeprefix("mixed_")
-    assert np.array_equal(numpy(trainable_tfkeras.finalize(qmodel)(x)).view("uint16"), numpy(y).view("uint16"))
+    assert np.array_equal(numpy(trainable_keras.keras2.finalize(qmodel)(x)).view("uint16"), numpy(y).view("uint16"))
 
 
 def test_a_compiled_step_trains() -> None:
     model, x = model_of("Conv2D")
-    qmodel = trainable_tfkeras.calibrate(trainable_tfkeras.wrap(model, WEIGHTS_ONLY))
+    qmodel = trainable_keras.keras2.calibrate(trainable_keras.keras2.wrap(model, WEIGHTS_ONLY))
     qmodel.compile("sgd", "mse", jit_compile=True)
     history = qmodel.fit(x, np.zeros(qmodel.compute_output_shape(x.shape), np.float32), epochs=3, verbose=0)
     assert history.history["loss"][2] < history.history["loss"][0]

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import trainable_tfkeras
+import trainable_keras.keras2
 from tests.tfkeras.tensors import numpy, tensor
 from trainable_core.errors import (
     ModelError,
     QuantizerStateError,
     RuleError,
 )
-from trainable_tfkeras.tracing import layers_within
+from trainable_keras.keras2.tracing import layers_within
 
 kl = tf.keras.layers
 
@@ -130,7 +130,7 @@ def train(model: tf.keras.Model, batch: Any, **options: Any) -> None:
 
 def trained(name: str, recipe: Any = LSQ) -> tuple[tf.keras.Model, tf.keras.Model, Any]:
     model, batch = made(name)
-    qmodel = trainable_tfkeras.calibrate(trainable_tfkeras.wrap(model, recipe), batches(batch))
+    qmodel = trainable_keras.keras2.calibrate(trainable_keras.keras2.wrap(model, recipe), batches(batch))
     train(qmodel, batch)
     return model, qmodel, batch
 
@@ -142,17 +142,17 @@ def trained(name: str, recipe: Any = LSQ) -> tuple[tf.keras.Model, tf.keras.Mode
 @pytest.mark.parametrize("recipe", [LSQ, outputs_recipe()], ids=["inputs", "outputs"])
 def test_what_is_trained_is_what_is_deployed(name: str, recipe: Any) -> None:
     _, qmodel, batch = trained(name, recipe)
-    deployed = trainable_tfkeras.finalize(qmodel)
+    deployed = trainable_keras.keras2.finalize(qmodel)
     assert_equal(call(deployed, batch), call(qmodel, batch))
     assert_equal(tf.nest.flatten(deployed.predict(batch, verbose=0)), tf.nest.flatten(qmodel.predict(batch, verbose=0)))
-    assert all(row.state == "deployed" for row in trainable_tfkeras.describe(deployed).rows)
+    assert all(row.state == "deployed" for row in trainable_keras.keras2.describe(deployed).rows)
 
 
 @every_model
 def test_the_given_model_is_untouched(name: str) -> None:
     model, batch = made(name)
     before, weights = call(model, batch), [np.array(each) for each in model.get_weights()]
-    qmodel = trainable_tfkeras.calibrate(trainable_tfkeras.wrap(model, LSQ), batches(batch))
+    qmodel = trainable_keras.keras2.calibrate(trainable_keras.keras2.wrap(model, LSQ), batches(batch))
     train(qmodel, batch)
     assert all(np.array_equal(one, other) for one, other in zip(model.get_weights(), weights, strict=True))
     assert_equal(call(model, batch), before)
@@ -161,8 +161,8 @@ def test_the_given_model_is_untouched(name: str) -> None:
 @every_model
 def test_training_moves_weights_and_thresholds(name: str) -> None:
     model, batch = made(name)
-    qmodel = trainable_tfkeras.calibrate(trainable_tfkeras.wrap(model, LSQ), batches(batch))
-    groups = trainable_tfkeras.parameter_groups(qmodel)
+    qmodel = trainable_keras.keras2.calibrate(trainable_keras.keras2.wrap(model, LSQ), batches(batch))
+    groups = trainable_keras.keras2.parameter_groups(qmodel)
     assert [group["name"] for group in groups] == ["WEIGHTS", "QPARAMS"]
     assert sum(len(group["params"]) for group in groups) == len(qmodel.trainable_variables)
     before = [[np.array(numpy(v)) for v in group["params"]] for group in groups]
@@ -177,13 +177,13 @@ def test_a_keras_file_gives_the_same_model(name: str, finalized: bool, tmp_path:
     if name == "subclassed":
         pytest.skip("a subclassed model is loaded through its own class, which makes float layers: use save and load")
     _, qmodel, batch = trained(name)
-    saved = trainable_tfkeras.finalize(qmodel) if finalized else qmodel
+    saved = trainable_keras.keras2.finalize(qmodel) if finalized else qmodel
     saved.save(tmp_path / "model.keras")
     loaded = tf.keras.models.load_model(tmp_path / "model.keras")
     assert_equal(call(loaded, batch), call(saved, batch))
-    assert trainable_tfkeras.describe(loaded).to_dict() == trainable_tfkeras.describe(saved).to_dict()
+    assert trainable_keras.keras2.describe(loaded).to_dict() == trainable_keras.keras2.describe(saved).to_dict()
     if not finalized:
-        assert_equal(call(trainable_tfkeras.finalize(loaded), batch), call(saved, batch))
+        assert_equal(call(trainable_keras.keras2.finalize(loaded), batch), call(saved, batch))
         train(loaded, batch)
 
 
@@ -191,18 +191,20 @@ def test_a_keras_file_gives_the_same_model(name: str, finalized: bool, tmp_path:
 @pytest.mark.parametrize("finalized", [False, True], ids=["trainable", "deployed"])
 def test_save_and_load_give_the_same_model(name: str, finalized: bool, tmp_path: Path) -> None:
     model, qmodel, batch = trained(name)
-    saved = trainable_tfkeras.finalize(qmodel) if finalized else qmodel
-    trainable_tfkeras.save(saved, tmp_path / "model.trainable")
-    loaded = trainable_tfkeras.load(tmp_path / "model.trainable", MODELS[name][0]() if name != "functional" else model)
+    saved = trainable_keras.keras2.finalize(qmodel) if finalized else qmodel
+    trainable_keras.keras2.save(saved, tmp_path / "model.trainable")
+    loaded = trainable_keras.keras2.load(
+        tmp_path / "model.trainable", MODELS[name][0]() if name != "functional" else model
+    )
     assert_equal(call(loaded, batch), call(saved, batch))
-    assert trainable_tfkeras.describe(loaded).finalized is finalized
+    assert trainable_keras.keras2.describe(loaded).finalized is finalized
 
 
 @every_model
 def test_training_resumes_bit_for_bit(name: str, tmp_path: Path) -> None:
     model, qmodel, batch = trained(name)
-    trainable_tfkeras.save(qmodel, tmp_path / "model.trainable")
-    loaded = trainable_tfkeras.load(tmp_path / "model.trainable", model)
+    trainable_keras.keras2.save(qmodel, tmp_path / "model.trainable")
+    loaded = trainable_keras.keras2.load(tmp_path / "model.trainable", model)
     for each in (qmodel, loaded):
         tf.keras.utils.set_random_seed(2)
         train(each, batch)
@@ -220,20 +222,20 @@ def test_a_clone_takes_the_weights() -> None:
 
 
 def tensors_of(qmodel: tf.keras.Model) -> list[str]:
-    return [f"{row.layer}: {row.tensor}" for row in trainable_tfkeras.describe(qmodel).rows]
+    return [f"{row.layer}: {row.tensor}" for row in trainable_keras.keras2.describe(qmodel).rows]
 
 
 def test_layers_have_full_names_with_dots() -> None:
-    assert tensors_of(trainable_tfkeras.wrap(made("functional")[0], LSQ)) == [
+    assert tensors_of(trainable_keras.keras2.wrap(made("functional")[0], LSQ)) == [
         f"{layer}: {what}" for layer in ("shared", "inner.conv", "head", "score") for what in ("kernel", "inputs")
     ]
-    assert tensors_of(trainable_tfkeras.wrap(made("subclassed")[0], LSQ)) == [
+    assert tensors_of(trainable_keras.keras2.wrap(made("subclassed")[0], LSQ)) == [
         f"{layer}: {what}" for layer in ("stem", "blocks.0", "blocks.1", "tail.dense") for what in ("kernel", "inputs")
     ]
 
 
 def test_outputs_are_quantized_behind_activations_and_operations() -> None:
-    found = tensors_of(trainable_tfkeras.wrap(made("functional")[0], outputs_recipe()))
+    found = tensors_of(trainable_keras.keras2.wrap(made("functional")[0], outputs_recipe()))
     layers = [each.removesuffix(": output") for each in found if each.endswith(": output")]
     assert len(layers) == 7
     assert {"shared", "inner.conv", "pool", "head", "score"} < set(layers)
@@ -245,28 +247,30 @@ def test_a_rule_reaches_functional_operations() -> None:
     add = {"match": {"op": "add"}, "activations": {"method": "UNIFORM", "n_bits": 8, "training_method": "LSQ"}}
     model, batch = made("functional")
     recipe = {**LSQ, "activations": None, "rules": [add]}
-    qmodel = trainable_tfkeras.calibrate(trainable_tfkeras.wrap(model, recipe), batches(batch))
+    qmodel = trainable_keras.keras2.calibrate(trainable_keras.keras2.wrap(model, recipe), batches(batch))
     added = [each for each in tensors_of(qmodel) if "input" in each]
     assert len(added) == 2
-    assert_equal(call(trainable_tfkeras.finalize(qmodel), batch), call(qmodel, batch))
+    assert_equal(call(trainable_keras.keras2.finalize(qmodel), batch), call(qmodel, batch))
 
 
 def test_lists_of_inputs_are_quantized_one_by_one() -> None:
     first, second = tf.keras.Input((3,)), tf.keras.Input((3,))
     model = tf.keras.Model([first, second], kl.Add(name="add")([kl.Dense(3)(first), kl.Dense(3)(second)]))
     add = {"match": {"op": "add"}, "activations": {"method": "UNIFORM", "n_bits": 2, "training_method": "LSQ"}}
-    qmodel = trainable_tfkeras.wrap(model, {**LSQ, "rules": [add]})
+    qmodel = trainable_keras.keras2.wrap(model, {**LSQ, "rules": [add]})
     assert [each for each in tensors_of(qmodel) if each.startswith("add")] == ["add: inputs.0", "add: inputs.1"]
     batch = [values(8, 3), values(8, 3)]
-    trainable_tfkeras.calibrate(qmodel, batches(batch))
-    assert_equal(call(trainable_tfkeras.finalize(qmodel), batch), call(qmodel, batch))
+    trainable_keras.keras2.calibrate(qmodel, batches(batch))
+    assert_equal(call(trainable_keras.keras2.finalize(qmodel), batch), call(qmodel, batch))
 
 
 def test_batch_norm_is_folded_into_what_comes_before() -> None:
     model, batch = made("sequential")
-    qmodel = trainable_tfkeras.wrap(model, {**LSQ, "activations": None, "weights": {**LSQ["weights"], "n_bits": 16}})
-    trainable_tfkeras.calibrate(qmodel)
-    assert trainable_tfkeras.describe(qmodel).folded == {"norm": "conv"}
+    qmodel = trainable_keras.keras2.wrap(
+        model, {**LSQ, "activations": None, "weights": {**LSQ["weights"], "n_bits": 16}}
+    )
+    trainable_keras.keras2.calibrate(qmodel)
+    assert trainable_keras.keras2.describe(qmodel).folded == {"norm": "conv"}
     # 16 bits: a weight is off by half a step of its channel's range, 2**-16 of it; 18 and 64 products are summed, and
     # the conv's error goes through the head; values here are below 8
     bound = 8 * (18 + 64) * 2.0**-15
@@ -278,13 +282,13 @@ def test_batch_norm_is_folded_into_what_comes_before() -> None:
 
 def test_what_is_no_model_is_refused() -> None:
     with pytest.raises(ModelError, match=r"must be a tf\.keras\.Model"):
-        trainable_tfkeras.wrap(3, LSQ)
+        trainable_keras.keras2.wrap(3, LSQ)
 
 
 def test_a_keras_3_model_is_refused_with_what_to_do() -> None:
     keras = pytest.importorskip("keras", minversion="3.0", reason="needs Keras 3 beside tf-keras")
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
-    for verb in (lambda: trainable_tfkeras.wrap(model, LSQ), lambda: trainable_tfkeras.describe(model)):
+    for verb in (lambda: trainable_keras.keras2.wrap(model, LSQ), lambda: trainable_keras.keras2.describe(model)):
         with pytest.raises(ModelError, match="Keras 3 object") as caught:
             verb()
         assert "pip install trainable-keras" in str(caught.value)
@@ -292,20 +296,20 @@ def test_a_keras_3_model_is_refused_with_what_to_do() -> None:
 
 
 def test_a_wrapped_model_is_not_wrapped_again() -> None:
-    qmodel = trainable_tfkeras.wrap(made("sequential")[0], LSQ)
+    qmodel = trainable_keras.keras2.wrap(made("sequential")[0], LSQ)
     with pytest.raises(QuantizerStateError, match="wrapped already"):
-        trainable_tfkeras.wrap(qmodel, LSQ)
+        trainable_keras.keras2.wrap(qmodel, LSQ)
 
 
 def test_a_float_model_is_refused_by_the_other_verbs() -> None:
     model, batch = made("sequential")
     for verb in (
-        lambda: trainable_tfkeras.calibrate(model, batches(batch)),
-        lambda: trainable_tfkeras.finalize(model),
-        lambda: trainable_tfkeras.describe(model),
-        lambda: trainable_tfkeras.parameter_groups(model),
+        lambda: trainable_keras.keras2.calibrate(model, batches(batch)),
+        lambda: trainable_keras.keras2.finalize(model),
+        lambda: trainable_keras.keras2.describe(model),
+        lambda: trainable_keras.keras2.parameter_groups(model),
     ):
-        with pytest.raises(ModelError, match=r"was not made by trainable_tfkeras\.wrap"):
+        with pytest.raises(ModelError, match=r"was not made by trainable_keras.keras2\.wrap"):
             verb()
 
 
@@ -320,11 +324,11 @@ def test_a_layer_that_cannot_be_made_again_is_named() -> None:
 
     model = tf.keras.Sequential([tf.keras.Input((3,)), Opaque(lambda x: x), kl.Dense(2)])
     with pytest.raises(ModelError, match="opaque"):
-        trainable_tfkeras.wrap(model, LSQ)
+        trainable_keras.keras2.wrap(model, LSQ)
 
 
 def test_a_rule_that_matches_nothing_lists_the_layers() -> None:
     rule = {"match": {"name": "stemm"}, "skip": True}
     with pytest.raises(RuleError) as caught:
-        trainable_tfkeras.wrap(made("sequential")[0], {**LSQ, "rules": [rule]})
+        trainable_keras.keras2.wrap(made("sequential")[0], {**LSQ, "rules": [rule]})
     assert "conv" in caught.value.layers

@@ -23,12 +23,12 @@ def main(path: str, index: str, *ports: str) -> None:
 
     strategy: Any = tf.distribute.MultiWorkerMirroredStrategy() if ports else None  # before anything else of TensorFlow
 
-    import trainable_tfkeras
+    import trainable_keras.keras2
     from tests.tfkeras.models import LSQ, output, small, values
 
     x, target = values(16, 6, 6, 2), np.ones((16, 3), np.float32)
     with strategy.scope() if ports else nullcontext():
-        qmodel = trainable_tfkeras.calibrate(trainable_tfkeras.wrap(small(), LSQ), [x])
+        qmodel = trainable_keras.keras2.calibrate(trainable_keras.keras2.wrap(small(), LSQ), [x])
         qmodel.compile(tf.keras.optimizers.SGD(0.5), "mse")
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
@@ -37,7 +37,7 @@ def main(path: str, index: str, *ports: str) -> None:
     for when in ("start", "end", "later"):
         found |= {f"{when} {index}": each.numpy() for index, each in enumerate(qmodel.weights)}
         qmodel.fit(batches, epochs=1, verbose=0)
-    deployed = trainable_tfkeras.finalize(qmodel)
+    deployed = trainable_keras.keras2.finalize(qmodel)
     np.savez(path, **found, same=np.array_equal(output(deployed, x), output(qmodel, x)))
 
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 from mct_quantizers import QuantizationMethod, QuantizationTarget, mark_quantizer
 
-from trainable_core import registry
 from trainable_core.cli import main
 from trainable_core.conformance import ConformanceError, check_quantizer, conformance_checks, replay, subjects
 from trainable_core.conformance.template import write_plugin
 from trainable_core.errors import UnsupportedConfigError
+from trainable_core.registry import registry
 from trainable_torch.quantizers import SteWeightsQuantizer
 
 ROOT = Path(__file__).parents[2]

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812 - the name everyone reads
 
 from tests.torch.models import images, network, ready, recipe, spec, vectors, weights_only
-from trainable_core.description import Description, DescriptionRow
+from trainable_core.backend.description import Description, DescriptionRow
 from trainable_core.errors import ModelError
 from trainable_torch import calibrate, describe, finalize, freeze_quant_params, wrap
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainable_core.checks import MAX_THRESHOLD
+from trainable_core.validation import MAX_THRESHOLD
 from trainable_torch import kernels, layout, native
 from trainable_torch.grid import SymmetricScale, UniformGrid
 from trainable_torch.scalars import Numbers

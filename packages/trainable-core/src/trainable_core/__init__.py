@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from trainable_core.errors import TrainableError
     from trainable_core.hookspecs import Backend, hookimpl
     from trainable_core.quantizer import BaseTrainableQuantizer
-    from trainable_core.recipe import QuantizationRecipe
-    from trainable_core.registry import get_trainable_quantizer_class, list_quantizers
+    from trainable_core.recipe.document import QuantizationRecipe
+    from trainable_core.registry.registry import get_trainable_quantizer_class, list_quantizers
     from trainable_core.schedule import LinearAnnealingScheduler
 
 __version__ = "0.1.0"
@@ -61,8 +61,8 @@ __getattr__, __dir__ = lazy_names(
         "errors": ["TrainableError"],
         "hookspecs": ["Backend", "hookimpl"],
         "quantizer": ["BaseTrainableQuantizer"],
-        "recipe": ["QuantizationRecipe"],
-        "registry": ["get_trainable_quantizer_class", "list_quantizers"],
+        "recipe.document": ["QuantizationRecipe"],
+        "registry.registry": ["get_trainable_quantizer_class", "list_quantizers"],
         "schedule": ["LinearAnnealingScheduler"],
     },
 )

@@ -20,9 +20,9 @@ from pydantic import (
     model_validator,
 )
 
-from trainable_core.checks import MAX_THRESHOLD, check_params, check_widths, plain
 from trainable_core.constants import MIN_THRESHOLD, SIGNED
 from trainable_core.enums import QuantizationMethod, QuantizationTarget
+from trainable_core.validation import MAX_THRESHOLD, check_params, check_widths, plain
 
 SCHEMA_VERSION = 1
 

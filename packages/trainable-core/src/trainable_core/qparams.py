@@ -28,11 +28,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from trainable_core.checks import MAX_THRESHOLD, check_params
 from trainable_core.config import TrainableQuantizerConfig
 from trainable_core.constants import RANGE_MAX, RANGE_MIN, SIGNED, THRESHOLD
 from trainable_core.enums import LUT_METHODS, QuantizationMethod
 from trainable_core.errors import ShapeMismatchError, UnsupportedConfigError
+from trainable_core.validation import MAX_THRESHOLD, check_params
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]

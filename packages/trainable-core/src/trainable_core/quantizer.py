@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainable_core import qparams
-from trainable_core.checks import check_params, plain
 from trainable_core.config import TrainableQuantizerActivationConfig, TrainableQuantizerWeightsConfig
 from trainable_core.constants import SIGNED
+from trainable_core.documents.quantizer import read_document
 from trainable_core.enums import QuantizationMethod, QuantizationTarget, VariableGroup
 from trainable_core.errors import (
     QuantizerStateError,
@@ -21,8 +21,8 @@ from trainable_core.errors import (
     UnsupportedConfigError,
     nearest,
 )
-from trainable_core.key import identifier_text, keys_of
-from trainable_core.quantizer_document import read_document
+from trainable_core.registry.key import identifier_text, keys_of
+from trainable_core.validation import check_params, plain
 
 Config = TrainableQuantizerWeightsConfig | TrainableQuantizerActivationConfig
 Q = TypeVar("Q", bound="BaseTrainableQuantizer")

@@ -11,8 +11,8 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from trainable_core.checks import plain
 from trainable_core.errors import UnsupportedConfigError, nearest
+from trainable_core.validation import plain
 
 
 def _number(subject: str, field: str, value: object) -> float:

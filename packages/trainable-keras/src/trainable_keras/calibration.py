@@ -1,75 +1,114 @@
-"""From seen values to thresholds: one pass over the batches, then all quantizers at once."""
+"""The framework-free part of a Keras backend's `calibrate`: what is seen where, then thresholds all at once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-from keras import ops
-from tqdm.auto import tqdm
+import numpy as np
+from numpy.typing import NDArray
 
-from trainable_core.calibrating import check_batches, inputs_of
-from trainable_core.keras_calibration import Observers, calibrate_layers, observe_batches
-from trainable_core.keras_parts import KerasHolder
-from trainable_keras.engine import to_numpy
-from trainable_keras.tracing import layers_within
-from trainable_keras.training import forget_functions
-from trainable_keras.wrapping import state_of
+from trainable_core.calibration import Observer
+from trainable_core.calibration.batches import feed, waiting_quantizers
+from trainable_core.calibration.quantizers import Params, activation_params, set_all, weights_params
+from trainable_core.errors import QuantizerStateError
+from trainable_core.quantizer import BaseTrainableQuantizer
+from trainable_core.recipe.plan import WrappedState
+from trainable_keras.parts import KerasHolder, KerasWrapper
+
+Observers = Mapping[int, Observer]
+"""Observers by the ``id`` of their holder."""
 
 
-def calibrate(
-    qmodel: Any,
-    batches: Iterable[Any] | None = None,
+def calibrate_layers(
+    model: str,
+    state: WrappedState,
+    layers: Sequence[Any],
+    observe: Callable[[list[KerasHolder]], Observers],
+    to_numpy: Callable[[Any], NDArray[Any]],
     *,
-    forward: Callable[[Any, Any], Any] | None = None,
-    force: bool = False,
-    progress: bool | None = None,
-) -> Any:
-    """Set the thresholds of a wrapped model from its weights and from what its activations look like.
+    force: bool,
+) -> None:
+    """Set the thresholds of a wrapped model's quantizers: of all that wait for them, or, when one can't, of none.
 
     Parameters
     ----------
-    qmodel : keras.Model
-        What `wrap` returned; changed in place, and only when everything went well.
-    batches : iterable, optional
-        What the model is called with; needed when activations are quantized. Of a tuple or list only the first item is
-        passed (a dataset's inputs without its labels), anything else as it is; a mapping too, for models with named
-        inputs.
-    forward : callable, optional
-        ``forward(qmodel, batch)`` instead, when batches need another call.
+    model : str
+        What the model is called in errors.
+    state : WrappedState
+        What it knows of itself.
+    layers : sequence of layer
+        Its layers.
+    observe : callable
+        Shows batches to the holders it is given and returns what they saw; called only when some wait.
+    to_numpy : callable
+        Gives the value of a variable.
     force : bool
-        Overwrite thresholds that are already set, trained ones included.
-    progress : bool, optional
-        Whether to show a progress bar; by default when a terminal is there.
-
-    Returns
-    -------
-    keras.Model
-        `qmodel`.
+        Whether quantizers that have their numbers get new ones.
 
     Raises
     ------
     QuantizerStateError
-        When every quantizer has its numbers and `force` is false, or when the model is finalized.
+        When the model is finalized, or every quantizer has its numbers and `force` is false.
     CalibrationError
-        When there are no batches, a quantized tensor was never seen, or values are not finite.
-
-    Notes
-    -----
-    Activations are seen in inference mode, with float weights. Quantizers that already have numbers (from a config, or
-    from a former calibration) keep them unless forced.
+        When a tensor was never seen, or values are not finite.
     """
-    state, layers = state_of(qmodel), layers_within(qmodel)
+    if state.finalized:
+        raise QuantizerStateError(model, "it is finalized; its quantizers don't change any more")
+    quantizers = [layer for layer in layers if isinstance(layer, BaseTrainableQuantizer)]
+    waiting = waiting_quantizers(quantizers, model, force=force)
+    spec = state.recipe.calibration
+    new: list[tuple[BaseTrainableQuantizer, Params]] = []
+    holders = [layer for layer in layers if isinstance(layer, KerasHolder) and id(layer.trainable_quantizer) in waiting]
+    if holders:
+        observers = observe(holders)
+        for holder in holders:
+            quantizer = holder.activation_holder_quantizer
+            new.append((quantizer, activation_params(quantizer, observers[id(holder)], spec)))
+    for wrapper in layers:
+        if isinstance(wrapper, KerasWrapper):
+            for _, weight, quantizer in wrapper.get_weights_vars():
+                if id(quantizer) in waiting:
+                    new.append((quantizer, weights_params(quantizer, to_numpy(weight).astype(np.float32), spec)))
+    set_all(new)
 
-    def observe(holders: list[KerasHolder]) -> Observers:
-        check_batches(batches, forward, len(holders), single=ops.is_tensor(batches) or hasattr(batches, "__array__"))
-        shown = tqdm(batches, desc="calibrate", disable=None if progress is None else not progress, leave=False)
-        return observe_batches(layers, holders, shown, lambda batch: (forward or _call)(qmodel, batch))
 
-    calibrate_layers(type(qmodel).__name__, state, layers, observe, to_numpy, force=force)
-    forget_functions(qmodel)
-    return qmodel
+def observe_batches(
+    layers: Sequence[Any], holders: Sequence[KerasHolder], batches: Iterable[Any], call: Callable[[Any], Any]
+) -> dict[int, Observer]:
+    """Return what holders saw of batches.
+
+    Parameters
+    ----------
+    layers : sequence of layer
+        The model's.
+    holders : sequence of KerasHolder
+        Those to watch.
+    batches : iterable
+        What `call` is called with, one by one.
+    call : callable
+        Calls the model.
+    """
+    observers = {id(holder): Observer() for holder in holders}
+    with observing(layers, observers):
+        feed(batches, call)
+    return observers
 
 
-def _call(model: Any, batch: Any) -> Any:
-    return model(inputs_of(batch), training=False)
+@contextmanager
+def observing(layers: Sequence[Any], observers: Observers) -> Iterator[None]:
+    """Let holders see and pass on what comes, with float weights; everything is put back afterwards."""
+    wrappers = [layer for layer in layers if isinstance(layer, KerasWrapper)]
+    holders = [layer for layer in layers if isinstance(layer, KerasHolder)]
+    try:
+        for wrapper in wrappers:
+            wrapper.keep(quantizes_weights=False)
+        for holder in holders:
+            holder.keep(observer=observers.get(id(holder), Observer()))
+        yield
+    finally:
+        for holder in holders:
+            holder.keep(observer=None)
+        for wrapper in wrappers:
+            wrapper.keep(quantizes_weights=True)

@@ -1,142 +1,188 @@
-"""Copies a model layer by layer, with other layers in the place of some; the given model is left untouched.
-
-Graphs (functional and Sequential models) are run through anew; every other layer is made again from its own config, and
-the layers it holds as attributes are put in. Values of all variables are copied.
-"""
+"""Copies a Keras model layer by layer, with other layers in the place of some; neither Keras is imported here."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-import keras
-import numpy as np
+from trainable_core.errors import ModelError, TrainableError
 
-from trainable_core import keras_copying
-from trainable_core.keras_copying import ModelCopier, attributes, check_same_shapes, join, layers_in, made_again
-from trainable_keras.engine import to_numpy
-from trainable_keras.layers import is_layer, kind_of
-from trainable_keras.tracing import direct_layers, is_graph
+Replace = Callable[[Any, str], Any | None]
+"""Given a layer and its name, returns what comes in its place, or None for a plain copy."""
 
-_GIVEN_AFTER = {"dtype", "name", "trainable"}
-"""What Keras adds to every layer's config, whether the constructor takes it or not."""
+CallOperation = Callable[[Any, str, tuple[Any, ...], dict[str, Any]], Any]
+"""``call(operation, name, args, kwargs)`` calls a functional operation at its place in a copied graph."""
 
-
-def children(layer: Any) -> Iterator[tuple[str, Any]]:
-    """Yield (name, layer) of the layers that a layer holds in attributes; names lead into lists and dictionaries."""
-    return keras_copying.children(layer, direct_layers(layer))
+_ACCOUNTS = ("_self_", "_obj_reference")
+"""Beginnings of the attributes that Keras and TensorFlow keep their own account in."""
 
 
-def own_variables(layer: Any) -> list[Any]:
-    """Return a layer's variables without those of the layers it holds."""
-    return keras_copying.own_variables(layer, direct_layers(layer))
+def join(prefix: str, name: str) -> str:
+    """Return a layer's full name.
+
+    Examples
+    --------
+    >>> join("", "stem"), join("stem", "conv")
+    ('stem', 'stem.conv')
+    """
+    return f"{prefix}.{name}" if prefix else name
 
 
-class Copier(ModelCopier):
-    """Copies one Keras 3 model; see core's class."""
+def attributes(layer: Any) -> list[tuple[str, Any]]:
+    """Return a layer's attributes without those of Keras's and TensorFlow's own account."""
+    return [
+        (name, value) for name, value in vars(layer).items() if name != "_layers" and not name.startswith(_ACCOUNTS)
+    ]
 
+
+def layers_in(value: Any, name: str, held: Collection[int]) -> Iterator[tuple[str, Any]]:
+    """Yield (name, layer) of the layers in an attribute's value; names lead into lists and dictionaries.
+
+    Parameters
+    ----------
+    value : object
+        The attribute's value.
+    name : str
+        The attribute's name.
+    held : collection of int
+        ``id`` of each layer that counts.
+    """
+    if id(value) in held:
+        yield name, value
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            yield from layers_in(item, f"{name}.{index}", held)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from layers_in(item, f"{name}.{key}", held)
+
+
+def children(layer: Any, direct: Iterable[Any]) -> Iterator[tuple[str, Any]]:
+    """Yield (name, layer) of the layers that a layer holds in attributes.
+
+    Parameters
+    ----------
+    layer : layer
+        The layer.
+    direct : iterable of layer
+        Those that Keras knows it holds itself.
+    """
+    held = {id(each) for each in direct}
+    for attribute, value in attributes(layer):
+        yield from layers_in(value, attribute, held)
+
+
+def own_variables(layer: Any, direct: Iterable[Any]) -> list[Any]:
+    """Return a layer's variables without those of the layers it holds itself."""
+    inside = {id(variable) for each in direct for variable in each.variables}
+    return [variable for variable in layer.variables if id(variable) not in inside]
+
+
+def check_same_shapes(old: Sequence[Any], new: Sequence[Any], name: str, layer: Any) -> None:
+    """Raise ModelError when a layer that was made again has other variables than the one it was made from."""
+    shapes = [[tuple(variable.shape) for variable in variables] for variables in (old, new)]
+    if shapes[0] != shapes[1]:
+        raise ModelError(
+            f"layer {name or layer.name!r} ({type(layer).__name__}) can't be copied: made again from its config it "
+            f"has variables of shapes {shapes[1]}, not {shapes[0]}",
+            "create its variables and layers in __init__ or build, from what get_config returns.",
+        )
+
+
+@contextmanager
+def made_again(layer: Any, name: str) -> Iterator[None]:
+    """Raise ModelError, which names the layer, for whatever Keras raises while it makes a layer from its config."""
+    try:
+        yield
+    except TrainableError:
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"layer {name or layer.name!r} ({type(layer).__name__}) can't be copied: {error}",
+            "give its class a get_config that from_config can read.",
+        ) from error
+
+
+class ModelCopier(ABC):
+    """Copies one model: graphs are run through anew, every other layer is made again, with the layers it holds put in.
+
+    Parameters
+    ----------
+    replace : callable
+        What comes in the place of which layer.
+    call_operation : callable, optional
+        How functional operations are called; by default as they are.
+    """
+
+    def __init__(self, replace: Replace, call_operation: CallOperation | None = None) -> None:
+        self.replace = replace
+        self.call_operation = call_operation
+        self._copies: dict[int, Any] = {}
+
+    @abstractmethod
     def is_graph(self, layer: Any) -> bool:
         """Return whether a layer is a model that can be run through as a graph."""
-        return is_graph(layer)
 
+    @abstractmethod
     def holds_layers(self, layer: Any) -> bool:
         """Return whether a layer is of no known kind and holds others in attributes."""
-        return kind_of(layer) is None and any(True for _ in children(layer))
 
-    def copy_plain(self, layer: Any, name: str) -> Any:
-        """Return a layer made again from its config, with the same weights."""
-        return plain_copy(layer, name)
-
+    @abstractmethod
     def copy_graph(self, model: Any, prefix: str) -> Any:
         """Return a copy of a graph, its layers copied by `copy`."""
-        names: dict[int, str] = {}
 
-        def clone(operation: Any) -> Any:
-            if is_layer(operation):
-                return self.copy(operation, join(prefix, operation.name))
-            made = type(operation).from_config(operation.get_config())
-            names[id(made)] = join(prefix, operation.name)
-            return made
-
-        def call(operation: Any, *args: Any, **kwargs: Any) -> Any:
-            if self.call_operation is None or is_layer(operation):
-                return operation(*args, **kwargs)
-            return self.call_operation(operation, names[id(operation)], args, kwargs)
-
-        compiled, model.compiled = model.compiled, False  # a copy is compiled by whoever trains it
-        try:
-            functional = {} if isinstance(model, keras.Sequential) else {"call_function": call}
-            copied = keras.models.clone_model(model, clone_function=clone, **functional)
-        finally:
-            model.compiled = compiled
-        copied.trainable = copied.trainable and model.trainable
-        return copied
-
+    @abstractmethod
     def copy_holding(self, layer: Any, prefix: str) -> Any:
         """Return a copy of a layer with copies of the layers it holds."""
-        copied = _made_again(layer, prefix)
-        tracker = copied._tracker  # noqa: SLF001 - there is no public way to replace a layer of a built one
-        locked = tracker.locked
-        tracker.unlock()
-        for old in direct_layers(copied):
-            tracker.untrack(old)
-        held = {id(each) for each in direct_layers(layer)}
-        for attribute, value in attributes(layer):
-            if any(True for _ in layers_in(value, attribute, held)):
-                setattr(copied, attribute, self.copied_value(value, join(prefix, attribute), held))
-        copied.built = layer.built
-        if locked:
-            tracker.lock()
-        _copy_values(own_variables(layer), own_variables(copied), prefix, layer)
-        return copied
 
+    @abstractmethod
+    def copy_plain(self, layer: Any, name: str) -> Any:
+        """Return a layer made again from its config, with the same weights."""
 
-def plain_copy(layer: Any, name: str, **changes: Any) -> Any:
-    """Return a layer made again from its config, with other values for some of it, built, with the same weights.
+    def copy(self, layer: Any, name: str = "") -> Any:
+        """Return the copy of a layer; the same one each time it is met.
 
-    Weights are copied when nothing is changed.
+        Raises
+        ------
+        ModelError
+            When Keras can't make the layer again from its config; names the layer.
+        """
+        if id(layer) not in self._copies:
+            self._copies[id(layer)] = self._copy(layer, name)
+        return self._copies[id(layer)]
 
-    Raises
-    ------
-    ModelError
-        When Keras can't; names the layer.
-    """
-    copied = _made_again(layer, name, **changes)
-    if not changes:
-        _copy_values(layer.variables, copied.variables, name, layer)
-    return copied
+    def _copy(self, layer: Any, name: str) -> Any:
+        replaced = self.replace(layer, name)
+        if replaced is not None:
+            return replaced
+        if self.is_graph(layer):
+            try:
+                return self.copy_graph(layer, name)
+            except TrainableError:
+                raise
+            except Exception as error:
+                raise ModelError(f"model {name or layer.name!r} can't be copied: {error}") from error
+        return self.copy_holding(layer, name) if self.holds_layers(layer) else self.copy_plain(layer, name)
 
+    def copied_value(self, value: Any, name: str, held: Collection[int]) -> Any:
+        """Return an attribute's value with copies of the layers in it.
 
-def _made_again(layer: Any, name: str, **changes: Any) -> Any:
-    with made_again(layer, name):
-        if hasattr(type(layer), "around"):  # a wrapper; its layer's class need not be one that Keras can look up
-            copied = layer.around(_made_again(layer.layer, name))
-        else:
-            copied = _from_config(layer, {**layer.get_config(), **changes})
-        build_config = layer.get_build_config() if layer.built else None
-        if build_config and not copied.built:
-            copied.build_from_config(build_config)
-            copied.built = True
-    return copied
-
-
-def _from_config(layer: Any, config: dict[str, Any]) -> Any:
-    """Return a layer of the same class; one whose constructor takes no name, dtype or trainable is given them after."""
-    parameters = inspect.signature(type(layer).__init__).parameters
-    variadic = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-    foreign = set(config) - set(parameters)
-    if variadic or not foreign or foreign - _GIVEN_AFTER:
-        return type(layer).from_config(config)
-    made = type(layer).from_config({key: value for key, value in config.items() if key not in foreign})
-    made.name, made.trainable = layer.name, layer.trainable
-    if "dtype" in foreign:
-        made.dtype_policy = layer.dtype_policy
-    return made
-
-
-def _copy_values(old: list[Any], new: list[Any], name: str, layer: Any) -> None:
-    check_same_shapes(old, new, name, layer)
-    for source, target in zip(old, new, strict=True):
-        target.assign(np.array(to_numpy(source)))  # a copy: JAX would share the buffer, and training gives it away
-        target.trainable = source.trainable
+        Parameters
+        ----------
+        value : object
+            A layer, or lists, tuples and dictionaries of them and of anything else.
+        name : str
+            Full name of the attribute.
+        held : collection of int
+            ``id`` of each layer that is copied; others stay.
+        """
+        if id(value) in held:
+            return self.copy(value, name)
+        if isinstance(value, dict):
+            return {key: self.copied_value(item, f"{name}.{key}", held) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            items = [self.copied_value(item, f"{name}.{index}", held) for index, item in enumerate(value)]
+            return tuple(items) if isinstance(value, tuple) else items
+        return value

@@ -1,70 +1,259 @@
-"""Batch-norm folding: the statistics go into the layer before, so that what is quantized is what is deployed."""
+"""Which batch norms of a Keras model can be folded into the layer before them; neither Keras is imported here."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
-import keras
 from numpy.typing import NDArray
 
-from trainable_core import keras_folding
-from trainable_core.keras_folding import KERNELS, Folding, ModelView
-from trainable_keras.copying import children, own_variables, plain_copy
-from trainable_keras.engine import to_numpy
-from trainable_keras.layers import TYPES, is_layer, kind_of
-from trainable_keras.tracing import graph_of, layers_within
+from trainable_core.backend import folding
+from trainable_core.recipe.plan import LayerKind
+from trainable_keras.graph import Call, Graph
+from trainable_keras.layers import KINDS
+
+KERNELS: dict[str, tuple[str, tuple[int, ...]]] = {
+    "Dense": ("kernel", (-1,)),
+    **dict.fromkeys(("Conv1D", "Conv2D", "Conv3D"), ("kernel", (-1,))),
+    **dict.fromkeys(("DepthwiseConv1D", "DepthwiseConv2D"), ("kernel", (-2, -1))),
+    **dict.fromkeys(("SeparableConv1D", "SeparableConv2D"), ("pointwise_kernel", (-1,))),
+    **dict.fromkeys(("Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose"), ("kernel", (-2,))),
+}
+"""Kernel that takes a normalization over, and its axes of output channels, by class name."""
 
 
-@keras.saving.register_keras_serializable(package="trainable_keras")
-class FoldedBatchNormalization(keras.layers.Layer):  # type: ignore[misc] # keras is untyped
-    """What stands in the place of a batch norm whose work is done by the layer before: passes everything on."""
+class View(Protocol):
+    """What a Keras backend tells of its layers."""
 
-    def __init__(self, name: str | None = None, dtype: Any = None, trainable: bool = True) -> None:  # noqa: FBT001, FBT002 - Keras's words
-        super().__init__(name=name, dtype=dtype, trainable=trainable)
-        self.supports_masking = True
+    def graph(self, layer: Any) -> Graph | None:
+        """Return a model's graph, None for what has none."""
 
-    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:  # noqa: ARG002, FBT001 - as batch norm's
-        """Return the input."""
-        return inputs
+    def children(self, layer: Any) -> Iterable[tuple[str, Any]]:
+        """Return (name, layer) of the layers held in attributes."""
 
-    def compute_output_shape(self, input_shape: Any) -> Any:
-        """Return the input's own shape."""
-        return input_shape
+    def kind(self, layer: Any) -> LayerKind | None:
+        """Return how a layer is quantized, None when its type is unknown."""
 
-    def get_config(self) -> dict[str, Any]:
-        """Return name, dtype and whether the layer is trainable."""
-        config: dict[str, Any] = super().get_config()
-        return config
+    def is_layer(self, operation: Any) -> bool:
+        """Return whether it is a layer with variables of its own, not a functional operation."""
+
+    def is_batch_norm(self, layer: Any) -> bool:
+        """Return whether a layer is batch normalization."""
+
+    def stock(self, layer: Any) -> str:
+        """Return the class name of a layer of Keras's own, an empty string for a subclass."""
+
+    def is_linear(self, layer: Any) -> bool:
+        """Return whether nothing comes behind the layer's own bias."""
+
+    def shares_variables(self, layer: Any) -> bool:
+        """Return whether another layer has one of its variables too."""
 
 
-def passing(norm: Any) -> FoldedBatchNormalization:
-    """Return the layer that stands in the place of a folded batch norm."""
-    return FoldedBatchNormalization(name=norm.name, dtype=norm.dtype_policy)
+class ModelView:
+    """The `View` of one model that every Keras can give.
+
+    Parameters
+    ----------
+    keras : module
+        The framework: its layers and activations.
+    layers : iterable of layer
+        Every layer of the model.
+    variables_of : callable
+        The variables that a layer made itself.
+    graph, children, kind, is_layer, stock : callable
+        See `View`.
+    """
+
+    def __init__(
+        self,
+        keras: Any,
+        layers: Iterable[Any],
+        *,
+        variables_of: Callable[[Any], Sequence[Any]],
+        graph: Callable[[Any], Graph | None],
+        children: Callable[[Any], Iterable[tuple[str, Any]]],
+        kind: Callable[[Any], LayerKind | None],
+        is_layer: Callable[[Any], bool],
+        stock: Callable[[Any], str],
+    ) -> None:
+        self.graph, self.children, self.kind = graph, children, kind
+        self.is_layer, self.stock = is_layer, stock
+        self._keras = keras
+        self._owners: dict[int, int] = {}
+        for layer in layers:
+            for variable in {id(each) for each in variables_of(layer)}:
+                self._owners[variable] = self._owners.get(variable, 0) + 1
+
+    def is_batch_norm(self, layer: Any) -> bool:
+        """Return whether a layer is batch normalization."""
+        return isinstance(layer, self._keras.layers.BatchNormalization)
+
+    def is_linear(self, layer: Any) -> bool:
+        """Return whether nothing comes behind the layer's own bias."""
+        return getattr(layer, "activation", None) in {None, self._keras.activations.linear}
+
+    def shares_variables(self, layer: Any) -> bool:
+        """Return whether another layer has one of its variables too."""
+        return any(self._owners.get(id(variable), 0) > 1 for variable in layer.variables)
 
 
-def plan_folding(model: Any) -> Folding:
-    """Return which batch norms can be folded into the layer before them; see core's function."""
-    view = ModelView(
-        keras,
-        layers_within(model),
-        variables_of=own_variables,
-        graph=graph_of,
-        children=children,
-        kind=kind_of,
-        is_layer=is_layer,
-        stock=TYPES.stock,
+@dataclass
+class Folding:
+    """Which batch norms of a model go into which layers.
+
+    Parameters
+    ----------
+    norms : dict of int to layer
+        The batch norm to fold, by the ``id`` of the layer it goes into.
+    gone : set of int
+        ``id`` of each batch norm that is folded.
+    folded : dict of str to str
+        Layer name by the name of the batch norm folded into it.
+    kept : dict of str to str
+        Why, by the name of each batch norm that stays.
+    """
+
+    norms: dict[int, Any] = field(default_factory=dict)
+    gone: set[int] = field(default_factory=set)
+    folded: dict[str, str] = field(default_factory=dict)
+    kept: dict[str, str] = field(default_factory=dict)
+
+
+def plan_folding(model: Any, view: View) -> Folding:
+    """Return which batch norms can be folded into the convolution or dense layer before them.
+
+    Parameters
+    ----------
+    model : model
+        Only looked at.
+    view : View
+        The backend's.
+
+    Notes
+    -----
+    ``w' = w * gamma / sqrt(var + eps)`` along the output channels and ``b' = (b - mean) * gamma / sqrt(var + eps) +
+    beta``, computed in float64. In inference the model's function stays; in training batch statistics are no longer
+    used.
+    """
+    found = Folding()
+    uses: dict[int, int] = {}
+    _count(model, view, uses, set())
+    _look(model, "", found, view, uses)
+    return found
+
+
+def _count(layer: Any, view: View, uses: dict[int, int], done: set[int]) -> None:
+    """Count the places that each layer is called from, or held at where there is no graph."""
+    if id(layer) in done:
+        return
+    done.add(id(layer))
+    graph = view.graph(layer)
+    if graph is not None:
+        for call in graph.nodes:
+            uses[id(call.operation)] = uses.get(id(call.operation), 0) + 1
+        inside = [each for each in graph.operations if view.is_layer(each)]
+    elif view.kind(layer) is None:
+        inside = [child for _, child in view.children(layer)]
+        for child in inside:
+            uses[id(child)] = uses.get(id(child), 0) + 1
+    else:
+        inside = []
+    for each in inside:
+        _count(each, view, uses, done)
+
+
+def _look(layer: Any, prefix: str, found: Folding, view: View, uses: dict[int, int]) -> None:
+    graph = view.graph(layer)
+    if view.is_batch_norm(layer):
+        found.kept.setdefault(prefix or layer.name, "the layer before it is not known: this part has no graph")
+    elif graph is not None:
+        for operation in graph.operations:
+            name = f"{prefix}.{operation.name}" if prefix else operation.name
+            if not view.is_batch_norm(operation):
+                if view.is_layer(operation):
+                    _look(operation, name, found, view, uses)
+                continue
+            before, reason = _layer_before(graph, operation, view, uses)
+            if before is None:
+                found.kept[name] = reason
+                continue
+            found.norms[id(before)] = operation
+            found.gone.add(id(operation))
+            found.folded[name] = f"{prefix}.{before.name}" if prefix else before.name
+    elif view.kind(layer) is None:
+        for child_name, child in view.children(layer):
+            _look(child, f"{prefix}.{child_name}" if prefix else child_name, found, view, uses)
+
+
+def _layer_before(graph: Graph, norm: Any, view: View, uses: dict[int, int]) -> tuple[Any | None, str]:
+    """Return the layer that a batch norm can be folded into, or why there is none."""
+    call: Call = graph.calls(norm)[0]
+    source = graph.source(call)
+    if source is None or not view.is_layer(source.operation):
+        return None, "what comes before it is no layer"
+    layer = source.operation
+    name = view.stock(layer)
+    if name not in KERNELS:
+        return None, f"what comes before it is {type(layer).__name__}"
+    kind = view.kind(layer)
+    rank = len(source.outputs[0].shape)
+    axis = norm.axis[0] if isinstance(norm.axis, list | tuple) else norm.axis  # Keras 2 keeps a list
+    channels_axis = 1 if getattr(layer, "data_format", "") == "channels_first" else rank - 1
+    obstacles = [
+        (graph.only_user(source) is not call, "the layer before it has other users"),
+        (uses[id(layer)] > 1 or uses[id(norm)] > 1, "it or the layer before it is called more than once"),
+        (view.shares_variables(layer), "the layer before it shares its weights"),
+        (not view.is_linear(layer), "the layer before it has an activation"),
+        (
+            kind is None or len(kind.weights) != len(KINDS[name].weights),  # Keras 2 has another name for one
+            f"of the layer before it, {'' if kind is None else kind.unsupported}",
+        ),
+        (axis % rank != channels_axis, "its channels are not the layer's"),
+    ]
+    reason = next((reason for stands, reason in obstacles if stands), "")
+    return (None, reason) if reason else (layer, "")
+
+
+def folded_copy(
+    layer: Any,
+    norm: Any,
+    copied: Any,
+    attribute: str,
+    *,
+    to_numpy: Callable[[Any], NDArray[Any]],
+    assign: Callable[[Any, NDArray[Any]], None],
+) -> Any:
+    """Return the copy of a layer after it took over a batch norm's work.
+
+    Parameters
+    ----------
+    layer : layer
+        The layer, of a class in `KERNELS`; left as it is.
+    norm : layer
+        The batch norm.
+    copied : layer
+        A layer like `layer`, with a bias; its variables get their values here.
+    attribute : str
+        What the kernel is called.
+    to_numpy, assign : callable
+        Read a variable, and set one.
+    """
+    axes = KERNELS[type(layer).__name__][1]
+    gamma, beta = (None if each is None else to_numpy(each) for each in (norm.gamma, norm.beta))
+    gain, shift = folding.gain_and_shift(
+        to_numpy(norm.moving_mean), to_numpy(norm.moving_variance), norm.epsilon, gamma, beta
     )
-    return keras_folding.plan_folding(model, view)
-
-
-def folded_copy(layer: Any, norm: Any, name: str) -> Any:
-    """Return a copy of a layer that does its own work and a batch norm's."""
-    attribute, _ = KERNELS[type(layer).__name__]
-    copied = plain_copy(layer, name, use_bias=True)
-    return keras_folding.folded_copy(layer, norm, copied, attribute, to_numpy=to_numpy, assign=_assign)
-
-
-def _assign(variable: keras.Variable, value: NDArray[Any]) -> None:
-    dtype = keras.backend.standardize_dtype(variable.dtype)
-    # always a copy: JAX would share the buffer, and training gives it away
-    variable.assign(value.astype("float32" if dtype in {"float16", "bfloat16"} else dtype))
+    kernel = getattr(layer, attribute)
+    bias = layer.bias if layer.use_bias else None
+    folded = folding.fold(to_numpy(kernel), None if bias is None else to_numpy(bias), gain, shift, axes)
+    values = {id(getattr(copied, attribute)): folded[0], id(copied.bias): folded[1]}
+    others = [variable for variable in copied.variables if id(variable) not in values]
+    kept = [variable for variable in layer.variables if variable is not kernel and variable is not bias]
+    for source, target in zip(kept, others, strict=True):
+        assign(target, to_numpy(source))
+    for variable in copied.variables:
+        if id(variable) in values:
+            assign(variable, values[id(variable)])
+    return copied

@@ -1,67 +1,237 @@
-"""Which Keras layers are which op kind, and which of their weights can be quantized; the table is core's."""
+"""What Keras layers are, by class name: op kind, quantizable weights with their channel axes, tensor arguments.
+
+Keras 2 and Keras 3 are two frameworks with one vocabulary; both backends read this table, and neither is imported here.
+Keras keeps output channels last: ``HWIO`` where PyTorch has ``OIHW``. Dots in a weight's name lead into sublayers,
+negative axes count from the end, and an input whose name ends with `LIST` is a list of tensors.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-import keras
+from trainable_core.errors import ModelError, UnsupportedConfigError
+from trainable_core.recipe import plan
+from trainable_core.recipe.plan import LayerInfo, LayerKind, declared_kind
 
-from trainable_core import keras_layers
-from trainable_core.keras_layers import LayerTypes
-from trainable_core.plan import LayerInfo, LayerKind
-
-TYPES = LayerTypes(keras.layers)
-"""Keras's own layer types and those that were registered."""
+LIST = "[]"
+"""Mark of an input that is a list of tensors, such as that of Add."""
 
 
-def register_layer(
-    cls: type, op: str, weights: Mapping[str, int] | None = None, inputs: tuple[str, ...] = ("inputs",)
-) -> None:
-    """Tell how a layer type of your own is quantized.
+def _attention(inputs: tuple[str, ...]) -> LayerKind:
+    # (features, heads, size) and for the output (heads, size, features): the last axis is one of the outputs
+    kernels = [f"{part}_dense.kernel" for part in ("query", "key", "value", "output")]
+    return LayerKind("attention", dict.fromkeys(kernels, -1), inputs)
 
-    Parameters
-    ----------
-    cls : type
-        Layer type; subclasses are meant too.
-    op : str
-        Its op kind, one of `trainable_core.recipe.OPS`.
-    weights : mapping of str to int, optional
-        Axis of the output channels, by weight attribute.
-    inputs : tuple of str
-        Names of its tensor arguments, in positional order.
+
+_MERGING = (f"inputs{LIST}",)
+_RECURRENT = LayerKind("recurrent", {"cell.kernel": -1, "cell.recurrent_kernel": -1}, ("sequences",))
+
+KINDS: dict[str, LayerKind] = {
+    "Dense": LayerKind("linear", {"kernel": -1}),
+    "EinsumDense": LayerKind("linear", {"kernel": -1}),  # the axis depends on the equation: `einsum_channels_axis`
+    **dict.fromkeys(("Conv1D", "Conv2D", "Conv3D"), LayerKind("conv", {"kernel": -1})),
+    **dict.fromkeys(("DepthwiseConv1D", "DepthwiseConv2D"), LayerKind("depthwise_conv", {"kernel": -2})),
+    **dict.fromkeys(
+        ("SeparableConv1D", "SeparableConv2D"),
+        LayerKind("conv", {"depthwise_kernel": -2, "pointwise_kernel": -1}),
+    ),
+    **dict.fromkeys(
+        ("Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose"), LayerKind("conv_transpose", {"kernel": -2})
+    ),
+    "Embedding": LayerKind("embedding", {"embeddings": 0}),
+    "MultiHeadAttention": _attention(("query", "value", "key")),
+    **dict.fromkeys(("LSTM", "GRU", "SimpleRNN"), _RECURRENT),
+    **dict.fromkeys(
+        (
+            "BatchNormalization", "LayerNormalization", "GroupNormalization", "UnitNormalization",
+            "RMSNormalization", "SpectralNormalization",
+        ),
+        LayerKind("normalization"),
+    ),
+    **dict.fromkeys(
+        ("Activation", "ReLU", "LeakyReLU", "PReLU", "ELU", "Softmax", "ThresholdedReLU"), LayerKind("activation")
+    ),
+    **dict.fromkeys(
+        (
+            "AveragePooling1D", "AveragePooling2D", "AveragePooling3D", "GlobalAveragePooling1D",
+            "GlobalAveragePooling2D", "GlobalAveragePooling3D",
+        ),
+        LayerKind("pooling"),
+    ),
+    **dict.fromkeys(("Add", "Subtract", "Average"), LayerKind("add", inputs=_MERGING)),
+    "Multiply": LayerKind("mul", inputs=_MERGING),
+    "Concatenate": LayerKind("cat", inputs=_MERGING),
+    "Dot": LayerKind("matmul", inputs=_MERGING),
+}  # fmt: skip
+"""Kinds of Keras's own layers."""
+
+FUNCTIONS: dict[str, str] = {
+    **dict.fromkeys(("Add", "Subtract"), "add"),
+    "Multiply": "mul",
+    **dict.fromkeys(("Concatenate", "Stack"), "cat"),
+    **dict.fromkeys(("Matmul", "Einsum", "Dot", "Tensordot"), "matmul"),
+    **dict.fromkeys(
+        (
+            "Relu", "Relu6", "LeakyRelu", "Elu", "Gelu", "Silu", "Sigmoid", "Tanh", "HardSwish", "HardSilu",
+            "HardSigmoid", "HardTanh", "Softplus", "Softmax",
+        ),
+        "activation",
+    ),
+    **dict.fromkeys(("Mean", "AveragePool", "AdaptiveAveragePool"), "pooling"),
+}  # fmt: skip
+"""Op kinds of Keras 3's functional operations, by class name."""
+
+
+FUNCTIONS_OF_TENSORFLOW: dict[str, str] = {
+    **dict.fromkeys(("math.add", "math.subtract", "__operators__.add", "add_n"), "add"),
+    **dict.fromkeys(("math.multiply",), "mul"),
+    **dict.fromkeys(("concat", "stack"), "cat"),
+    **dict.fromkeys(("linalg.matmul", "einsum", "tensordot", "keras.backend.dot", "keras.backend.batch_dot"), "matmul"),
+    **dict.fromkeys(
+        (
+            "nn.relu", "nn.relu6", "nn.leaky_relu", "nn.elu", "nn.gelu", "nn.silu", "nn.swish", "nn.softmax",
+            "math.sigmoid", "math.tanh", "math.softplus", "nn.softplus", "nn.selu",
+        ),
+        "activation",
+    ),
+    **dict.fromkeys(("math.reduce_mean", "nn.avg_pool", "nn.avg_pool2d", "compat.v1.nn.avg_pool"), "pooling"),
+}  # fmt: skip
+"""Op kinds of TensorFlow's functions in a Keras 2 graph, by their exported name."""
+
+
+def einsum_channels_axis(equation: str) -> int:
+    """Return the kernel's axis of an einsum layer's output channels: the last kernel axis that is in the output.
 
     Raises
     ------
     UnsupportedConfigError
-        When the op kind is unknown, `cls` is no layer type, or an axis or a name is not one.
+        When the equation has not two operands, or no axis of the kernel is in the output.
+
+    Examples
+    --------
+    >>> einsum_channels_axis("ab,bc->ac"), einsum_channels_axis("abc,cde->abde"), einsum_channels_axis("...x,yx->...y")
+    (1, 2, 0)
     """
-    TYPES.register(cls, op, weights, inputs)
+    operands, _, output = equation.replace(" ", "").partition("->")
+    _, comma, kernel = operands.partition(",")
+    axes = [axis for axis, letter in enumerate(kernel) if letter in output and letter != "."]
+    if not comma or not axes:
+        raise UnsupportedConfigError(f"einsum {equation!r}", "no axis of its kernel is an axis of the output")
+    return axes[-1]
 
 
-def is_layer(operation: Any) -> bool:
-    """Return whether it is a layer, not a functional operation."""
-    return isinstance(operation, keras.layers.Layer)
+class LayerTypes:
+    """Which layer types of one Keras are quantized how: its own by the table, users' by what they registered.
 
+    Parameters
+    ----------
+    layers : module
+        Its ``keras.layers``.
+    """
 
-def kind_of(layer: Any) -> LayerKind | None:
-    """Return how a layer is quantized, or None when its type is unknown."""
-    kind = TYPES.kind_of(layer)
-    if kind is None or not kind.weights:
+    def __init__(self, layers: Any) -> None:
+        self._layers = layers
+        self._registered: dict[type, LayerKind] = {}
+
+    def register(self, cls: Any, op: str, weights: Mapping[str, int] | None, inputs: tuple[str, ...]) -> None:
+        """Note how a user's layer type is quantized; see the backend's ``register_layer``.
+
+        Raises
+        ------
+        UnsupportedConfigError
+            When `cls` is no layer type, the op kind is unknown, or an axis or a name is not one.
+        """
+        if not (isinstance(cls, type) and issubclass(cls, self._layers.Layer)):
+            raise UnsupportedConfigError("register_layer", f"{cls!r} is not a subclass of keras.layers.Layer")
+        self._registered[cls] = declared_kind(op, weights, inputs)
+
+    def stock(self, layer: Any) -> str:
+        """Return the class name of a layer of Keras's own, an empty string for a subclass."""
+        name = type(layer).__name__
+        return name if getattr(self._layers, name, None) is type(layer) else ""
+
+    def kind_of(self, layer: Any) -> LayerKind | None:
+        """Return how a layer is quantized, or None when its type is unknown."""
+        for cls in type(layer).__mro__:
+            kind = self._registered.get(cls)
+            if kind is None and getattr(self._layers, cls.__name__, None) is cls:
+                kind = KINDS.get(cls.__name__)
+            if kind is not None:
+                break
+        else:
+            return None
+        if isinstance(layer, self._layers.EinsumDense):
+            try:
+                axis = einsum_channels_axis(layer.equation)
+            except UnsupportedConfigError as error:
+                return replace(kind, weights={}, unsupported=error.problem)
+            return replace(kind, weights={"kernel": axis})
+        if kind.inputs and kind.inputs[0].endswith(LIST):
+            shapes = (layer.get_build_config() or {}).get("input_shape") or ()
+            name = kind.inputs[0].removesuffix(LIST)
+            return replace(kind, inputs=tuple(f"{name}.{index}" for index in range(len(shapes))))
         return kind
-    if getattr(layer, "quantization_mode", None):
-        return replace(kind, weights={}, unsupported=f"Keras has quantized it to {layer.quantization_mode} already")
-    if getattr(layer, "lora_enabled", False):
-        return replace(kind, weights={}, unsupported="its weight is computed from LoRA adapters; merge them first")
-    return kind
 
 
-def find_weight(layer: Any, attribute: str) -> keras.Variable | None:
-    """Return the variable that an attribute path of a layer leads to, None when it leads to none."""
-    return keras_layers.find_weight(layer, attribute, keras.Variable)
+def weight_path(layer: Any, attribute: str) -> list[tuple[Any, str]]:
+    """Return (owner, attribute) for each step of an attribute path: the last is the weight's owner and its name.
+
+    A sublayer that Keras keeps in a private attribute is found by its public name.
+    """
+    steps: list[tuple[Any, str]] = []
+    owner = layer
+    for part in attribute.split("."):
+        name = part if hasattr(owner, part) else f"_{part}"
+        steps.append((owner, name))
+        owner = getattr(owner, name, None)
+    return steps
 
 
-def layer_info(name: str, layer: Any, kind: LayerKind) -> LayerInfo:
-    """Return what core needs to know of a layer; see `trainable_core.keras_layers.layer_info`."""
-    return keras_layers.layer_info(name, layer, kind, find_weight)
+def find_weight(layer: Any, attribute: str, variable: type) -> Any | None:
+    """Return the variable that an attribute path of a layer leads to, None when it leads to none.
+
+    Parameters
+    ----------
+    layer : layer
+        The layer.
+    attribute : str
+        Dots lead into sublayers.
+    variable : type
+        Class of the framework's variables.
+    """
+    owner, name = weight_path(layer, attribute)[-1]
+    found = getattr(owner, name, None)
+    return found if isinstance(found, variable) else None
+
+
+def layer_info(name: str, layer: Any, kind: LayerKind, find: Callable[[Any, str], Any | None]) -> LayerInfo:
+    """Return what a recipe needs to know of a layer.
+
+    Parameters
+    ----------
+    name : str
+        The layer's full name.
+    layer : layer
+        The layer.
+    kind : LayerKind
+        How it is quantized.
+    find : callable
+        ``find(layer, attribute)`` returns the variable, None when there is none.
+
+    Raises
+    ------
+    ModelError
+        When the layer is not built, or has no weight of a registered name.
+    ShapeMismatchError
+        When a registered axis is not one of the weight's.
+    """
+    if kind.weights and not layer.built:
+        raise ModelError(f"layer {name!r} has no weights yet", "build the model, or call it once with an example.")
+
+    def shape_of(attribute: str) -> tuple[int, ...] | None:
+        weight = find(layer, attribute)
+        return None if weight is None else tuple(weight.shape)
+
+    return plan.layer_info(name, layer, kind, shape_of)

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, distributed, nn
 from tqdm.auto import tqdm
 
-from trainable_core.calibrating import check_batches, feed, inputs_of, waiting_quantizers
 from trainable_core.calibration import Observer
+from trainable_core.calibration.batches import check_batches, feed, inputs_of, waiting_quantizers
+from trainable_core.calibration.quantizers import Params, activation_params, set_all, weights_params
 from trainable_core.errors import CalibrationError, QuantizerStateError
-from trainable_core.thresholds import Params, activation_params, set_all, weights_params
 from trainable_torch.holder import ActivationQuantizationHolder
 from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer
 from trainable_torch.ranks import require_whole, world_size

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from trainable_core.description import Description, describe_quantizer
+from trainable_core.backend.description import Description, describe_quantizer
 from trainable_torch.holder import ActivationQuantizationHolder
 from trainable_torch.ranks import require_whole
 from trainable_torch.wrapper import QuantizationWrapper

@@ -10,15 +10,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from trainable_core import qparams, tensor_grid
-from trainable_core.checks import MAX_THRESHOLD
+from trainable_core import qparams
+from trainable_core.backend import grid as tensor_grid
 from trainable_core.enums import QuantizationMethod
+from trainable_core.validation import MAX_THRESHOLD
 from trainable_torch import kernels, native, scalars
 from trainable_torch.scalars import Numbers
 
 
 class Grid(tensor_grid.GridNumbers):
-    """The numbers a tensor is fake-quantized with; see `trainable_core.tensor_grid.GridNumbers`."""
+    """The numbers a tensor is fake-quantized with; see `trainable_core.backend.grid.GridNumbers`."""
 
     @property
     def ends(self) -> tuple[Tensor, Tensor] | tuple[int, int]:

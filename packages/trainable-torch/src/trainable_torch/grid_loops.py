@@ -14,7 +14,7 @@ import numba
 import numpy as np
 from numba import carray  # type: ignore[attr-defined] # numba says not what it exports
 
-from trainable_core.checks import MAX_THRESHOLD
+from trainable_core.validation import MAX_THRESHOLD
 
 MAX = np.float32(MAX_THRESHOLD)
 LIMIT = np.float32(MAX_THRESHOLD / 2)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from trainable_core.calibration import Observer
 from trainable_core.enums import QuantizationTarget
 from trainable_core.errors import CalibrationError
-from trainable_core.plan import require_quantizer
+from trainable_core.recipe.plan import require_quantizer
 from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer
 
 

@@ -21,11 +21,11 @@ import torch
 from mct_quantizers.pytorch import quantizers as mctq
 from torch import Tensor, nn
 
-from trainable_core.checks import MAX_THRESHOLD
+from trainable_core.backend.inferable import by_grid, target_and_method
 from trainable_core.constants import RANGE_MAX, RANGE_MIN, SIGNED, THRESHOLD
-from trainable_core.deployed import by_grid, target_and_method
 from trainable_core.enums import QuantizationMethod, QuantizationTarget
 from trainable_core.qparams import QParams, deployed_params
+from trainable_core.validation import MAX_THRESHOLD
 from trainable_torch import ops
 
 F32_TINY = torch.finfo(torch.float32).tiny  # the inverse of less may be infinite

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name everyone reads
 from torch.nn.utils import parametrize
 
-from trainable_core import plan
 from trainable_core.errors import ModelError, UnsupportedConfigError
-from trainable_core.plan import LayerInfo, LayerKind, declared_kind
+from trainable_core.recipe import plan
+from trainable_core.recipe.plan import LayerInfo, LayerKind, declared_kind
 
 
 def _kind(
@@ -85,7 +85,7 @@ def register_layer(
     cls : type
         Module type; subclasses are meant too.
     op : str
-        Its op kind, one of `trainable_core.recipe.OPS`.
+        Its op kind, one of `trainable_core.recipe.document.OPS`.
     weights : mapping of str to int, optional
         Axis of the output channels, by weight attribute.
     inputs : tuple of str

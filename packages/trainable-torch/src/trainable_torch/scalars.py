@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from trainable_core.checks import MAX_THRESHOLD
+from trainable_core.validation import MAX_THRESHOLD
 
 LIMIT = MAX_THRESHOLD / 2
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
-from trainable_core.variable_groups import variable_groups
+from trainable_core.backend.variable_groups import variable_groups
 from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer
 from trainable_torch.ranks import world_size
 from trainable_torch.wrapping import scheduled_quantizers, state_of

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from trainable_core.enums import QuantizationTarget
 from trainable_core.errors import UnsupportedConfigError
-from trainable_core.plan import require_quantizer
+from trainable_core.recipe.plan import require_quantizer
 from trainable_torch import cache, fused_layer
 from trainable_torch.holder import ActivationQuantizationHolder
 from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer

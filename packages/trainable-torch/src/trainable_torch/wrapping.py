@@ -12,8 +12,8 @@ import torch
 from torch import fx, nn
 
 from trainable_core.errors import ModelError, QuantizerStateError
-from trainable_core.plan import LayerInfo, LayerKind, LayerPlan, QuantizerPlan, WrappedState, build_quantizer
-from trainable_core.recipe import QuantizationRecipe
+from trainable_core.recipe.document import QuantizationRecipe
+from trainable_core.recipe.plan import LayerInfo, LayerKind, LayerPlan, QuantizerPlan, WrappedState, build_quantizer
 from trainable_torch.folding import fold_batch_norm
 from trainable_torch.holder import ActivationQuantizationHolder
 from trainable_torch.layers import kind_of, layer_info, leave_fused_paths

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainable_core.calibration.observer import Float64
-from trainable_core.checks import MAX_THRESHOLD
 from trainable_core.constants import RANGE_MAX, RANGE_MIN, THRESHOLD
 from trainable_core.enums import QuantizationMethod
 from trainable_core.qparams import (
@@ -21,6 +20,7 @@ from trainable_core.qparams import (
     lower_bound,
     power_of_two_ceil,
 )
+from trainable_core.validation import MAX_THRESHOLD
 
 NEAR, FAR = 1 / 32, 1 / 4
 """Spacing of the coarse candidates in octaves: down to 1/8 of the largest, and from there down to 2**-16."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from trainable_core.enums import QuantizationMethod, QuantizationTarget
-from trainable_core.rows import QuantizerRow
+from trainable_core.registry.rows import QuantizerRow
 
 GRIDS = tuple(sorted(QuantizationMethod, key=lambda method: method.value))
 COLUMNS = ("training method", "target", "granularity", *(method.name for method in GRIDS))

@@ -16,12 +16,12 @@ from hypothesis.strategies import DrawFn
 from numpy.typing import NDArray
 
 from trainable_core import qparams
-from trainable_core.checks import MAX_THRESHOLD
 from trainable_core.config import TrainableQuantizerActivationConfig, TrainableQuantizerWeightsConfig
 from trainable_core.conformance.case import Case, Config, Subject
 from trainable_core.constants import RANGE_MAX, RANGE_MIN, SIGNED, THRESHOLD
 from trainable_core.enums import QuantizationMethod
 from trainable_core.qparams import Float32, QParams
+from trainable_core.validation import MAX_THRESHOLD
 
 F32 = np.finfo(np.float32)
 

@@ -9,8 +9,8 @@ import torch
 from mct_quantizers import QuantizationTarget, mark_quantizer
 from torch import Tensor
 
+from trainable_core.backend.dqa_options import bit_cost, candidate_widths, schedule_end, temperature_schedule
 from trainable_core.config import TrainableQuantizerConfig
-from trainable_core.dqa_options import bit_cost, candidate_widths, schedule_end, temperature_schedule
 from trainable_core.enums import TrainingMethod, VariableGroup
 from trainable_core.errors import UnsupportedConfigError
 from trainable_torch import ops

@@ -1,0 +1,211 @@
+"""What `describe` returns, the same in every backend: rows of quantizers, and reasons for what was left out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from trainable_core.constants import SIGNED
+from trainable_core.enums import QuantizationTarget
+from trainable_core.errors import DocumentError, DocumentVersionError
+from trainable_core.quantizer import BaseTrainableQuantizer
+from trainable_core.recipe.plan import LayerInfo, QuantizerPlan
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class DescriptionRow:
+    """One quantizer of a model.
+
+    Parameters
+    ----------
+    layer : str
+        Name of the layer or functional operation.
+    op : str
+        Its framework-neutral kind.
+    tensor : str
+        Weight attribute, input or output.
+    target : str
+        ``Weights`` or ``Activation``.
+    training_method, method : str
+        How it learns; its grid.
+    n_bits : int
+        Width of the codes; of several candidates the selected one.
+    channels_axis : int or None
+        Channel axis when there is one threshold per channel.
+    params : mapping
+        The grid's numbers as in the configs; empty before calibration.
+    state : str
+        ``not calibrated``, ``trainable``, ``frozen``, ``switched off`` or ``deployed``.
+    quantizer : str
+        Class name.
+    """
+
+    layer: str
+    op: str
+    tensor: str
+    target: str
+    training_method: str
+    method: str
+    n_bits: int
+    channels_axis: int | None
+    params: Mapping[str, Any]
+    state: str
+    quantizer: str
+
+
+def describe_quantizer(layer: LayerInfo, tensor: str, plan: QuantizerPlan, quantizer: Any) -> DescriptionRow:
+    """Return the row of a trainable quantizer, or of an inferable one that shows ``params`` and ``num_bits``."""
+    config, state = plan.config, "deployed"
+    params: Mapping[str, Any] = {}
+    n_bits = config.n_bits
+    if not isinstance(quantizer, BaseTrainableQuantizer):
+        params, n_bits = quantizer.params, quantizer.num_bits
+    elif not config.enabled:
+        state = "switched off"
+    elif not quantizer.calibrated:
+        state = "not calibrated"
+    else:
+        state = "frozen" if quantizer.freeze_quant_params else "trainable"
+        current = quantizer.current_config()
+        params, n_bits = current.quantization_params, current.n_bits
+    if config.target is QuantizationTarget.Weights:
+        params = {key: value for key, value in params.items() if key != SIGNED}
+    return DescriptionRow(
+        layer=layer.name,
+        op=layer.op,
+        tensor=tensor,
+        target=str(config.target),
+        training_method=plan.training_method,
+        method=str(config.quantization_method),
+        n_bits=n_bits,
+        channels_axis=config.channels_axis,
+        params=params,
+        state=state,
+        quantizer=type(quantizer).__name__,
+    )
+
+
+@dataclass(frozen=True)
+class Description:
+    """What of a model is quantized and what is not.
+
+    Parameters
+    ----------
+    rows : tuple of DescriptionRow
+        In the model's order.
+    left_out : mapping of str to str
+        Why, by name.
+    folded : mapping of str to str
+        Layer by the name of the batch norm folded into it.
+    finalized : bool
+        Whether the quantizers are inferable.
+    """
+
+    rows: tuple[DescriptionRow, ...]
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    folded: Mapping[str, str] = field(default_factory=dict)
+    finalized: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the description as a JSON-clean document."""
+        return {"schema_version": SCHEMA_VERSION, **asdict(self), "rows": [asdict(row) for row in self.rows]}
+
+    def to_json(self) -> str:
+        """Return the document as text."""
+        return json.dumps(self.to_dict(), indent=2)
+
+    def __str__(self) -> str:
+        """Return the description as a table."""
+        titles = ("layer", "tensor", "grid", "bits", "trained by", "numbers", "state")
+        table = [titles, *(_cells(row) for row in self.rows)]
+        widths = [max(len(line[i]) for line in table) for i in range(len(titles))]
+        lines = [
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table
+        ]
+        lines.insert(1, "  ".join("-" * width for width in widths))
+        if self.folded:
+            lines += ["", "batch norm folded:", *(f"  {norm} -> {layer}" for norm, layer in self.folded.items())]
+        if self.left_out:
+            lines += ["", "not quantized:", *(f"  {name}: {reason}" for name, reason in self.left_out.items())]
+        return "\n".join(lines)
+
+
+def set_described_params(quantizers: Iterable[BaseTrainableQuantizer], document: Mapping[str, Any]) -> None:
+    """Give a model's quantizers the numbers that another model's description tells, whatever framework it is of.
+
+    Parameters
+    ----------
+    quantizers : iterable of BaseTrainableQuantizer
+        Those of a wrapped model whose layers have the names of the described ones.
+    document : mapping
+        What `Description.to_dict` returned, or its JSON read again.
+
+    Raises
+    ------
+    DocumentError
+        When the document is not a description, or tells another number of quantizers for a layer than there are, or
+        numbers for another grid, width or number of channels. Nothing is changed then.
+
+    Notes
+    -----
+    Tensors of one layer are matched in their order, so ``weight`` and ``kernel`` are one. The numbers of channels go
+    along the output channels, wherever the receiving framework keeps them: axis 0 of PyTorch's ``OIHW``, the last one
+    of Keras's ``HWIO``.
+    """
+    version = document.get("schema_version") if isinstance(document, Mapping) else None
+    if version != SCHEMA_VERSION or isinstance(version, bool):
+        raise DocumentVersionError("description", version, [SCHEMA_VERSION])
+    told: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for row in document["rows"]:
+        told.setdefault((row["layer"], row["target"]), []).append(row)
+    found: dict[tuple[str, str], list[BaseTrainableQuantizer]] = {}
+    for quantizer in quantizers:
+        if quantizer.quantization_config.enabled:
+            found.setdefault((_layer_of(quantizer), str(quantizer.quantization_config.target)), []).append(quantizer)
+    for key in sorted(told.keys() | found.keys()):
+        if len(told.get(key, [])) != len(found.get(key, [])):
+            problem = f"it tells {len(told.get(key, []))} quantizers of {' '.join(key)}, here are "
+            raise DocumentError("description", f"{problem}{len(found.get(key, []))}")
+    pairs = [pair for key, rows in told.items() for pair in zip(rows, found[key], strict=True)]
+    for row, quantizer in pairs:
+        _check_fits(row, quantizer)
+    for row, quantizer in pairs:
+        quantizer.set_quantization_params({row["n_bits"]: row["params"]})
+
+
+def _layer_of(quantizer: BaseTrainableQuantizer) -> str:
+    """Return the name of a quantizer's layer, which its subject begins with."""
+    if quantizer.activation_quantization():
+        return quantizer.subject.rpartition(": ")[0]
+    subject, mark, _ = quantizer.subject.rpartition(".")
+    return subject if mark else quantizer.subject
+
+
+def _check_fits(row: Mapping[str, Any], quantizer: BaseTrainableQuantizer) -> None:
+    config = quantizer.quantization_config
+    if row["method"] != str(config.quantization_method) or (row["n_bits"],) != quantizer.widths:
+        problem = f"{row['method']} with {row['n_bits']} bits for {quantizer.subject}, which is "
+        raise DocumentError("description", f"{problem}{config.quantization_method} with {list(quantizer.widths)}")
+    shape = tuple(next(iter(quantizer.grid_variables(quantizer.widths[0]).values())).shape)
+    numbers = [value for key, value in row["params"].items() if key != SIGNED]
+    if not numbers or any(np.shape(value) != shape for value in numbers):
+        shapes = [np.shape(value) for value in numbers]
+        raise DocumentError("description", f"numbers of shapes {shapes} for {quantizer.subject}, which needs {shape}")
+
+
+def _cells(row: DescriptionRow) -> tuple[str, ...]:
+    grid = row.method if row.channels_axis is None else f"{row.method} per channel (axis {row.channels_axis})"
+    numbers = ", ".join(f"{key}={_short(value)}" for key, value in row.params.items())
+    return row.layer, row.tensor, grid, str(row.n_bits), row.training_method, numbers, row.state
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, list):
+        return f"{min(value):.4g}..{max(value):.4g}"
+    return str(value) if isinstance(value, bool) else f"{value:.4g}"

@@ -1,0 +1,106 @@
+"""Calibrated params for a quantizer: for each of its widths, from what was seen or from the weights themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainable_core.calibration import Observer, calibrate_activation, calibrate_weights
+from trainable_core.constants import SIGNED
+from trainable_core.errors import CalibrationError
+
+if TYPE_CHECKING:
+    from trainable_core.quantizer import BaseTrainableQuantizer
+    from trainable_core.recipe.specs import CalibrationSpec
+
+Params = dict[int, dict[str, Any]]
+
+
+def activation_params(quantizer: BaseTrainableQuantizer, observer: Observer, spec: CalibrationSpec) -> Params:
+    """Return an activation quantizer's params, by width, from what its tensor looked like.
+
+    Raises
+    ------
+    CalibrationError
+        When nothing was seen; names the tensor.
+    """
+    if observer.empty:
+        raise CalibrationError(
+            quantizer.subject,
+            "no batch reached it",
+            "leave the layer out by a rule with skip: true, or calibrate with batches that use it.",
+        )
+    config = quantizer.quantization_config
+    signed = config.quantization_params.get(SIGNED)
+    if signed is None:
+        signed = bool(observer.minimum < 0)  # one sign for every width
+    with _named(quantizer):
+        return {
+            width: calibrate_activation(
+                observer,
+                calibration_method=spec.activations,
+                quantization_method=config.quantization_method,
+                n_bits=width,
+                signed=signed,
+                min_threshold=config.min_threshold,
+                percentile=spec.percentile,
+                p=spec.p,
+            )
+            for width in quantizer.widths
+        }
+
+
+def weights_params(quantizer: BaseTrainableQuantizer, weights: NDArray[Any], spec: CalibrationSpec) -> Params:
+    """Return a weights quantizer's params, by width, from the weights.
+
+    Raises
+    ------
+    CalibrationError
+        When the weights are empty or not finite; names the tensor.
+    """
+    config = quantizer.quantization_config
+    with _named(quantizer):
+        return {
+            width: calibrate_weights(
+                np.asarray(weights),
+                calibration_method=spec.weights,
+                quantization_method=config.quantization_method,
+                n_bits=width,
+                channels_axis=config.channels_axis,
+                min_threshold=config.min_threshold,
+                percentile=spec.percentile,
+                p=spec.p,
+            )
+            for width in quantizer.widths
+        }
+
+
+def set_all(new: Sequence[tuple[BaseTrainableQuantizer, Params]]) -> None:
+    """Give quantizers their params: all of them, or, when that fails or is interrupted, none."""
+    before = [(q, q.signed, q.calibrated, [np.array(q.to_numpy(each)) for each in _variables(q)]) for q, _ in new]
+    try:
+        for quantizer, params in new:
+            quantizer.set_quantization_params(params)
+    except BaseException:
+        for quantizer, signed, calibrated, values in before:
+            for variable, value in zip(_variables(quantizer), values, strict=True):
+                quantizer.assign(variable, value)
+            quantizer.signed, quantizer.calibrated = signed, calibrated
+        raise
+
+
+def _variables(quantizer: BaseTrainableQuantizer) -> list[Any]:
+    return [quantizer.get_quantizer_variable(name) for name in quantizer.variable_names]
+
+
+@contextmanager
+def _named(quantizer: BaseTrainableQuantizer) -> Iterator[None]:
+    """Let a calibration error say which tensor it is about."""
+    try:
+        yield
+    except CalibrationError as error:
+        raise CalibrationError(quantizer.subject, error.problem) from error

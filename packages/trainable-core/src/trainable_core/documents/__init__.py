@@ -1,0 +1,1 @@
+"""JSON documents of quantizers and models, and the files that hold them."""

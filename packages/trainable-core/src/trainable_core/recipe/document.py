@@ -1,0 +1,312 @@
+"""One document for every framework: which tensors of a model are quantized, on which grid, trained how.
+
+A backend lists the model's layers as `LayerInfo`, in its own order and under framework-neutral op names;
+`QuantizationRecipe.resolve` answers with a `LayerPlan` for each. Nothing here knows a framework, so the same recipe
+gives the same configs everywhere.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, cast
+
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
+
+from trainable_core.config import (
+    Document,
+    StrictBool,
+    TrainableQuantizerActivationConfig,
+    TrainableQuantizerWeightsConfig,
+)
+from trainable_core.constants import SIGNED
+from trainable_core.enums import QuantizationTarget
+from trainable_core.errors import DocumentError, RuleError, UnsupportedConfigError
+from trainable_core.recipe.plan import (
+    INTEGER_INPUT_OPS,
+    OPS,
+    LayerInfo,
+    LayerPlan,
+    QuantizerPlan,
+    WeightInfo,
+    check_target,
+)
+from trainable_core.recipe.specs import ActivationsSpec, CalibrationSpec, Part, Spec, WeightsSpec
+from trainable_core.validation import check_text, plain
+
+S = TypeVar("S", bound=Spec)
+
+
+class Match(Part):
+    """Which layers a rule is for; every criterion given must hold.
+
+    Parameters
+    ----------
+    name : str, optional
+        Pattern of the layer's full name, shell style (``*`` also matches dots), case-sensitive.
+    op : str, optional
+        Framework-neutral op kind, one of `OPS`.
+    """
+
+    name: Annotated[str, BeforeValidator(check_text)] | None = None
+    op: str | None = None
+
+    @field_validator("op")
+    @classmethod
+    def _known_op(cls, op: str | None) -> str | None:
+        if op is not None and op not in OPS:
+            message = f"{op!r} is not one of {', '.join(OPS)}"
+            raise ValueError(message)
+        return op
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> "Match":
+        if self.name is None and self.op is None:
+            message = "a rule matches by name, by op, or by both"
+            raise ValueError(message)
+        return self
+
+    @property
+    def explicit(self) -> bool:
+        """Whether the rule names an op kind or one layer, rather than a group of whatever is there."""
+        return self.op is not None or not set("*?[") & set(self.name or "")
+
+    def __call__(self, layer: LayerInfo) -> bool:
+        """Return whether the layer is meant."""
+        named = self.name is None or fnmatchcase(layer.name, self.name)
+        return named and (self.op is None or self.op == layer.op)
+
+
+class Rule(Part):
+    """What is different for some layers.
+
+    Parameters
+    ----------
+    match : Match
+        Which layers.
+    weights, activations : dict
+        Fields of `WeightsSpec` / `ActivationsSpec` to change. Layers and operations without weights get an activation
+        quantizer from a rule only when it names their op or their full name: ``name: "stem.*"`` changes the layers
+        that are quantized anyway.
+    skip : bool, optional
+        True leaves the layers alone, False takes an earlier skip back.
+    """
+
+    match: Match
+    weights: dict[str, Any] = Field(default_factory=dict)
+    activations: dict[str, Any] = Field(default_factory=dict)
+    skip: StrictBool | None = None
+
+    @field_validator("weights", "activations")
+    @classmethod
+    def _known_fields(cls, changes: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        spec = WeightsSpec if info.field_name == "weights" else ActivationsSpec
+        base = {"method": "SYMMETRIC", "n_bits": 8, "training_method": "STE"}
+        checked = spec.model_validate({**base, **changes})  # what is wrong is told here, not when a layer is met
+        return checked.model_dump(mode="json", include=set(changes))
+
+    @model_validator(mode="after")
+    def _changes_something(self) -> "Rule":
+        if not self.weights and not self.activations and self.skip is None:
+            message = "a rule changes weights, activations or skip; this one changes nothing"
+            raise ValueError(message)
+        return self
+
+
+class QuantizationRecipe(Document):
+    """The whole document.
+
+    Parameters
+    ----------
+    weights, activations : WeightsSpec, ActivationsSpec, optional
+        What holds for every layer; left out, only rules quantize.
+    calibration : CalibrationSpec
+        How thresholds are found.
+    target : {"mctq"}
+        What the result is deployed with; a grid it can't express is refused when wrapping.
+    fold_batch_norm : bool
+        Whether batch normalization is folded into the convolution or linear layer before it.
+    rules : list of Rule
+        In order; later ones win.
+
+    Examples
+    --------
+    >>> recipe = QuantizationRecipe.model_validate(
+    ...     {
+    ...         "weights": {"method": "SYMMETRIC", "n_bits": 4, "training_method": "LSQ"},
+    ...         "rules": [{"match": {"name": "stem.*"}, "weights": {"n_bits": 8}}],
+    ...     }
+    ... )
+    >>> layers = [LayerInfo(f"{n}.conv", "conv", {"weight": WeightInfo((8, 3, 3, 3), 0)}) for n in ("stem", "body")]
+    >>> [plan.weights["weight"].config.n_bits for plan in recipe.resolve(layers)]
+    [8, 4]
+    """
+
+    weights: WeightsSpec | None = None
+    activations: ActivationsSpec | None = None
+    calibration: CalibrationSpec = CalibrationSpec()
+    target: Literal["mctq"] = "mctq"
+    fold_batch_norm: StrictBool = True
+    rules: list[Rule] = Field(default_factory=list)
+
+    @classmethod
+    def of(cls, source: "QuantizationRecipe | Mapping[str, Any] | str | PathLike[str]") -> "QuantizationRecipe":
+        """Return a recipe from a recipe, a mapping, or the path of a YAML or JSON file.
+
+        Raises
+        ------
+        DocumentError
+            When the file can't be read or isn't YAML or JSON.
+        pydantic.ValidationError
+            When the document breaks a rule; names the field.
+        """
+        if isinstance(source, QuantizationRecipe):
+            return source
+        if isinstance(source, Mapping):
+            return cls.model_validate(dict(source))
+        if not isinstance(source, str | PathLike):
+            raise DocumentError(
+                type(source).__name__, "a recipe is a QuantizationRecipe, a mapping, or the path of a YAML or JSON file"
+            )
+        return cls.model_validate(_read(Path(fspath(source))))
+
+    def resolve(self, layers: Sequence[LayerInfo], *, unseen: str = "") -> list[LayerPlan]:
+        """Return what becomes of each layer.
+
+        Parameters
+        ----------
+        layers : sequence of LayerInfo
+            The model's layers and, where they are visible, functional operations.
+        unseen : str
+            Why functional operations are not among them; told when a rule matches nothing.
+
+        Raises
+        ------
+        RuleError
+            When a rule matches no layer, or asks matched layers for weights none of them has.
+        UnsupportedConfigError
+            When a layer's grid can't be expressed by the target.
+        pydantic.ValidationError
+            When rules add up to an incomplete or wrong config.
+        """
+        names = [layer.name for layer in layers]
+        for index, rule in enumerate(self.rules):
+            text = f"rules.{index} ({rule.match.model_dump_json(exclude_none=True)})"
+            matched = [layer for layer in layers if rule.match(layer)]
+            if not matched:
+                problem = "it matches no layer" + (
+                    f" (functional operations are not visible: {unseen})" if unseen else ""
+                )
+                raise RuleError(text, problem, names)
+            if rule.weights and not any(layer.weights for layer in matched):
+                raise RuleError(text, "none of its layers has weights to quantize", [layer.name for layer in matched])
+        return [self._plan(layer) for layer in layers]
+
+    def matches_functional(self, layers: Sequence[LayerInfo]) -> bool:
+        """Return whether some rule matches none of the layers: it may mean an operation that only tracing shows."""
+        return any(not any(rule.match(layer) for layer in layers) for rule in self.rules)
+
+    @property
+    def quantizes_outputs(self) -> bool:
+        """Whether any activation quantizer may stand at an output."""
+        placements = [self.activations.placement] if self.activations else []
+        placements += [rule.activations.get("placement", "inputs") for rule in self.rules]
+        return "outputs" in placements
+
+    def _plan(self, layer: LayerInfo) -> LayerPlan:
+        weights: dict[str, Any] | None = self.weights.model_dump(exclude_unset=True) if self.weights else None
+        activations: dict[str, Any] | None = (
+            self.activations.model_dump(exclude_unset=True) if self.activations else None
+        )
+        asked = bool(layer.weights) or bool(self.activations and self.activations.placement == "outputs")
+        skip = False
+        for rule in self.rules:
+            if not rule.match(layer):
+                continue
+            skip = skip if rule.skip is None else rule.skip
+            if rule.weights and layer.weights:
+                weights = {**(weights or {}), **rule.weights}
+            if rule.activations:
+                activations = {**(activations or {}), **rule.activations}
+                asked = asked or rule.match.explicit
+        if skip:
+            return LayerPlan(layer, {}, None, "inputs", "skipped by a rule")
+        weights_spec = _spec(WeightsSpec, weights, layer) if layer.weights else None
+        activations_spec = _spec(ActivationsSpec, activations, layer) if asked else None
+        plans = {
+            attribute: self._weights_plan(layer, attribute, info, weights_spec)
+            for attribute, info in layer.weights.items()
+            if weights_spec is not None and weights_spec.enabled
+        }
+        placement: Literal["inputs", "outputs"] = activations_spec.placement if activations_spec else "inputs"
+        activation = None
+        reason = ""
+        if activations_spec is not None and activations_spec.enabled:
+            if placement == "inputs" and layer.op in INTEGER_INPUT_OPS:
+                reason = "" if plans else "its inputs are indices"
+            else:
+                activation = self._activation_plan(layer, activations_spec)
+        if not plans and activation is None and layer.weights:
+            reason = reason or "the recipe quantizes neither its weights nor its activations"
+        return LayerPlan(layer, plans, activation, placement, reason)
+
+    def _weights_plan(self, layer: LayerInfo, attribute: str, info: WeightInfo, spec: WeightsSpec) -> QuantizerPlan:
+        check_target(self.target, f"{layer.name}.{attribute}", spec.method, spec.n_bits, QuantizationTarget.Weights)
+        config = TrainableQuantizerWeightsConfig(
+            weights_quantization_method=spec.method,
+            weights_n_bits=spec.n_bits,
+            weights_quantization_params={},
+            enable_weights_quantization=True,
+            weights_channels_axis=info.channels_axis,
+            weights_per_channel_threshold=spec.per_channel,
+            min_threshold=spec.min_threshold,
+            weights_quantization_candidates=spec.candidate_configs(),
+        )
+        return QuantizerPlan(config, spec.training_method, spec.arguments)
+
+    def _activation_plan(self, layer: LayerInfo, spec: ActivationsSpec) -> QuantizerPlan:
+        check_target(self.target, layer.name, spec.method, spec.n_bits, QuantizationTarget.Activation)
+        config = TrainableQuantizerActivationConfig(
+            activation_quantization_method=spec.method,
+            activation_n_bits=spec.n_bits,
+            activation_quantization_params={} if spec.signed is None else {SIGNED: spec.signed},
+            enable_activation_quantization=True,
+            min_threshold=spec.min_threshold,
+            activation_quantization_candidates=spec.candidate_configs(),
+        )
+        return QuantizerPlan(config, spec.training_method, spec.arguments)
+
+
+def _spec(spec: type[S], fields: Mapping[str, Any] | None, layer: LayerInfo) -> S | None:
+    """Return the spec that defaults and rules add up to; None when nothing was said."""
+    if fields is None:
+        return None
+    missing = [name for name in ("method", "n_bits", "training_method") if name not in fields]
+    if missing:
+        part = "weights" if spec is WeightsSpec else "activations"
+        raise UnsupportedConfigError(
+            f"{layer.name}: {part}", f"rules give no {', '.join(missing)}, and the recipe has no {part} default"
+        )
+    return spec.model_validate(dict(fields))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:  # not UTF-8, or no path at all
+        raise DocumentError(path, f"can't be read: {error}") from error
+    kind, parse = "JSON", cast("Callable[[str], Any]", json.loads)
+    if path.suffix != ".json":
+        try:
+            import yaml  # noqa: PLC0415 - an extra, and only this format needs it
+        except ImportError as error:
+            raise DocumentError(path, "reading YAML needs pyyaml", "pip install trainable-core[yaml]") from error
+        kind, parse = "YAML", yaml.safe_load
+    try:
+        document = plain(parse(text))  # YAML's aliases may lead back to where they stand, or multiply
+    except Exception as error:  # a date of month 13 is a ValueError, a deep nesting a RecursionError
+        raise DocumentError(path, f"not {kind}: {error}") from error
+    if not isinstance(document, dict):
+        raise DocumentError(path, f"it holds {type(document).__name__}, not the fields of a recipe")
+    return document

@@ -1,0 +1,1 @@
+"""The registry: installed plugins, and the quantizer classes they register."""

@@ -1,0 +1,28 @@
+"""The hooks of the Keras 2 backend; imports nothing heavy until its own name is asked for."""
+
+from __future__ import annotations
+
+from trainable_core.enums import TieRule
+from trainable_core.hookspecs import Backend, hookimpl
+
+
+@hookimpl
+def trainable_register_backend() -> Backend:
+    """Describe the Keras 2 backend."""
+    return Backend(
+        name="tf_keras",
+        distribution="trainable-tfkeras",
+        framework=("tensorflow", "mct-quantizers"),
+        tie_rule=TieRule.HALF_UP,
+        verbs="trainable_keras.keras2",
+    )
+
+
+@hookimpl
+def trainable_register_quantizers(backend: str) -> list[type]:
+    """Return the built-in Keras 2 quantizers."""
+    if backend != "tf_keras":
+        return []
+    from trainable_keras.keras2.quantizers import BUILTIN  # noqa: PLC0415 - imports TensorFlow, only when it is asked for
+
+    return list(BUILTIN)

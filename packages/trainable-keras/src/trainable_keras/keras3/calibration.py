@@ -1,0 +1,75 @@
+"""From seen values to thresholds: one pass over the batches, then all quantizers at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from keras import ops
+from tqdm.auto import tqdm
+
+from trainable_core.calibration.batches import check_batches, inputs_of
+from trainable_keras.calibration import Observers, calibrate_layers, observe_batches
+from trainable_keras.keras3.engine import to_numpy
+from trainable_keras.keras3.tracing import layers_within
+from trainable_keras.keras3.training import forget_functions
+from trainable_keras.keras3.wrapping import state_of
+from trainable_keras.parts import KerasHolder
+
+
+def calibrate(
+    qmodel: Any,
+    batches: Iterable[Any] | None = None,
+    *,
+    forward: Callable[[Any, Any], Any] | None = None,
+    force: bool = False,
+    progress: bool | None = None,
+) -> Any:
+    """Set the thresholds of a wrapped model from its weights and from what its activations look like.
+
+    Parameters
+    ----------
+    qmodel : keras.Model
+        What `wrap` returned; changed in place, and only when everything went well.
+    batches : iterable, optional
+        What the model is called with; needed when activations are quantized. Of a tuple or list only the first item is
+        passed (a dataset's inputs without its labels), anything else as it is; a mapping too, for models with named
+        inputs.
+    forward : callable, optional
+        ``forward(qmodel, batch)`` instead, when batches need another call.
+    force : bool
+        Overwrite thresholds that are already set, trained ones included.
+    progress : bool, optional
+        Whether to show a progress bar; by default when a terminal is there.
+
+    Returns
+    -------
+    keras.Model
+        `qmodel`.
+
+    Raises
+    ------
+    QuantizerStateError
+        When every quantizer has its numbers and `force` is false, or when the model is finalized.
+    CalibrationError
+        When there are no batches, a quantized tensor was never seen, or values are not finite.
+
+    Notes
+    -----
+    Activations are seen in inference mode, with float weights. Quantizers that already have numbers (from a config, or
+    from a former calibration) keep them unless forced.
+    """
+    state, layers = state_of(qmodel), layers_within(qmodel)
+
+    def observe(holders: list[KerasHolder]) -> Observers:
+        check_batches(batches, forward, len(holders), single=ops.is_tensor(batches) or hasattr(batches, "__array__"))
+        shown = tqdm(batches, desc="calibrate", disable=None if progress is None else not progress, leave=False)
+        return observe_batches(layers, holders, shown, lambda batch: (forward or _call)(qmodel, batch))
+
+    calibrate_layers(type(qmodel).__name__, state, layers, observe, to_numpy, force=force)
+    forget_functions(qmodel)
+    return qmodel
+
+
+def _call(model: Any, batch: Any) -> Any:
+    return model(inputs_of(batch), training=False)

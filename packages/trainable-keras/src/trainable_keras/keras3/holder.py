@@ -1,0 +1,71 @@
+"""The activation quantization holder: what mctq's is for Keras 2, native."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from trainable_core.enums import QuantizationTarget
+from trainable_core.recipe.plan import require_quantizer
+from trainable_keras.keras3.engine import Tensor, errors_as_they_are, to_numpy
+from trainable_keras.keras3.inferable import class_of
+from trainable_keras.parts import KerasHolder
+
+
+@keras.saving.register_keras_serializable(package="trainable_keras")
+class ActivationQuantizationHolder(KerasHolder, keras.layers.Layer):  # type: ignore[misc] # keras is untyped
+    """A layer that quantizes what passes through it.
+
+    Parameters
+    ----------
+    activation_holder_quantizer : BaseKerasTrainableQuantizer or InferableQuantizer
+        The quantizer; initialized here.
+    name : str, optional
+        Name of the layer.
+
+    Notes
+    -----
+    mctq's own holder can't be built on Keras 3 (it needs ``keras.backend.learning_phase``). Integer tensors pass
+    untouched. While `observer` is set, values are seen and passed on as they are.
+    """
+
+    backend = "keras"
+    class_of = staticmethod(class_of)
+
+    def __init__(self, activation_holder_quantizer: Any, name: str | None = None) -> None:
+        require_quantizer(activation_holder_quantizer, QuantizationTarget.Activation, type(self).__name__)
+        super().__init__(name=name, dtype="float32", autocast=False)
+        self.supports_masking = True
+        self.activation_holder_quantizer = activation_holder_quantizer
+        self.start(activation_holder_quantizer)
+        self.built = True
+
+    def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:  # noqa: FBT001 - Keras's signature
+        """Return the input quantized."""
+        if not keras.backend.is_float_dtype(keras.backend.standardize_dtype(inputs.dtype)):
+            return inputs
+        if self.observer is not None:
+            with errors_as_they_are():
+                self.observe(to_numpy(ops.cast(inputs, "float32")))
+            return inputs
+        if self.trainable_quantizer is None:
+            return self.activation_holder_quantizer(inputs)
+        return self.activation_holder_quantizer(inputs, training=training)
+
+    def compute_output_spec(self, inputs: Any, training: bool | None = None) -> Any:  # noqa: ARG002, FBT001 - Keras's signature
+        """Return the input's own shape and dtype."""
+        return keras.KerasTensor(inputs.shape, dtype=inputs.dtype)
+
+    def convert_to_inferable_quantizers(self) -> None:
+        """Put the inferable quantizer in the trainable one's place; does nothing the second time."""
+        if self.trainable_quantizer is not None:
+            inferable = self.trainable_quantizer.convert2inferable()
+            self._tracker.unlock()
+            self._tracker.untrack(self.activation_holder_quantizer)
+            self.activation_holder_quantizer = inferable
+            self._tracker.lock()
+
+    def build(self, input_shape: Any = None) -> None:
+        """Do nothing: the quantizer's variables are there from the start."""

@@ -1,0 +1,28 @@
+"""The hooks of the Keras 3 backend; imports nothing heavy until its own name is asked for."""
+
+from __future__ import annotations
+
+from trainable_core.enums import TieRule
+from trainable_core.hookspecs import Backend, hookimpl
+
+
+@hookimpl
+def trainable_register_backend() -> Backend:
+    """Describe the Keras 3 backend."""
+    return Backend(
+        name="keras",
+        distribution="trainable-keras",
+        framework=("keras", "mct-quantizers"),
+        tie_rule=TieRule.HALF_UP,
+        verbs="trainable_keras",
+    )
+
+
+@hookimpl
+def trainable_register_quantizers(backend: str) -> list[type]:
+    """Return the built-in Keras quantizers."""
+    if backend != "keras":
+        return []
+    from trainable_keras.keras3.quantizers import BUILTIN  # noqa: PLC0415 - imports keras, only when keras is asked for
+
+    return list(BUILTIN)
