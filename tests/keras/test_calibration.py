@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import keras
 import numpy as np
 import pytest
-from keras import layers as kl
 
-from tests.keras.engines import ENGINE, tensor
+from tests.keras.framework import keras, kl, only_tensorflow, quantizers_of, tensor, tf, to_numpy
 from tests.keras.models import (
     GRIDS,
     TRAINED_BY,
@@ -32,8 +30,6 @@ from trainable_core.calibration import CalibrationMethod, Observer, calibrate_ac
 from trainable_core.constants import SIGNED
 from trainable_core.errors import CalibrationError, QuantizerStateError
 from trainable_keras import calibrate, describe, finalize, wrap
-from trainable_keras.keras3.engine import to_numpy
-from trainable_keras.keras3.training import quantizers_of
 
 
 def numbers(quantizer: Any) -> dict[str, np.ndarray]:
@@ -130,10 +126,8 @@ def test_forward_says_how_to_call_the_model() -> None:
     )
 
 
-@pytest.mark.skipif(ENGINE != "tensorflow", reason="tf.data is TensorFlow's")
+@only_tensorflow("tf.data is TensorFlow's")
 def test_batches_may_be_a_dataset_of_inputs_and_labels() -> None:
-    import tensorflow as tf
-
     x = vectors(8, 4)
     data = tf.data.Dataset.from_tensor_slices((x, np.zeros(8))).batch(4)
     qmodel = calibrate(wrap(dense(), recipe()), data)

@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import keras
 import numpy as np
 import pytest
-from keras import layers as kl
 
+from tests.keras.framework import keras, kl, quantizers_of
 from tests.keras.models import GRIDS, dense, images, moved, network, ready, recipe, spec, vectors, weights_only
 from trainable_core.backend.description import Description, DescriptionRow
 from trainable_core.errors import ModelError
 from trainable_keras import calibrate, describe, finalize, freeze_quant_params, wrap
-from trainable_keras.keras3.training import quantizers_of
 
 MINMAX = {"weights": "minmax", "activations": "minmax"}
 

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-import keras
 import numpy as np
 import pytest
 
 import trainable_keras
-from tests.keras.engines import ENGINE, numpy, tensor
+from tests.keras.framework import (
+    dtype_policy,
+    layers_within,
+    needs_mctq,
+    numpy,
+    only_tensorflow,
+    quantizers_of,
+    tensor,
+    to_numpy,
+)
 from tests.keras.models import (
     GRIDS,
     MODELS,
@@ -30,9 +38,6 @@ from tests.keras.models import (
 )
 from trainable_core.errors import ModelError, QuantizerStateError
 from trainable_keras import ActivationQuantizationHolder, QuantizationWrapper, describe, finalize, wrap
-from trainable_keras.keras3.engine import to_numpy
-from trainable_keras.keras3.tracing import layers_within
-from trainable_keras.keras3.training import quantizers_of
 
 
 @pytest.mark.parametrize("placement", ["inputs", "outputs"])
@@ -64,7 +69,7 @@ def test_so_it_is_at_every_width(n_bits: int) -> None:
     assert same(call(finalize(qmodel), vectors(32, 4)), call(qmodel, vectors(32, 4)))
 
 
-@pytest.mark.skipif(ENGINE != "tensorflow", reason="Keras compiles with TensorFlow's graphs")
+@only_tensorflow("Keras compiles with TensorFlow's graphs")
 def test_so_it_is_in_graphs_after_a_real_step() -> None:
     qmodel = train(ready(network(), recipe("LSQ", "UNIFORM"), images()), images())
     deployed = finalize(qmodel)
@@ -79,7 +84,7 @@ def test_training_moves_what_is_deployed() -> None:
     assert all(row.params != old for row, old in zip(describe(finalize(qmodel)).rows, before, strict=True))
 
 
-@pytest.mark.skipif(ENGINE != "tensorflow", reason="mctq's Keras quantizers need TensorFlow")
+@needs_mctq
 @pytest.mark.parametrize("grid", GRIDS)
 def test_the_deployed_quantizers_are_mctqs(grid: str) -> None:
     from mct_quantizers.keras import quantizers as mctq
@@ -169,12 +174,9 @@ def test_the_numbers_are_those_of_the_trained_quantizer() -> None:
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16", "float16", "bfloat16"])
 def test_so_it_is_under_a_dtype_policy(policy: str) -> None:
-    keras.config.set_dtype_policy(policy)
-    try:
+    with dtype_policy(policy):
         qmodel = moved(ready(dense(), recipe("LSQ"), vectors(8, 4)))
         deployed = finalize(qmodel)
-    finally:
-        keras.config.set_dtype_policy("float32")
-    one, other = (numpy(keras.ops.cast(each(tensor(vectors(8, 4))), "float32")) for each in (qmodel, deployed))
+    one, other = (numpy(each(tensor(vectors(8, 4)))) for each in (qmodel, deployed))
     assert np.array_equal(one, other)
     assert trainable_keras.describe(deployed).finalized

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import keras
 import numpy as np
 import pytest
-from keras import layers as kl
 
-from tests.keras.engines import numpy, tensor
+from tests.keras.framework import functions, internal, keras, kl, layers_within, numpy, tensor
 from tests.keras.models import call, functional, images, network, ready, spec, vectors, weights_only
 from trainable_keras import describe, wrap
-from trainable_keras.keras3.folding import FoldedBatchNormalization, folded_copy, plan_folding
-from trainable_keras.keras3.tracing import layers_within
+
+FoldedBatchNormalization = internal("folding").FoldedBatchNormalization
+folded_copy = internal("folding").folded_copy
+plan_folding = internal("folding").plan_folding
 
 UNIT = 2.0**-24  # relative error of one float32 operation
 
@@ -145,7 +145,7 @@ def norm_called_twice() -> keras.Model:
 
 def function_before() -> keras.Model:
     given = image()
-    return keras.Model(given, norm()(keras.ops.relu(conv()(given))))
+    return keras.Model(given, norm()(functions.relu(conv()(given))))
 
 
 def output_leaves() -> keras.Model:

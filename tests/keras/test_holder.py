@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-import keras
 import numpy as np
 import pytest
 
-from tests.keras.engines import numpy, tensor
+from tests.keras.framework import dtype_name, integers, internal, numpy, symbolic, tensor
 from tests.keras.models import vectors
 from trainable_core.calibration import Observer
 from trainable_core.config import TrainableQuantizerActivationConfig
 from trainable_core.errors import CalibrationError, QuantizerStateError
 from trainable_keras import ActivationQuantizationHolder
-from trainable_keras.keras3.inferable import InferableQuantizer
-from trainable_keras.keras3.quantizers import SteActivationQuantizer
+
+InferableQuantizer = internal("inferable").InferableQuantizer
+SteActivationQuantizer = internal("quantizers").SteActivationQuantizer
 
 
 def config(**params: Any) -> TrainableQuantizerActivationConfig:
@@ -55,9 +55,9 @@ def test_before_calibration_it_says_so() -> None:
 @pytest.mark.parametrize("dtype", ["int32", "uint8", "bool"])
 def test_integers_pass_untouched(dtype: str) -> None:
     holder = ActivationQuantizationHolder(SteActivationQuantizer(config(threshold=1.0)))
-    given = keras.ops.cast(keras.ops.convert_to_tensor([0, 1, 1]), dtype)
+    given = integers([0, 1, 1], dtype)
     passed = holder(given)
-    assert keras.backend.standardize_dtype(passed.dtype) == dtype
+    assert dtype_name(passed) == dtype
     assert numpy(passed).tolist() == numpy(given).tolist()
 
 
@@ -112,6 +112,6 @@ def test_its_config_makes_it_again(deployed: bool) -> None:
 
 def test_shape_dtype_and_mask_pass_a_symbolic_call() -> None:
     holder = ActivationQuantizationHolder(SteActivationQuantizer(config()))
-    passed = holder(keras.KerasTensor((None, 4), dtype="float16"))
-    assert (passed.shape, passed.dtype) == ((None, 4), "float16")
+    passed = holder(symbolic((None, 4), "float16"))
+    assert (tuple(passed.shape), dtype_name(passed)) == ((None, 4), "float16")
     assert holder.supports_masking

@@ -5,20 +5,20 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import keras
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.keras.engines import ENGINE, call, numpy, tensor
+from tests.keras.framework import ENGINE, call, dtype_name, functions, internal, needs_mctq, numpy, symbolic, tensor
 from tests.strategies import GRIDS, assert_same_bits, float32s, inputs, min_thresholds, n_bits, shapes
 from trainable_core import qparams
 from trainable_core.constants import RANGE_MAX, RANGE_MIN, THRESHOLD
 from trainable_core.enums import QuantizationMethod, QuantizationTarget, TieRule
 from trainable_core.errors import ModelError
 from trainable_core.reference import affine
-from trainable_keras.keras3 import inferable
+
+inferable = internal("inferable")
 
 SYMMETRIC, POWER_OF_TWO, UNIFORM = GRIDS
 SHORT = {SYMMETRIC: "Symmetric", POWER_OF_TWO: "POT", UNIFORM: "Uniform"}
@@ -28,7 +28,6 @@ every_class = pytest.mark.parametrize(
     [(target, method) for target in QuantizationTarget for method in GRIDS],
     ids=[f"{target}-{method}" for target in QuantizationTarget for method in GRIDS],
 )
-needs_mctq = pytest.mark.skipif(ENGINE != "tensorflow", reason="mctq's Keras quantizers need TensorFlow")
 
 
 @st.composite
@@ -120,11 +119,11 @@ def test_half_precision_is_computed_in_float32_and_comes_back(
     target: QuantizationTarget, method: QuantizationMethod, dtype: str
 ) -> None:
     quantizer, x = simple(target, method), np.linspace(-1.5, 1.5, 41).astype(np.float32)
-    given_to = keras.ops.cast(tensor(x), dtype)
+    given_to = functions.cast(tensor(x), dtype)
     y = quantizer(given_to)
-    assert keras.backend.standardize_dtype(y.dtype) == dtype
-    expected = keras.ops.cast(quantizer(keras.ops.cast(given_to, "float32")), dtype)
-    assert np.array_equal(numpy(keras.ops.cast(y, "float32")), numpy(keras.ops.cast(expected, "float32")))
+    assert dtype_name(y) == dtype
+    expected = functions.cast(quantizer(functions.cast(given_to, "float32")), dtype)
+    assert np.array_equal(numpy(y), numpy(expected))
 
 
 @every_class
@@ -136,8 +135,8 @@ def test_there_is_nothing_to_train(target: QuantizationTarget, method: Quantizat
 
 @every_class
 def test_a_symbolic_call_keeps_shape_and_dtype(target: QuantizationTarget, method: QuantizationMethod) -> None:
-    passed = simple(target, method)(keras.KerasTensor((None, 4), dtype="float16"))
-    assert (passed.shape, passed.dtype) == ((None, 4), "float16")
+    passed = simple(target, method)(symbolic((None, 4), "float16"))
+    assert (tuple(passed.shape), dtype_name(passed)) == ((None, 4), "float16")
 
 
 @pytest.mark.parametrize("method", GRIDS, ids=str)

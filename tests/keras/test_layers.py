@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import keras
 import numpy as np
 import pytest
-from keras import layers as kl
 
+from tests.keras.framework import functions, internal, keras, kl, numpy
 from tests.keras.models import call, ready, recipe, same, vectors, weights_only
 from trainable_core.recipe.plan import OPS
 from trainable_keras import describe, finalize, register_layer, wrap
-from trainable_keras.keras3 import layers
-from trainable_keras.keras3.layers import find_weight, kind_of, layer_info
 from trainable_keras.layers import KINDS, LayerTypes
+
+layers = internal("layers")
+find_weight = internal("layers").find_weight
+kind_of = internal("layers").kind_of
+layer_info = internal("layers").layer_info
 
 
 @pytest.fixture
@@ -79,7 +81,7 @@ class Scaled(kl.Layer):
 
     def call(self, x: Any) -> Any:
         """Return the scaled product."""
-        return keras.ops.matmul(x, keras.ops.transpose(self.matrix)) * self.factor
+        return functions.matmul(x, functions.transpose(self.matrix)) * self.factor
 
 
 def scaled() -> keras.Model:
@@ -94,9 +96,7 @@ def test_a_layer_of_ones_own_is_quantized_once_registered(registered: None) -> N
     assert [(row.tensor, row.channels_axis) for row in describe(qmodel).rows] == [("matrix", 0), ("x", None)]
     assert same(call(finalize(qmodel), vectors(8, 4)), call(qmodel, vectors(8, 4)))
     (quantized,) = qmodel.layers[0].get_quantized_weights().values()
-    assert not np.array_equal(
-        keras.ops.convert_to_numpy(quantized), keras.ops.convert_to_numpy(qmodel.layers[0].matrix)
-    )
+    assert not np.array_equal(numpy(quantized), numpy(qmodel.layers[0].matrix))
 
 
 def test_subclasses_are_meant_too(registered: None) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.keras.engines import ENGINE
+from tests.keras.framework import ENGINE
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 NEEDS_DATA = pytest.mark.skipif(

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-import keras
 import pytest
-from keras import layers as kl
-from keras import ops
 
+from tests.keras.framework import internal, keras, kl, layers_within
 from tests.keras.models import functional, network, subclassed
 from trainable_core.recipe.plan import OPS
-from trainable_keras.keras3.tracing import direct_layers, function_op, graph_of, is_graph, layers_within, op_of
 from trainable_keras.layers import FUNCTIONS
+
+ops = keras.ops
+direct_layers = internal("tracing").direct_layers
+function_op = internal("tracing").function_op
+graph_of = internal("tracing").graph_of
+is_graph = internal("tracing").is_graph
+op_of = internal("tracing").op_of
 
 
 def graph(*layers: Any) -> Any:

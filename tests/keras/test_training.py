@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import keras
 import numpy as np
 import pytest
 
-from tests.keras.engines import numpy
+from tests.keras.framework import functions, keras, numpy, quantizers_of
 from tests.keras.models import (
     GRIDS,
     TRAINED_BY,
@@ -33,7 +32,6 @@ from trainable_keras import (
     regularization,
     wrap,
 )
-from trainable_keras.keras3.training import quantizers_of
 
 SCHEDULE = {"t_start": 0, "t_end": 4, "initial_val": 1.0, "target_val": 0.1}
 LEARNED = {"STE": set(), "LSQ": {"threshold", "range_min", "range_max"}, "DQA": {"logits"}}
@@ -81,7 +79,7 @@ def test_an_optimizer_for_each_group_moves_its_own() -> None:
     for chosen, optimizer in (("WEIGHTS", keras.optimizers.SGD(0.1)), ("QPARAMS", keras.optimizers.SGD(0.1))):
         groups = {group["name"]: group["params"] for group in parameter_groups(qmodel)}
         before = {name: [numpy(v).copy() for v in variables] for name, variables in groups.items()}
-        optimizer.apply([keras.ops.ones(v.shape) for v in groups[chosen]], groups[chosen])
+        optimizer.apply([functions.ones(v.shape) for v in groups[chosen]], groups[chosen])
         for name, variables in groups.items():
             moved = [not np.array_equal(numpy(v), old) for v, old in zip(variables, before[name], strict=True)]
             assert all(moved) if name == chosen else not any(moved)
@@ -97,7 +95,7 @@ def test_thresholds_can_be_kept_from_the_weight_decay_of_fit() -> None:
     old = numpy(kernel).copy()
     optimizer.build(qmodel.trainable_variables)
     optimizer.learning_rate.assign(1.0)
-    optimizer.apply([keras.ops.zeros(v.shape) for v in qmodel.trainable_variables], qmodel.trainable_variables)
+    optimizer.apply([functions.zeros(v.shape) for v in qmodel.trainable_variables], qmodel.trainable_variables)
     assert all(np.array_equal(numpy(v), kept) for v, kept in zip(learned["params"], before, strict=True))
     assert not np.array_equal(numpy(kernel), old)
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import keras
 import numpy as np
 import pytest
-from keras import layers as kl
 
+from tests.keras.framework import keras, kl, layers_within, quantizers_of, to_numpy
 from tests.keras.models import (
     MODELS,
     call,
@@ -28,9 +27,6 @@ from tests.keras.models import (
 )
 from trainable_core.errors import QuantizerStateError, RuleError
 from trainable_keras import QuantizationWrapper, calibrate, describe, finalize, parameter_groups, wrap
-from trainable_keras.keras3.engine import to_numpy
-from trainable_keras.keras3.tracing import layers_within
-from trainable_keras.keras3.training import quantizers_of
 
 LSQ = recipe("LSQ", "UNIFORM")
 every_model = pytest.mark.parametrize("name", list(MODELS))
