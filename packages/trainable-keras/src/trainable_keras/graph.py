@@ -1,6 +1,7 @@
-"""The calls of a functional Keras model as a graph: what follows what. Neither Keras is imported here.
+"""What is inside a Keras model: its layers, and the calls of a functional model as a graph.
 
-A Keras backend reads its framework's private nodes into `Call`s; what is asked of the graph is asked here.
+Each Keras keeps a model's nodes in other private attributes and reads them into `Call`s; what is asked of the graph is
+asked here.
 """
 
 from __future__ import annotations
@@ -92,3 +93,14 @@ class Graph:
         while user is not None and (id(user.operation) in gone or type(user.operation).__name__ in PASSING):
             user = self.only_user(user)
         return user is not None and op_of(user.operation) == "activation"
+
+
+def layers_within(layer: Any) -> list[Any]:
+    """Return a layer and all layers inside it, each once."""
+    found = layer._flatten_layers(include_self=True, recursive=True)  # noqa: SLF001 - both Kerases have it, and no public one
+    return list({id(each): each for each in found}.values())
+
+
+def direct_layers(layer: Any) -> list[Any]:
+    """Return the layers that a layer holds itself."""
+    return list(layer._flatten_layers(include_self=False, recursive=False))  # noqa: SLF001 - as above
