@@ -57,7 +57,7 @@ def calibrate(
         if isinstance(wrapper, KerasWrapper):
             for _, weight, quantizer in wrapper.get_weights_vars():
                 if id(quantizer) in waiting:
-                    values = framework.to_numpy(weight).astype(np.float32)
+                    values = framework.functions.to_numpy(weight).astype(np.float32)
                     new.append((quantizer, weights_params(quantizer, values, spec)))
     set_all(new)
     forget_functions(qmodel)

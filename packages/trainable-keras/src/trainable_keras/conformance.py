@@ -33,7 +33,7 @@ class KerasAdapter:
 
     def to_array(self, x: Any) -> Array:
         """Return a copy of a tensor's values; bfloat16, which NumPy lacks, as float32."""
-        array = self.framework.to_numpy(x)
+        array = self.framework.functions.to_numpy(x)
         return np.array(array, np.float32 if array.dtype.name == "bfloat16" else None)
 
     def build(self, cls: type[Any], config: Any, shape: tuple[int, ...], arguments: Mapping[str, Any]) -> Any:
@@ -56,7 +56,7 @@ class KerasAdapter:
         return copy.deepcopy(quantizer)
 
     def model(self) -> tuple[Any, Any, Callable[[Any], Array]]:
-        keras = self.framework.keras
+        keras = self.framework.module
         batch = self.framework.functions.floats(np.linspace(-1.0, 1.0, 12).reshape(4, 3))
         model = keras.Sequential([keras.layers.Input((3,)), keras.layers.Dense(2, name="dense")])
         return model, batch, lambda model: self.to_array(model(batch, training=False))

@@ -36,7 +36,7 @@ class View:
     def __init__(self, framework: Framework, model: Any) -> None:
         self.graph, self.children = framework.graph, framework.children
         self.kind, self.is_layer, self.stock = framework.kind, framework.is_layer, framework.types.stock
-        self._keras = framework.keras
+        self._keras = framework.module
         self._owners: dict[int, int] = {}
         for layer in framework.layers_within(model):
             for variable in {id(each) for each in framework.created_variables(layer)}:
@@ -186,7 +186,7 @@ def folded_copy(framework: Framework, layer: Any, norm: Any, name: str) -> Any:
     name : str
         The layer's full name.
     """
-    to_numpy, assign = framework.to_numpy, framework.assign
+    to_numpy, assign = framework.functions.to_numpy, framework.assign
     attribute, axes = KERNELS[type(layer).__name__]
     attribute = attribute if framework.types.find_weight(layer, attribute) is not None else DEPTHWISE_KERNEL
     copied = framework.remade(layer, name, use_bias=True)

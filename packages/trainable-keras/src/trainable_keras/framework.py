@@ -31,7 +31,7 @@ class Framework(ABC):
     file_format: ClassVar[str]
     """What `save` writes into a file, and `load` asks for."""
 
-    keras: ClassVar[Any]
+    module: ClassVar[Any]
     """The module: ``keras``, or TensorFlow's."""
 
     functions: ClassVar[Functions]
@@ -129,20 +129,15 @@ class Framework(ABC):
 
     @staticmethod
     @abstractmethod
-    def to_numpy(value: Any) -> NDArray[Any]:
-        """Return the value of a tensor or variable."""
-
-    @staticmethod
-    @abstractmethod
     def assign(variable: Any, value: NDArray[Any]) -> None:
         """Set a variable to values, which are copied and cast to its dtype."""
 
     # ---- what only one of the two needs -----------------------------------------------------------------------------
 
-    def check(self, model: Any, what: str) -> None:
+    def check(self, model: Any, what: str) -> None:  # noqa: B027 - nothing to check is a fine answer
         """Raise ModelError for a model that is not of this process's Keras; `what` it is called."""
 
-    def check_layers(self, model: Any) -> None:
+    def check_layers(self, model: Any) -> None:  # noqa: B027 - as above
         """Raise ModelError for a model with layers that can be neither wrapped nor left alone."""
 
     @staticmethod
@@ -161,5 +156,5 @@ class Framework(ABC):
         """Return nested values with `function` of each symbolic tensor in its place."""
 
 
-def _plainly(layer: Any, name: str) -> None:  # noqa: ARG001 - the signature of `Replace`
+def _plainly(layer: Any, name: str) -> None:
     """Replace nothing."""

@@ -1,10 +1,12 @@
-"""What the shared code asks of a framework's tensors; each Keras fills in one `Functions`, and none is imported here."""
+"""What the shared code does with a framework's tensors; each Keras fills in one `Functions`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+from numpy.typing import NDArray
 
 Tensor = Any
 Function = Callable[..., Tensor]
@@ -48,6 +50,8 @@ class Functions:
         A tensor's dtype, as `cast` takes it.
     is_tensor : callable
         Whether something is a tensor of the framework.
+    to_numpy : callable
+        Returns the value of a tensor or variable.
     read : callable
         Returns a variable's value as a tensor.
     replicas : callable
@@ -91,6 +95,7 @@ class Functions:
     rank: Callable[[Tensor], int | None]
     dtype_of: Callable[[Tensor], Any]
     is_tensor: Callable[[Any], bool]
+    to_numpy: Callable[[Any], NDArray[Any]]
     read: Function
     replicas: Callable[[], int]
     with_gradient: Callable[[Function, Function], Function]

@@ -16,7 +16,6 @@ TensorFlow's ``FakeQuant`` operations.
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, TypeVar
@@ -26,7 +25,6 @@ from mct_quantizers import QuantizationMethod as MctqMethod
 from mct_quantizers import QuantizationTarget as MctqTarget
 from mct_quantizers import mark_quantizer
 from mct_quantizers.common.base_inferable_quantizer import BaseInferableQuantizer, QuantizerID
-from numpy.typing import NDArray
 
 from trainable_core.backend.inferable import target_and_method
 from trainable_core.constants import RANGE_MAX, RANGE_MIN, SIGNED, THRESHOLD
@@ -97,7 +95,7 @@ def _exact(params: Mapping[str, Any], derived: QParams) -> QParams:
     return replace(derived, scale=scale.astype(np.float32), zero_point=zero_point.astype(np.int32))
 
 
-I = TypeVar("I", bound="KerasInferableQuantizer")
+Q = TypeVar("Q", bound="KerasInferableQuantizer")
 
 
 class KerasInferableQuantizer:
@@ -132,14 +130,8 @@ class KerasInferableQuantizer:
     quant_min: int
     quant_max: int
 
-    @abstractmethod
     def __init__(self, qparams: QParams, n_bits: int, ndim: int, name: str | None = None) -> None:
         raise NotImplementedError
-
-    @staticmethod
-    @abstractmethod
-    def to_numpy(value: Any) -> NDArray[Any]:
-        """Return a variable's value."""
 
     def start(self, qparams: QParams, n_bits: int, ndim: int) -> None:
         """Set what is not a variable; called once, by the constructor.
@@ -176,7 +168,9 @@ class KerasInferableQuantizer:
     def qparams(self) -> QParams:
         """The grid's numbers, from the variables."""
         shape = () if self.channel_axis is None else (-1,)
-        scale, zero_point = (self.to_numpy(each).reshape(shape) for each in (self.grid_scale, self.grid_zero_point))
+        scale, zero_point = (
+            self.functions.to_numpy(each).reshape(shape) for each in (self.grid_scale, self.grid_zero_point)
+        )
         return QParams(scale, zero_point.astype(np.int32), self.quant_min, self.quant_max, self.channel_axis)
 
     @property
@@ -213,7 +207,7 @@ class KerasInferableQuantizer:
         return self.mctq_arguments()
 
     @classmethod
-    def from_config(cls: type[I], config: Mapping[str, Any]) -> I:  # noqa: PYI019 - Self is not in Python 3.10
+    def from_config(cls: type[Q], config: Mapping[str, Any]) -> Q:  # noqa: PYI019 - Self is not in Python 3.10
         """Return a quantizer equal to the one that `get_config` was called on."""
         qparams, n_bits, ndim = grid_of_arguments(config, cls.method())
         return cls(qparams, n_bits, ndim, name=config.get("name"))
@@ -227,7 +221,7 @@ SHORT = {
 """What mctq's class names call each grid."""
 
 
-def classes_for(base: type[I], mctq: Any, register: Callable[[Any], Any]) -> dict[str, type[I]]:
+def classes_for(base: type[Q], mctq: Any, register: Callable[[Any], Any]) -> dict[str, type[Q]]:
     """Return the deployed quantizer classes of one Keras by their names, which are mctq's.
 
     Parameters
@@ -239,7 +233,7 @@ def classes_for(base: type[I], mctq: Any, register: Callable[[Any], Any]) -> dic
     register : callable
         Decorates a class with the name that Keras saves it under.
     """
-    classes: dict[str, type[I]] = {}
+    classes: dict[str, type[Q]] = {}
     for target in QuantizationTarget:
         for method, short in SHORT.items():
             name = f"{target.name}{short}InferableQuantizer"

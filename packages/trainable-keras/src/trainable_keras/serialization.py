@@ -25,7 +25,7 @@ def save(framework: Framework, qmodel: Any, path: str | PathLike[str]) -> None:
     state, quantizers = state_of(framework, qmodel), quantizers_of(framework, qmodel)
     header = model_file.header_of(framework.file_format, state, quantizers, _deployed_among(parts_of(qmodel)))
     variables = _variables(framework, qmodel)
-    arrays = {name: model_file.storable(framework.to_numpy(variable)) for name, variable in variables.items()}
+    arrays = {name: model_file.storable(framework.functions.to_numpy(variable)) for name, variable in variables.items()}
     write_arrays(as_path(path), header, arrays)
 
 

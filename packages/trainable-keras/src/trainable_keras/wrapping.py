@@ -223,9 +223,7 @@ class Wrapping:
             inputs = {each: self._held(plan, name, each) for each in kind.inputs}
         elif plan.activation is not None:
             output = self._held(plan, name, "output")
-        weights = {
-            attribute: self._built(each, f"{name}.{attribute}") for attribute, each in plan.weights.items()
-        }
+        weights = {attribute: self._built(each, f"{name}.{attribute}") for attribute, each in plan.weights.items()}
         make: Any = self._framework.wrapper
         wrapper = make(layer, weights, input_holders=inputs, input_names=kind.inputs, output_holder=output)
         wrapper.keep(plan=plan)

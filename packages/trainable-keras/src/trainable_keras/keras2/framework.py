@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from trainable_core.errors import ModelError
 from trainable_keras.framework import Framework
 from trainable_keras.keras2.copying import Copier, listed, plain_copy
-from trainable_keras.keras2.engine import keras, short_name, to_numpy, untracked
+from trainable_keras.keras2.engine import keras, short_name, untracked
 from trainable_keras.keras2.folding import FoldedBatchNormalization
 from trainable_keras.keras2.functions import FUNCTIONS
 from trainable_keras.keras2.holder import ActivationQuantizationHolder
@@ -27,7 +27,7 @@ class Keras2(Framework):
 
     backend = "tf_keras"
     file_format = "trainable-keras2"
-    keras = keras
+    module = keras
     functions = FUNCTIONS
     types = TYPES
     quantizer = BaseKerasTrainableQuantizer
@@ -42,7 +42,6 @@ class Keras2(Framework):
     remade = staticmethod(plain_copy)
     created_variables = staticmethod(listed)
     variable_name = staticmethod(short_name)
-    to_numpy = staticmethod(to_numpy)
 
     @staticmethod
     def dtype_policy(layer: Any) -> Any:

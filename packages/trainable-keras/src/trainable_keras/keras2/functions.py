@@ -101,6 +101,7 @@ FUNCTIONS = Functions(
     rank=_rank,
     dtype_of=_dtype_of,
     is_tensor=tf.is_tensor,
+    to_numpy=engine.to_numpy,
     read=engine.read,
     replicas=engine.replicas,
     with_gradient=engine.with_gradient,

@@ -12,7 +12,7 @@ from trainable_core.backend.inferable import by_grid
 from trainable_core.enums import QuantizationMethod, QuantizationTarget
 from trainable_core.qparams import QParams
 from trainable_keras.inferable import KerasInferableQuantizer, classes_for
-from trainable_keras.keras2.engine import Tensor, keras, to_numpy, unconverted, untracked
+from trainable_keras.keras2.engine import Tensor, keras, unconverted, untracked
 from trainable_keras.keras2.functions import FUNCTIONS
 from trainable_keras.keras2.ops import OPS
 
@@ -21,7 +21,6 @@ class InferableQuantizer(KerasInferableQuantizer, keras.layers.Layer):  # type: 
     """What every deployed quantizer shares; see `trainable_keras.inferable.KerasInferableQuantizer`."""
 
     functions, ops = FUNCTIONS, OPS
-    to_numpy = staticmethod(to_numpy)
 
     def __init__(self, qparams: QParams, n_bits: int, ndim: int, name: str | None = None) -> None:
         keras.layers.Layer.__init__(self, dtype="float32", autocast=False, trainable=False, name=name)

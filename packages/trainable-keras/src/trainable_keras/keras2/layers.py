@@ -37,6 +37,6 @@ def is_operation(layer: Any) -> bool:
     return type(layer).__name__ in _OPERATIONS
 
 
-def is_layer(layer: Any) -> bool:
+def is_layer(operation: Any) -> bool:
     """Return whether it is a layer with a purpose of its own, not one that stands for a TensorFlow function."""
-    return not is_operation(layer)
+    return not is_operation(operation)

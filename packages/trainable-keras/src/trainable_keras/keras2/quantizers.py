@@ -44,7 +44,6 @@ class BaseKerasTrainableQuantizer(KerasQuantizer, keras.layers.Layer, BaseInfera
     functions, ops, grids = FUNCTIONS, OPS, GRIDS
     scheduler = KerasLinearAnnealingScheduler
     inferable_class = staticmethod(inferable.class_of)
-    to_numpy = staticmethod(to_numpy)
     sign_is_a_variable = True
 
     def __init__(self, quantization_config: TrainableQuantizerConfig, freeze_quant_params: bool = False) -> None:  # noqa: FBT001, FBT002 - the seed's signature

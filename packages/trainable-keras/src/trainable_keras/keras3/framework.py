@@ -12,7 +12,6 @@ from trainable_core.errors import ModelError
 from trainable_keras.copying import own_variables
 from trainable_keras.framework import Framework
 from trainable_keras.keras3.copying import Copier, plain_copy
-from trainable_keras.keras3.engine import to_numpy
 from trainable_keras.keras3.folding import FoldedBatchNormalization
 from trainable_keras.keras3.functions import FUNCTIONS
 from trainable_keras.keras3.holder import ActivationQuantizationHolder
@@ -27,7 +26,7 @@ class Keras3(Framework):
 
     backend = "keras"
     file_format = "trainable-keras"
-    keras = keras
+    module = keras
     functions = FUNCTIONS
     types = TYPES
     quantizer = BaseKerasTrainableQuantizer
@@ -41,7 +40,6 @@ class Keras3(Framework):
     op = staticmethod(op_of)
     remade = staticmethod(plain_copy)
     created_variables = staticmethod(own_variables)
-    to_numpy = staticmethod(to_numpy)
 
     @staticmethod
     def dtype_policy(layer: Any) -> Any:

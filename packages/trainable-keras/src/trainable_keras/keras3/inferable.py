@@ -1,4 +1,4 @@
-"""The deployed quantizers of Keras 3; see `trainable_keras.inferable`. On the TensorFlow engine each is one of mctq's."""
+"""The deployed quantizers of Keras 3; see `trainable_keras.inferable`. On TensorFlow each is one of mctq's."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from trainable_core.backend.inferable import by_grid
 from trainable_core.enums import QuantizationMethod, QuantizationTarget
 from trainable_core.qparams import QParams
 from trainable_keras.inferable import KerasInferableQuantizer, classes_for
-from trainable_keras.keras3.engine import ENGINE, Tensor, float_tensor, to_numpy
+from trainable_keras.keras3.engine import ENGINE, Tensor, float_tensor
 from trainable_keras.keras3.functions import FUNCTIONS
 from trainable_keras.keras3.ops import OPS
 
@@ -27,7 +27,6 @@ class InferableQuantizer(KerasInferableQuantizer, keras.layers.Layer):  # type: 
     """What every deployed quantizer shares; see `trainable_keras.inferable.KerasInferableQuantizer`."""
 
     functions, ops = FUNCTIONS, OPS
-    to_numpy = staticmethod(to_numpy)
 
     def __init__(self, qparams: QParams, n_bits: int, ndim: int, name: str | None = None) -> None:
         keras.layers.Layer.__init__(self, dtype="float32", autocast=False, trainable=False, name=name)

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import keras
-import numpy as np
 from keras import ops
 from mct_quantizers.common.base_inferable_quantizer import BaseInferableQuantizer
 from numpy.typing import NDArray
@@ -16,7 +15,7 @@ from trainable_core.errors import ShapeMismatchError
 from trainable_core.quantizer import BaseTrainableQuantizer
 from trainable_keras.keras3 import inferable
 from trainable_keras.keras3.annealing import KerasLinearAnnealingScheduler
-from trainable_keras.keras3.engine import Tensor, errors_as_they_are, float_tensor, infers_shapes, to_numpy
+from trainable_keras.keras3.engine import Tensor, errors_as_they_are, infers_shapes
 from trainable_keras.keras3.functions import FUNCTIONS
 from trainable_keras.keras3.grid import GRIDS
 from trainable_keras.keras3.ops import OPS
@@ -43,7 +42,6 @@ class BaseKerasTrainableQuantizer(KerasQuantizer, keras.layers.Layer, BaseInfera
     functions, ops, grids = FUNCTIONS, OPS, GRIDS
     scheduler = KerasLinearAnnealingScheduler
     inferable_class = staticmethod(inferable.class_of)
-    to_numpy = staticmethod(to_numpy)
     sign_is_a_variable = False
 
     def __init__(self, quantization_config: TrainableQuantizerConfig, freeze_quant_params: bool = False) -> None:  # noqa: FBT001, FBT002 - the seed's signature

@@ -1,9 +1,8 @@
-"""What a quantizer of either Keras is beside a layer of it; `keras2.quantizers` and `keras3.quantizers` add the layer."""
+"""What a quantizer of either Keras is beside a layer; `keras2.quantizers` and `keras3.quantizers` add the layer."""
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,8 +36,11 @@ class KerasQuantizer(BaseTrainableQuantizer):
     sign_is_a_variable: ClassVar[bool]
     """Whether the sign, where calibration decides it, is among the layer's variables."""
 
-    trainable_weights: list[Any]
-    """The layer's variables that an optimizer may change."""
+    if TYPE_CHECKING:
+
+        @property
+        def trainable_weights(self) -> list[Any]:
+            """The layer's variables that an optimizer may change."""
 
     # ---- what a training method writes ------------------------------------------------------------------------------
 
@@ -71,18 +73,18 @@ class KerasQuantizer(BaseTrainableQuantizer):
 
     # ---- what each Keras writes -------------------------------------------------------------------------------------
 
-    @abstractmethod
     def new_variable(self, name: str, value: NDArray[Any], *, trainable: bool) -> Any:
         """Return a new variable of the layer with this value, its shape and its dtype."""
+        raise NotImplementedError
 
-    @abstractmethod
     def own_variables(self) -> dict[str, Any]:
         """Return all variables of the layer by name, those of a method's state included."""
+        raise NotImplementedError
 
     @staticmethod
-    @abstractmethod
     def inferable_class(target: QuantizationTarget, method: QuantizationMethod) -> type[KerasInferableQuantizer]:
         """Return the class of deployed quantizers of a target and a grid."""
+        raise NotImplementedError
 
     # ---- the grid, and what is deployed -----------------------------------------------------------------------------
 
@@ -101,9 +103,7 @@ class KerasQuantizer(BaseTrainableQuantizer):
             return self.grids.uniform(variables[RANGE_MIN], variables[RANGE_MAX], width, min_threshold=low)
         power_of_two = config.quantization_method is QuantizationMethod.POWER_OF_TWO
         threshold = variables[THRESHOLD]
-        return self.grids.symmetric(
-            threshold, width, signed=self.signed, power_of_two=power_of_two, min_threshold=low
-        )
+        return self.grids.symmetric(threshold, width, signed=self.signed, power_of_two=power_of_two, min_threshold=low)
 
     def convert2inferable(self) -> Any:
         """Return the inferable quantizer with the trained numbers; this quantizer goes on as it is.
@@ -142,6 +142,10 @@ class KerasQuantizer(BaseTrainableQuantizer):
         trained = {id(variable) for variable in self.trainable_weights}
         variables = (self.get_quantizer_variable(name) for name, of in self._variable_groups.items() if of is group)
         return [variable for variable in variables if id(variable) in trained]
+
+    def to_numpy(self, variable: Any) -> NDArray[Any]:
+        """Return a variable's value."""
+        return self.functions.to_numpy(variable)
 
     def assign(self, variable: Any, value: NDArray[Any]) -> None:
         """Set a variable, in place."""
