@@ -7,7 +7,7 @@ import pytest
 
 from tests.core.numpy_backend import NumpySte
 from trainable_core import QuantizationRecipe, TrainableQuantizerWeightsConfig
-from trainable_core.documents.model_file import (
+from trainable_core.documents.model import (
     by_place,
     check_arrays,
     check_quantizers,
@@ -18,7 +18,7 @@ from trainable_core.documents.model_file import (
     storable,
 )
 from trainable_core.errors import DocumentError, QuantizerStateError
-from trainable_core.recipe.plan import WrappedState
+from trainable_core.recipe.state import WrappedState
 
 RECIPE = {"schema_version": 1, "weights": {"method": "SYMMETRIC", "n_bits": 4, "training_method": "STE"}}
 
@@ -43,7 +43,7 @@ def test_a_header_has_recipe_signs_frozen_and_deployed():
     found = header()
     assert recipe_of("file", found) == QuantizationRecipe.model_validate(RECIPE)
     assert (found["format"], found["signs"], found["frozen"], found["finalized"]) == ("form", {}, [], False)
-    assert found["deployed"] == {"fc.kernel": {"num_bits": 4}}
+    assert found["inferable"] == {"fc.kernel": {"num_bits": 4}}
 
 
 def test_a_damaged_recipe_is_told():

@@ -12,9 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainable_core import qparams
-from trainable_core.config import TrainableQuantizerActivationConfig, TrainableQuantizerWeightsConfig
+from trainable_core.config import (
+    TrainableQuantizerActivationConfig,
+    TrainableQuantizerConfig,
+    TrainableQuantizerWeightsConfig,
+    config_document,
+    config_from_document,
+)
 from trainable_core.constants import SIGNED
-from trainable_core.documents.quantizer import read_document
 from trainable_core.enums import QuantizationMethod, QuantizationTarget, VariableGroup
 from trainable_core.errors import (
     QuantizerStateError,
@@ -22,10 +27,10 @@ from trainable_core.errors import (
     UnsupportedConfigError,
     nearest,
 )
-from trainable_core.registry.key import identifier_text, keys_of
+from trainable_core.key import identifier_text
+from trainable_core.registry.marks import keys_of
 from trainable_core.validation import check_params, plain
 
-Config = TrainableQuantizerWeightsConfig | TrainableQuantizerActivationConfig
 Q = TypeVar("Q", bound="BaseTrainableQuantizer")
 
 
@@ -87,7 +92,7 @@ class BaseTrainableQuantizer:
     quantization_method: ClassVar[Any] = None
     identifier: ClassVar[Any] = None
 
-    def __init__(self, quantization_config: Config, freeze_quant_params: bool = False) -> None:  # noqa: FBT001, FBT002 - the seed's signature
+    def __init__(self, quantization_config: TrainableQuantizerConfig, freeze_quant_params: bool = False) -> None:  # noqa: FBT001, FBT002 - the seed's signature
         self._check_config(quantization_config)
         if not isinstance(freeze_quant_params, bool):
             problem = f"freeze_quant_params must be true or false, got {freeze_quant_params!r}"
@@ -102,7 +107,7 @@ class BaseTrainableQuantizer:
         self._variable_groups: dict[str, VariableGroup] = {}
 
     @classmethod
-    def _check_config(cls, config: Config) -> None:
+    def _check_config(cls, config: TrainableQuantizerConfig) -> None:
         keys = keys_of(cls, cls.backend)
         if not isinstance(config, TrainableQuantizerWeightsConfig | TrainableQuantizerActivationConfig):
             raise UnsupportedConfigError(
@@ -227,7 +232,7 @@ class BaseTrainableQuantizer:
         QuantizerStateError
             When there is none.
         """
-        if name not in self._variable_groups:
+        if name not in self.variable_names:
             known = ", ".join(self._variable_groups) or "none; initialize_quantization was not called"
             raise QuantizerStateError(
                 self.subject, f"no variable {name!r}; variables: {known}" + nearest(name, self._variable_groups)
@@ -306,7 +311,7 @@ class BaseTrainableQuantizer:
             known = ", ".join(map(str, self.structure.widths)) or "none; initialize_quantization was not called"
             raise QuantizerStateError(self.subject, f"no grid of {width} bits; widths: {known}")
         keys = qparams.variable_names(self.quantization_config.quantization_method)
-        return {key: self.get_quantizer_variable(name) for key, name in zip(keys, names, strict=True)}
+        return {key: getattr(self, name) for key, name in zip(keys, names, strict=True)}
 
     def set_quantization_params(self, params: Mapping[int, Mapping[str, Any]]) -> None:
         """Take over calibrated numbers.
@@ -374,11 +379,11 @@ class BaseTrainableQuantizer:
             channels_axis=config.channels_axis,
         )
 
-    def current_config(self) -> Config:
+    def current_config(self) -> TrainableQuantizerConfig:
         """Return the config with the trained numbers and the selected width in it: the quantizer as it stands."""
         self.require_calibrated()
         width, config = self.selected_width, self.quantization_config
-        params = qparams.deployed_params(self.current_qparams(width), config.quantization_method)
+        params = qparams.inferable_params(self.current_qparams(width), config.quantization_method)
         if config.target is QuantizationTarget.Weights:
             params.pop(SIGNED, None)
         fields = {name: getattr(config, name) for name in type(config).model_fields}
@@ -398,7 +403,7 @@ class BaseTrainableQuantizer:
         config = self.quantization_config
         state = {name: self.to_numpy(self.get_quantizer_variable(name)).tolist() for name in self.variable_names}
         return {
-            "quantization_config": {"target": config.prefix, **config.model_dump(mode="json")},
+            "quantization_config": config_document(config),
             "freeze_quant_params": self.freeze_quant_params,
             "arguments": self.get_arguments(),
             "tensor_ndim": self.tensor_ndim,
@@ -445,3 +450,68 @@ class BaseTrainableQuantizer:
             if tuple(own[name].shape) != value.shape:
                 raise ShapeMismatchError(f"{self.subject}: {name}", f"shape {tuple(own[name].shape)}", value.shape)
             self.assign(own[name], value)
+
+
+# ---- reading what `get_config` wrote ---------------------------------------------------------------------------------
+
+MAX_NDIM = 64  # NumPy's limit
+
+
+@dataclass(frozen=True)
+class QuantizerDocument:
+    """The parts of a quantizer's document, checked."""
+
+    quantization_config: TrainableQuantizerConfig
+    freeze_quant_params: bool
+    arguments: dict[str, Any]
+    tensor_ndim: int
+    signed: bool
+    variables: dict[str, NDArray[Any]]
+
+
+def read_document(config: object, subject: str) -> QuantizerDocument:
+    """Return the parts of a quantizer's document.
+
+    Raises
+    ------
+    UnsupportedConfigError
+        When a part is missing or of the wrong kind; names it.
+    pydantic.ValidationError
+        When its quantization config is wrong; names the field.
+    """
+    try:
+        plain(config)
+    except ValueError as error:
+        raise UnsupportedConfigError(subject, str(error)) from None
+    if not isinstance(config, Mapping):
+        raise UnsupportedConfigError(subject, f"a quantizer's config is a mapping, got {type(config).__name__}")
+    kinds: dict[str, type | tuple[type, ...]] = {
+        "quantization_config": Mapping,
+        "freeze_quant_params": bool,
+        "arguments": Mapping,
+        "tensor_ndim": int,
+        "signed": bool,
+        "variables": Mapping,
+    }
+    for key, kind in kinds.items():
+        value = config.get(key)
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            raise UnsupportedConfigError(subject, f"not a quantizer's config: {key!r} is {value!r}")
+    if not 0 <= config["tensor_ndim"] <= MAX_NDIM:
+        raise UnsupportedConfigError(subject, f"tensor_ndim can't be {config['tensor_ndim']!r}")
+    quantization_config = config_from_document(config["quantization_config"], f"{subject}: quantization_config")
+    variables = {}
+    for name, value in config["variables"].items():
+        try:
+            with np.errstate(over="raise"):  # a number beyond float32 is no value of a variable
+                variables[str(name)] = np.asarray(value, np.float32)
+        except (TypeError, ValueError, ArithmeticError) as error:
+            raise UnsupportedConfigError(subject, f"variables.{name}: {error}") from error
+    return QuantizerDocument(
+        quantization_config,
+        config["freeze_quant_params"],
+        dict(config["arguments"]),
+        config["tensor_ndim"],
+        config["signed"],
+        variables,
+    )
