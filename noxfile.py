@@ -77,13 +77,13 @@ def types(session: nox.Session) -> None:
 @check("tests-core")
 def tests_core(session: nox.Session) -> None:
     """Test trainable-core in an environment without any framework."""
-    pytest(session, CORE_TESTS, "tests/core", "tests/artifacts", "tests/architecture")
+    pytest(session, CORE_TESTS, "tests/core", "tests/artifacts", "tests/examples", "tests/architecture")
 
 
 @check("tests-torch")
 def tests_torch(session: nox.Session) -> None:
     """Test trainable-torch, and trainable-core again beside an installed backend."""
-    tests = ["tests/core", "tests/torch", "tests/artifacts", *ARCHITECTURE]
+    tests = ["tests/core", "tests/torch", "tests/artifacts", "tests/examples", *ARCHITECTURE]
     pytest(session, TORCH_TESTS, *PARALLEL, *tests, env=ONE_THREAD)
 
 
@@ -97,7 +97,7 @@ def tests_torch_plain(session: nox.Session) -> None:
 @check("tests-keras")
 def tests_keras(session: nox.Session) -> None:
     """Test trainable-keras on Keras 3 with the TensorFlow engine."""
-    tests = ["tests/keras", "tests/artifacts", *ARCHITECTURE]
+    tests = ["tests/keras", "tests/artifacts", "tests/examples", *ARCHITECTURE]
     pytest(session, KERAS_TESTS, *PARALLEL, *tests, env=keras_on("tensorflow"))
 
 
@@ -116,7 +116,7 @@ def tests_keras_torch(session: nox.Session) -> None:
 @check("tests-keras-2")
 def tests_keras_2(session: nox.Session) -> None:
     """Test trainable-keras on Keras 2, with TensorFlow 2.21 and tf-keras."""
-    tests = ["tests/keras", "tests/artifacts", "tests/architecture/test_matrix.py"]
+    tests = ["tests/keras", "tests/artifacts", "tests/examples", "tests/architecture/test_matrix.py"]
     pytest(session, KERAS_2_TESTS, *PARALLEL, *tests, env=KERAS_2)
 
 
