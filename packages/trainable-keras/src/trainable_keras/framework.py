@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from numpy.typing import NDArray
 
-from trainable_core.recipe.plan import LayerInfo, LayerKind
+from trainable_core.recipe.layers import LayerInfo, LayerKind
 from trainable_keras import layers
 from trainable_keras.copying import CallOperation, ModelCopier, Replace, attributes, layers_in
 from trainable_keras.functions import Functions

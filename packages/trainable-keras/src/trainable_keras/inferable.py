@@ -30,7 +30,7 @@ from trainable_core.backend.inferable import target_and_method
 from trainable_core.constants import RANGE_MAX, RANGE_MIN, SIGNED, THRESHOLD
 from trainable_core.enums import QuantizationMethod, QuantizationTarget
 from trainable_core.errors import ModelError
-from trainable_core.qparams import QParams, deployed_params, from_params
+from trainable_core.qparams import QParams, from_params, inferable_params
 from trainable_keras.functions import Functions, Tensor
 from trainable_keras.ops import HalfUp
 
@@ -56,7 +56,7 @@ def mctq_arguments(
     target, method
         Which class.
     """
-    params = deployed_params(qparams, method)
+    params = inferable_params(qparams, method)
     signed = params.pop(SIGNED, None)
     arguments: dict[str, Any] = {"num_bits": n_bits}
     arguments |= {_NAMES[key]: value if isinstance(value, list) else [value] for key, value in params.items()}
@@ -176,7 +176,7 @@ class KerasInferableQuantizer:
     @property
     def params(self) -> dict[str, Any]:
         """Threshold or nudged range, as in the configs."""
-        return deployed_params(self.qparams, self.method())
+        return inferable_params(self.qparams, self.method())
 
     def mctq_arguments(self) -> dict[str, Any]:
         """Return the arguments that build mctq's stock quantizer."""

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from os import PathLike
 from typing import Any
 
-from trainable_core.documents import model_file
-from trainable_core.documents.model import as_path, read_arrays, write_arrays
+from trainable_core.documents import model as documents
+from trainable_core.documents.files import as_path, read_arrays, write_arrays
 from trainable_core.quantizer import BaseTrainableQuantizer
 from trainable_keras.finalized import finalize
 from trainable_keras.framework import Framework
@@ -23,29 +23,29 @@ from trainable_keras.wrapping import parts_of, state_of, trainable_quantizers, w
 def save(framework: Framework, qmodel: Any, path: str | PathLike[str]) -> None:
     """Write a wrapped or finalized model; see `trainable_keras.save`."""
     state, quantizers = state_of(framework, qmodel), quantizers_of(framework, qmodel)
-    header = model_file.header_of(framework.file_format, state, quantizers, _deployed_among(parts_of(qmodel)))
+    header = documents.header_of(framework.file_format, state, quantizers, _inferable_among(parts_of(qmodel)))
     variables = _variables(framework, qmodel)
-    arrays = {name: model_file.storable(framework.functions.to_numpy(variable)) for name, variable in variables.items()}
+    arrays = {name: documents.storable(framework.functions.to_numpy(variable)) for name, variable in variables.items()}
     write_arrays(as_path(path), header, arrays)
 
 
 def load(framework: Framework, path: str | PathLike[str], model: Any) -> Any:
     """Return a wrapped model as it was saved; see `trainable_keras.load`."""
-    header, arrays = read_arrays(as_path(path), framework.file_format, model_file.SCHEMA_VERSION, model_file.KINDS)
-    qmodel = wrap(framework, model, model_file.recipe_of(path, header))
+    header, arrays = read_arrays(as_path(path), framework.file_format, documents.SCHEMA_VERSION, documents.KINDS)
+    qmodel = wrap(framework, model, documents.recipe_of(path, header))
     if header["finalized"]:
-        model_file.place_numbers(path, trainable_quantizers(framework, qmodel), header["deployed"])
+        documents.place_numbers(path, trainable_quantizers(framework, qmodel), header["inferable"])
         qmodel = finalize(framework, qmodel)
     quantizers = quantizers_of(framework, qmodel)
-    model_file.fill(path, header, arrays, quantizers, lambda: _variables(framework, qmodel), framework.assign)
+    documents.fill(path, header, arrays, quantizers, lambda: _variables(framework, qmodel), framework.assign)
     return qmodel
 
 
 def _variables(framework: Framework, qmodel: Any) -> dict[str, Any]:
-    return model_file.by_place(framework.variables(qmodel), framework.variable_name)
+    return documents.by_place(framework.variables(qmodel), framework.variable_name)
 
 
-def _deployed_among(parts: Sequence[Any]) -> dict[str, Any]:
+def _inferable_among(parts: Sequence[Any]) -> dict[str, Any]:
     """Return the inferable quantizers of a model's parts by the name of their tensor."""
     found: dict[str, Any] = {}
     for part in parts:

@@ -7,10 +7,13 @@ from dataclasses import replace
 from os import PathLike
 from typing import Any
 
-from trainable_core.documents.model import state_document, state_from_document
+from trainable_core.backend.building import build_quantizer
+from trainable_core.documents.plan import state_document, state_from_document
 from trainable_core.errors import ModelError, QuantizerStateError
 from trainable_core.recipe.document import QuantizationRecipe
-from trainable_core.recipe.plan import LayerInfo, LayerKind, LayerPlan, QuantizerPlan, WrappedState, build_quantizer
+from trainable_core.recipe.layers import LayerInfo, LayerKind
+from trainable_core.recipe.plan import LayerPlan, QuantizerPlan
+from trainable_core.recipe.state import WrappedState
 from trainable_keras.copying import join
 from trainable_keras.folding import Folding, folded_copy, plan_folding
 from trainable_keras.framework import Framework

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from trainable_core.enums import TieRule
 from trainable_core.errors import UnsupportedConfigError
-from trainable_core.registry.registry import get_backend
+from trainable_core.registry.process import get_backend
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from trainable_core.recipe.plan import LayerKind
+from trainable_core.recipe.layers import LayerKind
 from trainable_keras.keras2.engine import keras
 from trainable_keras.layers import DEPTHWISE_KERNEL, LayerTypes
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from trainable_core.recipe.plan import LayerKind
+from trainable_core.recipe.layers import LayerKind
 from trainable_keras.layers import LayerTypes
 
 

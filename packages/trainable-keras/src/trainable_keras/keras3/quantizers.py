@@ -74,7 +74,7 @@ class BaseKerasTrainableQuantizer(KerasQuantizer, keras.layers.Layer, BaseInfera
             raise ShapeMismatchError(self.subject, "a floating tensor", dtype or type(inputs).__name__)
         axis, shape = self.quantization_config.channels_axis, tuple(inputs.shape)
         if axis is not None:
-            channels = next(iter(self.grid_variables(self.widths[0]).values())).shape[0]
+            (channels,) = self.structure.shape
             if not -len(shape) <= axis < len(shape) or shape[axis] != channels:
                 raise ShapeMismatchError(self.subject, f"{channels} channels along axis {axis}", f"shape {shape}")
 

@@ -157,7 +157,7 @@ class KerasQuantizer(BaseTrainableQuantizer):
         """Return whether the grid's variables have values, however they came into them."""
         if not self.variable_names:
             return False
-        grid = [variable for width in self.widths for variable in self.grid_variables(width).values()]
+        grid = [variable for width in self.structure.widths for variable in self.grid_variables(width).values()]
         return not any(np.isnan(self.to_numpy(variable)).all() for variable in grid)
 
     def save_own_variables(self, store: Any) -> None:

@@ -74,7 +74,11 @@ class DqaQuantizer(KerasQuantizer):
     @property
     def selected_width(self) -> int:
         """Width with the largest logit."""
-        return self.widths[int(np.argmax(self.to_numpy(self._comparable_logits())))]
+        return self.structure.widths[int(np.argmax(self.to_numpy(self._comparable_logits())))]
+
+    def select_width(self, width: int) -> None:
+        """Give `width` the largest logit."""
+        self.assign(self.get_quantizer_variable("logits"), dqa_options.selecting_logits(self.structure.widths, width))
 
     @property
     def schedule_end(self) -> int:
@@ -83,7 +87,7 @@ class DqaQuantizer(KerasQuantizer):
 
     def add_variables(self) -> None:
         """Add the attention's logits, all equal, and the schedule's step."""
-        zeros = np.zeros(len(self.widths), np.float32)
+        zeros = np.zeros(len(self.structure.widths), np.float32)
         self.add_quantizer_variable("logits", zeros, VariableGroup.QPARAMS, trained=True)
         self.step = self.new_variable("step", np.zeros((), np.int32), trainable=False)
 
@@ -121,12 +125,14 @@ class DqaQuantizer(KerasQuantizer):
         """Return ``bit_cost_weight`` times the expected bit width, or None for weight 0."""
         if not self.bit_cost_weight or not self.quantization_config.enabled:
             return None
-        return self.bit_cost_weight * self.functions.sum(self.attention() * self.functions.floats(self.widths))
+        return self.bit_cost_weight * self.functions.sum(
+            self.attention() * self.functions.floats(self.structure.widths)
+        )
 
     def quantized(self, x: Tensor, training: bool) -> Tensor:  # noqa: FBT001 - the base's signature
         """Return the mixture of the widths, or the winner."""
         f = self.functions
-        candidates = [self.ops.ste_fake_quantize(x, self.grid(f.rank(x), width)) for width in self.widths]
+        candidates = [self.ops.ste_fake_quantize(x, self.grid(f.rank(x), width)) for width in self.structure.widths]
         winner = f.argmax(self._comparable_logits())
         chosen = candidates[0]
         for index, candidate in enumerate(candidates[1:], start=1):
