@@ -15,6 +15,7 @@ from trainable_core.calibration.quantizers import Params, activation_params, set
 from trainable_core.errors import QuantizerStateError
 from trainable_core.quantizer import BaseTrainableQuantizer
 from trainable_keras.framework import Framework
+from trainable_keras.graph import layers_within
 from trainable_keras.parts import KerasHolder, KerasWrapper
 from trainable_keras.training import forget_functions
 from trainable_keras.wrapping import state_of
@@ -36,7 +37,7 @@ def calibrate(
 
     See `trainable_keras.calibrate`.
     """
-    state, layers, name = state_of(framework, qmodel), framework.layers_within(qmodel), type(qmodel).__name__
+    state, layers, name = state_of(framework, qmodel), layers_within(qmodel), type(qmodel).__name__
     if state.finalized:
         raise QuantizerStateError(name, "it is finalized; its quantizers don't change any more")
     quantizers = [layer for layer in layers if isinstance(layer, BaseTrainableQuantizer)]

@@ -9,22 +9,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from trainable_core.errors import ModelError, TrainableError
-from trainable_keras.graph import direct_layers
-
-if TYPE_CHECKING:
-    from trainable_keras.framework import Framework
+from trainable_keras.framework import Framework
+from trainable_keras.graph import children, direct_layers
 
 Replace = Callable[[Any, str], Any | None]
 """Given a layer and its name, returns what comes in its place, or None for a plain copy."""
 
 CallOperation = Callable[[Any, str, tuple[Any, ...], dict[str, Any]], Any]
 """``call(operation, name, args, kwargs)`` calls a functional operation at its place in a copied graph."""
-
-_ACCOUNTS = ("_self_", "_obj_reference")
-"""Beginnings of the attributes that Keras and TensorFlow keep their own account in."""
 
 
 def join(prefix: str, name: str) -> str:
@@ -36,35 +31,6 @@ def join(prefix: str, name: str) -> str:
     ('stem', 'stem.conv')
     """
     return f"{prefix}.{name}" if prefix else name
-
-
-def attributes(layer: Any) -> list[tuple[str, Any]]:
-    """Return a layer's attributes without those of Keras's and TensorFlow's own account."""
-    return [
-        (name, value) for name, value in vars(layer).items() if name != "_layers" and not name.startswith(_ACCOUNTS)
-    ]
-
-
-def layers_in(value: Any, name: str, held: Collection[int]) -> Iterator[tuple[str, Any]]:
-    """Yield (name, layer) of the layers in an attribute's value; names lead into lists and dictionaries.
-
-    Parameters
-    ----------
-    value : object
-        The attribute's value.
-    name : str
-        The attribute's name.
-    held : collection of int
-        ``id`` of each layer that counts.
-    """
-    if id(value) in held:
-        yield name, value
-    elif isinstance(value, list | tuple):
-        for index, item in enumerate(value):
-            yield from layers_in(item, f"{name}.{index}", held)
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            yield from layers_in(item, f"{name}.{key}", held)
 
 
 def own_variables(layer: Any) -> list[Any]:
@@ -96,6 +62,17 @@ def made_again(layer: Any, name: str) -> Iterator[None]:
             f"layer {name or layer.name!r} ({type(layer).__name__}) can't be copied: {error}",
             "give its class a get_config that from_config can read.",
         ) from error
+
+
+def copy_model(
+    framework: Framework, model: Any, replace: Replace | None = None, call_operation: CallOperation | None = None
+) -> Any:
+    """Return a copy of a model; see `ModelCopier`."""
+    return framework.copier(framework, replace or _plainly, call_operation).copy(model)
+
+
+def _plainly(layer: Any, name: str) -> None:
+    """Replace nothing."""
 
 
 class ModelCopier(ABC):
@@ -148,7 +125,7 @@ class ModelCopier(ABC):
                 raise
             except Exception as error:
                 raise ModelError(f"model {name or layer.name!r} can't be copied: {error}") from error
-        holds_layers = self.framework.kind(layer) is None and any(True for _ in self.framework.children(layer))
+        holds_layers = self.framework.kind(layer) is None and any(True for _ in children(layer))
         return self.copy_holding(layer, name) if holds_layers else self.framework.remade(layer, name)
 
     def copied_value(self, value: Any, name: str, held: Collection[int]) -> Any:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from trainable_core.backend import folding
-from trainable_keras.graph import Call, Graph
+from trainable_keras.framework import Framework
+from trainable_keras.graph import Call, Graph, children, layers_within
 from trainable_keras.layers import DEPTHWISE_KERNEL, KINDS
-
-if TYPE_CHECKING:
-    from trainable_keras.framework import Framework
 
 KERNELS: dict[str, tuple[str, tuple[int, ...]]] = {
     "Dense": ("kernel", (-1,)),
@@ -34,11 +32,11 @@ class View:
     """
 
     def __init__(self, framework: Framework, model: Any) -> None:
-        self.graph, self.children = framework.graph, framework.children
-        self.kind, self.is_layer, self.stock = framework.kind, framework.is_layer, framework.types.stock
+        self.graph, self.kind = framework.graph, framework.kind
+        self.is_layer, self.stock = framework.is_layer, framework.types.stock
         self._keras = framework.module
         self._owners: dict[int, int] = {}
-        for layer in framework.layers_within(model):
+        for layer in layers_within(model):
             for variable in {id(each) for each in framework.created_variables(layer)}:
                 self._owners[variable] = self._owners.get(variable, 0) + 1
 
@@ -111,7 +109,7 @@ def _count(layer: Any, view: View, uses: dict[int, int], done: set[int]) -> None
             uses[id(call.operation)] = uses.get(id(call.operation), 0) + 1
         inside = [each for each in graph.operations if view.is_layer(each)]
     elif view.kind(layer) is None:
-        inside = [child for _, child in view.children(layer)]
+        inside = [child for _, child in children(layer)]
         for child in inside:
             uses[id(child)] = uses.get(id(child), 0) + 1
     else:
@@ -139,7 +137,7 @@ def _look(layer: Any, prefix: str, found: Folding, view: View, uses: dict[int, i
             found.gone.add(id(operation))
             found.folded[name] = f"{prefix}.{before.name}" if prefix else before.name
     elif view.kind(layer) is None:
-        for child_name, child in view.children(layer):
+        for child_name, child in children(layer):
             _look(child, f"{prefix}.{child_name}" if prefix else child_name, found, view, uses)
 
 

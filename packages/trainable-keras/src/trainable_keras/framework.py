@@ -7,7 +7,7 @@ in the shared modules, which are given the one that a model belongs to.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 
 from trainable_core.recipe.layers import LayerInfo, LayerKind
 from trainable_keras import layers
-from trainable_keras.copying import CallOperation, ModelCopier, Replace, attributes, layers_in
 from trainable_keras.functions import Functions
-from trainable_keras.graph import Graph, direct_layers, layers_within
+from trainable_keras.graph import Graph
 from trainable_keras.layers import LayerTypes
 from trainable_keras.parts import KerasHolder, KerasWrapper
 
@@ -48,7 +47,8 @@ class Framework(ABC):
     passing: ClassVar[type]
     """Class of the layer that stands in the place of a folded batch norm."""
 
-    copier: ClassVar[type[ModelCopier]]
+    copier: ClassVar[Any]
+    """Its `trainable_keras.copying.ModelCopier`, which is made of a framework."""
 
     # ---- what is in a model -----------------------------------------------------------------------------------------
 
@@ -67,22 +67,6 @@ class Framework(ABC):
     def op(operation: Any) -> str | None:
         """Return the op kind of a layer or functional operation, None when it is unknown."""
 
-    @staticmethod
-    def layers_within(layer: Any) -> list[Any]:
-        """Return a layer and all layers inside it, each once."""
-        return layers_within(layer)
-
-    @staticmethod
-    def children(layer: Any) -> Iterator[tuple[str, Any]]:
-        """Yield (name, layer) of the layers that a layer holds in attributes, each once."""
-        held = {id(each) for each in direct_layers(layer)}
-        done: set[int] = set()
-        for attribute, value in attributes(layer):
-            for name, each in layers_in(value, attribute, held):
-                if id(each) not in done:
-                    done.add(id(each))
-                    yield name, each
-
     def kind(self, layer: Any) -> LayerKind | None:
         """Return how a layer is quantized, None when its type is unknown."""
         return self.types.kind_of(layer)
@@ -92,10 +76,6 @@ class Framework(ABC):
         return layers.layer_info(name, layer, kind, self.types.find_weight)
 
     # ---- copies -----------------------------------------------------------------------------------------------------
-
-    def copy(self, model: Any, replace: Replace | None = None, call_operation: CallOperation | None = None) -> Any:
-        """Return a copy of a model; see `trainable_keras.copying.ModelCopier`."""
-        return self.copier(self, replace or _plainly, call_operation).copy(model)
 
     @staticmethod
     @abstractmethod
@@ -154,7 +134,3 @@ class Framework(ABC):
     @abstractmethod
     def map_symbolic(function: Callable[[Any], Any], values: Any) -> Any:
         """Return nested values with `function` of each symbolic tensor in its place."""
-
-
-def _plainly(layer: Any, name: str) -> None:
-    """Replace nothing."""

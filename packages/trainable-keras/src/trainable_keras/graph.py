@@ -6,7 +6,7 @@ asked here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,10 @@ PASSING = frozenset(
     {"Dropout", "SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D", "GaussianDropout", "Identity"}
 )
 """Layer types that pass their input on in inference."""
+
+
+_ACCOUNTS = ("_self_", "_obj_reference")
+"""Beginnings of the attributes that Keras and TensorFlow keep their own account in."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,3 +108,43 @@ def layers_within(layer: Any) -> list[Any]:
 def direct_layers(layer: Any) -> list[Any]:
     """Return the layers that a layer holds itself."""
     return list(layer._flatten_layers(include_self=False, recursive=False))  # noqa: SLF001 - as above
+
+
+def attributes(layer: Any) -> list[tuple[str, Any]]:
+    """Return a layer's attributes without those of Keras's and TensorFlow's own account."""
+    return [
+        (name, value) for name, value in vars(layer).items() if name != "_layers" and not name.startswith(_ACCOUNTS)
+    ]
+
+
+def layers_in(value: Any, name: str, held: Collection[int]) -> Iterator[tuple[str, Any]]:
+    """Yield (name, layer) of the layers in an attribute's value; names lead into lists and dictionaries.
+
+    Parameters
+    ----------
+    value : object
+        The attribute's value.
+    name : str
+        The attribute's name.
+    held : collection of int
+        ``id`` of each layer that counts.
+    """
+    if id(value) in held:
+        yield name, value
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            yield from layers_in(item, f"{name}.{index}", held)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from layers_in(item, f"{name}.{key}", held)
+
+
+def children(layer: Any) -> Iterator[tuple[str, Any]]:
+    """Yield (name, layer) of the layers that a layer holds in attributes, each once."""
+    held = {id(each) for each in direct_layers(layer)}
+    done: set[int] = set()
+    for attribute, value in attributes(layer):
+        for name, each in layers_in(value, attribute, held):
+            if id(each) not in done:
+                done.add(id(each))
+                yield name, each

@@ -14,10 +14,10 @@ from trainable_core.recipe.document import QuantizationRecipe
 from trainable_core.recipe.layers import LayerInfo, LayerKind
 from trainable_core.recipe.plan import LayerPlan, QuantizerPlan
 from trainable_core.recipe.state import WrappedState
-from trainable_keras.copying import join
+from trainable_keras.copying import copy_model, join
 from trainable_keras.folding import Folding, folded_copy, plan_folding
 from trainable_keras.framework import Framework
-from trainable_keras.graph import Graph
+from trainable_keras.graph import Graph, children, layers_within
 from trainable_keras.parts import parts_among
 
 Recipe = QuantizationRecipe | Mapping[str, Any] | str | PathLike[str]
@@ -44,19 +44,19 @@ def wrap(framework: Framework, model: Any, recipe: Recipe) -> Any:
     seen = Seen(model, framework, folding, state)
     seen.plan(recipe, state)
     wrapping = Wrapping(framework, state, seen.kinds, folding)
-    wrapped = framework.copy(model, wrapping.replace, wrapping.call_operation)
+    wrapped = copy_model(framework, model, wrapping.replace, wrapping.call_operation)
     note(framework, wrapped, state)
     return wrapped
 
 
 def parts_of(model: Any) -> list[Any]:
     """Return a model's wrappers and the holders that stand by themselves, in the model's order."""
-    return parts_among(Framework.layers_within(model))
+    return parts_among(layers_within(model))
 
 
 def trainable_quantizers(framework: Framework, model: Any) -> Iterator[Any]:
     """Yield a model's trainable quantizers, each once."""
-    for layer in framework.layers_within(model):
+    for layer in layers_within(model):
         if isinstance(layer, framework.quantizer):
             yield layer
 
@@ -148,7 +148,7 @@ class Seen:
         elif (graph := self._framework.graph(layer)) is not None:
             self._look_into_graph(graph, name)
         else:
-            inside = list(self._framework.children(layer))
+            inside = list(children(layer))
             for child_name, child in inside:
                 self._look(child, join(name, child_name))
             held = {id(variable) for _, child in inside for variable in child.variables}

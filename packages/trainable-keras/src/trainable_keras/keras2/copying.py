@@ -10,14 +10,12 @@ import tensorflow as tf
 
 from trainable_keras.copying import (
     ModelCopier,
-    attributes,
     check_same_shapes,
     join,
-    layers_in,
     made_again,
     own_variables,
 )
-from trainable_keras.graph import direct_layers
+from trainable_keras.graph import attributes, direct_layers, layers_in
 from trainable_keras.keras2.engine import keras, to_numpy
 from trainable_keras.keras2.layers import is_operation
 from trainable_keras.keras2.tracing import graph_of

@@ -10,14 +10,12 @@ import numpy as np
 
 from trainable_keras.copying import (
     ModelCopier,
-    attributes,
     check_same_shapes,
     join,
-    layers_in,
     made_again,
     own_variables,
 )
-from trainable_keras.graph import direct_layers
+from trainable_keras.graph import attributes, direct_layers, layers_in
 from trainable_keras.keras3.engine import to_numpy
 from trainable_keras.keras3.layers import is_layer
 

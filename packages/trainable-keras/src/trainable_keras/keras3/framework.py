@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from trainable_core.errors import ModelError
 from trainable_keras.copying import own_variables
 from trainable_keras.framework import Framework
+from trainable_keras.graph import layers_within
 from trainable_keras.keras3.copying import Copier, plain_copy
 from trainable_keras.keras3.folding import FoldedBatchNormalization
 from trainable_keras.keras3.functions import FUNCTIONS
@@ -65,7 +66,7 @@ class Keras3(Framework):
 
     def check_layers(self, model: Any) -> None:
         """Raise ModelError for a model with a Lambda layer."""
-        for layer in self.layers_within(model):
+        for layer in layers_within(model):
             if isinstance(layer, keras.layers.Lambda):
                 raise ModelError(
                     f"layer {layer.name!r} is a Lambda: what it computes, and with which variables, can't be seen",
