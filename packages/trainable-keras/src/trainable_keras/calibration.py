@@ -18,7 +18,7 @@ from trainable_keras.framework import Framework
 from trainable_keras.graph import layers_within
 from trainable_keras.parts import KerasHolder, KerasWrapper
 from trainable_keras.training import forget_functions
-from trainable_keras.wrapping import state_of
+from trainable_keras.wrapping import state_of, trainable_quantizers
 
 Observers = Mapping[int, Observer]
 """Observers by the ``id`` of their holder."""
@@ -40,8 +40,7 @@ def calibrate(
     state, layers, name = state_of(framework, qmodel), layers_within(qmodel), type(qmodel).__name__
     if state.finalized:
         raise QuantizerStateError(name, "it is finalized; its quantizers don't change any more")
-    quantizers = [layer for layer in layers if isinstance(layer, BaseTrainableQuantizer)]
-    waiting = waiting_quantizers(quantizers, name, force=force)
+    waiting = waiting_quantizers(trainable_quantizers(qmodel), name, force=force)
     spec = state.recipe.calibration
     new: list[tuple[BaseTrainableQuantizer, Params]] = []
     holders = [layer for layer in layers if isinstance(layer, KerasHolder) and id(layer.trainable_quantizer) in waiting]

@@ -14,7 +14,7 @@ from trainable_keras.wrapping import note, parts_of, state_of, trainable_quantiz
 def finalize(framework: Framework, qmodel: Any) -> Any:
     """Return a new model with inferable quantizers; see `trainable_keras.finalize`."""
     state = state_of(framework, qmodel)
-    require_calibrated(trainable_quantizers(framework, qmodel), type(qmodel).__name__, "trainable_keras")
+    require_calibrated(trainable_quantizers(qmodel), type(qmodel).__name__, "trainable_keras")
     deployed = copy_model(framework, qmodel)
     for part in parts_of(deployed):
         part.convert_to_inferable_quantizers()

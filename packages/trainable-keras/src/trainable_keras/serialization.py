@@ -22,7 +22,7 @@ from trainable_keras.wrapping import parts_of, state_of, trainable_quantizers, w
 
 def save(framework: Framework, qmodel: Any, path: str | PathLike[str]) -> None:
     """Write a wrapped or finalized model; see `trainable_keras.save`."""
-    state, quantizers = state_of(framework, qmodel), quantizers_of(framework, qmodel)
+    state, quantizers = state_of(framework, qmodel), quantizers_of(qmodel)
     header = documents.header_of(framework.file_format, state, quantizers, _inferable_among(parts_of(qmodel)))
     variables = _variables(framework, qmodel)
     arrays = {name: documents.storable(framework.functions.to_numpy(variable)) for name, variable in variables.items()}
@@ -34,9 +34,9 @@ def load(framework: Framework, path: str | PathLike[str], model: Any) -> Any:
     header, arrays = read_arrays(as_path(path), framework.file_format, documents.SCHEMA_VERSION, documents.KINDS)
     qmodel = wrap(framework, model, documents.recipe_of(path, header))
     if header["finalized"]:
-        documents.place_numbers(path, trainable_quantizers(framework, qmodel), header["inferable"])
+        documents.place_numbers(path, trainable_quantizers(qmodel), header["inferable"])
         qmodel = finalize(framework, qmodel)
-    quantizers = quantizers_of(framework, qmodel)
+    quantizers = quantizers_of(qmodel)
     documents.fill(path, header, arrays, quantizers, lambda: _variables(framework, qmodel), framework.assign)
     return qmodel
 

@@ -12,9 +12,9 @@ from trainable_keras.functions import Tensor
 from trainable_keras.wrapping import state_of, trainable_quantizers
 
 
-def quantizers_of(framework: Framework, model: Any) -> dict[str, Any]:
+def quantizers_of(model: Any) -> dict[str, Any]:
     """Return a model's trainable quantizers by the name of their tensor, each once."""
-    return {quantizer.subject: quantizer for quantizer in trainable_quantizers(framework, model)}
+    return {quantizer.subject: quantizer for quantizer in trainable_quantizers(model)}
 
 
 def parameter_groups(
@@ -25,20 +25,20 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Return the model's trainable variables in groups; see `trainable_keras.parameter_groups`."""
     state_of(framework, qmodel)
-    return variable_groups(qmodel.trainable_variables, trainable_quantizers(framework, qmodel), weights, qparams)
+    return variable_groups(qmodel.trainable_variables, trainable_quantizers(qmodel), weights, qparams)
 
 
 def regularization(framework: Framework, qmodel: Any) -> Tensor:
     """Return the sum of the quantizers' terms for the loss; see `trainable_keras.regularization`."""
     state_of(framework, qmodel)
-    terms = [quantizer.regularization() for quantizer in trainable_quantizers(framework, qmodel)]
+    terms = [quantizer.regularization() for quantizer in trainable_quantizers(qmodel)]
     return framework.functions.total([term for term in terms if term is not None])
 
 
 def freeze_quant_params(framework: Framework, qmodel: Any, frozen: bool) -> Any:  # noqa: FBT001 - reads as a fact
     """Stop every quantizer's variables from learning, or let them learn again; see the verb of that name."""
     state_of(framework, qmodel)
-    for quantizer in trainable_quantizers(framework, qmodel):
+    for quantizer in trainable_quantizers(qmodel):
         quantizer.freeze(frozen)
     forget_functions(qmodel)
     return qmodel
@@ -47,7 +47,7 @@ def freeze_quant_params(framework: Framework, qmodel: Any, frozen: bool) -> Any:
 def advance_schedules(framework: Framework, qmodel: Any) -> None:
     """Count one training step in every quantizer with a schedule; see `trainable_keras.advance_schedules`."""
     state_of(framework, qmodel)
-    for quantizer in trainable_quantizers(framework, qmodel):
+    for quantizer in trainable_quantizers(qmodel):
         if type(quantizer).advance is not BaseTrainableQuantizer.advance:
             quantizer.advance()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from os import PathLike
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from trainable_core.backend.building import build_quantizer
 from trainable_core.documents.plan import state_document, state_from_document
 from trainable_core.errors import ModelError, QuantizerStateError
+from trainable_core.quantizer import BaseTrainableQuantizer
 from trainable_core.recipe.document import QuantizationRecipe
 from trainable_core.recipe.layers import LayerInfo, LayerKind
 from trainable_core.recipe.plan import LayerPlan, QuantizerPlan
@@ -54,11 +55,9 @@ def parts_of(model: Any) -> list[Any]:
     return parts_among(layers_within(model))
 
 
-def trainable_quantizers(framework: Framework, model: Any) -> Iterator[Any]:
-    """Yield a model's trainable quantizers, each once."""
-    for layer in layers_within(model):
-        if isinstance(layer, framework.quantizer):
-            yield layer
+def trainable_quantizers(model: Any) -> list[Any]:
+    """Return a model's trainable quantizers, each once."""
+    return [layer for layer in layers_within(model) if isinstance(layer, BaseTrainableQuantizer)]
 
 
 def state_of(framework: Framework, model: Any) -> WrappedState:
