@@ -14,7 +14,7 @@ from tests.keras.framework import functions, internal, keras
 from trainable_core.cli import main
 from trainable_core.conformance import LAWS, check_quantizer, conformance_checks, replay
 from trainable_core.conformance.template import write_plugin
-from trainable_core.registry import registry
+from trainable_core.registry import process as registry
 
 ADAPTER = internal("conformance").ADAPTER
 reciprocal = internal("engine").reciprocal

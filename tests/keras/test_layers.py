@@ -10,7 +10,7 @@ import pytest
 
 from tests.keras.framework import functions, internal, keras, kl, numpy
 from tests.keras.models import call, ready, recipe, same, vectors, weights_only
-from trainable_core.recipe.plan import OPS
+from trainable_core.recipe.layers import OPS
 from trainable_keras import describe, finalize, register_layer, wrap
 from trainable_keras.layers import KINDS, LayerTypes
 

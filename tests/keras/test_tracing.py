@@ -8,7 +8,7 @@ import pytest
 
 from tests.keras.framework import internal, keras, kl, layers_within
 from tests.keras.models import functional, network, subclassed
-from trainable_core.recipe.plan import OPS
+from trainable_core.recipe.layers import OPS
 from trainable_keras.layers import FUNCTIONS
 
 ops = keras.ops

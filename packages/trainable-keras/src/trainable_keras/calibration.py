@@ -1,4 +1,4 @@
-"""The framework-free part of a Keras backend's `calibrate`: what is seen where, then thresholds all at once."""
+"""From seen values to thresholds: one pass over the batches, then all quantizers at once."""
 
 from __future__ import annotations
 
@@ -7,62 +7,49 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from tqdm.auto import tqdm
 
 from trainable_core.calibration import Observer
-from trainable_core.calibration.batches import feed, waiting_quantizers
+from trainable_core.calibration.batches import check_batches, feed, inputs_of, waiting_quantizers
 from trainable_core.calibration.quantizers import Params, activation_params, set_all, weights_params
 from trainable_core.errors import QuantizerStateError
 from trainable_core.quantizer import BaseTrainableQuantizer
-from trainable_core.recipe.plan import WrappedState
+from trainable_keras.framework import Framework
+from trainable_keras.graph import layers_within
 from trainable_keras.parts import KerasHolder, KerasWrapper
+from trainable_keras.training import forget_functions
+from trainable_keras.wrapping import state_of, trainable_quantizers
 
 Observers = Mapping[int, Observer]
 """Observers by the ``id`` of their holder."""
 
 
-def calibrate_layers(
-    model: str,
-    state: WrappedState,
-    layers: Sequence[Any],
-    observe: Callable[[list[KerasHolder]], Observers],
-    to_numpy: Callable[[Any], NDArray[Any]],
+def calibrate(
+    framework: Framework,
+    qmodel: Any,
+    batches: Iterable[Any] | None = None,
     *,
-    force: bool,
-) -> None:
+    forward: Callable[[Any, Any], Any] | None = None,
+    force: bool = False,
+    progress: bool | None = None,
+) -> Any:
     """Set the thresholds of a wrapped model's quantizers: of all that wait for them, or, when one can't, of none.
 
-    Parameters
-    ----------
-    model : str
-        What the model is called in errors.
-    state : WrappedState
-        What it knows of itself.
-    layers : sequence of layer
-        Its layers.
-    observe : callable
-        Shows batches to the holders it is given and returns what they saw; called only when some wait.
-    to_numpy : callable
-        Gives the value of a variable.
-    force : bool
-        Whether quantizers that have their numbers get new ones.
-
-    Raises
-    ------
-    QuantizerStateError
-        When the model is finalized, or every quantizer has its numbers and `force` is false.
-    CalibrationError
-        When a tensor was never seen, or values are not finite.
+    See `trainable_keras.calibrate`.
     """
+    state, layers, name = state_of(framework, qmodel), layers_within(qmodel), type(qmodel).__name__
     if state.finalized:
-        raise QuantizerStateError(model, "it is finalized; its quantizers don't change any more")
-    quantizers = [layer for layer in layers if isinstance(layer, BaseTrainableQuantizer)]
-    waiting = waiting_quantizers(quantizers, model, force=force)
+        raise QuantizerStateError(name, "it is finalized; its quantizers don't change any more")
+    waiting = waiting_quantizers(trainable_quantizers(qmodel), name, force=force)
     spec = state.recipe.calibration
     new: list[tuple[BaseTrainableQuantizer, Params]] = []
     holders = [layer for layer in layers if isinstance(layer, KerasHolder) and id(layer.trainable_quantizer) in waiting]
     if holders:
-        observers = observe(holders)
+        single = framework.functions.is_tensor(batches) or hasattr(batches, "__array__")
+        check_batches(batches, forward, len(holders), single=single)
+        shown = tqdm(batches, desc="calibrate", disable=None if progress is None else not progress, leave=False)
+        with framework.eagerly():
+            observers = observe_batches(layers, holders, shown, lambda batch: (forward or _call)(qmodel, batch))
         for holder in holders:
             quantizer = holder.activation_holder_quantizer
             new.append((quantizer, activation_params(quantizer, observers[id(holder)], spec)))
@@ -70,8 +57,15 @@ def calibrate_layers(
         if isinstance(wrapper, KerasWrapper):
             for _, weight, quantizer in wrapper.get_weights_vars():
                 if id(quantizer) in waiting:
-                    new.append((quantizer, weights_params(quantizer, to_numpy(weight).astype(np.float32), spec)))
+                    values = framework.functions.to_numpy(weight).astype(np.float32)
+                    new.append((quantizer, weights_params(quantizer, values, spec)))
     set_all(new)
+    forget_functions(qmodel)
+    return qmodel
+
+
+def _call(model: Any, batch: Any) -> Any:
+    return model(inputs_of(batch), training=False)
 
 
 def observe_batches(
