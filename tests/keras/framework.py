@@ -88,9 +88,10 @@ needs_two_devices = pytest.mark.skipif(
     reason="needs TensorFlow, started by this suite with two virtual CPUs",
 )
 
-to_numpy: Callable[[Any], np.ndarray] = internal("engine").to_numpy
-quantizers_of: Callable[[Any], dict[str, Any]] = internal("training").quantizers_of
-layers_within: Callable[[Any], list[Any]] = internal("tracing").layers_within
+FRAMEWORK: Any = internal("framework").FRAMEWORK
+"""What the shared modules of trainable-keras are told of this Keras."""
+
+to_numpy: Callable[[Any], np.ndarray] = FRAMEWORK.functions.to_numpy
 
 
 # ---- tensors and variables ------------------------------------------------------------------------------------------

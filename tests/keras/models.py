@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 
 import trainable_keras
-from tests.keras.framework import functions, keras, kl, layers_within, nested, numpy, quantizers_of, tensor
+from tests.keras.framework import functions, keras, kl, nested, numpy, tensor
+from trainable_keras.graph import layers_within
+from trainable_keras.training import quantizers_of
 
 TRAINED_BY = ("STE", "LSQ", "DQA")
 GRIDS = ("SYMMETRIC", "POWER_OF_TWO", "UNIFORM")

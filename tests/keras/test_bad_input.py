@@ -27,17 +27,7 @@ from tests.bad_input import (
     table,
     weights_config,
 )
-from tests.keras.framework import (
-    functions,
-    integers,
-    internal,
-    keras,
-    kl,
-    layers_within,
-    new_variable,
-    only_tensorflow,
-    tensor,
-)
+from tests.keras.framework import functions, integers, internal, keras, kl, new_variable, only_tensorflow, tensor
 from tests.keras.models import dense, images, moved, network, ready, recipe, state, weights_only
 from trainable_core.constants import RANGE_MAX, RANGE_MIN, THRESHOLD
 from trainable_core.errors import (
@@ -66,6 +56,7 @@ from trainable_keras import (
     save,
     wrap,
 )
+from trainable_keras.graph import layers_within
 
 BUILTIN = internal("quantizers").BUILTIN
 BaseKerasTrainableQuantizer = internal("quantizers").BaseKerasTrainableQuantizer

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.keras.framework import keras, kl, only_tensorflow, quantizers_of, tensor, tf, to_numpy
+from tests.keras.framework import keras, kl, only_tensorflow, tensor, tf, to_numpy
 from tests.keras.models import (
     GRIDS,
     TRAINED_BY,
@@ -31,6 +31,7 @@ from trainable_core.constants import SIGNED
 from trainable_core.enums import CalibrationMethod
 from trainable_core.errors import CalibrationError, QuantizerStateError
 from trainable_keras import calibrate, describe, finalize, wrap
+from trainable_keras.training import quantizers_of
 
 
 def numbers(quantizer: Any) -> dict[str, np.ndarray]:

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.keras.framework import keras, kl, quantizers_of
+from tests.keras.framework import keras, kl
 from tests.keras.models import GRIDS, dense, images, moved, network, ready, recipe, spec, vectors, weights_only
 from trainable_core.backend.description import Description, DescriptionRow
 from trainable_core.errors import ModelError
 from trainable_keras import calibrate, describe, finalize, freeze_quant_params, wrap
+from trainable_keras.training import quantizers_of
 
 MINMAX = {"weights": "minmax", "activations": "minmax"}
 

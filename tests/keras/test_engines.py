@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import trainable_keras
-from tests.keras.framework import ENGINE, gradients, internal, keras, numpy, quantizers_of
+from tests.keras.framework import ENGINE, gradients, internal, keras, numpy
 from tests.keras.framework import call as call_layer
 from tests.keras.models import (
     GRIDS,
@@ -30,6 +30,7 @@ from tests.keras.models import (
 from trainable_core.config import TrainableQuantizerWeightsConfig
 from trainable_core.enums import TieRule
 from trainable_core.reference import affine, lsq
+from trainable_keras.training import quantizers_of
 
 LsqWeightsQuantizer = internal("quantizers").LsqWeightsQuantizer
 

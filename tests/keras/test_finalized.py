@@ -8,16 +8,7 @@ import numpy as np
 import pytest
 
 import trainable_keras
-from tests.keras.framework import (
-    dtype_policy,
-    layers_within,
-    needs_mctq,
-    numpy,
-    only_tensorflow,
-    quantizers_of,
-    tensor,
-    to_numpy,
-)
+from tests.keras.framework import dtype_policy, needs_mctq, numpy, only_tensorflow, tensor, to_numpy
 from tests.keras.models import (
     GRIDS,
     MODELS,
@@ -38,6 +29,8 @@ from tests.keras.models import (
 )
 from trainable_core.errors import ModelError, QuantizerStateError
 from trainable_keras import ActivationQuantizationHolder, QuantizationWrapper, describe, finalize, wrap
+from trainable_keras.graph import layers_within
+from trainable_keras.training import quantizers_of
 
 
 @pytest.mark.parametrize("placement", ["inputs", "outputs"])

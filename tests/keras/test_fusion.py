@@ -19,7 +19,7 @@ from trainable_keras import fusion as shared
 if ENGINE != "tensorflow":
     pytest.skip("only the TensorFlow engine compiles them", allow_module_level=True)
 
-fusion, ops = internal("fusion").fusion, internal("ops")
+fusion, ops = internal("functions").fusion, internal("ops")
 
 HALF_UP = TieRule.HALF_UP
 CHANNELS = 16

@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.keras.framework import functions, internal, keras, kl, numpy
+from tests.keras.framework import FRAMEWORK, functions, keras, kl, numpy
 from tests.keras.models import call, ready, recipe, same, vectors, weights_only
 from trainable_core.recipe.layers import OPS
 from trainable_keras import describe, finalize, register_layer, wrap
-from trainable_keras.layers import KINDS, LayerTypes
+from trainable_keras.layers import KINDS
 
-layers = internal("layers")
-find_weight = internal("layers").find_weight
-kind_of = internal("layers").kind_of
-layer_info = internal("layers").layer_info
+find_weight, kind_of = FRAMEWORK.types.find_weight, FRAMEWORK.kind
 
 
 @pytest.fixture
-def registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _unregistered(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a test register layers that the next one doesn't know."""
-    monkeypatch.setattr(layers, "TYPES", LayerTypes(keras.layers))
-    return
+    monkeypatch.setattr(FRAMEWORK.types, "_registered", {})
 
 
 def test_every_kind_is_a_layer_of_keras_and_of_a_known_op() -> None:
@@ -89,7 +84,7 @@ def scaled() -> keras.Model:
     return keras.Sequential([keras.Input((4,)), Scaled(name="mine")])
 
 
-def test_a_layer_of_ones_own_is_quantized_once_registered(registered: None) -> None:
+def test_a_layer_of_ones_own_is_quantized_once_registered(_unregistered: None) -> None:
     assert "no known kind" in describe(wrap(scaled(), weights_only())).left_out["mine"]
     register_layer(Scaled, "linear", {"matrix": 0}, ("x",))
     qmodel = ready(scaled(), recipe("LSQ"), vectors(8, 4))
@@ -99,7 +94,7 @@ def test_a_layer_of_ones_own_is_quantized_once_registered(registered: None) -> N
     assert not np.array_equal(numpy(quantized), numpy(qmodel.layers[0].matrix))
 
 
-def test_subclasses_are_meant_too(registered: None) -> None:
+def test_subclasses_are_meant_too(_unregistered: None) -> None:
     class Special(Scaled):
         pass
 
@@ -107,7 +102,7 @@ def test_subclasses_are_meant_too(registered: None) -> None:
     assert kind_of(Special()).weights == {"matrix": 0}
 
 
-def test_a_registered_kind_wins_over_kerass_own(registered: None) -> None:
+def test_a_registered_kind_wins_over_kerass_own(_unregistered: None) -> None:
     class Flat(kl.Dense):
         pass
 
@@ -118,7 +113,7 @@ def test_a_registered_kind_wins_over_kerass_own(registered: None) -> None:
 def test_a_negative_axis_counts_from_the_end() -> None:
     layer = kl.Conv2D(4, 3)
     layer.build((None, 6, 6, 2))
-    info = layer_info("conv", layer, kind_of(layer))
+    info = FRAMEWORK.info("conv", layer, kind_of(layer))
     assert (info.op, info.weights["kernel"].shape, info.weights["kernel"].channels_axis) == ("conv", (3, 3, 2, 4), 3)
 
 

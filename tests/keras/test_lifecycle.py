@@ -16,18 +16,7 @@ import pytest
 import trainable_keras
 from tests.keras.callbacks import backed_up, stopped_early
 from tests.keras.callbacks import same as same_weights
-from tests.keras.framework import (
-    ENGINE,
-    dtype_name,
-    dtype_policy,
-    keras,
-    kl,
-    numpy,
-    only_tensorflow,
-    quantizers_of,
-    tensor,
-    tf,
-)
+from tests.keras.framework import ENGINE, dtype_name, dtype_policy, keras, kl, numpy, only_tensorflow, tensor, tf
 from tests.keras.models import (
     MODELS,
     call,
@@ -44,6 +33,7 @@ from tests.keras.models import (
     vectors,
 )
 from tests.keras.workers import run_workers
+from trainable_keras.training import quantizers_of
 
 LSQ = recipe("LSQ", "UNIFORM")
 TARGET = np.zeros((8, 3), np.float32)

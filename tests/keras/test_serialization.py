@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.keras.framework import dtype_policy, keras, kl, quantizers_of
+from tests.keras.framework import dtype_policy, keras, kl
 from tests.keras.models import (
     MODELS,
     TRAINED_BY,
@@ -34,6 +34,7 @@ from tests.keras.models import (
 from trainable_core.documents.files import HEADER
 from trainable_core.errors import DocumentError, DocumentVersionError, ModelError
 from trainable_keras import calibrate, describe, finalize, freeze_quant_params, load, save, wrap
+from trainable_keras.training import quantizers_of
 
 LSQ = recipe("LSQ", "UNIFORM")
 

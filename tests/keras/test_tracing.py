@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from tests.keras.framework import internal, keras, kl, layers_within
+from tests.keras.framework import internal, keras, kl
 from tests.keras.models import functional, network, subclassed
 from trainable_core.recipe.layers import OPS
+from trainable_keras.graph import layers_within
 from trainable_keras.layers import FUNCTIONS
 
 ops = keras.ops

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.keras.framework import functions, keras, numpy, quantizers_of
+from tests.keras.framework import functions, keras, numpy
 from tests.keras.models import (
     GRIDS,
     TRAINED_BY,
@@ -32,6 +32,7 @@ from trainable_keras import (
     regularization,
     wrap,
 )
+from trainable_keras.training import quantizers_of
 
 SCHEDULE = {"t_start": 0, "t_end": 4, "initial_val": 1.0, "target_val": 0.1}
 LEARNED = {"STE": set(), "LSQ": {"threshold", "range_min", "range_max"}, "DQA": {"logits"}}

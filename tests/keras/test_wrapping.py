@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.keras.framework import keras, kl, layers_within, quantizers_of, to_numpy
+from tests.keras.framework import keras, kl, to_numpy
 from tests.keras.models import (
     MODELS,
     call,
@@ -27,6 +27,8 @@ from tests.keras.models import (
 )
 from trainable_core.errors import QuantizerStateError, RuleError
 from trainable_keras import QuantizationWrapper, calibrate, describe, finalize, parameter_groups, wrap
+from trainable_keras.graph import layers_within
+from trainable_keras.training import quantizers_of
 
 LSQ = recipe("LSQ", "UNIFORM")
 every_model = pytest.mark.parametrize("name", list(MODELS))
