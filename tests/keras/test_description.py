@@ -71,6 +71,7 @@ def test_states_follow_the_life_of_a_model() -> None:
     freeze_quant_params(qmodel, frozen=False)
     assert states(qmodel) == {"trainable"}
     assert states(finalize(qmodel)) == {"deployed"}
+    assert [describe(each).finalized for each in (qmodel, finalize(qmodel))] == [False, True]
 
 
 @pytest.mark.parametrize("grid", GRIDS)

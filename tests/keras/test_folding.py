@@ -51,6 +51,7 @@ FOLDABLE: dict[str, tuple[Callable[[], Any], tuple[int, ...]]] = {
 def test_the_function_stays(make: Any, shape: tuple[int, ...], affine: bool) -> None:
     model = after(make(), shape, epsilon=0.01, scale=affine, center=affine)
     layer, norm = model.layers
+    assert plan_folding(FRAMEWORK, model).folded == {"norm": layer.name}
     x = vectors(3, *shape)
     expected = numpy(model(tensor(x), training=False))
     actual = numpy(folded_copy(FRAMEWORK, layer, norm, "layer")(tensor(x)))

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.keras.framework import FRAMEWORK, functions, keras, kl, numpy
+from tests.keras.framework import FRAMEWORK, KERAS_VERSION, functions, keras, kl, numpy, only_keras, tensor
 from tests.keras.models import call, ready, recipe, same, vectors, weights_only
+from trainable_core.errors import ModelError
 from trainable_core.recipe.layers import OPS
 from trainable_keras import describe, finalize, register_layer, wrap
 from trainable_keras.layers import KINDS
@@ -23,8 +24,11 @@ def _unregistered(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_kind_is_a_layer_of_keras_and_of_a_known_op() -> None:
-    older = {"ThresholdedReLU", "RMSNormalization"}  # not in every Keras 3
-    assert [name for name in KINDS if not hasattr(keras.layers, name)] in ([], ["ThresholdedReLU"], sorted(older))
+    missing = [name for name in KINDS if not hasattr(kl, name)]
+    if KERAS_VERSION == 2:
+        assert missing == ["RMSNormalization"]
+    else:  # neither is in every version of Keras 3
+        assert missing in ([], ["ThresholdedReLU"], ["RMSNormalization", "ThresholdedReLU"])
     assert {kind.op for kind in KINDS.values()} <= set(OPS)
 
 
@@ -33,6 +37,13 @@ def test_a_subclass_of_a_known_type_is_of_its_kind() -> None:
         pass
 
     assert kind_of(Mine(3)) == kind_of(kl.Dense(3))
+    assert [FRAMEWORK.types.stock(layer) for layer in (Mine(3), kl.Dense(3))] == ["", "Dense"]
+
+
+def test_each_keras_has_its_own_name_for_a_depthwise_kernel() -> None:
+    name = {2: "depthwise_kernel", 3: "kernel"}[KERAS_VERSION]
+    for layer in (kl.DepthwiseConv1D(3), kl.DepthwiseConv2D(3)):
+        assert dict(kind_of(layer).weights) == {name: -2}
 
 
 def test_a_namesake_of_a_known_type_is_not() -> None:
@@ -56,6 +67,7 @@ def test_an_einsum_without_output_channels_is_left_out() -> None:
     assert "no axis of its kernel" in describe(wrap(model, weights_only())).left_out["sum"]
 
 
+@only_keras(3, "LoRA adapters")
 def test_weights_with_adapters_are_left_out() -> None:
     model = keras.Sequential([keras.Input((4,)), kl.Dense(3, name="fc")])
     model.layers[0].enable_lora(2)
@@ -68,6 +80,10 @@ class Scaled(kl.Layer):
     def __init__(self, units: int = 3, **arguments: Any) -> None:
         super().__init__(**arguments)
         self.units = units
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments: Keras 2 does not collect them."""
+        return {**super().get_config(), "units": self.units}
 
     def build(self, shape: Any) -> None:
         """Make the weights."""
@@ -115,6 +131,18 @@ def test_a_negative_axis_counts_from_the_end() -> None:
     layer.build((None, 6, 6, 2))
     info = FRAMEWORK.info("conv", layer, kind_of(layer))
     assert (info.op, info.weights["kernel"].shape, info.weights["kernel"].channels_axis) == ("conv", (3, 3, 2, 4), 3)
+
+
+def test_a_layer_without_weights_yet_says_so() -> None:
+    with pytest.raises(ModelError, match="no weights yet"):
+        FRAMEWORK.info("dense", kl.Dense(3), kind_of(kl.Dense(3)))
+
+
+def test_a_weight_of_an_attention_layer_is_found_by_the_name_of_its_sublayer() -> None:
+    attention, query = kl.MultiHeadAttention(2, 3), tensor(np.ones((1, 4, 6)))
+    attention(query, query)
+    assert find_weight(attention, "query_dense.kernel") is attention.weights[0]  # Keras makes the query's kernel first
+    assert find_weight(attention, "query_dense.kernal") is None
 
 
 def test_a_weight_is_found_through_sublayers_or_not_at_all() -> None:
