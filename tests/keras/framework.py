@@ -128,6 +128,19 @@ def symbolic(shape: tuple[int | None, ...], dtype: str = "float32") -> Any:
     return keras.KerasTensor(shape, dtype=dtype)
 
 
+def value_of(variable: Any) -> Any:
+    """Return what TensorFlow's gradient tape knows a variable as."""
+    return variable if KERAS_VERSION == 2 else variable.value
+
+
+def apply_gradients(optimizer: Any, gradients: Sequence[Any], variables: Sequence[Any]) -> None:
+    """Let an optimizer take a step with these gradients."""
+    if KERAS_VERSION == 2:
+        optimizer.apply_gradients(zip(gradients, variables, strict=True))
+    else:
+        optimizer.apply(gradients, variables)
+
+
 def dtype_name(value: Any) -> str:
     """Return the name of the dtype of a tensor or variable."""
     dtype = getattr(value, "dtype", None) or np.asarray(value).dtype
@@ -179,7 +192,7 @@ def pull_back(
     variables : sequence of variable
         Variables whose gradients are wanted too.
     """
-    values = list(variables) if KERAS_VERSION == 2 else [each.value for each in variables]
+    values = [value_of(each) for each in variables]
     if ENGINE == "tensorflow":
         with tf.GradientTape() as tape:
             tape.watch(list(given))

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.keras.framework import KERAS_VERSION, keras, kl, only_tensorflow, tensor, tf, to_numpy
+from tests.keras.framework import keras, kl, only_tensorflow, tensor, tf, to_numpy
 from tests.keras.models import (
     GRIDS,
     TRAINED_BY,
