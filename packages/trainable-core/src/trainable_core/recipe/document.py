@@ -150,7 +150,7 @@ class QuantizationRecipe(Document):
     rules: list[Rule] = Field(default_factory=list)
 
     @classmethod
-    def of(cls, source: "QuantizationRecipe | Mapping[str, Any] | str | PathLike[str]") -> "QuantizationRecipe":
+    def of(cls, source: "RecipeSource") -> "QuantizationRecipe":
         """Return a recipe from a recipe, a mapping, or the path of a YAML or JSON file.
 
         Raises
@@ -279,6 +279,10 @@ class QuantizationRecipe(Document):
             activation_quantization_candidates=section.candidate_configs(),
         )
         return QuantizerPlan(config, section.training_method, section.arguments)
+
+
+RecipeSource = QuantizationRecipe | Mapping[str, Any] | str | PathLike[str]
+"""What `wrap` takes for a recipe; see `QuantizationRecipe.of`."""
 
 
 def _section(section: type[S], fields: Mapping[str, Any] | None, layer: LayerInfo) -> S | None:
