@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import tensorflow as tf
-from tqdm.auto import tqdm
+from numpy.typing import NDArray
 
-from trainable_core.calibration.batches import check_batches, inputs_of
-from trainable_keras.calibration import Observers, calibrate_layers, observe_batches
+from trainable_core.calibration import Observer
+from trainable_keras.calibration import KerasCalibration
 from trainable_keras.keras2.engine import to_numpy
 from trainable_keras.keras2.tracing import layers_within
 from trainable_keras.keras2.training import forget_functions
 from trainable_keras.keras2.wrapping import state_of
-from trainable_keras.parts import KerasHolder
 
 
 def calibrate(
@@ -61,28 +60,29 @@ def calibrate(
     config, or from a former calibration) keep them unless forced.
     """
     state, layers = state_of(qmodel), layers_within(qmodel)
-
-    def observe(holders: list[KerasHolder]) -> Observers:
-        check_batches(batches, forward, len(holders), single=tf.is_tensor(batches) or hasattr(batches, "__array__"))
-        shown = tqdm(batches, desc="calibrate", disable=None if progress is None else not progress, leave=False)
-        with _eager():
-            return observe_batches(layers, holders, shown, lambda batch: (forward or _call)(qmodel, batch))
-
-    calibrate_layers(type(qmodel).__name__, state, layers, observe, to_numpy, force=force)
+    Calibration(qmodel, state, layers).calibrate(batches, forward, force=force, progress=progress)
     forget_functions(qmodel)
     return qmodel
 
 
-def _call(model: Any, batch: Any) -> Any:
-    return model(inputs_of(batch), training=False)
+class Calibration(KerasCalibration):
+    """What core's loop asks of Keras 2."""
 
+    def value_of(self, variable: Any) -> NDArray[Any]:
+        """Return a variable's value."""
+        return to_numpy(variable)
 
-@contextmanager
-def _eager() -> Iterator[None]:
-    """Run functions eagerly, so that a call that the user compiled shows its values too."""
-    eager = tf.config.functions_run_eagerly()
-    try:
-        tf.config.run_functions_eagerly(run_eagerly=True)
-        yield
-    finally:
-        tf.config.run_functions_eagerly(eager)
+    def is_tensor(self, batches: Any) -> bool:
+        """Return whether this is one batch."""
+        return bool(tf.is_tensor(batches) or hasattr(batches, "__array__"))
+
+    @contextmanager
+    def observing(self, observers: Mapping[Any, Observer]) -> Iterator[None]:
+        """Observe eagerly, so that a call that the user compiled shows its values too."""
+        eager = tf.config.functions_run_eagerly()
+        try:
+            tf.config.run_functions_eagerly(run_eagerly=True)
+            with super().observing(observers):
+                yield
+        finally:
+            tf.config.run_functions_eagerly(eager)

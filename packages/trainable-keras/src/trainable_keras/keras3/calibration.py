@@ -6,15 +6,13 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from keras import ops
-from tqdm.auto import tqdm
+from numpy.typing import NDArray
 
-from trainable_core.calibration.batches import check_batches, inputs_of
-from trainable_keras.calibration import Observers, calibrate_layers, observe_batches
+from trainable_keras.calibration import KerasCalibration
 from trainable_keras.keras3.engine import to_numpy
 from trainable_keras.keras3.tracing import layers_within
 from trainable_keras.keras3.training import forget_functions
 from trainable_keras.keras3.wrapping import state_of
-from trainable_keras.parts import KerasHolder
 
 
 def calibrate(
@@ -60,16 +58,18 @@ def calibrate(
     from a former calibration) keep them unless forced.
     """
     state, layers = state_of(qmodel), layers_within(qmodel)
-
-    def observe(holders: list[KerasHolder]) -> Observers:
-        check_batches(batches, forward, len(holders), single=ops.is_tensor(batches) or hasattr(batches, "__array__"))
-        shown = tqdm(batches, desc="calibrate", disable=None if progress is None else not progress, leave=False)
-        return observe_batches(layers, holders, shown, lambda batch: (forward or _call)(qmodel, batch))
-
-    calibrate_layers(type(qmodel).__name__, state, layers, observe, to_numpy, force=force)
+    Calibration(qmodel, state, layers).calibrate(batches, forward, force=force, progress=progress)
     forget_functions(qmodel)
     return qmodel
 
 
-def _call(model: Any, batch: Any) -> Any:
-    return model(inputs_of(batch), training=False)
+class Calibration(KerasCalibration):
+    """What core's loop asks of Keras 3."""
+
+    def value_of(self, variable: Any) -> NDArray[Any]:
+        """Return a variable's value."""
+        return to_numpy(variable)
+
+    def is_tensor(self, batches: Any) -> bool:
+        """Return whether this is one batch."""
+        return bool(ops.is_tensor(batches) or hasattr(batches, "__array__"))
