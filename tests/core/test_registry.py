@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 import trainable_core
+from tests.frameworks import NOT_FOR_CORE
 from trainable_core.enums import QuantizationMethod, QuantizationTarget, TieRule, TrainingMethod
 from trainable_core.errors import (
     DuplicateBackendError,
@@ -668,16 +669,13 @@ def loaded_after(code: str, *names: str) -> set[str]:
     return set(finished.stdout.partition("LOADED")[2].split())
 
 
-FRAMEWORKS = {"torch", "tensorflow", "keras", "tf_keras", "jax", "mct_quantizers"}
-
-
 def test_asking_for_one_backend_never_imports_another_ones_framework() -> None:
     code = "from trainable_core.registry.process import get_trainable_quantizer_class as get\n"
     loaded = loaded_after(code + "get('Weights', 'LSQ', 'SYMMETRIC', 'alpha')", "alpha", "beta")
     assert {"alpha_framework", "beta_plugin"} <= loaded
-    assert loaded.isdisjoint({"beta_framework", "beta_quantizers"} | FRAMEWORKS)
+    assert loaded.isdisjoint({"beta_framework", "beta_quantizers"} | NOT_FOR_CORE)
 
 
 def test_a_registry_that_is_not_asked_imports_no_plugin() -> None:
     loaded = loaded_after("import trainable_core.registry.registry", "alpha")
-    assert loaded.isdisjoint({"alpha_plugin", "rich", "trainable_core.cli"} | FRAMEWORKS)
+    assert loaded.isdisjoint({"alpha_plugin", "rich", "trainable_core.cli"} | NOT_FOR_CORE)

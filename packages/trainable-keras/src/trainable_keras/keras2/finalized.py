@@ -31,7 +31,7 @@ def finalize(qmodel: Any) -> Any:
         When a quantizer has no numbers yet; names the layers.
     """
     state = state_of(qmodel)
-    require_calibrated(trainable_quantizers(qmodel), type(qmodel).__name__, "trainable_keras.keras2")
+    require_calibrated(trainable_quantizers(qmodel), type(qmodel).__name__, "trainable_keras")
     deployed = Copier(lambda layer, name: None).copy(qmodel)  # noqa: ARG005 - nothing is replaced
     for part in parts_of(deployed):
         part.convert_to_inferable_quantizers()

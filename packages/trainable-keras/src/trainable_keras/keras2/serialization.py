@@ -20,7 +20,7 @@ from trainable_keras.keras2.training import quantizers_of
 from trainable_keras.keras2.wrapping import check_keras, parts_of, state_of, trainable_quantizers, wrap
 from trainable_keras.parts import deployed_among
 
-FORMAT = "trainable-tfkeras"
+FORMAT = "trainable-keras2"
 
 
 def save(qmodel: Any, path: str | PathLike[str]) -> None:
