@@ -64,6 +64,39 @@ def write_atomically(path: Path, content: bytes) -> None:
             os.close(folder)
 
 
+def check_header(path: object, header: Any, form: str, version: int, kinds: Mapping[str, type]) -> None:
+    """Refuse a header that is not of a format.
+
+    Parameters
+    ----------
+    path : object
+        The file, for errors.
+    header : object
+        What was read from the file.
+    form : str
+        The ``format`` that the header must have.
+    version : int
+        Its ``schema_version``.
+    kinds : mapping of str to type
+        Keys that it must have, and the type of each.
+
+    Raises
+    ------
+    DocumentError
+        When it is of another format, or lacks a key.
+    DocumentVersionError
+        When it was written in another version of the format.
+    """
+    if not isinstance(header, dict) or header.get("format") != form:
+        raise DocumentError(path, f"it was not written by {form}")
+    found = header.get("schema_version")
+    if found != version or isinstance(found, bool):
+        raise DocumentVersionError(path, found, [version])
+    for key, kind in kinds.items():
+        if not isinstance(header.get(key), kind):
+            raise DocumentError(path, f"its header has no {key!r}")
+
+
 def write_arrays(path: Path, header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
     """Write a JSON document and plain arrays into one file: a zip of ``.npy`` files, no pickle.
 
@@ -131,14 +164,7 @@ def _unpack(
     if HEADER not in archive.namelist():
         raise DocumentError(path, f"a zip file, but not one of {form}")
     header = json.loads(archive.read(HEADER))
-    if not isinstance(header, dict) or header.get("format") != form:
-        raise DocumentError(path, f"it was not written by {form}")
-    found = header.get("schema_version")
-    if found != version or isinstance(found, bool):
-        raise DocumentVersionError(path, found, [version])
-    for key, kind in {**kinds, "arrays": list}.items():
-        if not isinstance(header.get(key), kind):
-            raise DocumentError(path, f"its header has no {key!r}")
+    check_header(path, header, form, version, {**kinds, "arrays": list})
     arrays = {}
     for index, name in enumerate(header.pop("arrays")):
         if not isinstance(name, str):

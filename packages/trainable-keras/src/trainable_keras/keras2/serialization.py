@@ -12,8 +12,9 @@ from typing import Any
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from trainable_core.documents import model as documents
 from trainable_core.documents.files import as_path, read_arrays, write_arrays
+from trainable_core.documents.model import SCHEMA_VERSION, recipe_of
+from trainable_keras import documents
 from trainable_keras.keras2.engine import short_name, to_numpy
 from trainable_keras.keras2.finalized import finalize
 from trainable_keras.keras2.training import quantizers_of
@@ -76,9 +77,9 @@ def load(path: str | PathLike[str], model: Any) -> Any:
     ModelError
         When `model` is no Keras 2 model.
     """
-    header, arrays = read_arrays(as_path(path), FORMAT, documents.SCHEMA_VERSION, documents.KINDS)
+    header, arrays = read_arrays(as_path(path), FORMAT, SCHEMA_VERSION, documents.KINDS)
     check_keras(model, "load: the float model")
-    qmodel = wrap(model, documents.recipe_of(path, header))
+    qmodel = wrap(model, recipe_of(path, header))
     if header["finalized"]:
         documents.place_numbers(path, trainable_quantizers(qmodel), header["inferable"])
         qmodel = finalize(qmodel)
