@@ -69,7 +69,7 @@ class ModelCalibration(ABC):
 
     @abstractmethod
     def call(self, batch: Any) -> Any:
-        """Call the model with a batch; `calibration.batches.inputs_of` tells inputs from labels."""
+        """Call the model with a batch; `calibration.batches.inputs_of` leaves the labels out."""
 
     # ---- what is the same in every backend --------------------------------------------------------------------------
 

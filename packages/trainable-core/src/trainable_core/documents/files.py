@@ -22,11 +22,11 @@ HEADER = "trainable.json"
 
 
 def as_path(path: Any) -> Path:
-    """Return what a user gave for a path; DocumentError when it is none."""
+    """Return a user's argument as a path; raise DocumentError when it is not one."""
     try:
         return Path(os.fsdecode(path))
     except TypeError as error:
-        raise DocumentError(repr(path), f"it is {type(path).__name__}, no path") from error
+        raise DocumentError(repr(path), f"it is {type(path).__name__}, not a path") from error
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -179,4 +179,4 @@ def _check_sizes(path: Path, archive: zipfile.ZipFile) -> None:
     members = archive.infolist()
     stored = all(member.compress_type == zipfile.ZIP_STORED for member in members)
     if not stored or sum(member.file_size for member in members) > path.stat().st_size:
-        raise DocumentError(path, "it unpacks to more than it holds, which no file of ours does")
+        raise DocumentError(path, "it unpacks to more than it holds, which no file written by `save` does")

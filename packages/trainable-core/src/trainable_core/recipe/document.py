@@ -102,7 +102,7 @@ class Rule(Section):
     def _known_fields(cls, changes: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
         section = WeightsSection if info.field_name == "weights" else ActivationsSection
         base = {"method": "SYMMETRIC", "n_bits": 8, "training_method": "STE"}
-        checked = section.model_validate({**base, **changes})  # what is wrong is told here, not when a layer is met
+        checked = section.model_validate({**base, **changes})  # errors are raised here, not when a layer is met
         return checked.model_dump(mode="json", include=set(changes))
 
     @model_validator(mode="after")
@@ -178,7 +178,7 @@ class QuantizationRecipe(Document):
         layers : sequence of LayerInfo
             The model's layers and, where they are visible, functional operations.
         unseen : str
-            Why functional operations are not among them; told when a rule matches nothing.
+            Why functional operations are not among them; part of the error when a rule matches nothing.
 
         Raises
         ------
