@@ -1,7 +1,7 @@
 """Quantization-aware training for Keras 3 and Keras 2: wrap, calibrate, train, finalize.
 
-The verbs are those of every backend, and each asks the model that it is given which Keras it belongs to. A class is that
-of the Keras which the process has imported; where both are, take it from `trainable_keras.keras3` or
+The verbs are those of every backend, and each asks the model that it is given which Keras it belongs to. A class is
+that of the Keras which the process has imported; where both are, take it from `trainable_keras.keras3` or
 `trainable_keras.keras2`. Names load when they are used, so ``import trainable_keras`` imports no framework. Where Keras
 is imported already, our layers are registered with it at once, so that its ``load_model`` finds them.
 """
@@ -13,7 +13,8 @@ from trainable_core.lazy import lazy_names
 from trainable_keras import which
 
 if TYPE_CHECKING:
-    from trainable_keras import keras2, keras3
+    from trainable_keras import keras2 as keras2
+    from trainable_keras import keras3 as keras3
     from trainable_keras.keras3 import (
         ActivationQuantizationHolder,
         BaseKerasTrainableQuantizer,

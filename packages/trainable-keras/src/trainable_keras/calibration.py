@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,52 +14,54 @@ from trainable_core.calibration import Observer
 from trainable_core.calibration.batches import inputs_of
 from trainable_core.calibration.model import ModelCalibration
 from trainable_core.quantizer import BaseTrainableQuantizer
-from trainable_core.recipe.state import WrappedState
+from trainable_keras.framework import Framework
+from trainable_keras.graph import layers_within
 from trainable_keras.parts import KerasHolder, KerasWrapper
+from trainable_keras.training import forget_functions
+from trainable_keras.wrapping import state_of, trainable_quantizers
+
+
+def calibrate(
+    framework: Framework,
+    qmodel: Any,
+    batches: Iterable[Any] | None = None,
+    *,
+    forward: Callable[[Any, Any], Any] | None = None,
+    force: bool = False,
+    progress: bool | None = None,
+) -> Any:
+    """Set the thresholds of a wrapped model's quantizers; see `trainable_keras.calibrate`."""
+    KerasCalibration(framework, qmodel).run(
+        batches,
+        forward,
+        force=force,
+        show_progress=lambda shown: tqdm(
+            shown, desc="calibrate", disable=None if progress is None else not progress, leave=False
+        ),
+    )
+    forget_functions(qmodel)
+    return qmodel
 
 
 class KerasCalibration(ModelCalibration):
-    """The calibration of a wrapped Keras model; a backend writes `value_of` and `is_tensor`.
+    """What core's loop asks of Keras.
 
     Parameters
     ----------
-    model : keras.Model
+    framework : Framework
+        The Keras that the model belongs to.
+    qmodel : keras.Model
         What `wrap` returned.
-    state : WrappedState
-        What it knows about itself.
-    layers : sequence of layer
-        Its layers, the quantizers among them.
     """
 
-    def __init__(self, model: Any, state: WrappedState, layers: Sequence[Any]) -> None:
-        super().__init__(model, state)
-        self.layers = layers
+    def __init__(self, framework: Framework, qmodel: Any) -> None:
+        super().__init__(qmodel, state_of(framework, qmodel))
+        self.framework = framework
+        self.layers = layers_within(qmodel)
 
-    @abstractmethod
-    def value_of(self, variable: Any) -> NDArray[Any]:
-        """Return a variable's value in its own dtype."""
-
-    def calibrate(
-        self,
-        batches: Iterable[Any] | None,
-        forward: Callable[[Any, Any], Any] | None,
-        *,
-        force: bool,
-        progress: bool | None,
-    ) -> None:
-        """Run the calibration, with a progress bar; the arguments are those of the verb `calibrate`."""
-        self.run(
-            batches,
-            forward,
-            force=force,
-            show_progress=lambda shown: tqdm(
-                shown, desc="calibrate", disable=None if progress is None else not progress, leave=False
-            ),
-        )
-
-    def quantizers(self) -> list[BaseTrainableQuantizer]:
+    def quantizers(self) -> Iterable[BaseTrainableQuantizer]:
         """Return the model's trainable quantizers."""
-        return [layer for layer in self.layers if isinstance(layer, BaseTrainableQuantizer)]
+        return trainable_quantizers(self.model)
 
     def holders(self) -> list[KerasHolder]:
         """Return the model's holders."""
@@ -73,8 +74,12 @@ class KerasCalibration(ModelCalibration):
                 yield weight, quantizer
 
     def to_numpy(self, weight: Any) -> NDArray[Any]:
-        """Return a weight's values as float32."""
-        return self.value_of(weight).astype(np.float32)
+        """Return a weight's values."""
+        return self.framework.functions.to_numpy(weight).astype(np.float32)
+
+    def is_tensor(self, batches: Any) -> bool:
+        """Return whether this is one batch."""
+        return bool(self.framework.functions.is_tensor(batches)) or hasattr(batches, "__array__")
 
     def call(self, batch: Any) -> Any:
         """Call the model in inference mode with a batch's inputs."""
@@ -82,14 +87,15 @@ class KerasCalibration(ModelCalibration):
 
     @contextmanager
     def observing(self, observers: Mapping[Any, Observer]) -> Iterator[None]:
-        """Let the holders show what reaches them to the observers, with float weights."""
+        """Let the holders show what reaches them to the observers, eagerly and with float weights."""
         wrappers = self._wrappers()
         try:
             for wrapper in wrappers:
                 wrapper.keep(quantizes_weights=False)
             for holder, observer in observers.items():
                 holder.keep(observer=observer)
-            yield
+            with self.framework.eagerly():
+                yield
         finally:
             for holder in observers:
                 holder.keep(observer=None)

@@ -1,6 +1,6 @@
 """What Keras layers are, by class name: op kind, quantizable weights with their channel axes, tensor arguments.
 
-Keras 2 and Keras 3 are two frameworks with one vocabulary; both backends read this table, and neither is imported here.
+Keras 2 and Keras 3 are two frameworks with one vocabulary; both read this table.
 Keras keeps output channels last: ``HWIO`` where PyTorch has ``OIHW``. Dots in a weight's name lead into sublayers,
 negative axes count from the end, and an input whose name ends with `LIST` is a list of tensors.
 """
@@ -17,6 +17,9 @@ from trainable_core.recipe.layers import LayerInfo, LayerKind, declared_kind
 
 LIST = "[]"
 """Mark of an input that is a list of tensors, such as that of Add."""
+
+DEPTHWISE_KERNEL = "depthwise_kernel"
+"""What Keras 2 calls the kernel of a depthwise convolution, which is ``kernel`` in Keras 3."""
 
 
 def _attention(inputs: tuple[str, ...]) -> LayerKind:
@@ -129,10 +132,12 @@ class LayerTypes:
     ----------
     layers : module
         Its ``keras.layers``.
+    variable : type
+        Class of its variables.
     """
 
-    def __init__(self, layers: Any) -> None:
-        self._layers = layers
+    def __init__(self, layers: Any, variable: type) -> None:
+        self._layers, self._variable = layers, variable
         self._registered: dict[type, LayerKind] = {}
 
     def register(self, cls: Any, op: str, weights: Mapping[str, int] | None, inputs: tuple[str, ...]) -> None:
@@ -174,6 +179,12 @@ class LayerTypes:
             return replace(kind, inputs=tuple(f"{name}.{index}" for index in range(len(shapes))))
         return kind
 
+    def find_weight(self, layer: Any, attribute: str) -> Any | None:
+        """Return the variable that an attribute path of a layer leads to, None when it leads to none."""
+        owner, name = weight_path(layer, attribute)[-1]
+        found = getattr(owner, name, None)
+        return found if isinstance(found, self._variable) else None
+
 
 def weight_path(layer: Any, attribute: str) -> list[tuple[Any, str]]:
     """Return (owner, attribute) for each step of an attribute path: the last is the weight's owner and its name.
@@ -187,23 +198,6 @@ def weight_path(layer: Any, attribute: str) -> list[tuple[Any, str]]:
         steps.append((owner, name))
         owner = getattr(owner, name, None)
     return steps
-
-
-def find_weight(layer: Any, attribute: str, variable: type) -> Any | None:
-    """Return the variable that an attribute path of a layer leads to, None when it leads to none.
-
-    Parameters
-    ----------
-    layer : layer
-        The layer.
-    attribute : str
-        Dots lead into sublayers.
-    variable : type
-        Class of the framework's variables.
-    """
-    owner, name = weight_path(layer, attribute)[-1]
-    found = getattr(owner, name, None)
-    return found if isinstance(found, variable) else None
 
 
 def layer_info(name: str, layer: Any, kind: LayerKind, find: Callable[[Any, str], Any | None]) -> LayerInfo:

@@ -1,15 +1,11 @@
-"""What a Keras quantization wrapper and a holder are beside layers; neither Keras is imported here.
-
-Each backend's wrapper and holder are layers of its Keras and inherit these classes for what doesn't depend on which.
-"""
+"""What the quantization wrapper and the holder of either Keras are beside layers of it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from trainable_core.backend.building import require_quantizer
-from trainable_core.backend.description import Description, DescriptionRow, describe_quantizer
 from trainable_core.calibration import Observer
 from trainable_core.documents.plan import plan_document, plan_from_document
 from trainable_core.documents.quantizer import quantizer_document, quantizer_from_document
@@ -17,7 +13,6 @@ from trainable_core.enums import QuantizationMethod, QuantizationTarget
 from trainable_core.errors import CalibrationError, ModelError, UnsupportedConfigError
 from trainable_core.quantizer import BaseTrainableQuantizer
 from trainable_core.recipe.plan import LayerPlan
-from trainable_core.recipe.state import WrappedState
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -320,42 +315,6 @@ def parts_among(layers: Sequence[Any]) -> list[Any]:
     return [each for each in parts if id(each) not in inside]
 
 
-def _holders_of(part: KerasPart) -> list[KerasHolder]:
+def holders_of(part: KerasPart) -> list[KerasHolder]:
+    """Return the holders of a wrapper, or a holder itself."""
     return part.holders if isinstance(part, KerasWrapper) else [part] if isinstance(part, KerasHolder) else []
-
-
-def _rows(parts: Sequence[KerasPart]) -> Iterator[DescriptionRow]:
-    for part in parts:
-        plan = part.plan
-        assert plan is not None  # noqa: S101 - `wrap` puts a plan on every part
-        if isinstance(part, KerasWrapper):
-            for attribute, quantizer in part.weights_quantizers.items():
-                yield describe_quantizer(plan.layer, attribute, plan.weights[attribute], quantizer)
-        for holder in _holders_of(part):
-            assert plan.activation is not None  # noqa: S101 - there is a holder, so there was a plan for it
-            yield describe_quantizer(plan.layer, holder.tensor, plan.activation, holder.activation_holder_quantizer)
-
-
-def describe_parts(parts: Sequence[Any], state: WrappedState) -> Description:
-    """Return the description of a wrapped model.
-
-    Parameters
-    ----------
-    parts : sequence of KerasWrapper and KerasHolder
-        What `parts_among` returned.
-    state : WrappedState
-        What `wrap` noted.
-    """
-    return Description(tuple(_rows(parts)), dict(state.left_out), dict(state.folded), finalized=state.finalized)
-
-
-def deployed_among(parts: Sequence[Any]) -> dict[str, Any]:
-    """Return the inferable quantizers of a model's parts by the name of their tensor."""
-    found: dict[str, Any] = {}
-    for part in parts:
-        assert part.plan is not None  # noqa: S101 - `wrap` puts a plan on every part
-        name = part.plan.layer.name
-        if isinstance(part, KerasWrapper):
-            found |= {f"{name}.{attribute}": q for attribute, q in part.weights_quantizers.items()}
-        found |= {f"{name}: {holder.tensor}": holder.activation_holder_quantizer for holder in _holders_of(part)}
-    return {name: q for name, q in found.items() if not isinstance(q, BaseTrainableQuantizer)}

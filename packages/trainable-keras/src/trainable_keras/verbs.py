@@ -1,4 +1,4 @@
-"""The verbs, each written once: they ask the model which Keras it belongs to, and that Keras's part does the work."""
+"""The verbs: each asks the model which Keras it belongs to, and hands that to the module that does the work."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from os import PathLike
 from typing import Any
 
 from trainable_core.backend.description import Description
-from trainable_keras.which import part_of
-from trainable_keras.wrapping import Recipe
+from trainable_core.recipe.document import RecipeSource
+from trainable_keras import calibration, description, finalized, serialization, training, wrapping
+from trainable_keras.which import framework_of, framework_of_class
 
 
-def wrap(model: Any, recipe: Recipe) -> Any:
+def wrap(model: Any, recipe: RecipeSource) -> Any:
     """Return a new model whose weights and activations are quantized while it trains.
 
     Parameters
@@ -36,7 +37,7 @@ def wrap(model: Any, recipe: Recipe) -> Any:
     TrainableError, pydantic.ValidationError
         When the recipe doesn't fit; the message names field or layer.
     """
-    return part_of(model, "wrap: the model").wrap(model, recipe)
+    return wrapping.wrap(framework_of(model, "wrap: the model"), model, recipe)
 
 
 def calibrate(
@@ -81,8 +82,8 @@ def calibrate(
     Activations are seen in inference mode and eagerly, with float weights. Quantizers that already have numbers (from a
     config, or from an earlier calibration) keep them unless forced.
     """
-    part = part_of(qmodel, "calibrate: the model")
-    return part.calibrate(qmodel, batches, forward=forward, force=force, progress=progress)
+    framework = framework_of(qmodel, "calibrate: the model")
+    return calibration.calibrate(framework, qmodel, batches, forward=forward, force=force, progress=progress)
 
 
 def parameter_groups(
@@ -117,7 +118,7 @@ def parameter_groups(
     A Keras optimizer has no groups. With one optimizer for all, as in `fit`, keep weight decay off the thresholds:
     ``optimizer.exclude_from_weight_decay(var_list=group["params"])``.
     """
-    return part_of(qmodel, "parameter_groups: the model").parameter_groups(qmodel, weights=weights, qparams=qparams)
+    return training.parameter_groups(framework_of(qmodel, "parameter_groups: the model"), qmodel, weights, qparams)
 
 
 def regularization(qmodel: Any) -> Any:
@@ -126,7 +127,7 @@ def regularization(qmodel: Any) -> Any:
     A call with ``training=True`` adds the same terms to ``qmodel.losses``, which `fit` minimizes; so a training loop
     adds either these or those.
     """
-    return part_of(qmodel, "regularization: the model").regularization(qmodel)
+    return training.regularization(framework_of(qmodel, "regularization: the model"), qmodel)
 
 
 def freeze_quant_params(qmodel: Any, frozen: bool = True) -> Any:  # noqa: FBT001, FBT002 - reads as a fact
@@ -134,7 +135,7 @@ def freeze_quant_params(qmodel: Any, frozen: bool = True) -> Any:  # noqa: FBT00
 
     Compile a compiled model again afterwards: its optimizer has the variables that were trainable then.
     """
-    return part_of(qmodel, "freeze_quant_params: the model").freeze_quant_params(qmodel, frozen)
+    return training.freeze_quant_params(framework_of(qmodel, "freeze_quant_params: the model"), qmodel, frozen)
 
 
 def advance_schedules(qmodel: Any) -> None:
@@ -142,7 +143,7 @@ def advance_schedules(qmodel: Any) -> None:
 
     A call with ``training=True`` counts by itself; call this only to skip steps.
     """
-    part_of(qmodel, "advance_schedules: the model").advance_schedules(qmodel)
+    training.advance_schedules(framework_of(qmodel, "advance_schedules: the model"), qmodel)
 
 
 def finalize(qmodel: Any) -> Any:
@@ -166,7 +167,7 @@ def finalize(qmodel: Any) -> Any:
     QuantizerStateError
         When a quantizer has no numbers yet; names the layers.
     """
-    return part_of(qmodel, "finalize: the model").finalize(qmodel)
+    return finalized.finalize(framework_of(qmodel, "finalize: the model"), qmodel)
 
 
 def describe(qmodel: Any) -> Description:
@@ -187,8 +188,7 @@ def describe(qmodel: Any) -> Description:
     ModelError
         When the model is not wrapped.
     """
-    described: Description = part_of(qmodel, "describe: the model").describe(qmodel)
-    return described
+    return description.describe(framework_of(qmodel, "describe: the model"), qmodel)
 
 
 def save(qmodel: Any, path: str | PathLike[str]) -> None:
@@ -214,7 +214,7 @@ def save(qmodel: Any, path: str | PathLike[str]) -> None:
     recipe, the signs that calibration decided, which quantizers are frozen, and the version of this format. The
     optimizer's variables are not in it; a ``.keras`` file, which Keras writes, has them.
     """
-    part_of(qmodel, "save: the model").save(qmodel, path)
+    serialization.save(framework_of(qmodel, "save: the model"), qmodel, path)
 
 
 def load(path: str | PathLike[str], model: Any) -> Any:
@@ -241,7 +241,7 @@ def load(path: str | PathLike[str], model: Any) -> Any:
     ModelError
         When `model` is not a Keras model.
     """
-    return part_of(model, "load: the float model").load(path, model)
+    return serialization.load(framework_of(model, "load: the float model"), path, model)
 
 
 def register_layer(
@@ -267,4 +267,4 @@ def register_layer(
     UnsupportedConfigError
         When the op kind is unknown, or an axis or a name is not one.
     """
-    part_of(cls, "register_layer: the class").register_layer(cls, op, weights, inputs)
+    framework_of_class(cls, "register_layer: the class").types.register(cls, op, weights, inputs)

@@ -12,9 +12,12 @@ import os
 import sys
 from importlib import import_module, metadata
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trainable_core.errors import FrameworkError, ModelError
+
+if TYPE_CHECKING:
+    from trainable_keras.framework import Framework
 
 NAMES = ("keras", "tf_keras")
 """What Keras is imported as."""
@@ -29,31 +32,39 @@ def generation_of(cls: type) -> int | None:
     return None
 
 
-def part_of(value: Any, what: str) -> ModuleType:
-    """Return `keras3` or `keras2`, whichever a model belongs to.
+def framework_of(model: Any, what: str) -> Framework:
+    """Return the Keras that a model belongs to.
 
     Parameters
     ----------
-    value : object
-        A model, or a layer class.
+    model : object
+        A model or layer.
     what : str
         What it is called in errors.
 
     Raises
     ------
     ModelError
-        When it is not Keras's.
+        When it is not Keras's, or is of a Keras 2 that TensorFlow doesn't use.
     FrameworkError
-        When it is Keras 2's and TensorFlow was told to use another Keras.
+        When it is Keras 2's, and TensorFlow uses Keras 3.
     """
-    cls = value if isinstance(value, type) else type(value)
-    generation = generation_of(cls)
+    framework = framework_of_class(type(model), what)
+    framework.check(model, what)
+    return framework
+
+
+def framework_of_class(cls: Any, what: str) -> Framework:
+    """Return the Keras that a layer class belongs to; see `framework_of`."""
+    generation = generation_of(cls) if isinstance(cls, type) else None
     if generation is None:
+        found = f"{cls.__module__}.{cls.__qualname__}" if isinstance(cls, type) else repr(cls)
         raise ModelError(
-            f"{what} must be a Keras model, got {cls.__module__}.{cls.__name__}",
+            f"{what} must be of Keras, got {found}",
             "build it with keras (Keras 3), or with tf.keras where that is Keras 2.",
         )
-    return _part(generation)
+    framework: Framework = import_module(f"{_part(generation).__name__}.framework").FRAMEWORK
+    return framework
 
 
 def part_in_charge(name: str) -> ModuleType:
@@ -103,7 +114,7 @@ def register_imported() -> None:
     """Register our layers with each Keras that is imported already, so that its ``load_model`` finds them."""
     for generation in imported_generations():
         with contextlib.suppress(FrameworkError):  # it is raised again, with the reason, when the backend is used
-            import_module(f"{_part(generation).__name__}.wrapping")
+            import_module(f"{_part(generation).__name__}.framework")
 
 
 def _part(generation: int) -> ModuleType:

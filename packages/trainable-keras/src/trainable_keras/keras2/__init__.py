@@ -6,17 +6,10 @@ from trainable_core.lazy import lazy_names
 
 if TYPE_CHECKING:
     from trainable_keras.keras2.annealing import KerasLinearAnnealingScheduler
-    from trainable_keras.keras2.calibration import calibrate
-    from trainable_keras.keras2.description import describe
-    from trainable_keras.keras2.finalized import finalize
     from trainable_keras.keras2.grid import Grid
     from trainable_keras.keras2.holder import ActivationQuantizationHolder
-    from trainable_keras.keras2.layers import register_layer
     from trainable_keras.keras2.quantizers import BaseKerasTrainableQuantizer
-    from trainable_keras.keras2.serialization import load, save
-    from trainable_keras.keras2.training import advance_schedules, freeze_quant_params, parameter_groups, regularization
     from trainable_keras.keras2.wrapper import QuantizationWrapper
-    from trainable_keras.keras2.wrapping import wrap
 
 __all__ = [
     "ActivationQuantizationHolder",
@@ -24,33 +17,15 @@ __all__ = [
     "Grid",
     "KerasLinearAnnealingScheduler",
     "QuantizationWrapper",
-    "advance_schedules",
-    "calibrate",
-    "describe",
-    "finalize",
-    "freeze_quant_params",
-    "load",
-    "parameter_groups",
-    "register_layer",
-    "regularization",
-    "save",
-    "wrap",
 ]
 
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "annealing": ["KerasLinearAnnealingScheduler"],
-        "calibration": ["calibrate"],
-        "description": ["describe"],
-        "finalized": ["finalize"],
         "grid": ["Grid"],
         "holder": ["ActivationQuantizationHolder"],
-        "layers": ["register_layer"],
         "quantizers": ["BaseKerasTrainableQuantizer"],
-        "serialization": ["load", "save"],
-        "training": ["advance_schedules", "freeze_quant_params", "parameter_groups", "regularization"],
         "wrapper": ["QuantizationWrapper"],
-        "wrapping": ["wrap"],
     },
 )

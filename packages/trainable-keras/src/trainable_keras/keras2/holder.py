@@ -13,7 +13,7 @@ from trainable_core.enums import QuantizationTarget
 from trainable_core.errors import CalibrationError
 from trainable_keras.keras2.engine import Tensor, keras, plainly, to_numpy, unconverted, untracked
 from trainable_keras.keras2.inferable import class_of
-from trainable_keras.keras2.quantizers.base import count_step
+from trainable_keras.keras2.quantizers import count_step
 from trainable_keras.parts import KerasHolder
 
 

@@ -2,34 +2,26 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
-import keras
 import numpy as np
-from keras import ops as keras_ops
-from mct_quantizers import QuantizationTarget, mark_quantizer
 
-from trainable_core.backend.dqa_options import (
-    bit_cost,
-    candidate_widths,
-    selecting_logits,
-    temperature_schedule,
-)
+from trainable_core.backend import dqa_options
 from trainable_core.config import TrainableQuantizerConfig
-from trainable_core.enums import TrainingMethod, VariableGroup
+from trainable_core.enums import VariableGroup
 from trainable_core.errors import UnsupportedConfigError
-from trainable_keras.keras3 import ops
-from trainable_keras.keras3.annealing import KerasLinearAnnealingScheduler
-from trainable_keras.keras3.engine import Tensor, read, to_numpy
-from trainable_keras.keras3.quantizers.base import BaseKerasTrainableQuantizer
-from trainable_keras.keras3.quantizers.ste import METHODS
+from trainable_core.schedule import LinearAnnealingScheduler
+from trainable_keras.functions import Tensor
+from trainable_keras.quantizers.base import KerasQuantizer
 
 SMALLEST_NORMAL = float(np.finfo(np.float32).tiny)
+LAST_STEP = int(np.iinfo(np.int32).max)
+
+Q = TypeVar("Q", bound="DqaQuantizer")
 
 
-class DqaQuantizer(BaseKerasTrainableQuantizer):
+class DqaQuantizer(KerasQuantizer):
     """Attention over bit widths, annealed to one of them; see `trainable_core.reference.dqa`.
 
     Parameters
@@ -44,8 +36,9 @@ class DqaQuantizer(BaseKerasTrainableQuantizer):
     Notes
     -----
     While training, the output is the mixture; in eval mode, and from the end of the schedule on, it is the width with
-    the largest logit, which is what `convert2inferable` deploys. Equal logits choose the smaller width. Each call with
-    ``training=True`` counts as one step, and adds `regularization` to the layer's losses, which `fit` minimizes.
+    the largest logit, which is what `convert2inferable` deploys. Equal logits choose the smaller width. A wrapped
+    layer's call with ``training=True`` counts as one step, and adds `regularization` to the layer's losses, which `fit`
+    minimizes.
     """
 
     soft_training: ClassVar[bool] = True
@@ -55,9 +48,11 @@ class DqaQuantizer(BaseKerasTrainableQuantizer):
             "bit_cost_weight": 0.25,
         },
     )
+    scheduler: ClassVar[type[LinearAnnealingScheduler]]
+    """The framework's schedule, whose step may be a tensor."""
 
-    logits: keras.Variable
-    step: keras.Variable
+    logits: Any
+    step: Any
 
     def __init__(
         self,
@@ -68,45 +63,37 @@ class DqaQuantizer(BaseKerasTrainableQuantizer):
     ) -> None:
         super().__init__(quantization_config, freeze_quant_params)
         name = type(self).__name__
-        self.temperature = temperature_schedule(KerasLinearAnnealingScheduler, temperature, name)
-        self.bit_cost_weight = bit_cost(bit_cost_weight, name)
+        self.temperature = dqa_options.temperature_schedule(self.scheduler, temperature, name)
+        self.bit_cost_weight = dqa_options.bit_cost(bit_cost_weight, name)
 
     @property
     def widths(self) -> tuple[int, ...]:
         """Candidate widths, ascending."""
-        return candidate_widths(self.quantization_config)
+        return dqa_options.candidate_widths(self.quantization_config)
 
     @property
     def selected_width(self) -> int:
         """Width with the largest logit."""
-        return self.widths[int(np.argmax(to_numpy(_comparable(read(self.logits)))))]
+        return self.structure.widths[int(np.argmax(self.to_numpy(self._comparable_logits())))]
 
     def select_width(self, width: int) -> None:
         """Give `width` the largest logit."""
-        self.assign(self.get_quantizer_variable("logits"), selecting_logits(self.widths, width))
+        self.assign(self.get_quantizer_variable("logits"), dqa_options.selecting_logits(self.structure.widths, width))
 
     @property
     def schedule_end(self) -> int:
         """Number of training steps after which training values are the deployed ones."""
-        return math.floor(self.temperature.t_end) + 1
+        return dqa_options.schedule_end(self.temperature)
 
     def add_variables(self) -> None:
         """Add the attention's logits, all equal, and the schedule's step."""
-        zeros = np.zeros(len(self.widths), np.float32)
+        zeros = np.zeros(len(self.structure.widths), np.float32)
         self.add_quantizer_variable("logits", zeros, VariableGroup.QPARAMS, trained=True)
-        self.step = self.add_weight(
-            name="step",
-            shape=(),
-            dtype="int32",
-            initializer="zeros",
-            trainable=False,
-            autocast=False,
-            aggregation="only_first_replica",
-        )
+        self.step = self.new_variable("step", np.zeros((), np.int32), trainable=False)
 
     def advance(self) -> None:
         """Count one training step."""
-        self.step.assign(self.step + 1)
+        self.step.assign_add(1)
 
     def get_arguments(self) -> dict[str, Any]:
         """Return temperature and bit cost weight."""
@@ -114,62 +101,51 @@ class DqaQuantizer(BaseKerasTrainableQuantizer):
 
     def get_config(self) -> dict[str, Any]:
         """Return what `from_config` rebuilds the quantizer from, the schedule's step included."""
-        return {**super().get_config(), "step": int(to_numpy(self.step)) if self.variable_names else 0}
+        return {**super().get_config(), "step": int(self.to_numpy(self.step)) if self.variable_names else 0}
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> DqaQuantizer:
+    def from_config(cls: type[Q], config: Mapping[str, Any]) -> Q:  # noqa: PYI019 - Self is not in Python 3.10
         """Return a quantizer equal to the one that `get_config` was called on; see core's base class."""
-        quantizer: Any = super().from_config(config)
+        quantizer = super().from_config(config)
         step = config.get("step")
         if not isinstance(step, int) or isinstance(step, bool):
             raise UnsupportedConfigError(f"{cls.__name__}.from_config", f"not a quantizer's config: 'step' is {step!r}")
         if quantizer.variable_names:
             quantizer.step.assign(step)
-        return quantizer  # type: ignore[no-any-return] # of the class it was called on
+        return quantizer
 
     def attention(self) -> Tensor:
         """Return the softmax over widths at the present temperature, float32, shape (K,)."""
+        f = self.functions
         # the first training call is step 0 of the schedule; `advance` has counted it already
-        step = keras_ops.maximum(read(self.step) - 1, 0)
-        logits = read(self.logits) / self.temperature(step)
-        # not keras.ops.softmax, which warns of a single width
-        weights = keras_ops.exp(logits - keras_ops.stop_gradient(keras_ops.max(logits)))
-        return weights / keras_ops.sum(weights)
+        step = f.maximum(f.read(self.step) - 1, 0)
+        return f.softmax(f.read(self.logits) / f.cast(self.temperature(step), "float32"))
 
     def regularization(self) -> Tensor | None:
         """Return ``bit_cost_weight`` times the expected bit width, or None for weight 0."""
         if not self.bit_cost_weight or not self.quantization_config.enabled:
             return None
-        widths = keras_ops.convert_to_tensor(np.asarray(self.widths, np.float32))
-        return self.bit_cost_weight * keras_ops.sum(self.attention() * widths)
+        return self.bit_cost_weight * self.functions.sum(
+            self.attention() * self.functions.floats(self.structure.widths)
+        )
 
     def quantized(self, x: Tensor, training: bool) -> Tensor:  # noqa: FBT001 - the base's signature
         """Return the mixture of the widths, or the winner."""
-        ndim = len(x.shape)
-        candidates = [ops.ste_fake_quantize(x, self.grid(ndim, width)) for width in self.widths]
-        winner = keras_ops.argmax(_comparable(read(self.logits)))
+        f = self.functions
+        candidates = [self.ops.ste_fake_quantize(x, self.grid(f.rank(x), width)) for width in self.structure.widths]
+        winner = f.argmax(self._comparable_logits())
         chosen = candidates[0]
         for index, candidate in enumerate(candidates[1:], start=1):
-            chosen = keras_ops.where(winner == index, candidate, chosen)
+            chosen = f.where(winner == index, candidate, chosen)
         if not training:
             return chosen
         attention = self.attention()
         mixed = sum(attention[index] * candidate for index, candidate in enumerate(candidates))
-        ended = read(self.step) > self.temperature.t_end
-        return keras_ops.where(ended, chosen, mixed)
+        ended = f.read(self.step) >= min(self.schedule_end, LAST_STEP)
+        return f.where(ended, chosen, mixed)
 
-
-def _comparable(logits: Tensor) -> Tensor:
-    """Return logits that every engine finds the same largest one of: NaN as infinity, subnormal numbers as zero."""
-    held = keras_ops.where(keras_ops.isnan(logits), keras_ops.full_like(logits, np.inf), logits)
-    return keras_ops.where(keras_ops.abs(held) < SMALLEST_NORMAL, keras_ops.zeros_like(held), held)
-
-
-@mark_quantizer(QuantizationTarget.Weights, METHODS, TrainingMethod.DQA)
-class DqaWeightsQuantizer(DqaQuantizer):
-    """DQA for weights."""
-
-
-@mark_quantizer(QuantizationTarget.Activation, METHODS, TrainingMethod.DQA)
-class DqaActivationQuantizer(DqaQuantizer):
-    """DQA for activations."""
+    def _comparable_logits(self) -> Tensor:
+        """Return logits of which the same one is largest everywhere: NaN as infinity, subnormal numbers as zero."""
+        f, logits = self.functions, self.functions.read(self.logits)
+        held = f.where(f.isnan(logits), f.number(np.inf), logits)
+        return f.where(f.abs(held) < SMALLEST_NORMAL, f.zeros_like(held), held)
