@@ -35,7 +35,7 @@ from trainable_core.conformance.template import backends_with_template, write_pl
 from trainable_core.enums import QuantizationMethod, QuantizationTarget, TieRule
 from trainable_core.errors import DocumentError, UnknownBackendError, UnsupportedConfigError
 from trainable_core.hookspecs import Backend, hookimpl
-from trainable_core.registry import registry
+from trainable_core.registry import process as registry
 from trainable_core.registry.rows import QuantizerRow
 
 SUBJECTS = subjects_of(NumpySte, ADAPTER)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from trainable_core.enums import TieRule
 from trainable_core.errors import UnsupportedConfigError
-from trainable_core.registry.registry import get_backend
+from trainable_core.registry.process import get_backend
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Run:
 
 
 class Adapter(Protocol):
-    """A backend's whole duty to the kit. Its module is ``<verbs>.conformance``, its instance there ``ADAPTER``."""
+    """A backend's whole duty to the kit. It is ``ADAPTER`` of the module `Backend.conformance`."""
 
     backend: str
     """Name of the backend."""
@@ -105,7 +105,8 @@ def adapter_of(backend: str) -> Adapter:
     UnsupportedConfigError
         When the backend has no adapter.
     """
-    name = f"{get_backend(backend).verbs}.conformance"
+    described = get_backend(backend)
+    name = described.conformance or f"{described.verbs}.conformance"
     try:
         adapter: Adapter = import_module(name).ADAPTER
     except (ModuleNotFoundError, AttributeError) as error:

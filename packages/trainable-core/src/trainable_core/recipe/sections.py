@@ -1,4 +1,4 @@
-"""The parts of a recipe: how weights and activations are quantized, and how thresholds are found."""
+"""The sections of a recipe: how weights and activations are quantized, and how thresholds are found."""
 
 from enum import Enum
 from typing import Annotated, Literal
@@ -6,7 +6,6 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
-from trainable_core.calibration import CalibrationMethod
 from trainable_core.config import (
     Document,
     MethodField,
@@ -17,13 +16,13 @@ from trainable_core.config import (
     number,
 )
 from trainable_core.constants import MIN_THRESHOLD
-from trainable_core.enums import QuantizationMethod
-from trainable_core.registry.key import identifier_text
+from trainable_core.enums import CalibrationMethod, QuantizationMethod
+from trainable_core.key import identifier_text
 from trainable_core.validation import check_text, check_widths, plain
 
 
-class Part(Document):
-    """A part of a recipe: versioned as a whole, so without a version of its own."""
+class Section(Document):
+    """A section of a recipe: the recipe as a whole has a version, so a section has none."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -38,7 +37,7 @@ Identifier = Annotated[str, Field(min_length=1), BeforeValidator(_identifier)]
 Arguments = Annotated[dict[str, JsonValue], BeforeValidator(plain)]
 
 
-class Spec(Part):
+class TensorSection(Section):
     """How one kind of tensor is quantized."""
 
     method: MethodField
@@ -56,7 +55,7 @@ class Spec(Part):
         return [TrainableQuantizerCandidateConfig(n_bits=width) for width in self.candidates]
 
 
-class WeightsSpec(Spec):
+class WeightsSection(TensorSection):
     """How weights are quantized.
 
     Parameters
@@ -82,8 +81,8 @@ class WeightsSpec(Spec):
     per_channel: StrictBool = True
 
 
-class ActivationsSpec(Spec):
-    """How activations are quantized; the fields of `WeightsSpec` except `per_channel`, and two more.
+class ActivationsSection(TensorSection):
+    """How activations are quantized; the fields of `WeightsSection` except `per_channel`, and two more.
 
     Parameters
     ----------
@@ -98,14 +97,14 @@ class ActivationsSpec(Spec):
     placement: Literal["inputs", "outputs"] = "inputs"
 
     @model_validator(mode="after")
-    def _sign_goes_with_threshold(self) -> "ActivationsSpec":
+    def _sign_goes_with_threshold(self) -> "ActivationsSection":
         if self.signed is not None and self.method is QuantizationMethod.UNIFORM:
             message = "signed: a UNIFORM range says by its ends whether it is signed; leave it out"
             raise ValueError(message)
         return self
 
 
-class CalibrationSpec(Part):
+class CalibrationSection(Section):
     """How values seen become thresholds.
 
     Parameters

@@ -1,41 +1,17 @@
-"""What a quantizer class is looked up by."""
+"""How a quantizer class says what it is: the marks of ``@mark_quantizer``, read as the keys it answers to."""
 
 from __future__ import annotations
 
 import inspect
 from enum import Enum
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from trainable_core.config import member
 from trainable_core.enums import QuantizationMethod, QuantizationTarget
 from trainable_core.errors import QuantizerDefinitionError, UnsupportedConfigError, nearest
+from trainable_core.key import Key, identifier_text
 
 E = TypeVar("E", bound=Enum)
-
-
-class Key(NamedTuple):
-    """What a quantizer class is looked up by."""
-
-    backend: str
-    target: QuantizationTarget
-    quantizer_id: str
-    method: QuantizationMethod
-
-    def __str__(self) -> str:
-        return f"{self.backend}/{self.target}/{self.quantizer_id}/{self.method}"
-
-
-def identifier_text(quantizer_id: object) -> str:
-    """Return the string a training method is registered under: an enum member gives its name, anything else ``str()``.
-
-    Examples
-    --------
-    >>> from trainable_core.enums import TrainingMethod
-    >>> identifier_text(TrainingMethod.LSQ), identifier_text("EWGS")
-    ('LSQ', 'EWGS')
-    """
-    name = getattr(quantizer_id, "name", None)
-    return name if isinstance(name, str) else str(quantizer_id)
 
 
 def named(enum: type[E], argument: str, value: object) -> E:
