@@ -23,7 +23,7 @@ import trainable_core
 from tests.artifacts import documents, model, quantizers
 from trainable_core import QuantizationRecipe
 from trainable_core.cli import main as trainable
-from trainable_core.documents.model import plan_document
+from trainable_core.documents.plan import plan_document
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "tests/artifacts" / trainable_core.__version__

@@ -10,7 +10,7 @@ from trainable_core import (
     TrainableQuantizerCandidateConfig,
     TrainableQuantizerWeightsConfig,
 )
-from trainable_core.recipe.plan import LayerInfo, WeightInfo
+from trainable_core.recipe.layers import LayerInfo, WeightInfo
 
 CONFIGS: dict[str, Any] = {
     "weights": TrainableQuantizerWeightsConfig(

@@ -12,7 +12,7 @@ from tests.artifacts.versions import FOLDER, VERSIONS, document, every_version
 from tests.core.json_schema import JsonSchema
 from trainable_core import QuantizationRecipe
 from trainable_core.cli import main
-from trainable_core.documents.model import plan_document, plan_from_document
+from trainable_core.documents.plan import plan_document, plan_from_document
 
 
 @pytest.fixture(scope="module")
