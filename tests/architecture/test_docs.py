@@ -161,6 +161,18 @@ def test_a_design_note_states_its_status_as_the_index_does(note):
     assert row in index.splitlines()
 
 
+def test_the_page_on_errors_lists_every_error_with_its_builtin():
+    source = ROOT / "packages/trainable-core/src/trainable_core/errors.py"
+    classes = [node for node in ast.parse(source.read_text(encoding="utf-8")).body if isinstance(node, ast.ClassDef)]
+    bases = {node.name: [ast.unparse(base) for base in node.bases] for node in classes}
+    page = (ROOT / "docs/errors.md").read_text(encoding="utf-8")
+    listed = dict(re.findall(r"^\| `(\w+)` \| `(\w+)` \|", page, re.MULTILINE))
+    del bases["TrainableError"]
+    assert set(bases) <= set(listed)
+    for name, (base, *builtin) in bases.items():
+        assert listed[name] == (builtin[0] if builtin else listed[base])
+
+
 def test_a_failing_block_fails_with_its_line(tmp_path):
     document = "text\n\n```python\nx = 1\n```\n\n```python\nassert x == 2\n```\n"
     with pytest.raises(AssertionError) as failure:
