@@ -262,9 +262,7 @@ def register_layer(
 
     Raises
     ------
-    ModelError
-        When `cls` is not a layer type of Keras.
     UnsupportedConfigError
-        When the op kind is unknown, or an axis or a name is not one.
+        When `cls` is not a layer type, the op kind is unknown, or an axis or a name is not one.
     """
-    framework_of_class(cls, "register_layer: the class").types.register(cls, op, weights, inputs)
+    framework_of_class(cls).types.register(cls, op, weights, inputs)

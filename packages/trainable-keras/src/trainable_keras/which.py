@@ -14,7 +14,7 @@ from importlib import import_module, metadata
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from trainable_core.errors import FrameworkError, ModelError
+from trainable_core.errors import FrameworkError, ModelError, UnsupportedConfigError
 
 if TYPE_CHECKING:
     from trainable_keras.framework import Framework
@@ -49,22 +49,31 @@ def framework_of(model: Any, what: str) -> Framework:
     FrameworkError
         When it is Keras 2's, and TensorFlow uses Keras 3.
     """
-    framework = framework_of_class(type(model), what)
+    generation = generation_of(type(model))
+    if generation is None:
+        raise ModelError(
+            f"{what} must be a Keras model, got {type(model).__module__}.{type(model).__qualname__}",
+            "build it with keras (Keras 3), or with tf.keras where that is Keras 2.",
+        )
+    framework = _framework(generation)
     framework.check(model, what)
     return framework
 
 
-def framework_of_class(cls: Any, what: str) -> Framework:
-    """Return the Keras that a layer class belongs to; see `framework_of`."""
+def framework_of_class(cls: Any) -> Framework:
+    """Return the Keras that a layer class belongs to.
+
+    Raises
+    ------
+    UnsupportedConfigError
+        When it is not a layer class of Keras.
+    FrameworkError
+        When it is Keras 2's, and TensorFlow uses Keras 3.
+    """
     generation = generation_of(cls) if isinstance(cls, type) else None
     if generation is None:
-        found = f"{cls.__module__}.{cls.__qualname__}" if isinstance(cls, type) else repr(cls)
-        raise ModelError(
-            f"{what} must be of Keras, got {found}",
-            "build it with keras (Keras 3), or with tf.keras where that is Keras 2.",
-        )
-    framework: Framework = import_module(f"{_part(generation).__name__}.framework").FRAMEWORK
-    return framework
+        raise UnsupportedConfigError("register_layer", f"{cls!r} is not a subclass of keras.layers.Layer")
+    return _framework(generation)
 
 
 def part_in_charge(name: str) -> ModuleType:
@@ -114,7 +123,12 @@ def register_imported() -> None:
     """Register our layers with each Keras that is imported already, so that its ``load_model`` finds them."""
     for generation in imported_generations():
         with contextlib.suppress(FrameworkError):  # it is raised again, with the reason, when the backend is used
-            import_module(f"{_part(generation).__name__}.framework")
+            _framework(generation)
+
+
+def _framework(generation: int) -> Framework:
+    framework: Framework = import_module(f"{_part(generation).__name__}.framework").FRAMEWORK
+    return framework
 
 
 def _part(generation: int) -> ModuleType:
