@@ -146,6 +146,16 @@ def test_links_lead_to_a_file_and_a_heading(document):
     assert broken_links(ROOT / document) == []
 
 
+def test_pages_that_the_code_mentions_exist():
+    named = set()
+    for path in (
+        path for folder in ("benchmarks", "packages", "tasks", "tests") for path in (ROOT / folder).rglob("*.py")
+    ):
+        named |= set(re.findall(r"docs/[\w/-]+\.md", path.read_text(encoding="utf-8")))
+    assert "docs/design/0009-public-names-load-when-used.md" in named
+    assert {page for page in named if not (ROOT / page).exists()} == set()
+
+
 def test_a_broken_link_is_found(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("# Page\n[here](#page) [there](#nowhere) [gone](gone.md) [web](https://example.org)\n")
