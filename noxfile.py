@@ -116,7 +116,7 @@ def tests_keras_torch(session: nox.Session) -> None:
 @check("tests-keras-2")
 def tests_keras_2(session: nox.Session) -> None:
     """Test trainable-keras on Keras 2, with TensorFlow 2.21 and tf-keras."""
-    tests = ["tests/keras", "tests/artifacts", "tests/examples", "tests/architecture/test_matrix.py"]
+    tests = ["tests/keras", "tests/artifacts", "tests/examples", *ARCHITECTURE]
     pytest(session, KERAS_2_TESTS, *PARALLEL, *tests, env=KERAS_2)
 
 

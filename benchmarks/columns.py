@@ -8,7 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from trainable_core import QuantizationMethod, TrainableQuantizerActivationConfig, TrainableQuantizerWeightsConfig
+from trainable_core import (
+    QuantizationMethod,
+    TrainableQuantizerActivationConfig,
+    TrainableQuantizerWeightsConfig,
+    get_trainable_quantizer_class,
+)
 from trainable_core.constants import RANGE_MAX, RANGE_MIN, SIGNED, THRESHOLD
 
 BITS = (4, 8)
@@ -38,12 +43,12 @@ class Column:
 
     def __str__(self) -> str:
         """Return the column's heading."""
-        return f"{self.target} {self.training_method.upper()} {'channel' if self.per_channel else 'tensor'}"
+        return f"{self.target} {self.training_method} {'channel' if self.per_channel else 'tensor'}"
 
     @property
     def training_method(self) -> str:
-        """The method's name as class names have it."""
-        return "Lsq" if self.learned else "Ste"
+        """The method's name."""
+        return "LSQ" if self.learned else "STE"
 
     def numbers(self, value: float, shape: tuple[int, ...], axis: int) -> Any:
         """Return a threshold or an end of a range, or one for each channel, all of them different."""
@@ -51,14 +56,14 @@ class Column:
         return [value * (1 + 0.1 * i / count) for i in range(count)] if self.per_channel else value
 
     def quantizer(
-        self, quantizers: Any, method: QuantizationMethod, n_bits: int, shape: tuple[int, ...], axis: int
+        self, backend: str, method: QuantizationMethod, n_bits: int, shape: tuple[int, ...], axis: int
     ) -> Any:
         """Return an initialized quantizer that clips a few per cent of normal numbers.
 
         Parameters
         ----------
-        quantizers : module
-            A backend's quantizers, such as `trainable_torch.quantizers`.
+        backend : str
+            Whose quantizer.
         method : QuantizationMethod
             The kind of grid.
         n_bits : int
@@ -85,8 +90,7 @@ class Column:
                 weights_per_channel_threshold=self.per_channel,
                 weights_channels_axis=axis if self.per_channel else None,
             )
-        target = "Activation" if self.target == "act" else "Weights"
-        made = getattr(quantizers, f"{self.training_method}{target}Quantizer")(config)
+        made = get_trainable_quantizer_class(config.target, self.training_method, method, backend=backend)(config)
         made.initialize_quantization(shape, "x", None)
         return made
 

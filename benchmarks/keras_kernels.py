@@ -16,7 +16,7 @@ from typing import Any
 
 import tensorflow as tf
 from columns import BITS, COLUMNS, METHODS, Column
-from keras_measuring import MODES, PACKAGE, PART, VERSION, arguments, compiled, conditions
+from keras_measuring import BACKEND, MODES, PART, VERSION, arguments, compiled, conditions
 from measuring import interleaved, report, table
 
 SHAPES = {"act": [(16, 28, 28, 256), (8, 512, 768)], "weight": [(3, 3, 512, 512), (768, 3072)]}
@@ -59,7 +59,7 @@ def keras_own(ends: tuple[Any, Any], n_bits: int, column: Column) -> Callable[[A
 def candidates(column: Column, n_bits: int, shape: tuple[int, ...]) -> Iterator[tuple[str, Any, list[Any]]]:
     """Yield each candidate's name, function and variables to differentiate by."""
     for method in METHODS:
-        made = column.quantizer(PACKAGE.quantizers, method, n_bits, shape, len(shape) + CHANNELS)
+        made = column.quantizer(BACKEND, method, n_bits, shape, len(shape) + CHANNELS)
         variables = [v if isinstance(v, tf.Variable) else v.value for v in made.trainable_variables]
         yield method.name, functools.partial(made, training=True), variables
     made_of = {OTHERS[0]: fused, OTHERS[1]: operations}

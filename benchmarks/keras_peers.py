@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 from columns import BITS, COLUMNS, Column
 from keras_kernels import CHANNELS, SHAPES, floor, step
-from keras_measuring import MODES, PACKAGE, arguments, conditions
+from keras_measuring import BACKEND, MODES, arguments, conditions
 from measuring import interleaved, report, table
 
 from trainable_core import QuantizationMethod
@@ -70,9 +70,7 @@ def measured(peer: str, column: Column, rounds: int) -> dict[tuple[str, str], fl
     for shape in SHAPES[column.target]:
         x, upstream = tf.random.normal(shape), tf.random.normal(shape)
         for n_bits in BITS:
-            ours = column.quantizer(
-                PACKAGE.quantizers, QuantizationMethod.SYMMETRIC, n_bits, shape, len(shape) + CHANNELS
-            )
+            ours = column.quantizer(BACKEND, QuantizationMethod.SYMMETRIC, n_bits, shape, len(shape) + CHANNELS)
             made = {"ours": (functools.partial(ours, training=True), ours.trainable_variables)}
             made[peer] = PEERS[peer](column, n_bits, shape)
             for mode in MODES:

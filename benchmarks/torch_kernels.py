@@ -16,7 +16,7 @@ from measuring import interleaved, report, table
 from torch import Tensor
 from torch_measuring import PART, arguments, conditions, without_numba
 
-from trainable_torch import native, quantizers
+from trainable_torch import native
 
 SHAPES = {
     "act": [(32, 64, 28, 28), (16, 256, 28, 28), (8, 512, 768), (32, 64, 56, 56)],
@@ -59,7 +59,7 @@ def main() -> None:
             for n_bits in BITS:
                 runs = {}
                 for method in METHODS:
-                    run = step(column.quantizer(quantizers, method, n_bits, shape, CHANNELS), x, upstream)
+                    run = step(column.quantizer("torch", method, n_bits, shape, CHANNELS), x, upstream)
                     for kind in kinds:
                         runs[kind, method.name] = run if kind == "with numba" else without_numba(run)
                 for key, ratio in interleaved(floor(x, upstream), runs, options.rounds).items():

@@ -21,7 +21,6 @@ from torch_kernels import CHANNELS, floor, step
 from torch_measuring import arguments, conditions
 
 from trainable_core import QuantizationMethod
-from trainable_torch import quantizers
 
 SHAPES = {"act": [(16, 256, 28, 28), (8, 512, 768)], "weight": [(512, 512, 3, 3), (3072, 768)]}
 
@@ -168,7 +167,7 @@ def main() -> None:
         for shape in SHAPES[column.target]:
             x, upstream = torch.randn(shape), torch.randn(shape)
             for n_bits in BITS:
-                ours = column.quantizer(quantizers, QuantizationMethod.SYMMETRIC, n_bits, shape, CHANNELS)
+                ours = column.quantizer("torch", QuantizationMethod.SYMMETRIC, n_bits, shape, CHANNELS)
                 runs = {"ours": step(ours, x, upstream)}
                 theirs = PEERS[peer](column.target, column.learned, axis, n_bits, shape)
                 if theirs is not None:

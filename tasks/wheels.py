@@ -26,9 +26,12 @@ def try_installed(session: nox.Session, wheels: list[str]) -> None:
     # PyTorch is there for trainable-torch, so Keras 3 takes it for its engine.
     installed = Environment("build", wheels)
     packages = [f"trainable_{name}" for name in DISTRIBUTIONS]
-    installed.run(session, "-I", "tests/architecture/installed.py", *packages, env=keras_on("torch"))
+    script = ["-I", "tests/architecture/installed.py"]
+    installed.run(session, *script, *packages, "--without", "trainable_keras.keras2", env=keras_on("torch"))
     with session.chdir(WHEELS):
         session.run(str(installed.python.with_name("trainable")), "list", external=True)
     without_torch = [wheel for wheel in wheels if "trainable_torch" not in wheel]
     legacy = Environment("build-keras-2", [*without_torch, "tensorflow-cpu", "tf-keras"], "tensorflow-2.21")
-    legacy.run(session, "-I", "tests/architecture/installed.py", "trainable_core", "trainable_keras", env=KERAS_2)
+    legacy.run(
+        session, *script, "trainable_core", "trainable_keras", "--without", "trainable_keras.keras3", env=KERAS_2
+    )

@@ -146,6 +146,16 @@ def test_links_lead_to_a_file_and_a_heading(document):
     assert broken_links(ROOT / document) == []
 
 
+def test_pages_that_the_code_mentions_exist():
+    named = set()
+    for path in (
+        path for folder in ("benchmarks", "packages", "tasks", "tests") for path in (ROOT / folder).rglob("*.py")
+    ):
+        named |= set(re.findall(r"docs/[\w/-]+\.md", path.read_text(encoding="utf-8")))
+    assert "docs/design/0009-public-names-load-when-used.md" in named
+    assert {page for page in named if not (ROOT / page).exists()} == set()
+
+
 def test_a_broken_link_is_found(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("# Page\n[here](#page) [there](#nowhere) [gone](gone.md) [web](https://example.org)\n")
@@ -159,6 +169,18 @@ def test_a_design_note_states_its_status_as_the_index_does(note):
     index = (ROOT / "docs/design/README.md").read_text(encoding="utf-8")
     row = f"| [{heading.removeprefix('# ')}]({note}) | {status.removeprefix('Status: ').split(' (')[0]} |"
     assert row in index.splitlines()
+
+
+def test_the_page_on_errors_lists_every_error_with_its_builtin():
+    source = ROOT / "packages/trainable-core/src/trainable_core/errors.py"
+    classes = [node for node in ast.parse(source.read_text(encoding="utf-8")).body if isinstance(node, ast.ClassDef)]
+    bases = {node.name: [ast.unparse(base) for base in node.bases] for node in classes}
+    page = (ROOT / "docs/errors.md").read_text(encoding="utf-8")
+    listed = dict(re.findall(r"^\| `(\w+)` \| `(\w+)` \|", page, re.MULTILINE))
+    del bases["TrainableError"]
+    assert set(bases) <= set(listed)
+    for name, (base, *builtin) in bases.items():
+        assert listed[name] == (builtin[0] if builtin else listed[base])
 
 
 def test_a_failing_block_fails_with_its_line(tmp_path):

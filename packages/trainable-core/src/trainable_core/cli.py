@@ -26,7 +26,7 @@ OK, FAILED, ERROR = 0, 1, 2
 UNKNOWN_VERSION = "version unknown"
 
 UNFOLDED = 100_000
-"""Columns of an output that is no terminal: more than any table needs, so that no cell is folded."""
+"""Columns when the output is not a terminal: more than any table needs, so that no cell is folded."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,13 +207,13 @@ COMMANDS = (
     Command("doctor", "Check the installation; exit with 1 when something is broken.", _json_argument, _doctor),
     Command(
         "check",
-        "Try the laws of the conformance kit on quantizers; exit with 1 when one is broken.",
+        "Check quantizers against the conformance laws; exit with 1 when one is broken.",
         commands.check_arguments,
         lambda arguments: commands.check(arguments, _print_table),
     ),
     Command(
         "matrix",
-        "Draw who implements what, from the installed plugins.",
+        "Show which installed plugin implements which method, target and grid.",
         commands.matrix_arguments,
         lambda arguments: commands.matrix(arguments, _print_table),
     ),

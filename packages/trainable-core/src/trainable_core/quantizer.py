@@ -392,7 +392,7 @@ class BaseTrainableQuantizer:
 
     @property
     def stores_sign(self) -> bool:
-        """Whether calibration decides the sign, so that a saved state must tell it."""
+        """Whether calibration decides the sign, so that a saved state must have it."""
         uniform = self.quantization_config.quantization_method is QuantizationMethod.UNIFORM
         return self.activation_quantization() and not uniform
 
@@ -503,7 +503,7 @@ def read_document(config: object, subject: str) -> QuantizerDocument:
     variables = {}
     for name, value in config["variables"].items():
         try:
-            with np.errstate(over="raise"):  # a number beyond float32 is no value of a variable
+            with np.errstate(over="raise"):  # a variable cannot hold a number beyond float32
                 variables[str(name)] = np.asarray(value, np.float32)
         except (TypeError, ValueError, ArithmeticError) as error:
             raise UnsupportedConfigError(subject, f"variables.{name}: {error}") from error

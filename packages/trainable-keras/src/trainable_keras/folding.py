@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from trainable_core.backend import folding
 from trainable_keras.framework import Framework
 from trainable_keras.graph import Call, Graph, children, layers_within
@@ -185,16 +187,20 @@ def folded_copy(framework: Framework, layer: Any, norm: Any, name: str) -> Any:
         The layer's full name.
     """
     to_numpy, assign = framework.functions.to_numpy, framework.assign
+
+    def float64(variable: Any) -> Any:
+        return None if variable is None else to_numpy(variable).astype(np.float64)
+
     attribute, axes = KERNELS[type(layer).__name__]
     attribute = attribute if framework.types.find_weight(layer, attribute) is not None else DEPTHWISE_KERNEL
     copied = framework.remade(layer, name, use_bias=True)
-    gamma, beta = (None if each is None else to_numpy(each) for each in (norm.gamma, norm.beta))
+    inverse_deviation = 1.0 / np.sqrt(float64(norm.moving_variance) + norm.epsilon)
     gain, shift = folding.gain_and_shift(
-        to_numpy(norm.moving_mean), to_numpy(norm.moving_variance), norm.epsilon, gamma, beta
+        float64(norm.moving_mean), inverse_deviation, float64(norm.gamma), float64(norm.beta)
     )
     kernel = getattr(layer, attribute)
     bias = layer.bias if layer.use_bias else None
-    folded = folding.fold(to_numpy(kernel), None if bias is None else to_numpy(bias), gain, shift, axes)
+    folded = folding.fold(float64(kernel), float64(bias), gain, shift, axes)
     values = {id(getattr(copied, attribute)): folded[0], id(copied.bias): folded[1]}
     others = [variable for variable in copied.variables if id(variable) not in values]
     kept = [variable for variable in layer.variables if variable is not kernel and variable is not bias]

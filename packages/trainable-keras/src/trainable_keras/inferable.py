@@ -1,7 +1,7 @@
 """Deployed quantizers: a grid in a layer's variables, told as mctq tells it; each Keras adds the layer.
 
 mctq's own classes call TensorFlow's ``fake_quant`` kernels. Ours are instances of them where TensorFlow runs, and mend
-this (the measurements are in ``docs/design/0017-mended-mctq-keras.md``):
+this (the measurements are in ``docs/design/0017-corrected-mctq-keras-classes.md``):
 
 - the forward is `HalfUp.snap`, the formula that trained; the kernels nudge ranges once more in float32 and may give the
   neighbouring code next to a tie;

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from os import PathLike
 from typing import Any
 
-from trainable_core.documents import model as documents
 from trainable_core.documents.files import as_path, read_arrays, write_arrays
+from trainable_core.documents.model import SCHEMA_VERSION, recipe_of
 from trainable_core.quantizer import BaseTrainableQuantizer
+from trainable_keras import documents
 from trainable_keras.finalized import finalize
 from trainable_keras.framework import Framework
 from trainable_keras.parts import KerasWrapper, holders_of
@@ -31,8 +32,8 @@ def save(framework: Framework, qmodel: Any, path: str | PathLike[str]) -> None:
 
 def load(framework: Framework, path: str | PathLike[str], model: Any) -> Any:
     """Return a wrapped model as it was saved; see `trainable_keras.load`."""
-    header, arrays = read_arrays(as_path(path), framework.file_format, documents.SCHEMA_VERSION, documents.KINDS)
-    qmodel = wrap(framework, model, documents.recipe_of(path, header))
+    header, arrays = read_arrays(as_path(path), framework.file_format, SCHEMA_VERSION, documents.KINDS)
+    qmodel = wrap(framework, model, recipe_of(path, header))
     if header["finalized"]:
         documents.place_numbers(path, trainable_quantizers(qmodel), header["inferable"])
         qmodel = finalize(framework, qmodel)

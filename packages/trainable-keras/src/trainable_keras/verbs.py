@@ -7,12 +7,12 @@ from os import PathLike
 from typing import Any
 
 from trainable_core.backend.description import Description
+from trainable_core.recipe.document import RecipeSource
 from trainable_keras import calibration, description, finalized, serialization, training, wrapping
 from trainable_keras.which import framework_of, framework_of_class
-from trainable_keras.wrapping import Recipe
 
 
-def wrap(model: Any, recipe: Recipe) -> Any:
+def wrap(model: Any, recipe: RecipeSource) -> Any:
     """Return a new model whose weights and activations are quantized while it trains.
 
     Parameters

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from os import PathLike
 from typing import Any
 
 from trainable_core.backend.building import build_quantizer
 from trainable_core.documents.plan import state_document, state_from_document
 from trainable_core.errors import ModelError, QuantizerStateError
 from trainable_core.quantizer import BaseTrainableQuantizer
-from trainable_core.recipe.document import QuantizationRecipe
+from trainable_core.recipe.document import QuantizationRecipe, RecipeSource
 from trainable_core.recipe.layers import LayerInfo, LayerKind
 from trainable_core.recipe.plan import LayerPlan, QuantizerPlan
 from trainable_core.recipe.state import WrappedState
@@ -21,13 +20,11 @@ from trainable_keras.framework import Framework
 from trainable_keras.graph import Graph, children, layers_within
 from trainable_keras.parts import parts_among
 
-Recipe = QuantizationRecipe | Mapping[str, Any] | str | PathLike[str]
-
 STATE = "trainable_state"
 """Attribute of a wrapped model that holds its `WrappedState`."""
 
 
-def wrap(framework: Framework, model: Any, recipe: Recipe) -> Any:
+def wrap(framework: Framework, model: Any, recipe: RecipeSource) -> Any:
     """Return a new model whose weights and activations are quantized while it trains; see `trainable_keras.wrap`."""
     if parts_of(model):
         raise QuantizerStateError(type(model).__name__, "it is wrapped already", "wrap the float model.")

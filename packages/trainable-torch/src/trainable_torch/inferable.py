@@ -1,6 +1,6 @@
 """mctq's PyTorch inferable quantizers, mended: one class per target and grid, each still an instance of mctq's.
 
-Mended against mctq 1.7 (`docs/design/0004-mended-mctq.md` has the measurements):
+Faults of mctq 1.7 that are corrected here (`docs/design/0004-corrected-mctq-pytorch-classes.md` has the measurements):
 
 - the numbers are buffers, so the deployed model moves between devices and its state dict is complete;
 - the forward is `ops.snap`, the formula that trained: infinities saturate to their own side, NaN stays NaN, float64 and

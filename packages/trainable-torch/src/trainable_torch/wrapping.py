@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
-from os import PathLike
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from torch import fx, nn
 
 from trainable_core.backend.building import build_quantizer
 from trainable_core.errors import ModelError, QuantizerStateError
-from trainable_core.recipe.document import QuantizationRecipe
+from trainable_core.recipe.document import QuantizationRecipe, RecipeSource
 from trainable_core.recipe.layers import LayerInfo, LayerKind
 from trainable_core.recipe.plan import LayerPlan, QuantizerPlan
 from trainable_core.recipe.state import WrappedState
@@ -30,8 +29,6 @@ from trainable_torch.tracing import (
     traced_parts,
 )
 from trainable_torch.wrapper import QuantizationWrapper
-
-Recipe = QuantizationRecipe | Mapping[str, Any] | str | PathLike[str]
 
 STATE = "trainable_state"
 """Attribute of a wrapped model that holds its `WrappedState`."""
@@ -54,7 +51,7 @@ def state_of(model: nn.Module) -> WrappedState:
     return state
 
 
-def wrap(model: nn.Module, recipe: Recipe) -> nn.Module:
+def wrap(model: nn.Module, recipe: RecipeSource) -> nn.Module:
     """Return a new model whose weights and activations are quantized while it trains.
 
     Parameters

@@ -41,7 +41,7 @@ def build_quantizer(plan: QuantizerPlan, backend: str, base: type[BaseTrainableQ
         config.target, plan.training_method, config.quantization_method, backend=backend
     )
     if not issubclass(cls, base):
-        raise QuantizerDefinitionError(cls, f"it is no {base.__name__}")
+        raise QuantizerDefinitionError(cls, f"it is not a {base.__name__}")
     parameters = inspect.signature(cls).parameters
     accepted = [name for name in list(parameters)[1:] if parameters[name].kind is not inspect.Parameter.VAR_KEYWORD]
     for argument in plan.arguments:

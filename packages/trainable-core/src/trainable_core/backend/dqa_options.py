@@ -38,7 +38,7 @@ def temperature_schedule(scheduler: type[S], temperature: object, subject: str) 
     Raises
     ------
     UnsupportedConfigError
-        When it is no such mapping, or a value is not positive.
+        When it is not such a mapping, or a value is not positive.
     """
     subject = f"{subject}: temperature"
     given = TEMPERATURE if temperature is None else temperature

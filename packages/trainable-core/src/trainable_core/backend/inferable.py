@@ -15,5 +15,5 @@ def target_and_method(cls: Any) -> tuple[QuantizationTarget, QuantizationMethod]
 
 
 def by_grid(*classes: T) -> dict[tuple[QuantizationTarget, QuantizationMethod], T]:
-    """Return a backend's deployed classes by what they quantize and on which grid."""
+    """Return a backend's inferable classes by what they quantize and on which grid."""
     return {target_and_method(cls): cls for cls in classes}

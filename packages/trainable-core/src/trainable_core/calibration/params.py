@@ -84,7 +84,7 @@ def calibrate_activation(
     bin's width; a bin is at most 1/4095 of the range from the lowest to the highest value and zero, with the default
     number of bins. Grids of more than 10 bits have steps as fine as the bins: there every bin stands as
     ``2**(n_bits - 10)`` points evenly spread, and the bound is a whole bin. *KL* compares histograms; see
-    `measure.kl_divergence`. How candidates are chosen is told by `search.search`. The params chosen never measure
+    `measure.kl_divergence`. `search.search` says how candidates are chosen. The params chosen never measure
     worse than those of MINMAX.
 
     Examples

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trainable_core.calibration import Observer, calibrate_activation, calibrate_weights
+from trainable_core.calibration.observer import Observer
+from trainable_core.calibration.params import calibrate_activation, calibrate_weights
 from trainable_core.constants import SIGNED
 from trainable_core.errors import CalibrationError
-
-if TYPE_CHECKING:
-    from trainable_core.quantizer import BaseTrainableQuantizer
-    from trainable_core.recipe.sections import CalibrationSection
+from trainable_core.quantizer import BaseTrainableQuantizer
+from trainable_core.recipe.sections import CalibrationSection
 
 Params = dict[int, dict[str, Any]]
 

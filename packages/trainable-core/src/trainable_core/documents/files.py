@@ -22,11 +22,11 @@ HEADER = "trainable.json"
 
 
 def as_path(path: Any) -> Path:
-    """Return what a user gave for a path; DocumentError when it is none."""
+    """Return a user's argument as a path; raise DocumentError when it is not one."""
     try:
         return Path(os.fsdecode(path))
     except TypeError as error:
-        raise DocumentError(repr(path), f"it is {type(path).__name__}, no path") from error
+        raise DocumentError(repr(path), f"it is {type(path).__name__}, not a path") from error
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -62,6 +62,39 @@ def write_atomically(path: Path, content: bytes) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def check_header(path: object, header: Any, form: str, version: int, kinds: Mapping[str, type]) -> None:
+    """Refuse a header that is not of a format.
+
+    Parameters
+    ----------
+    path : object
+        The file, for errors.
+    header : object
+        What was read from the file.
+    form : str
+        The ``format`` that the header must have.
+    version : int
+        Its ``schema_version``.
+    kinds : mapping of str to type
+        Keys that it must have, and the type of each.
+
+    Raises
+    ------
+    DocumentError
+        When it is of another format, or lacks a key.
+    DocumentVersionError
+        When it was written in another version of the format.
+    """
+    if not isinstance(header, dict) or header.get("format") != form:
+        raise DocumentError(path, f"it was not written by {form}")
+    found = header.get("schema_version")
+    if found != version or isinstance(found, bool):
+        raise DocumentVersionError(path, found, [version])
+    for key, kind in kinds.items():
+        if not isinstance(header.get(key), kind):
+            raise DocumentError(path, f"its header has no {key!r}")
 
 
 def write_arrays(path: Path, header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
@@ -131,14 +164,7 @@ def _unpack(
     if HEADER not in archive.namelist():
         raise DocumentError(path, f"a zip file, but not one of {form}")
     header = json.loads(archive.read(HEADER))
-    if not isinstance(header, dict) or header.get("format") != form:
-        raise DocumentError(path, f"it was not written by {form}")
-    found = header.get("schema_version")
-    if found != version or isinstance(found, bool):
-        raise DocumentVersionError(path, found, [version])
-    for key, kind in {**kinds, "arrays": list}.items():
-        if not isinstance(header.get(key), kind):
-            raise DocumentError(path, f"its header has no {key!r}")
+    check_header(path, header, form, version, {**kinds, "arrays": list})
     arrays = {}
     for index, name in enumerate(header.pop("arrays")):
         if not isinstance(name, str):
@@ -153,4 +179,4 @@ def _check_sizes(path: Path, archive: zipfile.ZipFile) -> None:
     members = archive.infolist()
     stored = all(member.compress_type == zipfile.ZIP_STORED for member in members)
     if not stored or sum(member.file_size for member in members) > path.stat().st_size:
-        raise DocumentError(path, "it unpacks to more than it holds, which no file of ours does")
+        raise DocumentError(path, "it unpacks to more than it holds, which no file written by `save` does")

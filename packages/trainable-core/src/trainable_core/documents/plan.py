@@ -82,13 +82,13 @@ def plan_from_document(document: Mapping[str, Any]) -> LayerPlan:
     Raises
     ------
     UnsupportedConfigError, pydantic.ValidationError
-        When it is no such document; names the field.
+        When it is not such a document; names the field.
     """
     return _Layer.model_validate(document).plan()
 
 
 def state_document(state: WrappedState) -> dict[str, Any]:
-    """Return what a wrapped model knows of itself as a JSON-clean document."""
+    """Return what a wrapped model knows about itself as a JSON-clean document."""
     return {
         "recipe": state.recipe.model_dump(mode="json", exclude_unset=True),
         "plans": [plan_document(plan) for plan in state.plans.values()],
@@ -104,7 +104,7 @@ def state_from_document(document: Mapping[str, Any]) -> WrappedState:
     Raises
     ------
     UnsupportedConfigError, pydantic.ValidationError
-        When it is no such document; names the field.
+        When it is not such a document; names the field.
     """
     state = _State.model_validate(document)
     plans = [layer.plan() for layer in state.plans]

@@ -1,4 +1,4 @@
-"""A quantizer inside a saved Keras model: trainable ones by their registered key, deployed ones by target and grid.
+"""A quantizer as part of a saved model: a trainable one by its registered key, an inferable one by target and grid.
 
 Keys are looked up in the registry, so a plugin's quantizers are found again without custom objects.
 """
@@ -13,7 +13,7 @@ from trainable_core.quantizer import BaseTrainableQuantizer
 from trainable_core.registry.process import get_trainable_quantizer_class
 
 ClassOf = Callable[[QuantizationTarget, QuantizationMethod], Any]
-"""The backend's deployed class of a target and a grid."""
+"""The backend's inferable class of a target and a grid."""
 
 
 def quantizer_document(quantizer: Any) -> dict[str, Any]:
@@ -36,7 +36,7 @@ def quantizer_from_document(document: Mapping[str, Any], backend: str, class_of:
     backend : str
         Whose trainable quantizers.
     class_of : callable
-        The backend's deployed class of a target and a grid.
+        The backend's inferable class of a target and a grid.
 
     Raises
     ------

@@ -102,7 +102,7 @@ class Rule(Section):
     def _known_fields(cls, changes: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
         section = WeightsSection if info.field_name == "weights" else ActivationsSection
         base = {"method": "SYMMETRIC", "n_bits": 8, "training_method": "STE"}
-        checked = section.model_validate({**base, **changes})  # what is wrong is told here, not when a layer is met
+        checked = section.model_validate({**base, **changes})  # errors are raised here, not when a layer is met
         return checked.model_dump(mode="json", include=set(changes))
 
     @model_validator(mode="after")
@@ -150,7 +150,7 @@ class QuantizationRecipe(Document):
     rules: list[Rule] = Field(default_factory=list)
 
     @classmethod
-    def of(cls, source: "QuantizationRecipe | Mapping[str, Any] | str | PathLike[str]") -> "QuantizationRecipe":
+    def of(cls, source: "RecipeSource") -> "QuantizationRecipe":
         """Return a recipe from a recipe, a mapping, or the path of a YAML or JSON file.
 
         Raises
@@ -178,7 +178,7 @@ class QuantizationRecipe(Document):
         layers : sequence of LayerInfo
             The model's layers and, where they are visible, functional operations.
         unseen : str
-            Why functional operations are not among them; told when a rule matches nothing.
+            Why functional operations are not among them; part of the error when a rule matches nothing.
 
         Raises
         ------
@@ -279,6 +279,10 @@ class QuantizationRecipe(Document):
             activation_quantization_candidates=section.candidate_configs(),
         )
         return QuantizerPlan(config, section.training_method, section.arguments)
+
+
+RecipeSource = QuantizationRecipe | Mapping[str, Any] | str | PathLike[str]
+"""What `wrap` takes for a recipe; see `QuantizationRecipe.of`."""
 
 
 def _section(section: type[S], fields: Mapping[str, Any] | None, layer: LayerInfo) -> S | None:

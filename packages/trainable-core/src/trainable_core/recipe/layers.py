@@ -89,7 +89,7 @@ class WeightInfo:
 
 @dataclass(frozen=True)
 class LayerInfo:
-    """What a backend tells of one layer or functional operation.
+    """What a backend tells about one layer or functional operation.
 
     Parameters
     ----------
@@ -120,14 +120,14 @@ def layer_info(
     kind : LayerKind
         How it is quantized.
     shape_of : callable
-        The shape of one of its weights, None of what is no weight.
+        Returns the shape of one of its weights, or None for a name that is not a weight.
 
     Raises
     ------
     ModelError
         When it has no weight of a registered name.
     ShapeMismatchError
-        When a registered axis is not one of the weight's.
+        When the weight has no such axis.
 
     Examples
     --------

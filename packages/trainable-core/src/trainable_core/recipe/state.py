@@ -10,7 +10,7 @@ from trainable_core.recipe.plan import LayerPlan
 
 @dataclass
 class WrappedState:
-    """What a wrapped model knows of itself.
+    """What a wrapped model knows about itself.
 
     Parameters
     ----------

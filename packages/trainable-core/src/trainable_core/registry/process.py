@@ -34,7 +34,7 @@ def register(plugin: object, name: str) -> None:
     Raises
     ------
     PluginError
-        When the object has no hook, one that is not ours, or one with other arguments.
+        When the object has no hook, one of an unknown name, or one with wrong arguments.
     """
     _DEFAULT.register(plugin, name)
 
@@ -85,12 +85,12 @@ def list_quantizers(backend: str | None = None) -> list[QuantizerRow]:
     Parameters
     ----------
     backend : str, optional
-        One backend; None asks every installed one, and one whose framework fails to import is told by `failures`.
+        One backend; None asks every installed one, and `failures` lists those whose framework could not be imported.
 
     Returns
     -------
     list of QuantizerRow
-        Classes that clash are all in it: listing shows what there is, looking up decides.
+        Classes that clash are all listed; only a lookup refuses them.
 
     Raises
     ------

@@ -172,7 +172,7 @@ class Registry:
         """Import every installed plugin that is not switched off, and let it describe its backend."""
         if self._loaded:
             return
-        self._loaded = True  # first: a plugin that asks us something while it is imported sees those before it
+        self._loaded = True  # first: a plugin that asks the registry while it is imported sees the plugins before it
         try:
             off = disabled_names()
             for plugin in installed_plugins(self._path):

@@ -1,4 +1,4 @@
-"""What the registry tells of quantizers and plugins, a row each."""
+"""What the registry knows about quantizers and plugins, one row for each."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Entry:
 
 
 def quantizer_row(plugin: Plugin, cls: Any, backend: str) -> QuantizerRow:
-    """Return the row of a class that a plugin offers; raises what is wrong with the class."""
+    """Return the row of a class that a plugin offers; raise TypeError when the class is not what it should be."""
     keys = keys_of(cls, backend)
     own = getattr(cls, "backend", backend)
     if own != backend:

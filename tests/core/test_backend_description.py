@@ -192,7 +192,7 @@ def quantizers(**changes: Any) -> list[Any]:
         ({"config": {"weights_per_channel_threshold": False}}, r"needs \(\)"),
         ({"config": {"n_bits": 8}}, r"4 bits for fc\.weight, which is SYMMETRIC with \[8\]"),
         ({"config": {"method": "UNIFORM"}}, "which is UNIFORM"),
-        ({"subject": "other.weight"}, "tells 1 quantizers of fc Weights, here are 0"),
+        ({"subject": "other.weight"}, "has 1 quantizers for fc Weights, the model has 0"),
     ],
     ids=["channels", "per tensor", "width", "grid", "layer"],
 )
@@ -203,8 +203,8 @@ def test_numbers_that_do_not_fit_are_refused_and_nothing_is_changed(changes: dic
     assert [quantizer.calibrated for quantizer in given] == [False, False]
 
 
-def test_a_quantizer_that_the_document_does_not_tell_is_named():
-    with pytest.raises(DocumentError, match="tells 0 quantizers of fc Activation, here are 1"):
+def test_a_quantizer_that_the_document_lacks_is_named():
+    with pytest.raises(DocumentError, match="has 0 quantizers for fc Activation, the model has 1"):
         set_described_params(quantizers(), document(row(weights_quantizer(weights_config({THRESHOLD: 1.0})))))
 
 

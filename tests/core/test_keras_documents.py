@@ -7,18 +7,9 @@ import pytest
 
 from tests.core.numpy_backend import NumpySte
 from trainable_core import QuantizationRecipe, TrainableQuantizerWeightsConfig
-from trainable_core.documents.model import (
-    by_place,
-    check_arrays,
-    check_quantizers,
-    fill,
-    header_of,
-    place_numbers,
-    recipe_of,
-    storable,
-)
 from trainable_core.errors import DocumentError, QuantizerStateError
 from trainable_core.recipe.state import WrappedState
+from trainable_keras.documents import by_place, fill, header_of, place_numbers, storable
 
 RECIPE = {"schema_version": 1, "weights": {"method": "SYMMETRIC", "n_bits": 4, "training_method": "STE"}}
 
@@ -39,16 +30,10 @@ def header(**more):
     return {**header_of("form", state, {"fc.kernel": quantizer()}, deployed), **more}
 
 
-def test_a_header_has_recipe_signs_frozen_and_deployed():
+def test_a_header_tells_signs_and_inferable_quantizers_too():
     found = header()
-    assert recipe_of("file", found) == QuantizationRecipe.model_validate(RECIPE)
     assert (found["format"], found["signs"], found["frozen"], found["finalized"]) == ("form", {}, [], False)
     assert found["inferable"] == {"fc.kernel": {"num_bits": 4}}
-
-
-def test_a_damaged_recipe_is_told():
-    with pytest.raises(DocumentError, match="recipe is damaged"):
-        recipe_of("file", header(recipe={"weights": 3}))
 
 
 def test_placed_numbers_make_a_quantizer_convert():
@@ -105,24 +90,10 @@ def test_a_quantizer_that_the_file_lacks_is_named():
         place_numbers("file", [quantizer()], {})
 
 
-@pytest.mark.parametrize(
-    ("arrays", "fact"),
-    [
-        ({}, "missing: a"),
-        ({"a": np.zeros(2), "b": np.zeros(2)}, "unknown: b"),
-        ({"a": np.zeros(3)}, r"\(3,\), this model's has \(2,\)"),
-    ],
-)
-def test_arrays_of_another_model_are_refused(arrays, fact):
-    with pytest.raises(DocumentError, match=fact):
-        check_arrays("file", {"a": (2,)}, arrays)
-    check_arrays("file", {"a": (2,)}, {"a": np.ones(2)})
-
-
 @pytest.mark.parametrize("key", ["signs", "frozen"])
 def test_quantizers_that_the_model_lacks_are_named(key):
     with pytest.raises(DocumentError, match="nowhere"):
-        check_quantizers("file", header(**{key: {"nowhere": True}}), ["fc.kernel"])
+        fill("file", header(**{key: {"nowhere": True}}), {}, {"fc.kernel": quantizer()}, dict, None)
 
 
 def test_a_model_is_filled_with_what_the_file_holds():

@@ -1,4 +1,4 @@
-"""What a wrapped model is, as documents and as files of arrays: there and back, whole, and refused when damaged."""
+"""Files of arrays come back whole, are refused when damaged, and are written atomically."""
 
 from __future__ import annotations
 
@@ -9,34 +9,15 @@ import pickle
 import zipfile
 
 import numpy as np
-import pydantic
 import pytest
 
 from trainable_core.documents.files import HEADER, read_arrays, write_arrays, write_atomically
-from trainable_core.documents.plan import plan_document, plan_from_document, state_document, state_from_document
-from trainable_core.errors import DocumentError, DocumentVersionError, UnsupportedConfigError
-from trainable_core.recipe.document import QuantizationRecipe
-from trainable_core.recipe.layers import LayerInfo, WeightInfo
-from trainable_core.recipe.state import WrappedState
+from trainable_core.errors import DocumentError, DocumentVersionError
 
-RECIPE = {
-    "weights": {"method": "SYMMETRIC", "n_bits": 4, "training_method": "LSQ"},
-    "activations": {"method": "UNIFORM", "n_bits": 8, "training_method": "DQA", "candidates": [4, 8]},
-    "rules": [{"match": {"name": "stem"}, "weights": {"n_bits": 8}}, {"match": {"op": "embedding"}, "skip": True}],
-}
-LAYERS = [
-    LayerInfo("stem", "conv", {"kernel": WeightInfo((3, 3, 1, 4), -1)}),
-    LayerInfo("lookup", "embedding", {"embeddings": WeightInfo((50, 4), 1)}),
-]
+RECIPE = {"weights": {"method": "SYMMETRIC", "n_bits": 4, "training_method": "LSQ"}}
 FORM, VERSION, KINDS = "a-backend", 1, {"recipe": dict, "finalized": bool}
 HEAD = {"format": FORM, "schema_version": VERSION, "recipe": RECIPE, "finalized": False}
 ARRAYS = {"0:kernel": np.arange(6, dtype=np.float32).reshape(2, 3), "1:step": np.asarray(7), "2:sign": np.asarray(True)}
-
-
-def state():
-    recipe = QuantizationRecipe.of(RECIPE)
-    plans = {plan.layer.name: plan for plan in recipe.resolve(LAYERS)}
-    return WrappedState(recipe, plans, {"head": "left float"}, {"stem": "norm"}, finalized=True)
 
 
 @pytest.fixture
@@ -44,43 +25,7 @@ def path(tmp_path):
     return tmp_path / "model"
 
 
-# ---- documents ------------------------------------------------------------------------------------------------------
-
-
-def test_a_state_comes_back_from_json():
-    assert state_from_document(json.loads(json.dumps(state_document(state())))) == state()
-
-
-@pytest.mark.parametrize("name", ["stem", "lookup"])
-def test_a_plan_comes_back_from_json(name):
-    plan = state().plans[name]
-    assert plan_from_document(json.loads(json.dumps(plan_document(plan)))) == plan
-
-
-@pytest.mark.parametrize(
-    ("place", "value"),
-    [("placement", "between"), ("weights", []), ("weights_info", {"kernel": {}}), ("name", None), ("surprise", 1)],
-)
-def test_a_plan_that_is_none_names_its_field(place, value):
-    with pytest.raises(pydantic.ValidationError, match=place):
-        plan_from_document({**plan_document(state().plans["stem"]), place: value})
-
-
-def test_a_plan_without_a_part_is_refused():
-    for key in plan_document(state().plans["stem"]):
-        with pytest.raises(pydantic.ValidationError, match=key):
-            plan_from_document({k: v for k, v in plan_document(state().plans["stem"]).items() if k != key})
-
-
-@pytest.mark.parametrize("target", ["weight", None, [], {}])
-def test_a_quantizer_for_nothing_known_is_refused(target):
-    document = plan_document(state().plans["stem"])
-    document["weights"]["kernel"]["config"]["target"] = target
-    with pytest.raises(UnsupportedConfigError, match="target"):
-        plan_from_document(document)
-
-
-# ---- files ----------------------------------------------------------------------------------------------------------
+# ---- arrays ---------------------------------------------------------------------------------------------------------
 
 
 def test_arrays_come_back(path):

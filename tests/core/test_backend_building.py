@@ -17,7 +17,7 @@ from tests.core.home_backend import (
 )
 from trainable_core import hookimpl
 from trainable_core.backend.building import build_quantizer, require_calibrated, require_quantizer
-from trainable_core.enums import QuantizationMethod, QuantizationTarget, TieRule
+from trainable_core.enums import QuantizationTarget, TieRule
 from trainable_core.errors import (
     QuantizerDefinitionError,
     QuantizerStateError,
@@ -27,10 +27,7 @@ from trainable_core.errors import (
 )
 from trainable_core.hookspecs import Backend
 from trainable_core.quantizer import BaseTrainableQuantizer
-from trainable_core.recipe.document import QuantizationRecipe
-from trainable_core.recipe.layers import INTEGER_INPUT_OPS, OPS, LayerInfo, LayerKind, WeightInfo, declared_kind
-from trainable_core.recipe.plan import QuantizerPlan, check_target
-from trainable_core.recipe.state import WrappedState
+from trainable_core.recipe.plan import QuantizerPlan
 from trainable_core.registry.process import default_registry, register
 
 
@@ -104,45 +101,6 @@ def test_a_class_of_another_base_is_refused():
 
     with pytest.raises(QuantizerDefinitionError, match=r"HomeWeights(.|\n)*Elsewhere"):
         build(QuantizerPlan(weights_config(), "HOME"), Elsewhere)
-
-
-@pytest.mark.parametrize("method", QuantizationMethod, ids=str)
-@pytest.mark.parametrize("target", QuantizationTarget, ids=str)
-def test_the_target_expresses_every_grid_but_wide_tables_and_symmetric_tables_of_activations(
-    target: QuantizationTarget, method: QuantizationMethod
-):
-    for n_bits in range(1, 17):
-        table = method in (QuantizationMethod.LUT_POT_QUANTIZER, QuantizationMethod.LUT_SYM_QUANTIZER)
-        missing = target is QuantizationTarget.Activation and method is QuantizationMethod.LUT_SYM_QUANTIZER
-        if missing or (table and n_bits > 8):
-            with pytest.raises(UnsupportedConfigError, match=f"layer: mctq.*{method}"):
-                check_target("mctq", "layer", method, n_bits, target)
-        else:
-            check_target("mctq", "layer", method, n_bits, target)
-
-
-def test_op_kinds_are_distinct_words():
-    assert len(set(OPS)) == len(OPS)
-    assert set(OPS) > INTEGER_INPUT_OPS
-
-
-def test_equal_plans_are_equal():
-    assert QuantizerPlan(weights_config(), "LSQ") == QuantizerPlan(weights_config(), "LSQ", {})
-    assert QuantizerPlan(weights_config(), "LSQ") != QuantizerPlan(weights_config(n_bits=8), "LSQ")
-    assert LayerInfo("fc", "linear", {"weight": WeightInfo((2, 3), 0)}) != LayerInfo("fc", "linear")
-
-
-def test_two_models_share_no_state():
-    first, second = WrappedState(QuantizationRecipe()), WrappedState(QuantizationRecipe())
-    first.left_out["fc"] = first.folded["bn"] = "reason"
-    assert (second.plans, second.left_out, second.folded, second.finalized) == ({}, {}, {}, False)
-
-
-def test_a_users_layer_kind_is_checked_part_by_part():
-    assert declared_kind("linear", None, ["x"]) == LayerKind("linear", {}, ("x",))
-    for wrong in (("dense", None, ()), ("linear", {"w": 1.5}, ()), ("linear", {"w": True}, ()), ("linear", {}, "x")):
-        with pytest.raises(UnsupportedConfigError, match="register_layer"):
-            declared_kind(*wrong)
 
 
 def test_quantizers_without_numbers_are_named_and_those_switched_off_are_not():
