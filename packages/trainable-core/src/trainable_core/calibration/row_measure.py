@@ -138,19 +138,18 @@ class RowMeasure:
         return sums
 
     def with_gains(self, levels: Levels) -> tuple[Float64, Float64]:
-        """Return the sums (C,) for one grid, and by how much of itself its step should grow: least squares."""
-        sums, gains = np.zeros(len(self.rows)), np.zeros(len(self.rows))
+        """Return the sums (S, C), and by how much of itself each step should grow: least squares for its codes."""
+        sums, products, squares = (np.zeros(levels.scale.shape) for _ in range(3))
         for top in range(0, len(self.rows), self.height):
             part = slice(top, top + self.height)
-            products, squares = np.zeros(len(sums[part])), np.zeros(len(sums[part]))
             for left in range(0, self.rows.shape[1], self.columns):
                 tile = self.rows[part, left : left + self.columns]
-                distance, codes = self._distance(tile, levels, 0, part, clip=True, rounding=True)
-                sums[part] += self._dot(distance, distance, left)
-                products += self._dot(distance, codes, left)
-                squares += self._dot(codes, codes, left)
-            gains[part] = products / np.maximum(squares, 1.0)
-        return sums, gains
+                for candidate in range(len(sums)):
+                    distance, codes = self._distance(tile, levels, candidate, part, clip=True, rounding=True)
+                    sums[candidate, part] += self._dot(distance, distance, left)
+                    products[candidate, part] += self._dot(distance, codes, left)
+                    squares[candidate, part] += self._dot(codes, codes, left)
+        return sums, products / np.maximum(squares, 1.0)
 
     def _picked(self, index: Int64) -> Float32:
         """Return some rows in ascending order, without a copy where they are neighbours."""

@@ -36,7 +36,8 @@ distributions ends up more than 0.1 per cent above what `search` finds, and none
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,6 +55,9 @@ BLOCK, ROWS = 2**20, 2**13
 
 COARSE_CHUNKS, FINE_CHUNKS = (4, 6), (15, 5)
 """How many candidates are measured between two looks at the clipping: at first, and from then on."""
+
+SMALL, SMALL_CHUNKS = 2**16, (8, 24)
+"""The same for coarse sweeps over blocks of fewer elements, where looking costs more than measuring."""
 
 FEW, WIDE = 4, 10
 """Widths up to which least squares replaces the fine sweeps, and above which float32 needs more care."""
@@ -120,18 +124,18 @@ def _extremes(kind: GridKind, rows: Float32) -> Float64:
 def _search_block(kind: GridKind, rows: Float32, exponent: float, *, precise: bool) -> Float64:
     """Return the ends (2, C) for rows that are searched together."""
     few = kind.n_bits <= FEW and exponent == 2  # noqa: PLR2004 - the squared error
-    points = POINTS * 2**kind.n_bits
-    smooth = rows.shape[1] >= points * (SMOOTH if exponent == 2 else SMOOTH**2)  # noqa: PLR2004
+    size = POINTS * 2**kind.n_bits
+    smooth = rows.shape[1] >= size * (SMOOTH if exponent == 2 else SMOOTH**2)  # noqa: PLR2004
     with short_buffers(), np.errstate(over="ignore", under="ignore", invalid="ignore"):
         found = _RowSearch(kind, rows, None, exponent, _extremes(kind, rows), precise=precise)
         at_extremes = found.least.copy()
         if kind.method is not QuantizationMethod.POWER_OF_TWO and (few or smooth):
-            sketch = _RowSearch(kind, *condensed(rows, points), exponent, found.extremes, precise=precise)
+            sketch = _RowSearch(kind, *condensed(rows, size), exponent, found.extremes, precise=precise)
             sketch.coarse_sweeps()
             if few:
-                pool = sketch.descents()
+                points = sketch.descents()
                 for count in DESCENTS:
-                    pool = [found.follow(scale, first) for scale, first in _best(pool, count)]
+                    points = found.follow(*points.best(count))
             else:
                 sketch.fine_sweeps()
             found.try_ends(kind.bounded(found.extremes * kind.reach))
@@ -152,6 +156,20 @@ def _search_block(kind: GridKind, rows: Float32, exponent: float, *, precise: bo
                 on_grid = rows if again.size == len(rows) else rows[again]
                 ends[:, again] = _search_block(kind, on_grid, exponent, precise=True)
     return ends
+
+
+@dataclass(frozen=True)
+class Points:
+    """Grids that were measured, each array (S, C), and where least squares goes from them."""
+
+    errors: Float64
+    scale: Float64
+    first: Float64
+
+    def best(self, count: int) -> tuple[Float64, Float64]:
+        """Return the steps and first codes (count, C) that follow the points of least error, row by row."""
+        order = self.errors.argsort(axis=0, kind="stable")[:count]
+        return np.take_along_axis(self.scale, order, axis=0), np.take_along_axis(self.first, order, axis=0)
 
 
 class _RowSearch:
@@ -195,8 +213,9 @@ class _RowSearch:
     def coarse_sweeps(self) -> None:
         """Try the coarse candidates of `search`."""
         coarse = OCTAVES if self.kind.method is QuantizationMethod.POWER_OF_TWO else COARSE
+        chunks = SMALL_CHUNKS if self.rows.size < SMALL else COARSE_CHUNKS
         for moving, index in self.moves:
-            self.sweep(moving, (math.log2(self.kind.reach) - coarse)[:, None, None], index, COARSE_CHUNKS)
+            self.sweep(moving, (math.log2(self.kind.reach) - coarse)[:, None, None], index, chunks)
 
     def fine_sweeps(self) -> None:
         """Try the fine candidates of `search`."""
@@ -257,29 +276,32 @@ class _RowSearch:
         if octaves is not None:
             self.octaves[:, rows] = octaves[:, better]
 
-    def descents(self) -> list[tuple[Float64, Float64, Float64]]:
+    def descents(self) -> Points:
         """Return points found by least squares from those around the best candidate, as `follow` gives them."""
         spacing = np.where((self.octaves > -KNEE).all(axis=0), NEAR, FAR)
         grid = self.levels(self.best[None])
-        scale, first = grid.scale[0].astype(np.float64), grid.first[0].astype(np.float64)
-        pool = [self.follow(scale * np.exp2(octaves * spacing), first) for octaves in AROUND]
-        shifts = (0, -1, 1) if self.kind.method is QuantizationMethod.UNIFORM else (0,)
-        return [self.follow(scale, first + shift) for scale, first in _best(pool, STARTS) for shift in shifts]
+        around = grid.scale * np.exp2(AROUND[:, None] * spacing)
+        scale, first = self.follow(around, np.broadcast_to(grid.first, around.shape).astype(np.float64)).best(STARTS)
+        if self.kind.method is QuantizationMethod.UNIFORM:
+            scale, first = np.concatenate([scale] * 3), np.concatenate([first, first - 1, first + 1])
+        return self.follow(scale, first)
 
-    def follow(self, scale: Float64, first: Float64) -> tuple[Float64, Float64, Float64]:
-        """Measure a grid (C,) and return its errors, the step of least squares for its codes, and its first codes."""
+    def follow(self, scale: Float64, first: Float64) -> Points:
+        """Measure grids (S, C) and return their errors and the steps of least squares for their codes."""
         if self.kind.method is QuantizationMethod.UNIFORM:
             codes = 2**self.kind.n_bits - 1
             first = np.clip(first, -codes, 0)
-            ends = self.kind.bounded(np.stack([first * scale, (first + codes) * scale]))
+            ends = np.stack([first * scale, (first + codes) * scale], axis=1)
         else:
             threshold = scale * 2.0 ** (self.kind.n_bits - int(self.kind.signed))
-            ends = self.kind.bounded(np.stack([-threshold if self.kind.signed else 0 * threshold, threshold]))
-        levels = self.levels(ends[None])
+            ends = np.stack([-threshold if self.kind.signed else 0 * threshold, threshold], axis=1)
+        ends = self.kind.bounded(ends)
+        levels = self.levels(ends)
         sums, gains = self.measure.with_gains(levels)
-        errors = self.in_units(sums, levels.scale[0], self.every)
-        self.take(errors, ends, self.every)
-        return errors, levels.scale[0] * (1.0 + gains), levels.first[0].astype(np.float64)
+        errors = self.in_units(sums, levels.scale, self.every)
+        winner = errors.argmin(axis=0)
+        self.take(errors[winner, self.every], ends[winner, :, self.every].T, self.every)
+        return Points(errors, levels.scale * (1.0 + gains), levels.first.astype(np.float64))
 
     def levels(self, ends: Float64) -> Levels:
         """Return the grids of bounded ends (S, 2, C)."""
@@ -330,11 +352,3 @@ def _chunks(count: int, sizes: tuple[int, int]) -> Iterator[slice]:
     yield slice(0, min(first, count))
     for start in range(first, count, then):
         yield slice(start, min(start + then, count))
-
-
-def _best(pool: Sequence[tuple[Float64, Float64, Float64]], count: int) -> list[tuple[Float64, Float64]]:
-    """Return the successors of the points of least error, for each row: its `count` best steps and first codes."""
-    errors, scale, first = (np.stack(each) for each in zip(*pool, strict=True))
-    order = errors.argsort(axis=0, kind="stable")[:count]
-    steps, codes = np.take_along_axis(scale, order, axis=0), np.take_along_axis(first, order, axis=0)
-    return list(zip(steps, codes, strict=True))
