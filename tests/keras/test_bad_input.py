@@ -7,10 +7,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import keras
 import numpy as np
 import pytest
-from keras import layers as kl
 
 import trainable_keras
 from tests.bad_input import (
@@ -29,7 +27,7 @@ from tests.bad_input import (
     table,
     weights_config,
 )
-from tests.keras.engines import ENGINE, tensor
+from tests.keras.framework import functions, integers, internal, keras, kl, new_variable, only_tensorflow, tensor
 from tests.keras.models import dense, images, moved, network, ready, recipe, state, weights_only
 from trainable_core.constants import RANGE_MAX, RANGE_MIN, THRESHOLD
 from trainable_core.errors import (
@@ -58,14 +56,13 @@ from trainable_keras import (
     save,
     wrap,
 )
-from trainable_keras.keras3.quantizers import (
-    BUILTIN,
-    BaseKerasTrainableQuantizer,
-    DqaWeightsQuantizer,
-    LsqActivationQuantizer,
-    LsqWeightsQuantizer,
-)
-from trainable_keras.keras3.tracing import layers_within
+from trainable_keras.graph import layers_within
+
+BUILTIN = internal("quantizers").BUILTIN
+BaseKerasTrainableQuantizer = internal("quantizers").BaseKerasTrainableQuantizer
+DqaWeightsQuantizer = internal("quantizers").DqaWeightsQuantizer
+LsqActivationQuantizer = internal("quantizers").LsqActivationQuantizer
+LsqWeightsQuantizer = internal("quantizers").LsqWeightsQuantizer
 
 LSQ, DQA = recipe("LSQ", "UNIFORM"), recipe("DQA")
 NAMES = "stem.conv, stem.relu, body, relu, head"
@@ -172,9 +169,9 @@ def without_config() -> keras.Model:
 UNWRAPPABLE: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
     "nothing": (lambda: None, ("keras.Model", "NoneType")),
     "a class": (lambda: kl.Dense, ("keras.Model", "type")),
-    "a function": (lambda: keras.ops.relu, ("keras.Model", "function")),
+    "a function": (lambda: functions.relu, ("keras.Model", "function")),
     "an array": (lambda: np.zeros(3), ("keras.Model", "ndarray")),
-    "a variable": (lambda: keras.Variable(1.0), ("keras.Model", "Variable")),
+    "a variable": (lambda: new_variable(1.0), ("keras.Model", "Variable")),
     "an unbuilt model": (lambda: keras.Sequential([kl.Dense(3)]), ("Sequential is not built", "model.build")),
     "an unbuilt layer": (lambda: kl.Dense(3), ("Dense is not built",)),
     "a layer that is never called": (unbuilt_part, ("'unused'", "no weights yet")),
@@ -207,7 +204,7 @@ def test_a_keras_2_object_is_told_what_to_install_or_set(verb: Any) -> None:
     refused(lambda: verb(Dense()), ModelError, ("Keras 2", "pip install trainable-tfkeras", "TF_USE_LEGACY_KERAS"))
 
 
-@pytest.mark.skipif(ENGINE != "tensorflow", reason="Keras 2 needs TensorFlow")
+@only_tensorflow("Keras 2 needs TensorFlow")
 def test_a_real_keras_2_model_is_told_what_to_install_or_set() -> None:
     tf_keras = pytest.importorskip("tf_keras", reason="needs tf-keras")
     model = tf_keras.Sequential([tf_keras.layers.Dense(2, input_shape=(3,))])
@@ -339,7 +336,7 @@ def test_a_verb(state: str, call: Any, error: Any, facts: Any) -> None:
     check(state, call, error, facts)
 
 
-@pytest.mark.skipif(ENGINE != "tensorflow", reason="the engines have their own words around an error in their graphs")
+@only_tensorflow("the engines have their own words around an error in their graphs")
 def test_fit_before_calibration_says_so() -> None:
     qmodel = wrap(dense(), LSQ)
     qmodel.compile("sgd", "mse")
@@ -383,7 +380,7 @@ CALLS: dict[str, tuple[Callable[[], Any], Callable[[Any], object], type[Exceptio
     ),
     "integers": (
         lambda: fresh({THRESHOLD: 1.0}),
-        lambda q: q(keras.ops.zeros((2, 3), "int32")),
+        lambda q: q(integers(np.zeros((2, 3)))),
         ShapeMismatchError,
         ("fc.kernel", "int32"),
     ),
@@ -525,7 +522,7 @@ class Mine(kl.Layer):
 
     def call(self, x: Any) -> Any:
         """Return the product with the kernel."""
-        return keras.ops.matmul(x, self.kernel)
+        return functions.matmul(x, self.kernel)
 
 
 LAYERS: dict[str, tuple[tuple[Any, ...], str]] = {

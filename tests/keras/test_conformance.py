@@ -6,17 +6,21 @@ import json
 import sys
 from pathlib import Path
 
-import keras
+import numpy as np
 import pytest
 from mct_quantizers import QuantizationMethod, QuantizationTarget, mark_quantizer
 
+from tests.keras.framework import functions, internal, keras
 from trainable_core.cli import main
 from trainable_core.conformance import LAWS, check_quantizer, conformance_checks, replay
 from trainable_core.conformance.template import write_plugin
 from trainable_core.registry import process as registry
-from trainable_keras.keras3.conformance import ADAPTER
-from trainable_keras.keras3.engine import reciprocal
-from trainable_keras.keras3.quantizers import DqaWeightsQuantizer, LsqWeightsQuantizer, SteWeightsQuantizer
+
+ADAPTER = internal("conformance").ADAPTER
+reciprocal = internal("engine").reciprocal
+DqaWeightsQuantizer = internal("quantizers").DqaWeightsQuantizer
+LsqWeightsQuantizer = internal("quantizers").LsqWeightsQuantizer
+SteWeightsQuantizer = internal("quantizers").SteWeightsQuantizer
 
 ROOT = Path(__file__).parents[2]
 SOME = 5  # a case costs five times what it does in PyTorch; `trainable check --backend keras` tries more
@@ -35,8 +39,8 @@ class TiesToEven(SteWeightsQuantizer):
     """Rounds ties to even, where TensorFlow's kernels round up."""
 
     def fake_quantize(self, x, grid, training):
-        codes = keras.ops.round(x * reciprocal(grid.scale))
-        return (keras.ops.clip(codes, *grid.ends) + 0.0) * grid.scale
+        codes = functions.round(x * reciprocal(grid.scale))
+        return (functions.clip(codes, *grid.ends) + 0.0) * grid.scale
 
 
 def test_a_broken_law_is_told_by_a_counterexample_that_can_be_replayed():
@@ -55,7 +59,7 @@ def test_the_adapter_sees_gradients_that_do_not_arrive():
     quantizer = ADAPTER.build(
         LsqWeightsQuantizer, _config({**config, "weights_quantization_params": {"threshold": 1.0}}), (2,), {}
     )
-    x = keras.ops.convert_to_numpy(keras.ops.ones((2,)))
+    x = np.ones(2, np.float32)
     run = ADAPTER.run(quantizer, x, training=True, dtype="float32", device="default", upstream=x * 0)
     assert run.variables["threshold"].tolist() == 0.0
     assert run.x is not None

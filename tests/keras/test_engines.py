@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import keras
 import numpy as np
 import pytest
 
 import trainable_keras
-from tests.keras.engines import ENGINE, gradients, numpy
-from tests.keras.engines import call as call_layer
+from tests.keras.framework import ENGINE, gradients, internal, keras, numpy
+from tests.keras.framework import call as call_layer
 from tests.keras.models import (
     GRIDS,
     MODELS,
@@ -31,8 +30,9 @@ from tests.keras.models import (
 from trainable_core.config import TrainableQuantizerWeightsConfig
 from trainable_core.enums import TieRule
 from trainable_core.reference import affine, lsq
-from trainable_keras.keras3.quantizers import LsqWeightsQuantizer
-from trainable_keras.keras3.training import quantizers_of
+from trainable_keras.training import quantizers_of
+
+LsqWeightsQuantizer = internal("quantizers").LsqWeightsQuantizer
 
 # The unit in the last place by which compilers may differ, as a share of the value before it is rounded: DESIGN 5.4.
 NEAR_A_TIE = 2.0**-24

@@ -10,15 +10,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 import pytest
-from keras import layers as kl
 
 import trainable_keras
-from tests.callbacks import backed_up, stopped_early
-from tests.callbacks import same as same_weights
-from tests.keras.engines import ENGINE, numpy, tensor
+from tests.keras.callbacks import backed_up, stopped_early
+from tests.keras.callbacks import same as same_weights
+from tests.keras.framework import ENGINE, dtype_name, dtype_policy, keras, kl, numpy, only_tensorflow, tensor, tf
 from tests.keras.models import (
     MODELS,
     call,
@@ -34,8 +32,8 @@ from tests.keras.models import (
     train,
     vectors,
 )
-from tests.workers import run_workers
-from trainable_keras.keras3.training import quantizers_of
+from tests.keras.workers import run_workers
+from trainable_keras.training import quantizers_of
 
 LSQ = recipe("LSQ", "UNIFORM")
 TARGET = np.zeros((8, 3), np.float32)
@@ -104,10 +102,8 @@ def test_a_compiled_fit_trains_and_deploys_what_it_trained() -> None:
     assert same(call(trainable_keras.finalize(qmodel), images()), call(qmodel, images()))
 
 
-@pytest.mark.skipif(ENGINE != "tensorflow", reason="TensorFlow's gradient tape")
+@only_tensorflow("TensorFlow's gradient tape")
 def test_a_custom_loop_gives_what_fit_gives() -> None:
-    import tensorflow as tf
-
     fitted, looped = (ready(dense(), LSQ, vectors(8, 4)) for _ in range(2))
     optimizer = keras.optimizers.SGD(0.05)
     x, target = tensor(vectors(8, 4)), tensor(TARGET)
@@ -200,18 +196,15 @@ def test_a_scheduler_is_copied_with_what_holds_it() -> None:
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
 def test_a_mixed_policy_trains_in_float32_and_deploys_the_same_bits(policy: str, tmp_path: Path) -> None:
-    keras.config.set_dtype_policy(policy)
-    try:
+    with dtype_policy(policy):
         qmodel = train(ready(network(), LSQ, images()), images())
         deployed = trainable_keras.finalize(qmodel)
         trainable_keras.save(qmodel, tmp_path / "model")
         loaded = trainable_keras.load(tmp_path / "model", network())
-    finally:
-        keras.config.set_dtype_policy("float32")
-    names = [(v.name, keras.backend.standardize_dtype(v.dtype)) for v in qmodel.trainable_variables]
-    assert {dtype for _, dtype in names} == {"float32"}
-    outputs = [numpy(keras.ops.cast(model(tensor(images())), "float32")) for model in (qmodel, deployed, loaded)]
-    assert keras.backend.standardize_dtype(qmodel(tensor(images())).dtype) == policy.removeprefix("mixed_")
+    found = {dtype_name(each) for each in qmodel.trainable_variables}
+    assert found == {"float32"}
+    outputs = [numpy(model(tensor(images()))) for model in (qmodel, deployed, loaded)]
+    assert dtype_name(qmodel(tensor(images()))) == policy.removeprefix("mixed_")
     assert np.array_equal(outputs[0], outputs[1])
     assert np.array_equal(outputs[0], outputs[2])
 
@@ -235,10 +228,8 @@ import numpy as np
 import tensorflow as tf
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-import keras
 import trainable_keras
 from tests.keras.models import call, dense, same, spec, vectors
-from trainable_keras.keras3.training import quantizers_of
 
 temperature = {"t_start": 0, "t_end": 8, "initial_val": 1.0, "target_val": 0.1}
 how = {
@@ -278,7 +269,7 @@ print("FOUND", json.dumps({
 """
 
 
-@pytest.mark.skipif(ENGINE != "tensorflow", reason="a strategy of TensorFlow's")
+@only_tensorflow("a strategy of TensorFlow's")
 def test_a_mirrored_strategy_trains_on_two_devices() -> None:
     # In a process of its own: virtual devices are set before TensorFlow starts.
     finished = subprocess.run(
@@ -308,8 +299,8 @@ cluster = {"worker": ["127.0.0.1:" + port for port in ports]}
 os.environ["TF_CONFIG"] = json.dumps({"cluster": cluster, "task": {"type": "worker", "index": int(sys.argv[2])}})
 import numpy as np
 import tensorflow as tf
+from tests.keras.framework import ENGINE, functions, keras, kl, numpy, quantizers_of, tensor
 strategy = tf.distribute.MultiWorkerMirroredStrategy()
-import keras
 with strategy.scope():
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
     model.compile("sgd", "mse")
@@ -318,7 +309,7 @@ model.fit(batches, verbose=0)
 """
 
 
-@pytest.mark.skipif(ENGINE != "tensorflow", reason="a strategy of TensorFlow's")
+@only_tensorflow("a strategy of TensorFlow's")
 def test_keras_3_itself_does_not_fit_on_several_workers(tmp_path: Path) -> None:
     """A model of plain Keras fails too: its trainer passes one worker's losses to TensorFlow as if they were a tensor.
 

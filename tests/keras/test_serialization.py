@@ -10,11 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 import pytest
-from keras import layers as kl
 
+from tests.keras.framework import dtype_policy, keras, kl
 from tests.keras.models import (
     MODELS,
     TRAINED_BY,
@@ -35,7 +34,7 @@ from tests.keras.models import (
 from trainable_core.documents.files import HEADER
 from trainable_core.errors import DocumentError, DocumentVersionError, ModelError
 from trainable_keras import calibrate, describe, finalize, freeze_quant_params, load, save, wrap
-from trainable_keras.keras3.training import quantizers_of
+from trainable_keras.training import quantizers_of
 
 LSQ = recipe("LSQ", "UNIFORM")
 
@@ -123,13 +122,10 @@ def test_saving_changes_nothing_and_a_path_may_be_text(path: Path) -> None:
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "bfloat16", "float16"])
 def test_a_model_under_a_dtype_policy_is_loaded_as_it_was(policy: str, path: Path) -> None:
-    keras.config.set_dtype_policy(policy)
-    try:
+    with dtype_policy(policy):
         qmodel = moved(ready(dense(), LSQ, vectors(8, 4)))
         save(qmodel, path)
         loaded = load(path, dense())
-    finally:
-        keras.config.set_dtype_policy("float32")
     assert state(loaded) == state(qmodel)
 
 

@@ -7,8 +7,8 @@ in the shared modules, which are given the one that a model belongs to.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, ClassVar
 
 from numpy.typing import NDArray
@@ -19,6 +19,17 @@ from trainable_keras.functions import Functions
 from trainable_keras.graph import Graph
 from trainable_keras.layers import LayerTypes
 from trainable_keras.parts import KerasHolder, KerasWrapper
+
+
+@contextmanager
+def functions_run_eagerly(tensorflow: Any) -> Iterator[None]:
+    """Let TensorFlow run its functions eagerly, so that a call that the user compiled shows its values too."""
+    eager = tensorflow.config.functions_run_eagerly()
+    try:
+        tensorflow.config.run_functions_eagerly(run_eagerly=True)
+        yield
+    finally:
+        tensorflow.config.run_functions_eagerly(eager)
 
 
 class Framework(ABC):

@@ -294,6 +294,10 @@ class KerasWrapper(KerasPart):
         )
         return wrapper.keep_noted(config)
 
+    def around(self: W, layer: Any) -> W:  # noqa: PYI019 - Self is not in Python 3.10
+        """Return a wrapper with equal quantizers around another layer, such as a copy of this one's."""
+        return self.of_config(self.own_config(), layer)
+
 
 def _held(value: Any, item: str, holder: Any, training: Any) -> Any:
     """Return an argument quantized, or a list with one of its items quantized."""

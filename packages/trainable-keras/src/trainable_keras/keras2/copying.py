@@ -117,6 +117,10 @@ def _made_again(layer: Any, name: str, *, deep: bool = True, **changes: Any) -> 
     with made_again(layer, name):
         if type(layer) is keras.layers.Lambda:
             copied = _lambda(layer)  # Keras itself refuses to load a Python lambda
+        elif hasattr(type(layer), "around"):  # a wrapper; its layer's class need not be one that Keras can look up
+            copied = layer.around(_made_again(layer.layer, name))
+            if not layer.trainable:
+                copied.trainable = False
         else:
             copied = type(layer).from_config({**layer.get_config(), **changes})
         if deep:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import tensorflow as tf
 from numpy.typing import NDArray
 
 from trainable_core.errors import ModelError
-from trainable_keras.framework import Framework
+from trainable_keras.framework import Framework, functions_run_eagerly
 from trainable_keras.keras2.copying import Copier, listed, plain_copy
 from trainable_keras.keras2.engine import keras, short_name, untracked
 from trainable_keras.keras2.folding import FoldedBatchNormalization
@@ -74,15 +74,9 @@ class Keras2(Framework):
             setattr(model, name, value)
 
     @staticmethod
-    @contextmanager
-    def eagerly() -> Iterator[None]:
-        """Run functions eagerly, so that a call that the user compiled shows its values too."""
-        eager = tf.config.functions_run_eagerly()
-        try:
-            tf.config.run_functions_eagerly(run_eagerly=True)
-            yield
-        finally:
-            tf.config.run_functions_eagerly(eager)
+    def eagerly() -> AbstractContextManager[None]:
+        """Return a context in which calls run eagerly, so that values are seen."""
+        return functions_run_eagerly(tf)
 
     @staticmethod
     def map_symbolic(function: Callable[[Any], Any], values: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import keras
@@ -10,9 +11,10 @@ from numpy.typing import NDArray
 
 from trainable_core.errors import ModelError
 from trainable_keras.copying import own_variables
-from trainable_keras.framework import Framework
+from trainable_keras.framework import Framework, functions_run_eagerly
 from trainable_keras.graph import layers_within
 from trainable_keras.keras3.copying import Copier, plain_copy
+from trainable_keras.keras3.engine import ENGINE
 from trainable_keras.keras3.folding import FoldedBatchNormalization
 from trainable_keras.keras3.functions import FUNCTIONS
 from trainable_keras.keras3.holder import ActivationQuantizationHolder
@@ -20,6 +22,10 @@ from trainable_keras.keras3.layers import TYPES, is_layer
 from trainable_keras.keras3.quantizers import BaseKerasTrainableQuantizer
 from trainable_keras.keras3.tracing import graph_of, op_of
 from trainable_keras.keras3.wrapper import QuantizationWrapper
+
+
+if ENGINE == "tensorflow":
+    import tensorflow as tf
 
 
 class Keras3(Framework):
@@ -72,6 +78,11 @@ class Keras3(Framework):
                     f"layer {layer.name!r} is a Lambda: what it computes, and with which variables, can't be seen",
                     "write it with keras.ops in a functional model, or as a layer class of your own with a get_config.",
                 )
+
+    @staticmethod
+    def eagerly() -> AbstractContextManager[None]:
+        """Return a context in which calls run eagerly, so that values are seen."""
+        return functions_run_eagerly(tf) if ENGINE == "tensorflow" else nullcontext()
 
     @staticmethod
     def map_symbolic(function: Callable[[Any], Any], values: Any) -> Any:

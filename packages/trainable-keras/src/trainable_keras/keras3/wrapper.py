@@ -161,7 +161,3 @@ class QuantizationWrapper(KerasWrapper, keras.layers.Layer):  # type: ignore[mis
     def from_config(cls, config: Mapping[str, Any]) -> QuantizationWrapper:
         """Return a wrapper equal to the one that `get_config` was called on."""
         return cls.of_config(config, keras.saving.deserialize_keras_object(config["layer"]))
-
-    def around(self, layer: Any) -> QuantizationWrapper:
-        """Return a wrapper with equal quantizers around another layer, such as a copy of this one's."""
-        return self.of_config(self.own_config(), layer)
