@@ -15,7 +15,7 @@ from typing import Any
 
 from trainable_core import __version__
 from trainable_core.conformance import commands
-from trainable_core.errors import DocumentError, TrainableError
+from trainable_core.errors import INSTALL, DocumentError, TrainableError
 from trainable_core.registry.registry import QuantizerRow, Registry, default_registry
 
 OK, FAILED, ERROR = 0, 1, 2
@@ -88,7 +88,7 @@ def _list(arguments: argparse.Namespace) -> int:
         columns = ("backend", "training method", "target", "quantization methods", "class", "provided by")
         _print_table("quantizers", columns, [_row_cells(row) for row in rows])
     else:
-        sys.stdout.write("no quantizers are registered\nHint: pip install trainable-torch\n")
+        sys.stdout.write("no quantizers are registered\nHint: install a backend: " + ", ".join(INSTALL.values()) + "\n")
     for name, problem in failures.items():
         sys.stderr.write(f"plugin {name!r} failed: {problem}\n")
     return OK

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,6 +15,8 @@ from trainable_core import qparams
 from trainable_core.config import TrainableQuantizerActivationConfig, TrainableQuantizerWeightsConfig
 from trainable_core.conformance.adapter import Adapter, Run
 from trainable_core.qparams import Float32, QParams
+from trainable_core.reference.method import Method, declaration_of
+from trainable_core.reference.oracle import State
 from trainable_core.registry.key import Key
 
 Config = TrainableQuantizerWeightsConfig | TrainableQuantizerActivationConfig
@@ -95,10 +98,36 @@ class Subject:
         """Whether it quantizes weights."""
         return self.key.target.name == "Weights"
 
+    @functools.cached_property
+    def method(self) -> Method:
+        """What its training method declares."""
+        return declaration_of(self.cls, self.key.quantizer_id)
+
     @property
-    def soft(self) -> bool:
-        """Whether its training values differ from the deployed ones until its schedule ends."""
-        return bool(getattr(self.cls, "soft_training", False))
+    def random(self) -> bool:
+        """Whether its values in training are random."""
+        return self.method.training_forward == "random"
+
+    def state(self, quantizer: Any, case: Case) -> State:
+        """Return the numbers that decide what the case's quantizer gives when it is called next."""
+        return State(
+            grids={width: grid(quantizer, width) for width in quantizer.widths},
+            width=quantizer.selected_width,
+            variables=variables(quantizer),
+            arguments=quantizer.get_arguments(),
+            steps=case.steps + int(self.adapter.counts_calls),
+            tie_rule=self.adapter.tie_rule,
+        )
+
+    def schedule_end(self, quantizer: Any) -> int | None:
+        """Return from how many counted training steps on training values are the deployed ones; None: they never are.
+
+        A built-in's declaration says it, a plugin's quantizer by its attribute ``schedule_end``.
+        """
+        if self.method.schedule_end is not None:
+            return self.method.schedule_end(quantizer.get_arguments())
+        end = getattr(quantizer, "schedule_end", None)
+        return None if end is None else int(end)
 
     def fresh(self, case: Case, config: Config | None = None, shape: tuple[int, ...] | None = None) -> Any:
         """Return a quantizer of the case's class and arguments, as it is right after initialization."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from trainable_core.conformance.matrix import COLUMNS, markdown, matrix_rows
 from trainable_core.conformance.template import backends_with_template, write_plugin
-from trainable_core.errors import DocumentError, UnsupportedConfigError
+from trainable_core.errors import INSTALL, DocumentError, InvalidArgumentError, UnsupportedConfigError
 from trainable_core.registry.registry import default_registry
 
 PrintTable = Callable[[str, Sequence[str], Sequence[Sequence[str]]], None]
@@ -54,7 +54,7 @@ def check(arguments: argparse.Namespace, print_table: PrintTable) -> int:
     for name, problem in default_registry().failures().items():
         sys.stderr.write(f"plugin {name!r} failed: {problem}\n")
     if not subjects:
-        raise UnsupportedConfigError("trainable check", "no quantizers are registered", "pip install trainable-torch")
+        raise InvalidArgumentError("trainable check", "no quantizers are registered", ", ".join(INSTALL.values()))
     progress = report.Progress()
     done = report.run(subjects, laws, examples=arguments.examples, seed=arguments.seed, progress=progress)
     progress.end()

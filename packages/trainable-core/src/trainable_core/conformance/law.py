@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from trainable_core.conformance import strategies
 from trainable_core.conformance.case import Case, Subject, Violation
 from trainable_core.conformance.strategies import Kind
-from trainable_core.errors import UnsupportedConfigError, nearest
+from trainable_core.errors import InvalidArgumentError, nearest
 
 Check = Callable[[Subject, Case], None]
 
@@ -79,13 +79,13 @@ def named_laws(names: list[str] | None) -> list[Law]:
 
     Raises
     ------
-    UnsupportedConfigError
+    InvalidArgumentError
         When a name is no law's.
     """
     for name in names or []:
         if name not in LAWS:
             hint = nearest(name, LAWS).strip().removeprefix("Hint: ")
-            raise UnsupportedConfigError(f"law {name!r}", f"no law is called that; laws: {', '.join(LAWS)}", hint)
+            raise InvalidArgumentError(f"law {name!r}", f"no law is called that; laws: {', '.join(LAWS)}", hint)
     return [LAWS[name] for name in names] if names else list(LAWS.values())
 
 

@@ -241,7 +241,7 @@ def cases(draw: DrawFn, subject: Subject, kind: Kind) -> Case:
     body = Source(draw(st.binary(min_size=length, max_size=length)))
     made = config(source, body, subject, shape, kind)
     by = factors(source, kind)
-    arguments = source.choice([*getattr(subject.cls, "conformance_arguments", ()), {}])
+    arguments = source.choice([*subject.method.conformance_arguments, {}])
     widths = [made.n_bits, *(candidate.n_bits for candidate in made.candidates or [])]
     grid = grid_after(made, by, source.choice(widths))
     x = inputs(body, grid, shape, kind)

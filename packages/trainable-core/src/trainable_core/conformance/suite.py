@@ -18,7 +18,7 @@ from trainable_core.conformance.adapter import Adapter, adapter_of
 from trainable_core.conformance.case import Case, Counterexample, Subject, Violation, shown
 from trainable_core.conformance.law import LAWS, Law, named_laws
 from trainable_core.enums import LUT_METHODS
-from trainable_core.errors import UnsupportedConfigError, nearest
+from trainable_core.errors import InvalidArgumentError, UnsupportedConfigError, nearest
 from trainable_core.registry.key import keys_of
 from trainable_core.registry.registry import default_registry
 from trainable_core.registry.rows import QuantizerRow
@@ -164,7 +164,7 @@ def subjects(backend: str | None = None, plugin: str | None = None) -> list[Subj
     ------
     UnknownBackendError
         When no installed plugin provides the backend.
-    UnsupportedConfigError
+    InvalidArgumentError
         When no plugin has that name.
     """
     registry = default_registry()
@@ -181,9 +181,7 @@ def _rows_of(plugin: str, rows: Iterable[QuantizerRow]) -> list[QuantizerRow]:
     if not wanted:
         names = sorted(row.name for row in known)
         problem = f"no plugin is called that; plugins: {', '.join(names) or 'none'}"
-        raise UnsupportedConfigError(
-            f"plugin {plugin!r}", problem, nearest(plugin, names).strip().removeprefix("Hint: ")
-        )
+        raise InvalidArgumentError(f"plugin {plugin!r}", problem, nearest(plugin, names).strip().removeprefix("Hint: "))
     return [row for row in rows if row.distribution in wanted]
 
 
@@ -285,25 +283,25 @@ def conformance_checks(
 
     Raises
     ------
-    UnsupportedConfigError
-        When a name is no law's, when an expected failure is of no check or gives no reason, or when there is nothing to
-        check.
+    InvalidArgumentError
+        When a name is not a law's, when an expected failure belongs to no check or gives no reason, or when there is
+        nothing to check.
     """
     import pytest  # noqa: PLC0415 - the command line needs none
 
     made = checks(*classes, backend=backend, plugin=plugin, laws=laws, examples=examples, seed=seed)
     if not made:
-        raise UnsupportedConfigError(f"backend {backend!r}, plugin {plugin!r}", "there is no quantizer to check")
+        raise InvalidArgumentError(f"backend {backend!r}, plugin {plugin!r}", "there is no quantizer to check")
     expected = dict(expected_failures or {})
     names = {str(check) for check in made} | {check.law.name for check in made}
     for name, reason in expected.items():
         if name not in names:
             hint = nearest(name, names).strip().removeprefix("Hint: ")
-            raise UnsupportedConfigError(
+            raise InvalidArgumentError(
                 f"expected failure {name!r}", "it is neither a law nor a check of this test", hint
             )
         if not reason.strip():
-            raise UnsupportedConfigError(f"expected failure {name!r}", "it gives no reason")
+            raise InvalidArgumentError(f"expected failure {name!r}", "it gives no reason")
     parameters = []
     for check in made:
         why = expected.get(str(check), expected.get(check.law.name))
@@ -325,8 +323,10 @@ def replay(document: Mapping[str, Any] | str, cls: type[Any] | None = None) -> N
 
     Raises
     ------
+    InvalidArgumentError
+        When the class can't be imported.
     UnsupportedConfigError
-        When the class can't be imported, or is not for the document's grid.
+        When the class does not serve the document's grid.
     """
     given: Mapping[str, Any] = json.loads(document) if isinstance(document, str) else document
     cls = _imported(given["quantizer"]) if cls is None else cls
@@ -347,5 +347,5 @@ def _imported(path: str) -> type[Any]:
     try:
         cls: type[Any] = getattr(import_module(module), name)
     except (ImportError, AttributeError) as error:
-        raise UnsupportedConfigError("replay", f"no quantizer is at {path}: {error}", "give the class.") from error
+        raise InvalidArgumentError("replay", f"no quantizer is at {path}: {error}", "give the class.") from error
     return cls

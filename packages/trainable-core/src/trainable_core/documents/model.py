@@ -25,7 +25,7 @@ from trainable_core.config import (
     TrainableQuantizerConfig,
     TrainableQuantizerWeightsConfig,
 )
-from trainable_core.errors import DocumentError, DocumentVersionError, UnsupportedConfigError
+from trainable_core.errors import DocumentError, DocumentVersionError, InvalidArgumentError
 from trainable_core.recipe.document import QuantizationRecipe
 from trainable_core.recipe.plan import LayerInfo, LayerPlan, QuantizerPlan, WeightInfo, WrappedState
 from trainable_core.recipe.specs import Part
@@ -55,7 +55,7 @@ class _Quantizer(Part):
         fields = dict(self.config)
         target = fields.pop("target", None)
         if target not in list(_CONFIGS):
-            raise UnsupportedConfigError("a quantizer's plan", f"target {target!r} is not one of {list(_CONFIGS)}")
+            raise InvalidArgumentError("a quantizer's plan", f"target {target!r} is not one of {list(_CONFIGS)}")
         return QuantizerPlan(_CONFIGS[target].model_validate(fields), self.training_method, self.arguments)
 
 
@@ -109,7 +109,7 @@ def plan_from_document(document: Mapping[str, Any]) -> LayerPlan:
 
     Raises
     ------
-    UnsupportedConfigError, pydantic.ValidationError
+    InvalidArgumentError, pydantic.ValidationError
         When it is no such document; names the field.
     """
     return _Layer.model_validate(document).plan()
@@ -131,7 +131,7 @@ def state_from_document(document: Mapping[str, Any]) -> WrappedState:
 
     Raises
     ------
-    UnsupportedConfigError, pydantic.ValidationError
+    InvalidArgumentError, pydantic.ValidationError
         When it is no such document; names the field.
     """
     state = _State.model_validate(document)

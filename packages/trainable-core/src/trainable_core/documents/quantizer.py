@@ -14,7 +14,7 @@ from trainable_core.config import (
     TrainableQuantizerConfig,
     TrainableQuantizerWeightsConfig,
 )
-from trainable_core.errors import UnsupportedConfigError
+from trainable_core.errors import InvalidArgumentError
 from trainable_core.validation import plain
 
 _CONFIGS: dict[str, type[TrainableQuantizerConfig]] = {
@@ -41,7 +41,7 @@ def read_document(config: object, subject: str) -> QuantizerDocument:
 
     Raises
     ------
-    UnsupportedConfigError
+    InvalidArgumentError
         When a part is missing or of the wrong kind; names it.
     pydantic.ValidationError
         When its quantization config is wrong; names the field.
@@ -49,9 +49,9 @@ def read_document(config: object, subject: str) -> QuantizerDocument:
     try:
         plain(config)
     except ValueError as error:
-        raise UnsupportedConfigError(subject, str(error)) from None
+        raise InvalidArgumentError(subject, str(error)) from None
     if not isinstance(config, Mapping):
-        raise UnsupportedConfigError(subject, f"a quantizer's config is a mapping, got {type(config).__name__}")
+        raise InvalidArgumentError(subject, f"a quantizer's config is a mapping, got {type(config).__name__}")
     kinds: dict[str, type | tuple[type, ...]] = {
         "quantization_config": Mapping,
         "freeze_quant_params": bool,
@@ -63,20 +63,20 @@ def read_document(config: object, subject: str) -> QuantizerDocument:
     for key, kind in kinds.items():
         value = config.get(key)
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            raise UnsupportedConfigError(subject, f"not a quantizer's config: {key!r} is {value!r}")
+            raise InvalidArgumentError(subject, f"not a quantizer's config: {key!r} is {value!r}")
     if not 0 <= config["tensor_ndim"] <= MAX_NDIM:
-        raise UnsupportedConfigError(subject, f"tensor_ndim can't be {config['tensor_ndim']!r}")
+        raise InvalidArgumentError(subject, f"tensor_ndim can't be {config['tensor_ndim']!r}")
     fields = dict(config["quantization_config"])
     target = fields.pop("target", None)
     if not isinstance(target, str) or target not in _CONFIGS:
-        raise UnsupportedConfigError(subject, f"quantization_config: target {target!r} is not one of {list(_CONFIGS)}")
+        raise InvalidArgumentError(subject, f"quantization_config: target {target!r} is not one of {list(_CONFIGS)}")
     variables = {}
     for name, value in config["variables"].items():
         try:
             with np.errstate(over="raise"):  # a number beyond float32 is no value of a variable
                 variables[str(name)] = np.asarray(value, np.float32)
         except (TypeError, ValueError, ArithmeticError) as error:
-            raise UnsupportedConfigError(subject, f"variables.{name}: {error}") from error
+            raise InvalidArgumentError(subject, f"variables.{name}: {error}") from error
     return QuantizerDocument(
         _CONFIGS[target].model_validate(fields),
         config["freeze_quant_params"],

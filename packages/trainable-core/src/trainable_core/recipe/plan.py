@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from trainable_core.config import TrainableQuantizerConfig
 from trainable_core.enums import LUT_METHODS, QuantizationMethod, QuantizationTarget
 from trainable_core.errors import (
+    InvalidArgumentError,
     ModelError,
     QuantizerDefinitionError,
     QuantizerStateError,
     ShapeMismatchError,
     UnsupportedConfigError,
+    nearest,
 )
 from trainable_core.quantizer import BaseTrainableQuantizer
 from trainable_core.registry.registry import get_trainable_quantizer_class
@@ -76,7 +78,7 @@ def declared_kind(op: Any, weights: Any, inputs: Any) -> LayerKind:
 
     Raises
     ------
-    UnsupportedConfigError
+    InvalidArgumentError
         When the op kind is unknown, or an axis or a name is not one.
 
     Examples
@@ -85,15 +87,15 @@ def declared_kind(op: Any, weights: Any, inputs: Any) -> LayerKind:
     LayerKind(op='linear', weights={'kernel': -1}, inputs=('inputs',), unsupported='')
     """
     if op not in OPS:
-        raise UnsupportedConfigError("register_layer", f"op {op!r} is not one of {', '.join(OPS)}")
+        raise InvalidArgumentError("register_layer", f"op {op!r} is not one of {', '.join(OPS)}")
     axes = {} if weights is None else weights
     if not isinstance(axes, Mapping) or not all(
         isinstance(attribute, str) and isinstance(axis, int) and not isinstance(axis, bool)
         for attribute, axis in axes.items()
     ):
-        raise UnsupportedConfigError("register_layer", f"weights must map attribute names to axes, got {weights!r}")
+        raise InvalidArgumentError("register_layer", f"weights must map attribute names to axes, got {weights!r}")
     if not isinstance(inputs, tuple | list) or not all(isinstance(name, str) for name in inputs):
-        raise UnsupportedConfigError("register_layer", f"inputs must be a tuple of argument names, got {inputs!r}")
+        raise InvalidArgumentError("register_layer", f"inputs must be a tuple of argument names, got {inputs!r}")
     return LayerKind(op, dict(axes), tuple(inputs))
 
 
@@ -244,7 +246,7 @@ def build_quantizer(plan: QuantizerPlan, backend: str, base: type[BaseTrainableQ
         When not exactly one class is registered.
     QuantizerDefinitionError
         When the class is not of this backend.
-    UnsupportedConfigError
+    InvalidArgumentError
         When the class doesn't take an argument of the plan.
     """
     config = plan.config
@@ -257,8 +259,9 @@ def build_quantizer(plan: QuantizerPlan, backend: str, base: type[BaseTrainableQ
     accepted = [name for name in list(parameters)[1:] if parameters[name].kind is not inspect.Parameter.VAR_KEYWORD]
     for argument in plan.arguments:
         if argument not in accepted:
-            raise UnsupportedConfigError(
-                f"{subject}: arguments.{argument}", f"{cls.__name__} takes {', '.join(accepted) or 'no arguments'}"
+            raise InvalidArgumentError(
+                f"{subject}: arguments.{argument}",
+                f"{cls.__name__} takes {', '.join(accepted) or 'no arguments'}" + nearest(argument, accepted),
             )
     quantizer = cls(config, **plan.arguments)
     quantizer.subject = subject
@@ -266,9 +269,9 @@ def build_quantizer(plan: QuantizerPlan, backend: str, base: type[BaseTrainableQ
 
 
 def require_quantizer(quantizer: object, target: QuantizationTarget, subject: str) -> None:
-    """Raise UnsupportedConfigError unless this is a trainable or an inferable quantizer for the target."""
+    """Raise an error unless this is a trainable or an inferable quantizer for the target."""
     if not callable(getattr(quantizer, "initialize_quantization", None)):
-        raise UnsupportedConfigError(subject, f"it needs a quantizer, got {type(quantizer).__name__}")
+        raise InvalidArgumentError(subject, f"it needs a quantizer, got {type(quantizer).__name__}")
     found = getattr(getattr(quantizer, "quantization_target", None), "name", target.name)
     if found != target.name:
         raise UnsupportedConfigError(subject, f"it quantizes {target}, {type(quantizer).__name__} is for {found}")

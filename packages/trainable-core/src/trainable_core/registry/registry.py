@@ -20,6 +20,7 @@ from trainable_core.errors import (
     UnknownQuantizerError,
 )
 from trainable_core.hookspecs import Backend
+from trainable_core.reference.method import built_in_methods
 from trainable_core.registry.key import Key, identifier_text, named
 from trainable_core.registry.plugins import (
     BROKEN,
@@ -115,7 +116,13 @@ class Registry:
             classes = {row.cls for _, row in found}
             if not classes:
                 known = {known for _, row in offered for known in row.keys}
-                raise UnknownQuantizerError(key, known, self._missing(backend), known_backends=list(self._claims()))
+                raise UnknownQuantizerError(
+                    key,
+                    known,
+                    self._missing(backend),
+                    known_backends=list(self._claims()),
+                    built_in=built_in_methods(),
+                )
             if len(classes) > 1:
                 raise DuplicateQuantizerError(key, [provider(plugin, row) for plugin, row in found])
         return classes.pop()
@@ -344,7 +351,7 @@ def get_trainable_quantizer_class(
         When no class answers; the message lists what is registered and which plugins failed.
     DuplicateQuantizerError
         When two different classes do; the message names both providers.
-    UnsupportedConfigError
+    InvalidArgumentError
         When `quant_target` or `quant_method` names nothing.
     """
     return _DEFAULT.get_trainable_quantizer_class(quant_target, quantizer_id, quant_method, backend)

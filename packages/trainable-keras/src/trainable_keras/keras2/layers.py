@@ -46,7 +46,7 @@ def register_layer(
 
     Raises
     ------
-    UnsupportedConfigError
+    InvalidArgumentError
         When the op kind is unknown, `cls` is no layer type, or an axis or a name is not one.
     """
     TYPES.register(cls, op, weights, inputs)

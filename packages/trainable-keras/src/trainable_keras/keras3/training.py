@@ -43,7 +43,7 @@ def parameter_groups(
     ------
     ModelError
         When the model is not wrapped.
-    UnsupportedConfigError
+    InvalidArgumentError
         When options are no mapping, or one would replace the variables or the name.
 
     Notes

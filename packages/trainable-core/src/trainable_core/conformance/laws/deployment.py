@@ -22,13 +22,13 @@ def deployment(subject: Subject, case: Case) -> None:
 
 @law("what was trained is what ships: a loss measured on other values is another model's")
 def training_equals_evaluation(subject: Subject, case: Case) -> None:
-    """In train mode, values are those of eval mode; with ``soft_training``, once the schedule has ended."""
+    """In train mode, values are those of eval mode; for a soft or random forward, once the schedule has ended."""
     quantizer = subject.quantizer(case)
-    if subject.soft:
-        end = getattr(quantizer, "schedule_end", None)
+    if subject.method.training_forward != "deployed":
+        end = subject.schedule_end(quantizer)
         if end is None:
-            return  # stochastic for good; the law `deployment` holds in eval mode
-        for _ in range(max(int(end) - case.steps, 0)):
+            return  # never; the law `deployment` holds in eval mode
+        for _ in range(max(end - case.steps, 0)):
             quantizer.advance()
     values = subject.values(quantizer, case.x, training=True)
     same_bits("values in training", values, subject.values(quantizer, case.x))

@@ -8,7 +8,14 @@ import numpy as np
 
 from trainable_core.conformance.case import Case, Subject, Violation, variables
 from trainable_core.conformance.law import law, require
-from trainable_core.conformance.oracles import ORACLES, Expected, Surrogate, away_from_kinks, decided, declared
+from trainable_core.conformance.oracles import (
+    Expected,
+    away_from_kinks,
+    by_oracle,
+    by_surrogate,
+    decided,
+    declares_surrogate,
+)
 from trainable_core.conformance.strategies import Kind
 from trainable_core.qparams import Float32
 
@@ -18,12 +25,13 @@ EXACT = Kind(bits=(1, 8), exact=True, finite=True)
 
 
 def _expected(subject: Subject, quantizer: Any, case: Case, *, ends: bool = False) -> tuple[Float32, Expected | None]:
-    if subject.key.quantizer_id in ORACLES:
+    """Return an upstream gradient that is zero where the gradient is not sure, and the gradients for it."""
+    if subject.method.oracle is not None:
         upstream = decided(subject, quantizer, case, ends=ends)
-        return upstream, ORACLES[subject.key.quantizer_id].gradients(subject, quantizer, case, upstream)
-    if declared(subject):
+        return upstream, by_oracle(subject, quantizer, case, upstream)
+    if declares_surrogate(subject):
         upstream = away_from_kinks(quantizer, case)
-        return upstream, Surrogate().gradients(subject, quantizer, case, upstream)
+        return upstream, by_surrogate(quantizer, case, upstream)
     return case.upstream, None
 
 
@@ -49,7 +57,7 @@ def input_gradient(subject: Subject, case: Case) -> None:
 @law("exactly at the ends of the range and on ties a method says what its gradient is", kind=EXACT)
 def gradient_at_ends(subject: Subject, case: Case) -> None:
     """On grids without rounding errors the reference decides at every point, ends and ties too."""
-    if subject.key.quantizer_id in ORACLES:
+    if subject.method.oracle is not None:
         _input_gradient(subject, case, ends=True)
 
 

@@ -56,7 +56,7 @@ def freeze(subject: Subject, case: Case) -> None:
 
 @law("an optimizer trains what the groups list: no variable may be missing, or be in two", kind=Kind(moderate=True))
 def variable_groups(subject: Subject, case: Case) -> None:
-    """Each variable that learns is in one group; thresholds and ranges learn when the class says so."""
+    """Each variable that learns is in one group, and those learn that the method declares."""
     quantizer = subject.quantizer(case)
     groups = {group: quantizer.get_trainable_variables(group) for group in VariableGroup}
     listed = [id(variable) for group in groups.values() for variable in group]
@@ -66,13 +66,29 @@ def variable_groups(subject: Subject, case: Case) -> None:
     require("variables of all groups, and those that the framework trains", names == learned, learned, names)
     grids = grid_names(quantizer)
     of_qparams = {own.get(id(variable), "") for variable in groups[VariableGroup.QPARAMS]}
-    expected = grids if quantizer.learns_grid else set()
+    expected = grids if subject.method.learns_grid else set()
     require(
         "grid variables in group QPARAMS", of_qparams & grids == expected, sorted(expected), sorted(of_qparams & grids)
     )
+    declared, others = sorted(subject.method.own_variables), sorted(set(learned) - grids)
+    require(
+        "variables that learn beside the grid's, and those declared as `own_variables`",
+        others == declared,
+        declared,
+        others,
+    )
 
 
-@law("a training that was interrupted must go on as if it had not been", kind=Kind(moderate=True, finite=True))
+def repeatable(subject: Subject) -> bool:
+    """Say that a law is about quantizers whose training forward gives the same values again."""
+    return not subject.random
+
+
+@law(
+    "a training that was interrupted must go on as if it had not been",
+    kind=Kind(moderate=True, finite=True),
+    about=repeatable,
+)
 def schedule_resume(subject: Subject, case: Case) -> None:
     """Schedules go on where the saved state left them."""
     calibrated = replace(case, factors=(1.0,))  # what else a state may lose is another law's

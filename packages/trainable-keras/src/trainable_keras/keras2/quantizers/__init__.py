@@ -1,19 +1,13 @@
 """The built-in Keras 2 quantizers: a base, and one module per training method."""
 
+from trainable_core.reference.method import built_in_classes
 from trainable_keras.keras2.quantizers.base import BaseKerasTrainableQuantizer
 from trainable_keras.keras2.quantizers.dqa import DqaActivationQuantizer, DqaWeightsQuantizer
 from trainable_keras.keras2.quantizers.lsq import LsqActivationQuantizer, LsqWeightsQuantizer
 from trainable_keras.keras2.quantizers.ste import SteActivationQuantizer, SteWeightsQuantizer
 
-BUILTIN: tuple[type[BaseKerasTrainableQuantizer], ...] = (
-    SteWeightsQuantizer,
-    SteActivationQuantizer,
-    LsqWeightsQuantizer,
-    LsqActivationQuantizer,
-    DqaWeightsQuantizer,
-    DqaActivationQuantizer,
-)
-"""What the plugin registers."""
+BUILTIN: tuple[type[BaseKerasTrainableQuantizer], ...] = tuple(built_in_classes(__name__))
+"""What the plugin registers: the quantizers of every built-in method that has a module here."""
 
 __all__ = [
     "BUILTIN",

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 from mct_quantizers import QuantizationTarget, mark_quantizer
 
-from trainable_core.backend import dqa_options
 from trainable_core.config import TrainableQuantizerConfig
 from trainable_core.enums import TrainingMethod, VariableGroup
-from trainable_core.errors import UnsupportedConfigError
+from trainable_core.errors import InvalidArgumentError
+from trainable_core.reference import dqa
 from trainable_keras.keras2 import ops
 from trainable_keras.keras2.annealing import KerasLinearAnnealingScheduler
 from trainable_keras.keras2.engine import Tensor, read, to_numpy, untracked
@@ -41,13 +41,7 @@ class DqaQuantizer(BaseKerasTrainableQuantizer):
     ``training=True`` adds `regularization` to the losses, which `fit` minimizes; wrapper or holder counts it as a step.
     """
 
-    soft_training: ClassVar[bool] = True
-    conformance_arguments: ClassVar[tuple[dict[str, Any], ...]] = (
-        {
-            "temperature": {"t_start": 0, "t_end": 3, "initial_val": 2.0, "target_val": 0.1},
-            "bit_cost_weight": 0.25,
-        },
-    )
+    declaration = dqa.METHOD
 
     def __init__(
         self,
@@ -59,23 +53,18 @@ class DqaQuantizer(BaseKerasTrainableQuantizer):
         super().__init__(quantization_config, freeze_quant_params)
         name = type(self).__name__
         with untracked(self):
-            self.temperature = dqa_options.temperature_schedule(KerasLinearAnnealingScheduler, temperature, name)
-            self.bit_cost_weight = dqa_options.bit_cost(bit_cost_weight, name)
+            self.temperature = dqa.temperature_schedule(KerasLinearAnnealingScheduler, temperature, name)
+            self.bit_cost_weight = dqa.checked_bit_cost_weight(bit_cost_weight, name)
 
     @property
     def widths(self) -> tuple[int, ...]:
         """Candidate widths, ascending."""
-        return dqa_options.candidate_widths(self.quantization_config)
+        return dqa.candidate_widths(self.quantization_config)
 
     @property
     def selected_width(self) -> int:
         """Width with the largest logit."""
         return self.widths[int(np.argmax(to_numpy(_comparable(self._logits()))))]
-
-    @property
-    def schedule_end(self) -> int:
-        """Number of training steps after which training values are the deployed ones."""
-        return dqa_options.schedule_end(self.temperature)
 
     def add_variables(self) -> None:
         """Add the attention's logits, all equal, and the schedule's step."""
@@ -103,7 +92,7 @@ class DqaQuantizer(BaseKerasTrainableQuantizer):
             step = int(config["step"])
         except (KeyError, TypeError, ValueError) as error:
             problem = f"not a quantizer's config: {error!r}"
-            raise UnsupportedConfigError(f"{cls.__name__}.from_config", problem) from error
+            raise InvalidArgumentError(f"{cls.__name__}.from_config", problem) from error
         if quantizer.variable_names:
             quantizer.step.assign(step)
         return quantizer  # type: ignore[no-any-return] # TensorFlow is untyped

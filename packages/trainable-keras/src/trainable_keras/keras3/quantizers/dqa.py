@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import keras
 import numpy as np
 from keras import ops as keras_ops
 from mct_quantizers import QuantizationTarget, mark_quantizer
 
-from trainable_core.backend.dqa_options import bit_cost, candidate_widths, temperature_schedule
 from trainable_core.config import TrainableQuantizerConfig
 from trainable_core.enums import TrainingMethod, VariableGroup
-from trainable_core.errors import UnsupportedConfigError
+from trainable_core.errors import InvalidArgumentError
+from trainable_core.reference import dqa
 from trainable_keras.keras3 import ops
 from trainable_keras.keras3.annealing import KerasLinearAnnealingScheduler
 from trainable_keras.keras3.engine import Tensor, read, to_numpy
@@ -43,13 +42,7 @@ class DqaQuantizer(BaseKerasTrainableQuantizer):
     ``training=True`` counts as one step, and adds `regularization` to the layer's losses, which `fit` minimizes.
     """
 
-    soft_training: ClassVar[bool] = True
-    conformance_arguments: ClassVar[tuple[dict[str, Any], ...]] = (
-        {
-            "temperature": {"t_start": 0, "t_end": 3, "initial_val": 2.0, "target_val": 0.1},
-            "bit_cost_weight": 0.25,
-        },
-    )
+    declaration = dqa.METHOD
 
     logits: keras.Variable
     step: keras.Variable
@@ -63,23 +56,18 @@ class DqaQuantizer(BaseKerasTrainableQuantizer):
     ) -> None:
         super().__init__(quantization_config, freeze_quant_params)
         name = type(self).__name__
-        self.temperature = temperature_schedule(KerasLinearAnnealingScheduler, temperature, name)
-        self.bit_cost_weight = bit_cost(bit_cost_weight, name)
+        self.temperature = dqa.temperature_schedule(KerasLinearAnnealingScheduler, temperature, name)
+        self.bit_cost_weight = dqa.checked_bit_cost_weight(bit_cost_weight, name)
 
     @property
     def widths(self) -> tuple[int, ...]:
         """Candidate widths, ascending."""
-        return candidate_widths(self.quantization_config)
+        return dqa.candidate_widths(self.quantization_config)
 
     @property
     def selected_width(self) -> int:
         """Width with the largest logit."""
         return self.widths[int(np.argmax(to_numpy(_comparable(read(self.logits)))))]
-
-    @property
-    def schedule_end(self) -> int:
-        """Number of training steps after which training values are the deployed ones."""
-        return math.floor(self.temperature.t_end) + 1
 
     def add_variables(self) -> None:
         """Add the attention's logits, all equal, and the schedule's step."""
@@ -113,7 +101,7 @@ class DqaQuantizer(BaseKerasTrainableQuantizer):
         quantizer: Any = super().from_config(config)
         step = config.get("step")
         if not isinstance(step, int) or isinstance(step, bool):
-            raise UnsupportedConfigError(f"{cls.__name__}.from_config", f"not a quantizer's config: 'step' is {step!r}")
+            raise InvalidArgumentError(f"{cls.__name__}.from_config", f"not a quantizer's config: 'step' is {step!r}")
         if quantizer.variable_names:
             quantizer.step.assign(step)
         return quantizer  # type: ignore[no-any-return] # of the class it was called on

@@ -5,6 +5,7 @@ from __future__ import annotations
 from mct_quantizers import QuantizationTarget, mark_quantizer
 
 from trainable_core.enums import TrainingMethod
+from trainable_core.reference import lsq
 from trainable_keras.keras3 import ops
 from trainable_keras.keras3.engine import Tensor, replicas
 from trainable_keras.keras3.grid import Grid
@@ -22,7 +23,7 @@ class LsqQuantizer(BaseKerasTrainableQuantizer):
     from the whole batch.
     """
 
-    learns_grid = True
+    declaration = lsq.METHOD
 
     ranks: int | None = None
     """Number of replicas that share a batch; by default all of the strategy. Set it where some see the same data."""
