@@ -22,7 +22,7 @@ from trainable_core.documents.model import (
     write_arrays,
     write_atomically,
 )
-from trainable_core.errors import DocumentError, DocumentVersionError, UnsupportedConfigError
+from trainable_core.errors import DocumentError, DocumentVersionError, InvalidArgumentError
 from trainable_core.recipe.document import QuantizationRecipe
 from trainable_core.recipe.plan import LayerInfo, WeightInfo, WrappedState
 
@@ -83,7 +83,7 @@ def test_a_plan_without_a_part_is_refused():
 def test_a_quantizer_for_nothing_known_is_refused(target):
     document = plan_document(state().plans["stem"])
     document["weights"]["kernel"]["config"]["target"] = target
-    with pytest.raises(UnsupportedConfigError, match="target"):
+    with pytest.raises(InvalidArgumentError, match="target"):
         plan_from_document(document)
 
 

@@ -18,6 +18,7 @@ from tests.core.home_backend import (
 from trainable_core import hookimpl
 from trainable_core.enums import QuantizationMethod, QuantizationTarget, TieRule
 from trainable_core.errors import (
+    InvalidArgumentError,
     QuantizerDefinitionError,
     QuantizerStateError,
     UnknownBackendError,
@@ -94,7 +95,7 @@ def test_arguments_reach_the_class():
 
 @pytest.mark.parametrize("argument", ["temprature", "quantization_config", "self"])
 def test_an_argument_the_class_does_not_take_is_named_with_those_it_does(argument: str):
-    with pytest.raises(UnsupportedConfigError, match=rf"fc\.weight: arguments\.{argument}.*temperature"):
+    with pytest.raises(InvalidArgumentError, match=rf"fc\.weight: arguments\.{argument}.*temperature"):
         build(QuantizerPlan(weights_config(), "WARM", {argument: 1}))
 
 
@@ -151,7 +152,7 @@ def test_two_models_share_no_state():
 def test_a_users_layer_kind_is_checked_part_by_part():
     assert declared_kind("linear", None, ["x"]) == LayerKind("linear", {}, ("x",))
     for wrong in (("dense", None, ()), ("linear", {"w": 1.5}, ()), ("linear", {"w": True}, ()), ("linear", {}, "x")):
-        with pytest.raises(UnsupportedConfigError, match="register_layer"):
+        with pytest.raises(InvalidArgumentError, match="register_layer"):
             declared_kind(*wrong)
 
 
@@ -167,6 +168,9 @@ def test_quantizers_without_numbers_are_named_and_those_switched_off_are_not():
 def test_what_a_wrapper_or_holder_needs_is_a_quantizer_for_its_target():
     weights = weights_quantizer(weights_config())
     require_quantizer(weights, QuantizationTarget.Weights, "it")
-    for wrong, target in ((None, QuantizationTarget.Weights), (weights, QuantizationTarget.Activation)):
-        with pytest.raises(UnsupportedConfigError, match="it"):
+    for wrong, target, error in (
+        (None, QuantizationTarget.Weights, InvalidArgumentError),
+        (weights, QuantizationTarget.Activation, UnsupportedConfigError),
+    ):
+        with pytest.raises(error, match="it"):
             require_quantizer(wrong, target, "it")
