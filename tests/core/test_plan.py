@@ -168,9 +168,6 @@ def test_quantizers_without_numbers_are_named_and_those_switched_off_are_not():
 def test_what_a_wrapper_or_holder_needs_is_a_quantizer_for_its_target():
     weights = weights_quantizer(weights_config())
     require_quantizer(weights, QuantizationTarget.Weights, "it")
-    for wrong, target, error in (
-        (None, QuantizationTarget.Weights, InvalidArgumentError),
-        (weights, QuantizationTarget.Activation, UnsupportedConfigError),
-    ):
-        with pytest.raises(error, match="it"):
+    for wrong, target in ((None, QuantizationTarget.Weights), (weights, QuantizationTarget.Activation)):
+        with pytest.raises(InvalidArgumentError, match="it"):
             require_quantizer(wrong, target, "it")

@@ -269,12 +269,12 @@ def build_quantizer(plan: QuantizerPlan, backend: str, base: type[BaseTrainableQ
 
 
 def require_quantizer(quantizer: object, target: QuantizationTarget, subject: str) -> None:
-    """Raise an error unless this is a trainable or an inferable quantizer for the target."""
+    """Raise InvalidArgumentError unless this is a trainable or an inferable quantizer for the target."""
     if not callable(getattr(quantizer, "initialize_quantization", None)):
         raise InvalidArgumentError(subject, f"it needs a quantizer, got {type(quantizer).__name__}")
     found = getattr(getattr(quantizer, "quantization_target", None), "name", target.name)
     if found != target.name:
-        raise UnsupportedConfigError(subject, f"it quantizes {target}, {type(quantizer).__name__} is for {found}")
+        raise InvalidArgumentError(subject, f"it quantizes {target}, {type(quantizer).__name__} is for {found}")
 
 
 def require_calibrated(quantizers: Iterable[BaseTrainableQuantizer], model: str, backend: str) -> None:
