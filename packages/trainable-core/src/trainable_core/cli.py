@@ -205,13 +205,19 @@ COMMANDS = (
     Command("doctor", "Check the installation; exit with 1 when something is broken.", _json_argument, _doctor),
     Command(
         "check",
-        "Try the laws of the conformance kit on quantizers; exit with 1 when one is broken.",
+        "Check quantizers against the laws of the conformance kit; exit with 1 when one is broken.",
         commands.check_arguments,
         lambda arguments: commands.check(arguments, _print_table),
     ),
     Command(
+        "methods",
+        "List the built-in training methods and what each declares.",
+        commands.methods_arguments,
+        lambda arguments: commands.methods(arguments, _print_table),
+    ),
+    Command(
         "matrix",
-        "Draw who implements what, from the installed plugins.",
+        "Show which installed backend implements which training method on which grid.",
         commands.matrix_arguments,
         lambda arguments: commands.matrix(arguments, _print_table),
     ),

@@ -1,10 +1,11 @@
-"""Who implements what: training method, target, granularity against grids, from the registry."""
+"""Tables of training methods: what each declares, and which backends implement it on which grids."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
 from trainable_core.enums import QuantizationMethod, QuantizationTarget
+from trainable_core.reference.method import Method, built_in_methods
 from trainable_core.registry.rows import QuantizerRow
 
 GRIDS = tuple(sorted(QuantizationMethod, key=lambda method: method.value))
@@ -15,6 +16,32 @@ GRANULARITY = {
     QuantizationTarget.Activation: "per tensor",
 }
 NOBODY = "-"
+
+METHOD_COLUMNS = ("training method", "name", "learns", "in training", "options", "reference")
+FORWARDS = {
+    "deployed": "the deployed values",
+    "soft": "soft values",
+    "random": "random values",
+}
+
+
+def method_rows() -> list[tuple[str, ...]]:
+    """Return a row for each built-in method, from its declaration."""
+    return [
+        (
+            method.name,
+            method.title,
+            ", ".join(method.learns) or NOBODY,
+            FORWARDS[method.training_forward] + (" until its schedule ends" if method.schedule_end else ""),
+            _options(method),
+            method.reference,
+        )
+        for method in built_in_methods().values()
+    ]
+
+
+def _options(method: Method) -> str:
+    return "; ".join(f"`{each.name}={each.default!r}`: {each.summary}" for each in method.options) or NOBODY
 
 
 def matrix_rows(quantizers: Iterable[QuantizerRow]) -> list[tuple[str, ...]]:
@@ -38,7 +65,7 @@ def matrix_rows(quantizers: Iterable[QuantizerRow]) -> list[tuple[str, ...]]:
     ]
 
 
-def markdown(rows: Sequence[Sequence[str]]) -> str:
+def markdown(rows: Sequence[Sequence[str]], columns: Sequence[str] = COLUMNS) -> str:
     """Return the rows as a Markdown table."""
-    lines = [COLUMNS, ["---"] * len(COLUMNS), *rows]
+    lines = [columns, ["---"] * len(columns), *rows]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
