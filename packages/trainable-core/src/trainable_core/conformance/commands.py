@@ -15,6 +15,7 @@ from trainable_core.errors import INSTALL, DocumentError, InvalidArgumentError, 
 from trainable_core.registry.registry import default_registry
 
 PrintTable = Callable[[str, Sequence[str], Sequence[Sequence[str]]], None]
+LAW_COLUMNS = ("law", "what holds", "reason")
 CHECK_COLUMNS = ("backend", "quantizer", "laws that hold", "cases", "seconds", "broken laws")
 
 
@@ -29,6 +30,7 @@ def check_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", metavar="S", type=int, default=0, help="seed of the generated cases (0)")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write a JSON report here")
     parser.add_argument("--laws", action="store_true", help="list the laws and their reasons, and check nothing")
+    parser.add_argument("--markdown", action="store_true", help="with --laws: print a Markdown table, for documents")
 
 
 def _positive(text: str) -> int:
@@ -49,7 +51,11 @@ def check(arguments: argparse.Namespace, print_table: PrintTable) -> int:
         raise UnsupportedConfigError("trainable check", "hypothesis is not installed", hint) from error
     laws = law.named_laws(arguments.law)
     if arguments.laws:
-        print_table("laws", ("law", "reason"), [(each.name, each.reason) for each in laws])
+        rows = [(each.name, each.statement, each.reason) for each in laws]
+        if arguments.markdown:
+            sys.stdout.write(markdown([(f"`{name}`", *texts) for name, *texts in rows], LAW_COLUMNS))
+        else:
+            print_table("laws", LAW_COLUMNS, rows)
         return 0
     with contextlib.redirect_stdout(sys.stderr):  # what frameworks print while they are imported
         subjects = suite.subjects(arguments.backend, arguments.plugin)

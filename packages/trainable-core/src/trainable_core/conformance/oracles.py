@@ -41,10 +41,10 @@ class Expected:
 
 
 def decided(subject: Subject, quantizer: Any, case: Case, *, ends: bool) -> Float32:
-    """Return the case's upstream with zeros where a gradient is not sure, on any of the quantizer's grids.
+    """Return the case's upstream with zeros where a gradient is undecided on any of the quantizer's grids.
 
-    That is where rounding errors decide, and without `ends` exactly at the ends of the range too. Zero may be an end: a
-    backend that takes subnormal numbers for zero does not say on which side of it an input or its quotient is.
+    It is undecided where rounding errors decide, and without `ends` exactly at the ends of the range too. Zero may be
+    an end: a backend that treats subnormal numbers as zero can't tell on which side of it an input or quotient is.
     """
     unsure = np.zeros(case.x.shape, bool)
     for width in quantizer.widths:

@@ -231,7 +231,8 @@ def schedule_end(arguments: Mapping[str, Any]) -> int:
     >>> schedule_end({"temperature": {"t_start": 0, "t_end": 3, "initial_val": 1.0, "target_val": 0.1}})
     4
     """
-    return math.floor(arguments["temperature"]["t_end"]) + 1
+    last: float = arguments["temperature"]["t_end"]
+    return math.floor(last) + 1
 
 
 def _mixture(state: State) -> tuple[list[QParams], NDArray[Any], float]:
