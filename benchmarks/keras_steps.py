@@ -55,7 +55,7 @@ def main() -> None:
             rows.append([name, f"{method} W{bits}A8", *(cell for pair in cells for cell in pair)])
     header = ["model", "quantization", "graph / float", "target", "XLA / float", "target"]
     text = f"{conditions()}; medians of {options.rounds} rounds.\n\n"
-    report(f"{PART} steps", text + table(header, rows), write=options.write)
+    report("keras_steps", PART, text + table(header, rows), write=options.write)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ from torch.profiler import ProfilerActivity, profile
 from trainable_torch import native
 
 T = TypeVar("T")
+PART = f"PyTorch {'.'.join(torch.__version__.split('.')[:2])}"
+"""The heading of what is measured in this environment."""
 
 
 def arguments(description: str, rounds: int, peers: Collection[str] = ()) -> argparse.Namespace:

@@ -44,8 +44,8 @@ from trainable_core.errors import (
     UnsupportedConfigError,
 )
 from trainable_core.recipe.document import QuantizationRecipe
-from trainable_core.recipe.plan import LayerInfo, WeightInfo
-from trainable_core.registry.registry import get_backend, register
+from trainable_core.recipe.layers import LayerInfo, WeightInfo
+from trainable_core.registry.process import get_backend, register
 from trainable_core.schedule import LinearAnnealingScheduler
 
 NAN, INF = math.nan, math.inf

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainable_core.calibration import CalibrationMethod, Observer, calibrate_activation, calibrate_weights
+from trainable_core.calibration import Observer, calibrate_activation, calibrate_weights
 from trainable_core.config import TrainableQuantizerActivationConfig, TrainableQuantizerWeightsConfig
 from trainable_core.constants import MIN_THRESHOLD, RANGE_MAX, RANGE_MIN, SIGNED, THRESHOLD
-from trainable_core.enums import QuantizationMethod
+from trainable_core.enums import CalibrationMethod, QuantizationMethod
 from trainable_core.errors import CalibrationError, InvalidArgumentError, TrainableError, UnsupportedConfigError
-from trainable_core.qparams import SMALLEST_THRESHOLD, deployed_params, from_params
+from trainable_core.qparams import SMALLEST_THRESHOLD, from_params, inferable_params
 from trainable_core.reference import affine
 
 METHODS = list(CalibrationMethod)
@@ -317,7 +317,7 @@ class TestLaws:
             for params in (activation([value] * 5, method, grid, n_bits), weights([value] * 5, method, grid, n_bits)):
                 qparams = from_params(grid, n_bits, params.get(SIGNED, True), params)
                 quantized = float(affine.fake_quantize(np.float32(value), qparams))
-                numbers = deployed_params(qparams, grid)
+                numbers = inferable_params(qparams, grid)
                 assert all(np.isfinite(number) for number in numbers.values())
                 # zero is on the grid, so the nearest grid point is no further away
                 assert abs(quantized - np.float32(value)) <= abs(np.float32(value))

@@ -35,7 +35,7 @@ from trainable_core.conformance.template import backends_with_template, write_pl
 from trainable_core.enums import QuantizationMethod, QuantizationTarget, TieRule
 from trainable_core.errors import DocumentError, InvalidArgumentError, UnknownBackendError, UnsupportedConfigError
 from trainable_core.hookspecs import Backend, hookimpl
-from trainable_core.registry import registry
+from trainable_core.registry import process as registry
 from trainable_core.registry.rows import QuantizerRow
 
 SUBJECTS = subjects_of(NumpySte, ADAPTER)
@@ -251,7 +251,7 @@ def test_a_counterexample_can_be_replayed(numpy_backend):
 
 def test_the_last_line_of_a_counterexample_tries_it_again(numpy_backend):
     last = str(broken(HalfUp, "tie_rule").counterexample).splitlines()[-1]
-    call = last.removeprefix("again").strip()
+    call = last.removeprefix("repeat").strip()
     with pytest.raises(Violation, match="ties"):
         exec(call, {"replay": replay})  # noqa: S102 - our own text
 

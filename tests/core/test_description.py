@@ -20,7 +20,8 @@ from tests.core.home_backend import (
 from trainable_core.backend.description import Description, DescriptionRow, describe_quantizer, set_described_params
 from trainable_core.constants import RANGE_MAX, RANGE_MIN, SIGNED, THRESHOLD
 from trainable_core.errors import DocumentError, DocumentVersionError
-from trainable_core.recipe.plan import LayerInfo, QuantizerPlan, WeightInfo
+from trainable_core.recipe.layers import LayerInfo, WeightInfo
+from trainable_core.recipe.plan import QuantizerPlan
 
 FC = LayerInfo("fc", "linear", {"weight": WeightInfo((2, 3), 0)})
 PER_CHANNEL = {"weights_channels_axis": 0, "weights_per_channel_threshold": True}

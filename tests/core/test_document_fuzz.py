@@ -15,18 +15,13 @@ from trainable_core.config import (
     TrainableQuantizerCandidateConfig,
     TrainableQuantizerWeightsConfig,
 )
-from trainable_core.documents.model import (
-    plan_document,
-    plan_from_document,
-    read_arrays,
-    state_document,
-    state_from_document,
-    write_arrays,
-)
-from trainable_core.documents.quantizer import read_document
+from trainable_core.documents.files import read_arrays, write_arrays
+from trainable_core.documents.plan import plan_document, plan_from_document, state_document, state_from_document
 from trainable_core.errors import DocumentError, TrainableError
+from trainable_core.quantizer import read_document
 from trainable_core.recipe.document import QuantizationRecipe
-from trainable_core.recipe.plan import LayerInfo, WeightInfo, WrappedState
+from trainable_core.recipe.layers import LayerInfo, WeightInfo
+from trainable_core.recipe.state import WrappedState
 from trainable_core.schedule import LinearAnnealingScheduler
 
 LAYERS = [

@@ -10,7 +10,7 @@ import pytest
 from trainable_core import errors
 from trainable_core.enums import QuantizationMethod, QuantizationTarget
 from trainable_core.errors import TrainableError, nearest
-from trainable_core.registry.key import Key
+from trainable_core.key import Key
 
 KEY = Key("torch", QuantizationTarget.Weights, "LSQ", QuantizationMethod.SYMMETRIC)
 OTHER = Key("torch", QuantizationTarget.Weights, "LSQQ", QuantizationMethod.UNIFORM)

@@ -5,7 +5,7 @@ import pytest
 
 from tests.core.toy_keras import Chain, Dense, ToyPlugin, framework, layers_within
 from trainable_core.errors import CalibrationError, QuantizerStateError
-from trainable_core.registry.registry import default_registry, register
+from trainable_core.registry.process import default_registry, register
 from trainable_keras.calibration import calibrate_layers, observe_batches, observing
 from trainable_keras.parts import KerasHolder, KerasWrapper
 

@@ -5,7 +5,7 @@ import pytest
 from tests.core.numpy_backend import Variable
 from tests.core.toy_keras import LAYERS, Add, Dense, EinsumDense, Foreign, Layer
 from trainable_core.errors import InvalidArgumentError, ModelError, ShapeMismatchError
-from trainable_core.recipe.plan import LayerKind, WeightInfo
+from trainable_core.recipe.layers import LayerKind, WeightInfo
 from trainable_keras.layers import KINDS, LayerTypes, find_weight, layer_info, weight_path
 
 

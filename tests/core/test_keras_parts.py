@@ -20,8 +20,10 @@ from tests.core.toy_keras import (
 from trainable_core.calibration import Observer
 from trainable_core.errors import CalibrationError, InvalidArgumentError, ModelError
 from trainable_core.recipe.document import QuantizationRecipe
-from trainable_core.recipe.plan import LayerInfo, LayerPlan, QuantizerPlan, WeightInfo, WrappedState
-from trainable_core.registry.registry import default_registry, register
+from trainable_core.recipe.layers import LayerInfo, WeightInfo
+from trainable_core.recipe.plan import LayerPlan, QuantizerPlan
+from trainable_core.recipe.state import WrappedState
+from trainable_core.registry.process import default_registry, register
 from trainable_keras.parts import deployed_among, describe_parts, parts_among
 
 WEIGHTS = weights_config({"threshold": 2.0}, n_bits=2)  # codes -2..1, step 1

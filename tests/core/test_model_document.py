@@ -12,19 +12,12 @@ import numpy as np
 import pydantic
 import pytest
 
-from trainable_core.documents.model import (
-    HEADER,
-    plan_document,
-    plan_from_document,
-    read_arrays,
-    state_document,
-    state_from_document,
-    write_arrays,
-    write_atomically,
-)
+from trainable_core.documents.files import HEADER, read_arrays, write_arrays, write_atomically
+from trainable_core.documents.plan import plan_document, plan_from_document, state_document, state_from_document
 from trainable_core.errors import DocumentError, DocumentVersionError, InvalidArgumentError
 from trainable_core.recipe.document import QuantizationRecipe
-from trainable_core.recipe.plan import LayerInfo, WeightInfo, WrappedState
+from trainable_core.recipe.layers import LayerInfo, WeightInfo
+from trainable_core.recipe.state import WrappedState
 
 RECIPE = {
     "weights": {"method": "SYMMETRIC", "n_bits": 4, "training_method": "LSQ"},

@@ -16,6 +16,7 @@ from tests.core.home_backend import (
     weights_quantizer,
 )
 from trainable_core import hookimpl
+from trainable_core.backend.building import build_quantizer, require_calibrated, require_quantizer
 from trainable_core.enums import QuantizationMethod, QuantizationTarget, TieRule
 from trainable_core.errors import (
     InvalidArgumentError,
@@ -28,21 +29,10 @@ from trainable_core.errors import (
 from trainable_core.hookspecs import Backend
 from trainable_core.quantizer import BaseTrainableQuantizer
 from trainable_core.recipe.document import QuantizationRecipe
-from trainable_core.recipe.plan import (
-    INTEGER_INPUT_OPS,
-    OPS,
-    LayerInfo,
-    LayerKind,
-    QuantizerPlan,
-    WeightInfo,
-    WrappedState,
-    build_quantizer,
-    check_target,
-    declared_kind,
-    require_calibrated,
-    require_quantizer,
-)
-from trainable_core.registry.registry import default_registry, register
+from trainable_core.recipe.layers import INTEGER_INPUT_OPS, OPS, LayerInfo, LayerKind, WeightInfo, declared_kind
+from trainable_core.recipe.plan import QuantizerPlan, check_target
+from trainable_core.recipe.state import WrappedState
+from trainable_core.registry.process import default_registry, register
 
 
 class HomePlugin:

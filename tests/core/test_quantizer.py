@@ -32,8 +32,9 @@ from trainable_core.errors import (
     ShapeMismatchError,
     UnsupportedConfigError,
 )
+from trainable_core.key import Key, identifier_text
 from trainable_core.quantizer import BaseTrainableQuantizer
-from trainable_core.registry.key import Key, identifier_text, keys_of
+from trainable_core.registry.marks import keys_of
 
 SOURCES = Path(trainable_core.__file__).parents[1]
 
@@ -312,7 +313,7 @@ def test_further_arguments_with_defaults_are_allowed() -> None:
 
 MARKED_BY_MCTQ = """
 from mct_quantizers import QuantizationMethod, QuantizationTarget, mark_quantizer
-from trainable_core.registry.key import keys_of
+from trainable_core.registry.marks import keys_of
 from trainable_core.quantizer import BaseTrainableQuantizer
 
 @mark_quantizer(

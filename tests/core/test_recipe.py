@@ -18,12 +18,12 @@ from pydantic import ValidationError
 
 from tests.core.json_schema import JsonSchema
 from trainable_core import cli
-from trainable_core.calibration import CalibrationMethod
 from trainable_core.constants import MIN_THRESHOLD, SIGNED
-from trainable_core.enums import QuantizationMethod, QuantizationTarget, TrainingMethod
+from trainable_core.enums import CalibrationMethod, QuantizationMethod, QuantizationTarget, TrainingMethod
 from trainable_core.errors import DocumentError, RuleError, UnsupportedConfigError
 from trainable_core.recipe.document import QuantizationRecipe
-from trainable_core.recipe.plan import OPS, LayerInfo, LayerPlan, WeightInfo
+from trainable_core.recipe.layers import OPS, LayerInfo, WeightInfo
+from trainable_core.recipe.plan import LayerPlan
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples" / "recipes").glob("*.yaml"))
 

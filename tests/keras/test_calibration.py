@@ -28,8 +28,9 @@ from tests.keras.models import (
     vectors,
     weights_only,
 )
-from trainable_core.calibration import CalibrationMethod, Observer, calibrate_activation, calibrate_weights
+from trainable_core.calibration import Observer, calibrate_activation, calibrate_weights
 from trainable_core.constants import SIGNED
+from trainable_core.enums import CalibrationMethod
 from trainable_core.errors import CalibrationError, QuantizerStateError
 from trainable_keras import calibrate, describe, finalize, wrap
 from trainable_keras.keras3.engine import to_numpy

@@ -13,7 +13,7 @@ from mct_quantizers import QuantizationMethod, QuantizationTarget, mark_quantize
 from trainable_core.cli import main
 from trainable_core.conformance import LAWS, check_quantizer, conformance_checks, replay
 from trainable_core.conformance.template import write_plugin
-from trainable_core.registry import registry
+from trainable_core.registry import process as registry
 from trainable_keras.keras3.conformance import ADAPTER
 from trainable_keras.keras3.engine import reciprocal
 from trainable_keras.keras3.quantizers import DqaWeightsQuantizer, LsqWeightsQuantizer, SteWeightsQuantizer

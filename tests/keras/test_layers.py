@@ -11,7 +11,7 @@ import pytest
 from keras import layers as kl
 
 from tests.keras.models import call, ready, recipe, same, vectors, weights_only
-from trainable_core.recipe.plan import OPS
+from trainable_core.recipe.layers import OPS
 from trainable_keras import describe, finalize, register_layer, wrap
 from trainable_keras.keras3 import layers
 from trainable_keras.keras3.layers import find_weight, kind_of, layer_info

@@ -32,7 +32,7 @@ from tests.keras.models import (
     vectors,
     weights_only,
 )
-from trainable_core.documents.model import HEADER
+from trainable_core.documents.files import HEADER
 from trainable_core.errors import DocumentError, DocumentVersionError, ModelError
 from trainable_keras import calibrate, describe, finalize, freeze_quant_params, load, save, wrap
 from trainable_keras.keras3.training import quantizers_of

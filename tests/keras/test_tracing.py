@@ -10,7 +10,7 @@ from keras import layers as kl
 from keras import ops
 
 from tests.keras.models import functional, network, subclassed
-from trainable_core.recipe.plan import OPS
+from trainable_core.recipe.layers import OPS
 from trainable_keras.keras3.tracing import direct_layers, function_op, graph_of, is_graph, layers_within, op_of
 from trainable_keras.layers import FUNCTIONS
 

@@ -14,7 +14,7 @@ from trainable_core.cli import main
 from trainable_core.conformance import ConformanceError, check_quantizer, conformance_checks, replay, subjects
 from trainable_core.conformance.template import write_plugin
 from trainable_core.errors import InvalidArgumentError
-from trainable_core.registry import registry
+from trainable_core.registry import process as registry
 from trainable_torch.quantizers import SteWeightsQuantizer
 
 ROOT = Path(__file__).parents[2]

@@ -11,7 +11,7 @@ from torch.nn.utils import parametrizations, parametrize
 
 from tests.torch.models import quantizer_at, ready, recipe, spec, vectors, weights_only
 from trainable_core.errors import InvalidArgumentError, ModelError
-from trainable_core.recipe.plan import OPS
+from trainable_core.recipe.layers import OPS
 from trainable_torch import calibrate, describe, finalize, layers, register_layer, wrap
 from trainable_torch.layers import FUNCTIONS, kind_of
 

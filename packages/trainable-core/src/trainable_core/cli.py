@@ -16,7 +16,9 @@ from typing import Any
 from trainable_core import __version__
 from trainable_core.conformance import commands
 from trainable_core.errors import INSTALL, DocumentError, TrainableError
-from trainable_core.registry.registry import QuantizerRow, Registry, default_registry
+from trainable_core.registry.process import default_registry
+from trainable_core.registry.registry import Registry
+from trainable_core.registry.rows import QuantizerRow
 
 OK, FAILED, ERROR = 0, 1, 2
 """Exit codes: all well; ``doctor`` found something broken; the command could not be carried out."""
@@ -99,14 +101,14 @@ def _schema_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _schema(arguments: argparse.Namespace) -> int:
-    from trainable_core import config  # noqa: PLC0415 - no other command needs the recipe
-    from trainable_core.recipe import document as recipe  # noqa: PLC0415 - no other command needs the recipe
+    from trainable_core import config  # noqa: PLC0415 - no other command needs the configs
+    from trainable_core.recipe.document import QuantizationRecipe  # noqa: PLC0415 - nor the recipe
 
     documents = (
         config.TrainableQuantizerWeightsConfig,
         config.TrainableQuantizerActivationConfig,
         config.TrainableQuantizerCandidateConfig,
-        recipe.QuantizationRecipe,
+        QuantizationRecipe,
     )
     schemas = {document.__name__: document.model_json_schema() for document in documents}
     if arguments.output is None:

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from trainable_core.registry.key import Key
+    from trainable_core.key import Key
 
 
 INSTALL: Final = {

@@ -38,6 +38,8 @@ class Backend:
         Where its deployed kernels send a value half way between two codes.
     verbs : str
         Import path of the module with ``wrap``, ``calibrate``, ``finalize`` …, e.g. ``"trainable_torch"``.
+    conformance : str, optional
+        Import path of the module with the adapter for the conformance kit; by default ``<verbs>.conformance``.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Backend:
     framework: tuple[str, ...]
     tie_rule: TieRule
     verbs: str
+    conformance: str = ""
 
     def __post_init__(self) -> None:
         if isinstance(self.framework, str):  # a str is a sequence too: of letters

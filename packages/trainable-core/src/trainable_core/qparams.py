@@ -126,7 +126,7 @@ def power_of_two_ceil(threshold: ArrayLike) -> Float32:
     return ((bits + np.int32(0x007FFFFF)) & np.int32(0x7F800000)).view(np.float32)
 
 
-def snap_scale(scale: ArrayLike, n_bits: int) -> Float32:
+def shorten_scale(scale: ArrayLike, n_bits: int) -> Float32:
     """Return scales rounded up to ``24 - n_bits`` significant bits, so that ``code * scale`` is exact in float32."""
     mask = np.int32(2**n_bits - 1)
     bits = np.asarray(scale, np.float32).view(np.int32)
@@ -175,7 +175,7 @@ def from_variables(
     if method is QuantizationMethod.UNIFORM:
         low, high = _hold_zero(variables[RANGE_MIN], variables[RANGE_MAX])
         width = bound_threshold(high - low, min_threshold)
-        scale = snap_scale(width / np.float32(quant_max), n_bits)
+        scale = shorten_scale(width / np.float32(quant_max), n_bits)
         zero_point = np.clip(np.rint(-low / scale), 0, quant_max).astype(np.int32)
     else:
         threshold = bound_threshold(variables[THRESHOLD], min_threshold)
@@ -323,7 +323,7 @@ def from_params(
     )
 
 
-def deployed_params(qparams: QParams, method: QuantizationMethod) -> dict[str, Any]:
+def inferable_params(qparams: QParams, method: QuantizationMethod) -> dict[str, Any]:
     """Return the params an inferable quantizer is built from: exactly the grid's threshold, or its nudged range.
 
     Every number is a float32 held in a Python float; plain numbers per tensor, lists per channel.

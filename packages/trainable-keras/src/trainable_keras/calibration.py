@@ -14,7 +14,7 @@ from trainable_core.calibration.batches import feed, waiting_quantizers
 from trainable_core.calibration.quantizers import Params, activation_params, set_all, weights_params
 from trainable_core.errors import QuantizerStateError
 from trainable_core.quantizer import BaseTrainableQuantizer
-from trainable_core.recipe.plan import WrappedState
+from trainable_core.recipe.state import WrappedState
 from trainable_keras.parts import KerasHolder, KerasWrapper
 
 Observers = Mapping[int, Observer]

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 
 from trainable_core.backend import folding
-from trainable_core.recipe.plan import LayerKind
+from trainable_core.recipe.layers import LayerKind
 from trainable_keras.graph import Call, Graph
 from trainable_keras.layers import KINDS
 

@@ -12,8 +12,8 @@ from dataclasses import replace
 from typing import Any
 
 from trainable_core.errors import InvalidArgumentError, ModelError, UnsupportedConfigError
-from trainable_core.recipe import plan
-from trainable_core.recipe.plan import LayerInfo, LayerKind, declared_kind
+from trainable_core.recipe import layers
+from trainable_core.recipe.layers import LayerInfo, LayerKind, declared_kind
 
 LIST = "[]"
 """Mark of an input that is a list of tensors, such as that of Add."""
@@ -234,4 +234,4 @@ def layer_info(name: str, layer: Any, kind: LayerKind, find: Callable[[Any, str]
         weight = find(layer, attribute)
         return None if weight is None else tuple(weight.shape)
 
-    return plan.layer_info(name, layer, kind, shape_of)
+    return layers.layer_info(name, layer, kind, shape_of)

@@ -8,14 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
+from trainable_core.backend.building import require_quantizer
 from trainable_core.backend.description import Description, DescriptionRow, describe_quantizer
 from trainable_core.calibration import Observer
-from trainable_core.documents.model import plan_document, plan_from_document
-from trainable_core.documents.saved_quantizer import quantizer_document, quantizer_from_document
+from trainable_core.documents.plan import plan_document, plan_from_document
+from trainable_core.documents.quantizer import quantizer_document, quantizer_from_document
 from trainable_core.enums import QuantizationMethod, QuantizationTarget
 from trainable_core.errors import CalibrationError, InvalidArgumentError, ModelError
 from trainable_core.quantizer import BaseTrainableQuantizer
-from trainable_core.recipe.plan import LayerPlan, WrappedState, require_quantizer
+from trainable_core.recipe.plan import LayerPlan
+from trainable_core.recipe.state import WrappedState
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -10,11 +10,14 @@ from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Any, Generic, TypeVar
 
-from trainable_core.documents.model import state_document, state_from_document
+from trainable_core.backend.building import build_quantizer
+from trainable_core.documents.plan import state_document, state_from_document
 from trainable_core.errors import ModelError, QuantizerStateError
 from trainable_core.quantizer import BaseTrainableQuantizer
 from trainable_core.recipe.document import QuantizationRecipe
-from trainable_core.recipe.plan import LayerInfo, LayerKind, LayerPlan, QuantizerPlan, WrappedState, build_quantizer
+from trainable_core.recipe.layers import LayerInfo, LayerKind
+from trainable_core.recipe.plan import LayerPlan, QuantizerPlan
+from trainable_core.recipe.state import WrappedState
 from trainable_keras.copying import ModelCopier, join
 from trainable_keras.folding import Folding
 from trainable_keras.graph import Graph

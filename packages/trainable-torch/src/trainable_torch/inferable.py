@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from trainable_core.backend.inferable import by_grid, target_and_method
 from trainable_core.constants import RANGE_MAX, RANGE_MIN, SIGNED, THRESHOLD
 from trainable_core.enums import QuantizationMethod, QuantizationTarget
-from trainable_core.qparams import QParams, deployed_params
+from trainable_core.qparams import QParams, inferable_params
 from trainable_core.validation import MAX_THRESHOLD
 from trainable_torch import ops
 
@@ -95,7 +95,7 @@ class _Mended(nn.Module):
     @property
     def params(self) -> dict[str, Any]:
         """Threshold or nudged range, as in the configs."""
-        return deployed_params(self.qparams, target_and_method(type(self))[1])
+        return inferable_params(self.qparams, target_and_method(type(self))[1])
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)

@@ -12,8 +12,8 @@ from torch.nn import functional as F  # noqa: N812 - the name everyone reads
 from torch.nn.utils import parametrize
 
 from trainable_core.errors import InvalidArgumentError, ModelError
-from trainable_core.recipe import plan
-from trainable_core.recipe.plan import LayerInfo, LayerKind, declared_kind
+from trainable_core.recipe import layers
+from trainable_core.recipe.layers import LayerInfo, LayerKind, declared_kind
 
 
 def _kind(
@@ -170,7 +170,7 @@ def layer_info(name: str, module: nn.Module, kind: LayerKind) -> LayerInfo:
             )
         return tuple(weight.shape) if isinstance(weight, Tensor) else None
 
-    return plan.layer_info(name, module, kind, shape_of)
+    return layers.layer_info(name, module, kind, shape_of)
 
 
 def leave_fused_paths(model: nn.Module) -> None:

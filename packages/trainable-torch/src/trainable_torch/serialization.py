@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
-from trainable_core.documents.model import as_path, write_atomically
+from trainable_core.documents.files import as_path, write_atomically
 from trainable_core.errors import DocumentError, DocumentVersionError, ModelError, TrainableError
 from trainable_core.recipe.document import QuantizationRecipe
 from trainable_torch.finalized import finalize

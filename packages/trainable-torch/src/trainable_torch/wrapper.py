@@ -10,9 +10,9 @@ from mct_quantizers import PytorchQuantizationWrapper
 from mct_quantizers.common.constants import POSITIONAL_WEIGHT, QUANTIZED_POSITIONAL_WEIGHT
 from torch import Tensor, nn
 
+from trainable_core.backend.building import require_quantizer
 from trainable_core.enums import QuantizationTarget
 from trainable_core.errors import InvalidArgumentError
-from trainable_core.recipe.plan import require_quantizer
 from trainable_torch import cache, fused_layer
 from trainable_torch.holder import ActivationQuantizationHolder
 from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer

@@ -11,9 +11,12 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from trainable_core.backend.building import build_quantizer
 from trainable_core.errors import ModelError, QuantizerStateError
 from trainable_core.recipe.document import QuantizationRecipe
-from trainable_core.recipe.plan import LayerInfo, LayerKind, LayerPlan, QuantizerPlan, WrappedState, build_quantizer
+from trainable_core.recipe.layers import LayerInfo, LayerKind
+from trainable_core.recipe.plan import LayerPlan, QuantizerPlan
+from trainable_core.recipe.state import WrappedState
 from trainable_torch.folding import fold_batch_norm
 from trainable_torch.holder import ActivationQuantizationHolder
 from trainable_torch.layers import kind_of, layer_info, leave_fused_paths

@@ -13,7 +13,8 @@ from trainable_core.constants import SIGNED
 from trainable_core.enums import QuantizationTarget
 from trainable_core.errors import DocumentError, DocumentVersionError
 from trainable_core.quantizer import BaseTrainableQuantizer
-from trainable_core.recipe.plan import LayerInfo, QuantizerPlan
+from trainable_core.recipe.layers import LayerInfo
+from trainable_core.recipe.plan import QuantizerPlan
 
 SCHEMA_VERSION = 1
 

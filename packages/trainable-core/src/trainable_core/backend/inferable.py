@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from trainable_core.constants import RANGE_MAX, RANGE_MIN, SIGNED, THRESHOLD
 from trainable_core.enums import QuantizationMethod, QuantizationTarget
-from trainable_core.qparams import QParams, deployed_params, from_params
+from trainable_core.qparams import QParams, from_params, inferable_params
 
 _NAMES = {THRESHOLD: "threshold", RANGE_MIN: "min_range", RANGE_MAX: "max_range"}
 
@@ -32,7 +32,7 @@ def mctq_arguments(
     target, method
         Which class.
     """
-    params = deployed_params(qparams, method)
+    params = inferable_params(qparams, method)
     signed = params.pop(SIGNED, None)
     arguments: dict[str, Any] = {"num_bits": n_bits}
     arguments |= {_NAMES[key]: value if isinstance(value, list) else [value] for key, value in params.items()}
@@ -136,7 +136,7 @@ class KerasDeployed:
     @property
     def params(self) -> dict[str, Any]:
         """Threshold or nudged range, as in the configs."""
-        return deployed_params(self.qparams, self.method())
+        return inferable_params(self.qparams, self.method())
 
     def mctq_arguments(self) -> dict[str, Any]:
         """Return the arguments that build mctq's stock quantizer."""

@@ -10,14 +10,13 @@ from numbers import Real
 import numpy as np
 from numpy.typing import ArrayLike
 
-from trainable_core.calibration.method import CalibrationMethod
 from trainable_core.calibration.objective import kl_objective, observed_power_objective, power_objective
 from trainable_core.calibration.observer import Float32, Float64, Observer, finite_float32
 from trainable_core.calibration.percentile import exact_percentile, observed_percentile
 from trainable_core.calibration.search import GridKind, search
 from trainable_core.config import member
 from trainable_core.constants import MIN_THRESHOLD, RANGE_MAX, RANGE_MIN, SIGNED, THRESHOLD
-from trainable_core.enums import LUT_METHODS, QuantizationMethod
+from trainable_core.enums import LUT_METHODS, CalibrationMethod, QuantizationMethod
 from trainable_core.errors import CalibrationError, InvalidArgumentError, UnsupportedConfigError
 from trainable_core.validation import MAX_THRESHOLD
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from trainable_core.enums import TieRule
 from trainable_core.errors import UnsupportedConfigError
-from trainable_core.registry.registry import get_backend
+from trainable_core.registry.process import get_backend
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Run:
 
 
 class Adapter(Protocol):
-    """What a backend implements for the kit, as the instance ``ADAPTER`` in its module ``<verbs>.conformance``."""
+    """What a backend implements for the kit: ``ADAPTER`` in the module that `Backend.conformance` names."""
 
     backend: str
     """Name of the backend."""
@@ -105,7 +105,8 @@ def adapter_of(backend: str) -> Adapter:
     UnsupportedConfigError
         When the backend has no adapter.
     """
-    name = f"{get_backend(backend).verbs}.conformance"
+    described = get_backend(backend)
+    name = described.conformance or f"{described.verbs}.conformance"
     try:
         adapter: Adapter = import_module(name).ADAPTER
     except (ModuleNotFoundError, AttributeError) as error:

@@ -14,10 +14,10 @@ from numpy.typing import ArrayLike, NDArray
 from trainable_core import qparams
 from trainable_core.config import TrainableQuantizerActivationConfig, TrainableQuantizerWeightsConfig
 from trainable_core.conformance.adapter import Adapter, Run
+from trainable_core.key import Key
 from trainable_core.qparams import Float32, QParams
 from trainable_core.reference.method import Method, declaration_of
 from trainable_core.reference.oracle import State
-from trainable_core.registry.key import Key
 
 Config = TrainableQuantizerWeightsConfig | TrainableQuantizerActivationConfig
 _CONFIGS: dict[str, type[Config]] = {

@@ -12,7 +12,7 @@ from pathlib import Path
 from trainable_core.conformance.matrix import COLUMNS, METHOD_COLUMNS, markdown, matrix_rows, method_rows
 from trainable_core.conformance.template import backends_with_template, write_plugin
 from trainable_core.errors import INSTALL, DocumentError, InvalidArgumentError, UnsupportedConfigError
-from trainable_core.registry.registry import default_registry
+from trainable_core.registry.process import default_registry
 
 PrintTable = Callable[[str, Sequence[str], Sequence[Sequence[str]]], None]
 LAW_COLUMNS = ("law", "what holds", "reason")

@@ -16,7 +16,7 @@ from trainable_core import __version__
 from trainable_core.conformance.case import Counterexample, Subject
 from trainable_core.conformance.law import Law
 from trainable_core.conformance.suite import Verdict, try_law
-from trainable_core.registry.registry import get_backend
+from trainable_core.registry.process import get_backend
 
 SCHEMA_VERSION = 1
 Row = tuple[str, ...]

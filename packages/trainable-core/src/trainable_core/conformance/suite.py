@@ -19,8 +19,8 @@ from trainable_core.conformance.case import Case, Counterexample, Subject, Viola
 from trainable_core.conformance.law import LAWS, Law, named_laws
 from trainable_core.enums import LUT_METHODS
 from trainable_core.errors import InvalidArgumentError, UnsupportedConfigError, nearest
-from trainable_core.registry.key import keys_of
-from trainable_core.registry.registry import default_registry
+from trainable_core.registry.marks import keys_of
+from trainable_core.registry.process import default_registry
 from trainable_core.registry.rows import QuantizerRow
 
 F = TypeVar("F", bound=Callable[..., Any])

@@ -217,6 +217,17 @@ def checked_bit_cost_weight(bit_cost_weight: Any, subject: str) -> float:
     return float(bit_cost_weight)
 
 
+def selecting_logits(widths: Sequence[int], width: int) -> Float32:
+    """Return logits of which that of `width` is the largest.
+
+    Examples
+    --------
+    >>> selecting_logits((2, 4, 8), 4)
+    array([0., 1., 0.], dtype=float32)
+    """
+    return np.asarray([float(each == width) for each in widths], np.float32)
+
+
 # ---- declaration ----------------------------------------------------------------------------------------------------
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from trainable_core.recipe.plan import require_calibrated
+from trainable_core.backend.building import require_calibrated
 from trainable_keras.keras2.copying import Copier
 from trainable_keras.keras2.wrapping import note, parts_of, state_of, trainable_quantizers
 
@@ -31,7 +31,7 @@ def finalize(qmodel: Any) -> Any:
         When a quantizer has no numbers yet; names the layers.
     """
     state = state_of(qmodel)
-    require_calibrated(trainable_quantizers(qmodel), type(qmodel).__name__, "trainable_keras.keras2")
+    require_calibrated(trainable_quantizers(qmodel), type(qmodel).__name__, "trainable_keras")
     deployed = Copier(lambda layer, name: None).copy(qmodel)  # noqa: ARG005 - nothing is replaced
     for part in parts_of(deployed):
         part.convert_to_inferable_quantizers()

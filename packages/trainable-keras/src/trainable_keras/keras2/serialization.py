@@ -12,15 +12,15 @@ from typing import Any
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from trainable_core.documents import model_file
-from trainable_core.documents.model import as_path, read_arrays, write_arrays
+from trainable_core.documents import model as documents
+from trainable_core.documents.files import as_path, read_arrays, write_arrays
 from trainable_keras.keras2.engine import short_name, to_numpy
 from trainable_keras.keras2.finalized import finalize
 from trainable_keras.keras2.training import quantizers_of
 from trainable_keras.keras2.wrapping import check_keras, parts_of, state_of, trainable_quantizers, wrap
 from trainable_keras.parts import deployed_among
 
-FORMAT = "trainable-tfkeras"
+FORMAT = "trainable-keras2"
 
 
 def save(qmodel: Any, path: str | PathLike[str]) -> None:
@@ -47,8 +47,8 @@ def save(qmodel: Any, path: str | PathLike[str]) -> None:
     optimizer's variables are Keras's business: ``.keras`` has them.
     """
     deployed = deployed_among(parts_of(qmodel))
-    header = model_file.header_of(FORMAT, state_of(qmodel), quantizers_of(qmodel), deployed)
-    arrays = {name: model_file.storable(to_numpy(variable)) for name, variable in _variables(qmodel).items()}
+    header = documents.header_of(FORMAT, state_of(qmodel), quantizers_of(qmodel), deployed)
+    arrays = {name: documents.storable(to_numpy(variable)) for name, variable in _variables(qmodel).items()}
     write_arrays(as_path(path), header, arrays)
 
 
@@ -76,18 +76,18 @@ def load(path: str | PathLike[str], model: Any) -> Any:
     ModelError
         When `model` is no Keras 2 model.
     """
-    header, arrays = read_arrays(as_path(path), FORMAT, model_file.SCHEMA_VERSION, model_file.KINDS)
+    header, arrays = read_arrays(as_path(path), FORMAT, documents.SCHEMA_VERSION, documents.KINDS)
     check_keras(model, "load: the float model")
-    qmodel = wrap(model, model_file.recipe_of(path, header))
+    qmodel = wrap(model, documents.recipe_of(path, header))
     if header["finalized"]:
-        model_file.place_numbers(path, trainable_quantizers(qmodel), header["deployed"])
+        documents.place_numbers(path, trainable_quantizers(qmodel), header["inferable"])
         qmodel = finalize(qmodel)
-    model_file.fill(path, header, arrays, quantizers_of(qmodel), lambda: _variables(qmodel), _assign)
+    documents.fill(path, header, arrays, quantizers_of(qmodel), lambda: _variables(qmodel), _assign)
     return qmodel
 
 
 def _variables(qmodel: Any) -> dict[str, Any]:
-    return model_file.by_place(qmodel.weights, short_name)
+    return documents.by_place(qmodel.weights, short_name)
 
 
 def _assign(variable: Any, value: NDArray[Any]) -> None:

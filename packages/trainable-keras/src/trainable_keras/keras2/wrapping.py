@@ -58,7 +58,7 @@ def _keep(model: Any, name: str, value: Any) -> None:
 
 _FRAMEWORK = Framework(
     backend="tf_keras",
-    package="trainable_keras.keras2",
+    package="trainable_keras",
     layer=keras.layers.Layer,
     quantizer=BaseKerasTrainableQuantizer,
     wrapper=QuantizationWrapper,

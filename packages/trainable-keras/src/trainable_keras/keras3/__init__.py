@@ -1,11 +1,5 @@
-"""Quantization-aware training for Keras 3: the way of the data is wrap, calibrate, train, finalize.
+"""The part of trainable_keras that belongs to Keras 3; its classes load when they are used."""
 
-The verbs are those of every backend; the numbers come from `trainable_core`. Names load when used, so that the plugin's
-entry point costs nothing while another backend is asked for. Where Keras is imported already, the layers are registered
-with it at once, so that ``keras.models.load_model`` finds them.
-"""
-
-import sys
 from typing import TYPE_CHECKING
 
 from trainable_core.lazy import lazy_names
@@ -23,8 +17,6 @@ if TYPE_CHECKING:
     from trainable_keras.keras3.training import advance_schedules, freeze_quant_params, parameter_groups, regularization
     from trainable_keras.keras3.wrapper import QuantizationWrapper
     from trainable_keras.keras3.wrapping import wrap
-
-__version__ = "0.1.0"
 
 __all__ = [
     "ActivationQuantizationHolder",
@@ -62,6 +54,3 @@ __getattr__, __dir__ = lazy_names(
         "wrapping": ["wrap"],
     },
 )
-
-if hasattr(sys.modules.get("keras"), "ops"):  # Keras 2 has none; it is told so by what is used first
-    import trainable_keras.keras3.wrapping  # noqa: F401 - registers wrapper, holder and deployed quantizers with Keras

@@ -22,7 +22,7 @@ if not hasattr(keras, "ops"):
     raise FrameworkError(
         "keras",
         f"keras is Keras {keras.__version__} in this process, and this backend needs Keras 3",
-        "pip install 'keras>=3.10'; or use trainable-tfkeras, which is for Keras 2.",
+        "pip install 'keras>=3.10'; a model of Keras 2 needs no Keras 3: use trainable_keras.wrap, which asks the model.",
     )
 
 from keras import ops

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from trainable_core.recipe.plan import require_calibrated
+from trainable_core.backend.building import require_calibrated
 from trainable_keras.keras3.copying import Copier
 from trainable_keras.keras3.wrapping import note, parts_of, state_of, trainable_quantizers
 

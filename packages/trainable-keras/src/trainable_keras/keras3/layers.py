@@ -8,7 +8,7 @@ from typing import Any
 
 import keras
 
-from trainable_core.recipe.plan import LayerInfo, LayerKind
+from trainable_core.recipe.layers import LayerInfo, LayerKind
 from trainable_keras import layers as keras_layers
 from trainable_keras.layers import LayerTypes
 

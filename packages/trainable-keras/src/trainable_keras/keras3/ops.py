@@ -24,7 +24,7 @@ def _size(x: Tensor) -> Any:
     return math.prod(unknown, start=known) if unknown else known
 
 
-def _steps_of(x: Tensor, scale: Tensor, quant_min: int, quant_max: int, *, centered: bool) -> Tensor:  # noqa: ARG001 - tfkeras's are
+def _steps_of(x: Tensor, scale: Tensor, quant_min: int, quant_max: int, *, centered: bool) -> Tensor:  # noqa: ARG001 - Keras 2 needs them
     return x * reciprocal(scale)
 
 

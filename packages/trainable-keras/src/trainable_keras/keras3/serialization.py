@@ -12,8 +12,8 @@ from typing import Any
 import keras
 from numpy.typing import NDArray
 
-from trainable_core.documents import model_file
-from trainable_core.documents.model import as_path, read_arrays, write_arrays
+from trainable_core.documents import model as documents
+from trainable_core.documents.files import as_path, read_arrays, write_arrays
 from trainable_keras.keras3.engine import to_numpy
 from trainable_keras.keras3.finalized import finalize
 from trainable_keras.keras3.training import quantizers_of
@@ -47,8 +47,8 @@ def save(qmodel: Any, path: str | PathLike[str]) -> None:
     optimizer's variables are Keras's business: ``.keras`` has them.
     """
     deployed = deployed_among(parts_of(qmodel))
-    header = model_file.header_of(FORMAT, state_of(qmodel), quantizers_of(qmodel), deployed)
-    arrays = {name: model_file.storable(to_numpy(variable)) for name, variable in _variables(qmodel).items()}
+    header = documents.header_of(FORMAT, state_of(qmodel), quantizers_of(qmodel), deployed)
+    arrays = {name: documents.storable(to_numpy(variable)) for name, variable in _variables(qmodel).items()}
     write_arrays(as_path(path), header, arrays)
 
 
@@ -76,18 +76,18 @@ def load(path: str | PathLike[str], model: Any) -> Any:
     ModelError
         When `model` is no Keras 3 model.
     """
-    header, arrays = read_arrays(as_path(path), FORMAT, model_file.SCHEMA_VERSION, model_file.KINDS)
+    header, arrays = read_arrays(as_path(path), FORMAT, documents.SCHEMA_VERSION, documents.KINDS)
     check_keras(model, "load: the float model")
-    qmodel = wrap(model, model_file.recipe_of(path, header))
+    qmodel = wrap(model, documents.recipe_of(path, header))
     if header["finalized"]:
-        model_file.place_numbers(path, trainable_quantizers(qmodel), header["deployed"])
+        documents.place_numbers(path, trainable_quantizers(qmodel), header["inferable"])
         qmodel = finalize(qmodel)
-    model_file.fill(path, header, arrays, quantizers_of(qmodel), lambda: _variables(qmodel), _assign)
+    documents.fill(path, header, arrays, quantizers_of(qmodel), lambda: _variables(qmodel), _assign)
     return qmodel
 
 
 def _variables(qmodel: Any) -> dict[str, keras.Variable]:
-    return model_file.by_place(qmodel.variables, lambda variable: variable.name)
+    return documents.by_place(qmodel.variables, lambda variable: variable.name)
 
 
 def _assign(variable: keras.Variable, value: NDArray[Any]) -> None:

@@ -29,8 +29,7 @@ def check_keras(model: Any, what: str) -> None:
         raise ModelError(
             f"{what} is a Keras 2 object ({type(model).__module__}.{type(model).__name__}), and this is Keras "
             f"{keras.__version__}",
-            "pip install trainable-tfkeras and use trainable_keras.keras2; or build the model with keras instead of "
-            "tf_keras, without TF_USE_LEGACY_KERAS in the environment.",
+            "use trainable_keras.wrap, which asks the model; or build the model with keras instead of tf_keras.",
         )
     raise ModelError(f"{what} must be a keras.Model, got {type(model).__module__}.{type(model).__name__}")
 

@@ -64,6 +64,10 @@ class DqaQuantizer(BasePytorchTrainableQuantizer):
         """Width with the largest logit."""
         return self.widths[int(self.logits.detach().argmax())]
 
+    def select_width(self, width: int) -> None:
+        """Give `width` the largest logit."""
+        self.assign(self.get_quantizer_variable("logits"), dqa.selecting_logits(self.widths, width))
+
     def add_variables(self) -> None:
         """Add the attention's logits, all equal, and the schedule's step."""
         self.add_quantizer_variable("logits", torch.zeros(len(self.widths)), VariableGroup.QPARAMS, trained=True)

@@ -19,7 +19,7 @@ from trainable_core.conformance.strategies import Kind
 from trainable_core.enums import QuantizationMethod
 from trainable_core.errors import TrainableError
 
-FRAMEWORKS = ("jax", "keras", "tensorflow", "torch")
+FRAMEWORKS = ("jax", "keras", "tensorflow", "tf_keras", "torch")
 REPORT = """
 import importlib, json, runpy, sys
 for name in {dependencies!r}:

@@ -12,7 +12,7 @@ from trainable_core.conformance.case import Case, Subject, Violation, move, vari
 from trainable_core.conformance.law import law, require, same_bits
 from trainable_core.conformance.strategies import Kind
 from trainable_core.errors import TrainableError
-from trainable_core.registry.registry import get_backend, get_trainable_quantizer_class
+from trainable_core.registry.process import get_backend, get_trainable_quantizer_class
 
 
 def _bare(case: Case) -> Case:

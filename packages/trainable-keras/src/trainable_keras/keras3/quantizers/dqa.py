@@ -69,6 +69,10 @@ class DqaQuantizer(BaseKerasTrainableQuantizer):
         """Width with the largest logit."""
         return self.widths[int(np.argmax(to_numpy(_comparable(read(self.logits)))))]
 
+    def select_width(self, width: int) -> None:
+        """Give `width` the largest logit."""
+        self.assign(self.get_quantizer_variable("logits"), dqa.selecting_logits(self.widths, width))
+
     def add_variables(self) -> None:
         """Add the attention's logits, all equal, and the schedule's step."""
         zeros = np.zeros(len(self.widths), np.float32)
