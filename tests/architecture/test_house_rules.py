@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from trainable_core.reference.method import built_in_methods
+from trainable_core.registry.methods import built_in_methods
 
 ROOT = Path(__file__).parents[2]
 TEXT = {".cfg", ".in", ".json", ".md", ".py", ".rst", ".toml", ".txt", ".yaml", ".yml", ""}

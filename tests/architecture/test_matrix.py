@@ -6,7 +6,7 @@ import pytest
 
 from trainable_core.cli import main
 from trainable_core.conformance.matrix import NOBODY
-from trainable_core.reference.method import built_in_methods
+from trainable_core.registry.methods import built_in_methods
 from trainable_core.registry.process import list_backends
 
 DOCUMENT = Path(__file__).parents[2] / "docs/plugins.md"

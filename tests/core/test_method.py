@@ -16,15 +16,9 @@ from trainable_core.conformance.suite import subjects_of
 from trainable_core.enums import QuantizationMethod, QuantizationTarget, TrainingMethod
 from trainable_core.errors import InvalidArgumentError, QuantizerDefinitionError
 from trainable_core.reference import dqa, lsq, ste
-from trainable_core.reference.method import (
-    Method,
-    Option,
-    built_in_classes,
-    built_in_methods,
-    check_declared,
-    declaration_of,
-)
+from trainable_core.reference.method import Method, Option
 from trainable_core.reference.oracle import State
+from trainable_core.registry.methods import built_in_classes, built_in_methods, check_declared, declaration_of
 
 METHODS = built_in_methods()
 EXACT = 64 * 2.0**-53  # a few dozen float64 operations

@@ -16,8 +16,9 @@ from trainable_core.config import TrainableQuantizerActivationConfig, TrainableQ
 from trainable_core.conformance.adapter import Adapter, Run
 from trainable_core.key import Key
 from trainable_core.qparams import Float32, QParams
-from trainable_core.reference.method import Method, declaration_of
+from trainable_core.reference.method import Method
 from trainable_core.reference.oracle import State
+from trainable_core.registry.methods import declaration_of
 
 Config = TrainableQuantizerWeightsConfig | TrainableQuantizerActivationConfig
 _CONFIGS: dict[str, type[Config]] = {

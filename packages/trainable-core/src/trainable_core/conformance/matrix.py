@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from trainable_core.enums import QuantizationMethod, QuantizationTarget
-from trainable_core.reference.method import Method, built_in_methods
+from trainable_core.reference.method import Method
+from trainable_core.registry.methods import built_in_methods
 from trainable_core.registry.rows import QuantizerRow
 
 GRIDS = tuple(sorted(QuantizationMethod, key=lambda method: method.value))

@@ -1,29 +1,21 @@
 """What a training method declares of itself, once for every framework.
 
-Each module of this package that defines a method ends with its declaration, ``METHOD``. The registry, the conformance
-kit, ``trainable matrix``, ``trainable methods`` and the documentation read it, so a new method is listed nowhere else.
-A class from a plugin says the same by class attributes of the same names, or with a `Method` of its own as
-``declaration``.
+Each module of this package that defines a method ends with its declaration, ``METHOD``, and
+`trainable_core.registry.methods` collects them. The registry, the conformance kit, ``trainable matrix``, ``trainable
+methods`` and the documentation read them, so a new method is listed nowhere else. A class from a plugin says the same by
+class attributes of the same names, or with a `Method` of its own as ``declaration``.
 """
 
 from __future__ import annotations
 
-import functools
-import inspect
-import pkgutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from importlib import import_module
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from trainable_core.enums import QuantizationMethod, QuantizationTarget
-from trainable_core.errors import QuantizerDefinitionError
 from trainable_core.reference.oracle import Oracle
 
 TrainingForward = Literal["deployed", "soft", "random"]
-
-CONFIG_ARGUMENTS = 2
-"""Arguments that every quantizer's constructor begins with: the config, and whether to freeze."""
 
 
 @dataclass(frozen=True)
@@ -104,92 +96,3 @@ class Method:
     def learns(self) -> tuple[str, ...]:
         """What its quantizers learn, in words."""
         return (*(("thresholds", "ranges") if self.learns_grid else ()), *self.own_variables)
-
-
-@functools.cache
-def built_in_methods() -> dict[str, Method]:
-    """Return the built-in methods by name: those of all modules in this package that have a ``METHOD``.
-
-    Examples
-    --------
-    >>> method = built_in_methods()["DQA"]
-    >>> method.own_variables, [option.name for option in method.options]
-    (('logits',), ['temperature', 'bit_cost_weight'])
-    """
-    package = __package__ or __name__.rpartition(".")[0]
-    names = sorted(module.name for module in pkgutil.iter_modules(import_module(package).__path__))
-    modules = [import_module(f"{package}.{name}") for name in names]
-    found: list[Method] = [module.METHOD for module in modules if hasattr(module, "METHOD")]
-    return {method.name: method for method in found}
-
-
-def built_in_classes(package: str) -> list[type[Any]]:
-    """Return a backend's quantizer classes of all built-in methods.
-
-    Parameters
-    ----------
-    package : str
-        Import path of the backend's quantizers; the classes of a method are in its module of the reference's name.
-    """
-    found: list[type[Any]] = []
-    for method in built_in_methods().values():
-        name = f"{package}.{method.module.rpartition('.')[2]}"
-        try:
-            module = import_module(name)
-        except ModuleNotFoundError as error:
-            if error.name != name:
-                raise
-            continue  # the backend does not have this method
-        own = [each for each in vars(module).values() if isinstance(each, type) and each.__module__ == name]
-        found += [cls for cls in own if "identifier" in vars(cls)]
-    return found
-
-
-def declaration_of(cls: type[Any], name: str) -> Method:
-    """Return what a quantizer class that is registered under `name` declares.
-
-    That is its attribute ``declaration``, or the built-in method's of this name, or else what its class attributes say;
-    a subclass of a method's quantizer under another name inherits everything but the oracle.
-    """
-    inherited = getattr(cls, "declaration", None)
-    if inherited is not None and inherited.name == name:
-        return inherited  # type: ignore[no-any-return] # class attributes are untyped here
-    known = built_in_methods().get(name)
-    if known is not None:
-        return known
-    base = Method(name) if inherited is None else replace(inherited, name=name, module="", oracle=None)
-    said = {
-        field: getattr(cls, field)
-        for field in ("learns_grid", "own_variables", "training_forward", "conformance_arguments")
-        if getattr(cls, field, None) is not None
-    }
-    return replace(base, options=options_of(cls), **said)
-
-
-def options_of(cls: type[Any]) -> tuple[Option, ...]:
-    """Return the arguments of a constructor beyond the config and the freeze."""
-    try:
-        parameters = list(inspect.signature(cls).parameters.values())[CONFIG_ARGUMENTS:]
-    except (TypeError, ValueError):  # a class without a signature that Python can tell
-        return ()
-    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    return tuple(Option(each.name, each.default) for each in parameters if each.kind not in variadic)
-
-
-def check_declared(cls: type[Any], declared: Method, target: QuantizationTarget, grids: tuple[Any, ...]) -> None:
-    """Require that a class is marked for nothing, and takes no arguments, but what its ``declaration`` says.
-
-    Raises
-    ------
-    QuantizerDefinitionError
-        When it is marked for another target or grid, or when its constructor's further arguments are not the declared
-        options with their defaults.
-    """
-    if target not in declared.targets:
-        raise QuantizerDefinitionError(cls, f"{declared.name} is not declared for {target}")
-    extra = [str(grid) for grid in grids if grid not in declared.grids]
-    if extra:
-        raise QuantizerDefinitionError(cls, f"{declared.name} is not declared for {', '.join(extra)}")
-    own, wanted = ({each.name: each.default for each in options} for options in (options_of(cls), declared.options))
-    if own != wanted:
-        raise QuantizerDefinitionError(cls, f"its arguments are {own}, {declared.name} declares {wanted}")

@@ -20,8 +20,8 @@ from trainable_core.errors import (
 )
 from trainable_core.hookspecs import Backend
 from trainable_core.key import Key, identifier_text
-from trainable_core.reference.method import built_in_methods
 from trainable_core.registry.marks import named
+from trainable_core.registry.methods import built_in_methods
 from trainable_core.registry.plugins import (
     BROKEN,
     DISABLE_VARIABLE,

@@ -8,8 +8,9 @@ from typing import Any, Literal
 from trainable_core.enums import QuantizationMethod, QuantizationTarget
 from trainable_core.hookspecs import Backend
 from trainable_core.key import Key
-from trainable_core.reference.method import Method, check_declared, declaration_of
+from trainable_core.reference.method import Method
 from trainable_core.registry.marks import keys_of
+from trainable_core.registry.methods import check_declared, declaration_of
 from trainable_core.registry.plugins import Plugin
 
 

@@ -1,6 +1,6 @@
 """The built-in PyTorch quantizers: a base, and one module per training method."""
 
-from trainable_core.reference.method import built_in_classes
+from trainable_core.registry.methods import built_in_classes
 from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer
 from trainable_torch.quantizers.dqa import DqaActivationQuantizer, DqaWeightsQuantizer
 from trainable_torch.quantizers.lsq import LsqActivationQuantizer, LsqWeightsQuantizer

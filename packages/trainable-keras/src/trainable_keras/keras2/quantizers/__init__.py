@@ -1,6 +1,6 @@
 """The built-in Keras 2 quantizers: a base, and one module per training method."""
 
-from trainable_core.reference.method import built_in_classes
+from trainable_core.registry.methods import built_in_classes
 from trainable_keras.keras2.quantizers.base import BaseKerasTrainableQuantizer
 from trainable_keras.keras2.quantizers.dqa import DqaActivationQuantizer, DqaWeightsQuantizer
 from trainable_keras.keras2.quantizers.lsq import LsqActivationQuantizer, LsqWeightsQuantizer
