@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,13 @@ from trainable_core.errors import InvalidArgumentError, QuantizerDefinitionError
 from trainable_core.reference import dqa, lsq, ste
 from trainable_core.reference.method import Method, Option
 from trainable_core.reference.oracle import State
-from trainable_core.registry.methods import built_in_classes, built_in_methods, check_declared, declaration_of
+from trainable_core.registry.methods import (
+    built_in_classes,
+    built_in_methods,
+    check_declared,
+    declaration_of,
+    declaring_classes,
+)
 
 METHODS = built_in_methods()
 EXACT = 64 * 2.0**-53  # a few dozen float64 operations
@@ -158,6 +165,13 @@ def test_classes_are_collected_from_modules_of_the_methods_names(tmp_path, monke
     (package / "dqa.py").write_text("from made_up_backend.ste import First\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     assert [cls.__name__ for cls in built_in_classes("made_up_backend")] == ["First"]
+    lines = (
+        "from trainable_core.reference import lsq\nclass Lsq:\n    declaration = lsq.METHOD\nclass Other(Lsq): pass\n"
+    )
+    (package / "lsq.py").write_text(lines)
+    found = declaring_classes("made_up_backend")
+    assert {name: cls.__name__ for name, cls in found.items()} == {"LSQ": "Lsq"}
+    monkeypatch.delitem(sys.modules, "made_up_backend.lsq")
     (package / "lsq.py").write_text("import a_module_that_is_not_there\n")
     with pytest.raises(ModuleNotFoundError, match="a_module_that_is_not_there"):
         built_in_classes("made_up_backend")
@@ -267,4 +281,5 @@ def test_widths_ascend_and_have_a_default():
 @pytest.mark.parametrize(("t_end", "counted"), [(1, 2), (2.5, 3), (3, 4)])
 def test_deployed_values_begin_with_the_step_after_the_soft_ones(t_end, counted):
     schedule = LinearAnnealingScheduler(0, t_end, 1.0, 0.1)
-    assert dqa.schedule_end({"temperature": schedule.to_dict()}) == counted
+    assert dqa.schedule_end(schedule) == counted
+    assert dqa.METHOD.schedule_end({"temperature": schedule.to_dict()}) == counted

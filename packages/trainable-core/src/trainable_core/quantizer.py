@@ -229,7 +229,7 @@ class BaseTrainableQuantizer:
         return None
 
     def advance(self) -> None:
-        """Count one training step; for methods with a schedule."""
+        """Count one training step, before its values are computed; a method with a schedule overrides it."""
 
     # ---- the seed's interface ---------------------------------------------------------------------------------------
 

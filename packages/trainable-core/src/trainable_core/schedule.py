@@ -1,4 +1,9 @@
-"""Annealing: from a training step to a number."""
+"""Annealing: from a training step to a number.
+
+Steps are numbered from 0. A training step is counted when a forward in training mode begins, before its values are
+computed: with k steps counted, the current one has the number k - 1. A backend says which forwards count: in PyTorch
+those of the wrapped model, in Keras those of each quantized layer.
+"""
 
 from __future__ import annotations
 
@@ -35,9 +40,9 @@ class LinearAnnealingScheduler:
     Parameters
     ----------
     t_start, t_end : float
-        First and last step of the line, ``0 <= t_start < t_end``.
+        Numbers of the line's first and last step, ``0 <= t_start < t_end``.
     initial_val, target_val : float
-        Value up to `t_start`, and value from `t_end` on.
+        Value at `t_start` and before, and value at `t_end` and from then on.
 
     Raises
     ------
@@ -112,7 +117,7 @@ class LinearAnnealingScheduler:
         return float(values) if values.ndim == 0 else values
 
     def finished(self, t: float) -> bool:
-        """Return whether the value has reached its target for good."""
+        """Return whether the value has reached its target: at step `t_end`, and at every later one."""
         return bool(np.all(self._steps(t) >= float(self.t_end)))
 
     def to_dict(self) -> dict[str, float]:

@@ -231,7 +231,7 @@ def selecting_logits(widths: Sequence[int], width: int) -> Float32:
 # ---- declaration ----------------------------------------------------------------------------------------------------
 
 
-def schedule_end(arguments: Mapping[str, Any]) -> int:
+def schedule_end(schedule: LinearAnnealingScheduler) -> int:
     """Return the number of counted training steps from which on training values are the deployed ones.
 
     The first ``floor(t_end)`` training steps are soft, and every later one is not. A forward's own step is counted
@@ -239,17 +239,20 @@ def schedule_end(arguments: Mapping[str, Any]) -> int:
 
     Examples
     --------
-    >>> schedule_end({"temperature": {"t_start": 0, "t_end": 3, "initial_val": 1.0, "target_val": 0.1}})
+    >>> schedule_end(LinearAnnealingScheduler(t_start=0, t_end=3, initial_val=1.0, target_val=0.1))
     4
     """
-    last: float = arguments["temperature"]["t_end"]
-    return math.floor(last) + 1
+    return math.floor(schedule.t_end) + 1
+
+
+def _schedule_of(arguments: Mapping[str, Any]) -> LinearAnnealingScheduler:
+    return LinearAnnealingScheduler.from_dict(arguments["temperature"])
 
 
 def _mixture(state: State) -> tuple[list[QParams], NDArray[Any], float]:
     """Return the grids, the logits, and the temperature of a training forward: 0 once the schedule has ended."""
-    schedule = LinearAnnealingScheduler.from_dict(state.arguments["temperature"])
-    ended = state.steps >= schedule_end(state.arguments)
+    schedule = _schedule_of(state.arguments)
+    ended = state.steps >= schedule_end(schedule)
     temperature = 0.0 if ended else float(schedule(max(state.steps - 1, 0)))  # the first training step is step 0
     return list(state.grids.values()), state.variables["logits"], temperature
 
@@ -298,7 +301,7 @@ METHOD = Method(
         Option("bit_cost_weight", 0.0, "factor of the expected bit width in `regularization`"),
     ),
     training_forward="soft",
-    schedule_end=schedule_end,
+    schedule_end=lambda arguments: schedule_end(_schedule_of(arguments)),
     conformance_arguments=(
         {
             "temperature": {"t_start": 0, "t_end": 3, "initial_val": 2.0, "target_val": 0.1},

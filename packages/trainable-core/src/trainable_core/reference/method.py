@@ -1,9 +1,9 @@
 """What a training method declares of itself, once for every framework.
 
 Each module of this package that defines a method ends with its declaration, ``METHOD``, and
-`trainable_core.registry.methods` collects them. The registry, the conformance kit, ``trainable matrix``, ``trainable
-methods`` and the documentation read them, so a new method is listed nowhere else. A class from a plugin says the same by
-class attributes of the same names, or with a `Method` of its own as ``declaration``.
+`trainable_core.registry.methods` collects them. The registry, the conformance kit, ``trainable matrix``,
+``trainable methods`` and the documentation read them, so a new method is listed nowhere else. A class from a plugin
+says the same by class attributes of the same names, or with a `Method` of its own as ``declaration``.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ import inspect
 import pkgutil
 from dataclasses import replace
 from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 from trainable_core import reference
@@ -34,26 +35,46 @@ def built_in_methods() -> dict[str, Method]:
     return {method.name: method for method in found}
 
 
-def built_in_classes(package: str) -> list[type[Any]]:
-    """Return a backend's quantizer classes of all built-in methods.
+def built_in_modules(package: str) -> dict[str, ModuleType]:
+    """Return a backend's modules of the built-in methods, by method; a method that the backend lacks is left out.
 
     Parameters
     ----------
     package : str
-        Import path of the backend's quantizers; the classes of a method are in its module of the reference's name.
+        Import path of the backend's quantizers; the module of a method has the name of the reference's.
     """
-    found: list[type[Any]] = []
+    found: dict[str, ModuleType] = {}
     for method in built_in_methods().values():
         name = f"{package}.{method.module.rpartition('.')[2]}"
         try:
-            module = import_module(name)
+            found[method.name] = import_module(name)
         except ModuleNotFoundError as error:
             if error.name != name:
                 raise
-            continue  # the backend does not have this method
-        own = [each for each in vars(module).values() if isinstance(each, type) and each.__module__ == name]
-        found += [cls for cls in own if "identifier" in vars(cls)]
     return found
+
+
+def built_in_classes(package: str) -> list[type[Any]]:
+    """Return the marked quantizer classes in a backend's modules of the built-in methods; see `built_in_modules`."""
+    return [
+        each
+        for module in built_in_modules(package).values()
+        for each in vars(module).values()
+        if isinstance(each, type) and each.__module__ == module.__name__ and "identifier" in vars(each)
+    ]
+
+
+def declaring_classes(package: str) -> dict[str, type[Any]]:
+    """Return the class with the declaration of each built-in method in a backend, by method.
+
+    For a backend that makes its marked classes from these, one for each target.
+    """
+    return {
+        name: each
+        for name, module in built_in_modules(package).items()
+        for each in vars(module).values()
+        if isinstance(each, type) and vars(each).get("declaration") is built_in_methods()[name]
+    }
 
 
 def declaration_of(cls: type[Any], name: str) -> Method:

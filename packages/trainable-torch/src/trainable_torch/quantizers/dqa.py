@@ -33,8 +33,9 @@ class DqaQuantizer(BasePytorchTrainableQuantizer):
 
     Notes
     -----
-    While training, the output is the mixture; in eval mode, and from the end of the schedule on, it is the width with
-    the largest logit, which is what `convert2inferable` deploys. Equal logits choose the smaller width.
+    In the first ``floor(t_end)`` training steps the output is the mixture. In every later one, and in eval mode, it is
+    that of the width with the largest logit, which is what `convert2inferable` deploys. Equal logits choose the smaller
+    width.
     """
 
     declaration = dqa.METHOD

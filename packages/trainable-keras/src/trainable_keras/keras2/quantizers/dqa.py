@@ -36,9 +36,10 @@ class DqaQuantizer(BaseKerasTrainableQuantizer):
 
     Notes
     -----
-    While training, the output is the mixture; in eval mode, and from the end of the schedule on, it is the width with
-    the largest logit, which is what `convert2inferable` deploys. Equal logits choose the smaller width. A call with
-    ``training=True`` adds `regularization` to the losses, which `fit` minimizes; wrapper or holder counts it as a step.
+    In the first ``floor(t_end)`` training steps the output is the mixture. In every later one, and in eval mode, it is
+    that of the width with the largest logit, which is what `convert2inferable` deploys. Equal logits choose the smaller
+    width. A call with ``training=True`` adds `regularization` to the losses, which `fit` minimizes; wrapper or holder
+    counts it as a step.
     """
 
     declaration = dqa.METHOD
