@@ -13,7 +13,7 @@ from mct_quantizers import QuantizationMethod, QuantizationTarget, mark_quantize
 from trainable_core.cli import main
 from trainable_core.conformance import ConformanceError, check_quantizer, conformance_checks, replay, subjects
 from trainable_core.conformance.template import write_plugin
-from trainable_core.errors import UnsupportedConfigError
+from trainable_core.errors import InvalidArgumentError
 from trainable_core.registry import process as registry
 from trainable_torch.quantizers import SteWeightsQuantizer
 
@@ -60,7 +60,7 @@ def test_an_expected_failure_that_passes_fails(tmp_path):
 
 @pytest.mark.parametrize("expected", [{"tie_rul": "a typo"}, {"tie_rule": " "}])
 def test_an_expected_failure_names_a_law_and_a_reason(expected):
-    with pytest.raises(UnsupportedConfigError, match=next(iter(expected))):
+    with pytest.raises(InvalidArgumentError, match=next(iter(expected))):
         conformance_checks(TiesUp, expected_failures=expected)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from trainable_core import __version__
 from trainable_core.conformance import commands
-from trainable_core.errors import DocumentError, TrainableError
+from trainable_core.errors import INSTALL, DocumentError, TrainableError
 from trainable_core.registry.process import default_registry
 from trainable_core.registry.registry import Registry
 from trainable_core.registry.rows import QuantizerRow
@@ -26,7 +26,7 @@ OK, FAILED, ERROR = 0, 1, 2
 UNKNOWN_VERSION = "version unknown"
 
 UNFOLDED = 100_000
-"""Columns when the output is not a terminal: more than any table needs, so that no cell is folded."""
+"""Columns of an output that is no terminal: more than any table needs, so that no cell is folded."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +90,7 @@ def _list(arguments: argparse.Namespace) -> int:
         columns = ("backend", "training method", "target", "quantization methods", "class", "provided by")
         _print_table("quantizers", columns, [_row_cells(row) for row in rows])
     else:
-        sys.stdout.write("no quantizers are registered\nHint: pip install trainable-torch\n")
+        sys.stdout.write("no quantizers are registered\nHint: install a backend: " + ", ".join(INSTALL.values()) + "\n")
     for name, problem in failures.items():
         sys.stderr.write(f"plugin {name!r} failed: {problem}\n")
     return OK
@@ -207,13 +207,19 @@ COMMANDS = (
     Command("doctor", "Check the installation; exit with 1 when something is broken.", _json_argument, _doctor),
     Command(
         "check",
-        "Check quantizers against the conformance laws; exit with 1 when one is broken.",
+        "Check quantizers against the laws of the conformance kit; exit with 1 when one is broken.",
         commands.check_arguments,
         lambda arguments: commands.check(arguments, _print_table),
     ),
     Command(
+        "methods",
+        "List the built-in training methods and what each declares.",
+        commands.methods_arguments,
+        lambda arguments: commands.methods(arguments, _print_table),
+    ),
+    Command(
         "matrix",
-        "Show which installed plugin implements which method, target and grid.",
+        "Show which installed backend implements which training method on which grid.",
         commands.matrix_arguments,
         lambda arguments: commands.matrix(arguments, _print_table),
     ),

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name everyone reads
 from torch.nn.utils import parametrize
 
-from trainable_core.errors import ModelError, UnsupportedConfigError
+from trainable_core.errors import InvalidArgumentError, ModelError
 from trainable_core.recipe import layers
 from trainable_core.recipe.layers import LayerInfo, LayerKind, declared_kind
 
@@ -93,11 +93,11 @@ def register_layer(
 
     Raises
     ------
-    UnsupportedConfigError
+    InvalidArgumentError
         When the op kind is unknown, `cls` is no module type, or an axis or a name is not one.
     """
     if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
-        raise UnsupportedConfigError("register_layer", f"{cls!r} is not a subclass of torch.nn.Module")
+        raise InvalidArgumentError("register_layer", f"{cls!r} is not a subclass of torch.nn.Module")
     _KINDS[cls] = declared_kind(op, weights, inputs)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from trainable_core.backend.building import require_quantizer
 from trainable_core.enums import QuantizationTarget
-from trainable_core.errors import UnsupportedConfigError
+from trainable_core.errors import InvalidArgumentError
 from trainable_torch import cache, fused_layer
 from trainable_torch.holder import ActivationQuantizationHolder
 from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer
@@ -143,22 +143,22 @@ class QuantizationWrapper(PytorchQuantizationWrapper):  # type: ignore[misc]
     def _check(self, weights_quantizers: Mapping[Any, Any]) -> None:
         if not isinstance(weights_quantizers, Mapping):
             problem = f"weights_quantizers must be a mapping, got {type(weights_quantizers).__name__}"
-            raise UnsupportedConfigError("QuantizationWrapper", problem)
+            raise InvalidArgumentError("QuantizationWrapper", problem)
         wanted: type = str if self.is_str_attr else int
         if any(not isinstance(attribute, wanted) for attribute in weights_quantizers):
-            raise UnsupportedConfigError(
+            raise InvalidArgumentError(
                 "QuantizationWrapper",
                 f"weights_quantizers must be keyed by {wanted.__name__}, got {list(weights_quantizers)}",
             )
         if not self.is_str_attr and set(weights_quantizers) != set(self.weight_values):
-            raise UnsupportedConfigError(
+            raise InvalidArgumentError(
                 "QuantizationWrapper",
                 f"quantizers for positions {list(weights_quantizers)}, values for {list(self.weight_values)}",
             )
         for attribute, quantizer in weights_quantizers.items():
             require_quantizer(quantizer, QuantizationTarget.Weights, f"QuantizationWrapper: {attribute!r}")
             if self.is_str_attr and not isinstance(self._weight_of(attribute), Tensor):
-                raise UnsupportedConfigError("QuantizationWrapper", f"the layer has no weight {attribute!r}")
+                raise InvalidArgumentError("QuantizationWrapper", f"the layer has no weight {attribute!r}")
 
     def __getattr__(self, name: str) -> Any:
         """Return an attribute of the wrapper, or else of the layer."""

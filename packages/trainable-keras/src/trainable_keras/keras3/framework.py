@@ -23,7 +23,6 @@ from trainable_keras.keras3.quantizers import BaseKerasTrainableQuantizer
 from trainable_keras.keras3.tracing import graph_of, op_of
 from trainable_keras.keras3.wrapper import QuantizationWrapper
 
-
 if ENGINE == "tensorflow":
     import tensorflow as tf
 

@@ -23,7 +23,7 @@ class LsqQuantizer(BasePytorchTrainableQuantizer):
     as large as this one's: a job of many processes learns the thresholds that one process learns from the whole batch.
     """
 
-    learns_grid = True
+    declaration = lsq.METHOD
 
     ranks: int | None = None
     """Number of ranks that share a batch; by default all of the process group. Set it where some see the same data."""

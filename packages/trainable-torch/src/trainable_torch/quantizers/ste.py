@@ -6,6 +6,7 @@ from mct_quantizers import QuantizationMethod, QuantizationTarget, mark_quantize
 from torch import Tensor
 
 from trainable_core.enums import TrainingMethod
+from trainable_core.reference import ste
 from trainable_torch import ops
 from trainable_torch.grid import Grid
 from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer
@@ -15,6 +16,8 @@ METHODS = [QuantizationMethod.SYMMETRIC, QuantizationMethod.POWER_OF_TWO, Quanti
 
 class SteQuantizer(BasePytorchTrainableQuantizer):
     """Fixed grid, identity gradient inside the range; see `trainable_core.reference.ste`."""
+
+    declaration = ste.METHOD
 
     def rule(self, x: Tensor, grid: Grid) -> ops.Ste:  # noqa: ARG002 - the base's signature
         """Return the straight-through estimator on the grid."""
