@@ -64,6 +64,23 @@ def network() -> keras.Sequential:
     return keras.Sequential(layers, name="network")
 
 
+def flat() -> keras.Sequential:
+    """Return a convolution with batch norm, and a dense layer, in no model of their own, for images too.
+
+    Keras 2 can't load nested models with layers that are not Keras's own from an HDF5 file.
+    """
+    keras.utils.set_random_seed(0)
+    layers = [
+        keras.Input((6, 6, 1)),
+        kl.Conv2D(4, 3, use_bias=False, name="conv"),
+        kl.BatchNormalization(name="norm"),
+        kl.ReLU(name="relu"),
+        kl.Flatten(name="flatten"),
+        kl.Dense(3, name="head"),
+    ]
+    return keras.Sequential(layers)
+
+
 def functional() -> keras.Model:
     """Return a model with two inputs and outputs, a shared layer, a nested model, functional operations."""
     keras.utils.set_random_seed(0)

@@ -189,7 +189,7 @@ def test_before_calibration_the_layers_are_named() -> None:
 @pytest.mark.parametrize("model", [None, 3, dense])
 def test_what_was_not_wrapped_is_refused(model: Any) -> None:
     given = model() if callable(model) else model
-    with pytest.raises(ModelError, match=r"trainable_keras\.wrap|must be of Keras"):
+    with pytest.raises(ModelError, match=r"trainable_keras\.wrap|must be a Keras model"):
         finalize(given)
 
 

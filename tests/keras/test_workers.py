@@ -6,13 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.workers import run_workers
+
+from tests.keras.framework import only_keras
+from tests.keras.workers import run_workers
 
 WORKERS = 2
+pytestmark = only_keras(2, "Keras 3 itself does not fit on several workers; see test_lifecycle.py")
 
 # What a gradient sums at most: the elements of a batch at the input of the first layer. Two workers sum halves of them
 # first, another order of as many float32 terms.
-ORDER = 16 * 6 * 6 * 2 * 2.0**-24
+ORDER = 16 * 6 * 6 * 2.0**-24
 # A variable is rounded when the step is added to it: in either process, and in the start that the step is measured
 # from, half a unit in the last place each, times at most sqrt(2).
 ROUNDED = 4 * 2.0**-24
@@ -24,7 +27,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, 
     folder: Path = tmp_path_factory.mktemp("workers")
     results = {}
     for kind, count in (("workers", WORKERS), ("alone", 0)):
-        for status, messages in run_workers(["-m", "tests.tfkeras.worker"], folder, count):
+        for status, messages in run_workers(["-m", "tests.keras.worker"], folder, count):
             assert status == 0, messages
         results[kind] = [dict(np.load(folder / f"{count}-{index}.npz")) for index in range(max(count, 1))]
     return results

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+MINMAX = {"weights": "minmax", "activations": "minmax"}
+
 
 def main(path: str, index: str, *ports: str) -> None:
     """Train a wrapped model one epoch and write what it started and ended with."""
@@ -23,12 +25,12 @@ def main(path: str, index: str, *ports: str) -> None:
 
     strategy: Any = tf.distribute.MultiWorkerMirroredStrategy() if ports else None  # before anything else of TensorFlow
 
-    import trainable_keras.keras2
-    from tests.tfkeras.models import LSQ, output, small, values
+    import trainable_keras
+    from tests.keras.models import call, images, network, ready, recipe, same
 
-    x, target = values(16, 6, 6, 2), np.ones((16, 3), np.float32)
+    x, target = images(16), np.ones((16, 3), np.float32)
     with strategy.scope() if ports else nullcontext():
-        qmodel = trainable_keras.keras2.calibrate(trainable_keras.keras2.wrap(small(), LSQ), [x])
+        qmodel = ready(network(), recipe("LSQ", "UNIFORM", calibration=MINMAX), x)
         qmodel.compile(tf.keras.optimizers.SGD(0.5), "mse")
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
@@ -37,8 +39,8 @@ def main(path: str, index: str, *ports: str) -> None:
     for when in ("start", "end", "later"):
         found |= {f"{when} {index}": each.numpy() for index, each in enumerate(qmodel.weights)}
         qmodel.fit(batches, epochs=1, verbose=0)
-    deployed = trainable_keras.keras2.finalize(qmodel)
-    np.savez(path, **found, same=np.array_equal(output(deployed, x), output(qmodel, x)))
+    deployed = trainable_keras.finalize(qmodel)
+    np.savez(path, **found, same=same(call(deployed, x), call(qmodel, x)))
 
 
 if __name__ == "__main__":
