@@ -18,7 +18,7 @@ from torch_measuring import arguments, conditions, without_numba
 
 from trainable_core import QuantizationMethod, TrainableQuantizerActivationConfig, TrainableQuantizerWeightsConfig
 from trainable_core.constants import RANGE_MAX, RANGE_MIN, SIGNED, THRESHOLD
-from trainable_torch import native
+from trainable_torch.kernels import native
 from trainable_torch.quantizers import (
     LsqActivationQuantizer,
     LsqWeightsQuantizer,

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from tests.torch.models import images, network, quantizer_at, ready, spec, train, weights_only
-from trainable_torch import cache, finalize, native
+from trainable_torch import finalize
+from trainable_torch.kernels import cache, native
 from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer
 from trainable_torch.training import quantizers_of
 

@@ -12,7 +12,9 @@ from torch.nn import functional as F  # noqa: N812 - the name everyone reads
 
 import trainable_torch
 from tests.torch.models import assert_the_graph_can_be_used_twice, bytes_kept, quantized
-from trainable_torch import fused_layer, native, ops
+from trainable_torch import ops
+from trainable_torch.kernels import layer as fused_layer
+from trainable_torch.kernels import native
 from trainable_torch.quantizers import LsqWeightsQuantizer, SteActivationQuantizer
 
 LAYERS = {

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from tests.torch.strategies import assert_same_bits
-from trainable_torch import cache, kernels, layout, native, ops
+from trainable_torch import ops
 from trainable_torch.grid import Grid
+from trainable_torch.kernels import cache, layout, native, passes
 
 AXES = [None, 0, 1, 2, -1]
 CHUNK = 256  # instead of layout.CHUNK: the boundaries are at sizes that tests can afford
@@ -83,7 +84,7 @@ def both(x: Tensor, upstream: Tensor, grid: Grid, rule: str) -> list[list[Tensor
         grid.scale.grad = grid.zero_point.grad = None
         with pytest.MonkeyPatch.context() as patch:
             if not fast:
-                patch.setattr(kernels, "serves", lambda *_: False)
+                patch.setattr(passes, "serves", lambda *_: False)
             y = ops.ste_fake_quantize(leaf, grid) if rule == "ste" else ops.lsq_fake_quantize(leaf, grid, 0.25)
             y.backward(upstream)
         found.append([y.detach(), leaf.grad, grid.scale.grad, grid.zero_point.grad])
@@ -151,7 +152,7 @@ def test_every_memory_layout(
         check(x, upstream, grid, rule)
 
 
-@pytest.mark.parametrize("size", [kernels.GRAIN - 1, kernels.GRAIN, 3 * kernels.GRAIN + 5, layout.CHUNK + 65])
+@pytest.mark.parametrize("size", [passes.GRAIN - 1, passes.GRAIN, 3 * passes.GRAIN + 5, layout.CHUNK + 65])
 def test_nan_passes_no_gradient_however_the_threads_share_the_work(size: int, threads: int) -> None:
     """The kernel that masks lets NaN through in the scalar ends of its loops; nothing may be given to those."""
     grid = grid_for((size,), None, uniform=False)
@@ -232,9 +233,9 @@ def test_a_backward_pass_can_be_differentiated_and_vectorized(rule: str, axis: i
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.trace` is deprecated:DeprecationWarning")  # mctq exports by it
 def test_what_is_traced_or_transformed_is_left_to_the_plain_expression() -> None:
-    assert kernels.serves(torch.ones(2))
-    assert not kernels.serves(torch.ones(2), torch.ones(2, dtype=torch.float64))
-    assert not kernels.serves(torch.ones(2, device="meta"))
+    assert passes.serves(torch.ones(2))
+    assert not passes.serves(torch.ones(2), torch.ones(2, dtype=torch.float64))
+    assert not passes.serves(torch.ones(2, device="meta"))
     seen = []
     torch.vmap(lambda x: seen.append(cache.is_plain(x)) or x)(torch.ones(2))
     torch.jit.trace(lambda x: seen.append(cache.is_plain(x)) or x * 1, torch.ones(2), check_trace=False)

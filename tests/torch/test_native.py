@@ -16,13 +16,13 @@ import pytest
 import torch
 
 from trainable_core.validation import MAX_THRESHOLD
-from trainable_torch import kernels, layout, native
 from trainable_torch.grid import SymmetricScale, UniformGrid
-from trainable_torch.scalars import Numbers
+from trainable_torch.kernels import layout, native, passes
+from trainable_torch.kernels.numbers import Numbers
 
 numba = pytest.importorskip("numba", reason="numba is not installed")
 
-loops = pytest.importorskip("trainable_torch.loops", reason="numba is not installed")
+loops = pytest.importorskip("trainable_torch.kernels.loops", reason="numba is not installed")
 
 pytestmark = pytest.mark.skipif(bool(numba.config.DISABLE_JIT), reason="numba is told not to compile")
 
@@ -83,7 +83,7 @@ def test_they_are_compiled_where_nothing_can_be_kept(error, monkeypatch):
     monkeypatch.setattr(numba, "cfunc", cfunc)
     monkeypatch.setattr(native, "compiled", (loops := found_anew()) and (lambda: loops))
     x = torch.tensor([0.24, 0.26, -9.0])
-    assert kernels.snap(x, Numbers.of(0.5, 0.0, -8, 7)).tolist() == [0.0, 0.5, -4.0]
+    assert passes.snap(x, Numbers.of(0.5, 0.0, -8, 7)).tolist() == [0.0, 0.5, -4.0]
 
 
 @pytest.mark.parametrize("axis", [None, 0, 1])
@@ -97,8 +97,8 @@ def test_threads_share_large_tensors_and_change_no_bit(axis):
     found = []
     for threads in (1, 2, 3, 16):
         torch.set_num_threads(threads)
-        gradients = kernels.learned(x, upstream, grid, outside=True)
-        found.append([kernels.snap(x, grid), kernels.pass_inside(x, upstream, grid, closed=True), *gradients])
+        gradients = passes.learned(x, upstream, grid, outside=True)
+        found.append([passes.snap(x, grid), passes.pass_inside(x, upstream, grid, closed=True), *gradients])
     for others in found[1:]:
         for one, other in zip(found[0], others, strict=True):
             assert torch.equal(torch.as_tensor(one), torch.as_tensor(other))
@@ -107,7 +107,7 @@ def test_threads_share_large_tensors_and_change_no_bit(axis):
 def test_a_sum_over_many_lines_is_close_to_the_exact_one():
     n = 3 * layout.CHUNK + 17
     x, upstream = torch.randn(n), torch.rand(n)
-    found = kernels.learned(x, upstream, Numbers.of(0.1, 0.0, -8, 7), outside=False)
+    found = passes.learned(x, upstream, Numbers.of(0.1, 0.0, -8, 7), outside=False)
     steps = x * torch.tensor(0.1).reciprocal()
     inside = (steps > -8) & (steps < 7)
     slope = torch.where(inside, steps.round() - steps, steps.clamp(-8, 7).round())
@@ -122,10 +122,10 @@ def test_views_that_negate_are_read_as_what_they_mean():
     assert x.is_neg()
     grid = Numbers.of(0.5, 0.0, -2, 1)
     plain = x.clone().contiguous().resolve_neg()
-    assert torch.equal(kernels.snap(x, grid), kernels.snap(plain, grid))
+    assert torch.equal(passes.snap(x, grid), passes.snap(plain, grid))
     for closed in (True, False):
-        found = kernels.pass_inside(plain, x, grid, closed=closed)
-        assert torch.equal(found, kernels.pass_inside(plain, plain, grid, closed=closed))
+        found = passes.pass_inside(plain, x, grid, closed=closed)
+        assert torch.equal(found, passes.pass_inside(plain, plain, grid, closed=closed))
 
 
 LOW = 2.0**-16
@@ -200,25 +200,25 @@ def test_an_input_gradient_may_take_the_place_of_the_upstream_one():
     x, upstream = torch.randn(2 * native.SHARE + 5), torch.randn(2 * native.SHARE + 5)
     grid = native.symmetric(torch.tensor(1.5), LOW, 8.0, False, (-8, 7), ())
     torch.set_num_threads(2)
-    y, marks = kernels.snap_marking(x, grid)
-    assert torch.equal(y, kernels.snap(x, grid))
+    y, marks = passes.snap_marking(x, grid)
+    assert torch.equal(y, passes.snap(x, grid))
     place = upstream.clone()
-    kernels.pass_inside(x, place, grid, closed=True, reuse=True, marks=marks)
-    assert torch.equal(place, kernels.pass_inside(x, upstream, grid, closed=True))
+    passes.pass_inside(x, place, grid, closed=True, reuse=True, marks=marks)
+    assert torch.equal(place, passes.pass_inside(x, upstream, grid, closed=True))
     for closed in (True, False):
-        expected = kernels.pass_inside(x, upstream, grid, closed=closed)
+        expected = passes.pass_inside(x, upstream, grid, closed=closed)
         place = upstream.clone()
-        assert kernels.pass_inside(x, place, grid, closed=closed, reuse=True) is place
+        assert passes.pass_inside(x, place, grid, closed=closed, reuse=True) is place
         assert torch.equal(place, expected)
     for outside in (True, False):
-        expected, sums = kernels.learned_lines(x, upstream, grid, outside=outside)
+        expected, sums = passes.learned_lines(x, upstream, grid, outside=outside)
         place = upstream.clone()
-        found, same = kernels.learned_lines(x, place, grid, outside=outside, reuse=True)
+        found, same = passes.learned_lines(x, place, grid, outside=outside, reuse=True)
         assert found is place
         assert torch.equal(place, expected)
         assert torch.equal(same, sums)
         strided = upstream.repeat_interleave(2)[::2]  # which lies otherwise: a place of its own
-        other, _ = kernels.learned_lines(x, strided, grid, outside=outside, reuse=True)
+        other, _ = passes.learned_lines(x, strided, grid, outside=outside, reuse=True)
         assert torch.equal(other, expected)
         assert torch.equal(strided, upstream)
 
@@ -233,26 +233,26 @@ def test_parts_with_nothing_outside_are_left_alone_and_no_other(axis):
     grid = native.symmetric(threshold, LOW, 8.0, False, (-8, 7), scale_shape)
     ends = torch.as_tensor(grid.low * grid.scale), torch.as_tensor(grid.high * grid.scale)
     clean = torch.rand(shape) * 0.8
-    assert not any(kernels.snap_marking(clean, grid)[1])
+    assert not any(passes.snap_marking(clean, grid)[1])
     beyond = [torch.nextafter(ends[0], torch.tensor(-9.0)), torch.nextafter(ends[1], torch.tensor(9.0))]
     special = [*ends, *beyond, *map(torch.tensor, (math.nan, math.inf, -math.inf, -0.0))]
     for where, value in itertools.product((0, loops.PART - 1, loops.PART, shape[-1] - 1), special):
         x = clean.clone()
         x[1, 1, where] = value.expand(shape)[1, 1, where]
-        y, marks = kernels.snap_marking(x, grid)
+        y, marks = passes.snap_marking(x, grid)
         upstream = torch.randn(shape)
-        assert torch.equal(y.nan_to_num(), kernels.snap(x, grid).nan_to_num())
-        expected = kernels.pass_inside(x, upstream, grid, closed=True)
+        assert torch.equal(y.nan_to_num(), passes.snap(x, grid).nan_to_num())
+        expected = passes.pass_inside(x, upstream, grid, closed=True)
         place = upstream.clone()
-        assert torch.equal(kernels.pass_inside(x, place, grid, closed=True, reuse=True, marks=marks), expected)
+        assert torch.equal(passes.pass_inside(x, place, grid, closed=True, reuse=True, marks=marks), expected)
         assert sum(map(bool, marks)) == int(expected[1, 1, where] != upstream[1, 1, where])
         # where marks are not for it, they are not asked
         assert torch.equal(
-            kernels.pass_inside(x, upstream, grid, closed=True, marks=native.unmarked(native.lines(x, grid))), expected
+            passes.pass_inside(x, upstream, grid, closed=True, marks=native.unmarked(native.lines(x, grid))), expected
         )
-        open_range = kernels.pass_inside(x, upstream, grid, closed=False)
+        open_range = passes.pass_inside(x, upstream, grid, closed=False)
         assert torch.equal(
-            kernels.pass_inside(x, upstream.clone(), grid, closed=False, reuse=True, marks=marks), open_range
+            passes.pass_inside(x, upstream.clone(), grid, closed=False, reuse=True, marks=marks), open_range
         )
 
 
@@ -261,32 +261,32 @@ def test_a_copied_block_has_memory_of_its_own(channels):
     threshold = torch.linspace(0.5, 1.5, channels)
     grid = native.symmetric(threshold, LOW, 8.0, False, (-8, 7), (channels, 1))
     x = torch.randn(channels, 9)
-    expected = kernels.snap(x, grid)
+    expected = passes.snap(x, grid)
     for copied in (copy.deepcopy(grid), pickle.loads(pickle.dumps(grid))):  # noqa: S301 - our own bytes
         assert set(copied.addresses[:4]).isdisjoint(grid.addresses[:4])
-        assert torch.equal(kernels.snap(x, copied), expected)
+        assert torch.equal(passes.snap(x, copied), expected)
 
 
 @pytest.mark.parametrize("scale", [0.5, torch.tensor([[0.5], [0.25]])])
 def test_a_copied_grid_has_arrays_of_its_own(scale):
     grid = Numbers.of(scale, 0.0, -8, 7)
     x = torch.randn(2, 9)
-    expected, first = kernels.snap(x, grid), grid.addresses
+    expected, first = passes.snap(x, grid), grid.addresses
     for copied in (copy.deepcopy(grid), pickle.loads(pickle.dumps(grid))):  # noqa: S301 - our own bytes
         assert set(copied.addresses[:4]).isdisjoint(first[:4])
-        assert torch.equal(kernels.snap(x, copied), expected)
+        assert torch.equal(passes.snap(x, copied), expected)
 
 
 FORK = """
 import os, sys, torch
-from trainable_torch import kernels, native
-from trainable_torch.scalars import Numbers
+from trainable_torch.kernels import native, passes
+from trainable_torch.kernels.numbers import Numbers
 torch.set_num_threads(2)
 x, grid = torch.randn(4 * native.SHARE), Numbers.of(0.1, 0.0, -8, 7)
-expected = kernels.snap(x, grid)
+expected = passes.snap(x, grid)
 child = os.fork()
 torch.set_num_threads(2)
-good = torch.equal(kernels.snap(x, grid), expected)
+good = torch.equal(passes.snap(x, grid), expected)
 if child == 0:
     os._exit(0 if good else 1)
 sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) or not good)

@@ -11,7 +11,9 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from tests.torch.models import assert_the_graph_can_be_used_twice, bytes_kept, quantized
-from trainable_torch import fused_layer, native, recomputing, wrapper
+from trainable_torch import wrapper
+from trainable_torch.kernels import layer as fused_layer
+from trainable_torch.kernels import native, recomputing
 
 if native.compiled() is None:
     pytest.skip("nothing is made again without the extra trainable-torch[speed]", allow_module_level=True)

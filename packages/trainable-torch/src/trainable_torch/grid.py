@@ -14,8 +14,9 @@ from trainable_core import qparams
 from trainable_core.backend import grid as tensor_grid
 from trainable_core.enums import QuantizationMethod
 from trainable_core.validation import MAX_THRESHOLD
-from trainable_torch import kernels, native, scalars
-from trainable_torch.scalars import Numbers
+from trainable_torch.kernels import native, passes
+from trainable_torch.kernels import numbers as scalars
+from trainable_torch.kernels.numbers import Numbers
 
 
 class Grid(tensor_grid.GridNumbers):
@@ -43,7 +44,7 @@ class Grid(tensor_grid.GridNumbers):
     @property
     def served(self) -> bool:
         """Whether the eager CPU kernels may take the grid."""
-        return kernels.serves(*self.leaves)
+        return passes.serves(*self.leaves)
 
     def leaf_gradients(
         self,
@@ -210,7 +211,7 @@ class Form(NamedTuple):
 
     def grid(self, variables: tuple[Tensor, ...], shape: tuple[int, ...]) -> Grid:
         """Return the grid of a threshold, or of a range's two ends, whose scale has the shape."""
-        if kernels.serves(*variables):
+        if passes.serves(*variables):
             return VariableGrid(self, variables, shape)
         return Grid(*self.tensors(variables, shape), self.quant_min, self.quant_max, self.centered)
 

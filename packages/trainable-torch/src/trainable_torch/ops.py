@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainable_torch import kernels, native
 from trainable_torch.grid import Grid, VariableGrid
-from trainable_torch.scalars import Numbers, float32
+from trainable_torch.kernels import native, passes
+from trainable_torch.kernels.numbers import Numbers, float32
 
 End = Tensor | float
 Part = Tensor | float | None
@@ -34,8 +34,8 @@ def snap(x: Tensor, scale: Tensor, low: End, high: End) -> Tensor:
     low, high : int, or Tensor broadcastable to `x`
         The grid's ends counted from zero.
     """
-    if kernels.serves(x, scale) and x.numel() > 0:
-        return kernels.snap(x, Numbers.between(scale, low, high))
+    if passes.serves(x, scale) and x.numel() > 0:
+        return passes.snap(x, Numbers.between(scale, low, high))
     codes = (x * scale.reciprocal()).round_().clamp_(low, high)  # type: ignore[arg-type] # numbers or tensors, not one of each
     return codes.add_(0.0).mul_(scale)  # -0.0 + 0.0 is +0.0: the deployed kernels have no negative zero
 
@@ -134,7 +134,7 @@ class Rule:
 
     def snap(self, x: Tensor) -> Tensor:
         """Return `x` snapped to the grid, outside the autograd graph."""
-        return kernels.snap(x, self.grid.numbers)
+        return passes.snap(x, self.grid.numbers)
 
     def snap_for_backward(self, x: Tensor) -> tuple[Tensor, Any]:
         """Return the same, and what helps `gradients`; nothing the size of the tensor."""
@@ -195,7 +195,7 @@ class Ste(Rule):
 
     def snap_for_backward(self, x: Tensor) -> tuple[Tensor, Any]:
         """Return `x` snapped to the grid, and in which parts of it gradients have to be masked."""
-        return kernels.snap_marking(x, self.grid.numbers)
+        return passes.snap_marking(x, self.grid.numbers)
 
     def plain(self, x: Tensor, leaves: Sequence[Tensor] | None = None) -> Tensor:  # noqa: ARG002 - the base's signature
         """Return `x` snapped to the grid, in its graph; see the base."""
@@ -213,7 +213,7 @@ class Ste(Rule):
         known: Any = None,
     ) -> Sequence[Tensor | None]:
         """Pass the gradient inside the range, its ends included; see the base."""
-        return (kernels.pass_inside(x, upstream, self.grid.numbers, closed=True, reuse=reuse, marks=known),)
+        return (passes.pass_inside(x, upstream, self.grid.numbers, closed=True, reuse=reuse, marks=known),)
 
     def plain_gradients(
         self,
@@ -271,12 +271,12 @@ class Lsq(Rule):
         grid, outside = self.grid, len(leaves) > 1  # a threshold has no part in the zero point
         numbers = grid.numbers
         if not any(needs[1:]):
-            return kernels.pass_inside(x, upstream, numbers, closed=False, reuse=reuse), *(None for _ in leaves)
+            return passes.pass_inside(x, upstream, numbers, closed=False, reuse=reuse), *(None for _ in leaves)
         if isinstance(grid, VariableGrid) and isinstance(numbers, native.Block):
-            found = kernels.learned_lines(x, upstream, numbers, outside=outside, reuse=reuse)
+            found = passes.learned_lines(x, upstream, numbers, outside=outside, reuse=reuse)
             if found is not None:
                 return found[0], *grid.line_gradients(leaves, found[1], self.gradient_scale)
-        sums = kernels.learned(x, upstream, numbers, outside=outside)
+        sums = passes.learned(x, upstream, numbers, outside=outside)
         if sums is not None:
             return sums.x, *self._of_sums(leaves, sums.slope, sums.outside)
         scale, low, high = numbers.tensors(x)
@@ -333,7 +333,7 @@ class _Eager(torch.autograd.Function):
         """Return the gradients that the rule defines."""
         x, *leaves = ctx.saved_tensors
         needs_x, _, *needs = ctx.needs_input_grad
-        gradients = ctx.rule.gradients if kernels.serves_backward(upstream) else ctx.rule.plain_gradients
+        gradients = ctx.rule.gradients if passes.serves_backward(upstream) else ctx.rule.plain_gradients
         d_x, *d_leaves = gradients(x, upstream, leaves, (needs_x, *needs))
         return d_x, None, *d_leaves
 
@@ -373,7 +373,7 @@ def lsq_fake_quantize(x: Tensor, grid: Grid, gradient_scale: float) -> Tensor:
 
 def fake_quantize(x: Tensor, rule: Rule) -> Tensor:
     """Return `x` snapped to a rule's grid, with the rule's gradients; float32."""
-    if not (kernels.serves(x) and rule.grid.served and x.numel() > 0):
+    if not (passes.serves(x) and rule.grid.served and x.numel() > 0):
         return rule.plain(x)
     leaves = rule.leaves
     return apply(_Eager, x, rule, *leaves) if records(x, *leaves) else rule.snap(x)

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from trainable_core.enums import QuantizationTarget
 from trainable_core.errors import UnsupportedConfigError
 from trainable_core.recipe.plan import require_quantizer
-from trainable_torch import cache, fused_layer
 from trainable_torch.holder import ActivationQuantizationHolder
+from trainable_torch.kernels import cache
+from trainable_torch.kernels import layer as fused_layer
+from trainable_torch.kernels.recomputing import recomputing
 from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer
-from trainable_torch.recomputing import recomputing
 
 
 class WeightsQuantizers(nn.ModuleDict):
@@ -95,8 +96,8 @@ class QuantizationWrapper(PytorchQuantizationWrapper):  # type: ignore[misc]
     ``assign=True`` is seen by layer and wrapper alike, and `deepcopy` and `pickle` work after a training forward,
     because quantized weights are handed to the layer for the length of one call and never stored in it. Attributes the
     wrapper doesn't have are the layer's. In eval mode, without gradients, a weight is fake-quantized when it or its
-    quantizer changed (`trainable_torch.cache` says how that is seen), not at every call; a compiled model computes it.
-    What the layer would keep of quantized tensors for backward is made again then (`trainable_torch.recomputing`).
+    quantizer changed (`trainable_torch.kernels.cache` says how that is seen), not at every call; a compiled model computes it.
+    What the layer would keep of quantized tensors for backward is made again then (`trainable_torch.kernels.recomputing`).
     """
 
     layer: Any

@@ -19,9 +19,10 @@ from trainable_core.constants import SIGNED
 from trainable_core.enums import VariableGroup
 from trainable_core.errors import QuantizerStateError, ShapeMismatchError
 from trainable_core.quantizer import BaseTrainableQuantizer
-from trainable_torch import cache, inferable, native, ops
 from trainable_torch import grid as grids
+from trainable_torch import inferable, ops
 from trainable_torch.grid import Grid
+from trainable_torch.kernels import cache, native
 
 
 class BasePytorchTrainableQuantizer(nn.Module, BaseTrainableQuantizer, BaseInferableQuantizer):  # type: ignore[misc]
@@ -73,7 +74,7 @@ class BasePytorchTrainableQuantizer(nn.Module, BaseTrainableQuantizer, BaseInfer
     def rule(self, x: Tensor, grid: Grid) -> ops.Rule | None:  # noqa: ARG002 - for those that have one
         """Return all that `fake_quantize` does with `x`, or None: it does something of its own.
 
-        With a rule a layer and its quantizers can be one function; see `trainable_torch.fused_layer`.
+        With a rule a layer and its quantizers can be one function; see `trainable_torch.kernels.layer`.
         """
         return None
 

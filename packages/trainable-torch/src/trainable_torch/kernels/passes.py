@@ -22,10 +22,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainable_torch import native
-from trainable_torch.cache import is_plain
-from trainable_torch.layout import Buffers, Layout, dense, look
-from trainable_torch.scalars import Numbers
+from trainable_torch.kernels import native
+from trainable_torch.kernels.cache import is_plain
+from trainable_torch.kernels.layout import Buffers, Layout, dense, look
+from trainable_torch.kernels.numbers import Numbers
 
 GRAIN = 2**15
 """PyTorch gives a kernel of fewer elements to one thread (``at::internal::GRAIN_SIZE``)."""

@@ -1,6 +1,6 @@
 """The eager CPU kernels in one pass over memory, compiled by numba: the extra ``trainable-torch[speed]``.
 
-Where numba is not installed, `trainable_torch.kernels` goes on with PyTorch's own. The first call of a process compiles
+Where numba is not installed, `trainable_torch.kernels.passes` goes on with PyTorch's own. The first call of a process compiles
 (about two seconds, kept on disk for the next process where there is a place to write). Large tensors are shared by as
 many threads as PyTorch would use; no sum depends on how many they are.
 """
@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from trainable_torch import layout
-from trainable_torch.scalars import Numbers
+from trainable_torch.kernels import layout
+from trainable_torch.kernels.numbers import Numbers
 
 Loop = Callable[..., None]
 
@@ -60,7 +60,7 @@ def compiled() -> Compiled | None:
 
 
 def _compile_all(numba: Any) -> Compiled:
-    from trainable_torch import grid_loops, loops  # noqa: PLC0415 - they need numba
+    from trainable_torch.kernels import grid_loops, loops  # noqa: PLC0415 - they need numba
 
     return Compiled(
         _compile(numba, loops.snap, 7, 7),
@@ -121,7 +121,7 @@ Marks = Any
 
 def unmarked(where: Lines) -> Marks:
     """Return marks for a tensor, all zero."""
-    from trainable_torch.loops import PART  # noqa: PLC0415 - it needs numba
+    from trainable_torch.kernels.loops import PART  # noqa: PLC0415 - it needs numba
 
     return (ctypes.c_uint8 * (where.number * -(-where.length // PART)))()
 

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name everyone reads
 from torch.nn.modules.module import _has_any_global_hook
 
-from trainable_torch import cache, kernels, native, ops, recomputing
+from trainable_torch import ops
 from trainable_torch.holder import ActivationQuantizationHolder
+from trainable_torch.kernels import cache, native, passes, recomputing
 from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer
 
 _CONVOLUTION_BACKWARD = torch.ops.aten.convolution_backward.default
@@ -134,7 +135,7 @@ class _FusedLayer(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of input, weight, bias and all leaves."""
-        if not kernels.serves_backward(upstream):
+        if not passes.serves_backward(upstream):
             return None, None, *_plain_gradients(ctx, upstream)
         x, weight, _, *leaves = ctx.saved_tensors
         _, _, needs_x, needs_weight, needs_bias, *needs = ctx.needs_input_grad
@@ -225,7 +226,7 @@ def call(wrapper: Any, x: Any) -> Tensor | None:
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return None
     parts = _parts(wrapper)
-    if parts is None or not kernels.serves(*(each for each in (x, parts.weight, parts.bias) if each is not None)):
+    if parts is None or not passes.serves(*(each for each in (x, parts.weight, parts.bias) if each is not None)):
         return None
     if not (x.numel() and parts.operation.takes(x)) or _is_watched():
         return None

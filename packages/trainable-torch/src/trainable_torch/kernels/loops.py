@@ -1,4 +1,4 @@
-"""The loops of the native kernels, which `trainable_torch.native` has numba compile; importing this needs numba.
+"""The loops of the native kernels, which `trainable_torch.kernels.native` has numba compile; importing this needs numba.
 
 Arrays come as addresses of float32 numbers in memory order. A line is `length` elements of one scale, the last one may
 be shorter; line r has the scale of channel ``r % channels``. The ends, counted from zero, are one for all channels or

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainable_torch import native, ops
-from trainable_torch.cache import is_plain
+from trainable_torch import ops
+from trainable_torch.kernels import native
+from trainable_torch.kernels.cache import is_plain
 
 
 class Recipe:
