@@ -17,17 +17,17 @@ from trainable_core.documents.model_file import (
     recipe_of,
     storable,
 )
-from trainable_core.errors import DocumentError
+from trainable_core.errors import DocumentError, QuantizerStateError
 from trainable_core.recipe.plan import WrappedState
 
 RECIPE = {"schema_version": 1, "weights": {"method": "SYMMETRIC", "n_bits": 4, "training_method": "STE"}}
 
 
-def quantizer(subject="fc.kernel"):
+def quantizer(subject="fc.kernel", cls=NumpySte):
     config = TrainableQuantizerWeightsConfig(
         weights_quantization_method="UNIFORM", weights_n_bits=4, weights_quantization_params={}
     )
-    made = NumpySte(config)
+    made = cls(config)
     made.subject = subject
     made.initialize_quantization((3, 2), "kernel", None)
     return made
@@ -56,6 +56,48 @@ def test_placed_numbers_make_a_quantizer_convert():
     place_numbers("file", [made], {"fc.kernel": {"num_bits": 4}})
     assert made.calibrated
     assert made.current_qparams().quant_max == 15
+
+
+class PointingQuantizer(NumpySte):
+    """A plugin's method that keeps three grids and points at the one it deploys, with a variable of its own."""
+
+    widths = (2, 4, 8)
+
+    def add_variables(self):
+        self.add_quantizer_variable("pointer", np.zeros(()), trained=False)
+
+    @property
+    def selected_width(self):
+        return self.widths[int(self.pointer.value)]
+
+    def select_width(self, width):
+        self.assign(self.pointer, np.asarray(self.widths.index(width), np.float32))
+
+
+@pytest.mark.parametrize("width", PointingQuantizer.widths)
+def test_a_method_with_several_widths_selects_the_deployed_one_in_its_own_way(width):
+    made = quantizer(cls=PointingQuantizer)
+    place_numbers("file", [made], {"fc.kernel": {"num_bits": width}})
+    assert made.selected_width == width
+    assert made.current_qparams().quant_max == 2**width - 1
+
+
+@pytest.mark.parametrize("width", [3, None, "4"])
+def test_a_deployed_width_that_the_quantizer_has_no_grid_for_is_refused(width):
+    made = quantizer()
+    with pytest.raises(DocumentError, match=r"fc\.kernel.*bits, this model's has 4"):
+        place_numbers("file", [made], {"fc.kernel": {"num_bits": width}})
+    assert not made.calibrated
+
+
+def test_a_method_that_cannot_select_a_width_is_told_what_to_write():
+    class Fixed(NumpySte):
+        widths = (2, 4)
+
+    made = quantizer(cls=Fixed)
+    place_numbers("file", [made], {"fc.kernel": {"num_bits": 2}})
+    with pytest.raises(QuantizerStateError, match="select_width"):
+        place_numbers("file", [made], {"fc.kernel": {"num_bits": 4}})
 
 
 def test_a_quantizer_that_the_file_lacks_is_named():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -28,6 +29,28 @@ Config = TrainableQuantizerWeightsConfig | TrainableQuantizerActivationConfig
 Q = TypeVar("Q", bound="BaseTrainableQuantizer")
 
 
+@dataclass(frozen=True)
+class Structure:
+    """What `initialize_quantization` decides about a quantizer, and nothing changes afterwards.
+
+    Parameters
+    ----------
+    widths : tuple of int
+        Bit widths that the quantizer keeps a grid for.
+    width : int or None
+        The only one of them, or None where the method chooses among several.
+    shape : tuple of int
+        Shape of each variable of a grid: ``()`` per tensor, ``(C,)`` per channel.
+    names : dict of int to tuple of str
+        Names of the variables that each width's grid is made from, in the order of `qparams.variable_names`.
+    """
+
+    widths: tuple[int, ...] = ()
+    width: int | None = None
+    shape: tuple[int, ...] = ()
+    names: dict[int, tuple[str, ...]] = field(default_factory=dict)
+
+
 class BaseTrainableQuantizer:
     """Framework-free part of every trainable quantizer: config, variables, calibration, conversion to numbers, JSON.
 
@@ -49,8 +72,9 @@ class BaseTrainableQuantizer:
     Notes
     -----
     A method may set `learns_grid` (thresholds and ranges become trained variables of the group QPARAMS), override
-    `widths` (several grids of different bit widths), `selected_width` (which of them is deployed), `add_variables`
-    (variables of its own), `get_arguments`, `regularization` (a term for the loss) and `advance` (a schedule).
+    `widths` (several grids of different bit widths), `selected_width` and `select_width` (which of them is deployed),
+    `add_variables` (variables of its own), `get_arguments`, `regularization` (a term for the loss) and `advance` (a
+    schedule). `widths` is asked once, when the quantizer is initialized; from then on `structure` has the answer.
     """
 
     backend: ClassVar[str]
@@ -74,6 +98,7 @@ class BaseTrainableQuantizer:
         self.signed = quantization_config.signed
         self.calibrated = False
         self.tensor_ndim = 0
+        self.structure = Structure()
         self._variable_groups: dict[str, VariableGroup] = {}
 
     @classmethod
@@ -143,6 +168,23 @@ class BaseTrainableQuantizer:
         """Bit width that is deployed."""
         return self.widths[0]
 
+    def select_width(self, width: int) -> None:
+        """Change the quantizer's variables so that `width` is deployed; loading a finalized model asks for it.
+
+        A method with several widths writes it together with `selected_width`.
+
+        Raises
+        ------
+        QuantizerStateError
+            When another width is selected and the method has no way to change that.
+        """
+        if width != self.selected_width:
+            raise QuantizerStateError(
+                self.subject,
+                f"it can't deploy {width} bits; {type(self).__name__} selects {self.selected_width}",
+                "a method with several widths overrides `select_width`.",
+            )
+
     def add_variables(self) -> None:
         """Add variables beyond the grid's own; called once, from `initialize_quantization`."""
 
@@ -185,7 +227,7 @@ class BaseTrainableQuantizer:
         QuantizerStateError
             When there is none.
         """
-        if name not in self.variable_names:
+        if name not in self._variable_groups:
             known = ", ".join(self._variable_groups) or "none; initialize_quantization was not called"
             raise QuantizerStateError(
                 self.subject, f"no variable {name!r}; variables: {known}" + nearest(name, self._variable_groups)
@@ -223,16 +265,16 @@ class BaseTrainableQuantizer:
             raise ShapeMismatchError(f"{self.subject} {name!r}: tensor_shape", "integers", tensor_shape) from error
         variable_shape = qparams.variable_shape(config, shape, f"{self.subject} {name!r}")
         if self.variable_names:
-            first = next(iter(self.grid_variables(self.widths[0]).values()))
-            if tuple(first.shape) != variable_shape:
+            if self.structure.shape != variable_shape:
                 raise QuantizerStateError(f"{self.subject} {name!r}", "already initialized for another shape")
         else:
             self.tensor_ndim = 0 if shape is None else len(shape)
-            for width in self.widths:
-                for key in qparams.variable_names(config.quantization_method):
-                    self.add_quantizer_variable(self._variable(key, width), np.full(variable_shape, np.nan, np.float32))
+            self.structure = structure = self._structure(variable_shape)
+            for names in structure.names.values():
+                for variable_name in names:
+                    self.add_quantizer_variable(variable_name, np.full(variable_shape, np.nan, np.float32))
             self.add_variables()
-            params = {width: self._config_params(width) for width in self.widths}
+            params = {width: self._config_params(width) for width in structure.widths}
             if all(set(given) - {SIGNED} for given in params.values()):
                 self.set_quantization_params(params)
         return {each: self.get_quantizer_variable(each) for each in self.variable_names}
@@ -243,15 +285,28 @@ class BaseTrainableQuantizer:
                 return candidate.quantization_params
         return self.quantization_config.quantization_params
 
-    def _variable(self, key: str, width: int) -> str:
-        return key if len(self.widths) == 1 else f"{key}_{width}"
+    def _structure(self, shape: tuple[int, ...]) -> Structure:
+        widths, keys = self.widths, qparams.variable_names(self.quantization_config.quantization_method)
+        if len(widths) == 1:
+            return Structure(widths, widths[0], shape, {widths[0]: keys})
+        return Structure(widths, None, shape, {width: tuple(f"{key}_{width}" for key in keys) for width in widths})
 
     # ---- numbers ----------------------------------------------------------------------------------------------------
 
     def grid_variables(self, width: int) -> dict[str, Any]:
-        """Return the variables that one width's grid is made from, by their plain names."""
+        """Return the variables that one width's grid is made from, by their plain names.
+
+        Raises
+        ------
+        QuantizerStateError
+            When the quantizer is not initialized, or keeps no grid of that width.
+        """
+        names = self.structure.names.get(width)
+        if names is None:
+            known = ", ".join(map(str, self.structure.widths)) or "none; initialize_quantization was not called"
+            raise QuantizerStateError(self.subject, f"no grid of {width} bits; widths: {known}")
         keys = qparams.variable_names(self.quantization_config.quantization_method)
-        return {key: self.get_quantizer_variable(self._variable(key, width)) for key in keys}
+        return {key: self.get_quantizer_variable(name) for key, name in zip(keys, names, strict=True)}
 
     def set_quantization_params(self, params: Mapping[int, Mapping[str, Any]]) -> None:
         """Take over calibrated numbers.
@@ -271,12 +326,13 @@ class BaseTrainableQuantizer:
         config = self.quantization_config
         if not self.variable_names:
             raise QuantizerStateError(self.subject, "initialize_quantization has not been called")
-        if not isinstance(params, Mapping) or set(params) != set(self.widths):
+        widths = self.structure.widths
+        if not isinstance(params, Mapping) or set(params) != set(widths):
             given = f"widths {list(params)}" if isinstance(params, Mapping) else repr(params)
-            raise UnsupportedConfigError(self.subject, f"params for {given}, needed for widths {list(self.widths)}")
+            raise UnsupportedConfigError(self.subject, f"params for {given}, needed for widths {list(widths)}")
         new: list[tuple[Any, NDArray[Any]]] = []
         signs = set()
-        for width in self.widths:
+        for width in widths:
             given = plain(params[width])
             try:
                 check_params(given, config.quantization_method, width, config.target)
@@ -377,7 +433,7 @@ class BaseTrainableQuantizer:
     def _restore(self, variables: Mapping[str, NDArray[Any]], tensor_ndim: int) -> None:
         """Initialize and take over variables as `get_config` wrote them."""
         axis, shape = self.quantization_config.channels_axis, [1] * tensor_ndim
-        first = self._variable(qparams.variable_names(self.quantization_config.quantization_method)[0], self.widths[0])
+        first = next(iter(self._structure(()).names.values()))[0]
         if first not in variables:
             raise UnsupportedConfigError(f"{self.subject}: variables", f"needed {first!r}, got {list(variables)}")
         if axis is not None and -tensor_ndim <= axis < tensor_ndim:

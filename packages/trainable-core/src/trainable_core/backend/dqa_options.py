@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any, TypeVar
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from trainable_core.config import TrainableQuantizerConfig
 from trainable_core.errors import UnsupportedConfigError
+from trainable_core.qparams import Float32
 from trainable_core.reference import dqa
 from trainable_core.schedule import LinearAnnealingScheduler
 
@@ -68,6 +69,17 @@ def candidate_widths(config: TrainableQuantizerConfig) -> tuple[int, ...]:
     if config.candidates is None:
         return tuple(dqa.default_widths(config.n_bits))
     return tuple(sorted({candidate.n_bits for candidate in config.candidates}))
+
+
+def selecting_logits(widths: Sequence[int], width: int) -> Float32:
+    """Return logits of which that of `width` is the largest.
+
+    Examples
+    --------
+    >>> selecting_logits((2, 4, 8), 4)
+    array([0., 1., 0.], dtype=float32)
+    """
+    return np.asarray([float(each == width) for each in widths], np.float32)
 
 
 def schedule_end(schedule: LinearAnnealingScheduler) -> int:

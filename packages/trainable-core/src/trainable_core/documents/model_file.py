@@ -61,7 +61,7 @@ def place_numbers(path: object, quantizers: Iterable[BaseTrainableQuantizer], de
     Raises
     ------
     DocumentError
-        When the file has no deployed quantizer of that name.
+        When the file has no deployed quantizer of that name, or one of a width that the quantizer has no grid for.
     """
     for quantizer in quantizers:
         if not quantizer.quantization_config.enabled:
@@ -69,14 +69,15 @@ def place_numbers(path: object, quantizers: Iterable[BaseTrainableQuantizer], de
         if quantizer.subject not in deployed:
             raise DocumentError(path, f"it has no quantizer {quantizer.subject!r}, which this model has")
         config = deployed[quantizer.subject]
+        if config.get("num_bits") not in quantizer.structure.widths:
+            problem = f"its {quantizer.subject!r} has {config.get('num_bits')!r} bits, this model's has "
+            raise DocumentError(path, problem + " or ".join(map(str, quantizer.structure.widths)))
         signed = bool(config.get(SIGNED, config.get("signed", quantizer.signed)))
-        for width in quantizer.widths:
+        for width in quantizer.structure.widths:
             for key, variable in quantizer.grid_variables(width).items():
                 value = np.full(tuple(variable.shape), -1.0 if key == RANGE_MIN else 1.0, np.float32)
                 quantizer.assign(variable, value)
-        if len(quantizer.widths) > 1:
-            chosen = [float(width == config["num_bits"]) for width in quantizer.widths]
-            quantizer.assign(quantizer.get_quantizer_variable("logits"), np.asarray(chosen, np.float32))
+        quantizer.select_width(config["num_bits"])
         quantizer.signed = signed
         quantizer.calibrated = True
 

@@ -13,7 +13,6 @@ from mct_quantizers.common.base_inferable_quantizer import BaseInferableQuantize
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from trainable_core import qparams
 from trainable_core.config import TrainableQuantizerConfig
 from trainable_core.constants import SIGNED
 from trainable_core.enums import VariableGroup
@@ -120,8 +119,7 @@ class BasePytorchTrainableQuantizer(nn.Module, BaseTrainableQuantizer, BaseInfer
     def _check_channels(self, shape: torch.Size) -> None:
         axis = self._axis
         if axis is not None:
-            method = self.quantization_config.quantization_method
-            channels = getattr(self, self._variable(qparams.variable_names(method)[0], self.widths[0])).shape[0]
+            channels = self.structure.shape[0]
             if not -len(shape) <= axis < len(shape) or shape[axis] != channels:
                 raise ShapeMismatchError(
                     self.subject, f"{channels} channels along axis {axis}", f"shape {tuple(shape)}"
@@ -129,7 +127,7 @@ class BasePytorchTrainableQuantizer(nn.Module, BaseTrainableQuantizer, BaseInfer
 
     def grid(self, ndim: int, width: int | None = None) -> Grid:
         """Return the grid of one width (default: the selected one) for a tensor of `ndim` dimensions."""
-        width = self.selected_width if width is None else width
+        width = width or self.structure.width or self.selected_width
         form: grids.Form
         if torch.compiler.is_compiling():
             form, shape, names = self._form(ndim, width)
@@ -148,8 +146,7 @@ class BasePytorchTrainableQuantizer(nn.Module, BaseTrainableQuantizer, BaseInfer
         """Return what makes one width's grid, the shape of its scale, and the names of its variables."""
         config = self.quantization_config
         method, axis = config.quantization_method, config.channels_axis
-        names = tuple([self._variable(key, width) for key in qparams.variable_names(method)])
-        shape = tuple(getattr(self, names[0]).shape)
+        names, shape = self.structure.names[width], self.structure.shape
         if axis is not None:
             shape = tuple([shape[0] if index == axis % ndim else 1 for index in range(ndim)])
         return grids.form(method, width, signed=self.signed, min_threshold=config.min_threshold), shape, names

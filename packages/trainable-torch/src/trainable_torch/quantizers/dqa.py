@@ -9,7 +9,13 @@ import torch
 from mct_quantizers import QuantizationTarget, mark_quantizer
 from torch import Tensor
 
-from trainable_core.backend.dqa_options import bit_cost, candidate_widths, schedule_end, temperature_schedule
+from trainable_core.backend.dqa_options import (
+    bit_cost,
+    candidate_widths,
+    schedule_end,
+    selecting_logits,
+    temperature_schedule,
+)
 from trainable_core.config import TrainableQuantizerConfig
 from trainable_core.enums import TrainingMethod, VariableGroup
 from trainable_core.errors import UnsupportedConfigError
@@ -69,6 +75,10 @@ class DqaQuantizer(BasePytorchTrainableQuantizer):
     def selected_width(self) -> int:
         """Width with the largest logit."""
         return self.widths[int(self.logits.detach().argmax())]
+
+    def select_width(self, width: int) -> None:
+        """Give `width` the largest logit."""
+        self.assign(self.get_quantizer_variable("logits"), selecting_logits(self.widths, width))
 
     @property
     def schedule_end(self) -> int:

@@ -72,6 +72,10 @@ class DqaQuantizer(BaseKerasTrainableQuantizer):
         """Width with the largest logit."""
         return self.widths[int(np.argmax(to_numpy(_comparable(self._logits()))))]
 
+    def select_width(self, width: int) -> None:
+        """Give `width` the largest logit."""
+        self.assign(self.get_quantizer_variable("logits"), dqa_options.selecting_logits(self.widths, width))
+
     @property
     def schedule_end(self) -> int:
         """Number of training steps after which training values are the deployed ones."""

@@ -11,7 +11,12 @@ import numpy as np
 from keras import ops as keras_ops
 from mct_quantizers import QuantizationTarget, mark_quantizer
 
-from trainable_core.backend.dqa_options import bit_cost, candidate_widths, temperature_schedule
+from trainable_core.backend.dqa_options import (
+    bit_cost,
+    candidate_widths,
+    selecting_logits,
+    temperature_schedule,
+)
 from trainable_core.config import TrainableQuantizerConfig
 from trainable_core.enums import TrainingMethod, VariableGroup
 from trainable_core.errors import UnsupportedConfigError
@@ -75,6 +80,10 @@ class DqaQuantizer(BaseKerasTrainableQuantizer):
     def selected_width(self) -> int:
         """Width with the largest logit."""
         return self.widths[int(np.argmax(to_numpy(_comparable(read(self.logits)))))]
+
+    def select_width(self, width: int) -> None:
+        """Give `width` the largest logit."""
+        self.assign(self.get_quantizer_variable("logits"), selecting_logits(self.widths, width))
 
     @property
     def schedule_end(self) -> int:
