@@ -1,8 +1,7 @@
-"""The eager CPU kernels in one pass over memory, compiled by numba: the extra ``trainable-torch[speed]``.
+"""The formula in one pass over memory, by loops that numba compiles: the extra ``trainable-torch[speed]``.
 
-Where numba is not installed, `trainable_torch.kernels.passes` goes on with PyTorch's own. The first call of a process compiles
-(about two seconds, kept on disk for the next process where there is a place to write). Large tensors are shared by as
-many threads as PyTorch would use; no sum depends on how many they are.
+The first call of a process compiles (about two seconds, kept on disk for the next process where there is a place to
+write). Large tensors are shared by as many threads as PyTorch would use; no sum depends on how many they are.
 """
 
 from __future__ import annotations
@@ -11,17 +10,25 @@ import ctypes
 import functools
 import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from trainable_torch.kernels import layout
-from trainable_torch.kernels.numbers import Numbers
+from trainable_core.errors import UnsupportedConfigError
+from trainable_torch.grid import Form
+from trainable_torch.kernels import tier
+from trainable_torch.kernels.passes import Numbers
 
 Loop = Callable[..., None]
+
+CHUNK = 2**17
+"""Elements of a line where one scale serves all of a tensor."""
+
+PART = 2**8
+"""Elements of a gradient that are masked at once, or not at all; `loops` has the same."""
 
 SHARE = 2**17
 """Elements that are worth a thread of their own: handing them over takes as long as some ten thousand of them."""
@@ -50,13 +57,32 @@ class Compiled(NamedTuple):
 
 @functools.cache
 def compiled() -> Compiled | None:
-    """Return the compiled loops, or None where numba is missing, broken or told not to compile."""
+    """Return the compiled loops, or None where another tier is asked for, or numba is missing, broken or switched off.
+
+    Raises
+    ------
+    UnsupportedConfigError
+        When the environment asks for this tier and there are none; or for a tier that doesn't exist.
+    """
+    wanted = tier.wanted()
+    if wanted not in {None, tier.NATIVE}:
+        return None
+    problem: object = "numba is told not to compile (NUMBA_DISABLE_JIT)"
     try:
         import numba  # noqa: PLC0415 - an extra, and it takes a third of a second
 
-        return None if numba.config.DISABLE_JIT else _compile_all(numba)  # type: ignore[attr-defined] # set on import
-    except Exception:  # noqa: BLE001 - numba refuses a NumPy or a platform in its own ways; training goes on without
-        return None
+        if not numba.config.DISABLE_JIT:  # type: ignore[attr-defined] # set on import
+            return _compile_all(numba)
+    except Exception as error:  # noqa: BLE001 - numba refuses a NumPy or a platform in its own ways; training goes on without
+        problem = error
+    if wanted == tier.NATIVE:
+        raise UnsupportedConfigError(
+            tier.VARIABLE, f"'native' needs numba: {problem}", 'pip install "trainable-torch[speed]".'
+        )
+    return None
+
+
+_loops: Callable[[], Compiled] = compiled  # type: ignore[assignment] # who calls the rest of this module has asked
 
 
 def _compile_all(numba: Any) -> Compiled:
@@ -85,6 +111,73 @@ def _compile(numba: Any, loop: Loop, addresses: int, numbers: int, floats: int =
     return called
 
 
+class Block(NamedTuple):
+    """The numbers of a grid in one piece of memory, as the loops make and take them.
+
+    Parameters
+    ----------
+    rows : Tensor, float32, shape (4, channels)
+        All inverses, then scales, first and last codes counted from zero.
+    shape : tuple of int
+        That of the scale as a tensor.
+    ends : pair of float, or None
+        The ends where they are the same for every channel.
+    """
+
+    rows: Tensor
+    shape: tuple[int, ...]
+    ends: tuple[float, float] | None
+
+    def pointers(self) -> tuple[int, int, int, int, int]:
+        """Return the addresses of inverses, scales and ends, and how many of each end there are."""
+        first, channels = self.rows.data_ptr(), self.rows.shape[1]
+        row = 4 * channels
+        return first, first + row, first + 2 * row, first + 3 * row, channels if self.ends is None else 1
+
+    def numbers(self) -> Numbers:
+        """Return the same numbers for expressions of tensors."""
+        inverse, scale, low, high = (row.view(self.shape) for row in self.rows)
+        if self.ends is not None:
+            return Numbers(scale, self.ends[0], self.ends[1], inverse)
+        return Numbers(scale, low, high, inverse)
+
+
+class Given(NamedTuple):
+    """The numbers of a grid that are tensors already, as a deployed quantizer's are; contiguous, float32."""
+
+    inverse: Tensor
+    scale: Tensor
+    low: Tensor
+    high: Tensor
+
+    def pointers(self) -> tuple[int, int, int, int, int]:
+        """Return the addresses of inverses, scales and ends, and how many of each end there are."""
+        inverse, scale, low, high = self
+        return inverse.data_ptr(), scale.data_ptr(), low.data_ptr(), high.data_ptr(), low.numel()
+
+
+def grid_of(form: Form, variables: Sequence[Tensor], shape: tuple[int, ...]) -> Block:
+    """Return the numbers of a grid, made of its variables by the operations of `Form.numbers`."""
+    channels, span = variables[0].numel(), form.quant_max - form.quant_min
+    rows = torch.empty(4, channels, dtype=torch.float32, device="cpu")
+    addresses = [each.contiguous().data_ptr() for each in variables]
+    if form.centered:
+        low, steps, power_of_two = form.arguments
+        ends = float(form.quant_min), float(form.quant_max)
+        _loops().symmetric(*addresses, rows.data_ptr(), low, 1.0 / steps, *ends, channels, power_of_two)
+        return Block(rows, shape, ends)
+    _loops().uniform(*addresses, rows.data_ptr(), form.arguments[0], channels, span)
+    return Block(rows, shape, None)
+
+
+def given(scale: Tensor, low: float | Tensor, high: float | Tensor) -> Given:
+    """Return the numbers of a grid that are tensors already."""
+    if not (isinstance(low, Tensor) and isinstance(high, Tensor)):
+        low, high = torch.tensor((low, high), dtype=torch.float32, device="cpu")
+    numbers = scale.reciprocal(), scale, low, high
+    return Given(*[each.contiguous() for each in numbers])
+
+
 class Lines(NamedTuple):
     """How a dense tensor falls into lines of one scale each, in memory order.
 
@@ -104,64 +197,88 @@ class Lines(NamedTuple):
     size: int
 
 
-def lines(x: Tensor, grid: Numbers) -> Lines | None:
-    """Return the lines of a dense tensor, None where they are too short or the compiled loops are missing."""
-    if compiled() is None:
-        return None
-    size, axis = x.numel(), grid.axis
-    if axis is None:
-        return Lines(-(-size // layout.CHUNK), layout.CHUNK, 1, size)
-    length, channels = x.stride(axis), grid.shape[axis]  # what lies inside of an axis lies within its stride
-    return None if length < SHORT and length * channels != size else Lines(size // length, length, channels, size)
+def lines(x: Tensor, shape: Sequence[int]) -> Lines | None:
+    """Return the lines of a dense tensor whose scale has a shape; None where they are too short."""
+    size = x.numel()
+    for axis, channels in enumerate(shape):
+        if channels != 1:
+            length = x.stride(axis)  # what lies inside of an axis lies within its stride
+            if length < SHORT and length * channels != size:
+                return None
+            return Lines(size // length, length, channels, size)
+    return Lines(-(-size // CHUNK), CHUNK, 1, size)
+
+
+def dense(x: Tensor) -> Tensor:
+    """Return a tensor that has neither holes nor overlaps, copied if it has some."""
+    like = x.is_contiguous() or torch.empty_like(x).stride() == x.stride()  # it keeps the strides of dense tensors only
+    return x if like and not x.is_neg() else x.contiguous().resolve_neg()
 
 
 Marks = Any
-"""An array of bytes, one for each part of a tensor: whether something in it lies outside of the range."""
+"""An array of bytes, one for each part of a tensor: whether something in it lies outside of the range; or None."""
 
 
-def unmarked(where: Lines) -> Marks:
-    """Return marks for a tensor, all zero."""
-    from trainable_torch.kernels.loops import PART  # noqa: PLC0415 - it needs numba
-
-    return (ctypes.c_uint8 * (where.number * -(-where.length // PART)))()
-
-
-def snap(x: Tensor, y: Tensor, grid: Numbers, where: Lines, marks: Marks = None) -> None:
-    """Put `x`, snapped to the grid, into `y`, and mark the parts that have something outside; they lie alike."""
-    inverse, scale, low, high, ends = grid.addresses
-    marked = 0 if marks is None else ctypes.addressof(marks)
-    numbers = marks is not None, where.size, where.channels, ends, where.length
+def snap(x: Tensor, grid: Block | Given, where: Lines, *, marking: bool = False) -> tuple[Tensor, Marks]:
+    """Return `x` snapped to the grid and, if asked, marks for `pass_inside`."""
+    y = torch.empty_like(x)
+    inverse, scale, low, high, ends = grid.pointers()
+    marks, marked = None, 0
+    if marking:
+        marks = (ctypes.c_uint8 * (where.number * -(-where.length // PART)))()
+        marked = ctypes.addressof(marks)
+    numbers = marking, where.size, where.channels, ends, where.length
     _run(_loops().snap, where, x.data_ptr(), y.data_ptr(), marked, inverse, scale, low, high, *numbers)
+    return y, marks
 
 
 def pass_inside(
-    x: Tensor, upstream: Tensor, d_x: Tensor, grid: Numbers, where: Lines, *, closed: bool, marks: Marks = None
-) -> None:
-    """Put `upstream` where `x` is inside the range, `closed`: or at its ends, and zeros elsewhere into `d_x`.
+    x: Tensor, upstream: Tensor, grid: Block | Given, where: Lines, *, closed: bool, reuse: bool, marks: Marks = None
+) -> Tensor:
+    """Return `upstream` where `x` is inside the range, `closed`: or at its ends; zeros elsewhere.
 
-    With `marks` `d_x` is `upstream`.
+    With `reuse` it may take the place of `upstream`, which nobody else must have. Then, if `closed`, only what `snap`
+    marked is looked at.
     """
-    inverse, _, low, high, ends = grid.addresses
-    marked = 0 if marks is None else ctypes.addressof(marks)
-    numbers = closed, marks is not None, where.size, where.channels, ends, where.length
-    upstream = _like(upstream, x)
+    inverse, _, low, high, ends = grid.pointers()
+    upstream, d_x = _place(x, upstream, reuse=reuse)
+    marked = ctypes.addressof(marks) if marks is not None and closed and d_x is upstream else 0
+    numbers = closed, bool(marked), where.size, where.channels, ends, where.length
     arrays = x.data_ptr(), upstream.data_ptr(), d_x.data_ptr(), marked
     _run(_loops().inside, where, *arrays, inverse, low, high, *numbers)
+    return d_x
 
 
-def learned(x: Tensor, upstream: Tensor, d_x: Tensor, grid: Numbers, where: Lines, *, outside: bool) -> Tensor:
-    """Put the input's gradient into `d_x`; return each line's sums of slopes and, if asked, of `upstream` outside.
+def learned(
+    x: Tensor, upstream: Tensor, grid: Block | Given, where: Lines, *, outside: bool, reuse: bool
+) -> tuple[Tensor, Tensor]:
+    """Return the input's gradient, and each line's sums of slopes and, if asked, of `upstream` outside of the range.
 
-    float64, shape (1 or 2, lines).
+    The sums are float64, shape (1 or 2, lines). `reuse` as in `pass_inside`.
     """
-    inverse, _, low, high, ends = grid.addresses
+    inverse, _, low, high, ends = grid.pointers()
     kinds = 2 if outside else 1
-    numbers = kinds, where.size, where.channels, ends, where.length, where.number
-    upstream = _like(upstream, x)
+    upstream, d_x = _place(x, upstream, reuse=reuse)
     sums = torch.empty(kinds, where.number, dtype=torch.float64, device="cpu")
+    numbers = kinds, where.size, where.channels, ends, where.length, where.number
     arrays = x.data_ptr(), upstream.data_ptr(), d_x.data_ptr(), sums.data_ptr()
     _run(_loops().learned, where, *arrays, inverse, low, high, *numbers)
-    return sums
+    return d_x, sums
+
+
+def gradients(
+    form: Any, variables: Sequence[Tensor], grid: Block, sums: Tensor, gradient_scale: float
+) -> Sequence[Tensor]:
+    """Return the variables' gradients from what `learned` returned, by the operations of `Form.gradients`."""
+    made = [torch.empty_like(each) for each in variables]
+    arrays = [sums.data_ptr(), grid.rows.data_ptr(), *(each.data_ptr() for each in (*variables, *made))]
+    counts = sums.shape[1], made[0].numel()
+    if form.centered:
+        low, steps, power_of_two = form.arguments
+        _loops().symmetric_gradients(*arrays, low, 1.0 / steps, gradient_scale, *counts, power_of_two)
+    else:
+        _loops().uniform_gradients(*arrays, form.arguments[0], gradient_scale, *counts, form.quant_max)
+    return made
 
 
 def total(sums: Tensor, where: Lines) -> Tensor:
@@ -169,151 +286,13 @@ def total(sums: Tensor, where: Lines) -> Tensor:
     return sums.view(len(sums), -1, where.channels).sum(1).float()
 
 
-def _loops() -> Compiled:
-    found = compiled()
-    assert found is not None  # noqa: S101 - `lines` was asked
-    return found
-
-
-def _like(tensor: Tensor, other: Tensor) -> Tensor:
-    """Return the tensor, copied if it lies otherwise in memory than a dense one."""
-    alike = tensor.stride() == other.stride() or (tensor.is_contiguous() and other.is_contiguous())
-    return tensor if alike and not tensor.is_neg() else torch.empty_like(other).copy_(tensor)
-
-
-# ---- grids ----------------------------------------------------------------------------------------------------------
-
-
-def serves(*tensors: Tensor) -> bool:
-    """Return whether the compiled loops are there, and plain float32 CPU tensors lie as they want them."""
-    if compiled() is None:
-        return False
-    for tensor in tensors:  # noqa: SIM110 - as in `is_plain`
-        if not tensor.is_contiguous() or tensor.is_neg():
-            return False
-    return True
-
-
-class Block(Numbers):
-    """The numbers of a grid in one piece of memory, as the compiled loops made them and take them.
-
-    Parameters
-    ----------
-    block : ctypes array of ``4 * channels`` float32 numbers
-        All inverses, then scales, first and last codes counted from zero.
-    channels : int
-        How many there are of each.
-    span : int
-        ``quant_max - quant_min``.
-    shape : tuple of int
-        That of the scale as a tensor.
-    centered : bool
-        Whether the ends are the same for every channel.
-    """
-
-    def __init__(self, block: Any, channels: int, span: int, shape: tuple[int, ...], *, centered: bool) -> None:
-        state, row, first = self.__dict__, 4 * channels, ctypes.addressof(block)
-        state["block"], state["channels"], state["span"], state["shape"] = block, channels, span, shape
-        state["centered"] = centered
-        state["addresses"] = first, first + row, first + 2 * row, first + 3 * row, 1 if centered else channels
-        if channels == 1:
-            state["axis"] = None
-
-    def _row(self, row: int, *, one: bool) -> float | Tensor:
-        state = self.__dict__
-        block, channels = state["block"], state["channels"]
-        if one or channels == 1:
-            return float(block[row * channels])
-        return torch.tensor(block[row * channels : (row + 1) * channels], dtype=torch.float32, device="cpu").view(
-            self.shape
-        )
-
-    @functools.cached_property
-    def inverse(self) -> float | Tensor:
-        """Reciprocal of the scale."""
-        return self._row(0, one=False)
-
-    @functools.cached_property
-    def scale(self) -> float | Tensor:
-        """Step between grid points."""
-        return self._row(1, one=False)
-
-    @functools.cached_property
-    def low(self) -> float | Tensor:
-        """First code counted from zero."""
-        return self._row(2, one=self.__dict__["centered"])
-
-    @functools.cached_property
-    def high(self) -> float | Tensor:
-        """Last code counted from zero."""
-        return self._row(3, one=self.__dict__["centered"])
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Return what a copy is made of: it has memory of its own."""
-        state = self.__dict__
-        return _block, (list(state["block"]), state["channels"], state["span"], state["shape"], state["centered"])
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Block:
-        """Return a copy."""
-        make, arguments = self.__reduce__()
-        copied: Block = make(*arguments)
-        return copied
-
-
-def _block(numbers: list[float], channels: int, span: int, shape: tuple[int, ...], centered: bool) -> Block:  # noqa: FBT001 - for pickle
-    return Block((ctypes.c_float * (4 * channels))(*numbers), channels, span, shape, centered=centered)
-
-
-def symmetric(
-    threshold: Tensor,
-    low: float,
-    steps: float,
-    power_of_two: bool,  # noqa: FBT001 - as the grid's
-    ends: tuple[int, int],
-    shape: tuple[int, ...],
-) -> Block:
-    """Return the numbers of a grid whose scale ``SymmetricScale.forward`` returns."""
-    channels = threshold.numel()
-    block = (ctypes.c_float * (4 * channels))()
-    numbers = low, 1.0 / steps, *ends, channels, power_of_two
-    _loops().symmetric(threshold.data_ptr(), ctypes.addressof(block), *numbers)
-    return Block(block, channels, ends[1] - ends[0], shape, centered=True)
-
-
-def uniform(range_min: Tensor, range_max: Tensor, low: float, n_bits: int, shape: tuple[int, ...]) -> Block:
-    """Return the numbers of a grid that ``UniformGrid.forward`` returns."""
-    channels, span = range_min.numel(), 2**n_bits - 1
-    block = (ctypes.c_float * (4 * channels))()
-    _loops().uniform(range_min.data_ptr(), range_max.data_ptr(), ctypes.addressof(block), low, channels, span)
-    return Block(block, channels, span, shape, centered=False)
-
-
-def symmetric_gradients(  # noqa: PLR0917 - what `symmetric` was called with
-    sums: Tensor,
-    grid: Numbers,
-    threshold: Tensor,
-    gradient_scale: float,
-    low: float,
-    steps: float,
-    power_of_two: bool,  # noqa: FBT001 - as the grid's
-) -> tuple[Tensor]:
-    """Return the threshold's gradient from what `learned` returned."""
-    made = torch.empty_like(threshold)
-    arrays = sums.data_ptr(), grid.addresses[0], threshold.data_ptr(), made.data_ptr()
-    numbers = low, 1.0 / steps, gradient_scale, sums.shape[1], made.numel(), power_of_two
-    _loops().symmetric_gradients(*arrays, *numbers)
-    return (made,)
-
-
-def uniform_gradients(
-    sums: Tensor, grid: Numbers, ends: tuple[Tensor, Tensor], gradient_scale: float, low: float, n_bits: int
-) -> tuple[Tensor, Tensor]:
-    """Return the gradients of a range's ends from what `learned` returned."""
-    made = torch.empty_like(ends[0]), torch.empty_like(ends[1])
-    arrays = sums.data_ptr(), grid.addresses[0], *(each.data_ptr() for pair in (ends, made) for each in pair)
-    numbers = low, gradient_scale, sums.shape[1], ends[0].numel(), 2**n_bits - 1
-    _loops().uniform_gradients(*arrays, *numbers)
-    return made
+def _place(x: Tensor, upstream: Tensor, *, reuse: bool) -> tuple[Tensor, Tensor]:
+    """Return `upstream`, copied if it lies otherwise in memory than the dense `x`, and a place for the gradient."""
+    alike = upstream.stride() == x.stride() or (upstream.is_contiguous() and x.is_contiguous())
+    if alike and not upstream.is_neg():
+        return upstream, upstream if reuse else torch.empty_like(x)
+    upstream = torch.empty_like(x).copy_(upstream)
+    return upstream, upstream
 
 
 # ---- threads --------------------------------------------------------------------------------------------------------
