@@ -98,8 +98,8 @@ class FakeQuantization:
                 self._block = native.given(scale, low, high)
         return self._block
 
-    def plain(self, x: Tensor, leaves: Sequence[Tensor] | None = None) -> Tensor:
-        """Return `x` snapped to the grid by the formula, in the graph of `x` and of the leaves, or of others."""
+    def plain(self, x: Tensor, *leaves: Tensor) -> Tensor:
+        """Return `x` snapped to the grid by the formula, in the graph of `x` and of leaves that learn."""
         return plain.fake_quantize(x, self.form.grid(leaves or self.variables, self.shape), self.rule)
 
     # ---- forward ----------------------------------------------------------------------------------------------------
@@ -111,8 +111,7 @@ class FakeQuantization:
     def snap_for_backward(self, x: Tensor, *, marking: bool = True) -> tuple[Tensor, native.Marks]:
         """Return `x` snapped to the grid, and what helps `gradients`; nothing the size of the tensor."""
         if native.compiled() is not None:
-            x = native.dense(x)
-            where = native.lines(x, self.shape)
+            x, where = native.lines(x, self.shape)
             if where is not None:
                 return native.snap(x, self.block(), where, marking=marking and isinstance(self.rule, Ste))
         return passes.snap(x, self.numbers()), None
@@ -148,8 +147,7 @@ class FakeQuantization:
         """
         where = None
         if native.compiled() is not None:
-            x = native.dense(x)
-            where = native.lines(x, self.shape)
+            x, where = native.lines(x, self.shape)
         if isinstance(self.rule, Ste) or True not in needs[1:]:
             closed = isinstance(self.rule, Ste)
             if where is None:
@@ -286,8 +284,7 @@ def snap(x: Tensor, scale: Tensor, low: End, high: End) -> Tensor:
     if not eligible.fits(x, scale) or x.numel() == 0:
         return plain.snap(x, scale, low, high)
     if native.compiled() is not None:
-        x = native.dense(x)
-        where = native.lines(x, scale.shape)
+        x, where = native.lines(x, scale.shape)
         if where is not None:
             return native.snap(x, native.given(scale, low, high), where)[0]
     return passes.snap(x, Numbers(scale, low, high, scale.reciprocal()))

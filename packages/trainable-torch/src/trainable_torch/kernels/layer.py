@@ -173,8 +173,8 @@ def _in_graph(ctx: Any) -> Callable[..., Tensor]:
     split = 0 if first is None else len(first.leaves)
 
     def function(x: Tensor, weight: Tensor, bias: Tensor | None, *leaves: Tensor) -> Tensor:
-        x = x if first is None else first.plain(x, leaves[:split])
-        weight = weight if second is None else second.plain(weight, leaves[split:])
+        x = x if first is None else first.plain(x, *leaves[:split])
+        weight = weight if second is None else second.plain(weight, *leaves[split:])
         y: Tensor = ctx.operation(x, weight, bias)
         return y
 

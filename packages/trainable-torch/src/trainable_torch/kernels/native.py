@@ -111,11 +111,17 @@ def _compile(numba: Any, loop: Loop, addresses: int, numbers: int, floats: int =
     return called
 
 
+Pointers = tuple[int, int, int, int, int]
+"""Addresses of a grid's inverses, scales, first and last codes counted from zero, and how many of each end there are."""
+
+
 class Block(NamedTuple):
     """The numbers of a grid in one piece of memory, as the loops make and take them.
 
     Parameters
     ----------
+    pointers : Pointers
+        Into the rows.
     rows : Tensor, float32, shape (4, channels)
         All inverses, then scales, first and last codes counted from zero.
     shape : tuple of int
@@ -124,15 +130,10 @@ class Block(NamedTuple):
         The ends where they are the same for every channel.
     """
 
+    pointers: Pointers
     rows: Tensor
     shape: tuple[int, ...]
     ends: tuple[float, float] | None
-
-    def pointers(self) -> tuple[int, int, int, int, int]:
-        """Return the addresses of inverses, scales and ends, and how many of each end there are."""
-        first, channels = self.rows.data_ptr(), self.rows.shape[1]
-        row = 4 * channels
-        return first, first + row, first + 2 * row, first + 3 * row, channels if self.ends is None else 1
 
     def numbers(self) -> Numbers:
         """Return the same numbers for expressions of tensors."""
@@ -143,39 +144,42 @@ class Block(NamedTuple):
 
 
 class Given(NamedTuple):
-    """The numbers of a grid that are tensors already, as a deployed quantizer's are; contiguous, float32."""
+    """The numbers of a grid that are tensors already, as a deployed quantizer's are.
 
-    inverse: Tensor
-    scale: Tensor
-    low: Tensor
-    high: Tensor
+    Parameters
+    ----------
+    pointers : Pointers
+        Into the tensors.
+    tensors : tuple of Tensor
+        What the pointers point into, so that it stays.
+    """
 
-    def pointers(self) -> tuple[int, int, int, int, int]:
-        """Return the addresses of inverses, scales and ends, and how many of each end there are."""
-        inverse, scale, low, high = self
-        return inverse.data_ptr(), scale.data_ptr(), low.data_ptr(), high.data_ptr(), low.numel()
+    pointers: Pointers
+    tensors: tuple[Tensor, ...]
 
 
 def grid_of(form: Form, variables: Sequence[Tensor], shape: tuple[int, ...]) -> Block:
     """Return the numbers of a grid, made of its variables by the operations of `Form.numbers`."""
     channels, span = variables[0].numel(), form.quant_max - form.quant_min
     rows = torch.empty(4, channels, dtype=torch.float32, device="cpu")
-    addresses = [each.contiguous().data_ptr() for each in variables]
+    place, row = rows.data_ptr(), 4 * channels
+    first, last = variables[0].contiguous(), variables[-1].contiguous()  # a threshold is both
     if form.centered:
         low, steps, power_of_two = form.arguments
         ends = float(form.quant_min), float(form.quant_max)
-        _loops().symmetric(*addresses, rows.data_ptr(), low, 1.0 / steps, *ends, channels, power_of_two)
-        return Block(rows, shape, ends)
-    _loops().uniform(*addresses, rows.data_ptr(), form.arguments[0], channels, span)
-    return Block(rows, shape, None)
+        _loops().symmetric(first.data_ptr(), place, low, 1.0 / steps, *ends, channels, power_of_two)
+        return Block((place, place + row, place + 2 * row, place + 3 * row, 1), rows, shape, ends)
+    _loops().uniform(first.data_ptr(), last.data_ptr(), place, form.arguments[0], channels, span)
+    return Block((place, place + row, place + 2 * row, place + 3 * row, channels), rows, shape, None)
 
 
 def given(scale: Tensor, low: float | Tensor, high: float | Tensor) -> Given:
     """Return the numbers of a grid that are tensors already."""
-    if not (isinstance(low, Tensor) and isinstance(high, Tensor)):
-        low, high = torch.tensor((low, high), dtype=torch.float32, device="cpu")
-    numbers = scale.reciprocal(), scale, low, high
-    return Given(*[each.contiguous() for each in numbers])
+    if not isinstance(low, Tensor) or not isinstance(high, Tensor):
+        low, high = torch.tensor((low, high), dtype=torch.float32, device="cpu").unbind()
+    inverse, scale, low, high = scale.reciprocal().contiguous(), scale.contiguous(), low.contiguous(), high.contiguous()
+    pointers = inverse.data_ptr(), scale.data_ptr(), low.data_ptr(), high.data_ptr(), low.numel()
+    return Given(pointers, (inverse, scale, low, high))
 
 
 class Lines(NamedTuple):
@@ -197,22 +201,29 @@ class Lines(NamedTuple):
     size: int
 
 
-def lines(x: Tensor, shape: Sequence[int]) -> Lines | None:
-    """Return the lines of a dense tensor whose scale has a shape; None where they are too short."""
+def lines(x: Tensor, shape: Sequence[int]) -> tuple[Tensor, Lines | None]:
+    """Return a tensor, copied where it has holes or overlaps, and its lines; no lines where they are too short.
+
+    Parameters
+    ----------
+    x : Tensor, not empty
+        What is quantized.
+    shape : sequence of int
+        Shape of the scale, broadcastable to `x`.
+    """
+    dense = (
+        x.is_contiguous() or torch.empty_like(x).stride() == x.stride()
+    )  # it keeps the strides of dense tensors only
+    if not dense or x.is_neg():
+        x = x.contiguous().resolve_neg()
     size = x.numel()
-    for axis, channels in enumerate(shape):
+    for axis, channels in enumerate(shape, start=-len(shape)):
         if channels != 1:
             length = x.stride(axis)  # what lies inside of an axis lies within its stride
             if length < SHORT and length * channels != size:
-                return None
-            return Lines(size // length, length, channels, size)
-    return Lines(-(-size // CHUNK), CHUNK, 1, size)
-
-
-def dense(x: Tensor) -> Tensor:
-    """Return a tensor that has neither holes nor overlaps, copied if it has some."""
-    like = x.is_contiguous() or torch.empty_like(x).stride() == x.stride()  # it keeps the strides of dense tensors only
-    return x if like and not x.is_neg() else x.contiguous().resolve_neg()
+                return x, None
+            return x, Lines(size // length, length, channels, size)
+    return x, Lines(-(-size // CHUNK), CHUNK, 1, size)
 
 
 Marks = Any
@@ -222,7 +233,7 @@ Marks = Any
 def snap(x: Tensor, grid: Block | Given, where: Lines, *, marking: bool = False) -> tuple[Tensor, Marks]:
     """Return `x` snapped to the grid and, if asked, marks for `pass_inside`."""
     y = torch.empty_like(x)
-    inverse, scale, low, high, ends = grid.pointers()
+    inverse, scale, low, high, ends = grid.pointers
     marks, marked = None, 0
     if marking:
         marks = (ctypes.c_uint8 * (where.number * -(-where.length // PART)))()
@@ -240,7 +251,7 @@ def pass_inside(
     With `reuse` it may take the place of `upstream`, which nobody else must have. Then, if `closed`, only what `snap`
     marked is looked at.
     """
-    inverse, _, low, high, ends = grid.pointers()
+    inverse, _, low, high, ends = grid.pointers
     upstream, d_x = _place(x, upstream, reuse=reuse)
     marked = ctypes.addressof(marks) if marks is not None and closed and d_x is upstream else 0
     numbers = closed, bool(marked), where.size, where.channels, ends, where.length
@@ -256,7 +267,7 @@ def learned(
 
     The sums are float64, shape (1 or 2, lines). `reuse` as in `pass_inside`.
     """
-    inverse, _, low, high, ends = grid.pointers()
+    inverse, _, low, high, ends = grid.pointers
     kinds = 2 if outside else 1
     upstream, d_x = _place(x, upstream, reuse=reuse)
     sums = torch.empty(kinds, where.number, dtype=torch.float64, device="cpu")
@@ -270,15 +281,18 @@ def gradients(
     form: Any, variables: Sequence[Tensor], grid: Block, sums: Tensor, gradient_scale: float
 ) -> Sequence[Tensor]:
     """Return the variables' gradients from what `learned` returned, by the operations of `Form.gradients`."""
-    made = [torch.empty_like(each) for each in variables]
-    arrays = [sums.data_ptr(), grid.rows.data_ptr(), *(each.data_ptr() for each in (*variables, *made))]
-    counts = sums.shape[1], made[0].numel()
+    first, last = variables[0].contiguous(), variables[-1].contiguous()  # a threshold is both
+    d_first, d_last = torch.empty_like(first), torch.empty_like(last)
+    arrays: tuple[int, ...] = (sums.data_ptr(), grid.rows.data_ptr())
+    counts = sums.shape[1], first.numel()
     if form.centered:
         low, steps, power_of_two = form.arguments
+        arrays += first.data_ptr(), d_first.data_ptr()
         _loops().symmetric_gradients(*arrays, low, 1.0 / steps, gradient_scale, *counts, power_of_two)
-    else:
-        _loops().uniform_gradients(*arrays, form.arguments[0], gradient_scale, *counts, form.quant_max)
-    return made
+        return (d_first,)
+    arrays += first.data_ptr(), last.data_ptr(), d_first.data_ptr(), d_last.data_ptr()
+    _loops().uniform_gradients(*arrays, form.arguments[0], gradient_scale, *counts, form.quant_max)
+    return d_first, d_last
 
 
 def total(sums: Tensor, where: Lines) -> Tensor:

@@ -51,7 +51,7 @@ class BasePytorchTrainableQuantizer(nn.Module, BaseTrainableQuantizer, BaseInfer
         nn.Module.__init__(self)
         self._forms: dict[int, grids.Form] = {}
         BaseTrainableQuantizer.__init__(self, quantization_config, freeze_quant_params)
-        self._axis = quantization_config.channels_axis
+        self._axis, self._enabled = quantization_config.channels_axis, quantization_config.enabled
         if self.stores_sign:
             self.register_buffer(SIGNED, torch.tensor(self.signed))
 
@@ -120,7 +120,7 @@ class BasePytorchTrainableQuantizer(nn.Module, BaseTrainableQuantizer, BaseInfer
         ShapeMismatchError
             When the input is no floating tensor, or has another number of channels than the quantizer.
         """
-        if not self.quantization_config.enabled:
+        if not self._enabled:
             return inputs
         if not self.calibrated:
             self.require_calibrated()
@@ -140,7 +140,7 @@ class BasePytorchTrainableQuantizer(nn.Module, BaseTrainableQuantizer, BaseInfer
         QuantizerStateError, ShapeMismatchError
             As `forward` does.
         """
-        if not self.quantization_config.enabled:
+        if not self._enabled:
             return None
         if not self.calibrated:
             self.require_calibrated()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mct_quantizers import QuantizationTarget, mark_quantizer
 
+from trainable_core import enums
 from trainable_core.enums import TrainingMethod
 from trainable_core.reference import lsq
 from trainable_torch import ops
@@ -28,7 +29,7 @@ class LsqQuantizer(BasePytorchTrainableQuantizer):
 
     def rule(self, sharing: int, quant_max: int) -> ops.Lsq:
         """Return LSQ for as many elements as share a scale."""
-        if self.activation_quantization():
+        if self.quantization_config.target is enums.QuantizationTarget.Activation:
             sharing *= world_size() if self.ranks is None else self.ranks
         return ops.Lsq(lsq.gradient_scale(sharing, quant_max))
 
