@@ -1,9 +1,9 @@
 """How long the way through this project's Python is: calls, functions and files of one quantized convolution.
 
-Counted is every frame of Python code in the files of ``trainable_torch`` and ``trainable_core`` that one call enters, so
-functions, methods, properties, lambdas and comprehensions; not PyTorch's own, and nothing that is cached in C. Forward and
-backward are of a training step, the last row is the forward of the finalized model. Each is counted on its third run, when
-what is made once has been made.
+Counted is every frame of Python code in the files of ``trainable_torch`` and ``trainable_core`` that one call enters,
+so functions, methods, properties, lambdas and comprehensions; not PyTorch's own, and nothing that is cached in C.
+Forward and backward are of a training step, the last row is the forward of the finalized model. Each is counted on its
+third run, when what is made once has been made.
 
 Usage: ``python benchmarks/torch_hops.py [--calls]``. To count another checkout's code, put the ``src`` folders of its
 ``trainable-torch`` and ``trainable-core`` first in ``PYTHONPATH``.
@@ -78,23 +78,15 @@ def counted(weights: str, inputs: str) -> dict[str, Counter[Place]]:
 
 def main() -> None:
     """Print a table; with ``--calls`` every function as well."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--calls", action="store_true", help="list every function that is called, and how often")
-    options, _ = parser.parse_known_args()  # `nox -s bench` gives every script the same options
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    print(f"{Path(trainable_torch.__file__).parent}\n\n| convolution | | calls | functions | files |\n|---|---|---|---|---|")
-    lists = []
-    for name, methods in WAYS.items():
-        for what, found in counted(*methods).items():
-            files = {file for file, _, _ in found}
-            print(f"| {name} | {what} | {found.total()} | {len(found)} | {len(files)} |")
-            lists.append((f"{name}: {what}", found))
-    if options.calls:
-        for title, found in lists:
-            print(f"\n{title}")
-            for (file, function, line), count in sorted(found.items()):
-                print(f"  {count:3d}  {file}:{line} {function}")
+    parser = argparse.ArgumentParser(description=__doc__) parser.add_argument("--calls", action="store_true", help="list
+    every function that is called, and how often") options, _ = parser.parse_known_args()  # `nox -s bench` gives every
+    script the same options torch.set_num_threads(1) torch.manual_seed(0)
+    print(f"{Path(trainable_torch.__file__).parent}\n\n| convolution | | calls | functions | files
+    |\n|---|---|---|---|---|") lists = [] for name, methods in WAYS.items(): for what, found in
+    counted(*methods).items(): files = {file for file, _, _ in found} print(f"| {name} | {what} | {found.total()} |
+    {len(found)} | {len(files)} |") lists.append((f"{name}: {what}", found)) if options.calls: for title, found in
+    lists: print(f"\n{title}") for (file, function, line), count in sorted(found.items()): print(f"  {count:3d}
+    {file}:{line} {function}")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from trainable_core.errors import UnsupportedConfigError
 from trainable_core.recipe.plan import require_quantizer
 from trainable_torch import kernels
 from trainable_torch.holder import ActivationQuantizationHolder
+from trainable_torch.kernels import cache
 from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer
 
 
@@ -296,6 +297,8 @@ class QuantizationWrapper(PytorchQuantizationWrapper):  # type: ignore[misc]
                 return None
         if self.op_call_args or self.op_call_kwargs:
             return None
+        if cache.WEIGHTS:
+            kernels.forget(of_weight)
         return kernels.call_layer(layer, x, (of_x, of_weight), watched=watched)
 
     def _quantize_inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

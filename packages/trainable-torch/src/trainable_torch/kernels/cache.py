@@ -92,7 +92,7 @@ class _Weight:
     inference: bool
 
 
-_WEIGHTS: MutableMapping[nn.Module, _Weight] = weakref.WeakKeyDictionary()
+WEIGHTS: MutableMapping[nn.Module, _Weight] = weakref.WeakKeyDictionary()
 
 
 def evaluated(quantizer: nn.Module, weight: Tensor, compute: Callable[[], Tensor]) -> Tensor:
@@ -110,7 +110,7 @@ def evaluated(quantizer: nn.Module, weight: Tensor, compute: Callable[[], Tensor
     hooked = quantizer._forward_hooks or quantizer._forward_pre_hooks  # noqa: SLF001 - they must run
     if hooked or tier.wanted() == tier.PLAIN or not eligible.is_eager(weight):
         return compute()
-    known, tensors, settings = _WEIGHTS.get(quantizer), [weight, *_tensors(quantizer)], _settings(quantizer)
+    known, tensors, settings = WEIGHTS.get(quantizer), [weight, *_tensors(quantizer)], _settings(quantizer)
     inference = torch.is_inference_mode_enabled()
     if (
         known is not None
@@ -120,22 +120,22 @@ def evaluated(quantizer: nn.Module, weight: Tensor, compute: Callable[[], Tensor
         and known.stamp.holds(tensors)
     ):
         return known.value
-    _WEIGHTS.pop(quantizer, None)  # before the new value needs its memory
+    WEIGHTS.pop(quantizer, None)  # before the new value needs its memory
     value = compute()
     if value is not weight and not value.requires_grad:
-        _WEIGHTS[quantizer] = _Weight(Stamp(tensors), settings, value, eligible.version(value), inference)
+        WEIGHTS[quantizer] = _Weight(Stamp(tensors), settings, value, eligible.version(value), inference)
     return value
 
 
 def forget(quantizer: Any) -> None:
     """Drop a quantizer's weight, if there is one: training changes it at every step."""
-    if _WEIGHTS and isinstance(quantizer, nn.Module):
-        _WEIGHTS.pop(quantizer, None)
+    if WEIGHTS and isinstance(quantizer, nn.Module):
+        WEIGHTS.pop(quantizer, None)
 
 
 def remembered(quantizer: nn.Module) -> Tensor | None:
     """Return the fake-quantized weight that is kept for a quantizer, or None."""
-    known = _WEIGHTS.get(quantizer)
+    known = WEIGHTS.get(quantizer)
     return None if known is None else known.value
 
 

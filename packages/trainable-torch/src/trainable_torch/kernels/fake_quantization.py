@@ -204,9 +204,7 @@ class _Quantize(torch.autograd.Function):
             x, *leaves = ctx.saved_tensors
             d_x, *d_leaves = ctx.made.gradients(x, upstream, leaves, needed)
         else:
-            d_x, *d_leaves = by_autograd(
-                lambda x, *leaves: ctx.made.plain(x, leaves), ctx.saved_tensors, needed, upstream
-            )
+            d_x, *d_leaves = by_autograd(ctx.made.plain, ctx.saved_tensors, needed, upstream)
         return d_x, None, *d_leaves
 
 

@@ -46,7 +46,7 @@ def snap(x: Tensor, grid: Numbers) -> Tensor:
 
 def pass_inside(x: Tensor, upstream: Tensor, grid: Numbers, *, closed: bool) -> Tensor:
     """Return `upstream` where `x` is inside the range, `closed`: or at its ends; 0 elsewhere."""
-    steps = x * grid.inverse
+    steps = _steps(x, grid)
     if not math.isfinite(steps.sum()):  # the sign of a NaN says nothing
         low, high = grid.low, grid.high
         inside = (steps >= low) & (steps <= high) if closed else (steps > low) & (steps < high)
@@ -60,7 +60,7 @@ def learned(x: Tensor, upstream: Tensor, grid: Numbers, *, outside: bool) -> tup
     As `plain.lsq_gradients` does, which is called where a sum is not finite: a NaN then counts as zero or stands for a
     gradient that is not finite, and signs don't tell these apart.
     """
-    steps = x * grid.inverse
+    steps = _steps(x, grid)
     mask = _inside(steps, grid, closed=False)
     d_x = (mask & _bits(upstream)).view(torch.float32)
     inside = mask.bitwise_and_(_bits(steps)).view(torch.float32)
@@ -70,6 +70,12 @@ def learned(x: Tensor, upstream: Tensor, grid: Numbers, *, outside: bool) -> tup
         return d_x, slope, None if beyond is None else -(beyond * grid.scale)
     found: Any = plain.lsq_gradients(upstream, x, grid.scale, grid.low, grid.high, (True, True, outside))
     return found  # type: ignore[no-any-return] # the first two were asked for
+
+
+def _steps(x: Tensor, grid: Numbers) -> Tensor:
+    """Return ``x / scale``; where an end may be 0 without negative zeros, whose difference to 0 has a sign."""
+    steps = x * grid.inverse
+    return steps if not isinstance(grid.low, Tensor) and grid.low * grid.high else steps.add_(0.0)
 
 
 def _inside(steps: Tensor, grid: Numbers, *, closed: bool) -> Tensor:
