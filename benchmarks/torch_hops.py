@@ -78,15 +78,24 @@ def counted(weights: str, inputs: str) -> dict[str, Counter[Place]]:
 
 def main() -> None:
     """Print a table; with ``--calls`` every function as well."""
-    parser = argparse.ArgumentParser(description=__doc__) parser.add_argument("--calls", action="store_true", help="list
-    every function that is called, and how often") options, _ = parser.parse_known_args()  # `nox -s bench` gives every
-    script the same options torch.set_num_threads(1) torch.manual_seed(0)
-    print(f"{Path(trainable_torch.__file__).parent}\n\n| convolution | | calls | functions | files
-    |\n|---|---|---|---|---|") lists = [] for name, methods in WAYS.items(): for what, found in
-    counted(*methods).items(): files = {file for file, _, _ in found} print(f"| {name} | {what} | {found.total()} |
-    {len(found)} | {len(files)} |") lists.append((f"{name}: {what}", found)) if options.calls: for title, found in
-    lists: print(f"\n{title}") for (file, function, line), count in sorted(found.items()): print(f"  {count:3d}
-    {file}:{line} {function}")
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--calls", action="store_true", help="list every function that is called, and how often")
+    options, _ = parser.parse_known_args()  # `nox -s bench` gives every script the same options
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    print(f"{Path(trainable_torch.__file__).parent}\n")
+    print("| convolution | | calls | functions | files |\n|---|---|---|---|---|")
+    lists = []
+    for name, methods in WAYS.items():
+        for what, found in counted(*methods).items():
+            files = {file for file, _, _ in found}
+            print(f"| {name} | {what} | {found.total()} | {len(found)} | {len(files)} |")
+            lists.append((f"{name}: {what}", found))
+    if options.calls:
+        for title, found in lists:
+            print(f"\n{title}")
+            for (file, function, line), count in sorted(found.items()):
+                print(f"  {count:3d}  {file}:{line} {function}")
 
 
 if __name__ == "__main__":

@@ -112,7 +112,7 @@ def _compile(numba: Any, loop: Loop, addresses: int, numbers: int, floats: int =
 
 
 Pointers = tuple[int, int, int, int, int]
-"""Addresses of a grid's inverses, scales, first and last codes counted from zero, and how many of each end there are."""
+"""Addresses of inverses, scales, first and last codes counted from zero, and how many of each of the last two."""
 
 
 class Block(NamedTuple):
