@@ -281,22 +281,22 @@ class QuantizationWrapper(PytorchQuantizationWrapper):  # type: ignore[misc]
         attributes = weights._attributes  # noqa: SLF001 - as above
         if len(holders) > 1 or len(attributes) > 1 or not self.quantizes_weights or not isinstance(layer, nn.Module):
             return None
-        watched, of_x, of_weight = [layer], None, None
+        if self.op_call_args or self.op_call_kwargs:
+            return None
+        watched: list[Any] = [layer]
+        of_x = of_weight = None
         for holder in holders.values():
             of_x = holder.activation_holder_quantizer
             if type(holder) is not ActivationQuantizationHolder or holder.observer is not None:
                 return None
+            if not isinstance(of_x, BasePytorchTrainableQuantizer):
+                return None
             watched += (holder, of_x)
         for attribute, key in attributes.items():
             of_weight = weights._modules.get(key)  # noqa: SLF001 - as above
-            if attribute != "weight":
+            if attribute != "weight" or not isinstance(of_weight, BasePytorchTrainableQuantizer):
                 return None
             watched.append(of_weight)
-        for quantizer in (of_x, of_weight):
-            if quantizer is not None and not isinstance(quantizer, BasePytorchTrainableQuantizer):
-                return None
-        if self.op_call_args or self.op_call_kwargs:
-            return None
         if cache.WEIGHTS:
             kernels.forget(of_weight)
         return kernels.call_layer(layer, x, (of_x, of_weight), watched=watched)
