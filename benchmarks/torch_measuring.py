@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from trainable_torch import native
+from trainable_torch.kernels import native
 
 T = TypeVar("T")
 PART = f"PyTorch {'.'.join(torch.__version__.split('.')[:2])}"
