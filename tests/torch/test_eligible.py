@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainable_core.errors import UnsupportedConfigError
+from trainable_core.errors import InvalidArgumentError
 from trainable_torch import ops
 from trainable_torch.kernels import eligible, native, tier
 
@@ -165,7 +165,7 @@ def asked(monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize("value", ["fast", "Plain", "none"])
 def test_a_wrong_value_of_the_switch_is_refused_with_the_choices(value, asked) -> None:
     asked(value)
-    with pytest.raises(UnsupportedConfigError, match=f"'{value}' is not one of: plain, passes, native"):
+    with pytest.raises(InvalidArgumentError, match=f"'{value}' is not one of: plain, passes, native"):
         ops.snap(torch.ones(3), torch.tensor(0.5), -8, 7)
 
 
@@ -184,7 +184,7 @@ def test_passes_leaves_the_compiled_loops_aside(asked) -> None:
 def test_native_without_numba_is_refused(asked, monkeypatch: pytest.MonkeyPatch) -> None:
     asked("native")
     monkeypatch.setitem(sys.modules, "numba", None)
-    with pytest.raises(UnsupportedConfigError, match=r"'native' needs numba.*\n.*trainable-torch\[speed\]"):
+    with pytest.raises(InvalidArgumentError, match=r"'native' needs numba.*\n.*trainable-torch\[speed\]"):
         native.compiled()
 
 

@@ -10,9 +10,10 @@ from numbers import Real
 import numpy as np
 from numpy.typing import ArrayLike
 
-from trainable_core.calibration.objective import kl_objective, observed_power_objective, power_objective
+from trainable_core.calibration.objective import kl_objective, observed_power_objective
 from trainable_core.calibration.observer import Float32, Float64, Observer, finite_float32
 from trainable_core.calibration.percentile import exact_percentile, observed_percentile
+from trainable_core.calibration.row_search import search_rows
 from trainable_core.calibration.search import GridKind, search
 from trainable_core.config import member
 from trainable_core.constants import MIN_THRESHOLD, RANGE_MAX, RANGE_MIN, SIGNED, THRESHOLD
@@ -192,7 +193,7 @@ def calibrate_weights(
     elif method is CalibrationMethod.KL:
         ends = np.concatenate([_search_channel(kind, row, extremes[:, [i]]) for i, row in enumerate(rows)], axis=1)
     else:
-        ends = search(kind, extremes, power_objective(kind, rows, exponent))
+        ends = search_rows(kind, rows, exponent)
     low, high = ends.tolist()
     if channels_axis is None:
         low, high = low[0], high[0]
