@@ -100,7 +100,8 @@ def scaled() -> keras.Model:
     return keras.Sequential([keras.Input((4,)), Scaled(name="mine")])
 
 
-def test_a_layer_of_ones_own_is_quantized_once_registered(_unregistered: None) -> None:
+@pytest.mark.usefixtures("_unregistered")
+def test_a_layer_of_ones_own_is_quantized_once_registered() -> None:
     assert "no known kind" in describe(wrap(scaled(), weights_only())).left_out["mine"]
     register_layer(Scaled, "linear", {"matrix": 0}, ("x",))
     qmodel = ready(scaled(), recipe("LSQ"), vectors(8, 4))
@@ -110,7 +111,8 @@ def test_a_layer_of_ones_own_is_quantized_once_registered(_unregistered: None) -
     assert not np.array_equal(numpy(quantized), numpy(qmodel.layers[0].matrix))
 
 
-def test_subclasses_are_meant_too(_unregistered: None) -> None:
+@pytest.mark.usefixtures("_unregistered")
+def test_subclasses_are_meant_too() -> None:
     class Special(Scaled):
         pass
 
@@ -118,7 +120,8 @@ def test_subclasses_are_meant_too(_unregistered: None) -> None:
     assert kind_of(Special()).weights == {"matrix": 0}
 
 
-def test_a_registered_kind_wins_over_kerass_own(_unregistered: None) -> None:
+@pytest.mark.usefixtures("_unregistered")
+def test_a_registered_kind_wins_over_kerass_own() -> None:
     class Flat(kl.Dense):
         pass
 

@@ -127,14 +127,16 @@ def search_rows(kind: GridKind, rows: Float32, exponent: float) -> Float64:
         return search(kind, _extremes(kind, rows), power_objective(kind, rows, exponent))
     height = max(BLOCK // rows.shape[1], 1)
     blocks = [rows[top : top + height] for top in range(0, len(rows), height)]
-    return np.concatenate([_search_block(kind, block, exponent, kind.n_bits > WIDE) for block in blocks], axis=1)
+    return np.concatenate(
+        [_search_block(kind, block, exponent, precise=kind.n_bits > WIDE) for block in blocks], axis=1
+    )
 
 
 def _extremes(kind: GridKind, rows: Float32) -> Float64:
     return kind.extremes(rows.min(axis=1).astype(np.float64), rows.max(axis=1).astype(np.float64))
 
 
-def _search_block(kind: GridKind, rows: Float32, exponent: float, precise: bool) -> Float64:  # noqa: FBT001 - internal
+def _search_block(kind: GridKind, rows: Float32, exponent: float, *, precise: bool) -> Float64:
     """Return the ends (2, C) for rows that are searched together."""
     few = kind.n_bits <= FEW and exponent == 2  # noqa: PLR2004 - the squared error
     points = POINTS * 2**kind.n_bits
@@ -164,7 +166,7 @@ def _search_block(kind: GridKind, rows: Float32, exponent: float, precise: bool)
             ends[:, close] = np.where(errors[1] < errors[0], candidates[1], candidates[0])
         (again,) = np.nonzero(found.on_grid & (at_extremes > 0)) if not precise else ((),)
         if len(again):
-            ends[:, again] = _search_block(kind, rows[again], exponent, True)
+            ends[:, again] = _search_block(kind, rows[again], exponent, precise=True)
     return ends
 
 
@@ -416,7 +418,9 @@ class _Measure:
                 where: slice | Int64 = top + chosen if some else part
                 measured = rows[chosen] if some else rows
                 clip = bool(clips[candidate, where].any())
-                sums[candidate, where] = self._sums(measured, levels, candidate, where, clip=clip, rounding=not clipping)
+                sums[candidate, where] = self._sums(
+                    measured, levels, candidate, where, clip=clip, rounding=not clipping
+                )
         return sums
 
     def with_gains(self, levels: Levels) -> tuple[Float64, Float64]:
