@@ -338,14 +338,6 @@ def test_files_load_in_a_process_that_lists_no_custom_objects(tmp_path: Path) ->
         assert np.array_equal(np.load(tmp_path / f"{name}.npy"), qmodel.predict(images(), verbose=0))
 
 
-def test_the_plugin_imports_no_framework() -> None:
-    printed = python(
-        "import sys, trainable_keras, trainable_keras.keras2.plugin, trainable_keras.keras3.plugin\n"
-        "print(sorted({'tensorflow', 'keras', 'tf_keras', 'jax', 'torch', 'mct_quantizers'} & set(sys.modules)))"
-    )
-    assert printed.strip() == "[]"
-
-
 # ---- several devices ------------------------------------------------------------------------------------------------
 
 TEMPERATURE = {"t_start": 0, "t_end": 8, "initial_val": 1.0, "target_val": 0.1}

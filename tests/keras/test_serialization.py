@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.keras.framework import KERAS_VERSION, dtype_policy, keras, kl, only_keras
+from tests.keras.framework import FRAMEWORK, KERAS_VERSION, dtype_policy, keras, kl, only_keras
 from tests.keras.models import (
     MODELS,
     TRAINED_BY,
@@ -197,11 +197,13 @@ def test_a_forged_file_without_changes_loads(written: bytes, path: Path) -> None
     load(path, dense())
 
 
+OTHER_FORMAT = {2: "trainable-keras", 3: "trainable-keras2"}[KERAS_VERSION]
 FORGERIES: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "a later version": ({"schema_version": 2}, DocumentVersionError, "schema version 2"),
     "no version": ({"schema_version": None}, DocumentVersionError, "None"),
     "a bool version": ({"schema_version": True}, DocumentVersionError, "True"),
     "another format": ({"format": "trainable-torch"}, DocumentError, "trainable-keras"),
+    "the format of the other Keras": ({"format": OTHER_FORMAT}, DocumentError, FRAMEWORK.file_format),
     "no recipe": ({"recipe": None}, DocumentError, "'recipe'"),
     "a damaged recipe": ({"recipe": weights_only(n_bits=40)}, DocumentError, r"weights\.n_bits"),
     "another recipe": ({"recipe": weights_only("LSQ", "UNIFORM")}, DocumentError, "another architecture"),

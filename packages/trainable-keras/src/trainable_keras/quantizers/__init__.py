@@ -6,7 +6,6 @@ from typing import Any, TypeVar
 
 from mct_quantizers import QuantizationMethod, QuantizationTarget, mark_quantizer
 
-from trainable_core.enums import TrainingMethod
 from trainable_core.registry.methods import built_in_methods, declaring_classes
 from trainable_keras.quantizers.base import KerasQuantizer
 
@@ -34,5 +33,5 @@ def classes_for(base: type[B]) -> dict[str, type[B]]:
             name = declaring.__name__.replace("Quantizer", f"{target.name}Quantizer")
             text = f"{method} for {'weights' if target is QuantizationTarget.Weights else 'activations'}."
             cls: Any = type(name, (declaring, base), {"__doc__": text, "__module__": base.__module__})
-            classes[name] = mark_quantizer(target, grids, TrainingMethod(method))(cls)
+            classes[name] = mark_quantizer(target, grids, method)(cls)
     return classes
