@@ -132,14 +132,17 @@ def test_the_command_refuses_what_it_does_not_know(capsys):
 
 def test_the_command_lists_the_laws(capsys):
     assert main(["check", "--laws"]) == 0
-    assert "padding, pruned weights" in capsys.readouterr().out
+    assert "pruned weights and the zeros of ReLU" in capsys.readouterr().out
 
 
 def test_the_matrix_shows_who_implements_what(capsys):
     assert main(["matrix", "--markdown"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("| training method | target | granularity | POWER_OF_TWO |")
-    assert any(line.startswith("| LSQ | Weights | per tensor, per channel | torch") for line in lines)
+    assert lines[0].startswith("| training method | learns | target | granularity | POWER_OF_TWO |")
+    assert any(
+        line.startswith("| LSQ | thresholds, ranges | Weights | per tensor, per channel |") and "torch" in line
+        for line in lines
+    )
     assert main(["matrix"]) == 0
     assert "LSQ" in capsys.readouterr().out
 
