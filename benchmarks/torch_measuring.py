@@ -55,7 +55,7 @@ def without_numba(run: Callable[[], T]) -> Callable[[], T]:
 
 
 def _nothing() -> None:
-    """Return None, as `trainable_torch.native.compiled` does without numba."""
+    """Return None, as `trainable_torch.kernels.native.compiled` does without numba."""
 
 
 def peak_bytes(run: Callable[[], object]) -> int:
