@@ -168,8 +168,10 @@ def calibrate_weights(
     Notes
     -----
     All methods see every value, except for KL, which works on a histogram per channel. PERCENTILE leaves out
-    ``floor((1 - percentile / 100) * n)`` of a channel's n values and gives the extreme of the rest. A channel's params
-    don't depend on the other channels. Memory: up to two copies of the tensor, and little else.
+    ``floor((1 - percentile / 100) * n)`` of a channel's n values and gives the extreme of the rest. *MSE*, *MAE* and
+    *LP* choose among many candidates; which of them are measured, and how, is told by `row_search`. What is chosen was
+    measured on all values, and is never worse than what MINMAX chooses. A channel's params don't depend on the other
+    channels. Memory: up to two copies of the tensor, and little else.
 
     Examples
     --------
