@@ -18,8 +18,8 @@ find_weight, kind_of = FRAMEWORK.types.find_weight, FRAMEWORK.kind
 
 
 @pytest.fixture
-def _unregistered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a test register layers that the next one doesn't know."""
+def forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a test register layers that the next test doesn't know."""
     monkeypatch.setattr(FRAMEWORK.types, "_registered", {})
 
 
@@ -100,7 +100,7 @@ def scaled() -> keras.Model:
     return keras.Sequential([keras.Input((4,)), Scaled(name="mine")])
 
 
-@pytest.mark.usefixtures("_unregistered")
+@pytest.mark.usefixtures("forgotten")
 def test_a_layer_of_ones_own_is_quantized_once_registered() -> None:
     assert "no known kind" in describe(wrap(scaled(), weights_only())).left_out["mine"]
     register_layer(Scaled, "linear", {"matrix": 0}, ("x",))
@@ -111,7 +111,7 @@ def test_a_layer_of_ones_own_is_quantized_once_registered() -> None:
     assert not np.array_equal(numpy(quantized), numpy(qmodel.layers[0].matrix))
 
 
-@pytest.mark.usefixtures("_unregistered")
+@pytest.mark.usefixtures("forgotten")
 def test_subclasses_are_meant_too() -> None:
     class Special(Scaled):
         pass
@@ -120,7 +120,7 @@ def test_subclasses_are_meant_too() -> None:
     assert kind_of(Special()).weights == {"matrix": 0}
 
 
-@pytest.mark.usefixtures("_unregistered")
+@pytest.mark.usefixtures("forgotten")
 def test_a_registered_kind_wins_over_kerass_own() -> None:
     class Flat(kl.Dense):
         pass

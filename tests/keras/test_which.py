@@ -107,7 +107,7 @@ from trainable_core.errors import FrameworkError
 
 model = tf_keras.Sequential([tf_keras.layers.Dense(2, input_shape=(3,))])
 verbs = [trainable_keras.describe, trainable_keras.finalize, trainable_keras.calibrate]
-print("FOUND")
+print("FOUND ")
 for call in [
     lambda: trainable_keras.wrap(model, {"weights": {"method": "UNIFORM", "n_bits": 4, "training_method": "LSQ"}}),
     *(lambda verb=verb: verb(model) for verb in verbs),

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from trainable_core.config import TrainableQuantizerConfig
 from trainable_core.constants import SIGNED
-from trainable_core.errors import QuantizerStateError
+from trainable_core.errors import QuantizerStateError, ShapeMismatchError
 from trainable_core.quantizer import BaseTrainableQuantizer
 from trainable_keras.keras2 import inferable
 from trainable_keras.keras2.annealing import KerasLinearAnnealingScheduler
@@ -61,8 +61,17 @@ class BaseKerasTrainableQuantizer(KerasQuantizer, keras.layers.Layer, BaseInfera
         ------
         QuantizerStateError
             Before calibration.
+        ShapeMismatchError
+            When the input is no floating tensor, or has another number of channels than the quantizer.
         """
-        return super().__call__(inputs, training=training, **kwargs) if self.quantization_config.enabled else inputs
+        if not self.quantization_config.enabled:
+            return inputs
+        if self.calibrated:  # if not, that is what is said first, and not while Keras only asks for shapes
+            try:
+                self.check_input(inputs)
+            except ShapeMismatchError as error:
+                raise plainly(error)  # noqa: B904 - the same error
+        return super().__call__(inputs, training=training, **kwargs)
 
     def call(self, inputs: Tensor, training: Any = None) -> Tensor:
         """Return the input fake-quantized, in its own dtype.
@@ -185,6 +194,7 @@ def count_step(quantizers: Iterable[Any], training: Any) -> None:
         if isinstance(each, BaseKerasTrainableQuantizer)
         and type(each).advance is not BaseTrainableQuantizer.advance
         and each.quantization_config.enabled
+        and each.calibrated  # if not, its call is refused, and nothing is to have changed
     ]
     if not scheduled or _only_shapes():
         return

@@ -139,11 +139,12 @@ def infers_shapes() -> bool:
 
 @contextmanager
 def errors_as_they_are() -> Iterator[None]:
-    """Keep Keras, which rewrites what a layer raises, from making a RuntimeError of the library's own errors."""
+    """Keep Keras and AutoGraph, which rewrite what a layer raises, from changing the type of the library's errors."""
     try:
         yield
     except TrainableError as error:
         vars(error)["_keras_call_info_injected"] = True
+        vars(error)["ag_pass_through"] = True
         raise
 
 

@@ -11,7 +11,6 @@ from mct_quantizers.common.base_inferable_quantizer import BaseInferableQuantize
 from numpy.typing import NDArray
 
 from trainable_core.config import TrainableQuantizerConfig
-from trainable_core.errors import ShapeMismatchError
 from trainable_core.quantizer import BaseTrainableQuantizer
 from trainable_keras.keras3 import inferable
 from trainable_keras.keras3.annealing import KerasLinearAnnealingScheduler
@@ -65,18 +64,8 @@ class BaseKerasTrainableQuantizer(KerasQuantizer, keras.layers.Layer, BaseInfera
         if not isinstance(inputs, keras.KerasTensor):
             with errors_as_they_are():
                 self.require_calibrated()
-                self._check_input(inputs)
+                self.check_input(inputs)
         return super().__call__(inputs, training=training, **kwargs)
-
-    def _check_input(self, inputs: Any) -> None:
-        dtype = getattr(inputs, "dtype", None)
-        if dtype is None or not keras.backend.is_float_dtype(keras.backend.standardize_dtype(dtype)):
-            raise ShapeMismatchError(self.subject, "a floating tensor", dtype or type(inputs).__name__)
-        axis, shape = self.quantization_config.channels_axis, tuple(inputs.shape)
-        if axis is not None:
-            (channels,) = self.structure.shape
-            if not -len(shape) <= axis < len(shape) or shape[axis] != channels:
-                raise ShapeMismatchError(self.subject, f"{channels} channels along axis {axis}", f"shape {shape}")
 
     def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:  # noqa: FBT001 - mctq's call
         """Return the input fake-quantized, in its own dtype.

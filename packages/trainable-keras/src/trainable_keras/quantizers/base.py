@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from trainable_core.constants import RANGE_MAX, RANGE_MIN, SIGNED, THRESHOLD
 from trainable_core.enums import QuantizationMethod, QuantizationTarget, VariableGroup
-from trainable_core.errors import QuantizerStateError
+from trainable_core.errors import QuantizerStateError, ShapeMismatchError
 from trainable_core.quantizer import BaseTrainableQuantizer
 from trainable_keras.functions import Functions, Tensor
 from trainable_keras.grid import Grid, GridMaker
@@ -104,6 +104,18 @@ class KerasQuantizer(BaseTrainableQuantizer):
         power_of_two = config.quantization_method is QuantizationMethod.POWER_OF_TWO
         threshold = variables[THRESHOLD]
         return self.grids.symmetric(threshold, width, signed=self.signed, power_of_two=power_of_two, min_threshold=low)
+
+    def check_input(self, inputs: Any) -> None:
+        """Raise ShapeMismatchError for what is not a floating tensor, or has another number of channels."""
+        dtype = getattr(inputs, "dtype", None)
+        if "float" not in str(getattr(dtype, "name", dtype)):
+            raise ShapeMismatchError(self.subject, "a floating tensor", dtype or type(inputs).__name__)
+        axis, rank = self.quantization_config.channels_axis, self.functions.rank(inputs)
+        if axis is None or rank is None:
+            return
+        (channels,), shape = self.structure.shape, tuple(inputs.shape)
+        if not -rank <= axis < rank or shape[axis] not in {channels, None}:  # None: not known before a graph runs
+            raise ShapeMismatchError(self.subject, f"{channels} channels along axis {axis}", f"shape {shape}")
 
     def convert2inferable(self) -> Any:
         """Return the inferable quantizer with the trained numbers; this quantizer goes on as it is.
