@@ -16,9 +16,10 @@ import tensorflow as tf
 
 MODES = ("eager", "graph", "XLA")
 VERSION: str = importlib.import_module(tf.keras.layers.Layer.__module__.partition(".")[0]).__version__
-PACKAGE: Any = importlib.import_module("trainable_keras.keras2" if VERSION.startswith("2.") else "trainable_keras")
-PART = f"keras{VERSION[0]}-tf{'.'.join(tf.__version__.split('.')[:2])}"
-"""Ends the names of the tables: each environment has its own."""
+BACKEND = "tf_keras" if VERSION.startswith("2.") else "keras"
+"""The name in the registry."""
+PART = f"Keras {VERSION[0]}, TensorFlow {'.'.join(tf.__version__.split('.')[:2])}"
+"""The heading of what is measured in this environment."""
 
 
 def arguments(description: str, rounds: int, peers: Collection[str] = ()) -> argparse.Namespace:

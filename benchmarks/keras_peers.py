@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from keras_kernels import BITS, COLUMNS, Column, floor, numbers, quantizer, step
-from keras_measuring import MODES, arguments, conditions
+from columns import BITS, COLUMNS, Column
+from keras_kernels import CHANNELS, SHAPES, floor, step
+from keras_measuring import BACKEND, MODES, arguments, conditions
 from measuring import interleaved, report, table
 
 from trainable_core import QuantizationMethod
@@ -42,7 +43,9 @@ def _mct(column: Column, n_bits: int, shape: tuple[int, ...]) -> tuple[Any, list
         )
     else:
         cls = getattr(importlib.import_module(f"{ROOT}.qat.keras.quantizer.{folder}"), f"{name}WeightQATQuantizer")
-        threshold = np.reshape(np.asarray(numbers(2.0, shape, column), np.float32), [1] * (len(shape) - 1) + [-1])
+        threshold = np.reshape(
+            np.asarray(column.numbers(2.0, shape, CHANNELS), np.float32), [1] * (len(shape) - 1) + [-1]
+        )
         config = common.TrainableQuantizerWeightsConfig(
             weights_quantization_method=method,
             weights_n_bits=n_bits,
@@ -64,10 +67,10 @@ PEERS = {"model-compression-toolkit": _mct}
 def measured(peer: str, column: Column, rounds: int) -> dict[tuple[str, str], float]:
     """Return the median of each way to run, ours and the peer's."""
     found: dict[tuple[str, str], list[float]] = {}
-    for shape in column.shapes:
+    for shape in SHAPES[column.target]:
         x, upstream = tf.random.normal(shape), tf.random.normal(shape)
         for n_bits in BITS:
-            ours = quantizer(column, QuantizationMethod.SYMMETRIC, n_bits, shape)
+            ours = column.quantizer(BACKEND, QuantizationMethod.SYMMETRIC, n_bits, shape, len(shape) + CHANNELS)
             made = {"ours": (functools.partial(ours, training=True), ours.trainable_variables)}
             made[peer] = PEERS[peer](column, n_bits, shape)
             for mode in MODES:
@@ -88,7 +91,7 @@ def main() -> None:
         for mode, who in columns[0]
     ]
     text = f"{conditions()}; medians of {options.rounds} rounds.\n\n"
-    report(f"peer {peer}", text + table(["", "", *map(str, COLUMNS)], rows), write=False)
+    report("keras_peers", peer, text + table(["", "", *map(str, COLUMNS)], rows), write=options.write)
 
 
 if __name__ == "__main__":

@@ -11,10 +11,12 @@ from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
-from keras_measuring import MODES, PACKAGE, PART, arguments, compiled, conditions
+from keras_measuring import MODES, PART, arguments, compiled, conditions
 from keras_models import cases
 from measuring import interleaved, report, table
 from recipes import recipe
+
+import trainable_keras
 
 LIMITS = {("LSQ", "graph"): "1.20", ("LSQ", "XLA"): "1.15"}
 RATE = 1e-4
@@ -37,7 +39,7 @@ def training_step(model: Any, x: Any, mode: str) -> Callable[[], Any]:
 
 def quantized(model: Any, x: Any, training_method: str, weight_bits: int) -> Any:
     """Return a wrapped and calibrated copy of a model."""
-    return PACKAGE.calibrate(PACKAGE.wrap(model, recipe(training_method, weight_bits)), [x])
+    return trainable_keras.calibrate(trainable_keras.wrap(model, recipe(training_method, weight_bits)), [x])
 
 
 def main() -> None:
@@ -55,7 +57,7 @@ def main() -> None:
             rows.append([name, f"{method} W{bits}A8", *(cell for pair in cells for cell in pair)])
     header = ["model", "quantization", "graph / float", "target", "XLA / float", "target"]
     text = f"{conditions()}; medians of {options.rounds} rounds.\n\n"
-    report(f"{PART} steps", text + table(header, rows), write=options.write)
+    report("keras_steps", PART, text + table(header, rows), write=options.write)
 
 
 if __name__ == "__main__":

@@ -20,8 +20,7 @@ from pathlib import Path
 from typing import TypeVar
 
 MALLOC = dict.fromkeys(("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"), str(2**32))
-PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
-
+RESULTS = Path(__file__).parent / "results"
 
 Key = TypeVar("Key")
 
@@ -30,7 +29,7 @@ def arguments(description: str, rounds: int, peers: Collection[str] = ()) -> arg
     """Return the command line's options, with one of any `peers`, in a process whose allocator keeps what it has."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--rounds", type=int, default=rounds, help="times that each candidate is measured")
-    parser.add_argument("--write", action="store_true", help="put the tables into docs/performance.md as well")
+    parser.add_argument("--write", action="store_true", help="put the tables into benchmarks/results as well")
     if peers:
         parser.add_argument("--peer", choices=peers, required=True, help="the library to measure beside ours")
     if any(os.environ.get(name) is None for name in MALLOC):
@@ -72,12 +71,17 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
 
-def report(name: str, text: str, *, write: bool) -> None:
-    """Print a table; `write`: and put it between the marks of its name in docs/performance.md."""
+def report(file: str, section: str, text: str, *, write: bool) -> None:
+    """Print a table; `write`: and put it under the heading `section` into ``benchmarks/results/<file>.md``."""
     print(f"\n{text}\n", flush=True)
     if write:
-        page = PAGE.read_text(encoding="utf-8")
-        first, last = f"<!-- {name} -->", f"<!-- end of {name} -->"
-        before, rest = page.split(first)
-        _, after = rest.split(last)
-        PAGE.write_text(f"{before}{first}\n{text}\n{last}{after}", encoding="utf-8")
+        page = RESULTS / f"{file}.md"
+        page.write_text(with_section(page.read_text(encoding="utf-8"), section, text), encoding="utf-8")
+
+
+def with_section(page: str, section: str, text: str) -> str:
+    """Return a Markdown page with this text under a heading of the second level; a new heading is the last one."""
+    before, *parts = page.split("\n## ")
+    sections = dict(part.split("\n", 1) for part in parts)
+    sections[section] = f"\n{text}\n"
+    return before + "".join(f"\n## {heading}\n{body}" for heading, body in sections.items())

@@ -17,7 +17,7 @@ import torch
 from measuring import report, table
 from recipes import recipe
 from torch import nn
-from torch_measuring import arguments, conditions
+from torch_measuring import PART, arguments, conditions
 
 import trainable_torch
 
@@ -65,7 +65,7 @@ def main() -> None:
         rows.append([layers, wrapping, calibrating, training, finalizing, describing])
     header = ["layers", "wrap, s", "calibrate, s", "training step, s", "finalize, s", "describe, s"]
     memory = table(["batches", "calibration's peak, MiB"], [[count, peak(count)] for count in BATCHES])
-    report("linearity", f"{conditions()}.\n\n{table(header, rows)}\n\n{memory}", write=options.write)
+    report("torch_linearity", PART, f"{conditions()}.\n\n{table(header, rows)}\n\n{memory}", write=options.write)
 
 
 if __name__ == "__main__":

@@ -158,7 +158,8 @@ def main() -> None:
     text = table(["model", "quantization", "by", "step / float", "peak / float"], rows)
     notes = "".join(f"\n\nNot measured: {reason}" for reason in reasons)
     report(
-        f"steps beside {peer}",
+        "torch_peer_steps",
+        peer,
         f"{conditions()}; medians of {options.rounds} rounds.\n\n{text}{notes}",
         write=options.write,
     )

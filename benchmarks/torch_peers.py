@@ -14,9 +14,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from columns import BITS, COLUMNS
 from measuring import interleaved, report, table
 from torch import Tensor
-from torch_kernels import BITS, COLUMNS, TARGETS, floor, quantizer, step
+from torch_kernels import CHANNELS, floor, step
 from torch_measuring import arguments, conditions
 
 from trainable_core import QuantizationMethod
@@ -160,14 +161,15 @@ def main() -> None:
     options = arguments(__doc__ or "", rounds=9, peers=PEERS)
     peer: str = options.peer
     rows: dict[str, list[Any]] = {"ours": [], peer: []}
-    for name, (cls, axis) in COLUMNS.items():
-        target, learned = name.split()[0], "LSQ" in name
+    for column in COLUMNS:
+        axis = CHANNELS if column.per_channel else None
         cells: dict[str, list[float]] = {"ours": [], peer: []}
-        for shape in SHAPES[target]:
+        for shape in SHAPES[column.target]:
             x, upstream = torch.randn(shape), torch.randn(shape)
             for n_bits in BITS:
-                runs = {"ours": step(quantizer(cls, QuantizationMethod.SYMMETRIC, n_bits, shape, axis), x, upstream)}
-                theirs = PEERS[peer](target, learned, axis, n_bits, shape)
+                ours = column.quantizer("torch", QuantizationMethod.SYMMETRIC, n_bits, shape, CHANNELS)
+                runs = {"ours": step(ours, x, upstream)}
+                theirs = PEERS[peer](column.target, column.learned, axis, n_bits, shape)
                 if theirs is not None:
                     runs[peer] = step(theirs, x, upstream)
                 for who, ratio in interleaved(floor(x, upstream), runs, options.rounds).items():
@@ -175,10 +177,15 @@ def main() -> None:
         for who, ratios in cells.items():
             rows[who].append(statistics.median(ratios) if ratios else "-")
     version = importlib.metadata.version(peer)
-    header = ["", *COLUMNS]
-    lines = [["target", *TARGETS], ["ours", *rows["ours"]], [f"{peer} {version}", *rows[peer]]]
+    header = ["", *map(str, COLUMNS)]
+    lines = [
+        ["target", *(column.aim for column in COLUMNS)],
+        ["ours", *rows["ours"]],
+        [f"{peer} {version}", *rows[peer]],
+    ]
     report(
-        f"kernels beside {peer}",
+        "torch_peers",
+        peer,
         f"{conditions()}; medians of {options.rounds} rounds.\n\n{table(header, lines)}",
         write=options.write,
     )

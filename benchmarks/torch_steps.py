@@ -17,10 +17,10 @@ from measuring import interleaved, report, table
 from models import cases
 from recipes import recipe
 from torch import Tensor, nn
-from torch_measuring import arguments, conditions, kept_bytes, without_numba
+from torch_measuring import PART, arguments, conditions, kept_bytes, without_numba
 
 import trainable_torch
-from trainable_torch import native
+from trainable_torch.kernels import native
 
 LIMITS = {"STE": ("1.05 / 1.10", "1.5 / 1.6"), "LSQ": ("1.10 / 1.15", "1.5 / 1.6")}
 
@@ -79,7 +79,7 @@ def main() -> None:
     times = ["step / float", "without numba", "target*"]
     header = ["model", "quantization", *times, "kept / float", "without numba", "target*", "eval"]
     text = f"{conditions()}; medians of {options.rounds} rounds. *ResNet / transformer.\n\n"
-    report("steps", text + table(header, rows), write=options.write)
+    report("torch_steps", PART, text + table(header, rows), write=options.write)
 
 
 if __name__ == "__main__":

@@ -1,50 +1,39 @@
-"""From a float model to a deployed 4-bit one, on real digits, in a few minutes.
+"""From a float model to a deployed 4-bit one in Keras 3 or Keras 2, on real digits, in two minutes.
 
-Trains a small convolutional network on scikit-learn's digits (1,797 real 8x8 images), wraps it with a recipe,
-calibrates, trains it quantized, finalizes it, and shows that the deployed model gives bit for bit what was trained.
+Trains a small convolutional network in float, wraps it with a recipe, calibrates it, trains it quantized, finalizes it,
+and shows that the deployed model gives bit for bit what was trained.
 
     KERAS_BACKEND=tensorflow python examples/quickstart_keras.py [--recipe FILE] [--epochs N] [--seed S] [--out FILE]
+
+TF_USE_LEGACY_KERAS=1 in place of KERAS_BACKEND runs it on Keras 2.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
+import os
 import time
-from pathlib import Path
+from typing import Any
 
-import keras
+import digits
 import numpy as np
-from keras import layers
-from numpy.typing import NDArray
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
+
+if os.environ.get("TF_USE_LEGACY_KERAS") == "1":
+    import tf_keras as keras
+else:
+    import keras
 
 import trainable_keras
 
-HERE = Path(__file__).parent
-BATCH = 64
-Array = NDArray[np.float32]
+layers = keras.layers
 
 
-def digits(seed: int) -> tuple[Array, Array, Array, Array]:
-    """Return training images and labels, test images and labels; a quarter of the data is for testing."""
-    images, labels = load_digits(return_X_y=True)
-    images = (images / 16.0).astype("float32").reshape(-1, 8, 8, 1)
-    train_x, test_x, train_y, test_y = train_test_split(
-        images, labels, test_size=0.25, random_state=seed, stratify=labels
-    )
-    return train_x, train_y, test_x, test_y
-
-
-def block(name: str, shape: tuple[int, int, int], outputs: int, stride: int = 1) -> keras.Sequential:
+def block(name: str, shape: tuple[int, int, int], outputs: int, stride: int = 1) -> Any:
     """Return convolution, batch norm and ReLU."""
-    convolution = layers.Conv2D(outputs, 3, stride, padding="valid", use_bias=False, name="conv")
     return keras.Sequential(
         [
             keras.Input(shape),
-            layers.ZeroPadding2D(1, name="pad"),  # on both sides, also where the stride is 2: PyTorch's padding=1
-            convolution,
+            layers.ZeroPadding2D(1, name="pad"),  # on all sides, also where the stride is 2: PyTorch's padding=1
+            layers.Conv2D(outputs, 3, stride, padding="valid", use_bias=False, name="conv"),
             layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name="norm"),
             layers.ReLU(name="relu"),
         ],
@@ -52,7 +41,7 @@ def block(name: str, shape: tuple[int, int, int], outputs: int, stride: int = 1)
     )
 
 
-def network() -> keras.Sequential:
+def network() -> Any:
     """Return the float model."""
     return keras.Sequential(
         [
@@ -67,63 +56,37 @@ def network() -> keras.Sequential:
     )
 
 
-class ShiftedImages(keras.utils.PyDataset):  # type: ignore[misc] # keras is untyped
-    """Batches in a new order each epoch, the images of each shifted by up to one pixel."""
-
-    def __init__(self, x: Array, y: Array, seed: int) -> None:
-        super().__init__()
-        self.x, self.y, self.random = x, y, np.random.default_rng(seed)
-        self.on_epoch_end()
-
-    def __len__(self) -> int:
-        """Return how many batches there are."""
-        return (len(self.x) + BATCH - 1) // BATCH
-
-    def __getitem__(self, index: int) -> tuple[Array, Array]:
-        """Return one batch."""
-        chosen = self.order[index * BATCH : (index + 1) * BATCH]
-        shift = self.random.integers(-1, 2, size=2)
-        return np.roll(self.x[chosen], shift, axis=(1, 2)), self.y[chosen]
-
-    def on_epoch_end(self) -> None:
-        """Shuffle."""
-        self.order = self.random.permutation(len(self.x))
-
-
-def train(model: keras.Model, x: Array, y: Array, *, epochs: int, lr: float, seed: int) -> None:
-    """Train with Adam and a cosine schedule; augments by shifting images up to one pixel."""
-    data = ShiftedImages(x, y, seed)
-    schedule = keras.optimizers.schedules.CosineDecay(lr, epochs * len(data))
+def train(model: Any, data: digits.Digits, *, epochs: int, lr: float, seed: int) -> None:
+    """Train with Adam and a cosine schedule."""
+    steps = digits.batches_per_epoch(data.train_x)
+    schedule = keras.optimizers.schedules.CosineDecay(lr, epochs * steps)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.Adam(schedule), loss)
-    model.fit(data, epochs=epochs, verbose=0)
+    batches = digits.batches(data.train_x, data.train_y, epochs=epochs, seed=seed)
+    with_channels = ((images[..., np.newaxis], labels) for images, labels in batches)
+    model.fit(with_channels, steps_per_epoch=steps, epochs=epochs, shuffle=False, verbose=0)  # shuffled already
 
 
-def accuracy(model: keras.Model, x: Array, y: Array) -> float:
+def accuracy(model: Any, x: digits.Images, y: digits.Labels) -> float:
     """Return the share of images that a model gets right."""
     return float((model.predict(x, verbose=0).argmax(1) == y).mean())
 
 
 def main() -> None:
     """Run the six steps and report."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--recipe", default=HERE / "recipes" / "w4a4_lsq.yaml", type=Path, help="recipe, YAML or JSON")
-    parser.add_argument("--epochs", default=25, type=int, help="epochs of quantized training (float training takes 30)")
-    parser.add_argument("--seed", default=0, type=int, help="seed of data split, initialization and order")
-    parser.add_argument("--out", default="quickstart_keras.json", type=Path, help="where the figures go")
-    options = parser.parse_args()
-
+    options = digits.options(__doc__, "quickstart_keras.json")
     started = time.perf_counter()
     keras.utils.set_random_seed(options.seed)
-    train_x, train_y, test_x, test_y = digits(options.seed)
+    data = digits.load(options.seed)
+    train_x, test_x, test_y = data.train_x[..., np.newaxis], data.test_x[..., np.newaxis], data.test_y
 
     model = network()
-    train(model, train_x, train_y, epochs=30, lr=3e-3, seed=options.seed)
+    train(model, data, epochs=digits.FLOAT_EPOCHS, lr=5e-3, seed=options.seed)
 
     qmodel = trainable_keras.wrap(model, options.recipe)
     trainable_keras.calibrate(qmodel, np.array_split(train_x, -(-len(train_x) // 256)))
     calibrated_accuracy = accuracy(qmodel, test_x, test_y)
-    train(qmodel, train_x, train_y, epochs=options.epochs, lr=1e-3, seed=options.seed + 1)
+    train(qmodel, data, epochs=options.epochs, lr=1e-3, seed=options.seed + 1)
     deployed = trainable_keras.finalize(qmodel)
 
     difference = float(np.abs(deployed.predict(test_x, verbose=0) - qmodel.predict(test_x, verbose=0)).max())
@@ -135,12 +98,7 @@ def main() -> None:
         "max_abs_difference": difference,
         "seed": options.seed,
     }
-    options.out.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    print(trainable_keras.describe(deployed))
-    print()
-    for name, value in figures.items():
-        print(f"{name:22}{value:10.4f}" if isinstance(value, float) else f"{name:22}{value:10d}")
-    print(f"\n{options.out} written; {time.perf_counter() - started:.0f} s")
+    digits.report(figures, trainable_keras.describe(deployed), options.out, time.perf_counter() - started)
 
 
 if __name__ == "__main__":

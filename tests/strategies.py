@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from trainable_core.config import TrainableQuantizerActivationConfig, TrainableQuantizerWeightsConfig
 from trainable_core.constants import RANGE_MAX, RANGE_MIN, SIGNED, THRESHOLD
 from trainable_core.enums import QuantizationMethod, QuantizationTarget
+from trainable_core.key import Key
 from trainable_core.qparams import QParams, from_variables
-from trainable_core.registry.key import Key
-from trainable_core.registry.registry import list_quantizers
+from trainable_core.registry.process import list_quantizers
 
 F32 = np.finfo(np.float32)
 GRIDS = (QuantizationMethod.SYMMETRIC, QuantizationMethod.POWER_OF_TWO, QuantizationMethod.UNIFORM)

@@ -122,6 +122,67 @@ def test_data_blocks_parse(document):
             tomllib.loads(block.text)
 
 
+def anchors(path: Path) -> set[str]:
+    """Return what a link may name after ``#``: the headings of a document, as GitHub writes them."""
+    text = re.sub(r"^(`{3,}).*?^\1", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
+
+
+def broken_links(path: Path) -> list[str]:
+    """Return the relative links of a document that lead to no file, or to no heading of it."""
+    links = re.findall(r"\]\((?!https?:)([^)\s]*)\)", path.read_text(encoding="utf-8"))
+    broken = []
+    for link in links:
+        file, _, anchor = link.partition("#")
+        target = (path.parent / file).resolve() if file else path
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            broken.append(link)
+    return broken
+
+
+@pytest.mark.parametrize("document", BLOCKS)
+def test_links_lead_to_a_file_and_a_heading(document):
+    assert broken_links(ROOT / document) == []
+
+
+def test_pages_that_the_code_mentions_exist():
+    named = set()
+    for path in (
+        path for folder in ("benchmarks", "packages", "tasks", "tests") for path in (ROOT / folder).rglob("*.py")
+    ):
+        named |= set(re.findall(r"docs/[\w/-]+\.md", path.read_text(encoding="utf-8")))
+    assert "docs/design/0009-public-names-load-when-used.md" in named
+    assert {page for page in named if not (ROOT / page).exists()} == set()
+
+
+def test_a_broken_link_is_found(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("# Page\n[here](#page) [there](#nowhere) [gone](gone.md) [web](https://example.org)\n")
+    assert broken_links(page) == ["#nowhere", "gone.md"]
+
+
+@pytest.mark.parametrize("note", sorted(path.name for path in (ROOT / "docs/design").glob("[0-9]*.md")))
+def test_a_design_note_states_its_status_as_the_index_does(note):
+    heading, status = (ROOT / "docs/design" / note).read_text(encoding="utf-8").splitlines()[0:3:2]
+    assert status.startswith("Status: ")
+    index = (ROOT / "docs/design/README.md").read_text(encoding="utf-8")
+    row = f"| [{heading.removeprefix('# ')}]({note}) | {status.removeprefix('Status: ').split(' (')[0]} |"
+    assert row in index.splitlines()
+
+
+def test_the_page_on_errors_lists_every_error_with_its_builtin():
+    source = ROOT / "packages/trainable-core/src/trainable_core/errors.py"
+    classes = [node for node in ast.parse(source.read_text(encoding="utf-8")).body if isinstance(node, ast.ClassDef)]
+    bases = {node.name: [ast.unparse(base) for base in node.bases] for node in classes}
+    page = (ROOT / "docs/errors.md").read_text(encoding="utf-8")
+    listed = dict(re.findall(r"^\| `(\w+)` \| `(\w+)` \|", page, re.MULTILINE))
+    del bases["TrainableError"]
+    assert set(bases) <= set(listed)
+    for name, (base, *builtin) in bases.items():
+        assert listed[name] == (builtin[0] if builtin else listed[base])
+
+
 def test_a_failing_block_fails_with_its_line(tmp_path):
     document = "text\n\n```python\nx = 1\n```\n\n```python\nassert x == 2\n```\n"
     with pytest.raises(AssertionError) as failure:

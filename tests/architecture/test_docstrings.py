@@ -4,11 +4,14 @@ import doctest
 import importlib
 import importlib.util
 import inspect
+import os
 import re
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from trainable_core.errors import FrameworkError
 
 ROOT = Path(__file__).parents[2]
 SOURCES = [ROOT / f"packages/trainable-{name}/src" for name in ("core", "keras", "torch")]
@@ -27,7 +30,14 @@ def module(request) -> ModuleType:
     package = request.param.partition(".")[0]
     if importlib.util.find_spec(package) is None:
         pytest.skip(f"{package} is not installed")
-    return importlib.import_module(request.param)
+    if request.param.startswith("trainable_keras.keras3") and os.environ.get("TF_USE_LEGACY_KERAS") == "1":
+        pytest.skip("this process uses Keras 2")
+    try:
+        return importlib.import_module(request.param)
+    except FrameworkError as error:
+        if not request.param.startswith("trainable_keras.keras"):
+            raise
+        pytest.skip(f"this process uses another Keras: {error}")
 
 
 every_module = pytest.mark.parametrize("module", module_names(), indirect=True)

@@ -11,8 +11,12 @@ from pathlib import Path
 import pytest
 
 import trainable_core
+from tests.frameworks import FRAMEWORKS, NOT_FOR_CORE
 
-FRAMEWORKS = {"jax", "keras", "mct_quantizers", "tensorflow", "torch"}
+if sys.version_info >= (3, 11):
+    import tomllib
+
+ROOT = Path(__file__).parents[2]
 EXTRAS = {"hypothesis", "pytest", "rich", "yaml"}
 
 needs_torch = pytest.mark.skipif(
@@ -38,13 +42,13 @@ def core_modules() -> list[str]:
 
 
 def test_importing_core_loads_no_framework_and_no_extra():
-    assert not modules_loaded_by("import trainable_core") & (FRAMEWORKS | EXTRAS)
+    assert not modules_loaded_by("import trainable_core") & (NOT_FOR_CORE | EXTRAS)
 
 
 def test_importing_every_module_of_core_loads_no_framework():
     modules = [name for name in core_modules() if not name.endswith(".__main__")]
     assert "trainable_core.cli" in modules
-    assert not modules_loaded_by("\n".join(f"import {name}" for name in modules)) & FRAMEWORKS
+    assert not modules_loaded_by("\n".join(f"import {name}" for name in modules)) & NOT_FOR_CORE
 
 
 def test_the_check_sees_what_is_loaded():
@@ -89,8 +93,35 @@ def test_asking_for_another_backend_loads_its_framework_and_not_torch(planted_pl
     assert "torch" not in loaded
 
 
-@pytest.mark.parametrize("package", ["trainable_keras", "trainable_torch"])
-def test_importing_a_plugin_loads_no_framework(package):
+@pytest.mark.parametrize(
+    "module",
+    ["trainable_keras", "trainable_keras.keras2.plugin", "trainable_keras.keras3.plugin", "trainable_torch.plugin"],
+)
+def test_importing_a_plugin_loads_no_framework(module):
+    package = module.partition(".")[0]
     if importlib.util.find_spec(package) is None:
         pytest.skip(f"{package} is not installed")
-    assert not modules_loaded_by(f"import {package}.plugin") & FRAMEWORKS
+    assert not modules_loaded_by(f"import {module}") & NOT_FOR_CORE
+
+
+OWN = {"trainable_core": set(), "trainable_keras": {"keras"}, "trainable_torch": {"torch"}}
+"""Which frameworks a package may import anywhere in it."""
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="reading pyproject.toml needs tomllib, which is in Python 3.11")
+@pytest.mark.parametrize("package", OWN)
+def test_the_import_contracts_forbid_every_other_framework(package):
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]
+    assert package in settings["root_packages"]
+    forbidden = set()
+    for contract in settings["contracts"]:
+        if contract["type"] == "forbidden" and package in contract["source_modules"]:
+            forbidden |= set(contract["forbidden_modules"])
+    assert FRAMEWORKS - OWN[package] <= forbidden
+
+
+def test_the_conformance_kit_forbids_every_framework():
+    pytest.importorskip("hypothesis", reason="the conformance kit needs the extra `conformance`")
+    from trainable_core.conformance.laws import classes
+
+    assert set(classes.FRAMEWORKS) == FRAMEWORKS

@@ -15,7 +15,7 @@ from trainable_core import hookspecs
 ROOT = Path(__file__).parents[2]
 PACKAGES = {
     name: ROOT / f"packages/{name.replace('_', '-')}/src/{name}"
-    for name in ("trainable_core", "trainable_keras", "trainable_keras.keras2", "trainable_torch")
+    for name in ("trainable_core", "trainable_keras", "trainable_torch")
 }
 
 CORE = {
@@ -54,9 +54,8 @@ NAMES = [(package, name) for package in PACKAGES for name in exported(package)]
 
 
 def public_object(package: str, name: str) -> object:
-    for needed in {"trainable_core": (), "trainable_keras.keras2": (package, "tensorflow")}.get(package, (package,)):
-        if importlib.util.find_spec(needed) is None:
-            pytest.skip(f"{needed} is not installed")
+    if importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} is not installed")
     return getattr(importlib.import_module(package), name)
 
 
@@ -76,11 +75,7 @@ def test_core_exports_exactly_the_documented_names():
 
 @pytest.mark.parametrize(
     ("package", "base"),
-    [
-        ("trainable_keras", "BaseKerasTrainableQuantizer"),
-        ("trainable_keras.keras2", "BaseKerasTrainableQuantizer"),
-        ("trainable_torch", "BasePytorchTrainableQuantizer"),
-    ],
+    [("trainable_keras", "BaseKerasTrainableQuantizer"), ("trainable_torch", "BasePytorchTrainableQuantizer")],
 )
 def test_a_backend_exports_the_verbs_of_every_backend(package, base):
     assert set(exported(package)) >= VERBS | {base}

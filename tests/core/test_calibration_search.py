@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainable_core.calibration import CalibrationMethod, Observer, calibrate_activation, calibrate_weights
+from trainable_core.calibration import Observer, calibrate_activation, calibrate_weights
 from trainable_core.calibration.measure import SMOOTHING, kl_divergence, power_error
 from trainable_core.calibration.objective import observed_power_objective, points_of
 from trainable_core.calibration.observer import CHUNK
 from trainable_core.calibration.search import COARSE, FINE, OCTAVES, GridKind, search
 from trainable_core.constants import RANGE_MAX, RANGE_MIN, THRESHOLD
-from trainable_core.enums import QuantizationMethod
+from trainable_core.enums import CalibrationMethod, QuantizationMethod
 from trainable_core.errors import CalibrationError
 from trainable_core.qparams import QParams, from_params
 from trainable_core.reference import affine

@@ -20,7 +20,7 @@ from trainable_core.cli import COMMANDS, main
 from trainable_core.enums import TieRule
 from trainable_core.hookspecs import Backend, hookimpl
 from trainable_core.registry.plugins import installed_plugins
-from trainable_core.registry.registry import default_registry
+from trainable_core.registry.process import default_registry
 
 PLUGINS = Path(__file__).parent / "plugins"
 SOURCES = Path(trainable_core.__file__).parents[1]

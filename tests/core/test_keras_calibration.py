@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from tests.core.toy_keras import Chain, Dense, ToyPlugin, framework, layers_within
+from trainable_core.calibration import Observer
 from trainable_core.errors import CalibrationError, QuantizerStateError
-from trainable_core.registry.registry import default_registry, register
-from trainable_keras.calibration import calibrate_layers, observe_batches, observing
+from trainable_core.registry.process import default_registry, register
+from trainable_keras.calibration import KerasCalibration
 from trainable_keras.parts import KerasHolder, KerasWrapper
 
 RECIPE = {
@@ -31,16 +32,23 @@ def qmodel():
     return TOY.wrap(Chain(Dense("fc"), Dense("head")), RECIPE)
 
 
+class ToyCalibration(KerasCalibration):
+    def value_of(self, variable):
+        return variable.value
+
+    def is_tensor(self, batches):
+        return isinstance(batches, np.ndarray)
+
+    def call(self, batch):
+        return self.model(batch)
+
+
+def calibration(qmodel):
+    return ToyCalibration(qmodel, TOY.state_of(qmodel), layers_within(qmodel))
+
+
 def calibrate(qmodel, batches=(BATCH,), *, force=False):
-    layers = layers_within(qmodel)
-    calibrate_layers(
-        "Chain",
-        TOY.state_of(qmodel),
-        layers,
-        lambda holders: observe_batches(layers, holders, batches, qmodel),
-        lambda variable: variable.value,
-        force=force,
-    )
+    calibration(qmodel).calibrate(batches, None, force=force, progress=False)
 
 
 def thresholds(qmodel):
@@ -101,7 +109,7 @@ def test_observing_is_over_whatever_happens(qmodel):
     holders = [each for each in layers if isinstance(each, KerasHolder)]
 
     def look_and_fail():
-        with observing(layers, {}):
+        with calibration(qmodel).observing({each: Observer() for each in holders}):
             assert not any(each.quantizes_weights for each in wrappers)
             assert all(each.observer is not None for each in holders)
             raise KeyboardInterrupt

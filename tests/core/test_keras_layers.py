@@ -4,8 +4,8 @@ import pytest
 
 from tests.core.numpy_backend import Variable
 from tests.core.toy_keras import LAYERS, Add, Dense, EinsumDense, Foreign, Layer
-from trainable_core.errors import ModelError, ShapeMismatchError, UnsupportedConfigError
-from trainable_core.recipe.plan import LayerKind, WeightInfo
+from trainable_core.errors import InvalidArgumentError, ModelError, ShapeMismatchError
+from trainable_core.recipe.layers import LayerKind, WeightInfo
 from trainable_keras.layers import KINDS, LayerTypes, find_weight, layer_info, weight_path
 
 
@@ -37,7 +37,7 @@ def test_what_is_registered_comes_before_the_table_and_is_this_keras_alone(types
 
 @pytest.mark.parametrize(("cls", "op"), [(3, "conv"), (int, "conv"), (Dense, "convolution")])
 def test_what_can_not_be_registered_is_refused(types, cls, op):
-    with pytest.raises(UnsupportedConfigError, match="register_layer"):
+    with pytest.raises(InvalidArgumentError, match="register_layer"):
         types.register(cls, op, None, ("inputs",))
 
 

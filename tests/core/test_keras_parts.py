@@ -18,10 +18,12 @@ from tests.core.toy_keras import (
     Wrapper,
 )
 from trainable_core.calibration import Observer
-from trainable_core.errors import CalibrationError, ModelError, UnsupportedConfigError
+from trainable_core.errors import CalibrationError, InvalidArgumentError, ModelError
 from trainable_core.recipe.document import QuantizationRecipe
-from trainable_core.recipe.plan import LayerInfo, LayerPlan, QuantizerPlan, WeightInfo, WrappedState
-from trainable_core.registry.registry import default_registry, register
+from trainable_core.recipe.layers import LayerInfo, WeightInfo
+from trainable_core.recipe.plan import LayerPlan, QuantizerPlan
+from trainable_core.recipe.state import WrappedState
+from trainable_core.registry.process import default_registry, register
 from trainable_keras.parts import deployed_among, describe_parts, parts_among
 
 WEIGHTS = weights_config({"threshold": 2.0}, n_bits=2)  # codes -2..1, step 1
@@ -79,11 +81,11 @@ def unbuilt():
     [
         (3, {}, ModelError, "got int"),
         (unbuilt(), {}, ModelError, "not built"),
-        (Dense(), [Trainable(WEIGHTS)], UnsupportedConfigError, "must be a mapping, got list"),
-        (Dense(), {3: Trainable(WEIGHTS)}, UnsupportedConfigError, "keyed by str"),
-        (Dense(), {"kernel": 3}, UnsupportedConfigError, "needs a quantizer, got int"),
-        (Dense(), {"kernel": ActivationTrainable(ACTIVATION)}, UnsupportedConfigError, "is for Activation"),
-        (Dense(), {"kernal": Trainable(WEIGHTS)}, UnsupportedConfigError, "no weight 'kernal'"),
+        (Dense(), [Trainable(WEIGHTS)], InvalidArgumentError, "must be a mapping, got list"),
+        (Dense(), {3: Trainable(WEIGHTS)}, InvalidArgumentError, "keyed by str"),
+        (Dense(), {"kernel": 3}, InvalidArgumentError, "needs a quantizer, got int"),
+        (Dense(), {"kernel": ActivationTrainable(ACTIVATION)}, InvalidArgumentError, "is for Activation"),
+        (Dense(), {"kernal": Trainable(WEIGHTS)}, InvalidArgumentError, "no weight 'kernal'"),
     ],
 )
 def test_what_a_wrapper_can_not_be_made_of_is_refused(layer, quantizers, error, fact):

@@ -20,8 +20,8 @@ from tests.core.toy_keras import (
     framework,
 )
 from trainable_core.errors import ModelError, QuantizerStateError
-from trainable_core.recipe.plan import WrappedState
-from trainable_core.registry.registry import default_registry, register
+from trainable_core.recipe.state import WrappedState
+from trainable_core.registry.process import default_registry, register
 from trainable_keras.folding import Folding
 from trainable_keras.wrapping import STATE, Wrapping
 

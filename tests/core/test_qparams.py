@@ -60,7 +60,7 @@ def test_golden_grids(case: dict[str, Any]) -> None:
     assert grid.scale.tolist() == case["scale"]
     assert grid.zero_point.tolist() == case["zero_point"]
     assert (grid.quant_min, grid.quant_max) == (case["quant_min"], case["quant_max"])
-    assert qparams.deployed_params(grid, method) == case["deployed"]
+    assert qparams.inferable_params(grid, method) == case["deployed"]
 
 
 # ---- any variables --------------------------------------------------------------------------------------------------
@@ -84,17 +84,17 @@ def test_a_grid_stays_in_bounds_whatever_the_variables_are(method: QuantizationM
 def test_what_is_deployed_is_the_same_grid(method: QuantizationMethod, data: Any) -> None:
     grid, bits, _ = drawn_grid(method, data)
     assume(grid.scale * 2.0**bits <= 2.0**98)  # ends held at 2**99 may be nudged beyond it, and would be held again
-    params = qparams.deployed_params(grid, method)
+    params = qparams.inferable_params(grid, method)
     again = from_params(method, bits, grid.quant_min < 0, params)
     assert again.scale.tolist() == grid.scale.tolist()
     assert again.zero_point.tolist() == grid.zero_point.tolist()
-    assert qparams.deployed_params(again, method) == params
+    assert qparams.inferable_params(again, method) == params
 
 
 @every_grid
 @given(st.data())
 def test_deployed_numbers_are_float32_numbers(method: QuantizationMethod, data: Any) -> None:
-    params = qparams.deployed_params(drawn_grid(method, data)[0], method)
+    params = qparams.inferable_params(drawn_grid(method, data)[0], method)
     for key in set(params) - {SIGNED}:
         assert type(params[key]) is float
         assert float(np.float32(params[key])) == params[key]
@@ -111,7 +111,7 @@ def test_every_uniform_code_stands_for_a_float32_number(data: Any) -> None:
 
 @given(positive, n_bits)
 def test_a_snapped_scale_is_the_next_short_number(scale: float, bits: int) -> None:
-    snapped = Fraction(float(qparams.snap_scale(scale, bits)))
+    snapped = Fraction(float(qparams.shorten_scale(scale, bits)))
     ulp = Fraction(2) ** (math.frexp(scale)[1] - (24 - bits))  # of 24 - n_bits significant bits
     assert snapped == math.ceil(Fraction(scale) / ulp) * ulp
 

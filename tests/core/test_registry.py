@@ -16,18 +16,21 @@ from typing import Any
 import pytest
 
 import trainable_core
+from tests.frameworks import NOT_FOR_CORE
 from trainable_core.enums import QuantizationMethod, QuantizationTarget, TieRule, TrainingMethod
 from trainable_core.errors import (
+    DuplicateBackendError,
     DuplicateQuantizerError,
+    InvalidArgumentError,
+    PluginError,
     UnknownBackendError,
     UnknownQuantizerError,
-    UnsupportedConfigError,
 )
 from trainable_core.hookspecs import Backend, hookimpl
 from trainable_core.quantizer import BaseTrainableQuantizer
-from trainable_core.registry import registry as registry_module
+from trainable_core.registry import process
 from trainable_core.registry.plugins import PluginHost
-from trainable_core.registry.registry import DuplicateBackendError, PluginError, Registry
+from trainable_core.registry.registry import Registry
 
 PLUGINS = Path(__file__).parent / "plugins"
 SOURCES = Path(trainable_core.__file__).parents[1]
@@ -240,7 +243,7 @@ def test_without_two_answers_there_are_no_clashes(installed: Installed) -> None:
     [("Weigths", "SYMMETRIC", "quant_target", "Weights"), ("Weights", "SYMETRIC", "quant_method", "SYMMETRIC")],
 )
 def test_a_misspelt_target_or_method_names_the_nearest(target: str, method: str, argument: str, meant: str) -> None:
-    with pytest.raises(UnsupportedConfigError, match=f"did you mean '{meant}'") as caught:
+    with pytest.raises(InvalidArgumentError, match=f"did you mean '{meant}'") as caught:
         home().get_trainable_quantizer_class(target, "LSQ", method, "home")
     assert caught.value.subject == argument
 
@@ -641,13 +644,13 @@ def test_reset_forgets_what_was_registered_and_finds_what_is_installed(installed
 
 
 def test_the_functions_ask_the_registry_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry_module, "_DEFAULT", home(quantizer()))
+    monkeypatch.setattr(process, "_DEFAULT", home(quantizer()))
     lsq = quantizer("MINE")
-    registry_module.register(Hook(lambda _: [lsq]), "mine")
-    assert registry_module.get_trainable_quantizer_class("Weights", "MINE", "SYMMETRIC", "home") is lsq
-    assert [row.training_method for row in registry_module.list_quantizers()] == ["LSQ", "MINE"]
-    assert registry_module.list_backends() == [registry_module.get_backend("home")]
-    assert registry_module.failures() == {}
+    process.register(Hook(lambda _: [lsq]), "mine")
+    assert process.get_trainable_quantizer_class("Weights", "MINE", "SYMMETRIC", "home") is lsq
+    assert [row.training_method for row in process.list_quantizers()] == ["LSQ", "MINE"]
+    assert process.list_backends() == [process.get_backend("home")]
+    assert process.failures() == {}
 
 
 # --- Imports
@@ -666,16 +669,13 @@ def loaded_after(code: str, *names: str) -> set[str]:
     return set(finished.stdout.partition("LOADED")[2].split())
 
 
-FRAMEWORKS = {"torch", "tensorflow", "keras", "tf_keras", "jax", "mct_quantizers"}
-
-
 def test_asking_for_one_backend_never_imports_another_ones_framework() -> None:
-    code = "from trainable_core.registry.registry import get_trainable_quantizer_class as get\n"
+    code = "from trainable_core.registry.process import get_trainable_quantizer_class as get\n"
     loaded = loaded_after(code + "get('Weights', 'LSQ', 'SYMMETRIC', 'alpha')", "alpha", "beta")
     assert {"alpha_framework", "beta_plugin"} <= loaded
-    assert loaded.isdisjoint({"beta_framework", "beta_quantizers"} | FRAMEWORKS)
+    assert loaded.isdisjoint({"beta_framework", "beta_quantizers"} | NOT_FOR_CORE)
 
 
 def test_a_registry_that_is_not_asked_imports_no_plugin() -> None:
     loaded = loaded_after("import trainable_core.registry.registry", "alpha")
-    assert loaded.isdisjoint({"alpha_plugin", "rich", "trainable_core.cli"} | FRAMEWORKS)
+    assert loaded.isdisjoint({"alpha_plugin", "rich", "trainable_core.cli"} | NOT_FOR_CORE)

@@ -7,11 +7,11 @@ import pytest
 
 from tests.core.home_backend import activation_config, weights_config
 from tests.core.toy_keras import ActivationTrainable, Deployed, ToyPlugin, Trainable, class_of
-from trainable_core.documents.saved_quantizer import quantizer_document, quantizer_from_document
+from trainable_core.documents.quantizer import quantizer_document, quantizer_from_document
 from trainable_core.enums import QuantizationMethod, QuantizationTarget
 from trainable_core.errors import UnknownQuantizerError
 from trainable_core.qparams import from_params
-from trainable_core.registry.registry import default_registry, register
+from trainable_core.registry.process import default_registry, register
 
 
 @pytest.fixture(autouse=True)

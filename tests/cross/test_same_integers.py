@@ -12,21 +12,24 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tensorflow as tf
 import torch
 from torch import nn
 
+import trainable_keras
 import trainable_torch
-from tests.cross.keras_side import BACKEND, DEPTHWISE, keras, layers_within, plugin, quantizers_of, to_numpy
+from tests.keras.framework import BACKEND, KERAS_VERSION, keras, kl, tf, to_numpy
 from trainable_core import get_trainable_quantizer_class
 from trainable_core.backend.description import set_described_params
 from trainable_core.config import TrainableQuantizerActivationConfig
 from trainable_core.enums import TieRule
 from trainable_core.errors import DocumentError, DocumentVersionError
 from trainable_core.reference import affine
+from trainable_keras.graph import layers_within
+from trainable_keras.training import quantizers_of
 from trainable_torch.training import quantizers_of as torch_quantizers
 
-kl = keras.layers
+DEPTHWISE = {2: "depthwise_kernel", 3: "kernel"}[KERAS_VERSION]
+"""What a depthwise layer calls its kernel."""
 
 RECIPES = Path(__file__).parents[2] / "examples" / "recipes"
 GRIDS = ("SYMMETRIC", "POWER_OF_TWO", "UNIFORM")
@@ -89,7 +92,7 @@ def wrappers(qmodel: Any) -> dict[str, Any]:
     if isinstance(qmodel, nn.Module):
         kind = trainable_torch.QuantizationWrapper
         return {name: module for name, module in qmodel.named_modules() if isinstance(module, kind)}
-    parts = [layer for layer in layers_within(qmodel) if isinstance(layer, plugin.QuantizationWrapper)]
+    parts = [layer for layer in layers_within(qmodel) if isinstance(layer, trainable_keras.QuantizationWrapper)]
     return {part.plan.layer.name: part for part in parts}
 
 
@@ -108,7 +111,7 @@ def trained_in_torch(recipe: Any) -> nn.Module:
 
 def handed_to_keras(qmodel: nn.Module, recipe: Any) -> keras.Model:
     """Return a Keras model with the float weights of the trained one, and with its quantizers' numbers from JSON."""
-    handed = plugin.wrap(in_keras(), recipe)
+    handed = trainable_keras.wrap(in_keras(), recipe)
     theirs, ours = wrappers(qmodel), wrappers(handed)
     assert list(ours) == list(theirs)
     for name, wrapper in theirs.items():
@@ -152,7 +155,7 @@ def test_a_model_trained_in_torch_quantizes_to_the_same_integers_in_keras(recipe
     print(f"{different} of {total} integers differ; {tied} weights are exact ties")  # noqa: T201 - the measurement, with -s
     assert different <= tied
     assert total == 3 * 32 * 9 + 32 * 9 + 32 * 24 * 9 + 24 * 10
-    described, ours = trainable_torch.describe(qmodel), plugin.describe(handed)
+    described, ours = trainable_torch.describe(qmodel), trainable_keras.describe(handed)
     assert [(row.layer, row.n_bits, row.params) for row in ours.rows] == [
         (row.layer, row.n_bits, row.params) for row in described.rows
     ]
@@ -215,7 +218,7 @@ def test_calibration_gives_the_same_numbers_in_both() -> None:
     one = trainable_torch.describe(
         trainable_torch.calibrate(trainable_torch.wrap(theirs, recipe), [torch.from_numpy(x)])
     )
-    other = plugin.describe(plugin.calibrate(plugin.wrap(ours, recipe), [x]))
+    other = trainable_keras.describe(trainable_keras.calibrate(trainable_keras.wrap(ours, recipe), [x]))
     assert sorted((row.target, row.params) for row in one.rows) == sorted(
         (row.target, row.params) for row in other.rows
     )
@@ -234,12 +237,12 @@ def document() -> dict[str, Any]:
 
 
 def dense(units: int = 3, name: str = "fc", recipe: Any = RECIPES / "w4a4_lsq.yaml") -> keras.Model:
-    return plugin.wrap(keras.Sequential([keras.Input((4,)), kl.Dense(units, name=name)]), recipe)
+    return trainable_keras.wrap(keras.Sequential([keras.Input((4,)), kl.Dense(units, name=name)]), recipe)
 
 
 MISFITS: dict[str, tuple[Any, str]] = {
     "other channels": (lambda: dense(5), r"fc\.kernel, which needs \(5,\)"),
-    "another layer": (lambda: dense(name="other"), "quantizers of fc"),
+    "another layer": (lambda: dense(name="other"), "quantizers for fc"),
     "another width": (lambda: dense(recipe=RECIPES / "w2a4_lsq.yaml"), "4 bits for fc.*2"),
 }
 
@@ -251,7 +254,7 @@ def test_a_document_that_does_not_fit_is_refused_and_changes_nothing(
     qmodel = make()
     with pytest.raises(DocumentError, match=fact):
         set_described_params(quantizers_of(qmodel).values(), document)
-    assert {row.state for row in plugin.describe(qmodel).rows} == {"not calibrated"}
+    assert {row.state for row in trainable_keras.describe(qmodel).rows} == {"not calibrated"}
 
 
 @pytest.mark.parametrize("given", [{}, {"schema_version": 2, "rows": []}, None])

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import keras
 import numpy as np
-from keras import layers as kl
 
 import trainable_keras
-from tests.keras.engines import numpy, tensor
-from trainable_keras.keras3.quantizers.base import BaseKerasTrainableQuantizer
-from trainable_keras.keras3.tracing import layers_within
-from trainable_keras.keras3.training import quantizers_of
+from tests.keras.framework import functions, keras, kl, nested, numpy, tensor
+from trainable_keras.graph import layers_within
+from trainable_keras.training import quantizers_of
 
 TRAINED_BY = ("STE", "LSQ", "DQA")
 GRIDS = ("SYMMETRIC", "POWER_OF_TWO", "UNIFORM")
@@ -34,6 +31,11 @@ def weights_only(
 ) -> dict[str, Any]:
     """Return a recipe for weights, the rest float."""
     return {"weights": spec(training_method, method, n_bits), **more}
+
+
+def dqa(n_bits: int = 2, **arguments: Any) -> dict[str, Any]:
+    """Return a recipe for weights that learn their width, with these arguments of the method."""
+    return {"weights": spec("DQA", n_bits=n_bits, arguments=arguments)}
 
 
 def dense(inputs: int = 4, outputs: int = 3, **arguments: Any) -> keras.Sequential:
@@ -62,6 +64,23 @@ def network() -> keras.Sequential:
     return keras.Sequential(layers, name="network")
 
 
+def flat() -> keras.Sequential:
+    """Return a convolution with batch norm, and a dense layer, in no model of their own, for images too.
+
+    Keras 2 can't load nested models with layers that are not Keras's own from an HDF5 file.
+    """
+    keras.utils.set_random_seed(0)
+    layers = [
+        keras.Input((6, 6, 1)),
+        kl.Conv2D(4, 3, use_bias=False, name="conv"),
+        kl.BatchNormalization(name="norm"),
+        kl.ReLU(name="relu"),
+        kl.Flatten(name="flatten"),
+        kl.Dense(3, name="head"),
+    ]
+    return keras.Sequential(layers)
+
+
 def functional() -> keras.Model:
     """Return a model with two inputs and outputs, a shared layer, a nested model, functional operations."""
     keras.utils.set_random_seed(0)
@@ -72,7 +91,7 @@ def functional() -> keras.Model:
         name="inner",
     )
     merged = shared(first) * 0.5 + inner(shared(second))
-    pooled = kl.GlobalAveragePooling2D(name="pool")(keras.ops.relu(merged))
+    pooled = kl.GlobalAveragePooling2D(name="pool")(functions.relu(merged))
     return keras.Model([first, second], [kl.Dense(3, name="head")(pooled), kl.Dense(1, name="score")(pooled)])
 
 
@@ -90,7 +109,7 @@ class Subclassed(keras.Model):
         """Return the output."""
         x = self.stem(x)
         for block in self.blocks:
-            x = keras.ops.relu(block(x)) + x
+            x = functions.relu(block(x)) + x
         return self.tail(x)
 
 
@@ -122,12 +141,12 @@ MODELS: dict[str, tuple[Any, Any]] = {
 
 def tensors(batch: Any) -> Any:
     """Return a batch of arrays as tensors of the engine."""
-    return keras.tree.map_structure(tensor, batch)
+    return nested.map_structure(tensor, batch)
 
 
 def call(model: Any, batch: Any, *, training: bool = False) -> list[np.ndarray]:
     """Return a model's outputs."""
-    return [numpy(each) for each in keras.tree.flatten(model(tensors(batch), training=training))]
+    return [numpy(each) for each in nested.flatten(model(tensors(batch), training=training))]
 
 
 def same(one: list[np.ndarray], other: list[np.ndarray]) -> bool:
@@ -149,7 +168,7 @@ def train(qmodel: Any, batch: Any, *, lr: float = 0.05, **options: Any) -> Any:
     targets = [np.zeros_like(each) for each in call(qmodel, batch)]
     several = len(targets) > 1
     qmodel.compile(keras.optimizers.SGD(lr), ["mse"] * len(targets) if several else "mse", **options)
-    size = len(keras.tree.flatten(batch)[0])
+    size = len(nested.flatten(batch)[0])
     qmodel.fit(batch, targets if several else targets[0], batch_size=size, shuffle=False, verbose=0)
     return qmodel
 
@@ -165,7 +184,7 @@ def moved(qmodel: Any) -> Any:
     return qmodel
 
 
-def quantizer_at(qmodel: Any, name: str) -> BaseKerasTrainableQuantizer:
+def quantizer_at(qmodel: Any, name: str) -> trainable_keras.BaseKerasTrainableQuantizer:
     """Return the trainable quantizer of a tensor, such as ``fc.kernel`` or ``fc: inputs``."""
     return quantizers_of(qmodel)[name]
 

@@ -1,14 +1,13 @@
-"""What the Keras tests draw from beside what every backend's do: this backend's quantizers."""
+"""What the Keras tests draw from beside what every backend's do: the quantizers of the Keras that is tested."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from tests.keras.framework import BACKEND
 from tests.strategies import Kinds
 
-DTYPES = ("float32", "float16", "bfloat16", "float64")
-
-KINDS = Kinds("keras")
+KINDS = Kinds(BACKEND)
 every_kind, kinds_of = KINDS.every, KINDS.of
 
 

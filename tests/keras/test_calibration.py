@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import keras
 import numpy as np
 import pytest
-from keras import layers as kl
 
-from tests.keras.engines import ENGINE, tensor
+from tests.keras.framework import keras, kl, only_tensorflow, tensor, tf, to_numpy
 from tests.keras.models import (
     GRIDS,
     TRAINED_BY,
@@ -28,17 +26,22 @@ from tests.keras.models import (
     vectors,
     weights_only,
 )
-from trainable_core.calibration import CalibrationMethod, Observer, calibrate_activation, calibrate_weights
+from trainable_core.calibration import Observer, calibrate_activation, calibrate_weights
 from trainable_core.constants import SIGNED
+from trainable_core.enums import CalibrationMethod
 from trainable_core.errors import CalibrationError, QuantizerStateError
-from trainable_keras import calibrate, describe, finalize, wrap
-from trainable_keras.keras3.engine import to_numpy
-from trainable_keras.keras3.training import quantizers_of
+from trainable_keras import QuantizationWrapper, calibrate, describe, finalize, wrap
+from trainable_keras.graph import layers_within
+from trainable_keras.training import quantizers_of
 
 
 def numbers(quantizer: Any) -> dict[str, np.ndarray]:
     """Return a quantizer's variables, by plain name."""
     return {key: to_numpy(variable) for key, variable in quantizer.grid_variables(quantizer.widths[0]).items()}
+
+
+def wrappers(qmodel: Any) -> list[QuantizationWrapper]:
+    return [layer for layer in layers_within(qmodel) if isinstance(layer, QuantizationWrapper)]
 
 
 def two_layers() -> keras.Model:
@@ -104,13 +107,15 @@ def test_only_quantizers_change() -> None:
     before = [to_numpy(variable).tobytes() for variable in kept]
     calibrate(qmodel, [images()])
     assert [to_numpy(variable).tobytes() for variable in kept] == before
+    assert all(wrapper.quantizes_weights for wrapper in wrappers(qmodel))
+    assert all(holder.observer is None for wrapper in wrappers(qmodel) for holder in wrapper.holders)
 
 
-def test_a_batch_may_be_an_array_a_tensor_a_tuple_or_a_list() -> None:
+def test_batches_may_be_arrays_tensors_tuples_or_lists_and_come_from_a_generator() -> None:
     x = vectors(8, 4)
     expected = None
-    for batch in (x, tensor(x), (x, np.zeros(8)), [x, np.zeros(8)]):
-        found = numbers(quantizer_at(calibrate(wrap(dense(), recipe()), [batch]), "fc: inputs"))
+    for batches in ([x], [tensor(x)], [(x, np.zeros(8))], [[x, "label"]], (each for each in [x])):
+        found = numbers(quantizer_at(calibrate(wrap(dense(), recipe()), batches), "fc: inputs"))
         assert expected is None or found == expected
         expected = found
 
@@ -130,16 +135,36 @@ def test_forward_says_how_to_call_the_model() -> None:
     )
 
 
-@pytest.mark.skipif(ENGINE != "tensorflow", reason="tf.data is TensorFlow's")
+@only_tensorflow("tf.data is TensorFlow's")
 def test_batches_may_be_a_dataset_of_inputs_and_labels() -> None:
-    import tensorflow as tf
-
     x = vectors(8, 4)
     data = tf.data.Dataset.from_tensor_slices((x, np.zeros(8))).batch(4)
     qmodel = calibrate(wrap(dense(), recipe()), data)
     assert numbers(quantizer_at(qmodel, "fc: inputs")) == numbers(
         quantizer_at(ready(dense(), recipe(), x[:4], x[4:]), "fc: inputs")
     )
+
+
+@only_tensorflow("the call is compiled by tf.function")
+def test_a_call_that_the_user_compiled_shows_its_values_too() -> None:
+    x = vectors(8, 4)
+    qmodel = wrap(dense(), recipe())
+    compiled = tf.function(lambda x: qmodel(x, training=False))
+    calibrate(qmodel, [x], forward=lambda _, batch: compiled(batch))
+    assert numbers(quantizer_at(qmodel, "fc: inputs")) == numbers(
+        quantizer_at(ready(dense(), recipe(), x), "fc: inputs")
+    )
+    assert not tf.config.functions_run_eagerly()
+
+
+def test_a_layer_that_no_batch_reaches_is_named() -> None:
+    given, other = keras.Input((3,)), keras.Input((3,))
+    model = keras.Model([given, other], [kl.Dense(2, name="used")(given), kl.Dense(2, name="unused")(other)])
+    qmodel = wrap(model, recipe())
+    used = qmodel.get_layer("used")
+    with pytest.raises(CalibrationError, match="no batch reached it") as caught:
+        calibrate(qmodel, [tensor(vectors(4, 3))], forward=lambda _, batch: used(batch))
+    assert caught.value.subject.startswith("unused")
 
 
 def test_no_batches_are_needed_for_weights_and_none_are_read() -> None:
@@ -215,9 +240,13 @@ def test_values_that_are_not_finite_are_told_with_the_layer(value: float) -> Non
     x[3, 2] = value
     qmodel = wrap(dense(), recipe())
     before = state(qmodel)
-    with pytest.raises(CalibrationError, match=r"fc: inputs.*1 (NaN|infinite)"):
-        calibrate(qmodel, [x])
+    with pytest.raises(CalibrationError, match=r"fc: inputs.*1 (NaN|infinite)") as caught:
+        calibrate(qmodel, [vectors(8, 4), x])
+    assert caught.value.subject == "fc: inputs"
     assert state(qmodel) == before
+    assert {row.state for row in describe(qmodel).rows} == {"not calibrated"}
+    assert all(holder.observer is None for wrapper in wrappers(qmodel) for holder in wrapper.holders)
+    calibrate(qmodel, [vectors(8, 4)])  # as if nothing had been
 
 
 def test_weights_that_are_not_finite_are_told_with_the_layer() -> None:

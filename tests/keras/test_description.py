@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import keras
 import numpy as np
 import pytest
-from keras import layers as kl
 
+from tests.keras.framework import keras, kl
 from tests.keras.models import GRIDS, dense, images, moved, network, ready, recipe, spec, vectors, weights_only
 from trainable_core.backend.description import Description, DescriptionRow
 from trainable_core.errors import ModelError
 from trainable_keras import calibrate, describe, finalize, freeze_quant_params, wrap
-from trainable_keras.keras3.training import quantizers_of
+from trainable_keras.training import quantizers_of
 
 MINMAX = {"weights": "minmax", "activations": "minmax"}
 
@@ -72,6 +71,7 @@ def test_states_follow_the_life_of_a_model() -> None:
     freeze_quant_params(qmodel, frozen=False)
     assert states(qmodel) == {"trainable"}
     assert states(finalize(qmodel)) == {"deployed"}
+    assert [describe(each).finalized for each in (qmodel, finalize(qmodel))] == [False, True]
 
 
 @pytest.mark.parametrize("grid", GRIDS)

@@ -1,16 +1,16 @@
-"""The way of the data on whatever engine Keras runs on; KERAS_BACKEND selects it, a pytest run each."""
+"""From wrap to finalize and back from files, on the engine that Keras runs on; KERAS_BACKEND selects it."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
-import keras
 import numpy as np
 import pytest
 
 import trainable_keras
-from tests.keras.engines import ENGINE, gradients, numpy
-from tests.keras.engines import call as call_layer
+from tests.keras.framework import ENGINE, KERAS_VERSION, gradients, internal, keras, numpy
+from tests.keras.framework import call as call_layer
 from tests.keras.models import (
     GRIDS,
     MODELS,
@@ -31,15 +31,15 @@ from tests.keras.models import (
 from trainable_core.config import TrainableQuantizerWeightsConfig
 from trainable_core.enums import TieRule
 from trainable_core.reference import affine, lsq
-from trainable_keras.keras3.quantizers import LsqWeightsQuantizer
-from trainable_keras.keras3.training import quantizers_of
+from trainable_keras.training import quantizers_of
 
 # The unit in the last place by which compilers may differ, as a share of the value before it is rounded: DESIGN 5.4.
 NEAR_A_TIE = 2.0**-24
 
 
 def test_the_engine_is_the_one_asked_for() -> None:
-    assert keras.backend.backend() == ENGINE
+    asked = "tensorflow" if KERAS_VERSION == 2 else os.environ.get("KERAS_BACKEND", ENGINE)
+    assert asked == ENGINE
 
 
 @pytest.mark.parametrize("name", list(MODELS))
@@ -78,7 +78,7 @@ def test_values_and_gradients_are_those_of_the_reference() -> None:
         weights_per_channel_threshold=True,
         weights_channels_axis=-1,
     )
-    quantizer = LsqWeightsQuantizer(config)
+    quantizer = internal("quantizers").LsqWeightsQuantizer(config)
     x, upstream = vectors(40, 2), np.round(vectors(40, 2) * 8).astype(np.float32) / 8
     quantizer.initialize_quantization((40, 2), "x", None)
     grid = quantizer.current_qparams()

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 import pytest
 
 import trainable_keras
-from tests.keras.engines import ENGINE, numpy, tensor
+from tests.keras.framework import (
+    KERAS_VERSION,
+    dtype_policy,
+    name_of,
+    needs_mctq,
+    numpy,
+    only_tensorflow,
+    tensor,
+    tf,
+    to_numpy,
+)
 from tests.keras.models import (
     GRIDS,
     MODELS,
@@ -30,9 +40,8 @@ from tests.keras.models import (
 )
 from trainable_core.errors import ModelError, QuantizerStateError
 from trainable_keras import ActivationQuantizationHolder, QuantizationWrapper, describe, finalize, wrap
-from trainable_keras.keras3.engine import to_numpy
-from trainable_keras.keras3.tracing import layers_within
-from trainable_keras.keras3.training import quantizers_of
+from trainable_keras.graph import layers_within
+from trainable_keras.training import quantizers_of
 
 
 @pytest.mark.parametrize("placement", ["inputs", "outputs"])
@@ -64,12 +73,34 @@ def test_so_it_is_at_every_width(n_bits: int) -> None:
     assert same(call(finalize(qmodel), vectors(32, 4)), call(qmodel, vectors(32, 4)))
 
 
-@pytest.mark.skipif(ENGINE != "tensorflow", reason="Keras compiles with TensorFlow's graphs")
-def test_so_it_is_in_graphs_after_a_real_step() -> None:
-    qmodel = train(ready(network(), recipe("LSQ", "UNIFORM"), images()), images())
+@only_tensorflow("Keras compiles with TensorFlow's graphs")
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("training_method", TRAINED_BY)
+def test_so_it_is_in_graphs_after_a_real_step(training_method: str, grid: str) -> None:
+    qmodel = train(ready(dense(activation="relu"), recipe(training_method, grid, 3), vectors(16, 4)), vectors(16, 4))
     deployed = finalize(qmodel)
-    assert same([deployed.predict(images(5), verbose=0)], [qmodel.predict(images(5), verbose=0)])
-    assert same(call(deployed, images(5)), call(qmodel, images(5)))
+    expected = call(qmodel, vectors(32, 4))
+    assert same([deployed.predict(vectors(32, 4), verbose=0)], [qmodel.predict(vectors(32, 4), verbose=0)])
+    assert same([deployed.predict(vectors(32, 4), verbose=0)], expected)
+    assert same(call(deployed, vectors(32, 4)), expected)
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_so_it_is_in_training_mode(grid: str) -> None:
+    qmodel = moved(ready(dense(), recipe("LSQ", grid), vectors(16, 4)))
+    assert same(call(qmodel, vectors(32, 4), training=True), call(finalize(qmodel), vectors(32, 4)))
+
+
+@only_tensorflow("SavedModel is TensorFlow's format")
+def test_a_served_function_gives_the_same_bits(tmp_path: Path) -> None:
+    deployed = finalize(ready(network(), {"weights": spec("DQA"), "activations": spec("LSQ")}, images()))
+    folder = str(tmp_path / "served")
+    if KERAS_VERSION == 2:
+        tf.saved_model.save(deployed, folder)
+    else:
+        deployed.export(folder, verbose=False)
+    (result,) = tf.saved_model.load(folder).signatures["serving_default"](tensor(images())).values()
+    assert same([result.numpy()], [deployed.predict(images(), verbose=0)])
 
 
 def test_training_moves_what_is_deployed() -> None:
@@ -79,9 +110,10 @@ def test_training_moves_what_is_deployed() -> None:
     assert all(row.params != old for row, old in zip(describe(finalize(qmodel)).rows, before, strict=True))
 
 
-@pytest.mark.skipif(ENGINE != "tensorflow", reason="mctq's Keras quantizers need TensorFlow")
+@needs_mctq
 @pytest.mark.parametrize("grid", GRIDS)
 def test_the_deployed_quantizers_are_mctqs(grid: str) -> None:
+    from mct_quantizers import KerasActivationQuantizationHolder, KerasQuantizationWrapper
     from mct_quantizers.keras import quantizers as mctq
 
     short = {"SYMMETRIC": "Symmetric", "POWER_OF_TWO": "POT", "UNIFORM": "Uniform"}[grid]
@@ -90,14 +122,17 @@ def test_the_deployed_quantizers_are_mctqs(grid: str) -> None:
     (holder,) = wrapper.holders
     assert isinstance(wrapper.weights_quantizers["kernel"], getattr(mctq, f"Weights{short}InferableQuantizer"))
     assert isinstance(holder, ActivationQuantizationHolder)
+    if KERAS_VERSION == 2:  # where mctq's wrapper and holder run too
+        assert isinstance(wrapper, KerasQuantizationWrapper)
+        assert isinstance(holder, KerasActivationQuantizationHolder)
     assert isinstance(holder.activation_holder_quantizer, getattr(mctq, f"Activation{short}InferableQuantizer"))
 
 
 def test_the_deployed_model_has_nothing_to_train_in_its_quantizers() -> None:
     qmodel = ready(dense(), recipe("LSQ"), vectors(8, 4))
-    assert {variable.name for variable in qmodel.trainable_variables} == {"kernel", "bias", "threshold"}
+    assert {name_of(variable) for variable in qmodel.trainable_variables} == {"kernel", "bias", "threshold"}
     deployed = finalize(qmodel)
-    assert {variable.name for variable in deployed.trainable_variables} == {"kernel", "bias"}
+    assert {name_of(variable) for variable in deployed.trainable_variables} == {"kernel", "bias"}
     assert quantizers_of(deployed) == {}
 
 
@@ -154,7 +189,7 @@ def test_before_calibration_the_layers_are_named() -> None:
 @pytest.mark.parametrize("model", [None, 3, dense])
 def test_what_was_not_wrapped_is_refused(model: Any) -> None:
     given = model() if callable(model) else model
-    with pytest.raises(ModelError, match=r"trainable_keras\.wrap|must be a keras\.Model"):
+    with pytest.raises(ModelError, match=r"trainable_keras\.wrap|must be a Keras model"):
         finalize(given)
 
 
@@ -169,12 +204,9 @@ def test_the_numbers_are_those_of_the_trained_quantizer() -> None:
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16", "float16", "bfloat16"])
 def test_so_it_is_under_a_dtype_policy(policy: str) -> None:
-    keras.config.set_dtype_policy(policy)
-    try:
+    with dtype_policy(policy):
         qmodel = moved(ready(dense(), recipe("LSQ"), vectors(8, 4)))
         deployed = finalize(qmodel)
-    finally:
-        keras.config.set_dtype_policy("float32")
-    one, other = (numpy(keras.ops.cast(each(tensor(vectors(8, 4))), "float32")) for each in (qmodel, deployed))
+    one, other = (numpy(each(tensor(vectors(8, 4)))) for each in (qmodel, deployed))
     assert np.array_equal(one, other)
     assert trainable_keras.describe(deployed).finalized

@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import keras
 import numpy as np
 import pytest
-from keras import layers as kl
 
-from tests.keras.engines import numpy, tensor
+from tests.keras.framework import FRAMEWORK, functions, keras, kl, numpy, tensor
 from tests.keras.models import call, functional, images, network, ready, spec, vectors, weights_only
 from trainable_keras import describe, wrap
-from trainable_keras.keras3.folding import FoldedBatchNormalization, folded_copy, plan_folding
-from trainable_keras.keras3.tracing import layers_within
+from trainable_keras.folding import folded_copy, plan_folding
+from trainable_keras.graph import layers_within
 
 UNIT = 2.0**-24  # relative error of one float32 operation
 
@@ -53,9 +51,10 @@ FOLDABLE: dict[str, tuple[Callable[[], Any], tuple[int, ...]]] = {
 def test_the_function_stays(make: Any, shape: tuple[int, ...], affine: bool) -> None:
     model = after(make(), shape, epsilon=0.01, scale=affine, center=affine)
     layer, norm = model.layers
+    assert plan_folding(FRAMEWORK, model).folded == {"norm": layer.name}
     x = vectors(3, *shape)
     expected = numpy(model(tensor(x), training=False))
-    actual = numpy(folded_copy(layer, norm, "layer")(tensor(x)))
+    actual = numpy(folded_copy(FRAMEWORK, layer, norm, "layer")(tensor(x)))
     # float32 sums of up to 36 products, and the normalization's own ten operations; every value is below 64
     assert np.abs(expected).max() < 64
     assert np.abs(actual - expected).max() <= (36 + 10) * UNIT * 64
@@ -70,7 +69,7 @@ def test_values_by_hand() -> None:
     norm.beta.assign([0.5, 0.0])
     norm.moving_mean.assign([2.0, 1.0])
     norm.moving_variance.assign([3.0, 0.0])
-    copied = folded_copy(layer, norm, "layer")
+    copied = folded_copy(FRAMEWORK, layer, norm, "layer")
     # gains 3 / sqrt(3 + 1) and 1 / sqrt(0 + 1); biases (1 - 2) * 1.5 + 0.5 and (0 - 1) * 1
     assert numpy(copied.kernel).tolist() == [[3.0, 4.0]]
     assert numpy(copied.bias).tolist() == [-1.0, -1.0]
@@ -81,7 +80,7 @@ def test_wrap_folds_and_tells() -> None:
     # 16 bits: the difference is the quantization of weights, half a step of 2**-15 of each channel's range
     qmodel = ready(model, weights_only(n_bits=16))
     assert describe(qmodel).folded == {"stem.norm": "stem.conv"}
-    (gone,) = [layer for layer in layers_within(qmodel) if isinstance(layer, FoldedBatchNormalization)]
+    (gone,) = [layer for layer in layers_within(qmodel) if isinstance(layer, FRAMEWORK.passing)]
     assert gone.name == "norm"
     assert not any(isinstance(layer, kl.BatchNormalization) for layer in layers_within(qmodel))
     # three layers; sums of 9, 9 and 16 products, each weight below 4, each value below 16
@@ -103,7 +102,7 @@ def test_the_given_model_keeps_its_batch_norm() -> None:
 
 
 def test_nested_and_functional_models_are_folded() -> None:
-    assert plan_folding(functional()).folded == {"inner.norm": "inner.conv"}
+    assert plan_folding(FRAMEWORK, functional()).folded == {"inner.norm": "inner.conv"}
 
 
 class SpecialConv(kl.Conv2D):
@@ -145,7 +144,7 @@ def norm_called_twice() -> keras.Model:
 
 def function_before() -> keras.Model:
     given = image()
-    return keras.Model(given, norm()(keras.ops.relu(conv()(given))))
+    return keras.Model(given, norm()(functions.relu(conv()(given))))
 
 
 def output_leaves() -> keras.Model:
@@ -175,9 +174,9 @@ REASONS: dict[str, tuple[str, Callable[[], keras.Model]]] = {
 def test_a_batch_norm_stays_and_says_why(case: str) -> None:
     expected, build = REASONS[case]
     model = build()
-    assert expected in plan_folding(model).kept["norm"]
+    assert expected in plan_folding(FRAMEWORK, model).kept["norm"]
     assert (
-        f"batch norm not folded: {plan_folding(model).kept['norm']}"
+        f"batch norm not folded: {plan_folding(FRAMEWORK, model).kept['norm']}"
         == describe(wrap(model, {"activations": spec()})).left_out["norm"]
     )
 
@@ -198,11 +197,11 @@ class Chooses(keras.Model):
 def test_in_a_model_without_a_graph_the_parts_are_folded() -> None:
     model = Chooses()
     model(tensor(np.zeros((1, 4, 4, 4))))
-    found = plan_folding(model)
+    found = plan_folding(FRAMEWORK, model)
     assert found.folded == {"block.norm": "block.conv"}
     assert "no graph" in found.kept["alone"]
 
 
 def test_a_model_without_batch_norm_has_nothing_to_fold() -> None:
-    found = plan_folding(keras.Sequential([keras.Input((2,)), kl.Dense(2)]))
+    found = plan_folding(FRAMEWORK, keras.Sequential([keras.Input((2,)), kl.Dense(2)]))
     assert (found.folded, found.kept, found.gone) == ({}, {}, set())

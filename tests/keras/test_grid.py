@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.keras.engines import numpy, tensor
+from tests.keras.framework import internal, numpy, pull_back, tensor
 from tests.strategies import (
     GRIDS,
     float32s,
@@ -22,8 +22,8 @@ from tests.strategies import (
 from trainable_core import qparams
 from trainable_core.constants import RANGE_MAX, RANGE_MIN, THRESHOLD
 from trainable_core.enums import QuantizationMethod
-from trainable_keras.keras3 import grid as grids
-from trainable_keras.keras3.engine import ENGINE
+
+grids = internal("grid")
 
 UNIT = 2.0**-24
 TINY = np.finfo(np.float32).tiny
@@ -43,32 +43,13 @@ def on_tensors(
 
 def pulled(arrays: dict[str, np.ndarray], make: Any, d_scale: Any, d_zero: Any) -> dict[str, np.ndarray]:
     """Return the gradients of the variables for upstream gradients of scale and zero point."""
-    given = {name: tensor(values) for name, values in arrays.items()}
-    up_scale, up_zero = tensor(d_scale), tensor(d_zero)
-    if ENGINE == "tensorflow":
-        import tensorflow as tf
 
-        with tf.GradientTape() as tape:
-            tape.watch(list(given.values()))
-            grid = make(given)
-            outputs = [grid.scale, grid.zero_point]
-        found = tape.gradient(outputs, list(given.values()), output_gradients=[up_scale, up_zero])
-    elif ENGINE == "jax":
-        import jax
+    def function(*values: Any) -> Any:
+        grid = make(dict(zip(arrays, values, strict=True)))
+        return [grid.scale, grid.zero_point]
 
-        def function(*values: Any) -> Any:
-            grid = make(dict(zip(arrays, values, strict=True)))
-            return grid.scale, grid.zero_point
-
-        found = jax.vjp(function, *given.values())[1]((up_scale, up_zero))
-    else:
-        for each in given.values():
-            each.requires_grad_()
-        grid = make(given)
-        loss = (grid.scale * up_scale).sum() + (grid.zero_point * up_zero).sum()
-        loss.backward()
-        found = [each.grad for each in given.values()]
-    return {name: numpy(each) for name, each in zip(arrays, found, strict=True)}
+    found = pull_back(function, [tensor(values) for values in arrays.values()], [tensor(d_scale), tensor(d_zero)])
+    return dict(zip(arrays, found, strict=True))
 
 
 class Drawn:

@@ -5,20 +5,33 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import keras
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.keras.engines import ENGINE, call, numpy, tensor
+from tests.keras.framework import (
+    ENGINE,
+    call,
+    dtype_name,
+    functions,
+    internal,
+    needs_mctq,
+    numpy,
+    only_tensorflow,
+    symbolic,
+    tensor,
+    tf,
+)
 from tests.strategies import GRIDS, assert_same_bits, float32s, inputs, min_thresholds, n_bits, shapes
 from trainable_core import qparams
+from trainable_core.config import TrainableQuantizerActivationConfig, TrainableQuantizerWeightsConfig
 from trainable_core.constants import RANGE_MAX, RANGE_MIN, THRESHOLD
 from trainable_core.enums import QuantizationMethod, QuantizationTarget, TieRule
 from trainable_core.errors import ModelError
 from trainable_core.reference import affine
-from trainable_keras.keras3 import inferable
+
+class_of = internal("inferable").class_of
 
 SYMMETRIC, POWER_OF_TWO, UNIFORM = GRIDS
 SHORT = {SYMMETRIC: "Symmetric", POWER_OF_TWO: "POT", UNIFORM: "Uniform"}
@@ -28,7 +41,6 @@ every_class = pytest.mark.parametrize(
     [(target, method) for target in QuantizationTarget for method in GRIDS],
     ids=[f"{target}-{method}" for target in QuantizationTarget for method in GRIDS],
 )
-needs_mctq = pytest.mark.skipif(ENGINE != "tensorflow", reason="mctq's Keras quantizers need TensorFlow")
 
 
 @st.composite
@@ -50,12 +62,12 @@ def deployed(draw: Any, target: QuantizationTarget, method: QuantizationMethod, 
         min_threshold=draw(min_thresholds),
         channels_axis=axis,
     )
-    return inferable.build(target, method, bits, grid, len(shape) if weights else 0), grid
+    return class_of(target, method)(grid, bits, len(shape) if weights else 0), grid
 
 
 def simple(target: QuantizationTarget, method: QuantizationMethod, *, bits: int = 4, threshold: float = 1.0) -> Any:
     variables = {RANGE_MIN: -threshold, RANGE_MAX: threshold} if method is UNIFORM else {THRESHOLD: threshold}
-    return inferable.build(target, method, bits, qparams.from_variables(variables, method, bits), 1)
+    return class_of(target, method)(qparams.from_variables(variables, method, bits), bits, 1)
 
 
 @every_class
@@ -92,15 +104,86 @@ def test_it_is_an_instance_of_mctqs_class_and_makes_the_stock_one(
     assert isinstance(quantizer, stock)
     assert type(quantizer).__name__ == stock.__name__
     assert type(quantizer.to_mctq()) is stock
+    assert quantizer.identifier is stock.identifier
     # away from ties the two agree
     x = np.float32([-2.0, -0.7, -0.3, 0.1, 0.3, 0.7, 2.0])
     assert np.array_equal(numpy(quantizer.to_mctq()(tensor(x))), call(quantizer, x))
 
 
 @needs_mctq
-def test_a_grid_of_one_bit_has_no_stock_class() -> None:
+@every_class
+def test_one_bit_works_where_mctqs_own_class_fails(target: QuantizationTarget, method: QuantizationMethod) -> None:
+    quantizer = simple(target, method, bits=1)
+    x = np.float32([-9.0, -0.1, 0.1, 9.0])
+    assert_same_bits(call(quantizer, x), affine.fake_quantize(x, quantizer.qparams, tie_rule=TieRule.HALF_UP))
     with pytest.raises(ModelError, match="2 to 16 bits"):
-        simple(QuantizationTarget.Weights, SYMMETRIC, bits=1).to_mctq()
+        quantizer.to_mctq()
+    with pytest.raises((ValueError, tf.errors.InvalidArgumentError)):
+        type(quantizer).mctq_class(**quantizer.mctq_arguments())(tensor(x))
+
+
+@needs_mctq
+@every_class
+def test_mctqs_own_class_takes_the_config_and_gives_the_same_codes_except_next_to_ties(
+    target: QuantizationTarget, method: QuantizationMethod
+) -> None:
+    quantizer = simple(target, method, bits=8, threshold=0.7)
+    steps = np.linspace(-140, 280, 4201) + 0.03  # at least 0.02 steps from every tie
+    x = (steps * quantizer.qparams.scale).astype(np.float32)
+    # the same codes; the values of mctq carry a few roundings of its own
+    difference = np.abs(call(quantizer, x) - numpy(quantizer.to_mctq()(tensor(x))))
+    assert difference.max() < 1e-3 * quantizer.qparams.scale
+
+
+@needs_mctq
+def test_next_to_ties_values_are_those_of_the_reference_and_mctqs_own_are_a_step_off() -> None:
+    quantizer = simple(QuantizationTarget.Activation, SYMMETRIC, threshold=0.7)
+    ties = ((np.arange(-8, 7) + 0.5) * np.float64(quantizer.qparams.scale)).astype(np.float32)
+    x = np.concatenate([ties, np.nextafter(ties, np.float32(9)), np.nextafter(ties, np.float32(-9))])
+    reference = affine.fake_quantize(x, quantizer.qparams, tie_rule=TieRule.HALF_UP)
+    assert_same_bits(call(quantizer, x), reference)
+    off = np.abs(numpy(quantizer.to_mctq()(tensor(x))) - reference) > quantizer.qparams.scale / 2
+    assert off.any()
+
+
+@needs_mctq
+@pytest.mark.filterwarnings("ignore:.*casting to float:UserWarning")
+@every_class
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+def test_every_floating_dtype_is_taken_and_given_back_where_mctqs_own_class_refuses(
+    target: QuantizationTarget, method: QuantizationMethod, dtype: str
+) -> None:
+    quantizer, x = simple(target, method), tensor([0.3, -0.2], dtype)
+    assert dtype_name(quantizer(x)) == dtype
+    with pytest.raises(AssertionError, match="float"):
+        quantizer.to_mctq()(x)
+
+
+@needs_mctq
+def test_mctqs_own_config_is_not_json() -> None:
+    from mct_quantizers.keras import quantizers as mctq
+
+    stock = mctq.WeightsSymmetricInferableQuantizer(num_bits=4, threshold=[np.float32(0.7)], per_channel=False)
+    with pytest.raises(TypeError, match="float32"):
+        json.dumps(stock.get_config())
+
+
+@only_tensorflow("the graph is one of tf.function")
+@every_class
+def test_a_graph_that_multiplies_around_it_treats_trained_and_deployed_quantizers_alike(
+    target: QuantizationTarget, method: QuantizationMethod
+) -> None:
+    """How a graph compiler orders the multiplications around a quantizer is its own business."""
+    prefix = "weights" if target is QuantizationTarget.Weights else "activation"
+    variables = {RANGE_MIN: -0.3, RANGE_MAX: 1.1} if method is UNIFORM else {THRESHOLD: 1.0}
+    fields = {f"{prefix}_quantization_method": method, f"{prefix}_n_bits": 4}
+    fields[f"{prefix}_quantization_params"] = variables
+    config = TrainableQuantizerWeightsConfig if prefix == "weights" else TrainableQuantizerActivationConfig
+    trained = getattr(internal("quantizers"), f"Lsq{target}Quantizer")(config(**fields))
+    trained.initialize_quantization((64, 64), "x", None)
+    x = tensor(np.random.default_rng(1).normal(size=(64, 64)))
+    runs = [tf.function(lambda x, q=each: q(x * 3.0) * 0.1) for each in (trained, trained.convert2inferable())]
+    assert np.array_equal(*(numpy(run(x)) for run in runs))
 
 
 @every_class
@@ -120,11 +203,11 @@ def test_half_precision_is_computed_in_float32_and_comes_back(
     target: QuantizationTarget, method: QuantizationMethod, dtype: str
 ) -> None:
     quantizer, x = simple(target, method), np.linspace(-1.5, 1.5, 41).astype(np.float32)
-    given_to = keras.ops.cast(tensor(x), dtype)
+    given_to = functions.cast(tensor(x), dtype)
     y = quantizer(given_to)
-    assert keras.backend.standardize_dtype(y.dtype) == dtype
-    expected = keras.ops.cast(quantizer(keras.ops.cast(given_to, "float32")), dtype)
-    assert np.array_equal(numpy(keras.ops.cast(y, "float32")), numpy(keras.ops.cast(expected, "float32")))
+    assert dtype_name(y) == dtype
+    expected = functions.cast(quantizer(functions.cast(given_to, "float32")), dtype)
+    assert np.array_equal(numpy(y), numpy(expected))
 
 
 @every_class
@@ -136,8 +219,8 @@ def test_there_is_nothing_to_train(target: QuantizationTarget, method: Quantizat
 
 @every_class
 def test_a_symbolic_call_keeps_shape_and_dtype(target: QuantizationTarget, method: QuantizationMethod) -> None:
-    passed = simple(target, method)(keras.KerasTensor((None, 4), dtype="float16"))
-    assert (passed.shape, passed.dtype) == ((None, 4), "float16")
+    passed = simple(target, method)(symbolic((None, 4), "float16"))
+    assert (tuple(passed.shape), dtype_name(passed)) == ((None, 4), "float16")
 
 
 @pytest.mark.parametrize("method", GRIDS, ids=str)
@@ -148,14 +231,15 @@ def test_any_channel_axis(method: QuantizationMethod, axis: int) -> None:
     variables = {RANGE_MIN: -ends, RANGE_MAX: ends} if method is UNIFORM else {THRESHOLD: ends}
     grid = qparams.from_variables(variables, method, 4, channels_axis=axis)
     x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-    quantizer = inferable.build(QuantizationTarget.Weights, method, 4, grid, 3)
+    quantizer = class_of(QuantizationTarget.Weights, method)(grid, 4, 3)
     assert_same_bits(call(quantizer, x), affine.fake_quantize(x, grid, tie_rule=TieRule.HALF_UP))
+    assert quantizer.get_config()["channel_axis"] == axis % 3
 
 
 def test_a_range_that_mctq_would_nudge_another_way_is_deployed_as_trained() -> None:
     """[-1, 1] at 4 bits: the framework's own nudging lands a whole step apart; core nudges first."""
     grid = qparams.from_variables({RANGE_MIN: -1.0, RANGE_MAX: 1.0}, UNIFORM, 4)
-    quantizer = inferable.build(QuantizationTarget.Activation, UNIFORM, 4, grid, 0)
+    quantizer = class_of(QuantizationTarget.Activation, UNIFORM)(grid, 4, 0)
     x = np.linspace(-1.2, 1.2, 101).astype(np.float32)
     expected = affine.fake_quantize(x, grid, tie_rule=TieRule.HALF_UP)
     assert_same_bits(call(quantizer, x), expected)

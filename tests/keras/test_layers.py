@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
-import keras
 import numpy as np
 import pytest
-from keras import layers as kl
 
+from tests.keras.framework import FRAMEWORK, KERAS_VERSION, functions, keras, kl, numpy, only_keras, tensor
 from tests.keras.models import call, ready, recipe, same, vectors, weights_only
-from trainable_core.recipe.plan import OPS
+from trainable_core.errors import ModelError
+from trainable_core.recipe.layers import OPS
 from trainable_keras import describe, finalize, register_layer, wrap
-from trainable_keras.keras3 import layers
-from trainable_keras.keras3.layers import find_weight, kind_of, layer_info
-from trainable_keras.layers import KINDS, LayerTypes
+from trainable_keras.layers import KINDS
+
+find_weight, kind_of = FRAMEWORK.types.find_weight, FRAMEWORK.kind
 
 
 @pytest.fixture
-def registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Let a test register layers that the next one doesn't know."""
-    monkeypatch.setattr(layers, "TYPES", LayerTypes(keras.layers))
-    return
+def forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a test register layers that the next test doesn't know."""
+    monkeypatch.setattr(FRAMEWORK.types, "_registered", {})
 
 
 def test_every_kind_is_a_layer_of_keras_and_of_a_known_op() -> None:
-    older = {"ThresholdedReLU", "RMSNormalization"}  # not in every Keras 3
-    assert [name for name in KINDS if not hasattr(keras.layers, name)] in ([], ["ThresholdedReLU"], sorted(older))
+    missing = [name for name in KINDS if not hasattr(kl, name)]
+    if KERAS_VERSION == 2:
+        assert missing == ["RMSNormalization"]
+    else:  # neither is in every version of Keras 3
+        assert missing in ([], ["ThresholdedReLU"], ["RMSNormalization", "ThresholdedReLU"])
     assert {kind.op for kind in KINDS.values()} <= set(OPS)
 
 
@@ -36,6 +37,13 @@ def test_a_subclass_of_a_known_type_is_of_its_kind() -> None:
         pass
 
     assert kind_of(Mine(3)) == kind_of(kl.Dense(3))
+    assert [FRAMEWORK.types.stock(layer) for layer in (Mine(3), kl.Dense(3))] == ["", "Dense"]
+
+
+def test_each_keras_has_its_own_name_for_a_depthwise_kernel() -> None:
+    name = {2: "depthwise_kernel", 3: "kernel"}[KERAS_VERSION]
+    for layer in (kl.DepthwiseConv1D(3), kl.DepthwiseConv2D(3)):
+        assert dict(kind_of(layer).weights) == {name: -2}
 
 
 def test_a_namesake_of_a_known_type_is_not() -> None:
@@ -59,6 +67,7 @@ def test_an_einsum_without_output_channels_is_left_out() -> None:
     assert "no axis of its kernel" in describe(wrap(model, weights_only())).left_out["sum"]
 
 
+@only_keras(3, "LoRA adapters")
 def test_weights_with_adapters_are_left_out() -> None:
     model = keras.Sequential([keras.Input((4,)), kl.Dense(3, name="fc")])
     model.layers[0].enable_lora(2)
@@ -72,6 +81,10 @@ class Scaled(kl.Layer):
         super().__init__(**arguments)
         self.units = units
 
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments: Keras 2 does not collect them."""
+        return {**super().get_config(), "units": self.units}
+
     def build(self, shape: Any) -> None:
         """Make the weights."""
         self.matrix = self.add_weight(shape=(self.units, shape[-1]), name="matrix")
@@ -79,7 +92,7 @@ class Scaled(kl.Layer):
 
     def call(self, x: Any) -> Any:
         """Return the scaled product."""
-        return keras.ops.matmul(x, keras.ops.transpose(self.matrix)) * self.factor
+        return functions.matmul(x, functions.transpose(self.matrix)) * self.factor
 
 
 def scaled() -> keras.Model:
@@ -87,19 +100,19 @@ def scaled() -> keras.Model:
     return keras.Sequential([keras.Input((4,)), Scaled(name="mine")])
 
 
-def test_a_layer_of_ones_own_is_quantized_once_registered(registered: None) -> None:
+@pytest.mark.usefixtures("forgotten")
+def test_a_layer_of_ones_own_is_quantized_once_registered() -> None:
     assert "no known kind" in describe(wrap(scaled(), weights_only())).left_out["mine"]
     register_layer(Scaled, "linear", {"matrix": 0}, ("x",))
     qmodel = ready(scaled(), recipe("LSQ"), vectors(8, 4))
     assert [(row.tensor, row.channels_axis) for row in describe(qmodel).rows] == [("matrix", 0), ("x", None)]
     assert same(call(finalize(qmodel), vectors(8, 4)), call(qmodel, vectors(8, 4)))
     (quantized,) = qmodel.layers[0].get_quantized_weights().values()
-    assert not np.array_equal(
-        keras.ops.convert_to_numpy(quantized), keras.ops.convert_to_numpy(qmodel.layers[0].matrix)
-    )
+    assert not np.array_equal(numpy(quantized), numpy(qmodel.layers[0].matrix))
 
 
-def test_subclasses_are_meant_too(registered: None) -> None:
+@pytest.mark.usefixtures("forgotten")
+def test_subclasses_are_meant_too() -> None:
     class Special(Scaled):
         pass
 
@@ -107,7 +120,8 @@ def test_subclasses_are_meant_too(registered: None) -> None:
     assert kind_of(Special()).weights == {"matrix": 0}
 
 
-def test_a_registered_kind_wins_over_kerass_own(registered: None) -> None:
+@pytest.mark.usefixtures("forgotten")
+def test_a_registered_kind_wins_over_kerass_own() -> None:
     class Flat(kl.Dense):
         pass
 
@@ -118,8 +132,20 @@ def test_a_registered_kind_wins_over_kerass_own(registered: None) -> None:
 def test_a_negative_axis_counts_from_the_end() -> None:
     layer = kl.Conv2D(4, 3)
     layer.build((None, 6, 6, 2))
-    info = layer_info("conv", layer, kind_of(layer))
+    info = FRAMEWORK.info("conv", layer, kind_of(layer))
     assert (info.op, info.weights["kernel"].shape, info.weights["kernel"].channels_axis) == ("conv", (3, 3, 2, 4), 3)
+
+
+def test_a_layer_without_weights_yet_says_so() -> None:
+    with pytest.raises(ModelError, match="no weights yet"):
+        FRAMEWORK.info("dense", kl.Dense(3), kind_of(kl.Dense(3)))
+
+
+def test_a_weight_of_an_attention_layer_is_found_by_the_name_of_its_sublayer() -> None:
+    attention, query = kl.MultiHeadAttention(2, 3), tensor(np.ones((1, 4, 6)))
+    attention(query, query)
+    assert find_weight(attention, "query_dense.kernel") is attention.weights[0]  # Keras makes the query's kernel first
+    assert find_weight(attention, "query_dense.kernal") is None
 
 
 def test_a_weight_is_found_through_sublayers_or_not_at_all() -> None:

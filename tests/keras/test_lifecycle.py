@@ -10,19 +10,33 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 import pytest
-from keras import layers as kl
 
 import trainable_keras
-from tests.callbacks import backed_up, stopped_early
-from tests.callbacks import same as same_weights
-from tests.keras.engines import ENGINE, numpy, tensor
+from tests.keras.callbacks import backed_up, stopped_early
+from tests.keras.callbacks import same as same_weights
+from tests.keras.framework import (
+    ENGINE,
+    KERAS_VERSION,
+    apply_gradients,
+    dtype_name,
+    dtype_policy,
+    keras,
+    kl,
+    needs_two_devices,
+    numpy,
+    only_keras,
+    only_tensorflow,
+    tensor,
+    tf,
+    value_of,
+)
 from tests.keras.models import (
     MODELS,
     call,
     dense,
+    flat,
     images,
     moved,
     network,
@@ -34,8 +48,9 @@ from tests.keras.models import (
     train,
     vectors,
 )
-from tests.workers import run_workers
-from trainable_keras.keras3.training import quantizers_of
+from tests.keras.workers import run_workers
+from trainable_keras import wrap
+from trainable_keras.training import quantizers_of
 
 LSQ = recipe("LSQ", "UNIFORM")
 TARGET = np.zeros((8, 3), np.float32)
@@ -68,15 +83,16 @@ def test_callbacks_metrics_and_validation_work(tmp_path: Path) -> None:
     seen = Seen()
     callbacks = [
         seen,
-        keras.callbacks.ModelCheckpoint(tmp_path / "best.keras", monitor="val_loss", save_best_only=True),
+        keras.callbacks.ModelCheckpoint(str(tmp_path / "best.keras"), monitor="val_loss", save_best_only=True),
         keras.callbacks.EarlyStopping(patience=5),
+        keras.callbacks.ReduceLROnPlateau(monitor="loss"),
         keras.callbacks.CSVLogger(tmp_path / "log.csv"),
     ]
     history = qmodel.fit(
         vectors(8, 4), TARGET, batch_size=4, epochs=2, verbose=0, validation_split=0.5, callbacks=callbacks
     )
     assert (seen.batches, seen.epochs) == (2, 2)
-    assert set(history.history) == {"loss", "mae", "val_loss", "val_mae"}
+    assert set(history.history) - {"lr", "learning_rate"} == {"loss", "mae", "val_loss", "val_mae"}
     best = keras.models.load_model(tmp_path / "best.keras")
     assert trainable_keras.describe(best).rows[0].state == "trainable"
     assert (tmp_path / "log.csv").read_text().count("\n") == 3
@@ -104,23 +120,23 @@ def test_a_compiled_fit_trains_and_deploys_what_it_trained() -> None:
     assert same(call(trainable_keras.finalize(qmodel), images()), call(qmodel, images()))
 
 
-@pytest.mark.skipif(ENGINE != "tensorflow", reason="TensorFlow's gradient tape")
+@only_tensorflow("TensorFlow's gradient tape")
 def test_a_custom_loop_gives_what_fit_gives() -> None:
-    import tensorflow as tf
-
     fitted, looped = (ready(dense(), LSQ, vectors(8, 4)) for _ in range(2))
     optimizer = keras.optimizers.SGD(0.05)
     x, target = tensor(vectors(8, 4)), tensor(TARGET)
     with tf.GradientTape() as tape:
         loss = tf.reduce_mean((looped(x, training=True) - target) ** 2)
         loss = loss + trainable_keras.regularization(looped)
-    optimizer.apply(tape.gradient(loss, looped.trainable_variables), looped.trainable_variables)
+    found = tape.gradient(loss, [value_of(variable) for variable in looped.trainable_variables])
+    apply_gradients(optimizer, found, looped.trainable_variables)
     train(fitted, vectors(8, 4))
     for one, other in zip(looped.variables, fitted.variables, strict=True):
         # the same sums in a graph and eagerly: a few units in the last place of numbers below 4
         assert np.abs(numpy(one) - numpy(other)).max(initial=0) <= 16 * 2.0**-24 * 4
 
 
+@only_keras(3, "an optimizer can accumulate gradients")
 def test_gradient_accumulation_steps_train() -> None:
     qmodel = ready(dense(), LSQ, vectors(8, 4))
     before = state(qmodel)
@@ -189,6 +205,66 @@ def test_a_config_is_json_and_makes_the_model_again() -> None:
     assert same(call(again, images()), call(qmodel, images()))
 
 
+def test_a_quantizer_is_copied_with_variables_of_its_own() -> None:
+    quantizer = quantizers_of(moved(ready(dense(), LSQ, vectors(8, 4))))["fc.kernel"]
+    twin = copy.deepcopy(quantizer)
+    before = numpy(quantizer.range_max).copy()
+    assert np.array_equal(numpy(twin.range_max), before)
+    twin.range_max.assign(before + 1)
+    assert np.array_equal(numpy(quantizer.range_max), before)
+    assert twin.quantization_config == quantizer.quantization_config
+
+
+def test_parts_of_a_wrapped_model_go_into_another_model() -> None:
+    qmodel = ready(network(), LSQ, images())
+    both = keras.Model(qmodel.inputs, [qmodel.outputs[0], qmodel.get_layer("flatten").output])
+    assert np.array_equal(call(both, images())[0], call(qmodel, images())[0])
+
+
+def test_a_float_checkpoint_fits_the_wrapped_model_layer_by_layer() -> None:
+    model, qmodel = flat(), wrap(flat(), {**LSQ, "fold_batch_norm": False})
+    model.get_layer("head").kernel.assign(np.ones((64, 3)))
+    for layer in model.layers:
+        own = qmodel.get_layer(layer.name)
+        own.set_weights([*layer.get_weights(), *own.get_weights()[len(layer.get_weights()) :]])
+    assert np.array_equal(numpy(qmodel.get_layer("head").kernel), np.ones((64, 3)))
+
+
+def test_an_average_of_weights_is_a_model_of_its_own() -> None:
+    qmodel = ready(network(), LSQ, images())
+    average = keras.models.clone_model(qmodel)
+    average.set_weights(qmodel.get_weights())
+    first = call(qmodel, images())
+    train(qmodel, images(), lr=0.5)
+    assert same(call(average, images()), first)
+    pairs = zip(average.get_weights(), qmodel.get_weights(), strict=True)
+    average.set_weights([0.5 * one + 0.5 * other for one, other in pairs])
+    assert same(call(trainable_keras.finalize(average), images()), call(average, images()))
+
+
+@only_tensorflow("TensorFlow's gradient tape")
+def test_gradients_of_parts_of_a_batch_add_up_to_those_of_the_batch() -> None:
+    qmodel = ready(network(), LSQ, images())
+    head = qmodel.get_layer("head").layer
+
+    def gradients(x: np.ndarray) -> list[np.ndarray]:
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(qmodel(tensor(x), training=True) ** 2)
+        return [numpy(each) for each in tape.gradient(loss, [value_of(v) for v in head.trainable_variables])]
+
+    parts = [sum(each) for each in zip(gradients(images()[:4]), gradients(images()[4:]), strict=True)]
+    for whole, summed in zip(gradients(images()), parts, strict=True):
+        # float32 sums of 8 terms in another order
+        assert np.allclose(whole, summed, rtol=0, atol=8 * 2.0**-24 * 8 * np.abs(whole).max())
+
+
+def test_a_model_with_unknown_spatial_size_is_wrapped_and_trained() -> None:
+    given = keras.Input((None, None, 1))
+    y = kl.Dense(3)(kl.GlobalAveragePooling2D()(kl.Conv2D(4, 3, name="conv")(given)))
+    qmodel = train(ready(keras.Model(given, y), LSQ, images()), images())
+    assert same(call(trainable_keras.finalize(qmodel), images()), call(qmodel, images()))
+
+
 def test_a_scheduler_is_copied_with_what_holds_it() -> None:
     qmodel = ready(dense(), {"weights": spec("DQA")})
     (quantizer,) = quantizers_of(qmodel).values()
@@ -200,18 +276,15 @@ def test_a_scheduler_is_copied_with_what_holds_it() -> None:
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
 def test_a_mixed_policy_trains_in_float32_and_deploys_the_same_bits(policy: str, tmp_path: Path) -> None:
-    keras.config.set_dtype_policy(policy)
-    try:
+    with dtype_policy(policy):
         qmodel = train(ready(network(), LSQ, images()), images())
         deployed = trainable_keras.finalize(qmodel)
         trainable_keras.save(qmodel, tmp_path / "model")
         loaded = trainable_keras.load(tmp_path / "model", network())
-    finally:
-        keras.config.set_dtype_policy("float32")
-    names = [(v.name, keras.backend.standardize_dtype(v.dtype)) for v in qmodel.trainable_variables]
-    assert {dtype for _, dtype in names} == {"float32"}
-    outputs = [numpy(keras.ops.cast(model(tensor(images())), "float32")) for model in (qmodel, deployed, loaded)]
-    assert keras.backend.standardize_dtype(qmodel(tensor(images())).dtype) == policy.removeprefix("mixed_")
+    found = {dtype_name(each) for each in qmodel.trainable_variables}
+    assert found == {"float32"}
+    outputs = [numpy(model(tensor(images()))) for model in (qmodel, deployed, loaded)]
+    assert dtype_name(qmodel(tensor(images()))) == policy.removeprefix("mixed_")
     assert np.array_equal(outputs[0], outputs[1])
     assert np.array_equal(outputs[0], outputs[2])
 
@@ -227,78 +300,110 @@ def test_batch_norm_that_is_not_folded_learns_its_statistics() -> None:
     assert not np.array_equal(numpy(norm.moving_mean), before)
 
 
-# ---- several devices ------------------------------------------------------------------------------------------------
+# ---- other processes ------------------------------------------------------------------------------------------------
 
-MIRRORED = """
-import json, sys
+
+def python(code: str, *arguments: str, **environment: str) -> str:
+    """Run code in a new interpreter, with the settings of this one, and return what it printed."""
+    settings = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-W", "ignore", "-c", code, *arguments]
+    done = subprocess.run(command, env={**settings, **environment}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout
+
+
+LOADING = """
+import sys
 import numpy as np
-import tensorflow as tf
-cpu = tf.config.list_physical_devices("CPU")[0]
-tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-import keras
+{keras}
 import trainable_keras
-from tests.keras.models import call, dense, same, spec, vectors
-from trainable_keras.keras3.training import quantizers_of
-
-temperature = {"t_start": 0, "t_end": 8, "initial_val": 1.0, "target_val": 0.1}
-how = {
-    "weights": spec("DQA", n_bits=2, arguments={"temperature": temperature}),
-    "activations": spec("LSQ", "UNIFORM", 8),
-}
-strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-with strategy.scope():
-    qmodel = trainable_keras.calibrate(trainable_keras.wrap(dense(), how), [vectors(8, 4)])
-    qmodel.compile(keras.optimizers.SGD(0.5), "mse")
-before = [variable.numpy().copy() for variable in qmodel.trainable_variables]
-qmodel.fit(vectors(8, 4), np.ones((8, 3), np.float32), batch_size=4, epochs=2, verbose=0)
-with strategy.scope():
-    deployed = trainable_keras.finalize(qmodel)
-
-
-def learned(strategy):  # how far one step on eight rows moves each variable of LSQ on activations
-    keras.utils.set_random_seed(0)
-    with strategy.scope():
-        model = trainable_keras.calibrate(trainable_keras.wrap(dense(), how), [vectors(8, 4)])
-        model.compile(keras.optimizers.SGD(0.5), "mse")
-    ranges = [v for v in model.trainable_variables if "range" in v.path]
-    start = [np.float64(v.numpy()) for v in ranges]
-    model.fit(vectors(8, 4), np.ones((8, 3), np.float32), batch_size=8, verbose=0)
-    return [float(v.numpy() - old) for v, old in zip(ranges, start, strict=True)]
-
-
-print("FOUND", json.dumps({
-    "on two": learned(strategy),
-    "on one": learned(tf.distribute.get_strategy()),
-    "replicas": strategy.num_replicas_in_sync,
-    "moved": [bool((v.numpy() != old).any()) for v, old in zip(qmodel.trainable_variables, before)],
-    "mirrored": type(qmodel.trainable_variables[0].value).__name__,
-    "steps": [int(q.step.numpy()) for q in quantizers_of(qmodel).values() if hasattr(q, "step")],
-    "same": same(call(deployed, vectors(8, 4)), call(qmodel, vectors(8, 4))),
-}))
+folder = sys.argv[1]
+for name in ("model.keras", "model.h5"):
+    model = keras.models.load_model(folder + "/" + name)
+    np.save(folder + "/" + name + ".npy", model.predict(np.load(folder + "/x.npy"), verbose=0))
 """
 
 
-@pytest.mark.skipif(ENGINE != "tensorflow", reason="a strategy of TensorFlow's")
-def test_a_mirrored_strategy_trains_on_two_devices() -> None:
-    # In a process of its own: virtual devices are set before TensorFlow starts.
-    finished = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", MIRRORED],
-        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": os.pathsep.join(sys.path)},
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        check=False,
+@pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
+def test_files_load_in_a_process_that_lists_no_custom_objects(tmp_path: Path) -> None:
+    qmodel = moved(ready(flat(), LSQ, images()))
+    np.save(tmp_path / "x.npy", images())
+    for name in ("model.keras", "model.h5"):
+        qmodel.save(tmp_path / name)
+    python(
+        LOADING.format(keras="import tensorflow; keras = tensorflow.keras" if KERAS_VERSION == 2 else "import keras"),
+        str(tmp_path),
     )
-    assert finished.returncode == 0, finished.stderr[-2000:]
-    found = json.loads(finished.stdout.partition("FOUND ")[2])
-    assert found["replicas"] == 2
+    for name in ("model.keras", "model.h5"):
+        assert np.array_equal(np.load(tmp_path / f"{name}.npy"), qmodel.predict(images(), verbose=0))
+
+
+# ---- several devices ------------------------------------------------------------------------------------------------
+
+TEMPERATURE = {"t_start": 0, "t_end": 8, "initial_val": 1.0, "target_val": 0.1}
+BOTH_LEARNED = {
+    "weights": spec("DQA", n_bits=2, arguments={"temperature": TEMPERATURE}),
+    "activations": spec("LSQ", "UNIFORM", 8),
+}
+
+
+def two_devices() -> Any:
+    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+
+
+def made_under(strategy: Any) -> Any:
+    """Return a model that was wrapped, calibrated and compiled under a strategy."""
+    keras.utils.set_random_seed(0)
+    with strategy.scope():
+        qmodel = ready(dense(), BOTH_LEARNED, vectors(8, 4))
+        qmodel.compile(keras.optimizers.SGD(0.5), "mse")
+    return qmodel
+
+
+@needs_two_devices
+def test_a_mirrored_strategy_trains_and_deploys_on_two_devices() -> None:
+    strategy = two_devices()
+    assert strategy.num_replicas_in_sync == 2
+    qmodel = made_under(strategy)
+    before = [numpy(variable).copy() for variable in qmodel.trainable_variables]
+    qmodel.fit(vectors(8, 4), np.ones((8, 3), np.float32), batch_size=4, epochs=2, verbose=0)
+    for variable, old in zip(qmodel.trainable_variables, before, strict=True):
+        first, second = (numpy(each) for each in strategy.experimental_local_results(value_of(variable)))
+        assert np.array_equal(first, second)
+        assert (first != old).any()
+    # two epochs of two batches, counted once for both replicas
+    assert [int(numpy(q.step)) for q in quantizers_of(qmodel).values() if hasattr(q, "step")] == [4]
+    with strategy.scope():
+        deployed = trainable_keras.finalize(qmodel)
+    assert same(call(deployed, vectors(8, 4)), call(qmodel, vectors(8, 4)))
+
+
+@needs_two_devices
+def test_replicas_learn_the_ranges_that_one_device_learns() -> None:
+    moves = []
+    for strategy in (two_devices(), tf.distribute.get_strategy()):
+        qmodel = made_under(strategy)
+        ranges = [variable for variable in qmodel.trainable_variables if "range" in variable.name]
+        start = [np.float64(numpy(variable)) for variable in ranges]
+        qmodel.fit(vectors(8, 4), np.ones((8, 3), np.float32), batch_size=8, verbose=0)
+        moves.append([float(numpy(v) - old) for v, old in zip(ranges, start, strict=True)])
+    on_two, on_one = moves
     # A gradient is a float32 sum of 32 terms, in halves or whole, and a range near 2 is rounded when it moves.
-    assert found["on two"] == pytest.approx(found["on one"], rel=32 * 2.0**-24, abs=2 * 2.0**-23)
-    assert any(abs(moved) > 1000 * 2.0**-23 for moved in found["on one"])  # far more than what is allowed
-    assert all(found["moved"])
-    assert "Mirrored" in found["mirrored"]
-    assert found["steps"] == [4]  # two epochs of two batches, counted once for both replicas
-    assert found["same"] is True
+    assert on_two == pytest.approx(on_one, rel=32 * 2.0**-24, abs=2 * 2.0**-23)
+    assert any(abs(moved) > 1000 * 2.0**-23 for moved in on_one)  # far more than what is allowed
+
+
+@only_keras(2, "a model of Keras 3 does not know the strategy it was made under")
+@needs_two_devices
+def test_a_model_is_wrapped_under_the_strategy_it_was_made_under() -> None:
+    strategy = two_devices()
+    with strategy.scope():
+        model = dense()
+    qmodel = ready(model, BOTH_LEARNED, vectors(8, 4))  # outside of the scope: the model knows its strategy
+    assert qmodel.distribute_strategy is strategy
+    with strategy.scope():
+        qmodel.compile("sgd", "mse")
+    qmodel.fit(vectors(8, 4), np.ones((8, 3), np.float32), batch_size=4, verbose=0)
 
 
 WORKER = """
@@ -308,8 +413,8 @@ cluster = {"worker": ["127.0.0.1:" + port for port in ports]}
 os.environ["TF_CONFIG"] = json.dumps({"cluster": cluster, "task": {"type": "worker", "index": int(sys.argv[2])}})
 import numpy as np
 import tensorflow as tf
+from tests.keras.framework import ENGINE, functions, keras, kl, numpy, quantizers_of, tensor
 strategy = tf.distribute.MultiWorkerMirroredStrategy()
-import keras
 with strategy.scope():
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
     model.compile("sgd", "mse")
@@ -318,11 +423,12 @@ model.fit(batches, verbose=0)
 """
 
 
-@pytest.mark.skipif(ENGINE != "tensorflow", reason="a strategy of TensorFlow's")
+@only_keras(3, "what it does not do")
+@only_tensorflow("a strategy of TensorFlow's")
 def test_keras_3_itself_does_not_fit_on_several_workers(tmp_path: Path) -> None:
     """A model of plain Keras fails too: its trainer passes one worker's losses to TensorFlow as if they were a tensor.
 
-    When this fails, Keras has mended it, and what `tests/tfkeras/test_workers.py` checks is to be checked here.
+    When this fails, Keras has mended it, and `tests/keras/test_workers.py` is to run on Keras 3 too.
     """
     ended = run_workers(["-c", WORKER], tmp_path, 2)
     assert all(status != 0 for status, _ in ended)

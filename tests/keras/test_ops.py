@@ -10,14 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.golden import array, cases, grid_of
-from tests.keras.engines import numpy, tensor
+from tests.keras.framework import internal, numpy, pull_back, tensor
 from tests.strategies import assert_same_bits, grids, inputs, shapes, upstreams
 from trainable_core.enums import TieRule
 from trainable_core.qparams import QParams
 from trainable_core.reference import affine, lsq, ste
-from trainable_keras.keras3 import ops
-from trainable_keras.keras3.engine import ENGINE
-from trainable_keras.keras3.grid import Grid
+
+ops = internal("ops")
+Grid = internal("grid").Grid
 
 HALF_UP = TieRule.HALF_UP
 UNIT = 2.0**-24
@@ -50,24 +50,7 @@ def pulled(rule: Any, x: np.ndarray, grid: QParams, upstream: np.ndarray) -> lis
     def function(x: Any, scale: Any, zero_point: Any) -> Any:
         return rule(x, Grid(scale, zero_point, on.quant_min, on.quant_max, on.centered))
 
-    given = [tensor(x), on.scale, on.zero_point]
-    if ENGINE == "tensorflow":
-        import tensorflow as tf
-
-        with tf.GradientTape() as tape:
-            tape.watch(given)
-            output = function(*given)
-        found = tape.gradient(output, given, output_gradients=tensor(upstream))
-    elif ENGINE == "jax":
-        import jax
-
-        found = jax.vjp(function, *given)[1](tensor(upstream))
-    else:
-        for each in given:
-            each.requires_grad_()
-        function(*given).backward(tensor(upstream))
-        found = [each.grad for each in given]
-    return [np.zeros(()) if each is None else numpy(each) for each in found]
+    return pull_back(function, [tensor(x), on.scale, on.zero_point], tensor(upstream))
 
 
 @given(grids_and_inputs())

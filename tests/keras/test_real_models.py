@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import keras
 import numpy as np
 import pytest
 
 import trainable_keras
-from tests.keras.engines import ENGINE
+from tests.keras.framework import keras, only_tensorflow
 from tests.keras.models import call, same, state
-from tests.real_models import BATCH, MODELS, RECIPE
+from tests.keras.real_models import BATCH, MODELS, RECIPE
 
 
-@pytest.mark.skipif(ENGINE != "tensorflow", reason="eager JAX compiles every operation of every shape: minutes a model")
+@only_tensorflow("eager JAX compiles every operation of every shape: minutes a model")
 @pytest.mark.parametrize("name", list(MODELS))
 def test_a_model_goes_the_whole_way(name: str, tmp_path: Path) -> None:
     keras.utils.set_random_seed(4)

@@ -10,16 +10,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 import pytest
-from keras import layers as kl
 
+from tests.keras.framework import FRAMEWORK, KERAS_VERSION, dtype_policy, keras, kl, only_keras
 from tests.keras.models import (
     MODELS,
     TRAINED_BY,
     call,
     dense,
+    dqa,
+    flat,
     images,
     moved,
     network,
@@ -32,10 +33,11 @@ from tests.keras.models import (
     vectors,
     weights_only,
 )
-from trainable_core.documents.model import HEADER
+from trainable_core.documents.files import HEADER
 from trainable_core.errors import DocumentError, DocumentVersionError, ModelError
-from trainable_keras import calibrate, describe, finalize, freeze_quant_params, load, save, wrap
-from trainable_keras.keras3.training import quantizers_of
+from trainable_keras import QuantizationWrapper, calibrate, describe, finalize, freeze_quant_params, load, save, wrap
+from trainable_keras.graph import layers_within
+from trainable_keras.training import quantizers_of
 
 LSQ = recipe("LSQ", "UNIFORM")
 
@@ -123,13 +125,10 @@ def test_saving_changes_nothing_and_a_path_may_be_text(path: Path) -> None:
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "bfloat16", "float16"])
 def test_a_model_under_a_dtype_policy_is_loaded_as_it_was(policy: str, path: Path) -> None:
-    keras.config.set_dtype_policy(policy)
-    try:
+    with dtype_policy(policy):
         qmodel = moved(ready(dense(), LSQ, vectors(8, 4)))
         save(qmodel, path)
         loaded = load(path, dense())
-    finally:
-        keras.config.set_dtype_policy("float32")
     assert state(loaded) == state(qmodel)
 
 
@@ -198,11 +197,13 @@ def test_a_forged_file_without_changes_loads(written: bytes, path: Path) -> None
     load(path, dense())
 
 
+OTHER_FORMAT = {2: "trainable-keras", 3: "trainable-keras2"}[KERAS_VERSION]
 FORGERIES: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "a later version": ({"schema_version": 2}, DocumentVersionError, "schema version 2"),
     "no version": ({"schema_version": None}, DocumentVersionError, "None"),
     "a bool version": ({"schema_version": True}, DocumentVersionError, "True"),
     "another format": ({"format": "trainable-torch"}, DocumentError, "trainable-keras"),
+    "the format of the other Keras": ({"format": OTHER_FORMAT}, DocumentError, FRAMEWORK.file_format),
     "no recipe": ({"recipe": None}, DocumentError, "'recipe'"),
     "a damaged recipe": ({"recipe": weights_only(n_bits=40)}, DocumentError, r"weights\.n_bits"),
     "another recipe": ({"recipe": weights_only("LSQ", "UNIFORM")}, DocumentError, "another architecture"),
@@ -311,7 +312,7 @@ def test_another_architecture_is_refused(make: Any, written: bytes, path: Path) 
 @pytest.mark.parametrize("model", [None, "model", dense])
 def test_what_is_no_model_is_refused(model: Any, written: bytes, path: Path) -> None:
     path.write_bytes(written)
-    with pytest.raises(ModelError, match=r"keras\.Model"):
+    with pytest.raises(ModelError, match="must be a Keras model"):
         load(path, model)
 
 
@@ -337,21 +338,54 @@ def test_a_keras_file_gives_the_same_model_without_custom_objects(name: str, dep
     assert same(call(finalize(loaded), batches(5)), call(saved, batches(5)))
 
 
+@only_keras(2, "Keras 3 has neither format")
+@pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
+@pytest.mark.parametrize("deployed", [False, True], ids=["trainable", "deployed"])
+@pytest.mark.parametrize("how", [LSQ, recipe("LSQ"), dqa(bit_cost_weight=0.25)], ids=["uniform", "symmetric", "DQA"])
+@pytest.mark.parametrize("form", ["h5", "tf"])
+def test_older_formats_give_the_same_model(how: Any, deployed: bool, form: str, tmp_path: Path) -> None:
+    qmodel = moved(ready(flat(), how, images()))
+    saved = finalize(qmodel) if deployed else qmodel
+    path = tmp_path / ("model" if form == "tf" else f"model.{form}")
+    saved.save(path, save_format=form)
+    loaded = keras.models.load_model(path)
+    assert same(call(loaded, images(5)), call(saved, images(5)))
+    assert describe(loaded).to_dict() == describe(saved).to_dict()
+    if not deployed:
+        assert same(call(finalize(loaded), images(5)), call(saved, images(5)))
+        train(loaded, images())
+
+
 def test_a_subclassed_models_keras_file_is_told_apart(tmp_path: Path) -> None:
     """Keras makes it from its own class, which makes float layers; what `save` wrote loads."""
     make, batches = MODELS["subclassed"]
     qmodel = moved(ready(make(), LSQ, batches()))
     qmodel.save(tmp_path / "model.keras")
-    with pytest.raises(ValueError, match="could not be loaded"):
-        keras.models.load_model(tmp_path / "model.keras")
+    if KERAS_VERSION == 3:
+        with pytest.raises(ValueError, match="could not be loaded"):
+            keras.models.load_model(tmp_path / "model.keras")
+    else:
+        assert not any(
+            isinstance(each, QuantizationWrapper)
+            for each in layers_within(keras.models.load_model(tmp_path / "model.keras"))
+        )
 
 
-def test_weights_go_from_one_model_to_another_by_keras_means(tmp_path: Path) -> None:
-    qmodel = moved(ready(network(), LSQ, images()))
-    qmodel.save_weights(tmp_path / "it.weights.h5")
-    other = wrap(network(), LSQ)
-    other.load_weights(tmp_path / "it.weights.h5")
+WEIGHTS_FILES = {2: ["it.h5", "it", "it.weights.h5"], 3: ["it.weights.h5"]}[KERAS_VERSION]
+
+
+@pytest.mark.parametrize("name", WEIGHTS_FILES)
+def test_a_weights_file_of_keras_calibrates_a_fresh_model(name: str, tmp_path: Path) -> None:
+    qmodel = moved(ready(network(), recipe("LSQ"), images()))
+    qmodel.save_weights(tmp_path / name)
+    other = wrap(network(), recipe("LSQ"))
+    other.load_weights(tmp_path / name)
     assert same(call(other, images()), call(qmodel, images()))
+    assert {row.state for row in describe(other).rows} == {"trainable"}
+
+
+def test_a_clone_is_calibrated_and_takes_the_weights() -> None:
+    qmodel = moved(ready(network(), recipe("LSQ"), images()))
     clone = keras.models.clone_model(qmodel)
     clone.set_weights(qmodel.get_weights())
     assert same(call(clone, images()), call(qmodel, images()))

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
-import keras
 import numpy as np
 import pytest
 
-from tests.keras.engines import numpy
+from tests.keras.framework import (
+    ENGINE,
+    apply_gradients,
+    dtype_policy,
+    keras,
+    name_of,
+    numpy,
+    only_tensorflow,
+    tensor,
+    tf,
+    value_of,
+)
 from tests.keras.models import (
     GRIDS,
     TRAINED_BY,
@@ -23,17 +33,18 @@ from tests.keras.models import (
     train,
     vectors,
 )
-from trainable_core.errors import ModelError, UnsupportedConfigError
+from trainable_core.errors import InvalidArgumentError, ModelError
 from trainable_keras import (
     advance_schedules,
     calibrate,
     describe,
+    finalize,
     freeze_quant_params,
     parameter_groups,
     regularization,
     wrap,
 )
-from trainable_keras.keras3.training import quantizers_of
+from trainable_keras.training import quantizers_of
 
 SCHEDULE = {"t_start": 0, "t_end": 4, "initial_val": 1.0, "target_val": 0.1}
 LEARNED = {"STE": set(), "LSQ": {"threshold", "range_min", "range_max"}, "DQA": {"logits"}}
@@ -48,8 +59,8 @@ def dqa(**arguments: Any) -> dict[str, Any]:
 def test_quantizers_variables_are_one_group_and_everything_else_the_other(training_method: str, grid: str) -> None:
     qmodel = ready(dense(), recipe(training_method, grid), vectors(8, 4))
     groups = {group["name"]: group["params"] for group in parameter_groups(qmodel)}
-    assert {variable.name for variable in groups["WEIGHTS"]} == {"kernel", "bias"}
-    assert {variable.name for variable in groups.get("QPARAMS", [])} <= LEARNED[training_method]
+    assert {name_of(variable) for variable in groups["WEIGHTS"]} == {"kernel", "bias"}
+    assert {name_of(variable) for variable in groups.get("QPARAMS", [])} <= LEARNED[training_method]
     assert ("QPARAMS" in groups) is bool(LEARNED[training_method])
     listed = [id(variable) for group in groups.values() for variable in group]
     assert sorted(listed) == sorted(id(variable) for variable in qmodel.trainable_variables)
@@ -72,7 +83,7 @@ def test_options_go_to_their_group_and_thresholds_do_not_decay() -> None:
 
 @pytest.mark.parametrize("options", [{"weights": {"params": []}}, {"qparams": {"name": "mine"}}, {"weights": 0.1}])
 def test_wrong_options_are_refused(options: Any) -> None:
-    with pytest.raises(UnsupportedConfigError, match=f"parameter_groups: {next(iter(options))}"):
+    with pytest.raises(InvalidArgumentError, match=f"parameter_groups: {next(iter(options))}"):
         parameter_groups(ready(dense(), recipe("LSQ"), vectors(8, 4)), **options)
 
 
@@ -81,7 +92,7 @@ def test_an_optimizer_for_each_group_moves_its_own() -> None:
     for chosen, optimizer in (("WEIGHTS", keras.optimizers.SGD(0.1)), ("QPARAMS", keras.optimizers.SGD(0.1))):
         groups = {group["name"]: group["params"] for group in parameter_groups(qmodel)}
         before = {name: [numpy(v).copy() for v in variables] for name, variables in groups.items()}
-        optimizer.apply([keras.ops.ones(v.shape) for v in groups[chosen]], groups[chosen])
+        apply_gradients(optimizer, [tensor(np.ones(tuple(v.shape))) for v in groups[chosen]], groups[chosen])
         for name, variables in groups.items():
             moved = [not np.array_equal(numpy(v), old) for v, old in zip(variables, before[name], strict=True)]
             assert all(moved) if name == chosen else not any(moved)
@@ -97,7 +108,8 @@ def test_thresholds_can_be_kept_from_the_weight_decay_of_fit() -> None:
     old = numpy(kernel).copy()
     optimizer.build(qmodel.trainable_variables)
     optimizer.learning_rate.assign(1.0)
-    optimizer.apply([keras.ops.zeros(v.shape) for v in qmodel.trainable_variables], qmodel.trainable_variables)
+    still = [tensor(np.zeros(tuple(v.shape))) for v in qmodel.trainable_variables]
+    apply_gradients(optimizer, still, qmodel.trainable_variables)
     assert all(np.array_equal(numpy(v), kept) for v, kept in zip(learned["params"], before, strict=True))
     assert not np.array_equal(numpy(kernel), old)
 
@@ -121,7 +133,7 @@ def test_fit_minimizes_the_same_terms() -> None:
     assert qmodel.losses == []
     call(qmodel, vectors(8, 4), training=True)
     (term,) = qmodel.losses
-    assert float(numpy(term)) == 0.25 * 5.0
+    assert float(numpy(term)) == float(numpy(regularization(qmodel))) == 0.25 * 5.0
     train(qmodel, vectors(8, 4), lr=0.5)
     (quantizer,) = quantizers_of(qmodel).values()
     logits = numpy(quantizer.logits)
@@ -135,7 +147,10 @@ def test_fit_minimizes_the_same_terms() -> None:
 def test_what_is_frozen_stays_while_the_weights_train(training_method: str) -> None:
     qmodel = ready(dense(), recipe(training_method), vectors(8, 4))
     assert freeze_quant_params(qmodel) is qmodel
+    qmodel.trainable = False
+    qmodel.trainable = True  # Keras sets every layer's
     assert [group["name"] for group in parameter_groups(qmodel)] == ["WEIGHTS"]
+    assert {row.state for row in describe(qmodel).rows} == {"frozen"}
     before = [row.params for row in describe(qmodel).rows]
     kernel = numpy(qmodel.layers[0].layer.kernel).copy()
     train(qmodel, vectors(8, 4), lr=0.5)
@@ -201,3 +216,67 @@ def test_a_model_of_another_kind_is_calibrated_before_it_is_grouped() -> None:
     names = [group["name"] for group in parameter_groups(qmodel)]  # variables are there from the start
     calibrate(qmodel, [images()])
     assert [group["name"] for group in parameter_groups(qmodel)] == names == ["WEIGHTS", "QPARAMS"]
+
+
+# ---- loops and compilers --------------------------------------------------------------------------------------------
+
+
+@only_tensorflow("the loop is one of tf.function")
+def test_a_training_loop_of_your_own_moves_weights_and_thresholds() -> None:
+    qmodel = ready(network(), recipe("LSQ", "UNIFORM"), images())
+    groups = parameter_groups(qmodel)
+    optimizers = [keras.optimizers.SGD(0.1), keras.optimizers.SGD(0.01)]
+    for optimizer, group in zip(optimizers, groups, strict=True):
+        optimizer.build(group["params"])
+
+    @tf.function
+    def step(x: Any) -> Any:
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(qmodel(x, training=True) ** 2) + regularization(qmodel)
+        variables = [[value_of(variable) for variable in group["params"]] for group in groups]
+        for optimizer, group, found in zip(optimizers, groups, tape.gradient(loss, variables), strict=True):
+            apply_gradients(optimizer, found, group["params"])
+        return loss
+
+    before = [numpy(variable).copy() for variable in groups[1]["params"]]
+    losses = [float(step(tensor(images()))) for _ in range(5)]
+    assert losses[-1] < losses[0]
+    assert any(not np.array_equal(numpy(v), old) for v, old in zip(groups[1]["params"], before, strict=True))
+
+
+@only_tensorflow("XLA compiles what TensorFlow runs")
+def test_xla_differs_by_no_more_than_a_step_next_to_ties() -> None:
+    qmodel = ready(network(), {"weights": spec("LSQ")})
+    quantizer = quantizers_of(qmodel)["stem.conv.kernel"]
+    grid = quantizer.current_qparams().along(4)
+    weight = np.random.default_rng(0).normal(size=(3, 3, 64, 4)).astype(np.float32) * 0.3
+    compiled = tf.function(lambda x: quantizer(x, training=True), jit_compile=True)(tensor(weight))
+    codes, eager = (np.rint(numpy(each) / grid.scale) for each in (compiled, quantizer(tensor(weight))))
+    steps = weight.astype(np.float64) / grid.scale
+    distance = np.abs(steps - np.floor(steps) - 0.5)
+    assert (np.abs(codes - eager) <= 1).all()
+    assert (distance[codes != eager] <= 2.0**4 * 2.0**-24).all()
+
+
+@pytest.mark.parametrize("options", [{}, {"jit_compile": True}, {"run_eagerly": True}], ids=["graph", "XLA", "eager"])
+def test_fit_trains_weights_and_thresholds(options: dict[str, bool]) -> None:
+    if ENGINE == "torch" and "jit_compile" in options:
+        pytest.skip("Keras compiles nothing on the torch engine")
+    qmodel = ready(network(), recipe("LSQ", "UNIFORM"), images())
+    (_, learned) = parameter_groups(qmodel)
+    before = [numpy(variable).copy() for variable in learned["params"]]
+    qmodel.compile(keras.optimizers.SGD(0.05), "mse", **options)
+    losses = qmodel.fit(images(), np.ones((8, 3), np.float32), epochs=4, batch_size=8, verbose=0).history["loss"]
+    assert losses[-1] < losses[0]
+    assert any(not np.array_equal(numpy(v), old) for v, old in zip(learned["params"], before, strict=True))
+    assert np.array_equal(call(finalize(qmodel), images())[0], call(qmodel, images())[0])
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_a_mixed_policy_trains(policy: str) -> None:
+    with dtype_policy(policy):
+        qmodel = ready(network(), recipe("LSQ", "UNIFORM"), images())
+        qmodel.compile(keras.optimizers.SGD(0.05), "mse")
+        target = np.ones((8, 3), np.float32)
+        losses = qmodel.fit(images(), target, epochs=3, batch_size=8, verbose=0).history["loss"]
+    assert losses[-1] < losses[0]

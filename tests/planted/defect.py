@@ -10,7 +10,7 @@ from typing import Any
 from trainable_core.conformance import LAWS, Verdict, adapter_of, try_law
 from trainable_core.conformance.suite import subjects_of
 from trainable_core.hookspecs import hookimpl
-from trainable_core.registry import registry
+from trainable_core.registry import process as registry
 
 EXAMPLES = 50
 """The law that is about the mistake must see it within the default number of cases."""

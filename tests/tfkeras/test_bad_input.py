@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from pydantic import ValidationError
+from trainable_keras.keras2.wrapping import STATE
 
 import trainable_keras.keras2
 from tests.bad_input import (
@@ -26,10 +27,10 @@ from trainable_core.config import TrainableQuantizerWeightsConfig
 from trainable_core.enums import QuantizationMethod
 from trainable_core.errors import (
     DocumentError,
+    InvalidArgumentError,
     ModelError,
     QuantizerStateError,
     ShapeMismatchError,
-    UnsupportedConfigError,
 )
 from trainable_keras.keras2 import KerasLinearAnnealingScheduler, QuantizationWrapper, describe, wrap
 from trainable_keras.keras2.quantizers import (
@@ -39,7 +40,6 @@ from trainable_keras.keras2.quantizers import (
     LsqWeightsQuantizer,
 )
 from trainable_keras.keras2.tracing import layers_within
-from trainable_keras.keras2.wrapping import STATE
 
 NAMES = "conv, relu, head"
 
@@ -197,7 +197,7 @@ def test_a_document_of_rubbish(given: Any, fact: str) -> None:
 CALLS: dict[str, tuple[Callable[[], object], type[Exception], tuple[str, ...]]] = {
     "frozen by a number": (
         lambda: LsqWeightsQuantizer(weights_config(), freeze_quant_params=1),
-        UnsupportedConfigError,
+        InvalidArgumentError,
         ("freeze_quant_params",),
     ),
     "an axis beyond the tensor": (
@@ -223,17 +223,17 @@ CALLS: dict[str, tuple[Callable[[], object], type[Exception], tuple[str, ...]]] 
     ),
     "params of another width": (
         lambda: fresh().set_quantization_params({8: {"threshold": 1.0}}),
-        UnsupportedConfigError,
+        InvalidArgumentError,
         ("widths [8]", "[4]"),
     ),
     "a negative threshold": (
         lambda: fresh().set_quantization_params({4: {"threshold": -1.0}}),
-        UnsupportedConfigError,
+        InvalidArgumentError,
         ("threshold", "positive"),
     ),
     "an infinite threshold": (
         lambda: fresh().set_quantization_params({4: {"threshold": INF}}),
-        UnsupportedConfigError,
+        InvalidArgumentError,
         ("threshold", "finite"),
     ),
     "converted too early": (lambda: fresh({}).convert2inferable(), QuantizerStateError, ("no quantization params",)),
@@ -249,7 +249,7 @@ CALLS: dict[str, tuple[Callable[[], object], type[Exception], tuple[str, ...]]] 
     ),
     "a document of rubbish": (
         lambda: LsqActivationQuantizer.from_config({"quantization_config": 3}),
-        UnsupportedConfigError,
+        InvalidArgumentError,
         ("quantization_config",),
     ),
     "a file of other variables": (
@@ -270,12 +270,12 @@ def test_an_argument_of_dqa(arguments: dict[str, Any], fact: str) -> None:
     refuses_an_argument(DqaWeightsQuantizer, arguments, fact)
     model = small()
     before = as_it_is(model)
-    refused(lambda: wrap(model, dqa(**arguments)), (UnsupportedConfigError, ValidationError), ())
+    refused(lambda: wrap(model, dqa(**arguments)), (InvalidArgumentError, ValidationError), ())
     assert as_it_is(model) == before
 
 
 def test_a_schedule_on_tensors_is_checked_like_cores() -> None:
-    refused(lambda: KerasLinearAnnealingScheduler(5, 1, 1.0, 0.1), UnsupportedConfigError, ("t_end",))
+    refused(lambda: KerasLinearAnnealingScheduler(5, 1, 1.0, 0.1), InvalidArgumentError, ("t_end",))
 
 
 # ---- wrapper --------------------------------------------------------------------------------------------------------
@@ -292,8 +292,8 @@ def built() -> Any:
     [
         (lambda: QuantizationWrapper(3, {}), ModelError, ("int",)),
         (lambda: QuantizationWrapper(kl.Dense(3), {}), ModelError, ("not built",)),
-        (lambda: QuantizationWrapper(built(), {"kernel": 3}), UnsupportedConfigError, ("needs a quantizer", "int")),
-        (lambda: QuantizationWrapper(built(), {"kernal": fresh()}), UnsupportedConfigError, ("kernal", "no weight")),
+        (lambda: QuantizationWrapper(built(), {"kernel": 3}), InvalidArgumentError, ("needs a quantizer", "int")),
+        (lambda: QuantizationWrapper(built(), {"kernal": fresh()}), InvalidArgumentError, ("kernal", "no weight")),
         (
             lambda: QuantizationWrapper(built(), {"kernel": fresh({"threshold": [1.0] * 7}, (7, 3), **PER_CHANNEL)}),
             ShapeMismatchError,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from tests.fusion_laws import FusionLaws
-from trainable_keras.keras2 import ops
 from trainable_keras.keras2.fusion import fusion
+
+from trainable_keras.keras2 import ops
 from trainable_keras.keras2.grid import Grid
 
 

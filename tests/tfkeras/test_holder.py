@@ -14,7 +14,7 @@ from mct_quantizers.keras import quantizers as mctq
 from tests.tfkeras.tensors import numpy, tensor
 from trainable_core import TrainableQuantizerActivationConfig, TrainableQuantizerWeightsConfig
 from trainable_core.calibration import Observer
-from trainable_core.errors import CalibrationError, UnsupportedConfigError
+from trainable_core.errors import CalibrationError, InvalidArgumentError
 from trainable_keras.keras2 import ActivationQuantizationHolder
 from trainable_keras.keras2.engine import untracked
 from trainable_keras.keras2.quantizers import LsqActivationQuantizer, SteWeightsQuantizer
@@ -124,5 +124,5 @@ def test_what_is_no_activation_quantizer_is_refused() -> None:
         weights_quantization_method="SYMMETRIC", weights_n_bits=4, weights_quantization_params={"threshold": 1.0}
     )
     for wrong in (3, SteWeightsQuantizer(config)):
-        with pytest.raises(UnsupportedConfigError, match="ActivationQuantizationHolder"):
+        with pytest.raises(InvalidArgumentError, match="ActivationQuantizationHolder"):
             ActivationQuantizationHolder(wrong)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import tensorflow as tf
 
-from trainable_core.errors import ModelError, UnsupportedConfigError
+from trainable_core.errors import InvalidArgumentError, ModelError
 from trainable_keras.keras2 import register_layer
 from trainable_keras.keras2.layers import TYPES, find_weight, is_operation, kind_of, layer_info
 from trainable_keras.keras2.tracing import graph_of, op_of
@@ -73,7 +73,7 @@ def test_register_layer_tells_of_a_layer_of_ones_own():
 
 @pytest.mark.parametrize(("cls", "op"), [(3, "conv"), (int, "conv"), (kl.Dense, "convolution")])
 def test_what_can_not_be_registered_is_refused(cls, op):
-    with pytest.raises(UnsupportedConfigError, match="register_layer"):
+    with pytest.raises(InvalidArgumentError, match="register_layer"):
         register_layer(cls, op)
 
 

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
+from tests.callbacks import backed_up, same, stopped_early
 
 import trainable_keras.keras2
-from tests.callbacks import backed_up, same, stopped_early
 from tests.tfkeras.models import LSQ, calibrated, dqa, kl, output, small, train, values
 
 BOTH = pytest.mark.skipif(

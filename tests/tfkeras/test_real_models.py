@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
+from tests.real_models import BATCH, MODELS, RECIPE
 
 import trainable_keras.keras2
-from tests.real_models import BATCH, MODELS, RECIPE
 from tests.tfkeras.models import output
 
 

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 import trainable_keras.keras2
 from tests.tfkeras.models import LSQ, calibrated, dqa, output, small, train
-from trainable_core.errors import UnsupportedConfigError
+from trainable_core.errors import InvalidArgumentError
 from trainable_core.reference import dqa as reference
 
 TEMPERATURE = {"t_start": 0, "t_end": 2, "initial_val": 1.0, "target_val": 0.1}
@@ -34,7 +34,7 @@ def test_groups_split_the_trainable_variables() -> None:
 @pytest.mark.parametrize("options", [{"params": []}, {"name": "x"}, 3])
 def test_options_that_are_none_are_refused(options: Any) -> None:
     qmodel, _ = calibrated()
-    with pytest.raises(UnsupportedConfigError, match="parameter_groups: qparams"):
+    with pytest.raises(InvalidArgumentError, match="parameter_groups: qparams"):
         trainable_keras.keras2.parameter_groups(qmodel, qparams=options)
 
 

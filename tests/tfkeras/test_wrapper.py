@@ -10,7 +10,7 @@ import tensorflow as tf
 
 import trainable_keras.keras2
 from tests.tfkeras.tensors import numpy, tensor
-from trainable_core.errors import ModelError, QuantizerStateError, UnsupportedConfigError
+from trainable_core.errors import InvalidArgumentError, ModelError, QuantizerStateError
 
 kl = tf.keras.layers
 
@@ -192,7 +192,7 @@ def test_an_unbuilt_layer_is_refused() -> None:
 def test_a_weight_that_is_not_there_is_refused() -> None:
     dense = kl.Dense(3)
     dense.build((None, 4))
-    with pytest.raises(UnsupportedConfigError, match="no weight 'kernal'"):
+    with pytest.raises(InvalidArgumentError, match="no weight 'kernal'"):
         trainable_keras.keras2.QuantizationWrapper.weight_of(dense, "kernal")
 
 

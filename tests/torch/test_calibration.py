@@ -22,8 +22,9 @@ from tests.torch.models import (
     vectors,
     weights_only,
 )
-from trainable_core.calibration import CalibrationMethod, Observer, calibrate_activation, calibrate_weights
+from trainable_core.calibration import Observer, calibrate_activation, calibrate_weights
 from trainable_core.constants import RANGE_MAX, RANGE_MIN, SIGNED, THRESHOLD
+from trainable_core.enums import CalibrationMethod
 from trainable_core.errors import CalibrationError, ModelError, QuantizerStateError
 from trainable_torch import calibrate, describe, finalize, wrap
 from trainable_torch.training import quantizers_of

@@ -10,7 +10,7 @@ import torch
 
 from tests.core.seed import ACTIVATION, WEIGHTS, run
 from trainable_core.enums import QuantizationMethod
-from trainable_core.registry.registry import get_trainable_quantizer_class
+from trainable_core.registry.process import get_trainable_quantizer_class
 
 IMPORTS = """\
 from mct_quantizers import QuantizationMethod

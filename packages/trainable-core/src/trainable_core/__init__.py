@@ -12,18 +12,24 @@ from typing import TYPE_CHECKING
 from trainable_core.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from trainable_core.calibration import CalibrationMethod
     from trainable_core.config import (
         TrainableQuantizerActivationConfig,
         TrainableQuantizerCandidateConfig,
         TrainableQuantizerWeightsConfig,
     )
-    from trainable_core.enums import QuantizationMethod, QuantizationTarget, TieRule, TrainingMethod, VariableGroup
+    from trainable_core.enums import (
+        CalibrationMethod,
+        QuantizationMethod,
+        QuantizationTarget,
+        TieRule,
+        TrainingMethod,
+        VariableGroup,
+    )
     from trainable_core.errors import TrainableError
     from trainable_core.hookspecs import Backend, hookimpl
     from trainable_core.quantizer import BaseTrainableQuantizer
     from trainable_core.recipe.document import QuantizationRecipe
-    from trainable_core.registry.registry import get_trainable_quantizer_class, list_quantizers
+    from trainable_core.registry.process import get_trainable_quantizer_class, list_quantizers
     from trainable_core.schedule import LinearAnnealingScheduler
 
 __version__ = "0.1.0"
@@ -51,18 +57,24 @@ __all__ = [
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "calibration": ["CalibrationMethod"],
         "config": [
             "TrainableQuantizerActivationConfig",
             "TrainableQuantizerCandidateConfig",
             "TrainableQuantizerWeightsConfig",
         ],
-        "enums": ["QuantizationMethod", "QuantizationTarget", "TieRule", "TrainingMethod", "VariableGroup"],
+        "enums": [
+            "CalibrationMethod",
+            "QuantizationMethod",
+            "QuantizationTarget",
+            "TieRule",
+            "TrainingMethod",
+            "VariableGroup",
+        ],
         "errors": ["TrainableError"],
         "hookspecs": ["Backend", "hookimpl"],
         "quantizer": ["BaseTrainableQuantizer"],
         "recipe.document": ["QuantizationRecipe"],
-        "registry.registry": ["get_trainable_quantizer_class", "list_quantizers"],
+        "registry.process": ["get_trainable_quantizer_class", "list_quantizers"],
         "schedule": ["LinearAnnealingScheduler"],
     },
 )

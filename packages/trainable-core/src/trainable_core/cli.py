@@ -9,14 +9,17 @@ import json
 import platform
 import sys
 from collections.abc import Callable, Sequence
-from importlib import metadata, util
+from importlib import import_module, metadata, util
 from pathlib import Path
 from typing import Any
 
 from trainable_core import __version__
 from trainable_core.conformance import commands
-from trainable_core.errors import DocumentError, TrainableError
-from trainable_core.registry.registry import QuantizerRow, Registry, default_registry
+from trainable_core.errors import INSTALL, DocumentError, TrainableError
+from trainable_core.hookspecs import Backend
+from trainable_core.registry.process import default_registry
+from trainable_core.registry.registry import Registry
+from trainable_core.registry.rows import QuantizerRow
 
 OK, FAILED, ERROR = 0, 1, 2
 """Exit codes: all well; ``doctor`` found something broken; the command could not be carried out."""
@@ -88,7 +91,7 @@ def _list(arguments: argparse.Namespace) -> int:
         columns = ("backend", "training method", "target", "quantization methods", "class", "provided by")
         _print_table("quantizers", columns, [_row_cells(row) for row in rows])
     else:
-        sys.stdout.write("no quantizers are registered\nHint: pip install trainable-torch\n")
+        sys.stdout.write("no quantizers are registered\nHint: install a backend: " + ", ".join(INSTALL.values()) + "\n")
     for name, problem in failures.items():
         sys.stderr.write(f"plugin {name!r} failed: {problem}\n")
     return OK
@@ -99,14 +102,14 @@ def _schema_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _schema(arguments: argparse.Namespace) -> int:
-    from trainable_core import config  # noqa: PLC0415 - no other command needs the recipe
-    from trainable_core.recipe import document as recipe  # noqa: PLC0415 - no other command needs the recipe
+    from trainable_core import config  # noqa: PLC0415 - no other command needs the configs
+    from trainable_core.recipe.document import QuantizationRecipe  # noqa: PLC0415 - nor the recipe
 
     documents = (
         config.TrainableQuantizerWeightsConfig,
         config.TrainableQuantizerActivationConfig,
         config.TrainableQuantizerCandidateConfig,
-        recipe.QuantizationRecipe,
+        QuantizationRecipe,
     )
     schemas = {document.__name__: document.model_json_schema() for document in documents}
     if arguments.output is None:
@@ -142,6 +145,7 @@ def _diagnose(registry: Registry) -> dict[str, Any]:
             "tie_rule": backend.tie_rule.value,
             "verbs": backend.verbs,
             "quantizers": sum(row.backend == backend.name for row in rows),
+            "remarks": _remarks(backend),
         }
         for backend in registry.list_backends()
     ]
@@ -159,6 +163,17 @@ def _diagnose(registry: Registry) -> dict[str, Any]:
         "unknown_disabled": registry.unknown_disabled(),
         "clashes": clashes,
     }
+
+
+def _remarks(backend: Backend) -> list[str]:
+    """Return what a backend remarks about this installation; why it can't, if asking it fails."""
+    if not backend.remarks:
+        return []
+    module, _, function = backend.remarks.partition(":")
+    try:
+        return [str(remark) for remark in getattr(import_module(module), function)()]
+    except Exception as error:  # noqa: BLE001 - its framework may be missing or broken, which the rest of the report tells
+        return [f"{backend.remarks} failed: {type(error).__name__}: {error}"]
 
 
 def _print_report(report: dict[str, Any]) -> None:
@@ -188,6 +203,9 @@ def _print_report(report: dict[str, Any]) -> None:
     if report["clashes"]:
         clashes = [(clash["key"], "; ".join(clash["providers"])) for clash in report["clashes"]]
         _print_table("clashes", ("quantizer", "provided by"), clashes)
+    for backend in report["backends"]:
+        for remark in backend["remarks"]:
+            sys.stdout.write(f"{backend['name']}: {remark}\n")
     for name in report["unknown_disabled"]:
         sys.stdout.write(f"TRAINABLE_DISABLE_PLUGINS names {name!r}, which no installed plugin is called\n")
     sys.stdout.write(
@@ -205,13 +223,19 @@ COMMANDS = (
     Command("doctor", "Check the installation; exit with 1 when something is broken.", _json_argument, _doctor),
     Command(
         "check",
-        "Try the laws of the conformance kit on quantizers; exit with 1 when one is broken.",
+        "Check quantizers against the laws of the conformance kit; exit with 1 when one is broken.",
         commands.check_arguments,
         lambda arguments: commands.check(arguments, _print_table),
     ),
     Command(
+        "methods",
+        "List the built-in training methods and what each declares.",
+        commands.methods_arguments,
+        lambda arguments: commands.methods(arguments, _print_table),
+    ),
+    Command(
         "matrix",
-        "Draw who implements what, from the installed plugins.",
+        "Show which installed backend implements which training method on which grid.",
         commands.matrix_arguments,
         lambda arguments: commands.matrix(arguments, _print_table),
     ),

@@ -22,6 +22,7 @@ from pydantic import (
 
 from trainable_core.constants import MIN_THRESHOLD, SIGNED
 from trainable_core.enums import QuantizationMethod, QuantizationTarget
+from trainable_core.errors import InvalidArgumentError
 from trainable_core.validation import MAX_THRESHOLD, check_params, check_widths, plain
 
 SCHEMA_VERSION = 1
@@ -283,3 +284,29 @@ class TrainableQuantizerActivationConfig(_QuantizerConfig):
 
 
 TrainableQuantizerConfig = TrainableQuantizerWeightsConfig | TrainableQuantizerActivationConfig
+
+_BY_PREFIX: dict[str, type[TrainableQuantizerConfig]] = {
+    each.prefix: each for each in (TrainableQuantizerWeightsConfig, TrainableQuantizerActivationConfig)
+}
+
+
+def config_document(config: TrainableQuantizerConfig) -> dict[str, Any]:
+    """Return a config as a JSON-clean document that says which of the two configs it is."""
+    return {"target": config.prefix, **config.model_dump(mode="json")}
+
+
+def config_from_document(document: Mapping[str, Any], subject: str) -> TrainableQuantizerConfig:
+    """Return the config that `config_document` was called on.
+
+    Raises
+    ------
+    InvalidArgumentError
+        When it does not say which config it is.
+    pydantic.ValidationError
+        When a field is wrong; names it.
+    """
+    fields = dict(document)
+    target = fields.pop("target", None)
+    if not isinstance(target, str) or target not in _BY_PREFIX:
+        raise InvalidArgumentError(subject, f"target {target!r} is not one of {list(_BY_PREFIX)}")
+    return _BY_PREFIX[target].model_validate(fields)

@@ -38,6 +38,11 @@ class Backend:
         Where its deployed kernels send a value half way between two codes.
     verbs : str
         Import path of the module with ``wrap``, ``calibrate``, ``finalize`` …, e.g. ``"trainable_torch"``.
+    conformance : str, optional
+        Import path of the module with the adapter for the conformance kit; by default ``<verbs>.conformance``.
+    remarks : str, optional
+        Import path of a function that ``trainable doctor`` calls, e.g. ``"trainable_torch.kernels:remarks"``: without
+        arguments it returns a list of sentences about this installation, such as what is slower than it could be.
     """
 
     name: str
@@ -45,6 +50,8 @@ class Backend:
     framework: tuple[str, ...]
     tie_rule: TieRule
     verbs: str
+    conformance: str = ""
+    remarks: str = ""
 
     def __post_init__(self) -> None:
         if isinstance(self.framework, str):  # a str is a sequence too: of letters

@@ -17,6 +17,10 @@ backend that carries them out on its own tensors gets the very same bits as this
 
 Bounds hold whatever an optimizer did: thresholds stay in ``[max(min_threshold, 2**-100), 2**100]``, and so does a
 range's width; NaN counts as the lower bound.
+
+This is the one statement for NumPy: calibration, inferable quantizers, documents and the conformance kit all come here.
+A backend's `grid` module writes the same float32 operations once more for its tensors, on purpose: gradients have to
+pass through them on the tensors' own device, and two statements that must agree bit for bit check each other.
 """
 
 from __future__ import annotations
@@ -126,7 +130,7 @@ def power_of_two_ceil(threshold: ArrayLike) -> Float32:
     return ((bits + np.int32(0x007FFFFF)) & np.int32(0x7F800000)).view(np.float32)
 
 
-def snap_scale(scale: ArrayLike, n_bits: int) -> Float32:
+def shorten_scale(scale: ArrayLike, n_bits: int) -> Float32:
     """Return scales rounded up to ``24 - n_bits`` significant bits, so that ``code * scale`` is exact in float32."""
     mask = np.int32(2**n_bits - 1)
     bits = np.asarray(scale, np.float32).view(np.int32)
@@ -173,9 +177,9 @@ def from_variables(
     if method in LUT_METHODS:
         raise UnsupportedConfigError("from_variables", f"{method} is a look-up table and has no scale")
     if method is QuantizationMethod.UNIFORM:
-        low, high = _hold_zero(variables[RANGE_MIN], variables[RANGE_MAX])
+        low, high = hold_zero(variables[RANGE_MIN], variables[RANGE_MAX])
         width = bound_threshold(high - low, min_threshold)
-        scale = snap_scale(width / np.float32(quant_max), n_bits)
+        scale = shorten_scale(width / np.float32(quant_max), n_bits)
         zero_point = np.clip(np.rint(-low / scale), 0, quant_max).astype(np.int32)
     else:
         threshold = bound_threshold(variables[THRESHOLD], min_threshold)
@@ -186,7 +190,7 @@ def from_variables(
     return QParams(np.asarray(scale), np.asarray(zero_point), quant_min, quant_max, channels_axis)
 
 
-def _hold_zero(range_min: ArrayLike, range_max: ArrayLike) -> tuple[Float32, Float32]:
+def hold_zero(range_min: ArrayLike, range_max: ArrayLike) -> tuple[Float32, Float32]:
     """Return finite range ends with ``low <= 0 <= high``; NaN counts as zero."""
     low, high = np.asarray(range_min, np.float32), np.asarray(range_max, np.float32)
     limit = np.float32(MAX_THRESHOLD / 2)  # the width of [-limit, limit] is MAX_THRESHOLD
@@ -240,7 +244,7 @@ def variable_gradients(
     scale, zero_point = qparams.scale.astype(np.float64), qparams.zero_point.astype(np.float64)
     if method is QuantizationMethod.UNIFORM:
         range_min, range_max = (np.asarray(variables[key], np.float32) for key in (RANGE_MIN, RANGE_MAX))
-        low, high = _hold_zero(range_min, range_max)
+        low, high = hold_zero(range_min, range_max)
         through_width = (d_scale - d_zero * zero_point / scale) / qparams.quant_max
         through_width = _held(high - low, through_width, lower_bound(min_threshold), MAX_THRESHOLD)
         limit = MAX_THRESHOLD / 2
@@ -323,7 +327,7 @@ def from_params(
     )
 
 
-def deployed_params(qparams: QParams, method: QuantizationMethod) -> dict[str, Any]:
+def inferable_params(qparams: QParams, method: QuantizationMethod) -> dict[str, Any]:
     """Return the params an inferable quantizer is built from: exactly the grid's threshold, or its nudged range.
 
     Every number is a float32 held in a Python float; plain numbers per tensor, lists per channel.

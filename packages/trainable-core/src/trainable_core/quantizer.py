@@ -5,27 +5,57 @@ from __future__ import annotations
 import operator
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trainable_core import qparams
-from trainable_core.config import TrainableQuantizerActivationConfig, TrainableQuantizerWeightsConfig
+from trainable_core.config import (
+    TrainableQuantizerActivationConfig,
+    TrainableQuantizerConfig,
+    TrainableQuantizerWeightsConfig,
+    config_document,
+    config_from_document,
+)
 from trainable_core.constants import SIGNED
-from trainable_core.documents.quantizer import read_document
 from trainable_core.enums import QuantizationMethod, QuantizationTarget, VariableGroup
 from trainable_core.errors import (
+    InvalidArgumentError,
     QuantizerStateError,
     ShapeMismatchError,
     UnsupportedConfigError,
     nearest,
 )
-from trainable_core.registry.key import identifier_text, keys_of
+from trainable_core.key import identifier_text
+from trainable_core.reference.method import Method, TrainingForward
+from trainable_core.registry.marks import keys_of
 from trainable_core.validation import check_params, plain
 
-Config = TrainableQuantizerWeightsConfig | TrainableQuantizerActivationConfig
 Q = TypeVar("Q", bound="BaseTrainableQuantizer")
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What `initialize_quantization` decides about a quantizer, and nothing changes afterwards.
+
+    Parameters
+    ----------
+    widths : tuple of int
+        Bit widths that the quantizer keeps a grid for.
+    width : int or None
+        The only one of them, or None where the method chooses among several.
+    shape : tuple of int
+        Shape of each variable of a grid: ``()`` per tensor, ``(C,)`` per channel.
+    names : dict of int to tuple of str
+        Names of the variables that each width's grid is made from, in the order of `qparams.variable_names`.
+    """
+
+    widths: tuple[int, ...] = ()
+    width: int | None = None
+    shape: tuple[int, ...] = ()
+    names: dict[int, tuple[str, ...]] = field(default_factory=dict)
 
 
 class BaseTrainableQuantizer:
@@ -43,44 +73,71 @@ class BaseTrainableQuantizer:
 
     Raises
     ------
+    InvalidArgumentError
+        When the first argument is not a config, or `freeze_quant_params` is not a bool.
     UnsupportedConfigError
         When the config is for the other target or for a method that the class is not marked with.
 
     Notes
     -----
-    A method may set `learns_grid` (thresholds and ranges become trained variables of the group QPARAMS), override
-    `widths` (several grids of different bit widths), `selected_width` (which of them is deployed), `add_variables`
-    (variables of its own), `get_arguments`, `regularization` (a term for the loss) and `advance` (a schedule).
+    A method declares itself by class attributes: `declaration`, or `learns_grid` (thresholds and ranges become trained
+    variables of the group QPARAMS), `own_variables`, `training_forward` and `conformance_arguments`. It may override
+    `widths` (several grids of different bit widths), `selected_width` and `select_width` (which of them is deployed),
+    `add_variables` (variables of its own), `get_arguments`, `regularization` (a term for the loss) and `advance` (a
+    schedule). `widths` is asked once, when the quantizer is initialized; from then on `structure` has the answer.
     """
 
     backend: ClassVar[str]
     """Name of the backend the class belongs to; set by the backend's base class."""
 
+    declaration: ClassVar[Method | None] = None
+    """What a built-in's reference declares; sets the four attributes below. A plugin may set them one by one."""
+
     learns_grid: ClassVar[bool] = False
     """Whether thresholds and ranges are trained."""
+
+    own_variables: ClassVar[tuple[str, ...]] = ()
+    """Names of the variables that the method adds and trains beside thresholds and ranges."""
+
+    training_forward: ClassVar[TrainingForward] = "deployed"
+    """Whether values in training are the deployed ones, soft (until `schedule_end` counted steps) or random."""
+
+    conformance_arguments: ClassVar[tuple[dict[str, Any], ...]] = ()
+    """Further arguments of the constructor that the conformance kit tries besides the defaults."""
 
     quantization_target: ClassVar[Any] = None
     quantization_method: ClassVar[Any] = None
     identifier: ClassVar[Any] = None
 
-    def __init__(self, quantization_config: Config, freeze_quant_params: bool = False) -> None:  # noqa: FBT001, FBT002 - the seed's signature
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Take over what the class's own declaration says."""
+        super().__init_subclass__(**options)
+        declared = vars(cls).get("declaration")
+        if declared is not None:
+            cls.learns_grid = declared.learns_grid
+            cls.own_variables = declared.own_variables
+            cls.training_forward = declared.training_forward
+            cls.conformance_arguments = declared.conformance_arguments
+
+    def __init__(self, quantization_config: TrainableQuantizerConfig, freeze_quant_params: bool = False) -> None:  # noqa: FBT001, FBT002 - the seed's signature
         self._check_config(quantization_config)
         if not isinstance(freeze_quant_params, bool):
             problem = f"freeze_quant_params must be true or false, got {freeze_quant_params!r}"
-            raise UnsupportedConfigError(type(self).__name__, problem)
+            raise InvalidArgumentError(type(self).__name__, problem)
         self.quantization_config = quantization_config
         self.freeze_quant_params = freeze_quant_params
         self.subject = type(self).__name__
         self.signed = quantization_config.signed
         self.calibrated = False
         self.tensor_ndim = 0
+        self.structure = Structure()
         self._variable_groups: dict[str, VariableGroup] = {}
 
     @classmethod
-    def _check_config(cls, config: Config) -> None:
+    def _check_config(cls, config: TrainableQuantizerConfig) -> None:
         keys = keys_of(cls, cls.backend)
         if not isinstance(config, TrainableQuantizerWeightsConfig | TrainableQuantizerActivationConfig):
-            raise UnsupportedConfigError(
+            raise InvalidArgumentError(
                 cls.__name__,
                 f"the first argument must be a trainable quantizer config, got {type(config).__name__}",
                 "build a TrainableQuantizerWeightsConfig or TrainableQuantizerActivationConfig.",
@@ -143,6 +200,23 @@ class BaseTrainableQuantizer:
         """Bit width that is deployed."""
         return self.widths[0]
 
+    def select_width(self, width: int) -> None:
+        """Change the quantizer's variables so that `width` is deployed; loading a finalized model asks for it.
+
+        A method with several widths writes it together with `selected_width`.
+
+        Raises
+        ------
+        QuantizerStateError
+            When another width is selected and the method has no way to change that.
+        """
+        if width != self.selected_width:
+            raise QuantizerStateError(
+                self.subject,
+                f"it can't deploy {width} bits; {type(self).__name__} selects {self.selected_width}",
+                "a method with several widths overrides `select_width`.",
+            )
+
     def add_variables(self) -> None:
         """Add variables beyond the grid's own; called once, from `initialize_quantization`."""
 
@@ -155,7 +229,7 @@ class BaseTrainableQuantizer:
         return None
 
     def advance(self) -> None:
-        """Count one training step; for methods with a schedule."""
+        """Count one training step, before its values are computed; a method with a schedule overrides it."""
 
     # ---- the seed's interface ---------------------------------------------------------------------------------------
 
@@ -223,16 +297,16 @@ class BaseTrainableQuantizer:
             raise ShapeMismatchError(f"{self.subject} {name!r}: tensor_shape", "integers", tensor_shape) from error
         variable_shape = qparams.variable_shape(config, shape, f"{self.subject} {name!r}")
         if self.variable_names:
-            first = next(iter(self.grid_variables(self.widths[0]).values()))
-            if tuple(first.shape) != variable_shape:
+            if self.structure.shape != variable_shape:
                 raise QuantizerStateError(f"{self.subject} {name!r}", "already initialized for another shape")
         else:
             self.tensor_ndim = 0 if shape is None else len(shape)
-            for width in self.widths:
-                for key in qparams.variable_names(config.quantization_method):
-                    self.add_quantizer_variable(self._variable(key, width), np.full(variable_shape, np.nan, np.float32))
+            self.structure = structure = self._structure(variable_shape)
+            for names in structure.names.values():
+                for variable_name in names:
+                    self.add_quantizer_variable(variable_name, np.full(variable_shape, np.nan, np.float32))
             self.add_variables()
-            params = {width: self._config_params(width) for width in self.widths}
+            params = {width: self._config_params(width) for width in structure.widths}
             if all(set(given) - {SIGNED} for given in params.values()):
                 self.set_quantization_params(params)
         return {each: self.get_quantizer_variable(each) for each in self.variable_names}
@@ -243,15 +317,28 @@ class BaseTrainableQuantizer:
                 return candidate.quantization_params
         return self.quantization_config.quantization_params
 
-    def _variable(self, key: str, width: int) -> str:
-        return key if len(self.widths) == 1 else f"{key}_{width}"
+    def _structure(self, shape: tuple[int, ...]) -> Structure:
+        widths, keys = self.widths, qparams.variable_names(self.quantization_config.quantization_method)
+        if len(widths) == 1:
+            return Structure(widths, widths[0], shape, {widths[0]: keys})
+        return Structure(widths, None, shape, {width: tuple(f"{key}_{width}" for key in keys) for width in widths})
 
     # ---- numbers ----------------------------------------------------------------------------------------------------
 
     def grid_variables(self, width: int) -> dict[str, Any]:
-        """Return the variables that one width's grid is made from, by their plain names."""
+        """Return the variables that one width's grid is made from, by their plain names.
+
+        Raises
+        ------
+        QuantizerStateError
+            When the quantizer is not initialized, or keeps no grid of that width.
+        """
+        names = self.structure.names.get(width)
+        if names is None:
+            known = ", ".join(map(str, self.structure.widths)) or "none; initialize_quantization was not called"
+            raise QuantizerStateError(self.subject, f"no grid of {width} bits; widths: {known}")
         keys = qparams.variable_names(self.quantization_config.quantization_method)
-        return {key: self.get_quantizer_variable(self._variable(key, width)) for key in keys}
+        return {key: getattr(self, name) for key, name in zip(keys, names, strict=True)}
 
     def set_quantization_params(self, params: Mapping[int, Mapping[str, Any]]) -> None:
         """Take over calibrated numbers.
@@ -263,7 +350,7 @@ class BaseTrainableQuantizer:
 
         Raises
         ------
-        UnsupportedConfigError, ShapeMismatchError
+        InvalidArgumentError, ShapeMismatchError
             When they are wrong or don't fit; nothing is changed then.
         QuantizerStateError
             Before `initialize_quantization`.
@@ -271,20 +358,21 @@ class BaseTrainableQuantizer:
         config = self.quantization_config
         if not self.variable_names:
             raise QuantizerStateError(self.subject, "initialize_quantization has not been called")
-        if not isinstance(params, Mapping) or set(params) != set(self.widths):
+        widths = self.structure.widths
+        if not isinstance(params, Mapping) or set(params) != set(widths):
             given = f"widths {list(params)}" if isinstance(params, Mapping) else repr(params)
-            raise UnsupportedConfigError(self.subject, f"params for {given}, needed for widths {list(self.widths)}")
+            raise InvalidArgumentError(self.subject, f"params for {given}, needed for widths {list(widths)}")
         new: list[tuple[Any, NDArray[Any]]] = []
         signs = set()
-        for width in self.widths:
+        for width in widths:
             given = plain(params[width])
             try:
                 check_params(given, config.quantization_method, width, config.target)
             except ValueError as error:
-                raise UnsupportedConfigError(self.subject, str(error)) from None
+                raise InvalidArgumentError(self.subject, str(error)) from None
             values = qparams.variables_from_params(given, config.quantization_method)
             if not values:
-                raise UnsupportedConfigError(self.subject, f"no numbers for width {width}: {dict(given)}")
+                raise InvalidArgumentError(self.subject, f"no numbers for width {width}: {dict(given)}")
             signs.add(bool(given.get(SIGNED, self.signed)))
             for key, variable in self.grid_variables(width).items():
                 value, shape = values[key], tuple(variable.shape)
@@ -292,7 +380,7 @@ class BaseTrainableQuantizer:
                     raise ShapeMismatchError(f"{self.subject}: {key}", f"shape {shape}", f"shape {value.shape}")
                 new.append((variable, np.broadcast_to(value.reshape(-1) if shape else value.reshape(()), shape).copy()))
         if len(signs) != 1:
-            raise UnsupportedConfigError(self.subject, f"{SIGNED!r} differs between widths")
+            raise InvalidArgumentError(self.subject, f"{SIGNED!r} differs between widths")
         for variable, value in new:
             self.assign(variable, value)
         (self.signed,) = signs
@@ -318,11 +406,11 @@ class BaseTrainableQuantizer:
             channels_axis=config.channels_axis,
         )
 
-    def current_config(self) -> Config:
+    def current_config(self) -> TrainableQuantizerConfig:
         """Return the config with the trained numbers and the selected width in it: the quantizer as it stands."""
         self.require_calibrated()
         width, config = self.selected_width, self.quantization_config
-        params = qparams.deployed_params(self.current_qparams(width), config.quantization_method)
+        params = qparams.inferable_params(self.current_qparams(width), config.quantization_method)
         if config.target is QuantizationTarget.Weights:
             params.pop(SIGNED, None)
         fields = {name: getattr(config, name) for name in type(config).model_fields}
@@ -331,7 +419,7 @@ class BaseTrainableQuantizer:
 
     @property
     def stores_sign(self) -> bool:
-        """Whether calibration decides the sign, so that a saved state must tell it."""
+        """Whether calibration decides the sign, so that a saved state must have it."""
         uniform = self.quantization_config.quantization_method is QuantizationMethod.UNIFORM
         return self.activation_quantization() and not uniform
 
@@ -342,7 +430,7 @@ class BaseTrainableQuantizer:
         config = self.quantization_config
         state = {name: self.to_numpy(self.get_quantizer_variable(name)).tolist() for name in self.variable_names}
         return {
-            "quantization_config": {"target": config.prefix, **config.model_dump(mode="json")},
+            "quantization_config": config_document(config),
             "freeze_quant_params": self.freeze_quant_params,
             "arguments": self.get_arguments(),
             "tensor_ndim": self.tensor_ndim,
@@ -356,7 +444,7 @@ class BaseTrainableQuantizer:
 
         Raises
         ------
-        UnsupportedConfigError
+        InvalidArgumentError
             When the document lacks a part, or a part is not what the quantizer has.
         pydantic.ValidationError
             When its quantization config is wrong; names the field.
@@ -368,7 +456,7 @@ class BaseTrainableQuantizer:
                 document.quantization_config, freeze_quant_params=document.freeze_quant_params, **document.arguments
             )
         except TypeError as error:  # an argument that the class doesn't take
-            raise UnsupportedConfigError(subject, f"arguments: {error}") from error
+            raise InvalidArgumentError(subject, f"arguments: {error}") from error
         if document.variables:
             quantizer._restore(document.variables, document.tensor_ndim)
             quantizer.signed, quantizer.calibrated = document.signed, True
@@ -377,15 +465,80 @@ class BaseTrainableQuantizer:
     def _restore(self, variables: Mapping[str, NDArray[Any]], tensor_ndim: int) -> None:
         """Initialize and take over variables as `get_config` wrote them."""
         axis, shape = self.quantization_config.channels_axis, [1] * tensor_ndim
-        first = self._variable(qparams.variable_names(self.quantization_config.quantization_method)[0], self.widths[0])
+        first = next(iter(self._structure(()).names.values()))[0]
         if first not in variables:
-            raise UnsupportedConfigError(f"{self.subject}: variables", f"needed {first!r}, got {list(variables)}")
+            raise InvalidArgumentError(f"{self.subject}: variables", f"needed {first!r}, got {list(variables)}")
         if axis is not None and -tensor_ndim <= axis < tensor_ndim:
             shape[axis] = variables[first].size
         own = self.initialize_quantization(shape if tensor_ndim else None, "restored", None)
         if set(own) != set(variables):
-            raise UnsupportedConfigError(f"{self.subject}: variables", f"needed {list(own)}, got {list(variables)}")
+            raise InvalidArgumentError(f"{self.subject}: variables", f"needed {list(own)}, got {list(variables)}")
         for name, value in variables.items():
             if tuple(own[name].shape) != value.shape:
                 raise ShapeMismatchError(f"{self.subject}: {name}", f"shape {tuple(own[name].shape)}", value.shape)
             self.assign(own[name], value)
+
+
+# ---- reading what `get_config` wrote ---------------------------------------------------------------------------------
+
+MAX_NDIM = 64  # NumPy's limit
+
+
+@dataclass(frozen=True)
+class QuantizerDocument:
+    """The parts of a quantizer's document, checked."""
+
+    quantization_config: TrainableQuantizerConfig
+    freeze_quant_params: bool
+    arguments: dict[str, Any]
+    tensor_ndim: int
+    signed: bool
+    variables: dict[str, NDArray[Any]]
+
+
+def read_document(config: object, subject: str) -> QuantizerDocument:
+    """Return the parts of a quantizer's document.
+
+    Raises
+    ------
+    UnsupportedConfigError
+        When a part is missing or of the wrong kind; names it.
+    pydantic.ValidationError
+        When its quantization config is wrong; names the field.
+    """
+    try:
+        plain(config)
+    except ValueError as error:
+        raise InvalidArgumentError(subject, str(error)) from None
+    if not isinstance(config, Mapping):
+        raise InvalidArgumentError(subject, f"a quantizer's config is a mapping, got {type(config).__name__}")
+    kinds: dict[str, type | tuple[type, ...]] = {
+        "quantization_config": Mapping,
+        "freeze_quant_params": bool,
+        "arguments": Mapping,
+        "tensor_ndim": int,
+        "signed": bool,
+        "variables": Mapping,
+    }
+    for key, kind in kinds.items():
+        value = config.get(key)
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            raise InvalidArgumentError(subject, f"not a quantizer's config: {key!r} is {value!r}")
+    if not 0 <= config["tensor_ndim"] <= MAX_NDIM:
+        raise InvalidArgumentError(subject, f"tensor_ndim can't be {config['tensor_ndim']!r}")
+    quantization_config = config_from_document(config["quantization_config"], f"{subject}: quantization_config")
+    variables = {}
+    for name, value in config["variables"].items():
+        try:
+            with np.errstate(over="raise"):  # a variable cannot hold a number beyond float32
+                variables[str(name)] = np.asarray(value, np.float32)
+        except (TypeError, ValueError, ArithmeticError) as error:
+            raise InvalidArgumentError(subject, f"variables.{name}: {error}") from error
+    return QuantizerDocument(
+        quantization_config,
+        config["freeze_quant_params"],
+        dict(config["arguments"]),
+        config["tensor_ndim"],
+        config["signed"],
+        variables,
+    )

@@ -1,4 +1,4 @@
-"""Checks of quantization params and bit widths; what is wrong raises ValueError, as pydantic wants it."""
+"""Checks of quantization params and bit widths; they raise ValueError, which pydantic turns into a field's error."""
 
 from __future__ import annotations
 

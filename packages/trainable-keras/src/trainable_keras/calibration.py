@@ -1,114 +1,106 @@
-"""The framework-free part of a Keras backend's `calibrate`: what is seen where, then thresholds all at once."""
+"""From seen values to thresholds: what core's calibration loop needs of Keras, whichever Keras it is."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm.auto import tqdm
 
 from trainable_core.calibration import Observer
-from trainable_core.calibration.batches import feed, waiting_quantizers
-from trainable_core.calibration.quantizers import Params, activation_params, set_all, weights_params
-from trainable_core.errors import QuantizerStateError
+from trainable_core.calibration.batches import inputs_of
+from trainable_core.calibration.model import ModelCalibration
 from trainable_core.quantizer import BaseTrainableQuantizer
-from trainable_core.recipe.plan import WrappedState
+from trainable_keras.framework import Framework
+from trainable_keras.graph import layers_within
 from trainable_keras.parts import KerasHolder, KerasWrapper
+from trainable_keras.training import forget_functions
+from trainable_keras.wrapping import state_of, trainable_quantizers
 
-Observers = Mapping[int, Observer]
-"""Observers by the ``id`` of their holder."""
 
-
-def calibrate_layers(
-    model: str,
-    state: WrappedState,
-    layers: Sequence[Any],
-    observe: Callable[[list[KerasHolder]], Observers],
-    to_numpy: Callable[[Any], NDArray[Any]],
+def calibrate(
+    framework: Framework,
+    qmodel: Any,
+    batches: Iterable[Any] | None = None,
     *,
-    force: bool,
-) -> None:
-    """Set the thresholds of a wrapped model's quantizers: of all that wait for them, or, when one can't, of none.
+    forward: Callable[[Any, Any], Any] | None = None,
+    force: bool = False,
+    progress: bool | None = None,
+) -> Any:
+    """Set the thresholds of a wrapped model's quantizers; see `trainable_keras.calibrate`."""
+    KerasCalibration(framework, qmodel).run(
+        batches,
+        forward,
+        force=force,
+        show_progress=lambda shown: tqdm(
+            shown, desc="calibrate", disable=None if progress is None else not progress, leave=False
+        ),
+    )
+    forget_functions(qmodel)
+    return qmodel
+
+
+class KerasCalibration(ModelCalibration):
+    """What core's loop asks of Keras.
 
     Parameters
     ----------
-    model : str
-        What the model is called in errors.
-    state : WrappedState
-        What it knows of itself.
-    layers : sequence of layer
-        Its layers.
-    observe : callable
-        Shows batches to the holders it is given and returns what they saw; called only when some wait.
-    to_numpy : callable
-        Gives the value of a variable.
-    force : bool
-        Whether quantizers that have their numbers get new ones.
-
-    Raises
-    ------
-    QuantizerStateError
-        When the model is finalized, or every quantizer has its numbers and `force` is false.
-    CalibrationError
-        When a tensor was never seen, or values are not finite.
+    framework : Framework
+        The Keras that the model belongs to.
+    qmodel : keras.Model
+        What `wrap` returned.
     """
-    if state.finalized:
-        raise QuantizerStateError(model, "it is finalized; its quantizers don't change any more")
-    quantizers = [layer for layer in layers if isinstance(layer, BaseTrainableQuantizer)]
-    waiting = waiting_quantizers(quantizers, model, force=force)
-    spec = state.recipe.calibration
-    new: list[tuple[BaseTrainableQuantizer, Params]] = []
-    holders = [layer for layer in layers if isinstance(layer, KerasHolder) and id(layer.trainable_quantizer) in waiting]
-    if holders:
-        observers = observe(holders)
-        for holder in holders:
-            quantizer = holder.activation_holder_quantizer
-            new.append((quantizer, activation_params(quantizer, observers[id(holder)], spec)))
-    for wrapper in layers:
-        if isinstance(wrapper, KerasWrapper):
+
+    def __init__(self, framework: Framework, qmodel: Any) -> None:
+        super().__init__(qmodel, state_of(framework, qmodel))
+        self.framework = framework
+        self.layers = layers_within(qmodel)
+
+    def quantizers(self) -> Iterable[BaseTrainableQuantizer]:
+        """Return the model's trainable quantizers."""
+        return trainable_quantizers(self.model)
+
+    def holders(self) -> list[KerasHolder]:
+        """Return the model's holders."""
+        return [layer for layer in self.layers if isinstance(layer, KerasHolder)]
+
+    def weights(self) -> Iterator[tuple[Any, Any]]:
+        """Yield each quantized weight with its quantizer."""
+        for wrapper in self._wrappers():
             for _, weight, quantizer in wrapper.get_weights_vars():
-                if id(quantizer) in waiting:
-                    new.append((quantizer, weights_params(quantizer, to_numpy(weight).astype(np.float32), spec)))
-    set_all(new)
+                yield weight, quantizer
 
+    def to_numpy(self, weight: Any) -> NDArray[Any]:
+        """Return a weight's values."""
+        return self.framework.functions.to_numpy(weight).astype(np.float32)
 
-def observe_batches(
-    layers: Sequence[Any], holders: Sequence[KerasHolder], batches: Iterable[Any], call: Callable[[Any], Any]
-) -> dict[int, Observer]:
-    """Return what holders saw of batches.
+    def is_tensor(self, batches: Any) -> bool:
+        """Return whether this is one batch."""
+        return bool(self.framework.functions.is_tensor(batches)) or hasattr(batches, "__array__")
 
-    Parameters
-    ----------
-    layers : sequence of layer
-        The model's.
-    holders : sequence of KerasHolder
-        Those to watch.
-    batches : iterable
-        What `call` is called with, one by one.
-    call : callable
-        Calls the model.
-    """
-    observers = {id(holder): Observer() for holder in holders}
-    with observing(layers, observers):
-        feed(batches, call)
-    return observers
+    def call(self, batch: Any) -> Any:
+        """Call the model in inference mode with a batch's inputs."""
+        return self.model(inputs_of(batch), training=False)
 
+    @contextmanager
+    def observing(self, observers: Mapping[Any, Observer]) -> Iterator[None]:
+        """Let the holders show what reaches them to the observers, eagerly and with float weights."""
+        wrappers = self._wrappers()
+        try:
+            for wrapper in wrappers:
+                wrapper.keep(quantizes_weights=False)
+            for holder, observer in observers.items():
+                holder.keep(observer=observer)
+            with self.framework.eagerly():
+                yield
+        finally:
+            for holder in observers:
+                holder.keep(observer=None)
+            for wrapper in wrappers:
+                wrapper.keep(quantizes_weights=True)
 
-@contextmanager
-def observing(layers: Sequence[Any], observers: Observers) -> Iterator[None]:
-    """Let holders see and pass on what comes, with float weights; everything is put back afterwards."""
-    wrappers = [layer for layer in layers if isinstance(layer, KerasWrapper)]
-    holders = [layer for layer in layers if isinstance(layer, KerasHolder)]
-    try:
-        for wrapper in wrappers:
-            wrapper.keep(quantizes_weights=False)
-        for holder in holders:
-            holder.keep(observer=observers.get(id(holder), Observer()))
-        yield
-    finally:
-        for holder in holders:
-            holder.keep(observer=None)
-        for wrapper in wrappers:
-            wrapper.keep(quantizes_weights=True)
+    def _wrappers(self) -> list[KerasWrapper]:
+        return [layer for layer in self.layers if isinstance(layer, KerasWrapper)]

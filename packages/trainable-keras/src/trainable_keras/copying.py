@@ -1,22 +1,25 @@
-"""Copies a Keras model layer by layer, with other layers in the place of some; neither Keras is imported here."""
+"""Copies a Keras model layer by layer, with other layers in the place of some; the given model is left untouched.
+
+Graphs (functional and Sequential models) are run through anew; every other layer is made again from its own config, and
+the layers it holds as attributes are put in. Values of all variables are copied.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from trainable_core.errors import ModelError, TrainableError
+from trainable_keras.framework import Framework
+from trainable_keras.graph import children, direct_layers
 
 Replace = Callable[[Any, str], Any | None]
 """Given a layer and its name, returns what comes in its place, or None for a plain copy."""
 
 CallOperation = Callable[[Any, str, tuple[Any, ...], dict[str, Any]], Any]
 """``call(operation, name, args, kwargs)`` calls a functional operation at its place in a copied graph."""
-
-_ACCOUNTS = ("_self_", "_obj_reference")
-"""Beginnings of the attributes that Keras and TensorFlow keep their own account in."""
 
 
 def join(prefix: str, name: str) -> str:
@@ -30,53 +33,9 @@ def join(prefix: str, name: str) -> str:
     return f"{prefix}.{name}" if prefix else name
 
 
-def attributes(layer: Any) -> list[tuple[str, Any]]:
-    """Return a layer's attributes without those of Keras's and TensorFlow's own account."""
-    return [
-        (name, value) for name, value in vars(layer).items() if name != "_layers" and not name.startswith(_ACCOUNTS)
-    ]
-
-
-def layers_in(value: Any, name: str, held: Collection[int]) -> Iterator[tuple[str, Any]]:
-    """Yield (name, layer) of the layers in an attribute's value; names lead into lists and dictionaries.
-
-    Parameters
-    ----------
-    value : object
-        The attribute's value.
-    name : str
-        The attribute's name.
-    held : collection of int
-        ``id`` of each layer that counts.
-    """
-    if id(value) in held:
-        yield name, value
-    elif isinstance(value, list | tuple):
-        for index, item in enumerate(value):
-            yield from layers_in(item, f"{name}.{index}", held)
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            yield from layers_in(item, f"{name}.{key}", held)
-
-
-def children(layer: Any, direct: Iterable[Any]) -> Iterator[tuple[str, Any]]:
-    """Yield (name, layer) of the layers that a layer holds in attributes.
-
-    Parameters
-    ----------
-    layer : layer
-        The layer.
-    direct : iterable of layer
-        Those that Keras knows it holds itself.
-    """
-    held = {id(each) for each in direct}
-    for attribute, value in attributes(layer):
-        yield from layers_in(value, attribute, held)
-
-
-def own_variables(layer: Any, direct: Iterable[Any]) -> list[Any]:
+def own_variables(layer: Any) -> list[Any]:
     """Return a layer's variables without those of the layers it holds itself."""
-    inside = {id(variable) for each in direct for variable in each.variables}
+    inside = {id(variable) for each in direct_layers(layer) for variable in each.variables}
     return [variable for variable in layer.variables if id(variable) not in inside]
 
 
@@ -105,29 +64,35 @@ def made_again(layer: Any, name: str) -> Iterator[None]:
         ) from error
 
 
+def copy_model(
+    framework: Framework, model: Any, replace: Replace | None = None, call_operation: CallOperation | None = None
+) -> Any:
+    """Return a copy of a model; see `ModelCopier`."""
+    return framework.copier(framework, replace or _plainly, call_operation).copy(model)
+
+
+def _plainly(layer: Any, name: str) -> None:
+    """Replace nothing."""
+
+
 class ModelCopier(ABC):
     """Copies one model: graphs are run through anew, every other layer is made again, with the layers it holds put in.
 
     Parameters
     ----------
+    framework : Framework
+        The model's Keras.
     replace : callable
         What comes in the place of which layer.
     call_operation : callable, optional
         How functional operations are called; by default as they are.
     """
 
-    def __init__(self, replace: Replace, call_operation: CallOperation | None = None) -> None:
+    def __init__(self, framework: Framework, replace: Replace, call_operation: CallOperation | None = None) -> None:
+        self.framework = framework
         self.replace = replace
         self.call_operation = call_operation
         self._copies: dict[int, Any] = {}
-
-    @abstractmethod
-    def is_graph(self, layer: Any) -> bool:
-        """Return whether a layer is a model that can be run through as a graph."""
-
-    @abstractmethod
-    def holds_layers(self, layer: Any) -> bool:
-        """Return whether a layer is of no known kind and holds others in attributes."""
 
     @abstractmethod
     def copy_graph(self, model: Any, prefix: str) -> Any:
@@ -136,10 +101,6 @@ class ModelCopier(ABC):
     @abstractmethod
     def copy_holding(self, layer: Any, prefix: str) -> Any:
         """Return a copy of a layer with copies of the layers it holds."""
-
-    @abstractmethod
-    def copy_plain(self, layer: Any, name: str) -> Any:
-        """Return a layer made again from its config, with the same weights."""
 
     def copy(self, layer: Any, name: str = "") -> Any:
         """Return the copy of a layer; the same one each time it is met.
@@ -157,14 +118,15 @@ class ModelCopier(ABC):
         replaced = self.replace(layer, name)
         if replaced is not None:
             return replaced
-        if self.is_graph(layer):
+        if self.framework.graph(layer) is not None:
             try:
                 return self.copy_graph(layer, name)
             except TrainableError:
                 raise
             except Exception as error:
                 raise ModelError(f"model {name or layer.name!r} can't be copied: {error}") from error
-        return self.copy_holding(layer, name) if self.holds_layers(layer) else self.copy_plain(layer, name)
+        holds_layers = self.framework.kind(layer) is None and any(True for _ in children(layer))
+        return self.copy_holding(layer, name) if holds_layers else self.framework.remade(layer, name)
 
     def copied_value(self, value: Any, name: str, held: Collection[int]) -> Any:
         """Return an attribute's value with copies of the layers in it.

@@ -1,17 +1,16 @@
-"""Which batch norms of a Keras model can be folded into the layer before them; neither Keras is imported here."""
+"""Batch-norm folding: the statistics go into the layer before, so that what is quantized is what is deployed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
-from numpy.typing import NDArray
+import numpy as np
 
 from trainable_core.backend import folding
-from trainable_core.recipe.plan import LayerKind
-from trainable_keras.graph import Call, Graph
-from trainable_keras.layers import KINDS
+from trainable_keras.framework import Framework
+from trainable_keras.graph import Call, Graph, children, layers_within
+from trainable_keras.layers import DEPTHWISE_KERNEL, KINDS
 
 KERNELS: dict[str, tuple[str, tuple[int, ...]]] = {
     "Dense": ("kernel", (-1,)),
@@ -23,67 +22,24 @@ KERNELS: dict[str, tuple[str, tuple[int, ...]]] = {
 """Kernel that takes a normalization over, and its axes of output channels, by class name."""
 
 
-class View(Protocol):
-    """What a Keras backend tells of its layers."""
-
-    def graph(self, layer: Any) -> Graph | None:
-        """Return a model's graph, None for what has none."""
-
-    def children(self, layer: Any) -> Iterable[tuple[str, Any]]:
-        """Return (name, layer) of the layers held in attributes."""
-
-    def kind(self, layer: Any) -> LayerKind | None:
-        """Return how a layer is quantized, None when its type is unknown."""
-
-    def is_layer(self, operation: Any) -> bool:
-        """Return whether it is a layer with variables of its own, not a functional operation."""
-
-    def is_batch_norm(self, layer: Any) -> bool:
-        """Return whether a layer is batch normalization."""
-
-    def stock(self, layer: Any) -> str:
-        """Return the class name of a layer of Keras's own, an empty string for a subclass."""
-
-    def is_linear(self, layer: Any) -> bool:
-        """Return whether nothing comes behind the layer's own bias."""
-
-    def shares_variables(self, layer: Any) -> bool:
-        """Return whether another layer has one of its variables too."""
-
-
-class ModelView:
-    """The `View` of one model that every Keras can give.
+class View:
+    """A model as folding looks at it.
 
     Parameters
     ----------
-    keras : module
-        The framework: its layers and activations.
-    layers : iterable of layer
-        Every layer of the model.
-    variables_of : callable
-        The variables that a layer made itself.
-    graph, children, kind, is_layer, stock : callable
-        See `View`.
+    framework : Framework
+        The model's Keras.
+    model : model
+        Only looked at.
     """
 
-    def __init__(
-        self,
-        keras: Any,
-        layers: Iterable[Any],
-        *,
-        variables_of: Callable[[Any], Sequence[Any]],
-        graph: Callable[[Any], Graph | None],
-        children: Callable[[Any], Iterable[tuple[str, Any]]],
-        kind: Callable[[Any], LayerKind | None],
-        is_layer: Callable[[Any], bool],
-        stock: Callable[[Any], str],
-    ) -> None:
-        self.graph, self.children, self.kind = graph, children, kind
-        self.is_layer, self.stock = is_layer, stock
-        self._keras = keras
+    def __init__(self, framework: Framework, model: Any) -> None:
+        self.graph, self.kind = framework.graph, framework.kind
+        self.is_layer, self.stock = framework.is_layer, framework.types.stock
+        self._keras = framework.module
         self._owners: dict[int, int] = {}
-        for layer in layers:
-            for variable in {id(each) for each in variables_of(layer)}:
+        for layer in layers_within(model):
+            for variable in {id(each) for each in framework.created_variables(layer)}:
                 self._owners[variable] = self._owners.get(variable, 0) + 1
 
     def is_batch_norm(self, layer: Any) -> bool:
@@ -121,15 +77,15 @@ class Folding:
     kept: dict[str, str] = field(default_factory=dict)
 
 
-def plan_folding(model: Any, view: View) -> Folding:
+def plan_folding(framework: Framework, model: Any) -> Folding:
     """Return which batch norms can be folded into the convolution or dense layer before them.
 
     Parameters
     ----------
+    framework : Framework
+        The model's Keras.
     model : model
         Only looked at.
-    view : View
-        The backend's.
 
     Notes
     -----
@@ -137,7 +93,7 @@ def plan_folding(model: Any, view: View) -> Folding:
     beta``, computed in float64. In inference the model's function stays; in training batch statistics are no longer
     used.
     """
-    found = Folding()
+    found, view = Folding(), View(framework, model)
     uses: dict[int, int] = {}
     _count(model, view, uses, set())
     _look(model, "", found, view, uses)
@@ -155,7 +111,7 @@ def _count(layer: Any, view: View, uses: dict[int, int], done: set[int]) -> None
             uses[id(call.operation)] = uses.get(id(call.operation), 0) + 1
         inside = [each for each in graph.operations if view.is_layer(each)]
     elif view.kind(layer) is None:
-        inside = [child for _, child in view.children(layer)]
+        inside = [child for _, child in children(layer)]
         for child in inside:
             uses[id(child)] = uses.get(id(child), 0) + 1
     else:
@@ -183,7 +139,7 @@ def _look(layer: Any, prefix: str, found: Folding, view: View, uses: dict[int, i
             found.gone.add(id(operation))
             found.folded[name] = f"{prefix}.{before.name}" if prefix else before.name
     elif view.kind(layer) is None:
-        for child_name, child in view.children(layer):
+        for child_name, child in children(layer):
             _look(child, f"{prefix}.{child_name}" if prefix else child_name, found, view, uses)
 
 
@@ -216,38 +172,35 @@ def _layer_before(graph: Graph, norm: Any, view: View, uses: dict[int, int]) -> 
     return (None, reason) if reason else (layer, "")
 
 
-def folded_copy(
-    layer: Any,
-    norm: Any,
-    copied: Any,
-    attribute: str,
-    *,
-    to_numpy: Callable[[Any], NDArray[Any]],
-    assign: Callable[[Any, NDArray[Any]], None],
-) -> Any:
-    """Return the copy of a layer after it took over a batch norm's work.
+def folded_copy(framework: Framework, layer: Any, norm: Any, name: str) -> Any:
+    """Return a copy of a layer that does its own work and a batch norm's.
 
     Parameters
     ----------
+    framework : Framework
+        The layer's Keras.
     layer : layer
         The layer, of a class in `KERNELS`; left as it is.
     norm : layer
         The batch norm.
-    copied : layer
-        A layer like `layer`, with a bias; its variables get their values here.
-    attribute : str
-        What the kernel is called.
-    to_numpy, assign : callable
-        Read a variable, and set one.
+    name : str
+        The layer's full name.
     """
-    axes = KERNELS[type(layer).__name__][1]
-    gamma, beta = (None if each is None else to_numpy(each) for each in (norm.gamma, norm.beta))
+    to_numpy, assign = framework.functions.to_numpy, framework.assign
+
+    def float64(variable: Any) -> Any:
+        return None if variable is None else to_numpy(variable).astype(np.float64)
+
+    attribute, axes = KERNELS[type(layer).__name__]
+    attribute = attribute if framework.types.find_weight(layer, attribute) is not None else DEPTHWISE_KERNEL
+    copied = framework.remade(layer, name, use_bias=True)
+    inverse_deviation = 1.0 / np.sqrt(float64(norm.moving_variance) + norm.epsilon)
     gain, shift = folding.gain_and_shift(
-        to_numpy(norm.moving_mean), to_numpy(norm.moving_variance), norm.epsilon, gamma, beta
+        float64(norm.moving_mean), inverse_deviation, float64(norm.gamma), float64(norm.beta)
     )
     kernel = getattr(layer, attribute)
     bias = layer.bias if layer.use_bias else None
-    folded = folding.fold(to_numpy(kernel), None if bias is None else to_numpy(bias), gain, shift, axes)
+    folded = folding.fold(float64(kernel), float64(bias), gain, shift, axes)
     values = {id(getattr(copied, attribute)): folded[0], id(copied.bias): folded[1]}
     others = [variable for variable in copied.variables if id(variable) not in values]
     kept = [variable for variable in layer.variables if variable is not kernel and variable is not bias]
@@ -257,3 +210,29 @@ def folded_copy(
         if id(variable) in values:
             assign(variable, values[id(variable)])
     return copied
+
+
+class PassingLayer:
+    """What stands in the place of a batch norm whose work is done by the layer before: passes everything on.
+
+    Each Keras's `FoldedBatchNormalization` is a layer of it that inherits this class.
+    """
+
+    def __init__(self, name: str | None = None, dtype: Any = None, trainable: bool = True) -> None:  # noqa: FBT001, FBT002 - Keras's words
+        make: Any = super().__init__
+        make(name=name, dtype=dtype, trainable=trainable)
+        self.supports_masking = True
+
+    def call(self, inputs: Any, training: Any = None, mask: Any = None) -> Any:  # noqa: ARG002 - as batch norm's
+        """Return the input."""
+        return inputs
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        """Return the input's own shape."""
+        return input_shape
+
+    def get_config(self) -> dict[str, Any]:
+        """Return name, dtype and whether the layer is trainable."""
+        inherited: Any = super()
+        config: dict[str, Any] = inherited.get_config()
+        return config

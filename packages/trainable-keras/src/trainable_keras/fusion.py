@@ -1,8 +1,8 @@
 """Fake quantization in one pass over memory on TensorFlow: XLA compiles the elementwise functions of `tensor_ops`.
 
 TensorFlow runs the plain expression operation by operation, and each writes a tensor of the input's size. Compiled
-they are one loop. The same bits come out (`tests/fusion_laws.py` looks next to every tie): XLA rounds as often as the
-expression says, since it contracts no product that is used twice, and a function of its own has no neighbours to be
+they are one loop. The same bits come out (`tests/keras/test_fusion.py` looks next to every tie): XLA rounds as often as
+the expression says, since it contracts no product that is used twice, and a function of its own has no neighbours to be
 fused with. Sums are left to TensorFlow: XLA's, in order on a CPU, are slower and two to five times as far off.
 
 Compiling costs tens of milliseconds for each shape, so small tensors run the plain expression, and so do tensors whose

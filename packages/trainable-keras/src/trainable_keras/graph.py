@@ -1,11 +1,12 @@
-"""The calls of a functional Keras model as a graph: what follows what. Neither Keras is imported here.
+"""What is inside a Keras model: its layers, and the calls of a functional model as a graph.
 
-A Keras backend reads its framework's private nodes into `Call`s; what is asked of the graph is asked here.
+Each Keras keeps a model's nodes in other private attributes and reads them into `Call`s; what is asked of the graph is
+asked here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,10 @@ PASSING = frozenset(
     {"Dropout", "SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D", "GaussianDropout", "Identity"}
 )
 """Layer types that pass their input on in inference."""
+
+
+_ACCOUNTS = ("_self_", "_obj_reference")
+"""Beginnings of the attributes that Keras and TensorFlow keep their own account in."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,3 +97,54 @@ class Graph:
         while user is not None and (id(user.operation) in gone or type(user.operation).__name__ in PASSING):
             user = self.only_user(user)
         return user is not None and op_of(user.operation) == "activation"
+
+
+def layers_within(layer: Any) -> list[Any]:
+    """Return a layer and all layers inside it, each once."""
+    found = layer._flatten_layers(include_self=True, recursive=True)  # noqa: SLF001 - both Kerases have it, and no public one
+    return list({id(each): each for each in found}.values())
+
+
+def direct_layers(layer: Any) -> list[Any]:
+    """Return the layers that a layer holds itself."""
+    return list(layer._flatten_layers(include_self=False, recursive=False))  # noqa: SLF001 - as above
+
+
+def attributes(layer: Any) -> list[tuple[str, Any]]:
+    """Return a layer's attributes without those of Keras's and TensorFlow's own account."""
+    return [
+        (name, value) for name, value in vars(layer).items() if name != "_layers" and not name.startswith(_ACCOUNTS)
+    ]
+
+
+def layers_in(value: Any, name: str, held: Collection[int]) -> Iterator[tuple[str, Any]]:
+    """Yield (name, layer) of the layers in an attribute's value; names lead into lists and dictionaries.
+
+    Parameters
+    ----------
+    value : object
+        The attribute's value.
+    name : str
+        The attribute's name.
+    held : collection of int
+        ``id`` of each layer that counts.
+    """
+    if id(value) in held:
+        yield name, value
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            yield from layers_in(item, f"{name}.{index}", held)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from layers_in(item, f"{name}.{key}", held)
+
+
+def children(layer: Any) -> Iterator[tuple[str, Any]]:
+    """Yield (name, layer) of the layers that a layer holds in attributes, each once."""
+    held = {id(each) for each in direct_layers(layer)}
+    done: set[int] = set()
+    for attribute, value in attributes(layer):
+        for name, each in layers_in(value, attribute, held):
+            if id(each) not in done:
+                done.add(id(each))
+                yield name, each

@@ -1,67 +1,35 @@
-"""From a quantizer's variables to the grid, on the tensors of any framework that has NumPy's functions.
-
-The same float32 operations as `qparams`, with gradients. A backend names the functions once, in a `Functions`; no
-framework is imported here.
-"""
+"""From a quantizer's variables to the grid, on tensors: the float32 operations of core's `qparams`, with gradients."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import ClassVar, Generic, TypeVar
 
 from trainable_core import qparams
-from trainable_core.backend.grid import GridNumbers
+from trainable_core.backend.grid import GridNumbers, ends
 from trainable_core.validation import MAX_THRESHOLD
-
-Tensor = Any
-Function = Callable[..., Tensor]
+from trainable_keras.functions import Function, Functions, Tensor
 
 _MANTISSA, _EXPONENT = 0x007FFFFF, 0x7F800000
 """Bits of a positive float32: adding the first and keeping the second rounds up to a power of two."""
 
+End = Tensor | float
+"""A grid's end: a number or a tensor."""
+
+
+class Grid(GridNumbers):
+    """The numbers a tensor is fake-quantized with; see `trainable_core.backend.grid.GridNumbers`."""
+
+    functions: ClassVar[Functions]
+
+    @property
+    def ends(self) -> tuple[End, End]:
+        """First and last code counted from zero: plain numbers on a centered grid, else tensors."""
+        zero_point = self.functions.stop_gradient(self.zero_point)
+        return ends(zero_point, self.quant_min, self.quant_max, centered=self.centered)
+
 
 G = TypeVar("G", bound=GridNumbers)
-
-
-@dataclass(frozen=True)
-class Functions:
-    """A framework's functions on float32 tensors; each does what NumPy's of that name does.
-
-    Parameters
-    ----------
-    maximum, minimum, where, isnan, isfinite, round, zeros_like, stack : callable
-        NumPy's.
-    all_of, any_of, bits_and : callable
-        ``logical_and``, ``logical_or``, and ``bitwise_and`` of int32 bits with a Python integer.
-    number : callable
-        Returns a Python float as a float32 tensor.
-    float_bits, bits_float : callable
-        Between float32 tensors and their bits as int32.
-    divide_by : callable
-        ``x / number``, correctly rounded in every compiler, for `x` >= 0.
-    with_gradient : callable
-        ``with_gradient(forward, backward)``: `forward` with a gradient of its own, which is ``backward(upstream,
-        output, *arguments)``.
-    """
-
-    maximum: Function
-    minimum: Function
-    where: Function
-    isnan: Function
-    isfinite: Function
-    round: Function
-    zeros_like: Function
-    stack: Function
-    all_of: Function
-    any_of: Function
-    bits_and: Function
-    number: Function
-    float_bits: Function
-    bits_float: Function
-    divide_by: Function
-    with_gradient: Callable[[Function, Function], Function]
 
 
 class GridMaker(Generic[G]):

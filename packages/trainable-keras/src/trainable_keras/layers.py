@@ -1,6 +1,6 @@
 """What Keras layers are, by class name: op kind, quantizable weights with their channel axes, tensor arguments.
 
-Keras 2 and Keras 3 are two frameworks with one vocabulary; both backends read this table, and neither is imported here.
+Keras 2 and Keras 3 are two frameworks with one vocabulary; both read this table.
 Keras keeps output channels last: ``HWIO`` where PyTorch has ``OIHW``. Dots in a weight's name lead into sublayers,
 negative axes count from the end, and an input whose name ends with `LIST` is a list of tensors.
 """
@@ -11,12 +11,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from trainable_core.errors import ModelError, UnsupportedConfigError
-from trainable_core.recipe import plan
-from trainable_core.recipe.plan import LayerInfo, LayerKind, declared_kind
+from trainable_core.errors import InvalidArgumentError, ModelError, UnsupportedConfigError
+from trainable_core.recipe import layers
+from trainable_core.recipe.layers import LayerInfo, LayerKind, declared_kind
 
 LIST = "[]"
 """Mark of an input that is a list of tensors, such as that of Add."""
+
+DEPTHWISE_KERNEL = "depthwise_kernel"
+"""What Keras 2 calls the kernel of a depthwise convolution, which is ``kernel`` in Keras 3."""
 
 
 def _attention(inputs: tuple[str, ...]) -> LayerKind:
@@ -129,10 +132,12 @@ class LayerTypes:
     ----------
     layers : module
         Its ``keras.layers``.
+    variable : type
+        Class of its variables.
     """
 
-    def __init__(self, layers: Any) -> None:
-        self._layers = layers
+    def __init__(self, layers: Any, variable: type) -> None:
+        self._layers, self._variable = layers, variable
         self._registered: dict[type, LayerKind] = {}
 
     def register(self, cls: Any, op: str, weights: Mapping[str, int] | None, inputs: tuple[str, ...]) -> None:
@@ -140,11 +145,11 @@ class LayerTypes:
 
         Raises
         ------
-        UnsupportedConfigError
-            When `cls` is no layer type, the op kind is unknown, or an axis or a name is not one.
+        InvalidArgumentError
+            When `cls` is not a layer type, the op kind is unknown, or an axis or a name is not one.
         """
         if not (isinstance(cls, type) and issubclass(cls, self._layers.Layer)):
-            raise UnsupportedConfigError("register_layer", f"{cls!r} is not a subclass of keras.layers.Layer")
+            raise InvalidArgumentError("register_layer", f"{cls!r} is not a subclass of keras.layers.Layer")
         self._registered[cls] = declared_kind(op, weights, inputs)
 
     def stock(self, layer: Any) -> str:
@@ -174,6 +179,12 @@ class LayerTypes:
             return replace(kind, inputs=tuple(f"{name}.{index}" for index in range(len(shapes))))
         return kind
 
+    def find_weight(self, layer: Any, attribute: str) -> Any | None:
+        """Return the variable that an attribute path of a layer leads to, None when it leads to none."""
+        owner, name = weight_path(layer, attribute)[-1]
+        found = getattr(owner, name, None)
+        return found if isinstance(found, self._variable) else None
+
 
 def weight_path(layer: Any, attribute: str) -> list[tuple[Any, str]]:
     """Return (owner, attribute) for each step of an attribute path: the last is the weight's owner and its name.
@@ -187,23 +198,6 @@ def weight_path(layer: Any, attribute: str) -> list[tuple[Any, str]]:
         steps.append((owner, name))
         owner = getattr(owner, name, None)
     return steps
-
-
-def find_weight(layer: Any, attribute: str, variable: type) -> Any | None:
-    """Return the variable that an attribute path of a layer leads to, None when it leads to none.
-
-    Parameters
-    ----------
-    layer : layer
-        The layer.
-    attribute : str
-        Dots lead into sublayers.
-    variable : type
-        Class of the framework's variables.
-    """
-    owner, name = weight_path(layer, attribute)[-1]
-    found = getattr(owner, name, None)
-    return found if isinstance(found, variable) else None
 
 
 def layer_info(name: str, layer: Any, kind: LayerKind, find: Callable[[Any, str], Any | None]) -> LayerInfo:
@@ -234,4 +228,4 @@ def layer_info(name: str, layer: Any, kind: LayerKind, find: Callable[[Any, str]
         weight = find(layer, attribute)
         return None if weight is None else tuple(weight.shape)
 
-    return plan.layer_info(name, layer, kind, shape_of)
+    return layers.layer_info(name, layer, kind, shape_of)

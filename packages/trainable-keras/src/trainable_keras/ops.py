@@ -1,53 +1,25 @@
-"""Fake quantization with ties up, on the tensors of any framework that has NumPy's functions, and two ways back.
+"""Fake quantization with ties up, on tensors, with the gradients of STE and of LSQ.
 
 One forward formula, that of `trainable_core.reference.affine`: ``clip(floor(v) + (v - floor(v) >= 0.5), low, high) *
 scale`` with ``v = x * (1 / scale)`` and the grid's ends counted from zero. Infinities saturate to their own side, and
-NaN stays NaN. A backend names the functions in a `Functions`; no framework is imported here.
+NaN stays NaN.
+
+TensorFlow's ``fake_quant`` kernels add 0.5 to a shifted value instead, so next to a tie they may give the neighbouring
+code: measured on 2,100,000 values, at most ``0.95 * 2**n_bits * 2**-24`` steps from it.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
 from typing import Any
 
 from trainable_core.backend.grid import GridNumbers, ends
 from trainable_core.reference import lsq
-from trainable_keras import grid as tensor_grid
-from trainable_keras.grid import Function, Tensor
+from trainable_keras.functions import Function, Functions, Tensor
 
 HALF = 0.5
 """Distance of a tie from the codes on either side."""
-
-
-@dataclass(frozen=True)
-class Functions(tensor_grid.Functions):
-    """What `HalfUp` needs of a framework beside what grids are made with.
-
-    Parameters
-    ----------
-    floor, cast, stop_gradient, sum, rsqrt : callable
-        NumPy's or Keras's functions of that name; `sum` takes ``axis`` and ``keepdims``.
-    size : callable
-        Number of a tensor's elements: an int, or a float32 tensor where a dimension is not known yet.
-    reciprocal : callable
-        ``1 / x``, correctly rounded in every compiler.
-    steps_of : callable
-        ``steps_of(x, scale, quant_min, quant_max, centered=...)`` returns ``x / scale`` for comparisons with the ends.
-    fused : callable
-        ``fused(plain, compiled)`` returns a function of the same values, in one pass over memory where it can.
-    """
-
-    floor: Function
-    cast: Function
-    stop_gradient: Function
-    sum: Function
-    rsqrt: Function
-    size: Function
-    reciprocal: Function
-    steps_of: Function
-    fused: Function
 
 
 class HalfUp:

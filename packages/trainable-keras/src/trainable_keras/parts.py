@@ -1,21 +1,18 @@
-"""What a Keras quantization wrapper and a holder are beside layers; neither Keras is imported here.
-
-Each backend's wrapper and holder are layers of its Keras and inherit these classes for what doesn't depend on which.
-"""
+"""What the quantization wrapper and the holder of either Keras are beside layers of it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from trainable_core.backend.description import Description, DescriptionRow, describe_quantizer
+from trainable_core.backend.building import require_quantizer
 from trainable_core.calibration import Observer
-from trainable_core.documents.model import plan_document, plan_from_document
-from trainable_core.documents.saved_quantizer import quantizer_document, quantizer_from_document
+from trainable_core.documents.plan import plan_document, plan_from_document
+from trainable_core.documents.quantizer import quantizer_document, quantizer_from_document
 from trainable_core.enums import QuantizationMethod, QuantizationTarget
-from trainable_core.errors import CalibrationError, ModelError, UnsupportedConfigError
+from trainable_core.errors import CalibrationError, InvalidArgumentError, ModelError
 from trainable_core.quantizer import BaseTrainableQuantizer
-from trainable_core.recipe.plan import LayerPlan, WrappedState, require_quantizer
+from trainable_core.recipe.plan import LayerPlan
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -142,12 +139,12 @@ class KerasWrapper(KerasPart):
 
         Raises
         ------
-        UnsupportedConfigError
+        InvalidArgumentError
             When there is none.
         """
         found = cls.find_weight(layer, attribute)
         if found is None:
-            raise UnsupportedConfigError("QuantizationWrapper", f"the layer has no weight {attribute!r}")
+            raise InvalidArgumentError("QuantizationWrapper", f"the layer has no weight {attribute!r}")
         return found
 
     @classmethod
@@ -167,7 +164,7 @@ class KerasWrapper(KerasPart):
         ------
         ModelError
             When it is no layer, or not built.
-        UnsupportedConfigError
+        InvalidArgumentError
             When the quantizers are no mapping from its weights to quantizers of weights.
         """
         if not isinstance(layer, layer_class):
@@ -176,10 +173,10 @@ class KerasWrapper(KerasPart):
             raise ModelError(f"layer {layer.name!r} is not built", "build the model, or call it once with an example.")
         if not isinstance(weights_quantizers, Mapping):
             problem = f"weights_quantizers must be a mapping, got {type(weights_quantizers).__name__}"
-            raise UnsupportedConfigError("QuantizationWrapper", problem)
+            raise InvalidArgumentError("QuantizationWrapper", problem)
         if not all(isinstance(attribute, str) for attribute in weights_quantizers):
             problem = f"weights_quantizers must be keyed by str, got {list(weights_quantizers)}"
-            raise UnsupportedConfigError("QuantizationWrapper", problem)
+            raise InvalidArgumentError("QuantizationWrapper", problem)
         for attribute, quantizer in weights_quantizers.items():
             require_quantizer(quantizer, QuantizationTarget.Weights, f"QuantizationWrapper: {attribute!r}")
             cls.weight_of(layer, attribute)
@@ -297,6 +294,10 @@ class KerasWrapper(KerasPart):
         )
         return wrapper.keep_noted(config)
 
+    def around(self: W, layer: Any) -> W:  # noqa: PYI019 - Self is not in Python 3.10
+        """Return a wrapper with equal quantizers around another layer, such as a copy of this one's."""
+        return self.of_config(self.own_config(), layer)
+
 
 def _held(value: Any, item: str, holder: Any, training: Any) -> Any:
     """Return an argument quantized, or a list with one of its items quantized."""
@@ -318,42 +319,6 @@ def parts_among(layers: Sequence[Any]) -> list[Any]:
     return [each for each in parts if id(each) not in inside]
 
 
-def _holders_of(part: KerasPart) -> list[KerasHolder]:
+def holders_of(part: KerasPart) -> list[KerasHolder]:
+    """Return the holders of a wrapper, or a holder itself."""
     return part.holders if isinstance(part, KerasWrapper) else [part] if isinstance(part, KerasHolder) else []
-
-
-def _rows(parts: Sequence[KerasPart]) -> Iterator[DescriptionRow]:
-    for part in parts:
-        plan = part.plan
-        assert plan is not None  # noqa: S101 - `wrap` puts a plan on every part
-        if isinstance(part, KerasWrapper):
-            for attribute, quantizer in part.weights_quantizers.items():
-                yield describe_quantizer(plan.layer, attribute, plan.weights[attribute], quantizer)
-        for holder in _holders_of(part):
-            assert plan.activation is not None  # noqa: S101 - there is a holder, so there was a plan for it
-            yield describe_quantizer(plan.layer, holder.tensor, plan.activation, holder.activation_holder_quantizer)
-
-
-def describe_parts(parts: Sequence[Any], state: WrappedState) -> Description:
-    """Return the description of a wrapped model.
-
-    Parameters
-    ----------
-    parts : sequence of KerasWrapper and KerasHolder
-        What `parts_among` returned.
-    state : WrappedState
-        What `wrap` noted.
-    """
-    return Description(tuple(_rows(parts)), dict(state.left_out), dict(state.folded), finalized=state.finalized)
-
-
-def deployed_among(parts: Sequence[Any]) -> dict[str, Any]:
-    """Return the inferable quantizers of a model's parts by the name of their tensor."""
-    found: dict[str, Any] = {}
-    for part in parts:
-        assert part.plan is not None  # noqa: S101 - `wrap` puts a plan on every part
-        name = part.plan.layer.name
-        if isinstance(part, KerasWrapper):
-            found |= {f"{name}.{attribute}": q for attribute, q in part.weights_quantizers.items()}
-        found |= {f"{name}: {holder.tensor}": holder.activation_holder_quantizer for holder in _holders_of(part)}
-    return {name: q for name, q in found.items() if not isinstance(q, BaseTrainableQuantizer)}

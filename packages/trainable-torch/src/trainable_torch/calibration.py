@@ -1,19 +1,20 @@
-"""From seen values to thresholds: one pass over the batches, then all quantizers at once."""
+"""From seen values to thresholds: what core's calibration loop needs of PyTorch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, distributed, nn
 from tqdm.auto import tqdm
 
 from trainable_core.calibration import Observer
-from trainable_core.calibration.batches import check_batches, feed, inputs_of, waiting_quantizers
-from trainable_core.calibration.quantizers import Params, activation_params, set_all, weights_params
-from trainable_core.errors import CalibrationError, QuantizerStateError
+from trainable_core.calibration.batches import inputs_of
+from trainable_core.calibration.model import ModelCalibration
+from trainable_core.errors import CalibrationError
 from trainable_torch.holder import ActivationQuantizationHolder
 from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer
 from trainable_torch.ranks import require_whole, world_size
@@ -69,28 +70,80 @@ def calibrate(
     state = state_of(qmodel)
     require_whole(qmodel, "calibrate")
     _leave_meta(qmodel)
-    if state.finalized:
-        raise QuantizerStateError(type(qmodel).__name__, "it is finalized; its quantizers don't change any more")
-    quantizers = [module for module in qmodel.modules() if isinstance(module, BasePytorchTrainableQuantizer)]
-    waiting = waiting_quantizers(quantizers, type(qmodel).__name__, force=force)
-    new: list[tuple[BasePytorchTrainableQuantizer, Params]] = []
-    spec = state.recipe.calibration
-    holders = {name: holder for name, holder in _holders(qmodel) if id(holder.trainable_quantizer) in waiting}
-    if holders:
-        observers = _observe(qmodel, holders, batches, forward, progress=progress)
-        for name, holder in holders.items():
-            quantizer = holder.trainable_quantizer
-            assert quantizer is not None  # noqa: S101 - that is how `holders` was chosen
-            new.append((quantizer, activation_params(quantizer, observers[name], spec)))
-    done: set[int] = set()
-    for wrapper in _wrappers(qmodel):
-        for _, weight, quantizer in wrapper.get_weights_vars():
-            if id(quantizer) in waiting and id(quantizer) not in done:
-                done.add(id(quantizer))
-                values = weight.detach().to("cpu", torch.float32).numpy()
-                new.append((quantizer, weights_params(quantizer, values, spec)))
-    set_all(new)
+    TorchCalibration(qmodel, state).run(
+        batches,
+        forward,
+        force=force,
+        show_progress=lambda shown: tqdm(
+            shown, desc="calibrate", disable=None if progress is None else not progress, leave=False
+        ),
+    )
     return qmodel
+
+
+class TorchCalibration(ModelCalibration):
+    """What core's loop asks of PyTorch."""
+
+    model: nn.Module
+
+    def quantizers(self) -> list[BasePytorchTrainableQuantizer]:
+        """Return the model's trainable quantizers."""
+        return [module for module in self.model.modules() if isinstance(module, BasePytorchTrainableQuantizer)]
+
+    def holders(self) -> list[ActivationQuantizationHolder]:
+        """Return the model's holders."""
+        return [module for module in self.model.modules() if isinstance(module, ActivationQuantizationHolder)]
+
+    def weights(self) -> Iterator[tuple[Tensor, Any]]:
+        """Yield each quantized weight with its quantizer."""
+        for wrapper in _wrappers(self.model):
+            for _, weight, quantizer in wrapper.get_weights_vars():
+                yield weight, quantizer
+
+    def to_numpy(self, weight: Tensor) -> NDArray[Any]:
+        """Return a weight's values."""
+        values: NDArray[Any] = weight.detach().to("cpu", torch.float32).numpy()
+        return values
+
+    def is_tensor(self, batches: Any) -> bool:
+        """Return whether this is one batch."""
+        return isinstance(batches, Tensor)
+
+    def call(self, batch: Any) -> Any:
+        """Call the model with a batch: a mapping is its keyword arguments."""
+        return self.model(**batch) if isinstance(batch, Mapping) else self.model(inputs_of(batch))
+
+    def observe(self, holders: Sequence[Any], batches: Iterable[Any], call: Callable[[Any], Any]) -> Sequence[Observer]:
+        """Return what each holder sees on all ranks of a distributed job together."""
+        try:
+            observers = super().observe(holders, batches, call)
+        except Exception as error:
+            _all_ranks(f"{type(error).__name__}: {error}")  # the others wait to hear what this one saw
+            raise
+        return _over_ranks(observers)
+
+    @contextmanager
+    def observing(self, observers: Mapping[Any, Observer]) -> Iterator[None]:
+        """Let the holders show what reaches them to the observers, in eval mode and with float weights."""
+        wrappers = _wrappers(self.model)
+        # a wrapper's layer is no child of the model
+        layers = [wrapper.layer for wrapper in wrappers if isinstance(wrapper.layer, nn.Module)]
+        modes = {module: module.training for module in [*self.model.modules(), *layers]}
+        try:
+            self.model.eval()
+            for wrapper in wrappers:
+                wrapper.quantizes_weights = False
+            for holder, observer in observers.items():
+                holder.observer = observer
+            with torch.no_grad():
+                yield
+        finally:
+            for holder in observers:
+                holder.observer = None
+            for wrapper in wrappers:
+                wrapper.quantizes_weights = True
+            for module, mode in modes.items():
+                module.training = mode
 
 
 def _leave_meta(qmodel: nn.Module) -> None:
@@ -120,32 +173,6 @@ def _wrappers(model: nn.Module) -> list[QuantizationWrapper]:
     return [module for module in model.modules() if isinstance(module, QuantizationWrapper)]
 
 
-def _holders(model: nn.Module) -> list[tuple[str, ActivationQuantizationHolder]]:
-    return [
-        (name, module) for name, module in model.named_modules() if isinstance(module, ActivationQuantizationHolder)
-    ]
-
-
-def _observe(
-    qmodel: nn.Module,
-    holders: Mapping[str, ActivationQuantizationHolder],
-    batches: Any,
-    forward: Callable[[nn.Module, Any], Any] | None,
-    *,
-    progress: bool | None,
-) -> dict[str, Observer]:
-    check_batches(batches, forward, len(holders), single=isinstance(batches, Tensor))
-    observers = {name: Observer() for name in holders}
-    try:
-        with observing(qmodel, {holders[name]: observer for name, observer in observers.items()}):
-            shown = tqdm(batches, desc="calibrate", disable=None if progress is None else not progress, leave=False)
-            feed(shown, lambda batch: (forward or _call)(qmodel, batch))
-    except Exception as error:
-        _all_ranks(f"{type(error).__name__}: {error}")  # the others wait to hear what this one saw
-        raise
-    return _over_ranks(observers)
-
-
 def _all_ranks(told: Any) -> list[Any]:
     """Return what every rank of a distributed job tells, in their order."""
     if world_size() == 1:
@@ -155,47 +182,18 @@ def _all_ranks(told: Any) -> list[Any]:
     return answers
 
 
-def _over_ranks(observers: dict[str, Observer]) -> dict[str, Observer]:
+def _over_ranks(observers: Sequence[Observer]) -> Sequence[Observer]:
     """Return what all ranks of a distributed job saw together, so that every rank sets the same thresholds."""
     if world_size() == 1:
         return observers
-    states = _all_ranks({name: observer.state() for name, observer in observers.items()})
+    states = _all_ranks([observer.state() for observer in observers])
     for rank, state in enumerate(states):
         if isinstance(state, str):
             raise CalibrationError("calibrate", f"rank {rank} failed with {state}")
-    merged = {}
-    for name in observers:
-        merged[name], *others = (Observer.from_state(state[name]) for state in states)
+    merged = []
+    for seen in zip(*states, strict=True):
+        first, *others = map(Observer.from_state, seen)
         for other in others:
-            merged[name].merge(other)
+            first.merge(other)
+        merged.append(first)
     return merged
-
-
-def _call(model: nn.Module, batch: Any) -> Any:
-    if isinstance(batch, Mapping):
-        return model(**batch)
-    return model(inputs_of(batch))
-
-
-@contextmanager
-def observing(qmodel: nn.Module, observers: Mapping[ActivationQuantizationHolder, Observer]) -> Iterator[None]:
-    """Let holders see and pass on what comes, with float weights, in eval mode; everything is put back afterwards."""
-    wrappers = _wrappers(qmodel)
-    layers = [wrapper.layer for wrapper in wrappers if isinstance(wrapper.layer, nn.Module)]  # no children of the model
-    modes = {module: module.training for module in [*qmodel.modules(), *layers]}
-    passing = [holder for _, holder in _holders(qmodel)]
-    try:
-        qmodel.eval()
-        for wrapper in wrappers:
-            wrapper.quantizes_weights = False
-        for holder in passing:
-            holder.observer = observers.get(holder, Observer())
-        with torch.no_grad():
-            yield
-    finally:
-        for holder in passing:
-            holder.observer = None
-        for wrapper in wrappers:
-            wrapper.quantizes_weights = True
-        for module, mode in modes.items():
-            module.training = mode

@@ -6,7 +6,7 @@ import copy
 
 from torch import nn
 
-from trainable_core.recipe.plan import require_calibrated
+from trainable_core.backend.building import require_calibrated
 from trainable_torch.holder import ActivationQuantizationHolder
 from trainable_torch.ranks import require_whole
 from trainable_torch.training import quantizers_of

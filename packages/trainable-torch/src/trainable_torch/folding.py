@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from trainable_core.backend.folding import fold, gain_and_shift
 from trainable_torch.layers import kind_of
 from trainable_torch.tracing import traced_parts
 
@@ -106,21 +107,17 @@ def _layer_before(
 
 @torch.no_grad()
 def _fold(layer: Any, norm: Any) -> None:
-    mean, variance = norm.running_mean.double(), norm.running_var.double()
-    gain = (variance + norm.eps).rsqrt()
-    shift = -mean * gain
-    if norm.affine:
-        gain, shift = gain * norm.weight.double(), shift * norm.weight.double() + norm.bias.double()
-    weight = layer.weight
+    gamma, beta = (norm.weight.double(), norm.bias.double()) if norm.affine else (None, None)
+    inverse_deviation = (norm.running_var.double() + norm.eps).rsqrt()
+    gain, shift = gain_and_shift(norm.running_mean.double(), inverse_deviation, gamma, beta)
+    weight, kernel = layer.weight, layer.weight.double()
+    axes: tuple[int, ...] = (0,)
     if isinstance(layer, _TRANSPOSED):
         # (in, out / groups, ...): output channel g * (out / groups) + j is row block g, column j
-        grouped = weight.double().reshape(layer.groups, weight.shape[0] // layer.groups, *weight.shape[1:])
-        factor = gain.reshape(layer.groups, 1, weight.shape[1], *[1] * (weight.dim() - 2))
-        scaled = (grouped * factor).reshape(weight.shape)
-    else:
-        scaled = weight.double() * gain.reshape(-1, *[1] * (weight.dim() - 1))
-    bias = shift if layer.bias is None else layer.bias.double() * gain + shift
-    weight.copy_(scaled.to(weight.dtype))
+        kernel = kernel.reshape(layer.groups, weight.shape[0] // layer.groups, *weight.shape[1:])
+        axes = (0, 2)
+    scaled, bias = fold(kernel, None if layer.bias is None else layer.bias.double(), gain, shift, axes)
+    weight.copy_(scaled.reshape(weight.shape).to(weight.dtype))
     if layer.bias is None:
         layer.bias = nn.Parameter(bias.to(weight.dtype), requires_grad=weight.requires_grad)
     else:

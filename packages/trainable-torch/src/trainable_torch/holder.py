@@ -8,10 +8,10 @@ import torch
 from mct_quantizers import PytorchActivationQuantizationHolder
 from torch import Tensor, nn
 
+from trainable_core.backend.building import require_quantizer
 from trainable_core.calibration import Observer
 from trainable_core.enums import QuantizationTarget
 from trainable_core.errors import CalibrationError
-from trainable_core.recipe.plan import require_quantizer
 from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer
 
 

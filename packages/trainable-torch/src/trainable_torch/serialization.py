@@ -15,17 +15,23 @@ import torch
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
-from trainable_core.documents.model import as_path, write_atomically
-from trainable_core.errors import DocumentError, DocumentVersionError, ModelError, TrainableError
-from trainable_core.recipe.document import QuantizationRecipe
+from trainable_core.documents.files import as_path, check_header, write_atomically
+from trainable_core.documents.model import (
+    KINDS,
+    SCHEMA_VERSION,
+    check_shapes,
+    freeze_quantizers,
+    header_of,
+    placeholder,
+    recipe_of,
+)
+from trainable_core.errors import DocumentError, ModelError, TrainableError
 from trainable_torch.finalized import finalize
-from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer
 from trainable_torch.ranks import require_whole
 from trainable_torch.training import quantizers_of
 from trainable_torch.wrapping import state_of, wrap
 
 FORMAT = "trainable-torch"
-SCHEMA_VERSION = 1
 DIGEST = "sha256"
 
 
@@ -69,17 +75,8 @@ def save(qmodel: nn.Module, path: str | PathLike[str]) -> None:
         else:
             first[identity] = name
             tensors[name] = value.detach().to("cpu").contiguous().clone()
-    quantizers = quantizers_of(qmodel)
-    metadata = {
-        "format": FORMAT,
-        "schema_version": SCHEMA_VERSION,
-        "recipe": state.recipe.model_dump(mode="json", exclude_unset=True),
-        "aliases": aliases,
-        "frozen": [name for name, quantizer in quantizers.items() if quantizer.freeze_quant_params],
-        "finalized": state.finalized,
-        "training": qmodel.training,
-    }
-    text = json.dumps(metadata)
+    header = header_of(FORMAT, state, quantizers_of(qmodel))
+    text = json.dumps({**header, "aliases": aliases, "training": qmodel.training})
     try:
         content = to_bytes(tensors, {FORMAT: text, DIGEST: digest(text, tensors)})
     except KeyError as error:
@@ -125,21 +122,17 @@ def load(path: str | PathLike[str], model: nn.Module) -> nn.Module:
     metadata, tensors = _read(as_path(path))
     if not isinstance(model, nn.Module):
         raise ModelError(f"load needs the float torch.nn.Module, got {type(model).__name__}")
+    recipe = recipe_of(path, metadata)
     try:
-        recipe = QuantizationRecipe.model_validate(metadata["recipe"])
         qmodel = wrap(model, recipe)
-    except pydantic.ValidationError as error:
+    except pydantic.ValidationError as error:  # its rules add up to a config that is refused
         raise DocumentError(path, f"its recipe is damaged: {error}") from error
     if metadata["finalized"]:
         for quantizer in quantizers_of(qmodel).values():
-            _placeholder(quantizer)
+            placeholder(quantizer)
         qmodel = finalize(qmodel)
     _fill(path, qmodel, tensors)
-    quantizers = quantizers_of(qmodel)
-    for name in metadata["frozen"]:
-        if name not in quantizers:
-            raise DocumentError(path, f"it freezes {name!r}, which this model doesn't have")
-        quantizers[name].freeze()
+    freeze_quantizers(path, metadata["frozen"], quantizers_of(qmodel))
     return qmodel.train(metadata["training"])
 
 
@@ -151,13 +144,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             if text is None:
                 raise DocumentError(path, "a safetensors file, but not written by trainable_torch.save")
             metadata = json.loads(text)
-            version = metadata.get("schema_version") if isinstance(metadata, dict) else None
-            if version != SCHEMA_VERSION or isinstance(version, bool):
-                raise DocumentVersionError(path, version, [SCHEMA_VERSION])
-            kinds = {"recipe": dict, "aliases": dict, "frozen": list, "finalized": bool, "training": bool}
-            for key, kind in kinds.items():
-                if not isinstance(metadata.get(key), kind):
-                    raise DocumentError(path, f"its header has no {key!r}")
+            check_header(path, metadata, FORMAT, SCHEMA_VERSION, {**KINDS, "aliases": dict, "training": bool})
             if not all(isinstance(name, str) for name in [*metadata["aliases"].values(), *metadata["frozen"]]):
                 raise DocumentError(path, "its header has 'aliases' or 'frozen' that are no names")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - the file is no mapping
@@ -178,17 +165,9 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 def _fill(path: Any, qmodel: nn.Module, tensors: dict[str, Tensor]) -> None:
     wanted = qmodel.state_dict()
-    missing, foreign = sorted(set(wanted) - set(tensors)), sorted(set(tensors) - set(wanted))
-    if missing or foreign:
-        raise DocumentError(
-            path,
-            f"it is for another architecture; missing: {', '.join(missing) or 'none'}; "
-            f"unknown: {', '.join(foreign) or 'none'}",
-        )
+    check_shapes(path, _shapes(wanted), _shapes(tensors))
     for name, value in wanted.items():
         found = tensors[name]
-        if found.shape != value.shape:
-            raise DocumentError(path, f"{name!r} has shape {tuple(found.shape)}, this model's has {tuple(value.shape)}")
         if found.dtype != value.dtype:
             problem = f"{name!r} is {found.dtype}, this model's is {value.dtype}"
             raise DocumentError(path, problem, "cast the model before loading, as in model.to(torch.bfloat16).")
@@ -198,10 +177,5 @@ def _fill(path: Any, qmodel: nn.Module, tensors: dict[str, Tensor]) -> None:
         raise DocumentError(path, f"its tensors don't fit: {error}") from error
 
 
-def _placeholder(quantizer: BasePytorchTrainableQuantizer) -> None:
-    """Give a quantizer some numbers so that it converts; the file's replace them."""
-    with torch.no_grad():
-        for width in quantizer.widths:
-            for key, variable in quantizer.grid_variables(width).items():
-                variable.fill_(-1.0 if key == "range_min" else 1.0)
-    quantizer.calibrated = True
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}

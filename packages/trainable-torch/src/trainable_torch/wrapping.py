@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
-from os import PathLike
 from typing import Any
 
-import torch
 from torch import fx, nn
 
+from trainable_core.backend.building import build_quantizer
 from trainable_core.errors import ModelError, QuantizerStateError
-from trainable_core.recipe.document import QuantizationRecipe
-from trainable_core.recipe.plan import LayerInfo, LayerKind, LayerPlan, QuantizerPlan, WrappedState, build_quantizer
+from trainable_core.recipe.document import QuantizationRecipe, RecipeSource
+from trainable_core.recipe.layers import LayerInfo, LayerKind
+from trainable_core.recipe.plan import LayerPlan, QuantizerPlan
+from trainable_core.recipe.state import WrappedState
 from trainable_torch.folding import fold_batch_norm
 from trainable_torch.holder import ActivationQuantizationHolder
+from trainable_torch.kernels import eligible
 from trainable_torch.layers import kind_of, layer_info, leave_fused_paths
 from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer
 from trainable_torch.tracing import (
@@ -27,8 +29,6 @@ from trainable_torch.tracing import (
     traced_parts,
 )
 from trainable_torch.wrapper import QuantizationWrapper
-
-Recipe = QuantizationRecipe | Mapping[str, Any] | str | PathLike[str]
 
 STATE = "trainable_state"
 """Attribute of a wrapped model that holds its `WrappedState`."""
@@ -51,7 +51,7 @@ def state_of(model: nn.Module) -> WrappedState:
     return state
 
 
-def wrap(model: nn.Module, recipe: Recipe) -> nn.Module:
+def wrap(model: nn.Module, recipe: RecipeSource) -> nn.Module:
     """Return a new model whose weights and activations are quantized while it trains.
 
     Parameters
@@ -119,15 +119,10 @@ def wrap(model: nn.Module, recipe: Recipe) -> nn.Module:
 
 def count_step(module: nn.Module, _args: Any) -> None:
     """Count one training forward in every quantizer with a schedule; a forward pre-hook of the wrapped model."""
-    if module.training and not _recomputing():
+    if module.training and not eligible.is_in_backward():  # activation checkpointing calls a forward again
         for quantizer in scheduled_quantizers(module):
             if quantizer.calibrated:  # else this forward is about to be refused
                 quantizer.advance()
-
-
-def _recomputing() -> bool:
-    """Return whether a backward pass runs: activation checkpointing then calls a forward that was counted already."""
-    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1  # noqa: SLF001 - nothing public tells
 
 
 def scheduled_quantizers(model: nn.Module) -> list[BasePytorchTrainableQuantizer]:

@@ -1,1 +1,1 @@
-"""What a backend builds on: the only room of core, beside the top-level modules, that exists for backends."""
+"""What a backend may build on: the parts of core that exist for backends alone."""

@@ -13,7 +13,8 @@ from trainable_core.constants import SIGNED
 from trainable_core.enums import QuantizationTarget
 from trainable_core.errors import DocumentError, DocumentVersionError
 from trainable_core.quantizer import BaseTrainableQuantizer
-from trainable_core.recipe.plan import LayerInfo, QuantizerPlan
+from trainable_core.recipe.layers import LayerInfo
+from trainable_core.recipe.plan import QuantizerPlan
 
 SCHEMA_VERSION = 1
 
@@ -93,7 +94,7 @@ def describe_quantizer(layer: LayerInfo, tensor: str, plan: QuantizerPlan, quant
 
 @dataclass(frozen=True)
 class Description:
-    """What of a model is quantized and what is not.
+    """Which tensors of a model are quantized, how, and why the others are not.
 
     Parameters
     ----------
@@ -137,7 +138,7 @@ class Description:
 
 
 def set_described_params(quantizers: Iterable[BaseTrainableQuantizer], document: Mapping[str, Any]) -> None:
-    """Give a model's quantizers the numbers that another model's description tells, whatever framework it is of.
+    """Give a model's quantizers the numbers in the description of another model, of any framework.
 
     Parameters
     ----------
@@ -149,30 +150,30 @@ def set_described_params(quantizers: Iterable[BaseTrainableQuantizer], document:
     Raises
     ------
     DocumentError
-        When the document is not a description, or tells another number of quantizers for a layer than there are, or
+        When the document is not a description, or has another number of quantizers for a layer than the model, or
         numbers for another grid, width or number of channels. Nothing is changed then.
 
     Notes
     -----
     Tensors of one layer are matched in their order, so ``weight`` and ``kernel`` are one. The numbers of channels go
-    along the output channels, wherever the receiving framework keeps them: axis 0 of PyTorch's ``OIHW``, the last one
-    of Keras's ``HWIO``.
+    along the output channels, wherever the receiving framework keeps them: axis 0 of ``OIHW``, the last
+    one of ``HWIO``.
     """
     version = document.get("schema_version") if isinstance(document, Mapping) else None
     if version != SCHEMA_VERSION or isinstance(version, bool):
         raise DocumentVersionError("description", version, [SCHEMA_VERSION])
-    told: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    described: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for row in document["rows"]:
-        told.setdefault((row["layer"], row["target"]), []).append(row)
+        described.setdefault((row["layer"], row["target"]), []).append(row)
     found: dict[tuple[str, str], list[BaseTrainableQuantizer]] = {}
     for quantizer in quantizers:
         if quantizer.quantization_config.enabled:
             found.setdefault((_layer_of(quantizer), str(quantizer.quantization_config.target)), []).append(quantizer)
-    for key in sorted(told.keys() | found.keys()):
-        if len(told.get(key, [])) != len(found.get(key, [])):
-            problem = f"it tells {len(told.get(key, []))} quantizers of {' '.join(key)}, here are "
+    for key in sorted(described.keys() | found.keys()):
+        if len(described.get(key, [])) != len(found.get(key, [])):
+            problem = f"it has {len(described.get(key, []))} quantizers for {' '.join(key)}, the model has "
             raise DocumentError("description", f"{problem}{len(found.get(key, []))}")
-    pairs = [pair for key, rows in told.items() for pair in zip(rows, found[key], strict=True)]
+    pairs = [pair for key, rows in described.items() for pair in zip(rows, found[key], strict=True)]
     for row, quantizer in pairs:
         _check_fits(row, quantizer)
     for row, quantizer in pairs:

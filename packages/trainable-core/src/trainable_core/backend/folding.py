@@ -1,58 +1,67 @@
-"""Batch-norm folding in NumPy: kernel and bias take over a normalization's statistics."""
+"""The arithmetic of batch-norm folding: kernel and bias take over a normalization's statistics.
+
+Written with operators that NumPy arrays and a framework's tensors share, so that each backend folds on the device where
+its model is. Pass everything in float64: the results are rounded once, when they are stored.
+"""
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from typing import Any, TypeVar
 
-from trainable_core.qparams import Float64
+Array = TypeVar("Array", bound=Any)
 
 
 def gain_and_shift(
-    mean: ArrayLike, variance: ArrayLike, epsilon: float, gamma: ArrayLike | None, beta: ArrayLike | None
-) -> tuple[Float64, Float64]:
-    """Return g and h with ``normalize(y) == y * g + h``, float64, shape (C,).
+    mean: Array, inverse_deviation: Array, gamma: Array | None, beta: Array | None
+) -> tuple[Array, Array]:
+    """Return g and h with ``normalize(y) == y * g + h``.
+
+    Parameters
+    ----------
+    mean : float64 array or tensor, shape (C,)
+        The running mean.
+    inverse_deviation : float64 array or tensor, shape (C,)
+        ``1 / sqrt(variance + epsilon)`` of the running variance, by the framework's own function.
+    gamma, beta : float64 array or tensor, shape (C,), or None
+        Its own scale and shift; None counts as ones and zeros.
+
+    Returns
+    -------
+    float64 arrays or tensors, shape (C,)
 
     Examples
     --------
-    >>> gain_and_shift([2.0], [3.0], 1.0, [4.0], None)
+    >>> import numpy as np
+    >>> gain_and_shift(np.array([2.0]), 1 / np.sqrt([3.0 + 1.0]), np.array([4.0]), None)
     (array([2.]), array([-4.]))
     """
-    gain = 1.0 / np.sqrt(np.asarray(variance, np.float64) + epsilon)
-    if gamma is not None:
-        gain = gain * np.asarray(gamma, np.float64)
-    shift = -np.asarray(mean, np.float64) * gain
+    gain = inverse_deviation if gamma is None else inverse_deviation * gamma
+    shift = -mean * gain
     if beta is not None:
-        shift = shift + np.asarray(beta, np.float64)
+        shift = shift + beta
     return gain, shift
 
 
-def fold(
-    kernel: NDArray[np.floating],
-    bias: ArrayLike | None,
-    gain: Float64,
-    shift: Float64,
-    axes: tuple[int, ...],
-) -> tuple[Float64, Float64]:
+def fold(kernel: Array, bias: Array | None, gain: Array, shift: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
     """Return kernel and bias of a layer that does its own work and the normalization's: ``w * g`` and ``b * g + h``.
 
     Parameters
     ----------
-    kernel : float array
+    kernel : float64 array or tensor
         Weights.
-    bias : float array, shape (C,), or None
+    bias : float64 array or tensor, shape (C,), or None
         None counts as zeros.
-    gain, shift : float64 array, shape (C,)
+    gain, shift : float64 array or tensor, shape (C,)
         From `gain_and_shift`.
     axes : tuple of int
-        Axes of the kernel that make the C output channels, in order: one, or two for a depthwise kernel.
+        Axes of the kernel that make the C output channels, in order: one, or two for a depthwise kernel and for a
+        grouped transposed convolution.
 
     Returns
     -------
-    float64 arrays, shapes of kernel and bias
+    float64 arrays or tensors, shapes of kernel and bias
     """
     shape = [1] * kernel.ndim
     for axis in axes:
         shape[axis] = kernel.shape[axis]
-    folded = kernel.astype(np.float64) * gain.reshape(shape)
-    return folded, shift if bias is None else np.asarray(bias, np.float64) * gain + shift
+    return kernel * gain.reshape(shape), shift if bias is None else bias * gain + shift

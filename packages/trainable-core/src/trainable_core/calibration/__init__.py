@@ -6,8 +6,8 @@ the grids of `trainable_core.qparams` and the fake quantization of `trainable_co
 measure is the error the model will have.
 """
 
-from trainable_core.calibration.method import CalibrationMethod
 from trainable_core.calibration.observer import Observer
 from trainable_core.calibration.params import calibrate_activation, calibrate_weights
+from trainable_core.enums import CalibrationMethod
 
 __all__ = ["CalibrationMethod", "Observer", "calibrate_activation", "calibrate_weights"]

@@ -1,40 +1,11 @@
-"""The framework-free part of `calibrate`: which quantizers wait for numbers, and feeding batches to observers."""
+"""The batches that a model is calibrated with: what is accepted, and which part of one goes into the model."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from trainable_core.errors import CalibrationError, QuantizerStateError
-from trainable_core.quantizer import BaseTrainableQuantizer
-
-
-def waiting_quantizers(quantizers: Iterable[BaseTrainableQuantizer], model: str, *, force: bool) -> set[int]:
-    """Return the ``id`` of each quantizer that is to be calibrated.
-
-    Parameters
-    ----------
-    quantizers : iterable of BaseTrainableQuantizer
-        A model's; those switched off don't count.
-    model : str
-        What the model is called in errors.
-    force : bool
-        Whether those that have their numbers are calibrated again.
-
-    Raises
-    ------
-    QuantizerStateError
-        When every quantizer has its numbers and `force` is false.
-    """
-    found = [quantizer for quantizer in quantizers if quantizer.quantization_config.enabled]
-    waiting = {id(quantizer) for quantizer in found if force or not quantizer.calibrated}
-    if found and not waiting:
-        raise QuantizerStateError(
-            model,
-            f"its {len(found)} quantizers have their thresholds already, trained ones perhaps",
-            "pass force=True to overwrite them.",
-        )
-    return waiting
+from trainable_core.errors import CalibrationError
 
 
 def check_batches(batches: Any, forward: object, holders: int, *, single: bool) -> None:
@@ -85,7 +56,7 @@ def feed(batches: Iterable[Any], call: Callable[[Any], Any]) -> None:
 
 
 def inputs_of(batch: Any) -> Any:
-    """Return what of a batch goes into the model: of a tuple or list the first item, inputs without labels."""
+    """Return the part of a batch that goes into the model: the first item of a tuple or list, without the labels."""
     if isinstance(batch, tuple | list):
         if not batch:
             raise CalibrationError("calibrate", "a batch is an empty tuple or list")

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trainable_core.calibration import Observer, calibrate_activation, calibrate_weights
+from trainable_core.calibration.observer import Observer
+from trainable_core.calibration.params import calibrate_activation, calibrate_weights
 from trainable_core.constants import SIGNED
 from trainable_core.errors import CalibrationError
-
-if TYPE_CHECKING:
-    from trainable_core.quantizer import BaseTrainableQuantizer
-    from trainable_core.recipe.specs import CalibrationSpec
+from trainable_core.quantizer import BaseTrainableQuantizer
+from trainable_core.recipe.sections import CalibrationSection
 
 Params = dict[int, dict[str, Any]]
 
 
-def activation_params(quantizer: BaseTrainableQuantizer, observer: Observer, spec: CalibrationSpec) -> Params:
+def activation_params(quantizer: BaseTrainableQuantizer, observer: Observer, section: CalibrationSection) -> Params:
     """Return an activation quantizer's params, by width, from what its tensor looked like.
 
     Raises
@@ -42,19 +41,19 @@ def activation_params(quantizer: BaseTrainableQuantizer, observer: Observer, spe
         return {
             width: calibrate_activation(
                 observer,
-                calibration_method=spec.activations,
+                calibration_method=section.activations,
                 quantization_method=config.quantization_method,
                 n_bits=width,
                 signed=signed,
                 min_threshold=config.min_threshold,
-                percentile=spec.percentile,
-                p=spec.p,
+                percentile=section.percentile,
+                p=section.p,
             )
             for width in quantizer.widths
         }
 
 
-def weights_params(quantizer: BaseTrainableQuantizer, weights: NDArray[Any], spec: CalibrationSpec) -> Params:
+def weights_params(quantizer: BaseTrainableQuantizer, weights: NDArray[Any], section: CalibrationSection) -> Params:
     """Return a weights quantizer's params, by width, from the weights.
 
     Raises
@@ -67,13 +66,13 @@ def weights_params(quantizer: BaseTrainableQuantizer, weights: NDArray[Any], spe
         return {
             width: calibrate_weights(
                 np.asarray(weights),
-                calibration_method=spec.weights,
+                calibration_method=section.weights,
                 quantization_method=config.quantization_method,
                 n_bits=width,
                 channels_axis=config.channels_axis,
                 min_threshold=config.min_threshold,
-                percentile=spec.percentile,
-                p=spec.p,
+                percentile=section.percentile,
+                p=section.p,
             )
             for width in quantizer.widths
         }

@@ -17,6 +17,7 @@ from trainable_core.qparams import (
     bound_threshold,
     code_range,
     from_variables,
+    hold_zero,
     lower_bound,
     power_of_two_ceil,
 )
@@ -88,9 +89,7 @@ class GridKind:
         """
         low, high = ends[..., 0, :], ends[..., 1, :]
         if self.method is QuantizationMethod.UNIFORM:
-            limit = MAX_THRESHOLD / 2
-            low = np.clip(low, -limit, 0.0).astype(np.float32).astype(np.float64)
-            high = np.clip(high, 0.0, limit).astype(np.float32).astype(np.float64)
+            low, high = (end.astype(np.float64) for end in hold_zero(low, high))
             width = float(lower_bound(self.min_threshold))
             narrow, upward = high - low < width, high >= -low
             low, high = np.where(narrow & ~upward, -width, low), np.where(narrow & upward, width, high)

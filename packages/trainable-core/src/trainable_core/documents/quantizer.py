@@ -1,87 +1,53 @@
-"""Reads what a quantizer's `get_config` wrote, and says what is wrong with anything else."""
+"""A quantizer as part of a saved model: a trainable one by its registered key, an inferable one by target and grid.
+
+Keys are looked up in the registry, so a plugin's quantizers are found again without custom objects.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+from trainable_core.enums import QuantizationMethod, QuantizationTarget
+from trainable_core.quantizer import BaseTrainableQuantizer
+from trainable_core.registry.process import get_trainable_quantizer_class
 
-from trainable_core.config import (
-    TrainableQuantizerActivationConfig,
-    TrainableQuantizerConfig,
-    TrainableQuantizerWeightsConfig,
-)
-from trainable_core.errors import UnsupportedConfigError
-from trainable_core.validation import plain
-
-_CONFIGS: dict[str, type[TrainableQuantizerConfig]] = {
-    "weights": TrainableQuantizerWeightsConfig,
-    "activation": TrainableQuantizerActivationConfig,
-}
-MAX_NDIM = 64  # NumPy's limit
+ClassOf = Callable[[QuantizationTarget, QuantizationMethod], Any]
+"""The backend's inferable class of a target and a grid."""
 
 
-@dataclass(frozen=True)
-class QuantizerDocument:
-    """The parts of a quantizer's document, checked."""
-
-    quantization_config: TrainableQuantizerConfig
-    freeze_quant_params: bool
-    arguments: dict[str, Any]
-    tensor_ndim: int
-    signed: bool
-    variables: dict[str, NDArray[Any]]
+def quantizer_document(quantizer: Any) -> dict[str, Any]:
+    """Return a quantizer as a JSON-clean document."""
+    if isinstance(quantizer, BaseTrainableQuantizer):
+        config = quantizer.quantization_config
+        key = [config.target.name, quantizer.training_method, config.quantization_method.name]
+        return {"trainable": key, "subject": quantizer.subject, "config": quantizer.get_config()}
+    key = [quantizer.quantization_target.name, quantizer.quantization_method[0].name]
+    return {"inferable": key, "config": quantizer.get_config()}
 
 
-def read_document(config: object, subject: str) -> QuantizerDocument:
-    """Return the parts of a quantizer's document.
+def quantizer_from_document(document: Mapping[str, Any], backend: str, class_of: ClassOf) -> Any:
+    """Return a quantizer equal to the one that `quantizer_document` was called on.
+
+    Parameters
+    ----------
+    document : mapping
+        What `quantizer_document` returned.
+    backend : str
+        Whose trainable quantizers.
+    class_of : callable
+        The backend's inferable class of a target and a grid.
 
     Raises
     ------
-    UnsupportedConfigError
-        When a part is missing or of the wrong kind; names it.
-    pydantic.ValidationError
-        When its quantization config is wrong; names the field.
+    UnknownQuantizerError
+        When the plugin that has it is not installed.
     """
-    try:
-        plain(config)
-    except ValueError as error:
-        raise UnsupportedConfigError(subject, str(error)) from None
-    if not isinstance(config, Mapping):
-        raise UnsupportedConfigError(subject, f"a quantizer's config is a mapping, got {type(config).__name__}")
-    kinds: dict[str, type | tuple[type, ...]] = {
-        "quantization_config": Mapping,
-        "freeze_quant_params": bool,
-        "arguments": Mapping,
-        "tensor_ndim": int,
-        "signed": bool,
-        "variables": Mapping,
-    }
-    for key, kind in kinds.items():
-        value = config.get(key)
-        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            raise UnsupportedConfigError(subject, f"not a quantizer's config: {key!r} is {value!r}")
-    if not 0 <= config["tensor_ndim"] <= MAX_NDIM:
-        raise UnsupportedConfigError(subject, f"tensor_ndim can't be {config['tensor_ndim']!r}")
-    fields = dict(config["quantization_config"])
-    target = fields.pop("target", None)
-    if not isinstance(target, str) or target not in _CONFIGS:
-        raise UnsupportedConfigError(subject, f"quantization_config: target {target!r} is not one of {list(_CONFIGS)}")
-    variables = {}
-    for name, value in config["variables"].items():
-        try:
-            with np.errstate(over="raise"):  # a number beyond float32 is no value of a variable
-                variables[str(name)] = np.asarray(value, np.float32)
-        except (TypeError, ValueError, ArithmeticError) as error:
-            raise UnsupportedConfigError(subject, f"variables.{name}: {error}") from error
-    return QuantizerDocument(
-        _CONFIGS[target].model_validate(fields),
-        config["freeze_quant_params"],
-        dict(config["arguments"]),
-        config["tensor_ndim"],
-        config["signed"],
-        variables,
-    )
+    if "trainable" in document:
+        target, training_method, method = document["trainable"]
+        cls = get_trainable_quantizer_class(target, training_method, method, backend=backend)
+        quantizer = cls.from_config(document["config"])
+        quantizer.subject = document["subject"]
+        return quantizer
+    target, method = document["inferable"]
+    return class_of(QuantizationTarget[target], QuantizationMethod[method]).from_config(document["config"])

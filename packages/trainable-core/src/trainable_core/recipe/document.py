@@ -23,22 +23,21 @@ from trainable_core.config import (
 from trainable_core.constants import SIGNED
 from trainable_core.enums import QuantizationTarget
 from trainable_core.errors import DocumentError, RuleError, UnsupportedConfigError
-from trainable_core.recipe.plan import (
-    INTEGER_INPUT_OPS,
-    OPS,
-    LayerInfo,
-    LayerPlan,
-    QuantizerPlan,
-    WeightInfo,
-    check_target,
+from trainable_core.recipe.layers import INTEGER_INPUT_OPS, OPS, LayerInfo, WeightInfo
+from trainable_core.recipe.plan import LayerPlan, QuantizerPlan, check_target
+from trainable_core.recipe.sections import (
+    ActivationsSection,
+    CalibrationSection,
+    Section,
+    TensorSection,
+    WeightsSection,
 )
-from trainable_core.recipe.specs import ActivationsSpec, CalibrationSpec, Part, Spec, WeightsSpec
 from trainable_core.validation import check_text, plain
 
-S = TypeVar("S", bound=Spec)
+S = TypeVar("S", bound=TensorSection)
 
 
-class Match(Part):
+class Match(Section):
     """Which layers a rule is for; every criterion given must hold.
 
     Parameters
@@ -78,7 +77,7 @@ class Match(Part):
         return named and (self.op is None or self.op == layer.op)
 
 
-class Rule(Part):
+class Rule(Section):
     """What is different for some layers.
 
     Parameters
@@ -86,9 +85,9 @@ class Rule(Part):
     match : Match
         Which layers.
     weights, activations : dict
-        Fields of `WeightsSpec` / `ActivationsSpec` to change. Layers and operations without weights get an activation
-        quantizer from a rule only when it names their op or their full name: ``name: "stem.*"`` changes the layers
-        that are quantized anyway.
+        Fields of `WeightsSection` / `ActivationsSection` to change. Layers and operations without weights get an
+        activation quantizer from a rule only when it names their op or their full name: ``name: "stem.*"`` changes the
+        layers that are quantized anyway.
     skip : bool, optional
         True leaves the layers alone, False takes an earlier skip back.
     """
@@ -101,9 +100,9 @@ class Rule(Part):
     @field_validator("weights", "activations")
     @classmethod
     def _known_fields(cls, changes: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
-        spec = WeightsSpec if info.field_name == "weights" else ActivationsSpec
+        section = WeightsSection if info.field_name == "weights" else ActivationsSection
         base = {"method": "SYMMETRIC", "n_bits": 8, "training_method": "STE"}
-        checked = spec.model_validate({**base, **changes})  # what is wrong is told here, not when a layer is met
+        checked = section.model_validate({**base, **changes})  # errors are raised here, not when a layer is met
         return checked.model_dump(mode="json", include=set(changes))
 
     @model_validator(mode="after")
@@ -119,9 +118,9 @@ class QuantizationRecipe(Document):
 
     Parameters
     ----------
-    weights, activations : WeightsSpec, ActivationsSpec, optional
+    weights, activations : WeightsSection, ActivationsSection, optional
         What holds for every layer; left out, only rules quantize.
-    calibration : CalibrationSpec
+    calibration : CalibrationSection
         How thresholds are found.
     target : {"mctq"}
         What the result is deployed with; a grid it can't express is refused when wrapping.
@@ -143,15 +142,15 @@ class QuantizationRecipe(Document):
     [8, 4]
     """
 
-    weights: WeightsSpec | None = None
-    activations: ActivationsSpec | None = None
-    calibration: CalibrationSpec = CalibrationSpec()
+    weights: WeightsSection | None = None
+    activations: ActivationsSection | None = None
+    calibration: CalibrationSection = CalibrationSection()
     target: Literal["mctq"] = "mctq"
     fold_batch_norm: StrictBool = True
     rules: list[Rule] = Field(default_factory=list)
 
     @classmethod
-    def of(cls, source: "QuantizationRecipe | Mapping[str, Any] | str | PathLike[str]") -> "QuantizationRecipe":
+    def of(cls, source: "RecipeSource") -> "QuantizationRecipe":
         """Return a recipe from a recipe, a mapping, or the path of a YAML or JSON file.
 
         Raises
@@ -179,7 +178,7 @@ class QuantizationRecipe(Document):
         layers : sequence of LayerInfo
             The model's layers and, where they are visible, functional operations.
         unseen : str
-            Why functional operations are not among them; told when a rule matches nothing.
+            Why functional operations are not among them; part of the error when a rule matches nothing.
 
         Raises
         ------
@@ -232,63 +231,71 @@ class QuantizationRecipe(Document):
                 asked = asked or rule.match.explicit
         if skip:
             return LayerPlan(layer, {}, None, "inputs", "skipped by a rule")
-        weights_spec = _spec(WeightsSpec, weights, layer) if layer.weights else None
-        activations_spec = _spec(ActivationsSpec, activations, layer) if asked else None
+        weights_section = _section(WeightsSection, weights, layer) if layer.weights else None
+        activations_section = _section(ActivationsSection, activations, layer) if asked else None
         plans = {
-            attribute: self._weights_plan(layer, attribute, info, weights_spec)
+            attribute: self._weights_plan(layer, attribute, info, weights_section)
             for attribute, info in layer.weights.items()
-            if weights_spec is not None and weights_spec.enabled
+            if weights_section is not None and weights_section.enabled
         }
-        placement: Literal["inputs", "outputs"] = activations_spec.placement if activations_spec else "inputs"
+        placement: Literal["inputs", "outputs"] = activations_section.placement if activations_section else "inputs"
         activation = None
         reason = ""
-        if activations_spec is not None and activations_spec.enabled:
+        if activations_section is not None and activations_section.enabled:
             if placement == "inputs" and layer.op in INTEGER_INPUT_OPS:
                 reason = "" if plans else "its inputs are indices"
             else:
-                activation = self._activation_plan(layer, activations_spec)
+                activation = self._activation_plan(layer, activations_section)
         if not plans and activation is None and layer.weights:
             reason = reason or "the recipe quantizes neither its weights nor its activations"
         return LayerPlan(layer, plans, activation, placement, reason)
 
-    def _weights_plan(self, layer: LayerInfo, attribute: str, info: WeightInfo, spec: WeightsSpec) -> QuantizerPlan:
-        check_target(self.target, f"{layer.name}.{attribute}", spec.method, spec.n_bits, QuantizationTarget.Weights)
+    def _weights_plan(
+        self, layer: LayerInfo, attribute: str, info: WeightInfo, section: WeightsSection
+    ) -> QuantizerPlan:
+        check_target(
+            self.target, f"{layer.name}.{attribute}", section.method, section.n_bits, QuantizationTarget.Weights
+        )
         config = TrainableQuantizerWeightsConfig(
-            weights_quantization_method=spec.method,
-            weights_n_bits=spec.n_bits,
+            weights_quantization_method=section.method,
+            weights_n_bits=section.n_bits,
             weights_quantization_params={},
             enable_weights_quantization=True,
             weights_channels_axis=info.channels_axis,
-            weights_per_channel_threshold=spec.per_channel,
-            min_threshold=spec.min_threshold,
-            weights_quantization_candidates=spec.candidate_configs(),
+            weights_per_channel_threshold=section.per_channel,
+            min_threshold=section.min_threshold,
+            weights_quantization_candidates=section.candidate_configs(),
         )
-        return QuantizerPlan(config, spec.training_method, spec.arguments)
+        return QuantizerPlan(config, section.training_method, section.arguments)
 
-    def _activation_plan(self, layer: LayerInfo, spec: ActivationsSpec) -> QuantizerPlan:
-        check_target(self.target, layer.name, spec.method, spec.n_bits, QuantizationTarget.Activation)
+    def _activation_plan(self, layer: LayerInfo, section: ActivationsSection) -> QuantizerPlan:
+        check_target(self.target, layer.name, section.method, section.n_bits, QuantizationTarget.Activation)
         config = TrainableQuantizerActivationConfig(
-            activation_quantization_method=spec.method,
-            activation_n_bits=spec.n_bits,
-            activation_quantization_params={} if spec.signed is None else {SIGNED: spec.signed},
+            activation_quantization_method=section.method,
+            activation_n_bits=section.n_bits,
+            activation_quantization_params={} if section.signed is None else {SIGNED: section.signed},
             enable_activation_quantization=True,
-            min_threshold=spec.min_threshold,
-            activation_quantization_candidates=spec.candidate_configs(),
+            min_threshold=section.min_threshold,
+            activation_quantization_candidates=section.candidate_configs(),
         )
-        return QuantizerPlan(config, spec.training_method, spec.arguments)
+        return QuantizerPlan(config, section.training_method, section.arguments)
 
 
-def _spec(spec: type[S], fields: Mapping[str, Any] | None, layer: LayerInfo) -> S | None:
-    """Return the spec that defaults and rules add up to; None when nothing was said."""
+RecipeSource = QuantizationRecipe | Mapping[str, Any] | str | PathLike[str]
+"""What `wrap` takes for a recipe; see `QuantizationRecipe.of`."""
+
+
+def _section(section: type[S], fields: Mapping[str, Any] | None, layer: LayerInfo) -> S | None:
+    """Return the section that defaults and rules add up to; None when nothing was said."""
     if fields is None:
         return None
     missing = [name for name in ("method", "n_bits", "training_method") if name not in fields]
     if missing:
-        part = "weights" if spec is WeightsSpec else "activations"
+        part = "weights" if section is WeightsSection else "activations"
         raise UnsupportedConfigError(
             f"{layer.name}: {part}", f"rules give no {', '.join(missing)}, and the recipe has no {part} default"
         )
-    return spec.model_validate(dict(fields))
+    return section.model_validate(dict(fields))
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Installed plugins: found, imported and called one by one, so that a broken stranger stops only himself."""
+"""Installed plugins: found, imported and called one by one, so that one that fails does not affect the others."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ IN_PROCESS: Final = "in process"
 HOOKS: Final = ("trainable_register_quantizers", "trainable_register_backend")
 
 BROKEN: Final = (Exception, SystemExit)
-"""What somebody else's import or hook may raise without stopping us; an interrupt by the user still does."""
+"""Errors of a plugin's import or hook that are recorded instead of raised; an interrupt by the user is raised."""
 
 
 @dataclass
@@ -84,7 +84,7 @@ def installed_plugins(path: list[str] | None = None) -> Iterator[Plugin]:
 def _distributions(path: list[str] | None) -> Iterator[Distribution]:
     """Yield the distributions with entry points of our group; the first of a name on the path hides the others.
 
-    `importlib.metadata.entry_points` would parse every file there is, so that one malformed stranger hides all plugins.
+    `importlib.metadata.entry_points` would parse every file there is, so that one malformed file hides all plugins.
     """
     where: dict[str, Any] = {} if path is None else {"path": path}
     seen: set[str] = set()
@@ -137,7 +137,7 @@ class PluginHost:
         Raises
         ------
         TypeError
-            When it has no hook, or one that is not ours.
+            When it has no hook, or one of an unknown name.
         pluggy.PluginValidationError
             When a hook of it takes an argument that the specification does not have.
         """

@@ -1,7 +1,6 @@
 """Finds quantizer classes: every plugin is asked for one backend at a time, and none can break another.
 
-`Registry` is what there is to know about one process. The functions below it ask the process's own, which looks for
-installed plugins when it is first asked something. ``TRAINABLE_DISABLE_PLUGINS=name,name`` switches plugins off.
+``TRAINABLE_DISABLE_PLUGINS=name,name`` switches plugins off.
 """
 
 from __future__ import annotations
@@ -20,7 +19,9 @@ from trainable_core.errors import (
     UnknownQuantizerError,
 )
 from trainable_core.hookspecs import Backend
-from trainable_core.registry.key import Key, identifier_text, named
+from trainable_core.key import Key, identifier_text
+from trainable_core.registry.marks import named
+from trainable_core.registry.methods import built_in_methods
 from trainable_core.registry.plugins import (
     BROKEN,
     DISABLE_VARIABLE,
@@ -32,19 +33,6 @@ from trainable_core.registry.plugins import (
     reason,
 )
 from trainable_core.registry.rows import Entry, Offer, PluginRow, QuantizerRow, provider, quantizer_row, row_order
-
-__all__ = [
-    "PluginRow",
-    "QuantizerRow",
-    "Registry",
-    "default_registry",
-    "failures",
-    "get_backend",
-    "get_trainable_quantizer_class",
-    "list_backends",
-    "list_quantizers",
-    "register",
-]
 
 
 class Registry:
@@ -115,7 +103,13 @@ class Registry:
             classes = {row.cls for _, row in found}
             if not classes:
                 known = {known for _, row in offered for known in row.keys}
-                raise UnknownQuantizerError(key, known, self._missing(backend), known_backends=list(self._claims()))
+                raise UnknownQuantizerError(
+                    key,
+                    known,
+                    self._missing(backend),
+                    known_backends=list(self._claims()),
+                    built_in=built_in_methods(),
+                )
             if len(classes) > 1:
                 raise DuplicateQuantizerError(key, [provider(plugin, row) for plugin, row in found])
         return classes.pop()
@@ -185,7 +179,7 @@ class Registry:
         """Import every installed plugin that is not switched off, and let it describe its backend."""
         if self._loaded:
             return
-        self._loaded = True  # first: a plugin that asks us something while it is imported sees those before it
+        self._loaded = True  # first: a plugin that asks the registry while it is imported sees the plugins before it
         try:
             off = disabled_names()
             for plugin in installed_plugins(self._path):
@@ -279,119 +273,3 @@ class Registry:
         """Return the name that a plugin registered in process gets: an installed one of that name keeps it."""
         holder = self._entries.get(name)
         return name if holder is None or holder.plugin.distribution is None else f"{name} ({IN_PROCESS})"
-
-
-_DEFAULT = Registry()  # knows nothing until it is asked something
-
-
-def default_registry() -> Registry:
-    """Return the process's own registry, which the functions of this module ask."""
-    return _DEFAULT
-
-
-def register(plugin: object, name: str) -> None:
-    """Add a plugin that is not installed, for notebooks and tests; asked like any other from then on.
-
-    Registering a name again replaces what was registered under it. Where an installed plugin has the name, it becomes
-    ``"name (in process)"``. ``TRAINABLE_DISABLE_PLUGINS`` does not concern it.
-
-    Parameters
-    ----------
-    plugin : object
-        A module, or an object with methods, marked with ``@hookimpl``.
-    name : str
-        What errors and `failures` call it.
-
-    Raises
-    ------
-    PluginError
-        When the object has no hook, one that is not ours, or one with other arguments.
-    """
-    _DEFAULT.register(plugin, name)
-
-
-def get_trainable_quantizer_class(
-    quant_target: QuantizationTarget | Enum | str,
-    quantizer_id: TrainingMethod | Enum | str,
-    quant_method: QuantizationMethod | Enum | str,
-    backend: str = "torch",
-) -> type[Any]:
-    """Return the one class registered for a target, a training method and a quantization method in a backend.
-
-    Parameters
-    ----------
-    quant_target : QuantizationTarget or str
-        Core's member, mctq's, or its name.
-    quantizer_id : TrainingMethod or str
-        How it learns; a plugin's method is any string.
-    quant_method : QuantizationMethod or str
-        Core's member, mctq's, or its name.
-    backend : str
-        Name of an installed backend, such as ``"torch"``.
-
-    Returns
-    -------
-    type
-        The quantizer class; call it with a config.
-
-    Raises
-    ------
-    UnknownBackendError
-        When no installed plugin provides the backend.
-    DuplicateBackendError
-        When two do.
-    UnknownQuantizerError
-        When no class answers; the message lists what is registered and which plugins failed.
-    DuplicateQuantizerError
-        When two different classes do; the message names both providers.
-    UnsupportedConfigError
-        When `quant_target` or `quant_method` names nothing.
-    """
-    return _DEFAULT.get_trainable_quantizer_class(quant_target, quantizer_id, quant_method, backend)
-
-
-def list_quantizers(backend: str | None = None) -> list[QuantizerRow]:
-    """Return a row per quantizer class, sorted by backend, training method, target and class.
-
-    Parameters
-    ----------
-    backend : str, optional
-        One backend; None asks every installed one, and one whose framework fails to import is told by `failures`.
-
-    Returns
-    -------
-    list of QuantizerRow
-        Classes that clash are all in it: listing shows what there is, looking up decides.
-
-    Raises
-    ------
-    UnknownBackendError
-        When no installed plugin provides `backend`.
-    """
-    return _DEFAULT.list_quantizers(backend)
-
-
-def list_backends() -> list[Backend]:
-    """Return what the installed backends say about themselves, sorted by name; imports no framework."""
-    return _DEFAULT.list_backends()
-
-
-def get_backend(name: str) -> Backend:
-    """Return what the backend `name` says about itself; imports no framework.
-
-    Raises
-    ------
-    UnknownBackendError
-        When no installed plugin provides it.
-    DuplicateBackendError
-        When two do.
-    """
-    return _DEFAULT.get_backend(name)
-
-
-def failures() -> dict[str, str]:
-    """Return what went wrong so far, by plugin: imports, hooks, classes not well marked, backends that clash.
-
-    A hook that no one asked for yet has not failed yet; ``list_quantizers()`` asks them all.
-    """
-    return _DEFAULT.failures()

@@ -1,32 +1,24 @@
-"""Copies a model layer by layer, with other layers in the place of some; the given model is left untouched.
-
-Graphs (functional and Sequential models) are run through anew; every other layer is made again from its own config, and
-the layers it holds as attributes are put in. Values of all variables are copied.
-"""
+"""Copies a Keras 2 model, under the strategy it was made under; see `trainable_keras.copying`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from trainable_keras import copying as keras_copying
-from trainable_keras.copying import ModelCopier, attributes, check_same_shapes, join, layers_in, made_again
+from trainable_keras.copying import (
+    ModelCopier,
+    check_same_shapes,
+    join,
+    made_again,
+    own_variables,
+)
+from trainable_keras.graph import attributes, direct_layers, layers_in
 from trainable_keras.keras2.engine import keras, to_numpy
-from trainable_keras.keras2.layers import is_operation, kind_of
-from trainable_keras.keras2.tracing import direct_layers, graph_of, is_graph
-
-
-def children(layer: Any) -> Iterator[tuple[str, Any]]:
-    """Yield (name, layer) of the layers that a layer holds in attributes, each once."""
-    done: set[int] = set()
-    for name, each in keras_copying.children(layer, direct_layers(layer)):
-        if id(each) not in done:
-            done.add(id(each))
-            yield name, each
+from trainable_keras.keras2.layers import is_operation
+from trainable_keras.keras2.tracing import graph_of
 
 
 def strategy_of(model: Any) -> AbstractContextManager[Any]:
@@ -39,19 +31,7 @@ def strategy_of(model: Any) -> AbstractContextManager[Any]:
 
 
 class Copier(ModelCopier):
-    """Copies one Keras 2 model, under the strategy it was made under; see core's class."""
-
-    def is_graph(self, layer: Any) -> bool:
-        """Return whether a layer is a model that can be run through as a graph."""
-        return is_graph(layer)
-
-    def holds_layers(self, layer: Any) -> bool:
-        """Return whether a layer is of no known kind and holds others in attributes."""
-        return kind_of(layer) is None and any(True for _ in children(layer))
-
-    def copy_plain(self, layer: Any, name: str) -> Any:
-        """Return a layer made again from its config, with the same weights."""
-        return plain_copy(layer, name)
+    """Copies one Keras 2 model."""
 
     def copy(self, layer: Any, name: str = "") -> Any:
         """Return the copy of a layer; the same one each time it is met."""
@@ -61,7 +41,7 @@ class Copier(ModelCopier):
     def copy_graph(self, model: Any, prefix: str) -> Any:
         """Return a copy of a graph, its layers copied by `copy`."""
         graph = graph_of(model)
-        assert graph is not None  # noqa: S101 - `is_graph` said so
+        assert graph is not None  # noqa: S101 - `copy` asked
         inputs = [_input_like(tensor) for tensor in model.inputs]
         made: dict[int, Any] = {id(old): new for old, new in zip(model.inputs, inputs, strict=True)}
         sequential = isinstance(model, keras.Sequential)
@@ -98,7 +78,7 @@ class Copier(ModelCopier):
                     done[id(value)] = self.copied_value(value, join(prefix, attribute), held)
                 setattr(copied, attribute, done[id(value)])
         copied.built = layer.built
-        _copy_values(_own_variables(layer), _own_variables(copied), prefix, layer)
+        _copy_values(own_variables(layer), own_variables(copied), prefix, layer)
         return copied
 
 
@@ -137,6 +117,10 @@ def _made_again(layer: Any, name: str, *, deep: bool = True, **changes: Any) -> 
     with made_again(layer, name):
         if type(layer) is keras.layers.Lambda:
             copied = _lambda(layer)  # Keras itself refuses to load a Python lambda
+        elif hasattr(type(layer), "around"):  # a wrapper; its layer's class need not be one that Keras can look up
+            copied = layer.around(_made_again(layer.layer, name))
+            if not layer.trainable:
+                copied.trainable = False
         else:
             copied = type(layer).from_config({**layer.get_config(), **changes})
         if deep:
@@ -195,10 +179,6 @@ def listed(layer: Any) -> list[Any]:
 
 def _variables(layer: Any) -> list[Any]:
     return [each for inside in [layer, *layers_inside(layer)] for each in listed(inside)]
-
-
-def _own_variables(layer: Any) -> list[Any]:
-    return keras_copying.own_variables(layer, direct_layers(layer))
 
 
 def _copy_values(old: list[Any], new: list[Any], name: str, layer: Any) -> None:

@@ -42,7 +42,7 @@ def _keras_2() -> Any:
         raise FrameworkError(
             "tf_keras",
             f"tf.keras is Keras {version} in this process, and this backend needs Keras 2",
-            f"{_INSTALL}; or use trainable-keras, which is for Keras 3.",
+            f"{_INSTALL}; or build the model with Keras 3, which needs neither.",
         )
     return tf.keras
 

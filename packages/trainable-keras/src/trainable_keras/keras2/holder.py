@@ -8,12 +8,12 @@ from typing import Any
 import tensorflow as tf
 from mct_quantizers import KerasActivationQuantizationHolder
 
+from trainable_core.backend.building import require_quantizer
 from trainable_core.enums import QuantizationTarget
 from trainable_core.errors import CalibrationError
-from trainable_core.recipe.plan import require_quantizer
 from trainable_keras.keras2.engine import Tensor, keras, plainly, to_numpy, unconverted, untracked
 from trainable_keras.keras2.inferable import class_of
-from trainable_keras.keras2.quantizers.base import count_step
+from trainable_keras.keras2.quantizers import count_step
 from trainable_keras.parts import KerasHolder
 
 

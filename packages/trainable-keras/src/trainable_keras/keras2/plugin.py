@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from trainable_core.enums import TieRule
 from trainable_core.hookspecs import Backend, hookimpl
+from trainable_keras.which import is_installed
 
 
 @hookimpl
-def trainable_register_backend() -> Backend:
-    """Describe the Keras 2 backend."""
+def trainable_register_backend() -> Backend | None:
+    """Describe the Keras 2 backend; None where Keras 2 is not installed."""
+    if not is_installed(2):
+        return None
     return Backend(
         name="tf_keras",
-        distribution="trainable-tfkeras",
+        distribution="trainable-keras",
         framework=("tensorflow", "mct-quantizers"),
         tie_rule=TieRule.HALF_UP,
-        verbs="trainable_keras.keras2",
+        verbs="trainable_keras",
+        conformance="trainable_keras.keras2.conformance",
     )
 
 

@@ -14,8 +14,8 @@ from trainable_keras.keras2.copying import build_by, build_configs
 from trainable_keras.keras2.engine import Tensor, keras, read, untracked
 from trainable_keras.keras2.holder import ActivationQuantizationHolder
 from trainable_keras.keras2.inferable import class_of
-from trainable_keras.keras2.layers import find_weight
-from trainable_keras.keras2.quantizers.base import count_step
+from trainable_keras.keras2.layers import TYPES
+from trainable_keras.keras2.quantizers import count_step
 from trainable_keras.layers import weight_path
 from trainable_keras.parts import KerasWrapper
 
@@ -54,7 +54,7 @@ class QuantizationWrapper(KerasWrapper, KerasQuantizationWrapper):  # type: igno
     backend = "tf_keras"
     class_of = staticmethod(class_of)
     holder_class = ActivationQuantizationHolder
-    find_weight = staticmethod(find_weight)
+    find_weight = staticmethod(TYPES.find_weight)
     value_of = staticmethod(read)
 
     def __init__(

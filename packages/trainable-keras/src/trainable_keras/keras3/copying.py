@@ -1,52 +1,30 @@
-"""Copies a model layer by layer, with other layers in the place of some; the given model is left untouched.
-
-Graphs (functional and Sequential models) are run through anew; every other layer is made again from its own config, and
-the layers it holds as attributes are put in. Values of all variables are copied.
-"""
+"""Copies a Keras 3 model; see `trainable_keras.copying`."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
 from typing import Any
 
 import keras
 import numpy as np
 
-from trainable_keras import copying as keras_copying
-from trainable_keras.copying import ModelCopier, attributes, check_same_shapes, join, layers_in, made_again
+from trainable_keras.copying import (
+    ModelCopier,
+    check_same_shapes,
+    join,
+    made_again,
+    own_variables,
+)
+from trainable_keras.graph import attributes, direct_layers, layers_in
 from trainable_keras.keras3.engine import to_numpy
-from trainable_keras.keras3.layers import is_layer, kind_of
-from trainable_keras.keras3.tracing import direct_layers, is_graph
+from trainable_keras.keras3.layers import is_layer
 
 _GIVEN_AFTER = {"dtype", "name", "trainable"}
 """What Keras adds to every layer's config, whether the constructor takes it or not."""
 
 
-def children(layer: Any) -> Iterator[tuple[str, Any]]:
-    """Yield (name, layer) of the layers that a layer holds in attributes; names lead into lists and dictionaries."""
-    return keras_copying.children(layer, direct_layers(layer))
-
-
-def own_variables(layer: Any) -> list[Any]:
-    """Return a layer's variables without those of the layers it holds."""
-    return keras_copying.own_variables(layer, direct_layers(layer))
-
-
 class Copier(ModelCopier):
-    """Copies one Keras 3 model; see core's class."""
-
-    def is_graph(self, layer: Any) -> bool:
-        """Return whether a layer is a model that can be run through as a graph."""
-        return is_graph(layer)
-
-    def holds_layers(self, layer: Any) -> bool:
-        """Return whether a layer is of no known kind and holds others in attributes."""
-        return kind_of(layer) is None and any(True for _ in children(layer))
-
-    def copy_plain(self, layer: Any, name: str) -> Any:
-        """Return a layer made again from its config, with the same weights."""
-        return plain_copy(layer, name)
+    """Copies one Keras 3 model."""
 
     def copy_graph(self, model: Any, prefix: str) -> Any:
         """Return a copy of a graph, its layers copied by `copy`."""

@@ -22,7 +22,7 @@ if not hasattr(keras, "ops"):
     raise FrameworkError(
         "keras",
         f"keras is Keras {keras.__version__} in this process, and this backend needs Keras 3",
-        "pip install 'keras>=3.10'; or use trainable-tfkeras, which is for Keras 2.",
+        "pip install 'keras>=3.10'; for a model of Keras 2, trainable_keras.wrap needs no Keras 3.",
     )
 
 from keras import ops
@@ -139,11 +139,12 @@ def infers_shapes() -> bool:
 
 @contextmanager
 def errors_as_they_are() -> Iterator[None]:
-    """Keep Keras, which rewrites what a layer raises, from making a RuntimeError of the library's own errors."""
+    """Keep Keras and AutoGraph, which rewrite what a layer raises, from changing the type of the library's errors."""
     try:
         yield
     except TrainableError as error:
         vars(error)["_keras_call_info_injected"] = True
+        vars(error)["ag_pass_through"] = True
         raise
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import keras
 from keras import ops
 
+from trainable_core.backend.building import require_quantizer
 from trainable_core.enums import QuantizationTarget
-from trainable_core.recipe.plan import require_quantizer
 from trainable_keras.keras3.engine import Tensor, errors_as_they_are, to_numpy
 from trainable_keras.keras3.inferable import class_of
 from trainable_keras.parts import KerasHolder

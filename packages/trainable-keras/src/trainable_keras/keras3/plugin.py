@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from trainable_core.enums import TieRule
 from trainable_core.hookspecs import Backend, hookimpl
+from trainable_keras.which import is_installed
 
 
 @hookimpl
-def trainable_register_backend() -> Backend:
-    """Describe the Keras 3 backend."""
+def trainable_register_backend() -> Backend | None:
+    """Describe the Keras 3 backend; None where Keras 3 is not installed."""
+    if not is_installed(3):
+        return None
     return Backend(
         name="keras",
         distribution="trainable-keras",
         framework=("keras", "mct-quantizers"),
         tie_rule=TieRule.HALF_UP,
         verbs="trainable_keras",
+        conformance="trainable_keras.keras3.conformance",
     )
 
 

@@ -12,7 +12,7 @@ from trainable_core.quantizer import BaseTrainableQuantizer
 from trainable_keras.keras3.engine import read
 from trainable_keras.keras3.holder import ActivationQuantizationHolder
 from trainable_keras.keras3.inferable import class_of
-from trainable_keras.keras3.layers import find_weight
+from trainable_keras.keras3.layers import TYPES
 from trainable_keras.parts import KerasWrapper
 
 
@@ -46,7 +46,7 @@ class QuantizationWrapper(KerasWrapper, keras.layers.Layer):  # type: ignore[mis
     backend = "keras"
     class_of = staticmethod(class_of)
     holder_class = ActivationQuantizationHolder
-    find_weight = staticmethod(find_weight)
+    find_weight = staticmethod(TYPES.find_weight)
     value_of = staticmethod(read)
 
     def __init__(
@@ -161,7 +161,3 @@ class QuantizationWrapper(KerasWrapper, keras.layers.Layer):  # type: ignore[mis
     def from_config(cls, config: Mapping[str, Any]) -> QuantizationWrapper:
         """Return a wrapper equal to the one that `get_config` was called on."""
         return cls.of_config(config, keras.saving.deserialize_keras_object(config["layer"]))
-
-    def around(self, layer: Any) -> QuantizationWrapper:
-        """Return a wrapper with equal quantizers around another layer, such as a copy of this one's."""
-        return self.of_config(self.own_config(), layer)

@@ -1,0 +1,123 @@
+"""The sections of a recipe: how weights and activations are quantized, and how thresholds are found."""
+
+from enum import Enum
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
+from pydantic.json_schema import SkipJsonSchema
+
+from trainable_core.config import (
+    Document,
+    MethodField,
+    MinThreshold,
+    NBits,
+    StrictBool,
+    TrainableQuantizerCandidateConfig,
+    number,
+)
+from trainable_core.constants import MIN_THRESHOLD
+from trainable_core.enums import CalibrationMethod, QuantizationMethod
+from trainable_core.key import identifier_text
+from trainable_core.validation import check_text, check_widths, plain
+
+
+class Section(Document):
+    """A section of a recipe: the recipe as a whole has a version, so a section has none."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    schema_version: SkipJsonSchema[Literal[1]] = Field(default=1, exclude=True, repr=False)
+
+
+def _identifier(value: object) -> object:
+    return identifier_text(value) if isinstance(value, Enum) else check_text(value)
+
+
+Identifier = Annotated[str, Field(min_length=1), BeforeValidator(_identifier)]
+Arguments = Annotated[dict[str, JsonValue], BeforeValidator(plain)]
+
+
+class TensorSection(Section):
+    """How one kind of tensor is quantized."""
+
+    method: MethodField
+    n_bits: NBits
+    training_method: Identifier
+    enabled: StrictBool = True
+    min_threshold: MinThreshold = MIN_THRESHOLD
+    candidates: Annotated[list[NBits], AfterValidator(check_widths)] | None = None
+    arguments: Arguments = Field(default_factory=dict)
+
+    def candidate_configs(self) -> list[TrainableQuantizerCandidateConfig] | None:
+        """Return the candidate widths as the configs hold them, their params left to calibration."""
+        if self.candidates is None:
+            return None
+        return [TrainableQuantizerCandidateConfig(n_bits=width) for width in self.candidates]
+
+
+class WeightsSection(TensorSection):
+    """How weights are quantized.
+
+    Parameters
+    ----------
+    method : QuantizationMethod
+        The grid.
+    n_bits : int
+        Width of the codes, 1 to 16.
+    training_method : TrainingMethod or str
+        How the quantizer learns: a built-in's name or a plugin's.
+    enabled : bool
+        False leaves the weights alone.
+    min_threshold : float
+        Lower bound of thresholds and range widths.
+    candidates : list of int, optional
+        Bit widths for methods that choose among several.
+    arguments : dict
+        Further arguments of the quantizer class, by name.
+    per_channel : bool
+        One threshold per output channel instead of one per tensor.
+    """
+
+    per_channel: StrictBool = True
+
+
+class ActivationsSection(TensorSection):
+    """How activations are quantized; the fields of `WeightsSection` except `per_channel`, and two more.
+
+    Parameters
+    ----------
+    signed : bool, optional
+        Whether a symmetric grid reaches below zero; by default calibration looks.
+    placement : {"inputs", "outputs"}
+        At the inputs of layers with weights, or at the outputs of all layers and, where the model can be traced,
+        functional operations.
+    """
+
+    signed: StrictBool | None = None
+    placement: Literal["inputs", "outputs"] = "inputs"
+
+    @model_validator(mode="after")
+    def _sign_goes_with_threshold(self) -> "ActivationsSection":
+        if self.signed is not None and self.method is QuantizationMethod.UNIFORM:
+            message = "signed: a UNIFORM range says by its ends whether it is signed; leave it out"
+            raise ValueError(message)
+        return self
+
+
+class CalibrationSection(Section):
+    """How values seen become thresholds.
+
+    Parameters
+    ----------
+    weights, activations : CalibrationMethod
+        ``minmax``, ``percentile``, ``mse``, ``mae``, ``lp`` or ``kl``.
+    percentile : float
+        For ``percentile``: how much of the values stays inside, in percent.
+    p : float
+        For ``lp``: the norm's exponent.
+    """
+
+    weights: CalibrationMethod = CalibrationMethod.MSE
+    activations: CalibrationMethod = CalibrationMethod.PERCENTILE
+    percentile: Annotated[float, Field(gt=0, le=100), BeforeValidator(number)] = 99.99
+    p: Annotated[float, Field(gt=0), BeforeValidator(number)] = 2.0

@@ -1,0 +1,117 @@
+"""What the files of `save` and `load` hold beyond what every backend's do, whichever Keras it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainable_core.constants import SIGNED
+from trainable_core.documents import model
+from trainable_core.errors import DocumentError
+from trainable_core.quantizer import BaseTrainableQuantizer
+from trainable_core.recipe.state import WrappedState
+
+KINDS: dict[str, type] = {**model.KINDS, "signs": dict, "inferable": dict}
+"""Keys of a header, and the type of each."""
+
+
+def header_of(
+    form: str, state: WrappedState, quantizers: Mapping[str, BaseTrainableQuantizer], inferable: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the header of a model's file.
+
+    Parameters
+    ----------
+    form : str
+        Name of the format.
+    state : WrappedState
+        What the model knows about itself.
+    quantizers : mapping of str to BaseTrainableQuantizer
+        Its trainable quantizers by the name of their tensor.
+    inferable : mapping of str to quantizer
+        Its inferable quantizers by the name of their tensor.
+    """
+    return {
+        **model.header_of(form, state, quantizers),
+        "signs": {name: q.signed for name, q in quantizers.items() if q.stores_sign},
+        "inferable": {name: quantizer.get_config() for name, quantizer in inferable.items()},
+    }
+
+
+def place_numbers(path: object, quantizers: Iterable[BaseTrainableQuantizer], inferable: Mapping[str, Any]) -> None:
+    """Give quantizers some numbers of the right width and sign so that they convert; a file's replace them.
+
+    Raises
+    ------
+    DocumentError
+        When the file has no inferable quantizer of that name, or one of a width that the quantizer has no grid for.
+    """
+    for quantizer in quantizers:
+        if not quantizer.quantization_config.enabled:
+            continue
+        if quantizer.subject not in inferable:
+            raise DocumentError(path, f"it has no quantizer {quantizer.subject!r}, which this model has")
+        config = inferable[quantizer.subject]
+        if config.get("num_bits") not in quantizer.structure.widths:
+            problem = f"its {quantizer.subject!r} has {config.get('num_bits')!r} bits, this model's has "
+            raise DocumentError(path, problem + " or ".join(map(str, quantizer.structure.widths)))
+        signed = bool(config.get(SIGNED, config.get("signed", quantizer.signed)))
+        model.placeholder(quantizer)
+        quantizer.select_width(config["num_bits"])
+        quantizer.signed = signed
+
+
+def fill(
+    path: object,
+    header: Mapping[str, Any],
+    arrays: Mapping[str, NDArray[Any]],
+    quantizers: Mapping[str, Any],
+    variables_of: Callable[[], Mapping[str, Any]],
+    assign: Callable[[Any, NDArray[Any]], None],
+) -> None:
+    """Give a model that was made by a file's recipe what the file holds.
+
+    Parameters
+    ----------
+    path : object
+        The file, for errors.
+    header, arrays : mapping
+        What it holds.
+    quantizers : mapping of str to BaseTrainableQuantizer
+        The model's trainable quantizers by the name of their tensor.
+    variables_of : callable
+        Returns the model's variables by name; asked when the quantizers that the file freezes are frozen, because some
+        Keras lists frozen variables elsewhere.
+    assign : callable
+        Sets a variable.
+
+    Raises
+    ------
+    DocumentError
+        When the file is for another architecture, or names quantizers that the model doesn't have.
+    """
+    model.check_names(path, header["signs"], quantizers)
+    model.freeze_quantizers(path, header["frozen"], quantizers)
+    wanted = variables_of()
+    shapes = {name: tuple(variable.shape) for name, variable in wanted.items()}
+    model.check_shapes(path, shapes, {name: array.shape for name, array in arrays.items()})
+    for name, variable in wanted.items():
+        assign(variable, arrays[name])
+    for name, sign in header["signs"].items():
+        quantizers[name].signed = bool(sign)
+    for quantizer in quantizers.values():
+        grid = [v for width in quantizer.structure.widths for v in quantizer.grid_variables(width).values()]
+        quantizer.calibrated = not any(np.isnan(quantizer.to_numpy(variable)).all() for variable in grid)
+
+
+def by_place(variables: Iterable[Any], name_of: Callable[[Any], str]) -> dict[str, Any]:
+    """Return variables by their place in the model's order, and what they are called."""
+    return {f"{index}:{name_of(variable)}": variable for index, variable in enumerate(variables)}
+
+
+def storable(array: NDArray[Any]) -> NDArray[Any]:
+    """Return an array that a ``.npy`` file can hold: bfloat16, which NumPy lacks, as float32."""
+    return array.astype(np.float32) if array.dtype.name == "bfloat16" else array

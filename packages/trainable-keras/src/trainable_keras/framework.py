@@ -1,0 +1,147 @@
+"""One Keras as the shared code sees it: what it tells of models, and the classes that it makes.
+
+`keras2.framework` and `keras3.framework` each fill in a `Framework`. Whatever is the same for both is written here, or
+in the shared modules, which are given the one that a model belongs to.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, ClassVar
+
+from numpy.typing import NDArray
+
+from trainable_core.recipe.layers import LayerInfo, LayerKind
+from trainable_keras import layers
+from trainable_keras.functions import Functions
+from trainable_keras.graph import Graph
+from trainable_keras.layers import LayerTypes
+from trainable_keras.parts import KerasHolder, KerasWrapper
+
+
+@contextmanager
+def functions_run_eagerly(tensorflow: Any) -> Iterator[None]:
+    """Let TensorFlow run its functions eagerly, so that a call that the user compiled shows its values too."""
+    eager = tensorflow.config.functions_run_eagerly()
+    try:
+        tensorflow.config.run_functions_eagerly(run_eagerly=True)
+        yield
+    finally:
+        tensorflow.config.run_functions_eagerly(eager)
+
+
+class Framework(ABC):
+    """One Keras; there is one instance for each."""
+
+    backend: ClassVar[str]
+    """Name of the backend in the registry."""
+
+    file_format: ClassVar[str]
+    """What `save` writes into a file, and `load` asks for."""
+
+    module: ClassVar[Any]
+    """The module: ``keras``, or TensorFlow's."""
+
+    functions: ClassVar[Functions]
+    """What it does with tensors."""
+
+    types: ClassVar[LayerTypes]
+    """How its layer types are quantized."""
+
+    quantizer: ClassVar[type]
+    """Base class of its trainable quantizers."""
+
+    wrapper: ClassVar[type[KerasWrapper]]
+    holder: ClassVar[type[KerasHolder]]
+    passing: ClassVar[type]
+    """Class of the layer that stands in the place of a folded batch norm."""
+
+    copier: ClassVar[Any]
+    """Its `trainable_keras.copying.ModelCopier`, which is made of a framework."""
+
+    # ---- what is in a model -----------------------------------------------------------------------------------------
+
+    @staticmethod
+    @abstractmethod
+    def graph(model: Any) -> Graph | None:
+        """Return the calls of a functional or Sequential model, None of what has no graph."""
+
+    @staticmethod
+    @abstractmethod
+    def is_layer(operation: Any) -> bool:
+        """Return whether it is a layer with a purpose of its own, not a functional operation."""
+
+    @staticmethod
+    @abstractmethod
+    def op(operation: Any) -> str | None:
+        """Return the op kind of a layer or functional operation, None when it is unknown."""
+
+    def kind(self, layer: Any) -> LayerKind | None:
+        """Return how a layer is quantized, None when its type is unknown."""
+        return self.types.kind_of(layer)
+
+    def info(self, name: str, layer: Any, kind: LayerKind) -> LayerInfo:
+        """Return what a recipe needs to know of a layer."""
+        return layers.layer_info(name, layer, kind, self.types.find_weight)
+
+    # ---- copies -----------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    @abstractmethod
+    def remade(layer: Any, name: str, **changes: Any) -> Any:
+        """Return a layer made again from its config, with other values for some of it, built.
+
+        Its weights are copied when nothing is changed.
+        """
+
+    @staticmethod
+    @abstractmethod
+    def dtype_policy(layer: Any) -> Any:
+        """Return a layer's dtype policy, as a constructor takes it."""
+
+    # ---- variables --------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    @abstractmethod
+    def created_variables(layer: Any) -> list[Any]:
+        """Return the variables that a layer made itself, without those of the layers inside it."""
+
+    @staticmethod
+    @abstractmethod
+    def variables(model: Any) -> list[Any]:
+        """Return a model's variables in its order."""
+
+    @staticmethod
+    @abstractmethod
+    def variable_name(variable: Any) -> str:
+        """Return a variable's name without its layer's."""
+
+    @staticmethod
+    @abstractmethod
+    def assign(variable: Any, value: NDArray[Any]) -> None:
+        """Set a variable to values, which are copied and cast to its dtype."""
+
+    # ---- what only one of the two needs -----------------------------------------------------------------------------
+
+    def check(self, model: Any, what: str) -> None:  # noqa: B027 - nothing to check is a fine answer
+        """Raise ModelError for a model that is not of this process's Keras; `what` it is called."""
+
+    def check_layers(self, model: Any) -> None:  # noqa: B027 - as above
+        """Raise ModelError for a model with layers that can be neither wrapped nor left alone."""
+
+    @staticmethod
+    def keep(model: Any, name: str, value: Any) -> None:
+        """Set an attribute of a model as it is."""
+        setattr(model, name, value)
+
+    @staticmethod
+    def eagerly() -> AbstractContextManager[None]:
+        """Return a context in which calls run eagerly, so that values are seen."""
+        return nullcontext()
+
+    @staticmethod
+    @abstractmethod
+    def map_symbolic(function: Callable[[Any], Any], values: Any) -> Any:
+        """Return nested values with `function` of each symbolic tensor in its place."""

@@ -1,0 +1,246 @@
+"""Deployed quantizers: a grid in a layer's variables, told as mctq tells it; each Keras adds the layer.
+
+mctq's own classes call TensorFlow's ``fake_quant`` kernels. Ours are instances of them where TensorFlow runs, and mend
+this (the measurements are in ``docs/design/0017-corrected-mctq-keras-classes.md``):
+
+- the forward is `HalfUp.snap`, the formula that trained; the kernels nudge ranges once more in float32 and may give the
+  neighbouring code next to a tie;
+- 1-bit grids work, and inputs of any floating dtype come back in their own dtype;
+- the numbers are variables of a layer: they are saved, and no graph compiler takes them for constants that it
+  multiplies into the layers around, which moves ties;
+- `get_config` is JSON-clean whatever numbers the quantizer was made from.
+
+`KerasInferableQuantizer.to_mctq` gives mctq's stock quantizer with the same numbers, for tools that look for
+TensorFlow's ``FakeQuant`` operations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+from mct_quantizers import QuantizationMethod as MctqMethod
+from mct_quantizers import QuantizationTarget as MctqTarget
+from mct_quantizers import mark_quantizer
+from mct_quantizers.common.base_inferable_quantizer import BaseInferableQuantizer, QuantizerID
+
+from trainable_core.backend.inferable import target_and_method
+from trainable_core.constants import RANGE_MAX, RANGE_MIN, SIGNED, THRESHOLD
+from trainable_core.enums import QuantizationMethod, QuantizationTarget
+from trainable_core.errors import ModelError
+from trainable_core.qparams import QParams, from_params, inferable_params
+from trainable_keras.functions import Functions, Tensor
+from trainable_keras.ops import HalfUp
+
+MCTQ_LEAST_BITS = 2
+"""TensorFlow's kernels have no 1-bit grid."""
+
+_NAMES = {THRESHOLD: "threshold", RANGE_MIN: "min_range", RANGE_MAX: "max_range"}
+
+
+def mctq_arguments(
+    qparams: QParams, n_bits: int, ndim: int, target: QuantizationTarget, method: QuantizationMethod
+) -> dict[str, Any]:
+    """Return the arguments that build mctq's Keras inferable quantizer of a grid, JSON-clean.
+
+    Parameters
+    ----------
+    qparams : QParams
+        The grid's numbers.
+    n_bits : int
+        Width of the codes.
+    ndim : int
+        Number of dimensions of the weights tensor; 0 for activations.
+    target, method
+        Which class.
+    """
+    params = inferable_params(qparams, method)
+    signed = params.pop(SIGNED, None)
+    arguments: dict[str, Any] = {"num_bits": n_bits}
+    arguments |= {_NAMES[key]: value if isinstance(value, list) else [value] for key, value in params.items()}
+    if target is QuantizationTarget.Weights:
+        axis = qparams.channels_axis
+        per_channel = axis is not None
+        return {
+            **arguments,
+            "per_channel": per_channel,
+            "channel_axis": None if axis is None else axis % ndim,
+            "input_rank": ndim,
+        }
+    return arguments if signed is None else {**arguments, "signed": signed}
+
+
+def grid_of_arguments(config: Mapping[str, Any], method: QuantizationMethod) -> tuple[QParams, int, int]:
+    """Return grid, width and number of dimensions that `mctq_arguments` was called with."""
+    params = {key: config[name] for key, name in _NAMES.items() if name in config}
+    axis = config.get("channel_axis") if config.get("per_channel", False) else None
+    if axis is None:
+        params = {key: value[0] for key, value in params.items()}
+    n_bits, signed = config["num_bits"], config.get("signed", True)
+    qparams = from_params(method, n_bits, signed, params, channels_axis=axis)
+    if method is QuantizationMethod.UNIFORM:
+        qparams = _exact(params, qparams)
+    return qparams, n_bits, config.get("input_rank") or 0
+
+
+def _exact(params: Mapping[str, Any], derived: QParams) -> QParams:
+    """Return the grid whose ends are a range, where there is one; else the derived grid, which bounds ranges."""
+    low, high = (np.asarray(params[key], np.float64) for key in (RANGE_MIN, RANGE_MAX))
+    scale = (high - low) / derived.quant_max  # exact for a nudged range: code * scale is
+    zero_point = np.rint(-low / scale)
+    if np.any(scale != scale.astype(np.float32)) or np.any(zero_point * scale != -low):
+        return derived
+    return replace(derived, scale=scale.astype(np.float32), zero_point=zero_point.astype(np.int32))
+
+
+Q = TypeVar("Q", bound="KerasInferableQuantizer")
+
+
+class KerasInferableQuantizer:
+    """What a deployed quantizer of either Keras is beside a layer of it.
+
+    Parameters
+    ----------
+    qparams : QParams
+        The grid's numbers.
+    n_bits : int
+        Width of the codes.
+    ndim : int
+        Number of dimensions of the weights tensor; 0 for activations.
+    name : str, optional
+        Name of the layer.
+    """
+
+    functions: ClassVar[Functions]
+    ops: ClassVar[HalfUp]
+    mctq_class: ClassVar[Any] = None
+    """mctq's class with the same name, None where its kernels can't run."""
+
+    quantization_target: ClassVar[Any]
+    quantization_method: ClassVar[Any]
+
+    grid_scale: Any
+    grid_zero_point: Any
+    channel_axis: int | None
+    per_channel: bool
+    input_rank: int
+    num_bits: int
+    quant_min: int
+    quant_max: int
+
+    def __init__(self, qparams: QParams, n_bits: int, ndim: int, name: str | None = None) -> None:
+        raise NotImplementedError
+
+    def start(self, qparams: QParams, n_bits: int, ndim: int) -> None:
+        """Set what is not a variable; called once, by the constructor.
+
+        Parameters
+        ----------
+        qparams : QParams
+            The grid's numbers.
+        n_bits : int
+            Width of the codes.
+        ndim : int
+            Number of dimensions of the weights tensor; 0 for activations.
+        """
+        self.channel_axis = qparams.channels_axis
+        self.per_channel = qparams.channels_axis is not None
+        self.input_rank = ndim
+        self.num_bits = n_bits
+        self.quant_min, self.quant_max = qparams.quant_min, qparams.quant_max
+
+    @classmethod
+    def method(cls) -> QuantizationMethod:
+        """Return the grid's method."""
+        return target_and_method(cls)[1]
+
+    def snapped(self, inputs: Tensor) -> Tensor:
+        """Return the input snapped to the grid, in the input's dtype; no gradient is defined."""
+        f = self.functions
+        values = f.stop_gradient(f.cast(inputs, "float32"))
+        zero_point = f.read(self.grid_zero_point) if self.method() is QuantizationMethod.UNIFORM else None
+        snapped = self.ops.snap(values, f.read(self.grid_scale), zero_point, self.quant_min, self.quant_max)
+        return f.cast(snapped, f.dtype_of(inputs))
+
+    @property
+    def qparams(self) -> QParams:
+        """The grid's numbers, from the variables."""
+        shape = () if self.channel_axis is None else (-1,)
+        scale, zero_point = (
+            self.functions.to_numpy(each).reshape(shape) for each in (self.grid_scale, self.grid_zero_point)
+        )
+        return QParams(scale, zero_point.astype(np.int32), self.quant_min, self.quant_max, self.channel_axis)
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """Threshold or nudged range, as in the configs."""
+        return inferable_params(self.qparams, self.method())
+
+    def mctq_arguments(self) -> dict[str, Any]:
+        """Return the arguments that build mctq's stock quantizer."""
+        target, method = target_and_method(type(self))
+        return mctq_arguments(self.qparams, self.num_bits, self.input_rank, target, method)
+
+    def initialize_quantization(self, tensor_shape: Any, name: str, layer: Any) -> dict[str, Any]:  # noqa: ARG002 - mctq's signature
+        """Do nothing: the numbers are there from the start."""
+        return {}
+
+    def to_mctq(self) -> Any:
+        """Return mctq's stock inferable quantizer with the same numbers.
+
+        Raises
+        ------
+        ModelError
+            Where TensorFlow doesn't run, or for 1 bit: mctq's class can't do that.
+        """
+        if self.mctq_class is None or self.num_bits < MCTQ_LEAST_BITS:
+            engine = "another engine" if self.mctq_class is None else "TensorFlow"
+            raise ModelError(
+                f"mctq's Keras quantizers need TensorFlow and 2 to 16 bits; this is {engine} with {self.num_bits} bits"
+            )
+        return self.mctq_class(**self.mctq_arguments())
+
+    def get_config(self) -> dict[str, Any]:
+        """Return mctq's arguments: JSON-clean and lossless."""
+        return self.mctq_arguments()
+
+    @classmethod
+    def from_config(cls: type[Q], config: Mapping[str, Any]) -> Q:  # noqa: PYI019 - Self is not in Python 3.10
+        """Return a quantizer equal to the one that `get_config` was called on."""
+        qparams, n_bits, ndim = grid_of_arguments(config, cls.method())
+        return cls(qparams, n_bits, ndim, name=config.get("name"))
+
+
+SHORT = {
+    QuantizationMethod.SYMMETRIC: "Symmetric",
+    QuantizationMethod.POWER_OF_TWO: "POT",
+    QuantizationMethod.UNIFORM: "Uniform",
+}
+"""What mctq's class names call each grid."""
+
+
+def classes_for(base: type[Q], mctq: Any, register: Callable[[Any], Any]) -> dict[str, type[Q]]:
+    """Return the deployed quantizer classes of one Keras by their names, which are mctq's.
+
+    Parameters
+    ----------
+    base : type
+        That Keras's layer.
+    mctq : module or None
+        mctq's Keras quantizers, whose classes ours then inherit; None where they can't run.
+    register : callable
+        Decorates a class with the name that Keras saves it under.
+    """
+    classes: dict[str, type[Q]] = {}
+    for target in QuantizationTarget:
+        for method, short in SHORT.items():
+            name = f"{target.name}{short}InferableQuantizer"
+            text = f"Deployed {method.name} {'weights' if target is QuantizationTarget.Weights else 'activations'}."
+            stock = None if mctq is None else getattr(mctq, name)
+            members = {"__doc__": text, "__module__": base.__module__, "mctq_class": stock}
+            cls: Any = type(name, (base, stock or BaseInferableQuantizer), members)
+            mark = mark_quantizer(MctqTarget[target.name], [MctqMethod[method.name]], QuantizerID.INFERABLE)
+            classes[name] = register(mark(cls))
+    return classes

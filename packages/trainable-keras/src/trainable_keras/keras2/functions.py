@@ -1,0 +1,109 @@
+"""The functions that fake quantization is made of, on TensorFlow's.
+
+They run in one pass over memory where that pays; see `trainable_keras.fusion`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from trainable_keras.functions import Functions, Tensor
+from trainable_keras.fusion import Fusion
+from trainable_keras.keras2 import engine
+
+fusion = Fusion(tf)
+
+
+def steps_of(x: Tensor, scale: Tensor, quant_min: int, quant_max: int, *, centered: bool) -> Tensor:
+    """Return ``x / scale`` for comparisons with the grid's ends counted from zero.
+
+    TensorFlow takes subnormal numbers for zeros, so a tiny negative `x` would seem to lie on an end at zero, where the
+    gradient is another one than below it. Where an end may be zero, what is subnormal comes out as the smallest normal
+    number of its sign instead, and what IEEE 754 rounds to zero as zero.
+    """
+    inverse = engine.reciprocal(scale)
+    steps = x * inverse
+    if centered and quant_min < 0 < quant_max:
+        return steps
+    bits = engine.float_bits(x)
+    magnitude = tf.cast(tf.bitwise.bitwise_and(bits, 0x7FFFFFFF), tf.float32)  # of a subnormal x: |x| * 2**149, exact
+    raised = tf.where(bits < 0, -magnitude, magnitude) * 2.0**-89
+    subnormal = tf.bitwise.bitwise_and(bits, 0x7F800000) == 0
+    product = tf.where(subnormal, raised, x * 2.0**60) * inverse  # steps * 2**60
+    smallest = tf.where(product > 0, 2.0**-126, -(2.0**-126))
+    tiny = tf.where(tf.abs(product) > 2.0**-90, smallest, tf.zeros_like(product))  # 2**-150 rounds to zero
+    return tf.where(tf.abs(steps) < 2.0**-126, tiny, steps)
+
+
+def _size(x: Tensor) -> Any:
+    known = x.shape.num_elements()
+    return tf.cast(tf.size(x, out_type=tf.int64), "float32") if known is None else known
+
+
+def _bits_and(bits: Tensor, mask: int) -> Tensor:
+    return tf.bitwise.bitwise_and(bits, tf.fill(tf.shape(bits), mask))
+
+
+def _number(value: float) -> Tensor:
+    return tf.cast(value, "float32")
+
+
+def _floats(values: Any) -> Tensor:
+    return tf.constant(np.asarray(values, np.float32))
+
+
+def _total(terms: list[Tensor]) -> Tensor:
+    return tf.add_n([tf.zeros(()), *terms])
+
+
+def _rank(x: Tensor) -> int | None:
+    rank: int | None = x.shape.rank
+    return rank
+
+
+def _dtype_of(x: Tensor) -> Any:
+    return x.dtype
+
+
+FUNCTIONS = Functions(
+    maximum=tf.maximum,
+    minimum=tf.minimum,
+    where=tf.where,
+    isnan=tf.math.is_nan,
+    isfinite=tf.math.is_finite,
+    abs=tf.abs,
+    floor=tf.floor,
+    round=tf.round,
+    zeros_like=tf.zeros_like,
+    stack=tf.stack,
+    argmax=tf.argmax,
+    reshape=tf.reshape,
+    sum=tf.reduce_sum,
+    all_of=tf.logical_and,
+    any_of=tf.logical_or,
+    bits_and=_bits_and,
+    number=_number,
+    floats=_floats,
+    float_bits=engine.float_bits,
+    bits_float=engine.bits_float,
+    cast=tf.cast,
+    stop_gradient=tf.stop_gradient,
+    rsqrt=tf.math.rsqrt,
+    softmax=tf.nn.softmax,
+    total=_total,
+    divide_by=engine.divide_by,
+    reciprocal=engine.reciprocal,
+    steps_of=steps_of,
+    size=_size,
+    rank=_rank,
+    dtype_of=_dtype_of,
+    is_tensor=tf.is_tensor,
+    to_numpy=engine.to_numpy,
+    read=engine.read,
+    replicas=engine.replicas,
+    with_gradient=engine.with_gradient,
+    fused=fusion.fused,
+)

@@ -1,0 +1,201 @@
+"""What a quantizer of either Keras is beside a layer; `keras2.quantizers` and `keras3.quantizers` add the layer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainable_core.constants import RANGE_MAX, RANGE_MIN, SIGNED, THRESHOLD
+from trainable_core.enums import QuantizationMethod, QuantizationTarget, VariableGroup
+from trainable_core.errors import QuantizerStateError, ShapeMismatchError
+from trainable_core.quantizer import BaseTrainableQuantizer
+from trainable_keras.functions import Functions, Tensor
+from trainable_keras.grid import Grid, GridMaker
+from trainable_keras.inferable import KerasInferableQuantizer
+from trainable_keras.ops import HalfUp
+
+
+class KerasQuantizer(BaseTrainableQuantizer):
+    """Base of the training methods: a method subclasses it, writes `fake_quantize`, and serves both Kerases.
+
+    It is no layer. Each Keras's `BaseKerasTrainableQuantizer` is one, and inherits this class; `quantizers.classes_for`
+    joins it with a method.
+    """
+
+    functions: ClassVar[Functions]
+    """What the framework does with tensors."""
+
+    ops: ClassVar[HalfUp]
+    """Fake quantization on the framework's tensors."""
+
+    grids: ClassVar[GridMaker[Any]]
+    """Makes grids of the framework's tensors."""
+
+    sign_is_a_variable: ClassVar[bool]
+    """Whether the sign, where calibration decides it, is among the layer's variables."""
+
+    if TYPE_CHECKING:
+
+        @property
+        def trainable_weights(self) -> list[Any]:
+            """The layer's variables that an optimizer may change."""
+
+    # ---- what a training method writes ------------------------------------------------------------------------------
+
+    def fake_quantize(self, x: Tensor, grid: Grid, training: bool) -> Tensor:  # noqa: FBT001 - mctq's call
+        """Return `x` on the grid, with this method's gradient; what a training method writes.
+
+        Parameters
+        ----------
+        x : Tensor, float32, any shape
+            Real values.
+        grid : Grid
+            Its numbers, shaped to broadcast against `x`; gradients given to `grid.scale` and `grid.zero_point` reach
+            the variables.
+        training : bool
+            Whether the model trains.
+
+        Returns
+        -------
+        Tensor, float32, shape of `x`
+            With values that equal ``ops.snap`` on the same grid, when training equals deployment.
+        """
+        raise NotImplementedError
+
+    def quantized(self, x: Tensor, training: bool) -> Tensor:  # noqa: FBT001 - mctq's call
+        """Return `x` fake-quantized on the selected width's grid; a method that mixes widths overrides it.
+
+        It is not called ``quantize``: every layer of Keras 3 has a method of that name, for post-training quantization.
+        """
+        return self.fake_quantize(x, self.grid(self.functions.rank(x)), training)
+
+    # ---- what each Keras writes -------------------------------------------------------------------------------------
+
+    def new_variable(self, name: str, value: NDArray[Any], *, trainable: bool) -> Any:
+        """Return a new variable of the layer with this value, its shape and its dtype."""
+        raise NotImplementedError
+
+    def all_variables(self) -> dict[str, Any]:
+        """Return all variables of the layer by name, those of a method's state included."""
+        raise NotImplementedError
+
+    @staticmethod
+    def inferable_class(target: QuantizationTarget, method: QuantizationMethod) -> type[KerasInferableQuantizer]:
+        """Return the class of deployed quantizers of a target and a grid."""
+        raise NotImplementedError
+
+    # ---- the grid, and what is deployed -----------------------------------------------------------------------------
+
+    def grid(self, ndim: int | None, width: int | None = None) -> Any:
+        """Return the grid of one width (default: the selected one) for a tensor of `ndim` dimensions."""
+        config = self.quantization_config
+        width = self.selected_width if width is None else width
+        variables = {key: self.functions.read(variable) for key, variable in self.grid_variables(width).items()}
+        if config.channels_axis is not None:
+            assert ndim is not None  # noqa: S101 - weights have a shape, and activations no channels
+            shape = [1] * ndim
+            shape[config.channels_axis] = -1
+            variables = {key: self.functions.reshape(variable, shape) for key, variable in variables.items()}
+        low = config.min_threshold
+        if config.quantization_method is QuantizationMethod.UNIFORM:
+            return self.grids.uniform(variables[RANGE_MIN], variables[RANGE_MAX], width, min_threshold=low)
+        power_of_two = config.quantization_method is QuantizationMethod.POWER_OF_TWO
+        threshold = variables[THRESHOLD]
+        return self.grids.symmetric(threshold, width, signed=self.signed, power_of_two=power_of_two, min_threshold=low)
+
+    def check_input(self, inputs: Any) -> None:
+        """Raise ShapeMismatchError for what is not a floating tensor, or has another number of channels."""
+        dtype = getattr(inputs, "dtype", None)
+        if "float" not in str(getattr(dtype, "name", dtype)):
+            raise ShapeMismatchError(self.subject, "a floating tensor", dtype or type(inputs).__name__)
+        axis, rank = self.quantization_config.channels_axis, self.functions.rank(inputs)
+        if axis is None or rank is None:
+            return
+        (channels,), shape = self.structure.shape, tuple(inputs.shape)
+        if not -rank <= axis < rank or shape[axis] not in {channels, None}:  # None: not known before a graph runs
+            raise ShapeMismatchError(self.subject, f"{channels} channels along axis {axis}", f"shape {shape}")
+
+    def convert2inferable(self) -> Any:
+        """Return the inferable quantizer with the trained numbers; this quantizer goes on as it is.
+
+        On TensorFlow it is an instance of mctq's class.
+
+        Raises
+        ------
+        QuantizerStateError
+            Before calibration, or when the config switches quantization off.
+        """
+        config = self.quantization_config
+        if not config.enabled:
+            raise QuantizerStateError(self.subject, "its config switches quantization off; there is nothing to deploy")
+        self.require_calibrated()
+        width = self.selected_width
+        make = self.inferable_class(config.target, config.quantization_method)
+        return make(self.current_qparams(width), width, self.tensor_ndim)
+
+    def freeze(self, frozen: bool = True) -> None:  # noqa: FBT001, FBT002 - reads as a fact
+        """Stop the quantizer's variables from learning, or let them learn again."""
+        self.freeze_quant_params = frozen
+
+    # ---- the primitives that core asks for --------------------------------------------------------------------------
+
+    def add_quantizer_variable(
+        self, name: str, variable: Any, group: VariableGroup = VariableGroup.QPARAMS, *, trained: bool | None = None
+    ) -> None:
+        """Own a float32 variable; see core's base class."""
+        learns = self.learns_grid if trained is None else trained
+        setattr(self, name, self.new_variable(name, np.asarray(variable, np.float32), trainable=learns))
+        self._variable_groups[name] = group
+
+    def get_trainable_variables(self, group: VariableGroup) -> list[Any]:
+        """Return the variables of one group that an optimizer may change; none when frozen."""
+        trained = {id(variable) for variable in self.trainable_weights}
+        variables = (self.get_quantizer_variable(name) for name, of in self._variable_groups.items() if of is group)
+        return [variable for variable in variables if id(variable) in trained]
+
+    def to_numpy(self, variable: Any) -> NDArray[Any]:
+        """Return a variable's value."""
+        return self.functions.to_numpy(variable)
+
+    def assign(self, variable: Any, value: NDArray[Any]) -> None:
+        """Set a variable, in place."""
+        variable.assign(value)
+
+    # ---- saved variables --------------------------------------------------------------------------------------------
+
+    def has_numbers(self) -> bool:
+        """Return whether the grid's variables have values, however they came into them."""
+        if not self.variable_names:
+            return False
+        grid = [variable for width in self.structure.widths for variable in self.grid_variables(width).values()]
+        return not any(np.isnan(self.to_numpy(variable)).all() for variable in grid)
+
+    def save_own_variables(self, store: Any) -> None:
+        """Write the variables by their names, and the sign where calibration decides it."""
+        for name, variable in self.all_variables().items():
+            store[name] = self.to_numpy(variable)
+        if self.stores_sign and not self.sign_is_a_variable:
+            store[SIGNED] = np.asarray(self.signed)
+
+    def load_own_variables(self, store: Any) -> None:
+        """Read what `save_own_variables` wrote.
+
+        Raises
+        ------
+        QuantizerStateError
+            When a variable is missing or unknown.
+        """
+        own = self.all_variables()
+        separate_sign = self.stores_sign and not self.sign_is_a_variable
+        expected = {*own, SIGNED} if separate_sign else set(own)
+        if set(store.keys()) != expected:
+            raise QuantizerStateError(
+                self.subject, f"the file has the variables {sorted(store.keys())}, needed {sorted(expected)}"
+            )
+        for name, variable in own.items():
+            variable.assign(np.asarray(store[name]))
+        if separate_sign:
+            self.signed = bool(np.asarray(store[SIGNED]))
+        self.calibrated = self.has_numbers()

@@ -1,0 +1,141 @@
+"""DNN quantization with attention; defined by `trainable_core.reference.dqa`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+
+from trainable_core.config import TrainableQuantizerConfig
+from trainable_core.enums import VariableGroup
+from trainable_core.errors import InvalidArgumentError
+from trainable_core.reference import dqa
+from trainable_core.schedule import LinearAnnealingScheduler
+from trainable_keras.functions import Tensor
+from trainable_keras.quantizers.base import KerasQuantizer
+
+SMALLEST_NORMAL = float(np.finfo(np.float32).tiny)
+LAST_STEP = int(np.iinfo(np.int32).max)
+
+Q = TypeVar("Q", bound="DqaQuantizer")
+
+
+class DqaQuantizer(KerasQuantizer):
+    """Attention over bit widths, annealed to one of them; see `trainable_core.reference.dqa`.
+
+    Parameters
+    ----------
+    quantization_config, freeze_quant_params
+        As in the base class. The config's candidates are the widths; without candidates n, 2n and 4n, at most 16.
+    temperature : mapping, optional
+        Arguments of `LinearAnnealingScheduler`; the target must be positive. Steps are counted by `advance`.
+    bit_cost_weight : float
+        Factor of the expected bit width in `regularization`.
+
+    Notes
+    -----
+    In the first ``floor(t_end)`` training steps the output is the mixture. In every later one, and in eval mode, it is
+    that of the width with the largest logit, which is what `convert2inferable` deploys. Equal logits choose the smaller
+    width. A wrapped layer's call with ``training=True`` counts as one step, and adds `regularization` to the layer's
+    losses, which `fit` minimizes.
+    """
+
+    declaration = dqa.METHOD
+
+    scheduler: ClassVar[type[LinearAnnealingScheduler]]
+    """The framework's schedule, whose step may be a tensor."""
+
+    logits: Any
+    step: Any
+
+    def __init__(
+        self,
+        quantization_config: TrainableQuantizerConfig,
+        freeze_quant_params: bool = False,  # noqa: FBT001, FBT002 - the seed's signature
+        temperature: Mapping[str, Any] | None = None,
+        bit_cost_weight: float = 0.0,
+    ) -> None:
+        super().__init__(quantization_config, freeze_quant_params)
+        name = type(self).__name__
+        self.temperature = dqa.temperature_schedule(self.scheduler, temperature, name)
+        self.bit_cost_weight = dqa.checked_bit_cost_weight(bit_cost_weight, name)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Candidate widths, ascending."""
+        return dqa.candidate_widths(self.quantization_config)
+
+    @property
+    def selected_width(self) -> int:
+        """Width with the largest logit."""
+        return self.structure.widths[int(np.argmax(self.to_numpy(self._comparable_logits())))]
+
+    def select_width(self, width: int) -> None:
+        """Give `width` the largest logit."""
+        self.assign(self.get_quantizer_variable("logits"), dqa.selecting_logits(self.structure.widths, width))
+
+    def add_variables(self) -> None:
+        """Add the attention's logits, all equal, and the schedule's step."""
+        zeros = np.zeros(len(self.structure.widths), np.float32)
+        self.add_quantizer_variable("logits", zeros, VariableGroup.QPARAMS, trained=True)
+        self.step = self.new_variable("step", np.zeros((), np.int32), trainable=False)
+
+    def advance(self) -> None:
+        """Count one training step."""
+        self.step.assign_add(1)
+
+    def get_arguments(self) -> dict[str, Any]:
+        """Return temperature and bit cost weight."""
+        return {"temperature": self.temperature.to_dict(), "bit_cost_weight": self.bit_cost_weight}
+
+    def get_config(self) -> dict[str, Any]:
+        """Return what `from_config` rebuilds the quantizer from, the schedule's step included."""
+        return {**super().get_config(), "step": int(self.to_numpy(self.step)) if self.variable_names else 0}
+
+    @classmethod
+    def from_config(cls: type[Q], config: Mapping[str, Any]) -> Q:  # noqa: PYI019 - Self is not in Python 3.10
+        """Return a quantizer equal to the one that `get_config` was called on; see core's base class."""
+        quantizer = super().from_config(config)
+        step = config.get("step")
+        if not isinstance(step, int) or isinstance(step, bool):
+            raise InvalidArgumentError(f"{cls.__name__}.from_config", f"not a quantizer's config: 'step' is {step!r}")
+        if quantizer.variable_names:
+            quantizer.step.assign(step)
+        return quantizer
+
+    def attention(self) -> Tensor:
+        """Return the softmax over widths at the present temperature, float32, shape (K,)."""
+        f = self.functions
+        # the first training call is step 0 of the schedule; `advance` has counted it already
+        step = f.maximum(f.read(self.step) - 1, 0)
+        return f.softmax(f.read(self.logits) / f.cast(self.temperature(step), "float32"))
+
+    def regularization(self) -> Tensor | None:
+        """Return ``bit_cost_weight`` times the expected bit width, or None for weight 0."""
+        if not self.bit_cost_weight or not self.quantization_config.enabled:
+            return None
+        return self.bit_cost_weight * self.functions.sum(
+            self.attention() * self.functions.floats(self.structure.widths)
+        )
+
+    def quantized(self, x: Tensor, training: bool) -> Tensor:  # noqa: FBT001 - the base's signature
+        """Return the mixture of the widths, or the winner."""
+        f = self.functions
+        candidates = [self.ops.ste_fake_quantize(x, self.grid(f.rank(x), width)) for width in self.structure.widths]
+        winner = f.argmax(self._comparable_logits())
+        chosen = candidates[0]
+        for index, candidate in enumerate(candidates[1:], start=1):
+            chosen = f.where(winner == index, candidate, chosen)
+        if not training:
+            return chosen
+        attention = self.attention()
+        mixed = sum(attention[index] * candidate for index, candidate in enumerate(candidates))
+        ended = f.read(self.step) >= min(dqa.schedule_end(self.temperature), LAST_STEP)
+        return f.where(ended, chosen, mixed)
+
+    def _comparable_logits(self) -> Tensor:
+        """Return logits of which the same one is largest everywhere: NaN as infinity, subnormal numbers as zero."""
+        f, logits = self.functions, self.functions.read(self.logits)
+        held = f.where(f.isnan(logits), f.number(np.inf), logits)
+        return f.where(f.abs(held) < SMALLEST_NORMAL, f.zeros_like(held), held)

@@ -1,0 +1,59 @@
+"""What a training loop needs of a wrapped model: variable groups, terms for the loss, freezing, step counting."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from trainable_core.backend.variable_groups import variable_groups
+from trainable_core.quantizer import BaseTrainableQuantizer
+from trainable_keras.framework import Framework
+from trainable_keras.functions import Tensor
+from trainable_keras.wrapping import state_of, trainable_quantizers
+
+
+def quantizers_of(model: Any) -> dict[str, Any]:
+    """Return a model's trainable quantizers by the name of their tensor, each once."""
+    return {quantizer.subject: quantizer for quantizer in trainable_quantizers(model)}
+
+
+def parameter_groups(
+    framework: Framework,
+    qmodel: Any,
+    weights: Mapping[str, Any] | None = None,
+    qparams: Mapping[str, Any] | None = None,
+) -> list[dict[str, Any]]:
+    """Return the model's trainable variables in groups; see `trainable_keras.parameter_groups`."""
+    state_of(framework, qmodel)
+    return variable_groups(qmodel.trainable_variables, trainable_quantizers(qmodel), weights, qparams)
+
+
+def regularization(framework: Framework, qmodel: Any) -> Tensor:
+    """Return the sum of the quantizers' terms for the loss; see `trainable_keras.regularization`."""
+    state_of(framework, qmodel)
+    terms = [quantizer.regularization() for quantizer in trainable_quantizers(qmodel)]
+    return framework.functions.total([term for term in terms if term is not None])
+
+
+def freeze_quant_params(framework: Framework, qmodel: Any, frozen: bool) -> Any:  # noqa: FBT001 - reads as a fact
+    """Stop every quantizer's variables from learning, or let them learn again; see the verb of that name."""
+    state_of(framework, qmodel)
+    for quantizer in trainable_quantizers(qmodel):
+        quantizer.freeze(frozen)
+    forget_functions(qmodel)
+    return qmodel
+
+
+def advance_schedules(framework: Framework, qmodel: Any) -> None:
+    """Count one training step in every quantizer with a schedule; see `trainable_keras.advance_schedules`."""
+    state_of(framework, qmodel)
+    for quantizer in trainable_quantizers(qmodel):
+        if type(quantizer).advance is not BaseTrainableQuantizer.advance:
+            quantizer.advance()
+
+
+def forget_functions(qmodel: Any) -> None:
+    """Let Keras trace its functions anew: those it has were traced with what the quantizers were before."""
+    for name in ("train_function", "test_function", "predict_function"):
+        if hasattr(qmodel, name):
+            setattr(qmodel, name, None)

@@ -1,0 +1,270 @@
+"""The verbs: each asks the model which Keras it belongs to, and hands that to the module that does the work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from os import PathLike
+from typing import Any
+
+from trainable_core.backend.description import Description
+from trainable_core.recipe.document import RecipeSource
+from trainable_keras import calibration, description, finalized, serialization, training, wrapping
+from trainable_keras.which import framework_of, framework_of_class
+
+
+def wrap(model: Any, recipe: RecipeSource) -> Any:
+    """Return a new model whose weights and activations are quantized while it trains.
+
+    Parameters
+    ----------
+    model : keras.Model
+        The float model, built; left untouched.
+    recipe : QuantizationRecipe, mapping, or path
+        Which tensors, on which grid, trained how.
+
+    Returns
+    -------
+    keras.Model
+        A copy of the model, not compiled, in which layers sit in quantization wrappers and activation quantizers in
+        holders. It needs `calibrate` before its first call.
+
+    Raises
+    ------
+    ModelError
+        When `model` is not a Keras model, is not built, or can't be copied; on Keras 3 also when it has a Lambda layer.
+    QuantizerStateError
+        When it is wrapped already.
+    TrainableError, pydantic.ValidationError
+        When the recipe doesn't fit; the message names field or layer.
+    """
+    return wrapping.wrap(framework_of(model, "wrap: the model"), model, recipe)
+
+
+def calibrate(
+    qmodel: Any,
+    batches: Iterable[Any] | None = None,
+    *,
+    forward: Callable[[Any, Any], Any] | None = None,
+    force: bool = False,
+    progress: bool | None = None,
+) -> Any:
+    """Set the thresholds of a wrapped model from its weights and from what its activations look like.
+
+    Parameters
+    ----------
+    qmodel : keras.Model
+        What `wrap` returned; changed in place, and only when everything went well.
+    batches : iterable, optional
+        What the model is called with, such as a ``tf.data.Dataset``; needed when activations are quantized. Of a tuple
+        or list only the first item is passed (a dataset's inputs without its labels), anything else as it is; a mapping
+        too, for models with named inputs.
+    forward : callable, optional
+        ``forward(qmodel, batch)`` instead, when batches need another call.
+    force : bool
+        Overwrite thresholds that are already set, trained ones included.
+    progress : bool, optional
+        Whether to show a progress bar; by default when the output is a terminal.
+
+    Returns
+    -------
+    keras.Model
+        `qmodel`.
+
+    Raises
+    ------
+    QuantizerStateError
+        When every quantizer has its numbers and `force` is false, or when the model is finalized.
+    CalibrationError
+        When there are no batches, a quantized tensor was never seen, or values are not finite.
+
+    Notes
+    -----
+    Activations are seen in inference mode and eagerly, with float weights. Quantizers that already have numbers (from a
+    config, or from an earlier calibration) keep them unless forced.
+    """
+    framework = framework_of(qmodel, "calibrate: the model")
+    return calibration.calibrate(framework, qmodel, batches, forward=forward, force=force, progress=progress)
+
+
+def parameter_groups(
+    qmodel: Any, *, weights: Mapping[str, Any] | None = None, qparams: Mapping[str, Any] | None = None
+) -> list[dict[str, Any]]:
+    """Return the model's trainable variables in groups, for one optimizer each in a training loop of your own.
+
+    Parameters
+    ----------
+    qmodel : keras.Model
+        A wrapped model.
+    weights : mapping, optional
+        Options of the group WEIGHTS, such as a learning rate: everything that is not a quantizer's.
+    qparams : mapping, optional
+        Options of the group QPARAMS: thresholds, ranges, attention logits. Without a ``weight_decay`` here it is 0:
+        decay would pull thresholds to zero.
+
+    Returns
+    -------
+    list of dict
+        ``{"params": [...], "name": "WEIGHTS" or "QPARAMS", **options}``; a group without variables is left out.
+
+    Raises
+    ------
+    ModelError
+        When the model is not wrapped.
+    InvalidArgumentError
+        When options are not a mapping, or one would replace the variables or the name.
+
+    Notes
+    -----
+    A Keras optimizer has no groups. With one optimizer for all, as in `fit`, keep weight decay off the thresholds:
+    ``optimizer.exclude_from_weight_decay(var_list=group["params"])``.
+    """
+    return training.parameter_groups(framework_of(qmodel, "parameter_groups: the model"), qmodel, weights, qparams)
+
+
+def regularization(qmodel: Any) -> Any:
+    """Return the sum of the quantizers' terms for the loss; a zero scalar when no method has one.
+
+    A call with ``training=True`` adds the same terms to ``qmodel.losses``, which `fit` minimizes; so a training loop
+    adds either these or those.
+    """
+    return training.regularization(framework_of(qmodel, "regularization: the model"), qmodel)
+
+
+def freeze_quant_params(qmodel: Any, frozen: bool = True) -> Any:  # noqa: FBT001, FBT002 - reads as a fact
+    """Stop every quantizer's variables from learning, or let them learn again; returns the model.
+
+    Compile a compiled model again afterwards: its optimizer has the variables that were trainable then.
+    """
+    return training.freeze_quant_params(framework_of(qmodel, "freeze_quant_params: the model"), qmodel, frozen)
+
+
+def advance_schedules(qmodel: Any) -> None:
+    """Count one training step in every quantizer with a schedule.
+
+    A call with ``training=True`` counts by itself; call this only to skip steps.
+    """
+    training.advance_schedules(framework_of(qmodel, "advance_schedules: the model"), qmodel)
+
+
+def finalize(qmodel: Any) -> Any:
+    """Return a new model with inferable quantizers, which gives bit for bit what `qmodel` gives in inference.
+
+    Parameters
+    ----------
+    qmodel : keras.Model
+        A wrapped, calibrated model; left as it is, and still trains.
+
+    Returns
+    -------
+    keras.Model
+        Not compiled, with inferable quantizers in wrappers and holders; on TensorFlow they are instances of mctq's
+        classes. Of a finalized model a copy is returned.
+
+    Raises
+    ------
+    ModelError
+        When the model is not wrapped.
+    QuantizerStateError
+        When a quantizer has no numbers yet; names the layers.
+    """
+    return finalized.finalize(framework_of(qmodel, "finalize: the model"), qmodel)
+
+
+def describe(qmodel: Any) -> Description:
+    """Return what `wrap` made of a model: one row for each quantizer, and the reasons for what was left out.
+
+    Parameters
+    ----------
+    qmodel : keras.Model
+        A wrapped or finalized model.
+
+    Returns
+    -------
+    Description
+        Prints as a table; `to_dict` and `to_json` give the same as a document.
+
+    Raises
+    ------
+    ModelError
+        When the model is not wrapped.
+    """
+    return description.describe(framework_of(qmodel, "describe: the model"), qmodel)
+
+
+def save(qmodel: Any, path: str | PathLike[str]) -> None:
+    """Write a wrapped or finalized model.
+
+    Parameters
+    ----------
+    qmodel : keras.Model
+        What `wrap` or `finalize` returned.
+    path : path
+        File to write; an old one is replaced only once the new one is complete on disk.
+
+    Raises
+    ------
+    ModelError
+        When the model is not wrapped.
+    DocumentError
+        When the file can't be written.
+
+    Notes
+    -----
+    A zip of ``.npy`` files: the variables in the model's order, bfloat16 ones as float32, and a document with the
+    recipe, the signs that calibration decided, which quantizers are frozen, and the version of this format. The
+    optimizer's variables are not in it; a ``.keras`` file, which Keras writes, has them.
+    """
+    serialization.save(framework_of(qmodel, "save: the model"), qmodel, path)
+
+
+def load(path: str | PathLike[str], model: Any) -> Any:
+    """Return a wrapped model as it was saved: training resumes bit for bit.
+
+    Parameters
+    ----------
+    path : path
+        What `save` wrote.
+    model : keras.Model
+        A float model of the same architecture and the same Keras, built; left untouched, its values don't matter.
+
+    Returns
+    -------
+    keras.Model
+        Wrapped, or finalized if that is what was saved.
+
+    Raises
+    ------
+    DocumentError
+        When the file is missing, truncated, damaged, of another format, or for another architecture.
+    DocumentVersionError
+        When it was written in a version of the format that this release doesn't know.
+    ModelError
+        When `model` is not a Keras model.
+    """
+    return serialization.load(framework_of(model, "load: the float model"), path, model)
+
+
+def register_layer(
+    cls: type, op: str, weights: Mapping[str, int] | None = None, inputs: tuple[str, ...] = ("inputs",)
+) -> None:
+    """Tell how a layer type of your own is quantized.
+
+    Parameters
+    ----------
+    cls : type
+        Layer type; subclasses are meant too.
+    op : str
+        Its op kind, one of `trainable_core.recipe.document.OPS`.
+    weights : mapping of str to int, optional
+        Axis of the output channels, by weight attribute.
+    inputs : tuple of str
+        Names of its tensor arguments, in positional order.
+
+    Raises
+    ------
+    ModelError
+        When `cls` is not a layer type of Keras.
+    InvalidArgumentError
+        When the op kind is unknown, or an axis or a name is not one.
+    """
+    framework_of_class(cls).types.register(cls, op, weights, inputs)

@@ -1,0 +1,124 @@
+"""The virtualenvs that sessions run in, and the settings of frameworks that go with them.
+
+Sessions share one virtualenv per set of dependencies (``.nox/<name>``). It is made again when its requirements, its
+constraints or a distribution's metadata change.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import nox
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / ".nox"
+DISTRIBUTIONS = ("core", "keras", "torch")
+METADATA = [ROOT / f"packages/trainable-{name}/pyproject.toml" for name in DISTRIBUTIONS]
+SOURCES = [f"packages/trainable-{name}/src" for name in DISTRIBUTIONS]
+
+
+@dataclass(frozen=True)
+class Environment:
+    """One virtualenv that several sessions may share.
+
+    Parameters
+    ----------
+    name : str
+        Its directory under ``.nox``.
+    requirements : sequence of str
+        Arguments for ``pip install``.
+    constraints : str or None
+        Name of the constraints file; None takes the newest versions there are, and makes the environment again once a
+        day.
+    """
+
+    name: str
+    requirements: Sequence[str]
+    constraints: str | None = "dev"
+
+    @property
+    def python(self) -> Path:
+        """Its interpreter."""
+        return FOLDER / self.name / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+
+    def run(self, session: nox.Session, *arguments: str, env: Mapping[str, str | None] | None = None) -> None:
+        """Run its Python with these arguments, after making the environment if it is missing or out of date."""
+        self._install(session)
+        # No PYTHONPATH: an environment holds what its distributions declare and nothing else.
+        session.run(str(self.python), *arguments, env={"PYTHONPATH": None, **(env or {})}, external=True)
+
+    def made_from(self) -> str:
+        """Return a digest of everything that decides what is installed."""
+        digest = hashlib.sha256("\n".join([sys.version, *self.requirements]).encode())
+        for file in METADATA:
+            digest.update(file.read_bytes())
+        today = str(dt.datetime.now(dt.timezone.utc).date())
+        digest.update(self._constraints.read_bytes() if self._constraints else today.encode())
+        return digest.hexdigest()
+
+    def _install(self, session: nox.Session) -> None:
+        stamp, digest = FOLDER / self.name / "made-from", self.made_from()
+        if stamp.exists() and stamp.read_text() == digest:
+            return
+        started = time.monotonic()
+        print(f"[{session.name}] installing environment {self.name!r} ...", flush=True)
+        virtualenv = [sys.executable, "-m", "virtualenv", "--quiet", "--clear", "--no-periodic-update"]
+        session.run(*virtualenv, str(FOLDER / self.name), external=True, silent=True)
+        # Quiet twice: errors only; pip warns for every package that one of several configured indexes does not have.
+        pip = [str(self.python), "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
+        limits = ["-c", str(self._constraints)] if self._constraints else []
+        session.run(*pip, *limits, *self.requirements, external=True)
+        stamp.write_text(digest)
+        print(f"[{session.name}] environment {self.name!r} installed in {time.monotonic() - started:.0f} s", flush=True)
+
+    @property
+    def _constraints(self) -> Path | None:
+        return ROOT / "constraints" / f"{self.constraints}.txt" if self.constraints else None
+
+
+# What each environment has installed.
+CORE = ("-e", "packages/trainable-core[cli,conformance,yaml]")
+WITH_TORCH = (*CORE, "-e", "packages/trainable-torch[speed]", "torch", "pytest-xdist")
+TRAINERS = ("scikit-learn", "transformers", "lightning", "accelerate")  # the libraries that people train PyTorch with
+WITH_KERAS = (*CORE, "-e", "packages/trainable-keras", "pytest-xdist", "scikit-learn")
+
+LINT = Environment("lint", ["ruff", "numpydoc", "import-linter"])
+CORE_TESTS = Environment("core", CORE)
+# The type checker is here because it needs torch's own annotations, and a second installation of torch is a gigabyte.
+TORCH_TESTS = Environment("torch", [*WITH_TORCH, *TRAINERS, "mypy", "nox", "types-PyYAML"])
+KERAS_TESTS = Environment("keras", [*WITH_KERAS, "keras", "tensorflow-cpu"])
+# The other engines of Keras 3 have no TensorFlow beside them, so nothing can fall back on it.
+KERAS_JAX_TESTS = Environment("keras-jax", [*WITH_KERAS, "keras", "jax"])
+KERAS_TORCH_TESTS = Environment("keras-torch", [*WITH_KERAS, "keras", "torch"])
+KERAS_2_TESTS = Environment("keras-2", [*WITH_KERAS, "tensorflow-cpu", "tf-keras"], "tensorflow-2.21")
+KERAS_2_TF215_TESTS = Environment("keras-2-tf215", [*WITH_KERAS, "tensorflow-cpu"], "tensorflow-2.15")
+# All frameworks together: each backend must leave the others alone.
+CROSS_TESTS = Environment(
+    "cross", [*WITH_KERAS, "-e", "packages/trainable-torch", "keras", "tensorflow-cpu", "tf-keras", "torch"]
+)
+MINIMUMS = Environment("minimums", WITH_TORCH, "minimums")
+MAXIMUMS_TORCH = Environment("maximums-torch", WITH_TORCH, None)
+MAXIMUMS_KERAS = Environment("maximums-keras", [*WITH_KERAS, "keras", "tensorflow-cpu"], None)
+QUICKSTART = Environment("quickstart", [*CORE, "-e", "packages/trainable-torch", "scikit-learn"])
+
+# One thread for each of the two test processes: together they use two cores; with more they wait for each other.
+PARALLEL = ("-n", "2")
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+# An eager call of Keras costs milliseconds: fewer random examples than elsewhere keep a session within minutes.
+FEWER_EXAMPLES = {"TRAINABLE_EXAMPLES": "10"}
+TENSORFLOW = {**ONE_THREAD, **FEWER_EXAMPLES, "TF_CPP_MIN_LOG_LEVEL": "3"}
+"""TensorFlow without its log, on one thread."""
+KERAS_2 = {**TENSORFLOW, "TF_USE_LEGACY_KERAS": "1"}
+"""Keras 2 where TensorFlow is newer than 2.15."""
+
+
+def keras_on(engine: str) -> dict[str, str]:
+    """Return the settings of Keras 3 on an engine: ``tensorflow``, ``jax`` or ``torch``."""
+    return {**TENSORFLOW, "KERAS_BACKEND": engine}
