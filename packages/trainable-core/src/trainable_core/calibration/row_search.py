@@ -28,9 +28,9 @@ row's condensed form, as `row_measure.condensed` makes it, and what they found i
 values. This is so for rows of at least ``2 * POINTS`` values per level where least squares takes over, and elsewhere of
 ``SMOOTH * POINTS``, or ``SMOOTH**2 * POINTS`` for exponents other than 2.
 
-The first two savings leave the result as it is. The last two change it: on grids of up to `FEW` bits, errors are lower on
-average, most of all for UNIFORM, whose ends `search` moves one at a time. About one row in 400 of unusual distributions
-ends up more than 0.1 per cent above what `search` finds, by up to a few per cent.
+The first two savings leave the result as it is. The last two change it: on grids of up to `FEW` bits, errors are lower
+on average, most of all for UNIFORM, whose ends `search` moves one at a time. About one row in 400 of unusual
+distributions ends up more than 0.1 per cent above what `search` finds, by up to a few per cent.
 """
 
 from __future__ import annotations
