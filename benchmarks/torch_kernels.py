@@ -16,7 +16,7 @@ from measuring import interleaved, report, table
 from torch import Tensor
 from torch_measuring import PART, arguments, conditions, without_numba
 
-from trainable_torch import native
+from trainable_torch.kernels import native
 
 SHAPES = {
     "act": [(32, 64, 28, 28), (16, 256, 28, 28), (8, 512, 768), (32, 64, 56, 56)],

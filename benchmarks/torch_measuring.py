@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from trainable_torch import native
+from trainable_torch.kernels import native
 
 T = TypeVar("T")
 PART = f"PyTorch {'.'.join(torch.__version__.split('.')[:2])}"
@@ -55,7 +55,7 @@ def without_numba(run: Callable[[], T]) -> Callable[[], T]:
 
 
 def _nothing() -> None:
-    """Return None, as `trainable_torch.native.compiled` does without numba."""
+    """Return None, as `trainable_torch.kernels.native.compiled` does without numba."""
 
 
 def peak_bytes(run: Callable[[], object]) -> int:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch_measuring import PART, arguments, conditions, kept_bytes, without_numba
 
 import trainable_torch
-from trainable_torch import native
+from trainable_torch.kernels import native
 
 LIMITS = {"STE": ("1.05 / 1.10", "1.5 / 1.6"), "LSQ": ("1.10 / 1.15", "1.5 / 1.6")}
 

@@ -64,7 +64,7 @@ def train(model: Any, data: digits.Digits, *, epochs: int, lr: float, seed: int)
     model.compile(keras.optimizers.Adam(schedule), loss)
     batches = digits.batches(data.train_x, data.train_y, epochs=epochs, seed=seed)
     with_channels = ((images[..., np.newaxis], labels) for images, labels in batches)
-    model.fit(with_channels, steps_per_epoch=steps, epochs=epochs, verbose=0)
+    model.fit(with_channels, steps_per_epoch=steps, epochs=epochs, shuffle=False, verbose=0)  # shuffled already
 
 
 def accuracy(model: Any, x: digits.Images, y: digits.Labels) -> float:

@@ -22,7 +22,7 @@ from tasks.environments import (
     keras_on,
 )
 
-TORCH_SCRIPTS = ("import_time", "torch_kernels", "torch_steps", "torch_linearity")
+TORCH_SCRIPTS = ("import_time", "torch_kernels", "torch_steps", "torch_linearity", "torch_hops")
 KERAS_SCRIPTS = ("keras_kernels", "keras_steps")
 KERAS_VERSIONS = ((KERAS_TESTS, keras_on("tensorflow")), (KERAS_2_TESTS, KERAS_2), (KERAS_2_TF215_TESTS, TENSORFLOW))
 """Keras 3, and Keras 2 on both versions of TensorFlow: the same scripts, a table for each."""
@@ -38,6 +38,8 @@ TORCH_PEERS: dict[str, tuple[str, ...]] = {
 """Other libraries, and what each needs but does not declare."""
 KERAS_PEERS = ("model-compression-toolkit",)
 """Other libraries for Keras; this one's is the Keras of TensorFlow 2.15."""
+TORCH_PEER_SCRIPTS = ("torch_peers", "torch_peer_steps")
+KERAS_PEER_SCRIPTS = ("keras_peers",)
 
 
 def measure_ours(session: nox.Session) -> None:
@@ -60,11 +62,11 @@ def measure_peers(session: nox.Session) -> None:
     for peer, needed in TORCH_PEERS.items():
         requirements = [*CORE, "-e", "packages/trainable-torch[speed]", peer, *needed]
         environment = Environment(f"peer-{peer}", requirements, "peers")
-        _measure_peer(session, environment, ("torch_peers", "torch_peer_steps"), peer, settings)
+        _measure_peer(session, environment, TORCH_PEER_SCRIPTS, peer, settings)
     for peer in KERAS_PEERS:
         requirements = [*CORE, "-e", "packages/trainable-keras", "tensorflow-cpu", peer]
         environment = Environment(f"peer-keras-{peer}", requirements, "peers-keras")
-        _measure_peer(session, environment, ("keras_peers",), peer, {**TENSORFLOW, **quiet})
+        _measure_peer(session, environment, KERAS_PEER_SCRIPTS, peer, {**TENSORFLOW, **quiet})
 
 
 def _measure_peer(

@@ -18,6 +18,7 @@ from trainable_core.constants import THRESHOLD
 from trainable_core.enums import LUT_METHODS, QuantizationMethod
 from trainable_core.errors import (
     DocumentError,
+    InvalidArgumentError,
     RuleError,
     TrainableError,
     UnknownQuantizerError,
@@ -91,7 +92,7 @@ def recipes(backend: str, weight: str, names: str) -> dict[str, Refusal]:
     ) -> tuple[Any, type[Exception], tuple[str, ...]]:
         return {**both, "rules": [rule]}, error, ("rules.0", *facts)
 
-    unsupported = UnsupportedConfigError
+    unsupported, invalid = UnsupportedConfigError, InvalidArgumentError
     return {
         "no recipe": (None, DocumentError, ("NoneType", "QuantizationRecipe")),
         "a number for a recipe": (4, DocumentError, ("int", "QuantizationRecipe")),
@@ -119,23 +120,23 @@ def recipes(backend: str, weight: str, names: str) -> dict[str, Refusal]:
         ),
         "unknown argument": (
             {"weights": _spec("DQA", arguments={"temprature": {}})},
-            unsupported,
+            invalid,
             (weight, "arguments.temprature", "temperature, bit_cost_weight"),
         ),
         "the config as an argument": (
-            {"weights": _spec(arguments={"quantization_config": {}})}, unsupported, ("arguments.quantization_config",),
+            {"weights": _spec(arguments={"quantization_config": {}})}, invalid, ("arguments.quantization_config",),
         ),
         "frozen by a word": (
-            {"weights": _spec(arguments={"freeze_quant_params": "no"})}, unsupported, ("freeze_quant_params", "'no'"),
+            {"weights": _spec(arguments={"freeze_quant_params": "no"})}, invalid, ("freeze_quant_params", "'no'"),
         ),
         "an argument of the wrong kind": (
             {"weights": _spec("DQA", arguments={"bit_cost_weight": "much"})},
-            unsupported,
+            invalid,
             ("bit_cost_weight", "'much'"),
         ),
         "a schedule that runs backwards": (
             {"weights": _spec("DQA", arguments={"temperature": temperature(t_start=20)})},
-            unsupported,
+            invalid,
             ("temperature", "t_end must be greater than t_start"),
         ),
         "an unknown layer": ruled({"match": {"name": "haed"}, "skip": True}, RuleError, "haed", names),
@@ -192,8 +193,8 @@ def refuses_configs_it_is_not_for(cls: type[Any]) -> None:
             refused(lambda config=config: cls(config), UnsupportedConfigError, (cls.__name__, str(method), "UNIFORM"))
         else:
             assert cls(config).quantization_config is config
-    refused(lambda: cls(None), UnsupportedConfigError, (cls.__name__, "NoneType"))
-    refused(lambda: cls(own(), freeze_quant_params=1), UnsupportedConfigError, (cls.__name__, "freeze_quant_params"))
+    refused(lambda: cls(None), InvalidArgumentError, (cls.__name__, "NoneType"))
+    refused(lambda: cls(own(), freeze_quant_params=1), InvalidArgumentError, (cls.__name__, "freeze_quant_params"))
 
 
 RUBBISH: dict[str, tuple[Any, str]] = {
@@ -244,5 +245,5 @@ def refuses_an_argument(cls: type[Any], arguments: dict[str, Any], fact: str) ->
     """Assert that DQA's weights quantizer refuses one of `DQA_ARGUMENTS`."""
     (argument,) = arguments
     refused(
-        lambda: cls(weights_config(), **arguments), UnsupportedConfigError, (f"DqaWeightsQuantizer: {argument}", fact)
+        lambda: cls(weights_config(), **arguments), InvalidArgumentError, (f"DqaWeightsQuantizer: {argument}", fact)
     )

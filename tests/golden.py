@@ -18,10 +18,15 @@ from trainable_core.qparams import QParams, from_params
 VECTORS = Path(__file__).parent / "vectors"
 
 
+def every_case(name: str) -> list[dict[str, Any]]:
+    """Return the cases of one file; a method's hold its own variables by their names."""
+    found: list[dict[str, Any]] = json.loads((VECTORS / f"{name}.json").read_text())["cases"]
+    return found
+
+
 def cases(name: str, tie_rule: TieRule | None = None) -> pytest.MarkDecorator:
     """Parametrize a test with the cases of one file, or with those that hold under one tie rule."""
-    found = json.loads((VECTORS / f"{name}.json").read_text())["cases"]
-    found = [case for case in found if tie_rule in (None, tie_rule_of(case))]
+    found = [case for case in every_case(name) if tie_rule in (None, tie_rule_of(case))]
     return pytest.mark.parametrize("case", found, ids=[case["name"] for case in found])
 
 

@@ -13,7 +13,7 @@ import pkgutil
 import sys
 from pathlib import Path
 
-NEEDS_AN_EXTRA = ("trainable_core.conformance", "trainable_torch.grid_loops", "trainable_torch.loops")
+NEEDS_AN_EXTRA = ("trainable_core.conformance", "trainable_torch.kernels.grid_loops", "trainable_torch.kernels.loops")
 
 
 def check(name: str, left_out: tuple[str, ...]) -> str:

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from trainable_core import TrainingMethod
+from trainable_core.registry.methods import built_in_methods
 
 ROOT = Path(__file__).parents[2]
 TEXT = {".cfg", ".in", ".json", ".md", ".py", ".rst", ".toml", ".txt", ".yaml", ".yml", ""}
 GENERATED = {"__pycache__", "build", "dist"}
 HIDDEN_BUT_OURS = {".ci", ".github"}
 VAGUE = {"common", "helpers", "misc", "util", "utils"}
-METHODS = {method.value.lower() for method in TrainingMethod}
+METHODS = {method.module.rpartition(".")[2] for method in built_in_methods().values()}
 # Pieces, so that this file does not contain what it looks for.
 MACHINE_PATHS = ["/".join(["", *parts]) for parts in (("root", ""), ("tmp", "envs"), ("work", ""), ("home", ""))]
 

@@ -27,15 +27,7 @@ NAMED = "a Keras layer has a name"
 CORES = "core's, for both Kerases to build on"
 
 OF_TORCH = {
-    "cache": EAGER,
-    "fused_layer": EAGER,
-    "grid_loops": EAGER,
     "kernels": EAGER,
-    "layout": EAGER,
-    "loops": EAGER,
-    "native": EAGER,
-    "recomputing": EAGER,
-    "scalars": EAGER,
     "ranks": "Keras hides the processes of a job behind its strategies",
     "copying": "Keras has no copy of a live model: layers are made again from their configs",
 }

@@ -113,6 +113,17 @@ def test_the_quickstart_refuses_what_it_does_not_have(tasks, wrong, capsys):
     assert "nox -s quickstart" in capsys.readouterr().err
 
 
+def test_every_benchmark_is_run_by_a_session(tasks):
+    from tasks import benchmarks
+
+    lists = [value for name, value in vars(benchmarks).items() if name.endswith("_SCRIPTS")]
+    scripts = {
+        path.stem for path in (ROOT / "benchmarks").glob("*.py") if "__main__" in path.read_text(encoding="utf-8")
+    }
+    assert len(lists) == 4
+    assert {script for scripts in lists for script in scripts} == scripts
+
+
 def test_counts_are_read_from_a_report(tasks, tmp_path):
     results = tasks[2]
     report = tmp_path / "report.xml"

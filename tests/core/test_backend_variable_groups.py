@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from trainable_core.backend.variable_groups import variable_groups
-from trainable_core.errors import UnsupportedConfigError
+from trainable_core.errors import InvalidArgumentError
 
 WEIGHT, THRESHOLD = object(), object()
 LEARNING = SimpleNamespace(get_trainable_variables=lambda group: [THRESHOLD])
@@ -37,5 +37,5 @@ def test_groups_without_variables_are_left_out():
 @pytest.mark.parametrize("part", ["weights", "qparams"])
 def test_options_that_are_none_are_refused(part, options):
     given = {"weights": None, "qparams": None, part: options}
-    with pytest.raises(UnsupportedConfigError, match=f"parameter_groups: {part}"):
+    with pytest.raises(InvalidArgumentError, match=f"parameter_groups: {part}"):
         variable_groups([], [], **given)

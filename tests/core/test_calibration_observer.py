@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainable_core.calibration import Observer
-from trainable_core.errors import CalibrationError, UnsupportedConfigError
+from trainable_core.errors import CalibrationError, InvalidArgumentError
 
 FINITE = st.one_of(
     st.floats(width=32, allow_nan=False, allow_infinity=False),
@@ -156,7 +156,7 @@ class TestInputs:
 
     @pytest.mark.parametrize("n_bins", BAD_NUMBERS)
     def test_bad_number_of_bins(self, n_bins):
-        with pytest.raises(UnsupportedConfigError, match="n_bins"):
+        with pytest.raises(InvalidArgumentError, match="n_bins"):
             Observer(n_bins)
 
     def test_nothing_seen(self):

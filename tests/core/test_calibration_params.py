@@ -13,7 +13,7 @@ from trainable_core.calibration import Observer, calibrate_activation, calibrate
 from trainable_core.config import TrainableQuantizerActivationConfig, TrainableQuantizerWeightsConfig
 from trainable_core.constants import MIN_THRESHOLD, RANGE_MAX, RANGE_MIN, SIGNED, THRESHOLD
 from trainable_core.enums import CalibrationMethod, QuantizationMethod
-from trainable_core.errors import CalibrationError, TrainableError, UnsupportedConfigError
+from trainable_core.errors import CalibrationError, InvalidArgumentError, TrainableError, UnsupportedConfigError
 from trainable_core.qparams import SMALLEST_THRESHOLD, from_params, inferable_params
 from trainable_core.reference import affine
 
@@ -388,25 +388,26 @@ class TestRefused:
     @pytest.mark.parametrize("calibrate", [calibrate_activation, calibrate_weights])
     def test_bad_arguments_are_named(self, calibrate, argument, value, facts):
         given_values = observed([1.0]) if calibrate is calibrate_activation else [1.0]
-        with pytest.raises(UnsupportedConfigError) as caught:
+        error = UnsupportedConfigError if str(value).startswith("LUT") else InvalidArgumentError
+        with pytest.raises(error) as caught:
             calibrate(given_values, **{**ARGUMENTS, argument: value})
         assert all(fact in str(caught.value) for fact in [calibrate.__name__, *facts])
 
     def test_range_as_wide_as_a_config_may_say(self):
-        with pytest.raises(UnsupportedConfigError, match=r"min_threshold.*2\*\*99"):
+        with pytest.raises(InvalidArgumentError, match=r"min_threshold.*2\*\*99"):
             weights([1.0], grid="UNIFORM", min_threshold=2.0**100)
         assert weights([1.0], grid="UNIFORM", min_threshold=2.0**99) == {RANGE_MIN: 0.0, RANGE_MAX: 2.0**99}
 
     @pytest.mark.parametrize("signed", [1, "yes", 0.0])
     def test_bad_signed(self, signed):
-        with pytest.raises(UnsupportedConfigError, match="signed"):
+        with pytest.raises(InvalidArgumentError, match="signed"):
             activation([1.0], signed=signed)
 
     @pytest.mark.parametrize(
         ("shape", "axis"), [((2, 3), 2), ((2, 3), -3), ((), 0), ((2, 3), 0.0), ((2,), True), ((2,), "0")]
     )
     def test_bad_axis(self, shape, axis):
-        with pytest.raises(UnsupportedConfigError, match="channels_axis") as caught:
+        with pytest.raises(InvalidArgumentError, match="channels_axis") as caught:
             weights(np.ones(shape), channels_axis=axis)
         assert str(shape) in str(caught.value)
 
@@ -434,6 +435,6 @@ class TestRefused:
             calibrate_activation(np.ones(3), **ARGUMENTS)
 
     def test_one_base(self):
-        for leaf in (CalibrationError, UnsupportedConfigError):
+        for leaf in (CalibrationError, InvalidArgumentError, UnsupportedConfigError):
             assert issubclass(leaf, TrainableError)
             assert issubclass(leaf, ValueError)

@@ -33,7 +33,7 @@ from trainable_core.conformance.strategies import Kind, cases, grid_after
 from trainable_core.conformance.suite import checks, subjects_of
 from trainable_core.conformance.template import backends_with_template, write_plugin
 from trainable_core.enums import QuantizationMethod, QuantizationTarget, TieRule
-from trainable_core.errors import DocumentError, UnknownBackendError, UnsupportedConfigError
+from trainable_core.errors import DocumentError, InvalidArgumentError, UnknownBackendError, UnsupportedConfigError
 from trainable_core.hookspecs import Backend, hookimpl
 from trainable_core.registry import process as registry
 from trainable_core.registry.rows import QuantizerRow
@@ -156,10 +156,12 @@ def test_a_law_has_a_reason_and_says_what_it_checks(law):
     assert law.check.__doc__
 
 
-def test_the_documentation_lists_every_law_in_order():
+def test_the_documentations_table_of_laws_is_what_the_command_prints(capsys):
     document = (Path(__file__).parents[2] / "docs/conformance.md").read_text(encoding="utf-8")
-    document = document.partition("## What a class may declare")[0]
-    assert re.findall(r"^\| `([a-z_]+)` \|", document, re.MULTILINE) == list(LAWS)
+    table = document.partition("<!-- trainable check --laws --markdown -->\n")[2].partition("<!-- end -->")[0]
+    assert main(["check", "--laws", "--markdown"]) == 0
+    assert table == capsys.readouterr().out
+    assert re.findall(r"^\| `([a-z_]+)` \|", table, re.MULTILINE) == list(LAWS)
 
 
 def test_bits_are_compared_with_the_sign_of_zero():
@@ -173,7 +175,7 @@ def test_bits_are_compared_with_the_sign_of_zero():
 
 
 def test_an_unknown_law_is_refused():
-    with pytest.raises(UnsupportedConfigError, match="idempotence"):
+    with pytest.raises(InvalidArgumentError, match="idempotence"):
         named_laws(["idempotenc"])
 
 
@@ -240,7 +242,7 @@ def test_a_counterexample_can_be_replayed(numpy_backend):
         replay(document, HalfUp)
     name = f"{NumpySte.__module__}.{NumpySte.__qualname__}"
     replay({**document, "quantizer": name})  # the sound class, found by its name
-    with pytest.raises(UnsupportedConfigError, match="nowhere"):
+    with pytest.raises(InvalidArgumentError, match="nowhere"):
         replay({**document, "quantizer": "nowhere.Nothing"})
     with pytest.raises(UnsupportedConfigError, match="POWER_OF_TWO"):
         replay({**document, "quantizer": name, "method": "POWER_OF_TWO"})
@@ -249,7 +251,7 @@ def test_a_counterexample_can_be_replayed(numpy_backend):
 
 def test_the_last_line_of_a_counterexample_tries_it_again(numpy_backend):
     last = str(broken(HalfUp, "tie_rule").counterexample).splitlines()[-1]
-    call = last.removeprefix("again").strip()
+    call = last.removeprefix("repeat").strip()
     with pytest.raises(Violation, match="ties"):
         exec(call, {"replay": replay})  # noqa: S102 - our own text
 
@@ -345,11 +347,12 @@ def test_the_matrix_merges_backends():
         QuantizerRow("keras", QuantizationTarget.Weights, grids[:1], "A", float, None, None),
         QuantizerRow("keras", QuantizationTarget.Activation, grids[1:], "A", str, None, None),
     ]
-    drawn_rows = {row[1]: dict(zip(COLUMNS, row, strict=True)) for row in matrix_rows(rows)}
+    drawn_rows = {row[2]: dict(zip(COLUMNS, row, strict=True)) for row in matrix_rows(rows)}
     assert drawn_rows["Weights"]["SYMMETRIC"] == "torch, keras"
     assert drawn_rows["Weights"]["UNIFORM"] == "torch"
     assert drawn_rows["Weights"]["POWER_OF_TWO"] == "-"
     assert drawn_rows["Activation"]["granularity"] == "per tensor"
+    assert drawn_rows["Activation"]["learns"] == "-"
     lines = markdown(matrix_rows(rows)).splitlines()
     assert len({line.count("|") for line in lines}) == 1
     assert len(lines) == 4
@@ -375,14 +378,14 @@ def test_a_new_plugin_is_whole(backends, tmp_path):
 
 
 def test_a_plugin_for_a_backend_without_a_template_is_refused(tmp_path):
-    with pytest.raises(UnsupportedConfigError, match="torch"):
+    with pytest.raises(InvalidArgumentError, match="torch"):
         write_plugin("trainable-my-way", ["abacus"], tmp_path / "plugin")
     assert not (tmp_path / "plugin").exists()
 
 
 @pytest.mark.parametrize("name", ["My-Way", "1st", "my way", "-", "class/../x"])
 def test_a_name_that_no_package_can_have_is_refused(name, tmp_path):
-    with pytest.raises(UnsupportedConfigError, match="name"):
+    with pytest.raises(InvalidArgumentError, match="name"):
         write_plugin(name, ["torch"], tmp_path / "plugin")
 
 

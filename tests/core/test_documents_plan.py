@@ -6,7 +6,7 @@ import pydantic
 import pytest
 
 from trainable_core.documents.plan import plan_document, plan_from_document, state_document, state_from_document
-from trainable_core.errors import UnsupportedConfigError
+from trainable_core.errors import InvalidArgumentError
 from trainable_core.recipe.document import QuantizationRecipe
 from trainable_core.recipe.layers import LayerInfo, WeightInfo
 from trainable_core.recipe.state import WrappedState
@@ -57,5 +57,5 @@ def test_a_missing_part_of_a_plan_is_named():
 def test_a_plan_with_an_unknown_target_is_refused(target):
     document = plan_document(state().plans["stem"])
     document["weights"]["kernel"]["config"]["target"] = target
-    with pytest.raises(UnsupportedConfigError, match="target"):
+    with pytest.raises(InvalidArgumentError, match="target"):
         plan_from_document(document)

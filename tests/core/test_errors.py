@@ -38,13 +38,19 @@ LEAVES: list[tuple[type[TrainableError], type[Exception], dict[str, Any], list[s
         errors.UnknownBackendError,
         LookupError,
         {"backend": "jax", "known": ["keras", "torch"], "failed": {"broken": "ImportError: libx"}},
-        ["'jax'", "keras, torch", "broken", "ImportError: libx", "pip install trainable-jax"],
+        ["'jax'", "keras, torch", "broken", "ImportError: libx", "come with their own plugins"],
     ),
     (
         errors.QuantizerDefinitionError,
         TypeError,
         {"cls": Unmarked, "problem": "argument 'x' has no default"},
         ["Unmarked", "argument 'x' has no default", "@mark_quantizer"],
+    ),
+    (
+        errors.InvalidArgumentError,
+        ValueError,
+        {"subject": "LinearAnnealingScheduler", "problem": "t_end must be a number, got 'soon'"},
+        ["LinearAnnealingScheduler: t_end", "'soon'"],
     ),
     (
         errors.UnsupportedConfigError,
@@ -142,7 +148,14 @@ def test_every_error_of_the_module_is_checked_here() -> None:
 
 
 @pytest.mark.parametrize(
-    "error", [errors.UnsupportedConfigError, errors.QuantizerStateError, errors.CalibrationError, errors.DocumentError]
+    "error",
+    [
+        errors.InvalidArgumentError,
+        errors.UnsupportedConfigError,
+        errors.QuantizerStateError,
+        errors.CalibrationError,
+        errors.DocumentError,
+    ],
 )
 def test_a_hint_comes_last_and_only_when_given(error: type[TrainableError]) -> None:
     assert str(error("it", "is wrong", "do this.")).endswith("\nHint: do this.")
@@ -169,8 +182,23 @@ def test_a_miss_with_nothing_near_points_to_the_command_line() -> None:
     assert "registered for this backend: none" in message
 
 
-def test_the_name_to_install_has_no_underscore() -> None:
-    assert "pip install trainable-tfkeras" in str(errors.UnknownBackendError("tf_keras", [], {}))
+def test_a_miss_in_an_installed_backend_knows_the_built_in_methods() -> None:
+    asked = Key("torch", QuantizationTarget.Weights, "LQS", QuantizationMethod.SYMMETRIC)
+    message = str(errors.UnknownQuantizerError(asked, [], {}, known_backends=["torch"], built_in=["LSQ", "STE"]))
+    assert "did you mean 'LSQ'" in message
+
+
+@pytest.mark.parametrize("backend", errors.INSTALL)
+def test_a_backend_of_this_project_says_how_it_is_installed(backend: str) -> None:
+    assert errors.INSTALL[backend] in str(errors.UnknownBackendError(backend, [], {}))
+
+
+@pytest.mark.parametrize("asked", ["evil; rm", "nowhere", "torch && curl", "../x", ""])
+def test_nothing_that_was_typed_becomes_a_command(asked: str) -> None:
+    key = Key(asked, QuantizationTarget.Weights, "LSQ", QuantizationMethod.SYMMETRIC)
+    for message in (str(errors.UnknownBackendError(asked, [], {})), str(errors.UnknownQuantizerError(key, [], {}))):
+        assert "pip install" not in message
+        assert "keras, tf_keras, torch" in message
 
 
 def test_a_backend_nearly_spelt_right_is_named_instead_of_an_installation() -> None:

@@ -26,6 +26,7 @@ from trainable_core.config import (
 from trainable_core.constants import RANGE_MAX, RANGE_MIN, SIGNED, THRESHOLD
 from trainable_core.enums import QuantizationMethod, QuantizationTarget, TrainingMethod, VariableGroup
 from trainable_core.errors import (
+    InvalidArgumentError,
     QuantizerDefinitionError,
     QuantizerStateError,
     ShapeMismatchError,
@@ -385,7 +386,7 @@ def test_a_config_for_another_grid_is_refused_with_the_grids_there_are() -> None
 
 @pytest.mark.parametrize("config", [None, {"weights_n_bits": 4}, WeightsQuantizer])
 def test_what_is_not_a_config_is_refused(config: Any) -> None:
-    with pytest.raises(UnsupportedConfigError, match="TrainableQuantizerWeightsConfig"):
+    with pytest.raises(InvalidArgumentError, match="TrainableQuantizerWeightsConfig"):
         WeightsQuantizer(config)
 
 
@@ -537,7 +538,7 @@ def test_params_before_initialization_are_refused() -> None:
 )
 def test_wrong_params_are_refused_and_change_nothing(params: dict[int, dict[str, Any]], fact: str) -> None:
     quantizer = initialized(weights_config(params={THRESHOLD: 2.0}))
-    with pytest.raises(UnsupportedConfigError, match=fact):
+    with pytest.raises(InvalidArgumentError, match=fact):
         quantizer.set_quantization_params(params)
     assert quantizer.get_quantizer_variable(THRESHOLD) == 2.0
 
@@ -551,7 +552,7 @@ def test_params_of_another_shape_are_refused_and_change_nothing() -> None:
 
 def test_params_that_are_wrong_for_one_candidate_change_none() -> None:
     quantizer = initialized(choosing_config(), cls=ChoosingQuantizer)
-    with pytest.raises(UnsupportedConfigError, match="positive"):
+    with pytest.raises(InvalidArgumentError, match="positive"):
         quantizer.set_quantization_params({2: {THRESHOLD: 1.0}, 8: {THRESHOLD: 0.0}})
     assert quantizer.get_quantizer_variable("threshold_2") == 0.5
 
@@ -630,7 +631,7 @@ def test_a_methods_own_arguments_and_variables_come_back() -> None:
 def test_a_document_that_lacks_a_part_is_refused(part: str) -> None:
     document = initialized(weights_config(params={THRESHOLD: 1.0})).get_config()
     del document[part]
-    with pytest.raises(UnsupportedConfigError, match=part):
+    with pytest.raises(InvalidArgumentError, match=part):
         WeightsQuantizer.from_config(document)
 
 

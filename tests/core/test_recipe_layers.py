@@ -2,7 +2,7 @@
 
 import pytest
 
-from trainable_core.errors import ModelError, ShapeMismatchError, UnsupportedConfigError
+from trainable_core.errors import InvalidArgumentError, ModelError, ShapeMismatchError
 from trainable_core.recipe.layers import INTEGER_INPUT_OPS, OPS, LayerKind, WeightInfo, declared_kind, layer_info
 
 
@@ -14,7 +14,7 @@ def test_op_kinds_are_distinct_words():
 def test_a_users_layer_kind_is_checked_part_by_part():
     assert declared_kind("linear", None, ["x"]) == LayerKind("linear", {}, ("x",))
     for wrong in (("dense", None, ()), ("linear", {"w": 1.5}, ()), ("linear", {"w": True}, ()), ("linear", {}, "x")):
-        with pytest.raises(UnsupportedConfigError, match="register_layer"):
+        with pytest.raises(InvalidArgumentError, match="register_layer"):
             declared_kind(*wrong)
 
 

@@ -21,10 +21,10 @@ from trainable_core.enums import QuantizationMethod, QuantizationTarget, TieRule
 from trainable_core.errors import (
     DuplicateBackendError,
     DuplicateQuantizerError,
+    InvalidArgumentError,
     PluginError,
     UnknownBackendError,
     UnknownQuantizerError,
-    UnsupportedConfigError,
 )
 from trainable_core.hookspecs import Backend, hookimpl
 from trainable_core.quantizer import BaseTrainableQuantizer
@@ -243,7 +243,7 @@ def test_without_two_answers_there_are_no_clashes(installed: Installed) -> None:
     [("Weigths", "SYMMETRIC", "quant_target", "Weights"), ("Weights", "SYMETRIC", "quant_method", "SYMMETRIC")],
 )
 def test_a_misspelt_target_or_method_names_the_nearest(target: str, method: str, argument: str, meant: str) -> None:
-    with pytest.raises(UnsupportedConfigError, match=f"did you mean '{meant}'") as caught:
+    with pytest.raises(InvalidArgumentError, match=f"did you mean '{meant}'") as caught:
         home().get_trainable_quantizer_class(target, "LSQ", method, "home")
     assert caught.value.subject == argument
 

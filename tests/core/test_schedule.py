@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainable_core.errors import UnsupportedConfigError
+from trainable_core.errors import InvalidArgumentError
 from trainable_core.schedule import LinearAnnealingScheduler
 
 STEPS = st.one_of(st.integers(0, 10**6), st.floats(0, 1e6))
@@ -133,23 +133,23 @@ def test_frozen_and_hashable():
     ],
 )
 def test_bad_fields_are_named(field, value):
-    with pytest.raises(UnsupportedConfigError, match=field):
+    with pytest.raises(InvalidArgumentError, match=field):
         LinearAnnealingScheduler(**{**GOOD, field: value})
 
 
 def test_steps_that_are_one_number_in_float64():
-    with pytest.raises(UnsupportedConfigError, match="t_end"):
+    with pytest.raises(InvalidArgumentError, match="t_end"):
         LinearAnnealingScheduler(2**60, 2**60 + 1, 1.0, 0.0)
 
 
 def test_distance_beyond_float64():
-    with pytest.raises(UnsupportedConfigError, match="target_val"):
+    with pytest.raises(InvalidArgumentError, match="target_val"):
         LinearAnnealingScheduler(0, 1, -1e308, 1e308)
 
 
 @pytest.mark.parametrize("t", [math.nan, [0.0, math.nan], "3", None, 1j, True])
 def test_bad_steps(t):
-    with pytest.raises(UnsupportedConfigError, match="t must"):
+    with pytest.raises(InvalidArgumentError, match="t must"):
         LinearAnnealingScheduler(**GOOD)(t)
 
 
@@ -162,6 +162,6 @@ def test_bad_steps(t):
     ],
 )
 def test_bad_documents(document, facts):
-    with pytest.raises(UnsupportedConfigError) as caught:
+    with pytest.raises(InvalidArgumentError) as caught:
         LinearAnnealingScheduler.from_dict(document)
     assert all(fact in str(caught.value) for fact in facts)

@@ -45,12 +45,12 @@ from trainable_core.constants import RANGE_MAX, RANGE_MIN, THRESHOLD
 from trainable_core.errors import (
     CalibrationError,
     DocumentError,
+    InvalidArgumentError,
     ModelError,
     QuantizerStateError,
     RuleError,
     ShapeMismatchError,
     TrainableError,
-    UnsupportedConfigError,
 )
 from trainable_keras import (
     ActivationQuantizationHolder,
@@ -299,7 +299,7 @@ def test_calibrate(state: str, call: Any, error: Any, facts: Any) -> None:
         "params as an option",
         "calibrated",
         lambda m: parameter_groups(m, weights={"params": []}),
-        UnsupportedConfigError,
+        InvalidArgumentError,
         "parameter_groups: weights",
         "'params'",
     ),
@@ -307,7 +307,7 @@ def test_calibrate(state: str, call: Any, error: Any, facts: Any) -> None:
         "a number for options",
         "calibrated",
         lambda m: parameter_groups(m, weights=0.1),
-        UnsupportedConfigError,
+        InvalidArgumentError,
         "parameter_groups: weights",
         "0.1",
     ),
@@ -382,7 +382,7 @@ CALLS: dict[str, tuple[Callable[[], Any], Callable[[Any], object], type[Exceptio
     "another width": (
         lambda: fresh({THRESHOLD: 1.0}),
         lambda q: q.set_quantization_params({8: {THRESHOLD: 2.0}}),
-        UnsupportedConfigError,
+        InvalidArgumentError,
         ("fc.kernel", "[8]", "[4]"),
     ),
     "a wrong length": (
@@ -394,13 +394,13 @@ CALLS: dict[str, tuple[Callable[[], Any], Callable[[Any], object], type[Exceptio
     "a range for a threshold": (
         lambda: fresh({THRESHOLD: 1.0}),
         lambda q: q.set_quantization_params({4: {RANGE_MIN: -1.0, RANGE_MAX: 1.0}}),
-        UnsupportedConfigError,
+        InvalidArgumentError,
         ("fc.kernel", "'range_min'"),
     ),
     "NaN for a threshold": (
         lambda: fresh({THRESHOLD: 1.0}),
         lambda q: q.set_quantization_params({4: {THRESHOLD: NAN}}),
-        UnsupportedConfigError,
+        InvalidArgumentError,
         ("fc.kernel", "'threshold'", "finite"),
     ),
     "an unknown variable": (
@@ -445,45 +445,45 @@ def test_a_document_of_dqa_without_its_step() -> None:
     ],
 )
 def test_a_schedule_on_tensors(arguments: tuple[Any, ...], fact: str) -> None:
-    refused(lambda: KerasLinearAnnealingScheduler(*arguments), UnsupportedConfigError, (fact,))
+    refused(lambda: KerasLinearAnnealingScheduler(*arguments), InvalidArgumentError, (fact,))
 
 
 PARTS: dict[str, tuple[Callable[[Any], object], type[Exception], tuple[str, ...]]] = {
     "an unknown weight": (
         lambda layer: QuantizationWrapper(layer, {"kernal": fresh(shape=(3, 2))}),
-        UnsupportedConfigError,
+        InvalidArgumentError,
         ("'kernal'",),
     ),
     "a weight by position": (
         lambda layer: QuantizationWrapper(layer, {0: fresh()}),
-        UnsupportedConfigError,
+        InvalidArgumentError,
         ("weights_quantizers", "str", "[0]"),
     ),
     "no quantizers": (
         lambda layer: QuantizationWrapper(layer, None),
-        UnsupportedConfigError,
+        InvalidArgumentError,
         ("weights_quantizers", "NoneType"),
     ),
     "a number for a quantizer": (
         lambda layer: QuantizationWrapper(layer, {"kernel": 5}),
-        UnsupportedConfigError,
+        InvalidArgumentError,
         ("'kernel'", "int"),
     ),
     "an activation quantizer for weights": (
         lambda layer: QuantizationWrapper(layer, {"kernel": LsqActivationQuantizer(activation_config())}),
-        UnsupportedConfigError,
+        InvalidArgumentError,
         ("'kernel'", "Weights", "Activation"),
     ),
     "no layer": (lambda _: QuantizationWrapper(None, {}), ModelError, ("NoneType",)),
     "an unbuilt layer": (lambda _: QuantizationWrapper(kl.Dense(2), {}), ModelError, ("not built",)),
     "nothing to hold": (
         lambda _: ActivationQuantizationHolder(None),
-        UnsupportedConfigError,
+        InvalidArgumentError,
         ("ActivationQuantizationHolder", "NoneType"),
     ),
     "a weights quantizer for activations": (
         lambda _: ActivationQuantizationHolder(LsqWeightsQuantizer(weights_config())),
-        UnsupportedConfigError,
+        InvalidArgumentError,
         ("ActivationQuantizationHolder", "Activation", "Weights"),
     ),
 }
@@ -534,7 +534,7 @@ def with_mine(cls: type[Any] = Mine) -> keras.Model:
 
 @pytest.mark.parametrize(("arguments", "fact"), LAYERS.values(), ids=LAYERS)
 def test_a_layer_kind(arguments: tuple[Any, ...], fact: str) -> None:
-    refused(lambda: register_layer(*arguments), UnsupportedConfigError, ("register_layer", fact))
+    refused(lambda: register_layer(*arguments), InvalidArgumentError, ("register_layer", fact))
     # still unknown: nothing of it was kept
     assert "no known kind" in describe(wrap(with_mine(), weights_only())).left_out["mine"]
 

@@ -33,7 +33,7 @@ from tests.keras.models import (
     train,
     vectors,
 )
-from trainable_core.errors import ModelError, UnsupportedConfigError
+from trainable_core.errors import InvalidArgumentError, ModelError
 from trainable_keras import (
     advance_schedules,
     calibrate,
@@ -83,7 +83,7 @@ def test_options_go_to_their_group_and_thresholds_do_not_decay() -> None:
 
 @pytest.mark.parametrize("options", [{"weights": {"params": []}}, {"qparams": {"name": "mine"}}, {"weights": 0.1}])
 def test_wrong_options_are_refused(options: Any) -> None:
-    with pytest.raises(UnsupportedConfigError, match=f"parameter_groups: {next(iter(options))}"):
+    with pytest.raises(InvalidArgumentError, match=f"parameter_groups: {next(iter(options))}"):
         parameter_groups(ready(dense(), recipe("LSQ"), vectors(8, 4)), **options)
 
 

@@ -21,7 +21,7 @@ from tests.keras.framework import (
     path_of,
     tensor,
 )
-from trainable_core.errors import ModelError, QuantizerStateError, UnsupportedConfigError
+from trainable_core.errors import InvalidArgumentError, ModelError, QuantizerStateError
 
 WEIGHTS_ONLY = {
     "schema_version": 1,
@@ -218,7 +218,7 @@ def test_an_unbuilt_layer_is_refused() -> None:
 def test_a_weight_that_is_not_there_is_refused() -> None:
     dense = kl.Dense(3)
     dense.build((None, 4))
-    with pytest.raises(UnsupportedConfigError, match="no weight 'kernal'"):
+    with pytest.raises(InvalidArgumentError, match="no weight 'kernal'"):
         trainable_keras.QuantizationWrapper.weight_of(dense, "kernal")
 
 

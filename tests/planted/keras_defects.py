@@ -8,6 +8,9 @@ from typing import Any
 import numpy as np
 from keras import ops as k
 from mct_quantizers import QuantizationMethod, QuantizationTarget, mark_quantizer
+from trainable_keras.keras3.quantizers.dqa import DqaQuantizer
+from trainable_keras.keras3.quantizers.lsq import LsqQuantizer
+from trainable_keras.keras3.quantizers.ste import SteQuantizer
 
 from tests.planted.defect import planted
 from trainable_core import enums
@@ -15,9 +18,6 @@ from trainable_core.enums import VariableGroup
 from trainable_keras import BaseKerasTrainableQuantizer, Grid
 from trainable_keras.keras3 import inferable, ops
 from trainable_keras.keras3.engine import read, reciprocal, to_numpy, with_gradient
-from trainable_keras.keras3.quantizers.dqa import DqaQuantizer
-from trainable_keras.keras3.quantizers.lsq import LsqQuantizer
-from trainable_keras.keras3.quantizers.ste import SteQuantizer
 
 SYMMETRIC, POWER_OF_TWO, UNIFORM = (
     QuantizationMethod.SYMMETRIC,

@@ -40,12 +40,12 @@ from trainable_core.errors import (
     CalibrationError,
     DocumentError,
     DocumentVersionError,
+    InvalidArgumentError,
     ModelError,
     QuantizerStateError,
     RuleError,
     ShapeMismatchError,
     UnknownQuantizerError,
-    UnsupportedConfigError,
 )
 from trainable_torch import (
     ActivationQuantizationHolder,
@@ -311,7 +311,7 @@ def test_what_the_models_own_forward_raises_passes_and_the_model_is_as_it_was(ba
         "params as an option",
         "calibrated",
         lambda m: parameter_groups(m, weights={"params": []}),
-        UnsupportedConfigError,
+        InvalidArgumentError,
         "parameter_groups: weights",
         "'params'",
     ),
@@ -319,7 +319,7 @@ def test_what_the_models_own_forward_raises_passes_and_the_model_is_as_it_was(ba
         "a name as an option",
         "calibrated",
         lambda m: parameter_groups(m, qparams={"lr": 0.1, "name": "mine"}),
-        UnsupportedConfigError,
+        InvalidArgumentError,
         "parameter_groups: qparams",
         "'name'",
     ),
@@ -327,7 +327,7 @@ def test_what_the_models_own_forward_raises_passes_and_the_model_is_as_it_was(ba
         "a number for options",
         "calibrated",
         lambda m: parameter_groups(m, weights=0.1),
-        UnsupportedConfigError,
+        InvalidArgumentError,
         "parameter_groups: weights",
         "0.1",
     ),
@@ -335,7 +335,7 @@ def test_what_the_models_own_forward_raises_passes_and_the_model_is_as_it_was(ba
         "a list of options",
         "calibrated",
         lambda m: parameter_groups(m, qparams=[("lr", 0.1)]),
-        UnsupportedConfigError,
+        InvalidArgumentError,
         "parameter_groups: qparams",
     ),
 )
@@ -588,7 +588,7 @@ CALLS: dict[str, tuple[Callable[[], Any], Callable[[Any], object], type[Exceptio
     "another width": (
         lambda: fresh({THRESHOLD: 1.0}),
         lambda q: q.set_quantization_params({8: {THRESHOLD: 2.0}}),
-        UnsupportedConfigError,
+        InvalidArgumentError,
         ("fc.weight", "[8]", "[4]"),
     ),
     "a wrong length": (
@@ -600,13 +600,13 @@ CALLS: dict[str, tuple[Callable[[], Any], Callable[[Any], object], type[Exceptio
     "a range for a threshold": (
         lambda: fresh({THRESHOLD: 1.0}),
         lambda q: q.set_quantization_params({4: {RANGE_MIN: -1.0, RANGE_MAX: 1.0}}),
-        UnsupportedConfigError,
+        InvalidArgumentError,
         ("fc.weight", "'range_min'"),
     ),
     "NaN for a threshold": (
         lambda: fresh({THRESHOLD: 1.0}),
         lambda q: q.set_quantization_params({4: {THRESHOLD: NAN}}),
-        UnsupportedConfigError,
+        InvalidArgumentError,
         ("fc.weight", "'threshold'", "finite"),
     ),
     "an unknown variable": (
@@ -646,7 +646,7 @@ def test_an_argument_of_dqa(arguments: dict[str, Any], fact: str):
     ],
 )
 def test_a_schedule_on_tensors(arguments: tuple[Any, ...], fact: str):
-    refused(lambda: PytorchLinearAnnealingScheduler(*arguments), UnsupportedConfigError, (fact,))
+    refused(lambda: PytorchLinearAnnealingScheduler(*arguments), InvalidArgumentError, (fact,))
 
 
 PARTS: dict[str, tuple[Callable[[nn.Module], object], tuple[str, ...]]] = {
@@ -678,7 +678,7 @@ PARTS: dict[str, tuple[Callable[[nn.Module], object], tuple[str, ...]]] = {
 def test_a_wrapper_or_holder(call: Any, facts: tuple[str, ...]):
     layer = nn.Linear(2, 3)
     before = as_it_is(layer)
-    refused(lambda: call(layer), UnsupportedConfigError, facts)
+    refused(lambda: call(layer), InvalidArgumentError, facts)
     assert as_it_is(layer) == before
 
 
@@ -715,7 +715,7 @@ LAYERS: dict[str, tuple[tuple[Any, ...], str]] = {
 
 @pytest.mark.parametrize(("arguments", "fact"), LAYERS.values(), ids=LAYERS)
 def test_a_layer_kind(arguments: tuple[Any, ...], fact: str):
-    refused(lambda: register_layer(*arguments), UnsupportedConfigError, ("register_layer", fact))
+    refused(lambda: register_layer(*arguments), InvalidArgumentError, ("register_layer", fact))
     # still unknown: nothing of it was kept
     assert "no known kind" in describe(wrap(nn.Sequential(Mine()), weights_only())).left_out["0"]
 

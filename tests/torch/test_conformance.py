@@ -13,7 +13,7 @@ from mct_quantizers import QuantizationMethod, QuantizationTarget, mark_quantize
 from trainable_core.cli import main
 from trainable_core.conformance import ConformanceError, check_quantizer, conformance_checks, replay, subjects
 from trainable_core.conformance.template import write_plugin
-from trainable_core.errors import UnsupportedConfigError
+from trainable_core.errors import InvalidArgumentError
 from trainable_core.registry import process as registry
 from trainable_torch.quantizers import SteWeightsQuantizer
 
@@ -60,7 +60,7 @@ def test_an_expected_failure_that_passes_fails(tmp_path):
 
 @pytest.mark.parametrize("expected", [{"tie_rul": "a typo"}, {"tie_rule": " "}])
 def test_an_expected_failure_names_a_law_and_a_reason(expected):
-    with pytest.raises(UnsupportedConfigError, match=next(iter(expected))):
+    with pytest.raises(InvalidArgumentError, match=next(iter(expected))):
         conformance_checks(TiesUp, expected_failures=expected)
 
 
@@ -132,14 +132,17 @@ def test_the_command_refuses_what_it_does_not_know(capsys):
 
 def test_the_command_lists_the_laws(capsys):
     assert main(["check", "--laws"]) == 0
-    assert "padding, pruned weights" in capsys.readouterr().out
+    assert "pruned weights and the zeros of ReLU" in capsys.readouterr().out
 
 
 def test_the_matrix_shows_who_implements_what(capsys):
     assert main(["matrix", "--markdown"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("| training method | target | granularity | POWER_OF_TWO |")
-    assert any(line.startswith("| LSQ | Weights | per tensor, per channel | torch") for line in lines)
+    assert lines[0].startswith("| training method | learns | target | granularity | POWER_OF_TWO |")
+    assert any(
+        line.startswith("| LSQ | thresholds, ranges | Weights | per tensor, per channel |") and "torch" in line
+        for line in lines
+    )
     assert main(["matrix"]) == 0
     assert "LSQ" in capsys.readouterr().out
 

@@ -12,7 +12,9 @@ from torch.nn import functional as F  # noqa: N812 - the name everyone reads
 
 import trainable_torch
 from tests.torch.models import assert_the_graph_can_be_used_twice, bytes_kept, quantized
-from trainable_torch import fused_layer, native, ops
+from trainable_torch import kernels, ops
+from trainable_torch.kernels import layer as fused_layer
+from trainable_torch.kernels import native, tier
 from trainable_torch.quantizers import LsqWeightsQuantizer, SteActivationQuantizer
 
 LAYERS = {
@@ -26,6 +28,7 @@ LAYERS = {
 }
 UNIT = 2.0**-24  # relative error of one float32 operation
 
+pytestmark = pytest.mark.skipif(tier.wanted() == tier.PLAIN, reason="layers are called part by part")
 layers = pytest.mark.parametrize("layer", LAYERS)
 rules = pytest.mark.parametrize("rule", ["STE", "LSQ"])
 methods = pytest.mark.parametrize("method", ["SYMMETRIC", "POWER_OF_TWO", "UNIFORM"])
@@ -63,7 +66,7 @@ def results(model, x, *, learns_input=True):
 
 def by_parts(function, *arguments, **more):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fused_layer, "call", lambda *_: None)
+        patch.setattr(kernels, "call_layer", lambda *_, **__: None)
         return function(*arguments, **more)
 
 
@@ -325,10 +328,8 @@ class Doubling(LsqWeightsQuantizer):
 class Slower(LsqWeightsQuantizer):
     """A rule of somebody's own, which says all there is to say."""
 
-    def rule(self, x, grid):
-        rule = super().rule(x, grid)
-        rule.gradient_scale /= 2
-        return rule
+    def rule(self, sharing, quant_max):
+        return ops.Lsq(super().rule(sharing, quant_max).gradient_scale / 2)
 
 
 class Halving(nn.Conv2d):
@@ -409,8 +410,8 @@ def test_without_numba_every_quantized_tensor_is_kept(monkeypatch):
     model, x = case("conv2d", "STE")
     monkeypatch.setattr(fused_layer, "KEPT", 0)
     snaps = []
-    usual = ops.Rule.snap
-    monkeypatch.setattr(ops.Rule, "snap", lambda self, x: snaps.append(1) or usual(self, x))
+    usual = kernels.FakeQuantization.snap
+    monkeypatch.setattr(kernels.FakeQuantization, "snap", lambda self, x: snaps.append(1) or usual(self, x))
     for compiled, expected in ((native.compiled, 2), (lambda: None, 0)):  # in backward: input and weight, or none
         if compiled() is None and expected:
             continue

@@ -1,6 +1,6 @@
-"""The eager CPU kernels against the plain expression, bit for bit: sizes around the chunks, every layout and axis.
+"""The fast kernels against the plain formula, bit for bit: sizes around the chunks, every memory layout and axis.
 
-Every test runs twice: on the loops that numba compiles, and on PyTorch's own kernels.
+Every test runs on both tiers: on the loops that numba compiles, and on PyTorch's own operations.
 """
 
 from __future__ import annotations
@@ -14,21 +14,25 @@ import torch
 from torch import Tensor
 
 from tests.torch.strategies import assert_same_bits
-from trainable_torch import cache, kernels, layout, native, ops
+from trainable_torch import ops
 from trainable_torch.grid import Grid
+from trainable_torch.kernels import eligible, native, tier
 
 AXES = [None, 0, 1, 2, -1]
-CHUNK = 256  # instead of layout.CHUNK: the boundaries are at sizes that tests can afford
+CHUNK = 256  # instead of native.CHUNK: the boundaries are at sizes that tests can afford
 SIZES = [1, 63, 64, 65, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK, 3 * CHUNK + 17]
 
 
-@pytest.fixture(params=["numba", "torch"], autouse=True)
-def made_of(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+pytestmark = pytest.mark.skipif(tier.wanted() == tier.PLAIN, reason="the fast kernels are switched off")
+
+
+@pytest.fixture(params=["native", "passes"], autouse=True)
+def each_tier(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Compute with the loops that numba compiles, or without them."""
-    if request.param == "torch":
+    if request.param == "passes":
         monkeypatch.setattr(native, "compiled", lambda: None)
     elif native.compiled() is None:
-        pytest.skip("numba is not installed, or told not to compile")
+        pytest.skip("there are no compiled loops")
 
 
 @pytest.fixture(params=[1, 2, 3])
@@ -42,7 +46,7 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
 
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layout, "CHUNK", CHUNK)
+    monkeypatch.setattr(native, "CHUNK", CHUNK)
 
 
 def grid_for(shape: tuple[int, ...], axis: int | None, *, uniform: bool, n_bits: int = 4) -> Grid:
@@ -83,7 +87,7 @@ def both(x: Tensor, upstream: Tensor, grid: Grid, rule: str) -> list[list[Tensor
         grid.scale.grad = grid.zero_point.grad = None
         with pytest.MonkeyPatch.context() as patch:
             if not fast:
-                patch.setattr(kernels, "serves", lambda *_: False)
+                patch.setattr(eligible, "fits", lambda *_: False)
             y = ops.ste_fake_quantize(leaf, grid) if rule == "ste" else ops.lsq_fake_quantize(leaf, grid, 0.25)
             y.backward(upstream)
         found.append([y.detach(), leaf.grad, grid.scale.grad, grid.zero_point.grad])
@@ -136,7 +140,7 @@ def test_every_memory_layout(
     form: str, axis: int | None, rule: str, uniform: bool, small: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if small:
-        monkeypatch.setattr(layout, "CHUNK", CHUNK)
+        monkeypatch.setattr(native, "CHUNK", CHUNK)
     shape = (4, 6, 5, 3)
     grid = grid_for(shape, axis, uniform=uniform)
     x = values(shape, grid, special=False)
@@ -151,13 +155,18 @@ def test_every_memory_layout(
         check(x, upstream, grid, rule)
 
 
-@pytest.mark.parametrize("size", [kernels.GRAIN - 1, kernels.GRAIN, 3 * kernels.GRAIN + 5, layout.CHUNK + 65])
+@pytest.mark.parametrize("size", [2**15 - 1, 2**15, 3 * 2**15 + 5, native.CHUNK + 65])
 def test_nan_passes_no_gradient_however_the_threads_share_the_work(size: int, threads: int) -> None:
-    """The kernel that masks lets NaN through in the scalar ends of its loops; nothing may be given to those."""
+    """The sign bit of a NaN is set or not, and says nothing about the range; one alone must be seen as well."""
     grid = grid_for((size,), None, uniform=False)
-    x = torch.full((size,), math.nan, requires_grad=True)
-    ops.ste_fake_quantize(x, grid).sum().backward()
-    assert not x.grad.any()
+    for value in (math.nan, -math.nan):
+        x = torch.full((size,), value, requires_grad=True)
+        ops.ste_fake_quantize(x, grid).sum().backward()
+        assert not x.grad.any()
+        alone = torch.zeros(size)
+        alone[size // 2] = value
+        ops.ste_fake_quantize(alone.requires_grad_(), grid).sum().backward()
+        assert alone.grad.sum() == size - 1
 
 
 @pytest.mark.parametrize("n_bits", range(1, 9))
@@ -232,14 +241,14 @@ def test_a_backward_pass_can_be_differentiated_and_vectorized(rule: str, axis: i
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.trace` is deprecated:DeprecationWarning")  # mctq exports by it
 def test_what_is_traced_or_transformed_is_left_to_the_plain_expression() -> None:
-    assert kernels.serves(torch.ones(2))
-    assert not kernels.serves(torch.ones(2), torch.ones(2, dtype=torch.float64))
-    assert not kernels.serves(torch.ones(2, device="meta"))
+    assert eligible.fits(torch.ones(2))
+    assert not eligible.fits(torch.ones(2), torch.ones(2, dtype=torch.float64))
+    assert not eligible.fits(torch.ones(2, device="meta"))
     seen = []
-    torch.vmap(lambda x: seen.append(cache.is_plain(x)) or x)(torch.ones(2))
-    torch.jit.trace(lambda x: seen.append(cache.is_plain(x)) or x * 1, torch.ones(2), check_trace=False)
+    torch.vmap(lambda x: seen.append(eligible.is_eager(x)) or x)(torch.ones(2))
+    torch.jit.trace(lambda x: seen.append(eligible.is_eager(x)) or x * 1, torch.ones(2), check_trace=False)
     with torch._subclasses.FakeTensorMode():  # noqa: SLF001 - the public way is torch.export
-        seen.append(cache.is_plain(torch.ones(2)))
+        seen.append(eligible.is_eager(torch.ones(2)))
     assert len(seen) >= 3  # a trace may call it more than once
     assert not any(seen)
 

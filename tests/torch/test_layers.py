@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
 from tests.torch.models import quantizer_at, ready, recipe, spec, vectors, weights_only
-from trainable_core.errors import ModelError, UnsupportedConfigError
+from trainable_core.errors import InvalidArgumentError, ModelError
 from trainable_core.recipe.layers import OPS
 from trainable_torch import calibrate, describe, finalize, layers, register_layer, wrap
 from trainable_torch.layers import FUNCTIONS, kind_of
@@ -432,14 +432,14 @@ def test_a_subclass_of_a_known_type_is_of_its_kind():
 
 
 def test_what_is_no_module_type_is_refused():
-    with pytest.raises(UnsupportedConfigError, match="Module"):
+    with pytest.raises(InvalidArgumentError, match="Module"):
         register_layer(int, "linear")
-    with pytest.raises(UnsupportedConfigError, match="Module"):
+    with pytest.raises(InvalidArgumentError, match="Module"):
         register_layer(nn.Linear(2, 2), "linear")
 
 
 def test_an_unknown_op_is_refused_with_those_known():
-    with pytest.raises(UnsupportedConfigError, match="conv_transpose"):
+    with pytest.raises(InvalidArgumentError, match="conv_transpose"):
         register_layer(Scaled, "convolution")
 
 

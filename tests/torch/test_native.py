@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import math
 import os
-import pickle
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,15 +14,18 @@ import pytest
 import torch
 
 from trainable_core.validation import MAX_THRESHOLD
-from trainable_torch import kernels, layout, native
-from trainable_torch.grid import SymmetricScale, UniformGrid
-from trainable_torch.scalars import Numbers
+from trainable_torch import ops
+from trainable_torch.grid import Form, SymmetricScale, UniformGrid
+from trainable_torch.kernels import native, tier
 
 numba = pytest.importorskip("numba", reason="numba is not installed")
 
-loops = pytest.importorskip("trainable_torch.loops", reason="numba is not installed")
+loops = pytest.importorskip("trainable_torch.kernels.loops", reason="numba is not installed")
 
-pytestmark = pytest.mark.skipif(bool(numba.config.DISABLE_JIT), reason="numba is told not to compile")
+pytestmark = [
+    pytest.mark.skipif(bool(numba.config.DISABLE_JIT), reason="numba is told not to compile"),
+    pytest.mark.skipif(tier.wanted() not in {None, tier.NATIVE}, reason="another tier of kernels is asked for"),
+]
 
 ROOT = Path(__file__).parents[2]
 
@@ -35,6 +36,29 @@ def restored() -> Iterator[None]:
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
+
+
+def snapped(x, grid, shape, *, marking=False):
+    """Return a tensor that the loops snapped to a grid whose scale has the shape, and the marks."""
+    x, where = native.lines(x, shape)
+    return native.snap(x, grid, where, marking=marking)
+
+
+def passed(x, upstream, grid, shape, *, closed, reuse=False, marks=None):
+    """Return the gradient that the loops pass inside of the range."""
+    x, where = native.lines(x, shape)
+    return native.pass_inside(x, upstream, grid, where, closed=closed, reuse=reuse, marks=marks)
+
+
+def learned(x, upstream, grid, shape, *, outside, reuse=False):
+    """Return the input's gradient and the sums of each line."""
+    x, where = native.lines(x, shape)
+    return native.learned(x, upstream, grid, where, outside=outside, reuse=reuse)
+
+
+def symmetric(threshold, shape, power_of_two=False, steps=8.0):
+    """Return a signed grid of 4 bits."""
+    return native.grid_of(Form(SymmetricScale, (LOW, steps, power_of_two), -8, 7, centered=True), [threshold], shape)
 
 
 def found_anew():
@@ -81,9 +105,10 @@ def test_they_are_compiled_where_nothing_can_be_kept(error, monkeypatch):
         return compiling(signature)
 
     monkeypatch.setattr(numba, "cfunc", cfunc)
-    monkeypatch.setattr(native, "compiled", (loops := found_anew()) and (lambda: loops))
+    found = found_anew()
+    monkeypatch.setattr(native, "_loops", lambda: found)
     x = torch.tensor([0.24, 0.26, -9.0])
-    assert kernels.snap(x, Numbers.of(0.5, 0.0, -8, 7)).tolist() == [0.0, 0.5, -4.0]
+    assert ops.snap(x, torch.tensor(0.5), -8, 7).tolist() == [0.0, 0.5, -4.0]
 
 
 @pytest.mark.parametrize("axis", [None, 0, 1])
@@ -91,41 +116,45 @@ def test_threads_share_large_tensors_and_change_no_bit(axis):
     shape = (6, 5, native.SHARE // 6 + 17)
     x, upstream = torch.randn(shape), torch.randn(shape)
     sizes = [size if index == axis else 1 for index, size in enumerate(shape)]
-    scale = 0.1 if axis is None else torch.linspace(0.1, 0.2, shape[axis]).view(sizes)
-    zero_point = 7.0 if axis is None else torch.arange(float(shape[axis])).view(sizes)
-    grid = Numbers.of(scale, zero_point, 0, 15)
+    count = [] if axis is None else sizes
+    scale = torch.linspace(0.1, 0.2, 1 if axis is None else shape[axis]).view(count)
+    zero_point = torch.arange(float(scale.numel())).view(count)
+    grid = native.given(scale, -zero_point, 15 - zero_point)
     found = []
     for threads in (1, 2, 3, 16):
         torch.set_num_threads(threads)
-        gradients = kernels.learned(x, upstream, grid, outside=True)
-        found.append([kernels.snap(x, grid), kernels.pass_inside(x, upstream, grid, closed=True), *gradients])
+        gradients = learned(x, upstream, grid, scale.shape, outside=True)
+        values, _ = snapped(x, grid, scale.shape)
+        found.append([values, passed(x, upstream, grid, scale.shape, closed=True), *gradients])
     for others in found[1:]:
         for one, other in zip(found[0], others, strict=True):
-            assert torch.equal(torch.as_tensor(one), torch.as_tensor(other))
+            assert torch.equal(one, other)
 
 
 def test_a_sum_over_many_lines_is_close_to_the_exact_one():
-    n = 3 * layout.CHUNK + 17
+    n = 3 * native.CHUNK + 17
     x, upstream = torch.randn(n), torch.rand(n)
-    found = kernels.learned(x, upstream, Numbers.of(0.1, 0.0, -8, 7), outside=False)
+    grid = native.given(torch.tensor(0.1), -8, 7)
+    _, sums = learned(x, upstream, grid, (), outside=False)
+    found = native.total(sums, native.lines(x, ())[1])
     steps = x * torch.tensor(0.1).reciprocal()
     inside = (steps > -8) & (steps < 7)
     slope = torch.where(inside, steps.round() - steps, steps.clamp(-8, 7).round())
     terms = (upstream * slope).double()
     # A term passes at most CHUNK / BLOCK = 512 additions one after the other, 8 more in halves, each of relative
     # error 2**-24 of a partial sum that is at most the sum of magnitudes; the lines are added in float64, rounded once.
-    assert abs(found.slope - float(terms.sum())) <= 521 * 2.0**-24 * float(terms.abs().sum())
+    assert abs(float(found) - float(terms.sum())) <= 521 * 2.0**-24 * float(terms.abs().sum())
 
 
 def test_views_that_negate_are_read_as_what_they_mean():
     x = torch.complex(torch.zeros(9), torch.linspace(-2, 2, 9)).conj().imag
     assert x.is_neg()
-    grid = Numbers.of(0.5, 0.0, -2, 1)
+    grid = torch.tensor(0.5), -2, 1
     plain = x.clone().contiguous().resolve_neg()
-    assert torch.equal(kernels.snap(x, grid), kernels.snap(plain, grid))
+    assert torch.equal(ops.snap(x, *grid), ops.snap(plain, *grid))
     for closed in (True, False):
-        found = kernels.pass_inside(plain, x, grid, closed=closed)
-        assert torch.equal(found, kernels.pass_inside(plain, plain, grid, closed=closed))
+        found = passed(plain, x, native.given(*grid), (), closed=closed)
+        assert torch.equal(found, passed(plain, plain, native.given(*grid), (), closed=closed))
 
 
 LOW = 2.0**-16
@@ -146,13 +175,11 @@ def assert_same_numbers(found, expected):
 
 
 def assert_numbers(found, scale, zero_point, quant_min, quant_max):
-    """Assert that compiled loops make what the tensors' functions do, and what follows of it."""
-    expected = Numbers.of(scale, zero_point, quant_min, quant_max)
-    assert (found.span, found.shape, found.axis) == (expected.span, expected.shape, expected.axis)
-    for name in ("scale", "inverse", "low", "high"):
-        one, other = getattr(found, name), getattr(expected, name)
-        assert isinstance(one, float) == isinstance(other, float)
-        assert torch.equal(torch.as_tensor(one), torch.as_tensor(other))
+    """Assert that the loops make what the functions of tensors do, and what follows from it."""
+    low, high = quant_min - zero_point, quant_max - zero_point
+    for row, expected in zip(found.rows, (scale.reciprocal(), scale, low, high), strict=True):
+        assert torch.equal(row, torch.as_tensor(expected).expand(row.shape))
+    assert found.numbers().scale.shape == scale.shape
 
 
 @pytest.mark.parametrize("power_of_two", [False, True])
@@ -160,36 +187,39 @@ def assert_numbers(found, scale, zero_point, quant_min, quant_max):
 def test_symmetric_grids_are_those_of_tensors(power_of_two, steps):
     thresholds, upstreams = pairs()
     arguments = LOW, steps, power_of_two
-    scale = SymmetricScale.forward(thresholds, *arguments)
-    grid = native.symmetric(thresholds, *arguments, (-8, 7), thresholds.shape)
+    form = Form(SymmetricScale, arguments, -8, 7, centered=True)
+    scale, _ = form.numbers([thresholds], thresholds.shape)
+    grid = native.grid_of(form, [thresholds], thresholds.shape)
     assert_numbers(grid, scale, 0.0, -8, 7)
     sums = upstreams.double()[None]  # one line each; as if all were upstream gradients of the scale
-    (found,) = native.symmetric_gradients(sums, grid, thresholds, 0.25, *arguments)
-    assert_same_numbers([found], [SymmetricScale.gradient(thresholds, scale, upstreams * 0.25, *arguments)])
+    (found,) = native.gradients(form, [thresholds], grid, sums, 0.25)
+    assert_same_numbers([found], form.gradients([thresholds], (scale, None), (upstreams * 0.25, None)))
     assert found.any()
     for threshold in thresholds[:: len(thresholds) // 50]:
-        one = native.symmetric(threshold, *arguments, (0, 15), ())
-        assert_numbers(one, SymmetricScale.forward(threshold, *arguments), 0.0, 0, 15)
+        one = native.grid_of(form, [threshold], ())
+        assert_numbers(one, SymmetricScale.forward(threshold, *arguments), 0.0, -8, 7)
 
 
 @pytest.mark.parametrize("n_bits", [1, 2, 8, 16])
 def test_uniform_grids_are_those_of_tensors(n_bits):
     ends = pairs()
-    scale, zero_point = UniformGrid.forward(*ends, LOW, n_bits)
-    grid = native.uniform(*ends, LOW, n_bits, ends[0].shape)
+    form = Form(UniformGrid, (LOW, n_bits), 0, 2**n_bits - 1, centered=False)
+    scale, zero_point = form.numbers(ends, ends[0].shape)
+    grid = native.grid_of(form, ends, ends[0].shape)
     assert_numbers(grid, scale, zero_point, 0, 2**n_bits - 1)
     for slopes, outside in (pairs()[::-1], tuple(torch.randn(2, ends[0].numel()))):
-        found = native.uniform_gradients(torch.stack([slopes, outside]).double(), grid, ends, 0.25, LOW, n_bits)
+        found = native.gradients(form, ends, grid, torch.stack([slopes, outside]).double(), 0.25)
         d_grid = slopes * 0.25, -outside * scale * 0.25
-        assert_same_numbers(found, UniformGrid.gradients(ends, (scale, zero_point), d_grid, LOW, n_bits))
+        assert_same_numbers(found, form.gradients(ends, (scale, zero_point), d_grid))
         assert all(each.any() for each in found)
 
 
 def test_the_sums_of_a_channels_lines_are_added_exactly():
     """Three channels, four lines each: float64, rounded once."""
     sums = torch.tensor([[2.0**30, 1.0, 0.0, 1.0, 2.0**-30, 0.5, -(2.0**30), 1.0, 0.5, 2.0**-20, 0.0, 0.0]]).double()
-    grid = native.symmetric(torch.ones(3), LOW, 8.0, False, (-8, 7), (3,))
-    (found,) = native.symmetric_gradients(sums, grid, torch.ones(3), 8.0, LOW, 8.0, False)
+    form = Form(SymmetricScale, (LOW, 8.0, False), -8, 7, centered=True)
+    grid = native.grid_of(form, [torch.ones(3)], (3,))
+    (found,) = native.gradients(form, [torch.ones(3)], grid, sums, 8.0)
     assert found.tolist() == [1.0 + 2.0**-20, 2.0, 1.0]
     total = native.total(sums, native.Lines(12, 1, 3, 12))
     assert total.tolist() == [found.tolist()]
@@ -198,27 +228,27 @@ def test_the_sums_of_a_channels_lines_are_added_exactly():
 def test_an_input_gradient_may_take_the_place_of_the_upstream_one():
     """The loops read what they overwrite, also where threads share a tensor."""
     x, upstream = torch.randn(2 * native.SHARE + 5), torch.randn(2 * native.SHARE + 5)
-    grid = native.symmetric(torch.tensor(1.5), LOW, 8.0, False, (-8, 7), ())
+    grid = symmetric(torch.tensor(1.5), ())
     torch.set_num_threads(2)
-    y, marks = kernels.snap_marking(x, grid)
-    assert torch.equal(y, kernels.snap(x, grid))
+    y, marks = snapped(x, grid, (), marking=True)
+    assert torch.equal(y, snapped(x, grid, ())[0])
     place = upstream.clone()
-    kernels.pass_inside(x, place, grid, closed=True, reuse=True, marks=marks)
-    assert torch.equal(place, kernels.pass_inside(x, upstream, grid, closed=True))
+    passed(x, place, grid, (), closed=True, reuse=True, marks=marks)
+    assert torch.equal(place, passed(x, upstream, grid, (), closed=True))
     for closed in (True, False):
-        expected = kernels.pass_inside(x, upstream, grid, closed=closed)
+        expected = passed(x, upstream, grid, (), closed=closed)
         place = upstream.clone()
-        assert kernels.pass_inside(x, place, grid, closed=closed, reuse=True) is place
+        assert passed(x, place, grid, (), closed=closed, reuse=True) is place
         assert torch.equal(place, expected)
     for outside in (True, False):
-        expected, sums = kernels.learned_lines(x, upstream, grid, outside=outside)
+        expected, sums = learned(x, upstream, grid, (), outside=outside)
         place = upstream.clone()
-        found, same = kernels.learned_lines(x, place, grid, outside=outside, reuse=True)
+        found, same = learned(x, place, grid, (), outside=outside, reuse=True)
         assert found is place
         assert torch.equal(place, expected)
         assert torch.equal(same, sums)
         strided = upstream.repeat_interleave(2)[::2]  # which lies otherwise: a place of its own
-        other, _ = kernels.learned_lines(x, strided, grid, outside=outside, reuse=True)
+        other, _ = learned(x, strided, grid, (), outside=outside, reuse=True)
         assert torch.equal(other, expected)
         assert torch.equal(strided, upstream)
 
@@ -226,67 +256,45 @@ def test_an_input_gradient_may_take_the_place_of_the_upstream_one():
 @pytest.mark.parametrize("axis", [None, 0, 1])
 def test_parts_with_nothing_outside_are_left_alone_and_no_other(axis):
     """Elements at the ends and beside them, NaN and infinities, each alone in its part; lines of odd lengths."""
-    shape = (3, 2, 2 * loops.PART + 70)
+    shape = (3, 2, 2 * native.PART + 70)
     sizes = [size if index == axis else 1 for index, size in enumerate(shape)]
     threshold = torch.linspace(1.0, 1.5, 1 if axis is None else shape[axis]).reshape(() if axis is None else -1)
     scale_shape = () if axis is None else tuple(sizes)
-    grid = native.symmetric(threshold, LOW, 8.0, False, (-8, 7), scale_shape)
-    ends = torch.as_tensor(grid.low * grid.scale), torch.as_tensor(grid.high * grid.scale)
+    grid = symmetric(threshold, scale_shape)
+    numbers = grid.numbers()
+    ends = numbers.low * numbers.scale, numbers.high * numbers.scale
     clean = torch.rand(shape) * 0.8
-    assert not any(kernels.snap_marking(clean, grid)[1])
+    assert not any(snapped(clean, grid, scale_shape, marking=True)[1])
     beyond = [torch.nextafter(ends[0], torch.tensor(-9.0)), torch.nextafter(ends[1], torch.tensor(9.0))]
     special = [*ends, *beyond, *map(torch.tensor, (math.nan, math.inf, -math.inf, -0.0))]
-    for where, value in itertools.product((0, loops.PART - 1, loops.PART, shape[-1] - 1), special):
+    for where, value in itertools.product((0, native.PART - 1, native.PART, shape[-1] - 1), special):
         x = clean.clone()
         x[1, 1, where] = value.expand(shape)[1, 1, where]
-        y, marks = kernels.snap_marking(x, grid)
+        y, marks = snapped(x, grid, scale_shape, marking=True)
         upstream = torch.randn(shape)
-        assert torch.equal(y.nan_to_num(), kernels.snap(x, grid).nan_to_num())
-        expected = kernels.pass_inside(x, upstream, grid, closed=True)
+        assert torch.equal(y.nan_to_num(), snapped(x, grid, scale_shape)[0].nan_to_num())
+        expected = passed(x, upstream, grid, scale_shape, closed=True)
         place = upstream.clone()
-        assert torch.equal(kernels.pass_inside(x, place, grid, closed=True, reuse=True, marks=marks), expected)
+        assert torch.equal(passed(x, place, grid, scale_shape, closed=True, reuse=True, marks=marks), expected)
         assert sum(map(bool, marks)) == int(expected[1, 1, where] != upstream[1, 1, where])
         # where marks are not for it, they are not asked
-        assert torch.equal(
-            kernels.pass_inside(x, upstream, grid, closed=True, marks=native.unmarked(native.lines(x, grid))), expected
-        )
-        open_range = kernels.pass_inside(x, upstream, grid, closed=False)
-        assert torch.equal(
-            kernels.pass_inside(x, upstream.clone(), grid, closed=False, reuse=True, marks=marks), open_range
-        )
-
-
-@pytest.mark.parametrize("channels", [1, 5])
-def test_a_copied_block_has_memory_of_its_own(channels):
-    threshold = torch.linspace(0.5, 1.5, channels)
-    grid = native.symmetric(threshold, LOW, 8.0, False, (-8, 7), (channels, 1))
-    x = torch.randn(channels, 9)
-    expected = kernels.snap(x, grid)
-    for copied in (copy.deepcopy(grid), pickle.loads(pickle.dumps(grid))):  # noqa: S301 - our own bytes
-        assert set(copied.addresses[:4]).isdisjoint(grid.addresses[:4])
-        assert torch.equal(kernels.snap(x, copied), expected)
-
-
-@pytest.mark.parametrize("scale", [0.5, torch.tensor([[0.5], [0.25]])])
-def test_a_copied_grid_has_arrays_of_its_own(scale):
-    grid = Numbers.of(scale, 0.0, -8, 7)
-    x = torch.randn(2, 9)
-    expected, first = kernels.snap(x, grid), grid.addresses
-    for copied in (copy.deepcopy(grid), pickle.loads(pickle.dumps(grid))):  # noqa: S301 - our own bytes
-        assert set(copied.addresses[:4]).isdisjoint(first[:4])
-        assert torch.equal(kernels.snap(x, copied), expected)
+        unmarked = type(marks)()
+        assert torch.equal(passed(x, upstream, grid, scale_shape, closed=True, marks=unmarked), expected)
+        open_range = passed(x, upstream, grid, scale_shape, closed=False)
+        place = upstream.clone()
+        assert torch.equal(passed(x, place, grid, scale_shape, closed=False, reuse=True, marks=marks), open_range)
 
 
 FORK = """
 import os, sys, torch
-from trainable_torch import kernels, native
-from trainable_torch.scalars import Numbers
+from trainable_torch import ops
+from trainable_torch.kernels import native
 torch.set_num_threads(2)
-x, grid = torch.randn(4 * native.SHARE), Numbers.of(0.1, 0.0, -8, 7)
-expected = kernels.snap(x, grid)
+x, grid = torch.randn(4 * native.SHARE), (torch.tensor(0.1), -8, 7)
+expected = ops.snap(x, *grid)
 child = os.fork()
 torch.set_num_threads(2)
-good = torch.equal(kernels.snap(x, grid), expected)
+good = torch.equal(ops.snap(x, *grid), expected)
 if child == 0:
     os._exit(0 if good else 1)
 sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) or not good)

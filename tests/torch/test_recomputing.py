@@ -11,7 +11,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from tests.torch.models import assert_the_graph_can_be_used_twice, bytes_kept, quantized
-from trainable_torch import fused_layer, native, recomputing, wrapper
+from trainable_torch import kernels
+from trainable_torch.kernels import eligible, native
 
 if native.compiled() is None:
     pytest.skip("nothing is made again without the extra trainable-torch[speed]", allow_module_level=True)
@@ -20,7 +21,7 @@ if native.compiled() is None:
 @pytest.fixture(autouse=True)
 def by_parts(monkeypatch):
     """Call every layer part by part; as one function, some of these would keep input and weight by themselves."""
-    monkeypatch.setattr(fused_layer, "call", lambda *_: None)
+    monkeypatch.setattr(kernels, "call_layer", lambda *_, **__: None)
 
 
 LAYERS = {
@@ -53,7 +54,7 @@ def gradients(model, x, through=lambda model, x: model(x)):
 
 
 def keep_everything(monkeypatch):
-    monkeypatch.setattr(wrapper, "recomputing", lambda _: nullcontext())
+    monkeypatch.setattr(kernels, "recomputed", lambda _: nullcontext())
 
 
 def assert_all_equal(found, expected):
@@ -179,18 +180,18 @@ def test_saving_elsewhere_and_forbidding_hooks_work(rule):
 def test_nothing_is_hooked_where_no_gradient_is_recorded_or_pytorch_can_not_tell(monkeypatch):
     model, x = case("conv", "STE")
     value = model[0].get_quantized_weights()["weight"]
-    assert not isinstance(recomputing.recomputing([value]), nullcontext)
-    assert isinstance(recomputing.recomputing([x, None, 3]), nullcontext)
+    assert not isinstance(kernels.recomputed([value]), nullcontext)
+    assert isinstance(kernels.recomputed([x, None, 3]), nullcontext)
     with torch.no_grad():
-        assert isinstance(recomputing.recomputing([value]), nullcontext)
-    monkeypatch.delattr(torch._C._autograd, "_top_saved_tensors_default_hooks")  # noqa: SLF001 - as an older PyTorch
-    assert isinstance(recomputing.recomputing([value]), nullcontext)
+        assert isinstance(kernels.recomputed([value]), nullcontext)
+    monkeypatch.setattr(eligible, "_top_saved_tensors_hooks", None)  # as in a PyTorch that lacks it
+    assert isinstance(kernels.recomputed([value]), nullcontext)
 
 
 def test_without_the_native_kernels_tensors_are_kept(monkeypatch):
     """Making them again would take longer than it is worth."""
     model, _ = case("conv", "STE")
     weight = model[0].get_quantized_weights()["weight"]
-    assert not isinstance(recomputing.recomputing([weight]), nullcontext)
+    assert not isinstance(kernels.recomputed([weight]), nullcontext)
     monkeypatch.setattr(native, "compiled", lambda: None)
-    assert isinstance(recomputing.recomputing([weight]), nullcontext)
+    assert isinstance(kernels.recomputed([weight]), nullcontext)

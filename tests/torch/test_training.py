@@ -8,7 +8,7 @@ from torch import nn
 
 from tests.torch.models import images, network, ready, recipe, spec, train, vectors, weights_only
 from trainable_core import VariableGroup
-from trainable_core.errors import ModelError, UnsupportedConfigError
+from trainable_core.errors import InvalidArgumentError, ModelError
 from trainable_torch import advance_schedules, finalize, freeze_quant_params, parameter_groups, regularization, wrap
 from trainable_torch.training import quantizers_of
 
@@ -86,7 +86,7 @@ def test_options_go_to_their_group_and_thresholds_do_not_decay():
 @pytest.mark.parametrize("reserved", ["params", "name"])
 @pytest.mark.parametrize("part", ["weights", "qparams"])
 def test_options_cant_replace_the_groups_own_fields(part, reserved):
-    with pytest.raises(UnsupportedConfigError, match=f"{part}.*{reserved}"):
+    with pytest.raises(InvalidArgumentError, match=f"{part}.*{reserved}"):
         parameter_groups(wrap(network(), recipe()), **{part: {reserved: []}})
 
 

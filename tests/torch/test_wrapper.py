@@ -18,7 +18,7 @@ import trainable_torch
 from tests.torch.models import vectors
 from trainable_core import QuantizationMethod, TrainableQuantizerActivationConfig, TrainableQuantizerWeightsConfig
 from trainable_core.constants import RANGE_MAX, RANGE_MIN, SIGNED, THRESHOLD
-from trainable_core.errors import QuantizerStateError, UnsupportedConfigError
+from trainable_core.errors import InvalidArgumentError, QuantizerStateError
 from trainable_torch import ActivationQuantizationHolder, QuantizationWrapper
 from trainable_torch.quantizers.lsq import LsqActivationQuantizer, LsqWeightsQuantizer
 from trainable_torch.quantizers.ste import SteWeightsQuantizer
@@ -294,12 +294,12 @@ def test_a_conversion_that_fails_changes_nothing():
 
 @pytest.mark.parametrize("attribute", ["no_such_weight", "in_features"])
 def test_a_quantizer_for_what_is_no_weight_is_refused(attribute):
-    with pytest.raises(UnsupportedConfigError, match=attribute):
+    with pytest.raises(InvalidArgumentError, match=attribute):
         QuantizationWrapper(linear(), {attribute: lsq()})
 
 
 def test_a_position_without_constants_is_refused():
-    with pytest.raises(UnsupportedConfigError, match="str"):
+    with pytest.raises(InvalidArgumentError, match="str"):
         QuantizationWrapper(linear(), {0: lsq()})
 
 
@@ -327,7 +327,7 @@ def test_positional_arguments_of_the_call_come_last():
 
 
 def test_positions_of_constants_and_quantizers_must_agree():
-    with pytest.raises(UnsupportedConfigError, match="positions"):
+    with pytest.raises(InvalidArgumentError, match="positions"):
         QuantizationWrapper(torch.sub, {1: lsq()}, {0: torch.ones(3)})
 
 

@@ -27,6 +27,7 @@ from tests.torch.models import (
 from trainable_core import QuantizationRecipe
 from trainable_core.errors import (
     DocumentError,
+    InvalidArgumentError,
     ModelError,
     QuantizerStateError,
     RuleError,
@@ -658,7 +659,7 @@ def test_an_unknown_training_method_is_told_with_those_that_exist():
 
 
 def test_an_argument_that_the_method_does_not_take_is_told_with_the_layer():
-    with pytest.raises(UnsupportedConfigError, match=r"stem\.conv\.weight.*temperature"):
+    with pytest.raises(InvalidArgumentError, match=r"stem\.conv\.weight.*temperature"):
         wrap(network(), {"weights": spec("LSQ", arguments={"temperature": {}})})
 
 

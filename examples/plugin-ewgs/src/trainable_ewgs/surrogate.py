@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainable_core.errors import UnsupportedConfigError
+from trainable_core.errors import InvalidArgumentError
 
 Surrogate = Callable[[NDArray[Any], Any], NDArray[Any]]
 
@@ -16,7 +16,7 @@ Surrogate = Callable[[NDArray[Any], Any], NDArray[Any]]
 def checked(delta: float) -> float:
     """Return the scaling factor; refuse what is negative or not finite."""
     if not 0 <= delta < float("inf"):
-        raise UnsupportedConfigError("EWGS: delta", f"must be >= 0 and finite, got {delta!r}")
+        raise InvalidArgumentError("EWGS: delta", f"must be >= 0 and finite, got {delta!r}")
     return float(delta)
 
 

@@ -9,13 +9,14 @@ import json
 import platform
 import sys
 from collections.abc import Callable, Sequence
-from importlib import metadata, util
+from importlib import import_module, metadata, util
 from pathlib import Path
 from typing import Any
 
 from trainable_core import __version__
 from trainable_core.conformance import commands
-from trainable_core.errors import DocumentError, TrainableError
+from trainable_core.errors import INSTALL, DocumentError, TrainableError
+from trainable_core.hookspecs import Backend
 from trainable_core.registry.process import default_registry
 from trainable_core.registry.registry import Registry
 from trainable_core.registry.rows import QuantizerRow
@@ -26,7 +27,7 @@ OK, FAILED, ERROR = 0, 1, 2
 UNKNOWN_VERSION = "version unknown"
 
 UNFOLDED = 100_000
-"""Columns when the output is not a terminal: more than any table needs, so that no cell is folded."""
+"""Columns of an output that is no terminal: more than any table needs, so that no cell is folded."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +91,7 @@ def _list(arguments: argparse.Namespace) -> int:
         columns = ("backend", "training method", "target", "quantization methods", "class", "provided by")
         _print_table("quantizers", columns, [_row_cells(row) for row in rows])
     else:
-        sys.stdout.write("no quantizers are registered\nHint: pip install trainable-torch\n")
+        sys.stdout.write("no quantizers are registered\nHint: install a backend: " + ", ".join(INSTALL.values()) + "\n")
     for name, problem in failures.items():
         sys.stderr.write(f"plugin {name!r} failed: {problem}\n")
     return OK
@@ -144,6 +145,7 @@ def _diagnose(registry: Registry) -> dict[str, Any]:
             "tie_rule": backend.tie_rule.value,
             "verbs": backend.verbs,
             "quantizers": sum(row.backend == backend.name for row in rows),
+            "remarks": _remarks(backend),
         }
         for backend in registry.list_backends()
     ]
@@ -161,6 +163,17 @@ def _diagnose(registry: Registry) -> dict[str, Any]:
         "unknown_disabled": registry.unknown_disabled(),
         "clashes": clashes,
     }
+
+
+def _remarks(backend: Backend) -> list[str]:
+    """Return what a backend remarks about this installation; why it can't, if asking it fails."""
+    if not backend.remarks:
+        return []
+    module, _, function = backend.remarks.partition(":")
+    try:
+        return [str(remark) for remark in getattr(import_module(module), function)()]
+    except Exception as error:  # noqa: BLE001 - its framework may be missing or broken, which the rest of the report tells
+        return [f"{backend.remarks} failed: {type(error).__name__}: {error}"]
 
 
 def _print_report(report: dict[str, Any]) -> None:
@@ -190,6 +203,9 @@ def _print_report(report: dict[str, Any]) -> None:
     if report["clashes"]:
         clashes = [(clash["key"], "; ".join(clash["providers"])) for clash in report["clashes"]]
         _print_table("clashes", ("quantizer", "provided by"), clashes)
+    for backend in report["backends"]:
+        for remark in backend["remarks"]:
+            sys.stdout.write(f"{backend['name']}: {remark}\n")
     for name in report["unknown_disabled"]:
         sys.stdout.write(f"TRAINABLE_DISABLE_PLUGINS names {name!r}, which no installed plugin is called\n")
     sys.stdout.write(
@@ -207,13 +223,19 @@ COMMANDS = (
     Command("doctor", "Check the installation; exit with 1 when something is broken.", _json_argument, _doctor),
     Command(
         "check",
-        "Check quantizers against the conformance laws; exit with 1 when one is broken.",
+        "Check quantizers against the laws of the conformance kit; exit with 1 when one is broken.",
         commands.check_arguments,
         lambda arguments: commands.check(arguments, _print_table),
     ),
     Command(
+        "methods",
+        "List the built-in training methods and what each declares.",
+        commands.methods_arguments,
+        lambda arguments: commands.methods(arguments, _print_table),
+    ),
+    Command(
         "matrix",
-        "Show which installed plugin implements which method, target and grid.",
+        "Show which installed backend implements which training method on which grid.",
         commands.matrix_arguments,
         lambda arguments: commands.matrix(arguments, _print_table),
     ),

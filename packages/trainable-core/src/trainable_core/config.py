@@ -22,7 +22,7 @@ from pydantic import (
 
 from trainable_core.constants import MIN_THRESHOLD, SIGNED
 from trainable_core.enums import QuantizationMethod, QuantizationTarget
-from trainable_core.errors import UnsupportedConfigError
+from trainable_core.errors import InvalidArgumentError
 from trainable_core.validation import MAX_THRESHOLD, check_params, check_widths, plain
 
 SCHEMA_VERSION = 1
@@ -300,7 +300,7 @@ def config_from_document(document: Mapping[str, Any], subject: str) -> Trainable
 
     Raises
     ------
-    UnsupportedConfigError
+    InvalidArgumentError
         When it does not say which config it is.
     pydantic.ValidationError
         When a field is wrong; names it.
@@ -308,5 +308,5 @@ def config_from_document(document: Mapping[str, Any], subject: str) -> Trainable
     fields = dict(document)
     target = fields.pop("target", None)
     if not isinstance(target, str) or target not in _BY_PREFIX:
-        raise UnsupportedConfigError(subject, f"target {target!r} is not one of {list(_BY_PREFIX)}")
+        raise InvalidArgumentError(subject, f"target {target!r} is not one of {list(_BY_PREFIX)}")
     return _BY_PREFIX[target].model_validate(fields)

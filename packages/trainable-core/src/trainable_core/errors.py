@@ -9,10 +9,35 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Iterable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from trainable_core.key import Key
+
+
+INSTALL: Final = {
+    "torch": "pip install trainable-torch",
+    "keras": "pip install trainable-keras",
+    "tf_keras": "pip install 'trainable-keras[legacy]'",
+}
+"""How the backends of this project are installed, by name; a backend that is not in it comes with its own plugin."""
+
+
+def install_hint(backend: str) -> str:
+    """Return a ``Hint`` line on how to get a backend; of a name that we don't know nothing is said to be installable.
+
+    Examples
+    --------
+    >>> install_hint("torch")
+    'Hint: pip install trainable-torch'
+    >>> print(install_hint("torhc"))
+    Hint: did you mean 'torch'? Backends of this project: keras, tf_keras, torch; others come with their own plugins.
+    """
+    if backend in INSTALL:
+        return f"Hint: {INSTALL[backend]}"
+    guess = nearest(backend, INSTALL).strip().removeprefix("Hint: ")
+    known = f"Backends of this project: {', '.join(sorted(INSTALL))}; others come with their own plugins."
+    return " ".join(filter(None, ("Hint:", guess, known)))
 
 
 def nearest(asked: object, known: Iterable[str]) -> str:
@@ -33,16 +58,23 @@ class UnknownQuantizerError(TrainableError, LookupError):
     """Raised when no registered quantizer answers to a key."""
 
     def __init__(
-        self, key: Key, known: Collection[Key], failed: Mapping[str, str], *, known_backends: Collection[str] = ()
+        self,
+        key: Key,
+        known: Collection[Key],
+        failed: Mapping[str, str],
+        *,
+        known_backends: Collection[str] = (),
+        built_in: Collection[str] = (),
     ) -> None:
         self.key, self.known, self.failed = key, list(known), dict(failed)
         lines = [f"no quantizer is registered for {key}"]
         lines.append("registered for this backend: " + (", ".join(sorted({str(k) for k in known})) or "none"))
         lines += [f"plugin {name!r} failed: {reason}" for name, reason in failed.items()]
         if key.backend not in known_backends:
-            lines.append(f"Hint: pip install trainable-{key.backend.replace('_', '')}")
+            lines.append(install_hint(key.backend))
         else:
-            hint = nearest(key.quantizer_id, {k.quantizer_id for k in known}).strip()
+            methods = {k.quantizer_id for k in known} | set(built_in)
+            hint = "" if key.quantizer_id in methods else nearest(key.quantizer_id, methods).strip()
             lines.append(
                 hint or "Hint: `trainable list` shows every quantizer; `trainable doctor` shows broken plugins."
             )
@@ -67,7 +99,7 @@ class UnknownBackendError(TrainableError, LookupError):
         self.backend, self.known, self.failed = backend, list(known), dict(failed)
         lines = [f"no backend {backend!r} is installed; installed: {', '.join(sorted(known)) or 'none'}"]
         lines += [f"plugin {name!r} failed: {reason}" for name, reason in failed.items()]
-        lines.append(nearest(backend, known).strip() or f"Hint: pip install trainable-{backend.replace('_', '')}")
+        lines.append(nearest(backend, known).strip() or install_hint(backend))
         super().__init__("\n".join(lines))
 
 
@@ -105,6 +137,14 @@ class QuantizerDefinitionError(TrainableError, TypeError):
             "Hint: a quantizer carries @mark_quantizer(quantization_target=..., quantization_method=[...], "
             "identifier=...) and takes its config first; every further argument needs a default."
         )
+
+
+class InvalidArgumentError(TrainableError, ValueError):
+    """Raised when an argument is wrong whatever it is used for: of a wrong type, out of range, or unknown."""
+
+    def __init__(self, subject: str, problem: str, hint: str = "") -> None:
+        self.subject, self.problem = subject, problem
+        super().__init__(f"{subject}: {problem}" + (f"\nHint: {hint}" if hint else ""))
 
 
 class UnsupportedConfigError(TrainableError, ValueError):

@@ -40,6 +40,9 @@ class Backend:
         Import path of the module with ``wrap``, ``calibrate``, ``finalize`` …, e.g. ``"trainable_torch"``.
     conformance : str, optional
         Import path of the module with the adapter for the conformance kit; by default ``<verbs>.conformance``.
+    remarks : str, optional
+        Import path of a function that ``trainable doctor`` calls, e.g. ``"trainable_torch.kernels:remarks"``: without
+        arguments it returns a list of sentences about this installation, such as what is slower than it could be.
     """
 
     name: str
@@ -48,6 +51,7 @@ class Backend:
     tie_rule: TieRule
     verbs: str
     conformance: str = ""
+    remarks: str = ""
 
     def __post_init__(self) -> None:
         if isinstance(self.framework, str):  # a str is a sequence too: of letters

@@ -22,12 +22,14 @@ from trainable_core.config import (
 from trainable_core.constants import SIGNED
 from trainable_core.enums import QuantizationMethod, QuantizationTarget, VariableGroup
 from trainable_core.errors import (
+    InvalidArgumentError,
     QuantizerStateError,
     ShapeMismatchError,
     UnsupportedConfigError,
     nearest,
 )
 from trainable_core.key import identifier_text
+from trainable_core.reference.method import Method, TrainingForward
 from trainable_core.registry.marks import keys_of
 from trainable_core.validation import check_params, plain
 
@@ -71,12 +73,15 @@ class BaseTrainableQuantizer:
 
     Raises
     ------
+    InvalidArgumentError
+        When the first argument is not a config, or `freeze_quant_params` is not a bool.
     UnsupportedConfigError
         When the config is for the other target or for a method that the class is not marked with.
 
     Notes
     -----
-    A method may set `learns_grid` (thresholds and ranges become trained variables of the group QPARAMS), override
+    A method declares itself by class attributes: `declaration`, or `learns_grid` (thresholds and ranges become trained
+    variables of the group QPARAMS), `own_variables`, `training_forward` and `conformance_arguments`. It may override
     `widths` (several grids of different bit widths), `selected_width` and `select_width` (which of them is deployed),
     `add_variables` (variables of its own), `get_arguments`, `regularization` (a term for the loss) and `advance` (a
     schedule). `widths` is asked once, when the quantizer is initialized; from then on `structure` has the answer.
@@ -85,18 +90,40 @@ class BaseTrainableQuantizer:
     backend: ClassVar[str]
     """Name of the backend the class belongs to; set by the backend's base class."""
 
+    declaration: ClassVar[Method | None] = None
+    """What a built-in's reference declares; sets the four attributes below. A plugin may set them one by one."""
+
     learns_grid: ClassVar[bool] = False
     """Whether thresholds and ranges are trained."""
+
+    own_variables: ClassVar[tuple[str, ...]] = ()
+    """Names of the variables that the method adds and trains beside thresholds and ranges."""
+
+    training_forward: ClassVar[TrainingForward] = "deployed"
+    """Whether values in training are the deployed ones, soft (until `schedule_end` counted steps) or random."""
+
+    conformance_arguments: ClassVar[tuple[dict[str, Any], ...]] = ()
+    """Further arguments of the constructor that the conformance kit tries besides the defaults."""
 
     quantization_target: ClassVar[Any] = None
     quantization_method: ClassVar[Any] = None
     identifier: ClassVar[Any] = None
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Take over what the class's own declaration says."""
+        super().__init_subclass__(**options)
+        declared = vars(cls).get("declaration")
+        if declared is not None:
+            cls.learns_grid = declared.learns_grid
+            cls.own_variables = declared.own_variables
+            cls.training_forward = declared.training_forward
+            cls.conformance_arguments = declared.conformance_arguments
+
     def __init__(self, quantization_config: TrainableQuantizerConfig, freeze_quant_params: bool = False) -> None:  # noqa: FBT001, FBT002 - the seed's signature
         self._check_config(quantization_config)
         if not isinstance(freeze_quant_params, bool):
             problem = f"freeze_quant_params must be true or false, got {freeze_quant_params!r}"
-            raise UnsupportedConfigError(type(self).__name__, problem)
+            raise InvalidArgumentError(type(self).__name__, problem)
         self.quantization_config = quantization_config
         self.freeze_quant_params = freeze_quant_params
         self.subject = type(self).__name__
@@ -110,7 +137,7 @@ class BaseTrainableQuantizer:
     def _check_config(cls, config: TrainableQuantizerConfig) -> None:
         keys = keys_of(cls, cls.backend)
         if not isinstance(config, TrainableQuantizerWeightsConfig | TrainableQuantizerActivationConfig):
-            raise UnsupportedConfigError(
+            raise InvalidArgumentError(
                 cls.__name__,
                 f"the first argument must be a trainable quantizer config, got {type(config).__name__}",
                 "build a TrainableQuantizerWeightsConfig or TrainableQuantizerActivationConfig.",
@@ -202,7 +229,7 @@ class BaseTrainableQuantizer:
         return None
 
     def advance(self) -> None:
-        """Count one training step; for methods with a schedule."""
+        """Count one training step, before its values are computed; a method with a schedule overrides it."""
 
     # ---- the seed's interface ---------------------------------------------------------------------------------------
 
@@ -323,7 +350,7 @@ class BaseTrainableQuantizer:
 
         Raises
         ------
-        UnsupportedConfigError, ShapeMismatchError
+        InvalidArgumentError, ShapeMismatchError
             When they are wrong or don't fit; nothing is changed then.
         QuantizerStateError
             Before `initialize_quantization`.
@@ -334,7 +361,7 @@ class BaseTrainableQuantizer:
         widths = self.structure.widths
         if not isinstance(params, Mapping) or set(params) != set(widths):
             given = f"widths {list(params)}" if isinstance(params, Mapping) else repr(params)
-            raise UnsupportedConfigError(self.subject, f"params for {given}, needed for widths {list(widths)}")
+            raise InvalidArgumentError(self.subject, f"params for {given}, needed for widths {list(widths)}")
         new: list[tuple[Any, NDArray[Any]]] = []
         signs = set()
         for width in widths:
@@ -342,10 +369,10 @@ class BaseTrainableQuantizer:
             try:
                 check_params(given, config.quantization_method, width, config.target)
             except ValueError as error:
-                raise UnsupportedConfigError(self.subject, str(error)) from None
+                raise InvalidArgumentError(self.subject, str(error)) from None
             values = qparams.variables_from_params(given, config.quantization_method)
             if not values:
-                raise UnsupportedConfigError(self.subject, f"no numbers for width {width}: {dict(given)}")
+                raise InvalidArgumentError(self.subject, f"no numbers for width {width}: {dict(given)}")
             signs.add(bool(given.get(SIGNED, self.signed)))
             for key, variable in self.grid_variables(width).items():
                 value, shape = values[key], tuple(variable.shape)
@@ -353,7 +380,7 @@ class BaseTrainableQuantizer:
                     raise ShapeMismatchError(f"{self.subject}: {key}", f"shape {shape}", f"shape {value.shape}")
                 new.append((variable, np.broadcast_to(value.reshape(-1) if shape else value.reshape(()), shape).copy()))
         if len(signs) != 1:
-            raise UnsupportedConfigError(self.subject, f"{SIGNED!r} differs between widths")
+            raise InvalidArgumentError(self.subject, f"{SIGNED!r} differs between widths")
         for variable, value in new:
             self.assign(variable, value)
         (self.signed,) = signs
@@ -417,7 +444,7 @@ class BaseTrainableQuantizer:
 
         Raises
         ------
-        UnsupportedConfigError
+        InvalidArgumentError
             When the document lacks a part, or a part is not what the quantizer has.
         pydantic.ValidationError
             When its quantization config is wrong; names the field.
@@ -429,7 +456,7 @@ class BaseTrainableQuantizer:
                 document.quantization_config, freeze_quant_params=document.freeze_quant_params, **document.arguments
             )
         except TypeError as error:  # an argument that the class doesn't take
-            raise UnsupportedConfigError(subject, f"arguments: {error}") from error
+            raise InvalidArgumentError(subject, f"arguments: {error}") from error
         if document.variables:
             quantizer._restore(document.variables, document.tensor_ndim)
             quantizer.signed, quantizer.calibrated = document.signed, True
@@ -440,12 +467,12 @@ class BaseTrainableQuantizer:
         axis, shape = self.quantization_config.channels_axis, [1] * tensor_ndim
         first = next(iter(self._structure(()).names.values()))[0]
         if first not in variables:
-            raise UnsupportedConfigError(f"{self.subject}: variables", f"needed {first!r}, got {list(variables)}")
+            raise InvalidArgumentError(f"{self.subject}: variables", f"needed {first!r}, got {list(variables)}")
         if axis is not None and -tensor_ndim <= axis < tensor_ndim:
             shape[axis] = variables[first].size
         own = self.initialize_quantization(shape if tensor_ndim else None, "restored", None)
         if set(own) != set(variables):
-            raise UnsupportedConfigError(f"{self.subject}: variables", f"needed {list(own)}, got {list(variables)}")
+            raise InvalidArgumentError(f"{self.subject}: variables", f"needed {list(own)}, got {list(variables)}")
         for name, value in variables.items():
             if tuple(own[name].shape) != value.shape:
                 raise ShapeMismatchError(f"{self.subject}: {name}", f"shape {tuple(own[name].shape)}", value.shape)
@@ -482,9 +509,9 @@ def read_document(config: object, subject: str) -> QuantizerDocument:
     try:
         plain(config)
     except ValueError as error:
-        raise UnsupportedConfigError(subject, str(error)) from None
+        raise InvalidArgumentError(subject, str(error)) from None
     if not isinstance(config, Mapping):
-        raise UnsupportedConfigError(subject, f"a quantizer's config is a mapping, got {type(config).__name__}")
+        raise InvalidArgumentError(subject, f"a quantizer's config is a mapping, got {type(config).__name__}")
     kinds: dict[str, type | tuple[type, ...]] = {
         "quantization_config": Mapping,
         "freeze_quant_params": bool,
@@ -496,9 +523,9 @@ def read_document(config: object, subject: str) -> QuantizerDocument:
     for key, kind in kinds.items():
         value = config.get(key)
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            raise UnsupportedConfigError(subject, f"not a quantizer's config: {key!r} is {value!r}")
+            raise InvalidArgumentError(subject, f"not a quantizer's config: {key!r} is {value!r}")
     if not 0 <= config["tensor_ndim"] <= MAX_NDIM:
-        raise UnsupportedConfigError(subject, f"tensor_ndim can't be {config['tensor_ndim']!r}")
+        raise InvalidArgumentError(subject, f"tensor_ndim can't be {config['tensor_ndim']!r}")
     quantization_config = config_from_document(config["quantization_config"], f"{subject}: quantization_config")
     variables = {}
     for name, value in config["variables"].items():
@@ -506,7 +533,7 @@ def read_document(config: object, subject: str) -> QuantizerDocument:
             with np.errstate(over="raise"):  # a variable cannot hold a number beyond float32
                 variables[str(name)] = np.asarray(value, np.float32)
         except (TypeError, ValueError, ArithmeticError) as error:
-            raise UnsupportedConfigError(subject, f"variables.{name}: {error}") from error
+            raise InvalidArgumentError(subject, f"variables.{name}: {error}") from error
     return QuantizerDocument(
         quantization_config,
         config["freeze_quant_params"],

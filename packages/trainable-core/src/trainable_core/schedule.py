@@ -1,4 +1,9 @@
-"""Annealing: from a training step to a number."""
+"""Annealing: from a training step to a number.
+
+Steps are numbered from 0. A training step is counted when a forward in training mode begins, before its values are
+computed: with k steps counted, the current one has the number k - 1. A backend says which forwards count: in PyTorch
+those of the wrapped model, in Keras those of each quantized layer.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +16,7 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from trainable_core.errors import UnsupportedConfigError, nearest
+from trainable_core.errors import InvalidArgumentError, nearest
 from trainable_core.validation import plain
 
 
@@ -24,7 +29,7 @@ def _number(subject: str, field: str, value: object) -> float:
     except OverflowError:  # an integer beyond float64
         fits = False
     if not fits:
-        raise UnsupportedConfigError(subject, f"{field} must be a finite number, got {value!r}")
+        raise InvalidArgumentError(subject, f"{field} must be a finite number, got {value!r}")
     return value if isinstance(value, int) else float(value)  # type: ignore[arg-type]
 
 
@@ -35,13 +40,13 @@ class LinearAnnealingScheduler:
     Parameters
     ----------
     t_start, t_end : float
-        First and last step of the line, ``0 <= t_start < t_end``.
+        Numbers of the line's first and last step, ``0 <= t_start < t_end``.
     initial_val, target_val : float
-        Value up to `t_start`, and value from `t_end` on.
+        Value at `t_start` and before, and value at `t_end` and from then on.
 
     Raises
     ------
-    UnsupportedConfigError
+    InvalidArgumentError
         When a field is not a finite number, when the steps are not in order, or when the distance between the two
         values is beyond float64.
 
@@ -72,13 +77,13 @@ class LinearAnnealingScheduler:
         for field in fields(self):
             object.__setattr__(self, field.name, _number(subject, field.name, getattr(self, field.name)))
         if self.t_start < 0:
-            raise UnsupportedConfigError(subject, f"t_start must not be negative, got {self.t_start!r}")
+            raise InvalidArgumentError(subject, f"t_start must not be negative, got {self.t_start!r}")
         if not float(self.t_start) < float(self.t_end):
             problem = f"t_end must be greater than t_start, got t_start={self.t_start!r}, t_end={self.t_end!r}"
-            raise UnsupportedConfigError(subject, problem)
+            raise InvalidArgumentError(subject, problem)
         if not math.isfinite(float(self.target_val) - float(self.initial_val)):
             problem = f"target_val - initial_val is not finite, got {self.target_val!r} and {self.initial_val!r}"
-            raise UnsupportedConfigError(subject, problem)
+            raise InvalidArgumentError(subject, problem)
 
     @overload
     def __call__(self, t: float) -> float: ...
@@ -100,7 +105,7 @@ class LinearAnnealingScheduler:
 
         Raises
         ------
-        UnsupportedConfigError
+        InvalidArgumentError
             When a step is NaN or not a real number.
         """
         steps = self._steps(t)
@@ -112,7 +117,7 @@ class LinearAnnealingScheduler:
         return float(values) if values.ndim == 0 else values
 
     def finished(self, t: float) -> bool:
-        """Return whether the value has reached its target for good."""
+        """Return whether the value has reached its target: at step `t_end`, and at every later one."""
         return bool(np.all(self._steps(t) >= float(self.t_end)))
 
     def to_dict(self) -> dict[str, float]:
@@ -125,7 +130,7 @@ class LinearAnnealingScheduler:
 
         Raises
         ------
-        UnsupportedConfigError
+        InvalidArgumentError
             When a field is missing, unknown or wrong; the message names it.
 
         Examples
@@ -137,22 +142,22 @@ class LinearAnnealingScheduler:
         try:
             plain(document)
         except ValueError as error:
-            raise UnsupportedConfigError(cls.__name__, str(error)) from None
+            raise InvalidArgumentError(cls.__name__, str(error)) from None
         known = [field.name for field in fields(cls)]
         for name in document:
             if name not in known:
                 problem = f"unknown field {name!r}; the fields are {', '.join(known)}{nearest(name, known)}"
-                raise UnsupportedConfigError(cls.__name__, problem)
+                raise InvalidArgumentError(cls.__name__, problem)
         missing = [name for name in known if name not in document]
         if missing:
-            raise UnsupportedConfigError(cls.__name__, f"missing: {', '.join(missing)}")
+            raise InvalidArgumentError(cls.__name__, f"missing: {', '.join(missing)}")
         return cls(**document)
 
     def _steps(self, t: ArrayLike) -> NDArray[np.float64]:
         given = np.asarray(t)
         if given.dtype.kind not in "iuf":
-            raise UnsupportedConfigError(type(self).__name__, f"t must be a real number or an array of them, got {t!r}")
+            raise InvalidArgumentError(type(self).__name__, f"t must be a real number or an array of them, got {t!r}")
         steps = given.astype(np.float64)
         if np.isnan(steps).any():
-            raise UnsupportedConfigError(type(self).__name__, f"t must not be NaN, got {t!r}")
+            raise InvalidArgumentError(type(self).__name__, f"t must not be NaN, got {t!r}")
         return steps

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from trainable_core.errors import ModelError, UnsupportedConfigError
+from trainable_core.errors import InvalidArgumentError, ModelError, UnsupportedConfigError
 from trainable_core.recipe import layers
 from trainable_core.recipe.layers import LayerInfo, LayerKind, declared_kind
 
@@ -145,11 +145,11 @@ class LayerTypes:
 
         Raises
         ------
-        UnsupportedConfigError
-            When `cls` is no layer type, the op kind is unknown, or an axis or a name is not one.
+        InvalidArgumentError
+            When `cls` is not a layer type, the op kind is unknown, or an axis or a name is not one.
         """
         if not (isinstance(cls, type) and issubclass(cls, self._layers.Layer)):
-            raise UnsupportedConfigError("register_layer", f"{cls!r} is not a subclass of keras.layers.Layer")
+            raise InvalidArgumentError("register_layer", f"{cls!r} is not a subclass of keras.layers.Layer")
         self._registered[cls] = declared_kind(op, weights, inputs)
 
     def stock(self, layer: Any) -> str:

@@ -10,7 +10,7 @@ from trainable_core.calibration import Observer
 from trainable_core.documents.plan import plan_document, plan_from_document
 from trainable_core.documents.quantizer import quantizer_document, quantizer_from_document
 from trainable_core.enums import QuantizationMethod, QuantizationTarget
-from trainable_core.errors import CalibrationError, ModelError, UnsupportedConfigError
+from trainable_core.errors import CalibrationError, InvalidArgumentError, ModelError
 from trainable_core.quantizer import BaseTrainableQuantizer
 from trainable_core.recipe.plan import LayerPlan
 
@@ -139,12 +139,12 @@ class KerasWrapper(KerasPart):
 
         Raises
         ------
-        UnsupportedConfigError
+        InvalidArgumentError
             When there is none.
         """
         found = cls.find_weight(layer, attribute)
         if found is None:
-            raise UnsupportedConfigError("QuantizationWrapper", f"the layer has no weight {attribute!r}")
+            raise InvalidArgumentError("QuantizationWrapper", f"the layer has no weight {attribute!r}")
         return found
 
     @classmethod
@@ -164,7 +164,7 @@ class KerasWrapper(KerasPart):
         ------
         ModelError
             When it is no layer, or not built.
-        UnsupportedConfigError
+        InvalidArgumentError
             When the quantizers are no mapping from its weights to quantizers of weights.
         """
         if not isinstance(layer, layer_class):
@@ -173,10 +173,10 @@ class KerasWrapper(KerasPart):
             raise ModelError(f"layer {layer.name!r} is not built", "build the model, or call it once with an example.")
         if not isinstance(weights_quantizers, Mapping):
             problem = f"weights_quantizers must be a mapping, got {type(weights_quantizers).__name__}"
-            raise UnsupportedConfigError("QuantizationWrapper", problem)
+            raise InvalidArgumentError("QuantizationWrapper", problem)
         if not all(isinstance(attribute, str) for attribute in weights_quantizers):
             problem = f"weights_quantizers must be keyed by str, got {list(weights_quantizers)}"
-            raise UnsupportedConfigError("QuantizationWrapper", problem)
+            raise InvalidArgumentError("QuantizationWrapper", problem)
         for attribute, quantizer in weights_quantizers.items():
             require_quantizer(quantizer, QuantizationTarget.Weights, f"QuantizationWrapper: {attribute!r}")
             cls.weight_of(layer, attribute)

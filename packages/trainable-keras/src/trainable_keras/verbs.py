@@ -110,7 +110,7 @@ def parameter_groups(
     ------
     ModelError
         When the model is not wrapped.
-    UnsupportedConfigError
+    InvalidArgumentError
         When options are not a mapping, or one would replace the variables or the name.
 
     Notes
@@ -262,7 +262,9 @@ def register_layer(
 
     Raises
     ------
-    UnsupportedConfigError
-        When `cls` is not a layer type, the op kind is unknown, or an axis or a name is not one.
+    ModelError
+        When `cls` is not a layer type of Keras.
+    InvalidArgumentError
+        When the op kind is unknown, or an axis or a name is not one.
     """
     framework_of_class(cls).types.register(cls, op, weights, inputs)

@@ -1,8 +1,11 @@
-"""From a quantizer's variables to the grid, on tensors: the same float32 operations as `trainable_core.qparams`."""
+"""The grid of a quantizer: five numbers, and how they are made of its variables, as tensor expressions.
+
+These are the float32 operations of `trainable_core.qparams`, one by one. The loops in
+`trainable_torch.kernels.grid_loops` are the same operations once more, for numba; a test holds them together.
+"""
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -14,8 +17,6 @@ from trainable_core import qparams
 from trainable_core.backend import grid as tensor_grid
 from trainable_core.enums import QuantizationMethod
 from trainable_core.validation import MAX_THRESHOLD
-from trainable_torch import kernels, native, scalars
-from trainable_torch.scalars import Numbers
 
 
 class Grid(tensor_grid.GridNumbers):
@@ -28,54 +29,6 @@ class Grid(tensor_grid.GridNumbers):
             return self.quant_min, self.quant_max
         zero_point = self.zero_point.detach()
         return self.quant_min - zero_point, self.quant_max - zero_point
-
-    @functools.cached_property
-    def numbers(self) -> Numbers:
-        """What the eager CPU kernels need of the grid, outside the autograd graph."""
-        zero_point = 0.0 if self.centered else self.zero_point.detach()
-        return Numbers.of(self.scale.detach(), zero_point, self.quant_min, self.quant_max)
-
-    @property
-    def leaves(self) -> tuple[Tensor, ...]:
-        """The tensors that gradients flow to from here: scale and zero point."""
-        return self.scale, self.zero_point
-
-    @property
-    def served(self) -> bool:
-        """Whether the eager CPU kernels may take the grid."""
-        return kernels.serves(*self.leaves)
-
-    def leaf_gradients(
-        self,
-        leaves: Sequence[Tensor],
-        made: tuple[Any, Any],  # noqa: ARG002
-        d_grid: Sequence[float | Tensor | None],
-    ) -> Sequence[Tensor | None]:
-        """Return the gradients of `leaves`.
-
-        Parameters
-        ----------
-        leaves : sequence of Tensor
-            As they were in the forward.
-        made : pair of Tensor or float
-            Scale and zero point that were made of them.
-        d_grid : pair of Tensor or float
-            Gradients of scale and zero point, the latter None on a centered grid; float32, numbers where one scale
-            serves all elements.
-        """
-        return [_tensor(each, leaves[0]) for each in d_grid]
-
-    def tensors(self, leaves: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Return scale and zero point in the graph of `leaves`."""
-        scale, zero_point = leaves
-        return scale, zero_point
-
-
-def _tensor(gradient: float | Tensor | None, leaf: Tensor) -> Tensor | None:
-    """Return a leaf's gradient as a tensor of its shape."""
-    if isinstance(gradient, float):
-        return torch.full_like(leaf, gradient)
-    return gradient if gradient is None or gradient.shape == leaf.shape else gradient.view(leaf.shape)
 
 
 def _held(variable: Tensor, gradient: Tensor, low: float, high: float) -> Tensor:
@@ -188,7 +141,7 @@ class UniformGrid(torch.autograd.Function):
 
 
 class Form(NamedTuple):
-    """What makes grids of a quantizer's variables.
+    """How a quantizer's variables become its grid: what is constant about it.
 
     Parameters
     ----------
@@ -208,127 +161,31 @@ class Form(NamedTuple):
     quant_max: int
     centered: bool
 
-    def grid(self, variables: tuple[Tensor, ...], shape: tuple[int, ...]) -> Grid:
-        """Return the grid of a threshold, or of a range's two ends, whose scale has the shape."""
-        if kernels.serves(*variables):
-            return VariableGrid(self, variables, shape)
-        return Grid(*self.tensors(variables, shape), self.quant_min, self.quant_max, self.centered)
-
-    def tensors(self, variables: Sequence[Tensor], shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        """Return scale and zero point in the graph of variables."""
+    def grid(self, variables: Sequence[Tensor], shape: tuple[int, ...]) -> Grid:
+        """Return the grid, in the autograd graph of the variables; scale and zero point have the shape."""
         shaped = [each if each.shape == shape else each.view(shape) for each in variables]
         made: Any = self.function.apply(*shaped, *self.arguments)  # type: ignore[no-untyped-call] # torch leaves it so
-        return (made, torch.zeros_like(made)) if self.centered else made
+        scale, zero_point = (made, torch.zeros_like(made)) if self.centered else made
+        return Grid(scale, zero_point, self.quant_min, self.quant_max, self.centered)
 
+    @torch.no_grad()
+    def numbers(self, variables: Sequence[Tensor], shape: tuple[int, ...]) -> tuple[Tensor, Tensor | None]:
+        """Return scale and zero point outside of the graph; no zero point where every one is 0."""
+        function: Any = self.function
+        made = function.forward(*(each.detach().view(shape) for each in variables), *self.arguments)
+        return (made, None) if self.centered else made
 
-class VariableGrid(Grid):
-    """A grid that makes its tensors in the autograd graph when they are asked for; the eager kernels never ask.
-
-    Parameters
-    ----------
-    form : Form
-        What makes it.
-    variables : tuple of Tensor
-        A threshold, or a range's two ends; plain tensors.
-    shape : tuple of int
-        That of the scale.
-    """
-
-    form: Form
-    variables: tuple[Tensor, ...]
-    shape: tuple[int, ...]
-
-    def __init__(self, form: Form, variables: tuple[Tensor, ...], shape: tuple[int, ...]) -> None:
-        state = self.__dict__
-        state["form"], state["variables"], state["shape"] = form, variables, shape
-        state["quant_min"], state["quant_max"] = form.quant_min, form.quant_max
-        state["centered"] = form.centered
-
-    @functools.cached_property
-    def _made(self) -> tuple[Tensor, Tensor]:
-        return self.tensors(self.variables)
-
-    @property
-    def scale(self) -> Tensor:
-        """Step between grid points."""
-        return self._made[0]
-
-    @property
-    def zero_point(self) -> Tensor:
-        """Code of real 0.0."""
-        return self._made[1]
-
-    @property
-    def leaves(self) -> tuple[Tensor, ...]:
-        """The variables."""
-        return self.variables
-
-    @property
-    def served(self) -> bool:
-        """Whether the eager CPU kernels may take the grid: it is made of plain variables."""
-        return True
-
-    @functools.cached_property
-    def numbers(self) -> Numbers:
-        """What the eager CPU kernels need of the grid."""
-        variables, form = self.variables, self.form
-        if native.serves(*variables):
-            natively: Any = native.symmetric if self.centered else native.uniform
-            ends = ((form.quant_min, form.quant_max),) if self.centered else ()
-            block: Numbers = natively(*variables, *form.arguments, *ends, self.shape)
-            return block
-        made: Any
-        if variables[0].dim() == 0:
-            numbers = [float(variable.detach()) for variable in variables]
-            if self.centered:
-                low, steps, power_of_two = form.arguments
-                made = scalars.symmetric_scale(numbers[0], low, steps, power_of_two=power_of_two)
-            else:
-                made = scalars.uniform_grid(numbers[0], numbers[1], *form.arguments)
-        else:
-            forward: Any = form.function.forward
-            with torch.no_grad():
-                made = forward(*(variable.view(self.shape) for variable in variables), *form.arguments)
-        scale, zero_point = (made, 0.0) if self.centered else made
-        return Numbers.of(scale, zero_point, form.quant_min, form.quant_max)
-
-    def line_gradients(self, leaves: Sequence[Tensor], sums: Tensor, gradient_scale: float) -> Sequence[Tensor]:
-        """Return the gradients of the variables from what `native.learned` returned; zero what is not finite."""
-        numbers, arguments = self.numbers, self.form.arguments
-        if self.centered:
-            return native.symmetric_gradients(sums, numbers, leaves[0], gradient_scale, *arguments)
-        return native.uniform_gradients(sums, numbers, (leaves[0], leaves[1]), gradient_scale, *arguments)
-
-    def leaf_gradients(
-        self, leaves: Sequence[Tensor], made: tuple[Any, Any], d_grid: Sequence[float | Tensor | None]
-    ) -> Sequence[Tensor | None]:
-        """Return the gradients of the variables; see the base."""
-        arguments = self.form.arguments
-        if isinstance(made[0], float) and leaves[0].dim() == 0:
-            d_numbers = [0.0 if each is None else float(each) for each in d_grid]
-            return [_tensor(each, leaves[0]) for each in self._number_gradients(leaves, made, d_numbers)]
-        shape = leaves[0].shape
-        scale, zero_point = (
-            each.view(shape) if isinstance(each, Tensor) and each.shape != shape else each for each in made
-        )
-        d_scale, d_zero = (_tensor(each, leaves[0]) for each in d_grid)
-        assert d_scale is not None  # noqa: S101 - the eager functions give both to a grid that is made of variables
-        if d_zero is None:
-            return (SymmetricScale.gradient(leaves[0], scale, d_scale, *arguments),)
-        return UniformGrid.gradients((leaves[0], leaves[1]), (scale, zero_point), (d_scale, d_zero), *arguments)
-
-    def _number_gradients(
-        self, leaves: Sequence[Tensor], made: tuple[float, float], d_grid: Sequence[float]
-    ) -> Sequence[float]:
-        variables, (d_scale, d_zero), arguments = [float(leaf) for leaf in leaves], d_grid, self.form.arguments
-        if self.centered:
-            low, steps, power_of_two = arguments
-            return [scalars.symmetric_gradient(variables[0], made[0], d_scale, low, steps, power_of_two=power_of_two)]
-        return scalars.uniform_gradients((variables[0], variables[1]), made, (d_scale, d_zero), *arguments)
-
-    def tensors(self, leaves: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Return scale and zero point in the graph of variables."""
-        return self.form.tensors(leaves, self.shape)
+    def gradients(
+        self, variables: Sequence[Tensor], numbers: tuple[Tensor, Tensor | None], d_grid: tuple[Tensor, Tensor | None]
+    ) -> tuple[Tensor, ...]:
+        """Return the variables' gradients from those of the numbers."""
+        shape = variables[0].shape
+        (scale, zero_point), (d_scale, d_zero) = numbers, d_grid
+        scale, d_scale = scale.view(shape), d_scale.view(shape)
+        if zero_point is None or d_zero is None:
+            return (SymmetricScale.gradient(variables[0], scale, d_scale, *self.arguments),)
+        ends, d_grid = (variables[0], variables[1]), (d_scale, d_zero.view(shape))
+        return UniformGrid.gradients(ends, (scale, zero_point.view(shape)), d_grid, *self.arguments)
 
 
 def form(method: QuantizationMethod, n_bits: int, *, signed: bool, min_threshold: float) -> Form:

@@ -3,8 +3,8 @@
 Faults of mctq 1.7 that are corrected here (`docs/design/0004-corrected-mctq-pytorch-classes.md` has the measurements):
 
 - the numbers are buffers, so the deployed model moves between devices and its state dict is complete;
-- the forward is `ops.snap`, the formula that trained: infinities saturate to their own side, NaN stays NaN, float64 and
-  half-precision inputs are computed in float32;
+- the forward is `trainable_torch.ops.snap`, the formula that trained: infinities saturate to their own side, NaN stays
+  NaN, float64 and half-precision inputs are computed in float32;
 - the input's ``requires_grad`` is left alone;
 - scale and zero point are the grid's own, not derived once more from a range.
 
@@ -26,7 +26,8 @@ from trainable_core.constants import RANGE_MAX, RANGE_MIN, SIGNED, THRESHOLD
 from trainable_core.enums import QuantizationMethod, QuantizationTarget
 from trainable_core.qparams import QParams, inferable_params
 from trainable_core.validation import MAX_THRESHOLD
-from trainable_torch import ops
+from trainable_torch import kernels
+from trainable_torch.kernels import eligible
 
 F32_TINY = torch.finfo(torch.float32).tiny  # the inverse of less may be infinite
 
@@ -121,15 +122,11 @@ class _Mended(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the input snapped to the grid, in the input's dtype."""
-        if self._use_custom_impl and _is_tracing():
+        if self._use_custom_impl and eligible.is_tracing():
             stock: Any = super(nn.Module, self)  # mctq's class
             return cast("Tensor", stock.__call__(inputs))
         with torch.no_grad():
-            return ops.snap(inputs.float(), self.grid_scale, self.grid_low, self.grid_high).to(inputs.dtype)
-
-
-def _is_tracing() -> bool:
-    return bool(torch._C._get_tracing_state())  # noqa: SLF001 - what torch.jit.is_tracing asks, outside of scripting
+            return kernels.snap(inputs.float(), self.grid_scale, self.grid_low, self.grid_high).to(inputs.dtype)
 
 
 def keep_float32(fn: Any, tensor: Tensor) -> Tensor:

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name everyone reads
 from torch.nn.utils import parametrize
 
-from trainable_core.errors import ModelError, UnsupportedConfigError
+from trainable_core.errors import InvalidArgumentError, ModelError
 from trainable_core.recipe import layers
 from trainable_core.recipe.layers import LayerInfo, LayerKind, declared_kind
+from trainable_torch.kernels import eligible
 
 
 def _kind(
@@ -45,9 +46,8 @@ _BY_OP: dict[str, tuple[type[nn.Module], ...]] = {
         nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Sigmoid,
         nn.Tanh, nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, nn.Softplus, nn.Softmax,
     ),
-    # these families have no public base class
-    "normalization": (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm),  # noqa: SLF001
-    "pooling": (nn.modules.pooling._AvgPoolNd, nn.modules.pooling._AdaptiveAvgPoolNd),  # noqa: SLF001
+    "normalization": (*eligible.NORMALIZATION, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm),
+    "pooling": eligible.POOLING,
 }  # fmt: skip
 _KINDS |= {cls: _kind(op) for op, classes in _BY_OP.items() for cls in classes}
 
@@ -93,11 +93,11 @@ def register_layer(
 
     Raises
     ------
-    UnsupportedConfigError
+    InvalidArgumentError
         When the op kind is unknown, `cls` is no module type, or an axis or a name is not one.
     """
     if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
-        raise UnsupportedConfigError("register_layer", f"{cls!r} is not a subclass of torch.nn.Module")
+        raise InvalidArgumentError("register_layer", f"{cls!r} is not a subclass of torch.nn.Module")
     _KINDS[cls] = declared_kind(op, weights, inputs)
 
 

@@ -16,6 +16,7 @@ from typing import Any, cast
 from torch import fx, nn
 from torch.nn import functional as F  # noqa: N812 - the name everyone reads
 
+from trainable_torch.kernels import eligible
 from trainable_torch.layers import FUNCTIONS, kind_of
 
 _DROPOUTS: dict[Any, Any] = {
@@ -237,7 +238,7 @@ def through_identities(part: fx.GraphModule, node: fx.Node) -> fx.Node | None:
         (user,) = node.users
         passes = user.op == "call_module" and isinstance(
             part.get_submodule(str(user.target)),
-            nn.Identity | nn.modules.dropout._DropoutNd,  # noqa: SLF001 - dropout's base
+            (nn.Identity, *eligible.DROPOUT),
         )
         if not passes:
             return user

@@ -43,7 +43,7 @@ def parameter_groups(
     ------
     ModelError
         When the model is not wrapped.
-    UnsupportedConfigError
+    InvalidArgumentError
         When an option would replace the parameters or the name.
 
     Examples

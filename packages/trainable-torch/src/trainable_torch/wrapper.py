@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from trainable_core.backend.building import require_quantizer
 from trainable_core.enums import QuantizationTarget
-from trainable_core.errors import UnsupportedConfigError
-from trainable_torch import cache, fused_layer
+from trainable_core.errors import InvalidArgumentError
+from trainable_torch import kernels
 from trainable_torch.holder import ActivationQuantizationHolder
+from trainable_torch.kernels import cache
 from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer
-from trainable_torch.recomputing import recomputing
 
 
 class WeightsQuantizers(nn.ModuleDict):
@@ -95,8 +95,9 @@ class QuantizationWrapper(PytorchQuantizationWrapper):  # type: ignore[misc]
     ``assign=True`` is seen by layer and wrapper alike, and `deepcopy` and `pickle` work after a training forward,
     because quantized weights are handed to the layer for the length of one call and never stored in it. Attributes the
     wrapper doesn't have are the layer's. In eval mode, without gradients, a weight is fake-quantized when it or its
-    quantizer changed (`trainable_torch.cache` says how that is seen), not at every call; a compiled model computes it.
-    What the layer would keep of quantized tensors for backward is made again then (`trainable_torch.recomputing`).
+    quantizer changed (`trainable_torch.kernels.cache` says how that is seen), not at every call; a compiled model
+    computes it. What the layer would keep of quantized tensors for backward is made again in the backward pass
+    (`trainable_torch.kernels.recomputing`).
     """
 
     layer: Any
@@ -143,22 +144,22 @@ class QuantizationWrapper(PytorchQuantizationWrapper):  # type: ignore[misc]
     def _check(self, weights_quantizers: Mapping[Any, Any]) -> None:
         if not isinstance(weights_quantizers, Mapping):
             problem = f"weights_quantizers must be a mapping, got {type(weights_quantizers).__name__}"
-            raise UnsupportedConfigError("QuantizationWrapper", problem)
+            raise InvalidArgumentError("QuantizationWrapper", problem)
         wanted: type = str if self.is_str_attr else int
         if any(not isinstance(attribute, wanted) for attribute in weights_quantizers):
-            raise UnsupportedConfigError(
+            raise InvalidArgumentError(
                 "QuantizationWrapper",
                 f"weights_quantizers must be keyed by {wanted.__name__}, got {list(weights_quantizers)}",
             )
         if not self.is_str_attr and set(weights_quantizers) != set(self.weight_values):
-            raise UnsupportedConfigError(
+            raise InvalidArgumentError(
                 "QuantizationWrapper",
                 f"quantizers for positions {list(weights_quantizers)}, values for {list(self.weight_values)}",
             )
         for attribute, quantizer in weights_quantizers.items():
             require_quantizer(quantizer, QuantizationTarget.Weights, f"QuantizationWrapper: {attribute!r}")
             if self.is_str_attr and not isinstance(self._weight_of(attribute), Tensor):
-                raise UnsupportedConfigError("QuantizationWrapper", f"the layer has no weight {attribute!r}")
+                raise InvalidArgumentError("QuantizationWrapper", f"the layer has no weight {attribute!r}")
 
     def __getattr__(self, name: str) -> Any:
         """Return an attribute of the wrapper, or else of the layer."""
@@ -209,11 +210,11 @@ class QuantizationWrapper(PytorchQuantizationWrapper):  # type: ignore[misc]
         if torch.compiler.is_compiling() or not isinstance(quantizer, nn.Module):
             return compute()
         if self.training:
-            cache.forget(quantizer)
+            kernels.forget(quantizer)
             return compute()
         if trainable and torch.is_grad_enabled() and _learns(weight, quantizer):
             return compute()
-        return cache.evaluated(quantizer, weight, compute)
+        return kernels.evaluated(quantizer, weight, compute)
 
     def convert_to_inferable_quantizers(self) -> None:
         """Put inferable quantizers in the trainable ones' place, holders included; does nothing the second time."""
@@ -236,7 +237,7 @@ class QuantizationWrapper(PytorchQuantizationWrapper):  # type: ignore[misc]
         super().train(mode)
         if mode:
             for quantizer in self.weights_quantizers.values():
-                cache.forget(quantizer)
+                kernels.forget(quantizer)
         if isinstance(self.layer, nn.Module):
             self.layer.training = mode  # its children are the wrapper's and are set already
         return self
@@ -258,8 +259,7 @@ class QuantizationWrapper(PytorchQuantizationWrapper):  # type: ignore[misc]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return the layer's output with quantized weights, inputs and output."""
-        plain = self.training and len(args) == 1 and not kwargs and isinstance(self.layer, nn.Module)
-        outputs = fused_layer.call(self, args[0]) if plain else None
+        outputs = self._as_one(args[0]) if self.training and len(args) == 1 and not kwargs else None
         if outputs is None:
             if len(self.input_holders):
                 args, kwargs = self._quantize_inputs(args, kwargs)
@@ -269,6 +269,37 @@ class QuantizationWrapper(PytorchQuantizationWrapper):  # type: ignore[misc]
         if isinstance(outputs, tuple):
             return (self.output_holder(outputs[0]), *outputs[1:])
         return self.output_holder(outputs)
+
+    def _as_one(self, x: Any) -> Any:
+        """Return what the layer and its quantizers give as one function, or None: call them one by one.
+
+        Nothing is remembered between calls, so whoever exchanges a quantizer, a holder or the layer is served at once.
+        """
+        layer, modules = self.layer, self._modules
+        holders: Any = modules["input_holders"]._modules  # noqa: SLF001 - attributes of modules cost ten times as much
+        weights: Any = modules["weights_quantizers"]
+        attributes = weights._attributes  # noqa: SLF001 - as above
+        if len(holders) > 1 or len(attributes) > 1 or not self.quantizes_weights or not isinstance(layer, nn.Module):
+            return None
+        if self.op_call_args or self.op_call_kwargs:
+            return None
+        watched: list[Any] = [layer]
+        of_x = of_weight = None
+        for holder in holders.values():
+            of_x = holder.activation_holder_quantizer
+            if type(holder) is not ActivationQuantizationHolder or holder.observer is not None:
+                return None
+            if not isinstance(of_x, BasePytorchTrainableQuantizer):
+                return None
+            watched += (holder, of_x)
+        for attribute, key in attributes.items():
+            of_weight = weights._modules.get(key)  # noqa: SLF001 - as above
+            if attribute != "weight" or not isinstance(of_weight, BasePytorchTrainableQuantizer):
+                return None
+            watched.append(of_weight)
+        if cache.WEIGHTS:
+            kernels.forget(of_weight)
+        return kernels.call_layer(layer, x, (of_x, of_weight), watched=watched)
 
     def _quantize_inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         values = list(args)
@@ -282,7 +313,7 @@ class QuantizationWrapper(PytorchQuantizationWrapper):  # type: ignore[misc]
 
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         quantized = self.get_quantized_weights() if self.quantizes_weights else {}
-        kept = recomputing([*quantized.values(), *args, *kwargs.values()])
+        kept = kernels.recomputed([*quantized.values(), *args, *kwargs.values()])
         if not self.is_str_attr:
             values = list(args)
             for position in sorted(self.weight_values):

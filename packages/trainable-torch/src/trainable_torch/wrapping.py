@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import fx, nn
 
 from trainable_core.backend.building import build_quantizer
@@ -18,6 +17,7 @@ from trainable_core.recipe.plan import LayerPlan, QuantizerPlan
 from trainable_core.recipe.state import WrappedState
 from trainable_torch.folding import fold_batch_norm
 from trainable_torch.holder import ActivationQuantizationHolder
+from trainable_torch.kernels import eligible
 from trainable_torch.layers import kind_of, layer_info, leave_fused_paths
 from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer
 from trainable_torch.tracing import (
@@ -119,15 +119,10 @@ def wrap(model: nn.Module, recipe: RecipeSource) -> nn.Module:
 
 def count_step(module: nn.Module, _args: Any) -> None:
     """Count one training forward in every quantizer with a schedule; a forward pre-hook of the wrapped model."""
-    if module.training and not _recomputing():
+    if module.training and not eligible.is_in_backward():  # activation checkpointing calls a forward again
         for quantizer in scheduled_quantizers(module):
             if quantizer.calibrated:  # else this forward is about to be refused
                 quantizer.advance()
-
-
-def _recomputing() -> bool:
-    """Return whether a backward pass runs: activation checkpointing then calls a forward that was counted already."""
-    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1  # noqa: SLF001 - nothing public tells
 
 
 def scheduled_quantizers(model: nn.Module) -> list[BasePytorchTrainableQuantizer]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from trainable_core.enums import QuantizationTarget
-from trainable_core.errors import QuantizerDefinitionError, QuantizerStateError, UnsupportedConfigError
+from trainable_core.errors import InvalidArgumentError, QuantizerDefinitionError, QuantizerStateError, nearest
 from trainable_core.quantizer import BaseTrainableQuantizer
 from trainable_core.recipe.plan import QuantizerPlan
 from trainable_core.registry.process import get_trainable_quantizer_class
@@ -33,7 +33,7 @@ def build_quantizer(plan: QuantizerPlan, backend: str, base: type[BaseTrainableQ
         When not exactly one class is registered.
     QuantizerDefinitionError
         When the class is not of this backend.
-    UnsupportedConfigError
+    InvalidArgumentError
         When the class doesn't take an argument of the plan.
     """
     config = plan.config
@@ -46,8 +46,9 @@ def build_quantizer(plan: QuantizerPlan, backend: str, base: type[BaseTrainableQ
     accepted = [name for name in list(parameters)[1:] if parameters[name].kind is not inspect.Parameter.VAR_KEYWORD]
     for argument in plan.arguments:
         if argument not in accepted:
-            raise UnsupportedConfigError(
-                f"{subject}: arguments.{argument}", f"{cls.__name__} takes {', '.join(accepted) or 'no arguments'}"
+            raise InvalidArgumentError(
+                f"{subject}: arguments.{argument}",
+                f"{cls.__name__} takes {', '.join(accepted) or 'no arguments'}" + nearest(argument, accepted),
             )
     quantizer = cls(config, **plan.arguments)
     quantizer.subject = subject
@@ -55,12 +56,12 @@ def build_quantizer(plan: QuantizerPlan, backend: str, base: type[BaseTrainableQ
 
 
 def require_quantizer(quantizer: object, target: QuantizationTarget, subject: str) -> None:
-    """Raise UnsupportedConfigError unless this is a trainable or an inferable quantizer for the target."""
+    """Raise InvalidArgumentError unless this is a trainable or an inferable quantizer for the target."""
     if not callable(getattr(quantizer, "initialize_quantization", None)):
-        raise UnsupportedConfigError(subject, f"it needs a quantizer, got {type(quantizer).__name__}")
+        raise InvalidArgumentError(subject, f"it needs a quantizer, got {type(quantizer).__name__}")
     found = getattr(getattr(quantizer, "quantization_target", None), "name", target.name)
     if found != target.name:
-        raise UnsupportedConfigError(subject, f"it quantizes {target}, {type(quantizer).__name__} is for {found}")
+        raise InvalidArgumentError(subject, f"it quantizes {target}, {type(quantizer).__name__} is for {found}")
 
 
 def require_calibrated(quantizers: Iterable[BaseTrainableQuantizer], model: str, backend: str) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from trainable_core.enums import VariableGroup
-from trainable_core.errors import UnsupportedConfigError
+from trainable_core.errors import InvalidArgumentError
 from trainable_core.quantizer import BaseTrainableQuantizer
 
 
@@ -29,14 +29,14 @@ def variable_groups(
 
     Raises
     ------
-    UnsupportedConfigError
+    InvalidArgumentError
         When an option would replace the variables or the name.
     """
     for part, options in (("weights", weights), ("qparams", qparams)):
         if options is not None and not isinstance(options, Mapping):
-            raise UnsupportedConfigError(f"parameter_groups: {part}", f"options must be a mapping, got {options!r}")
+            raise InvalidArgumentError(f"parameter_groups: {part}", f"options must be a mapping, got {options!r}")
         for reserved in sorted({"params", "name"} & set(options or {})):
-            raise UnsupportedConfigError(f"parameter_groups: {part}", f"{reserved!r} is not an option")
+            raise InvalidArgumentError(f"parameter_groups: {part}", f"{reserved!r} is not an option")
     learned: dict[int, Any] = {}
     for quantizer in quantizers:
         for variable in quantizer.get_trainable_variables(VariableGroup.QPARAMS):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from trainable_core.errors import CalibrationError, UnsupportedConfigError
+from trainable_core.errors import CalibrationError, InvalidArgumentError
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -71,7 +71,7 @@ class Observer:
 
     Raises
     ------
-    UnsupportedConfigError
+    InvalidArgumentError
         When `n_bins` is out of bounds.
 
     Notes
@@ -104,7 +104,7 @@ class Observer:
             or not hasattr(n_bins, "__index__")
             or not MIN_BINS <= operator.index(n_bins) <= MAX_BINS
         ):
-            raise UnsupportedConfigError(
+            raise InvalidArgumentError(
                 "Observer", f"n_bins must be an integer from {MIN_BINS} to {MAX_BINS}, got {n_bins!r}"
             )
         self._n_bins = operator.index(n_bins)

@@ -1,7 +1,8 @@
-"""The conformance kit: what scikit-learn's ``check_estimator`` is to estimators, for trainable quantizers.
+"""The conformance kit: laws that every trainable quantizer is checked against, built-in or from a plugin.
 
-A plugin author writes ``@conformance_checks(plugin="my_plugin")`` over a test; the command line is ``trainable check``.
-The laws are in `trainable_core.conformance.laws`. Needs the extra ``conformance`` (hypothesis, pytest).
+It is to trainable quantizers what ``check_estimator`` is to scikit-learn's estimators. In a plugin's tests, decorate a
+test with ``@conformance_checks(plugin="my_plugin")``; on the command line, run ``trainable check``. README.md in this
+folder is a map of the modules. Needs the extra ``conformance`` (hypothesis, pytest).
 """
 
 from typing import TYPE_CHECKING

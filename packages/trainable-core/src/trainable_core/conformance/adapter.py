@@ -1,4 +1,4 @@
-"""What a backend shows the kit: NumPy in, NumPy out, so that every law is written once for all frameworks."""
+"""What the kit asks of a backend: NumPy arrays in and out, so that each law is written once for all frameworks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trainable_core.registry.process import get_backend
 
 @dataclass(frozen=True)
 class Run:
-    """What one call of a quantizer gave, and what it did to its input.
+    """The result of one call of a quantizer.
 
     Parameters
     ----------
@@ -41,22 +41,22 @@ class Run:
 
 
 class Adapter(Protocol):
-    """A backend's whole duty to the kit. It is ``ADAPTER`` of the module `Backend.conformance`."""
+    """What a backend implements for the kit: ``ADAPTER`` in the module that `Backend.conformance` names."""
 
     backend: str
     """Name of the backend."""
     tie_rule: TieRule
     """Where its kernels send a value half way between two codes."""
     counts_calls: bool
-    """Whether a call with ``training=True`` advances the quantizer's schedule by itself, before it computes."""
+    """Whether a call with ``training=True`` counts a step of the quantizer's schedule itself, before it computes."""
     subnormals: bool
-    """Whether its kernels compute with subnormal numbers; otherwise they may take them for zero."""
+    """Whether its kernels compute with subnormal numbers; where False, they may treat them as zero."""
     dtypes: Sequence[str]
     """Names of the input dtypes it takes, ``float32`` first."""
     devices: Sequence[str]
-    """Names of the devices that are there, the CPU first."""
+    """Names of the available devices, the CPU first."""
     modules: Sequence[str]
-    """What every class of the backend imports: the framework and what comes with it."""
+    """Names of the modules that every class of the backend imports: the framework and its dependencies."""
 
     def build(self, cls: type[Any], config: Any, shape: tuple[int, ...], arguments: Mapping[str, Any]) -> Any:
         """Return ``cls(config, **arguments)``, initialized for a tensor of this shape."""
@@ -71,16 +71,16 @@ class Adapter(Protocol):
         device: str,
         upstream: NDArray[Any] | None,
     ) -> Run:
-        """Call the quantizer on `x` as a tensor of this dtype on this device; with `upstream`, go backward too."""
+        """Call the quantizer on `x` as a tensor of this dtype on this device; with `upstream`, also its gradients."""
 
     def deploy(self, quantizer: Any, x: NDArray[Any]) -> NDArray[Any]:
         """Return what ``quantizer.convert2inferable()`` gives for `x`."""
 
     def trained(self, quantizer: Any) -> Mapping[str, Any]:
-        """Return, by name, the variables that the framework itself would let an optimizer change."""
+        """Return, by name, the variables that the framework reports as trainable."""
 
     def descend(self, quantizer: Any, gradients: Mapping[str, NDArray[Any]]) -> None:
-        """Take one step of plain gradient descent, rate 1, on those of `trained` that are in `gradients`."""
+        """Take a step of gradient descent, learning rate 1, on those of `trained` that are in `gradients`."""
 
     def copy(self, quantizer: Any) -> Any:
         """Return a deep copy."""
@@ -89,10 +89,10 @@ class Adapter(Protocol):
         """Return the quantizer's state as the framework saves it."""
 
     def restore(self, quantizer: Any, state: bytes) -> None:
-        """Take over a state in place."""
+        """Load a state into the quantizer."""
 
     def model(self) -> tuple[Any, Any, Callable[[Any], NDArray[Any]]]:
-        """Return a small float model with one linear layer, a batch for it, and what reads a model's output for it."""
+        """Return a small float model with one linear layer, a batch, and a function from a model to its output."""
 
 
 def adapter_of(backend: str) -> Adapter:

@@ -1,7 +1,8 @@
-"""One case: a config, a tensor, what moved since; and the counterexample it becomes when a law fails on it."""
+"""A case, which a law is tried on, and the counterexample that it becomes when the law does not hold."""
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,6 +16,9 @@ from trainable_core.config import TrainableQuantizerActivationConfig, TrainableQ
 from trainable_core.conformance.adapter import Adapter, Run
 from trainable_core.key import Key
 from trainable_core.qparams import Float32, QParams
+from trainable_core.reference.method import Method
+from trainable_core.reference.oracle import State
+from trainable_core.registry.methods import declaration_of
 
 Config = TrainableQuantizerWeightsConfig | TrainableQuantizerActivationConfig
 _CONFIGS: dict[str, type[Config]] = {
@@ -23,8 +27,8 @@ _CONFIGS: dict[str, type[Config]] = {
 Document = dict[str, Any]
 
 
-class Violation(AssertionError):  # noqa: N818 - what a law finds is no error of the kit
-    """Raised by a law: what it expected, what it got."""
+class Violation(AssertionError):  # noqa: N818 - a finding, not an error of the kit
+    """Raised by a law that does not hold: what was expected, and what was found."""
 
     def __init__(self, what: str, expected: object, got: object) -> None:
         self.what, self.expected, self.got = what, expected, got
@@ -33,20 +37,20 @@ class Violation(AssertionError):  # noqa: N818 - what a law finds is no error of
 
 @dataclass(frozen=True)
 class Case:
-    """What a law is tried on; plain data, so that it shrinks and can be pasted.
+    """What a law is tried on; plain data, so that it can be made smaller and pasted into a test.
 
     Parameters
     ----------
     config : TrainableQuantizerWeightsConfig or TrainableQuantizerActivationConfig
-        Calibrated.
+        A calibrated config.
     x : float32 array, any shape
-        The input; its shape is the tensor's.
+        The input.
     upstream : float32 array, shape of `x`
         Gradient of the loss with respect to the output; eighths between -4 and 4.
     factors : tuple of float
-        The variables have moved by these since calibration: grid variables were multiplied, others shifted.
+        How the variables have changed since calibration; see `move`.
     steps : int
-        How often the quantizer's schedule has advanced.
+        How many training steps the quantizer's schedule has counted.
     arguments : dict
         Further arguments of the quantizer class.
     """
@@ -81,7 +85,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Subject:
-    """A quantizer class on one of its grids, in its backend: what laws are about."""
+    """A quantizer class on one of its grids, in its backend: what a law is tried on."""
 
     adapter: Adapter
     cls: type[Any]
@@ -95,19 +99,45 @@ class Subject:
         """Whether it quantizes weights."""
         return self.key.target.name == "Weights"
 
+    @functools.cached_property
+    def method(self) -> Method:
+        """What its training method declares."""
+        return declaration_of(self.cls, self.key.quantizer_id)
+
     @property
-    def soft(self) -> bool:
-        """Whether its training values differ from the deployed ones until its schedule ends."""
-        return bool(getattr(self.cls, "soft_training", False))
+    def random(self) -> bool:
+        """Whether its values in training are random."""
+        return self.method.training_forward == "random"
+
+    def state(self, quantizer: Any, case: Case) -> State:
+        """Return the numbers that decide what the case's quantizer gives when it is called next."""
+        return State(
+            grids={width: grid(quantizer, width) for width in quantizer.widths},
+            width=quantizer.selected_width,
+            variables=variables(quantizer),
+            arguments=quantizer.get_arguments(),
+            steps=case.steps + int(self.adapter.counts_calls),
+            tie_rule=self.adapter.tie_rule,
+        )
+
+    def schedule_end(self, quantizer: Any) -> int | None:
+        """Return from how many counted training steps on training values are the deployed ones; None: they never are.
+
+        A built-in's declaration says it, a plugin's quantizer by its attribute ``schedule_end``.
+        """
+        if self.method.schedule_end is not None:
+            return self.method.schedule_end(quantizer.get_arguments())
+        end = getattr(quantizer, "schedule_end", None)
+        return None if end is None else int(end)
 
     def fresh(self, case: Case, config: Config | None = None, shape: tuple[int, ...] | None = None) -> Any:
-        """Return a quantizer of the case's class and arguments, as it is right after initialization."""
+        """Return a quantizer with the case's arguments, right after initialization."""
         return self.adapter.build(
             self.cls, config or case.config, case.x.shape if shape is None else shape, case.arguments
         )
 
     def quantizer(self, case: Case, shape: tuple[int, ...] | None = None) -> Any:
-        """Return the case's quantizer: initialized, its variables moved, its schedule advanced."""
+        """Return the case's quantizer: initialized, with its variables changed and its schedule advanced."""
         quantizer = self.fresh(case, shape=shape)
         move(quantizer, case.factors)
         for _ in range(case.steps):
@@ -136,13 +166,13 @@ class Subject:
 
 
 def grid_names(quantizer: Any) -> set[str]:
-    """Return the names of the variables that the quantizer's grids are made from."""
+    """Return the names of the variables that the quantizer's grids are computed from."""
     own = {id(v) for width in quantizer.widths for v in quantizer.grid_variables(width).values()}
     return {name for name in quantizer.variable_names if id(quantizer.get_quantizer_variable(name)) in own}
 
 
 def move(quantizer: Any, factors: tuple[float, ...]) -> None:
-    """Multiply grid variables by the factors, and shift the others by what the factors exceed 1."""
+    """Change variables as training could: multiply those of the grid by the factors, add factor - 1 to the others."""
     grid = grid_names(quantizer)
     for index, name in enumerate(quantizer.variable_names):
         variable = quantizer.get_quantizer_variable(name)
@@ -152,7 +182,7 @@ def move(quantizer: Any, factors: tuple[float, ...]) -> None:
 
 
 def grid(quantizer: Any, width: int | None = None) -> QParams:
-    """Return the grid that the quantizer's variables stand for, computed here and not by the quantizer."""
+    """Return the grid of the quantizer's variables, computed by core and not by the quantizer."""
     config = quantizer.quantization_config
     width = quantizer.selected_width if width is None else width
     return qparams.from_variables(
@@ -176,7 +206,7 @@ HOSTILE = np.array([np.nan, np.inf, -np.inf, 3e38, -3e38, 1.0, -1.0, 0.0], np.fl
 
 
 def hostile_step(subject: Subject, quantizer: Any, case: Case, step: int) -> None:
-    """Take an optimizer step with gradients that no loss should have; the case's upstream decides which."""
+    """Take an optimizer step with huge, infinite and NaN gradients; the case's upstream decides which."""
     first = step + int(np.abs(case.upstream).sum() * 8)
     gradients = {
         name: np.resize(np.roll(HOSTILE, -first - place), value.shape).astype(np.float32)
@@ -187,20 +217,20 @@ def hostile_step(subject: Subject, quantizer: Any, case: Case, step: int) -> Non
 
 @dataclass(frozen=True)
 class Counterexample:
-    """A case that a law fails on, shrunk: everything that is needed to see it again.
+    """A case for which a law does not hold, made as small as possible, with all that is needed to repeat it.
 
     Parameters
     ----------
     law, reason : str
-        The law, and why it is one.
+        The law, and its reason.
     quantizer : str
         Import path of the class.
     subject : Subject
         What was checked.
     case : Case or None
-        The shrunk case; None for a law about the class.
+        The case; None for a law about the class.
     what, expected, got : str
-        What the law found.
+        What was compared, what was expected, and what was found.
     """
 
     law: str
@@ -234,16 +264,16 @@ class Counterexample:
             if set(self.case.factors) != {1.0}:
                 lines.append(("variables", f"times {list(self.case.factors)}"))
             if self.case.steps:
-                lines.append(("schedule", f"{self.case.steps} steps advanced"))
+                lines.append(("schedule", f"{self.case.steps} training steps counted"))
             lines.append(("input", shown(self.case.x)))
-        lines += [("what", self.what), ("expected", self.expected), ("got", self.got)]
+        lines += [("compared", self.what), ("expected", self.expected), ("got", self.got)]
         if self.case is not None:
-            lines.append(("again", f"replay({json.dumps(self.document())!r})"))
+            lines.append(("repeat", f"replay({json.dumps(self.document())!r})"))
         return "\n".join(f"{name:<10} {text}" for name, text in lines)
 
 
 def shown(value: object) -> str:
-    """Return a value in a form that can be pasted."""
+    """Return a value as text that can be pasted into Python."""
     if isinstance(value, np.ndarray):
         listed = json.dumps(value.tolist()).replace("Infinity", "np.inf").replace("NaN", "np.nan")
         return f"np.array({listed}, np.{value.dtype})"

@@ -1,4 +1,4 @@
-"""The kit's sub-commands of ``trainable``: `check`, `matrix`, `new-plugin`. Imports hypothesis only to check."""
+"""The sub-commands ``check``, ``methods``, ``matrix`` and ``new-plugin``; only ``check`` imports hypothesis."""
 
 from __future__ import annotations
 
@@ -9,24 +9,28 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from trainable_core.conformance.matrix import COLUMNS, markdown, matrix_rows
+from trainable_core.conformance.matrix import COLUMNS, METHOD_COLUMNS, markdown, matrix_rows, method_rows
 from trainable_core.conformance.template import backends_with_template, write_plugin
-from trainable_core.errors import DocumentError, UnsupportedConfigError
+from trainable_core.errors import INSTALL, DocumentError, InvalidArgumentError, UnsupportedConfigError
 from trainable_core.registry.process import default_registry
 
 PrintTable = Callable[[str, Sequence[str], Sequence[Sequence[str]]], None]
-CHECK_COLUMNS = ("backend", "quantizer", "laws kept", "cases", "seconds", "broken")
+LAW_COLUMNS = ("law", "what holds", "reason")
+CHECK_COLUMNS = ("backend", "quantizer", "laws that hold", "cases", "seconds", "broken laws")
 
 
 def check_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``trainable check``."""
     parser.add_argument("--backend", metavar="NAME", help="only this backend's; by default every installed one's")
-    parser.add_argument("--plugin", metavar="NAME", help="only this plugin's, named by entry point or distribution")
+    parser.add_argument(
+        "--plugin", metavar="NAME", help="only this plugin's; its entry point's or its distribution's name"
+    )
     parser.add_argument("--law", metavar="NAME", action="append", help="only this law; may be given more than once")
     parser.add_argument("--examples", metavar="N", type=_positive, default=50, help="cases per law and quantizer (50)")
-    parser.add_argument("--seed", metavar="S", type=int, default=0, help="where the cases start from (0)")
+    parser.add_argument("--seed", metavar="S", type=int, default=0, help="seed of the generated cases (0)")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write a JSON report here")
     parser.add_argument("--laws", action="store_true", help="list the laws and their reasons, and check nothing")
+    parser.add_argument("--markdown", action="store_true", help="with --laws: print a Markdown table, for documents")
 
 
 def _positive(text: str) -> int:
@@ -37,7 +41,7 @@ def _positive(text: str) -> int:
 
 
 def check(arguments: argparse.Namespace, print_table: PrintTable) -> int:
-    """Try the laws; return 0 when all hold, 1 when one is broken."""
+    """Check quantizers against the laws; return 0 when all hold, 1 when one is broken."""
     try:
         from trainable_core.conformance import law, report, suite  # noqa: PLC0415 - they need the extra
     except ModuleNotFoundError as error:
@@ -47,18 +51,22 @@ def check(arguments: argparse.Namespace, print_table: PrintTable) -> int:
         raise UnsupportedConfigError("trainable check", "hypothesis is not installed", hint) from error
     laws = law.named_laws(arguments.law)
     if arguments.laws:
-        print_table("laws", ("law", "reason"), [(each.name, each.reason) for each in laws])
+        rows = [(each.name, each.statement, each.reason) for each in laws]
+        if arguments.markdown:
+            sys.stdout.write(markdown([(f"`{name}`", *texts) for name, *texts in rows], LAW_COLUMNS))
+        else:
+            print_table("laws", LAW_COLUMNS, rows)
         return 0
     with contextlib.redirect_stdout(sys.stderr):  # what frameworks print while they are imported
         subjects = suite.subjects(arguments.backend, arguments.plugin)
     for name, problem in default_registry().failures().items():
         sys.stderr.write(f"plugin {name!r} failed: {problem}\n")
     if not subjects:
-        raise UnsupportedConfigError("trainable check", "no quantizers are registered", "pip install trainable-torch")
+        raise InvalidArgumentError("trainable check", "no quantizers are registered", ", ".join(INSTALL.values()))
     progress = report.Progress()
     done = report.run(subjects, laws, examples=arguments.examples, seed=arguments.seed, progress=progress)
     progress.end()
-    print_table(f"conformance, seed {done.seed}", CHECK_COLUMNS, done.rows())
+    print_table(f"conformance with seed {done.seed}", CHECK_COLUMNS, done.rows())
     for counterexample in done.counterexamples:
         sys.stdout.write(f"\n{counterexample}\n")
     broken = len(done.counterexamples)
@@ -83,31 +91,45 @@ def matrix_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def matrix(arguments: argparse.Namespace, print_table: PrintTable) -> int:
-    """Draw who implements what."""
+    """Print which backend implements which method on which grid."""
     with contextlib.redirect_stdout(sys.stderr):
         quantizers = default_registry().list_quantizers(arguments.backend)
     rows = matrix_rows(quantizers)
     if arguments.markdown:
         sys.stdout.write(markdown(rows))
     else:
-        print_table("who implements what", COLUMNS, rows)
+        print_table("implemented methods", COLUMNS, rows)
+    return 0
+
+
+def methods_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``trainable methods``."""
+    parser.add_argument("--markdown", action="store_true", help="print a Markdown table, for documents")
+
+
+def methods(arguments: argparse.Namespace, print_table: PrintTable) -> int:
+    """Print what the built-in training methods declare."""
+    if arguments.markdown:
+        sys.stdout.write(markdown(method_rows(), METHOD_COLUMNS))
+    else:
+        print_table("built-in training methods", METHOD_COLUMNS, method_rows())
     return 0
 
 
 def new_plugin_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``trainable new-plugin``."""
-    parser.add_argument("name", metavar="NAME", help="of the distribution, such as trainable-mymethod")
+    parser.add_argument("name", metavar="NAME", help="name of the distribution, such as trainable-mymethod")
     parser.add_argument(
         "--backend",
         choices=backends_with_template(),
         action="append",
-        help="whose quantizers it has; may be given more than once; by default those of every backend listed here",
+        help="a backend to write quantizers for; may be given more than once; by default every backend listed here",
     )
-    parser.add_argument("--output", metavar="DIR", type=Path, help="where to write it; by default ./NAME")
+    parser.add_argument("--output", metavar="DIR", type=Path, help="folder to write; by default ./NAME")
 
 
 def new_plugin(arguments: argparse.Namespace) -> int:
-    """Write a plugin that passes the kit, to be filled with a method of one's own."""
+    """Write a plugin that passes the conformance kit, as a start for a method of one's own."""
     folder = arguments.output or Path(arguments.name)
     for path in write_plugin(arguments.name, arguments.backend or backends_with_template(), folder):
         sys.stdout.write(f"{path}\n")

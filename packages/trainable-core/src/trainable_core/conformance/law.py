@@ -1,4 +1,4 @@
-"""What a law is: a named function with a reason, the cases it wants, and the quantizers it is about."""
+"""What a law is: a named check with a reason, the cases that it is tried on, and the quantizers that it applies to."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ from numpy.typing import NDArray
 from trainable_core.conformance import strategies
 from trainable_core.conformance.case import Case, Subject, Violation
 from trainable_core.conformance.strategies import Kind
-from trainable_core.errors import UnsupportedConfigError, nearest
+from trainable_core.errors import InvalidArgumentError, nearest
 
 Check = Callable[[Subject, Case], None]
 
 
 def everywhere(_: Subject) -> bool:
-    """Say that a law is about every quantizer."""
+    """Apply a law to every quantizer."""
     return True
 
 
 @dataclass(frozen=True)
 class Law:
-    """One thing that every trainable quantizer keeps.
+    """Something that holds for every trainable quantizer.
 
     Parameters
     ----------
     name : str
-        What it is called on the command line and in expected failures.
+        Its name on the command line and in expected failures.
     reason : str
-        Why it is a law: what goes wrong for a user where it is broken. One line.
+        What goes wrong for a user where it does not hold, in one line.
     check : callable
         Takes a subject and a case; raises `Violation`.
     kind : Kind
-        Which cases it wants.
+        Which cases it is tried on.
     about : callable
-        Says whether it is about a subject at all.
+        Whether it applies to a subject.
     once : bool
-        Whether one case says everything: the law is about the class.
+        Whether one case is enough, because the law is about the class.
     """
 
     name: str
@@ -49,13 +49,18 @@ class Law:
     about: Callable[[Subject], bool] = everywhere
     once: bool = False
 
+    @property
+    def statement(self) -> str:
+        """What holds, in one sentence: the first line of the check's docstring."""
+        return (self.check.__doc__ or "").partition("\n")[0].replace("``", "`")
+
     def cases(self, subject: Subject) -> SearchStrategy[Case]:
         """Return the cases that the law is tried on."""
         return strategies.cases(subject, self.kind)
 
 
 LAWS: dict[str, Law] = {}
-"""Every law by its name, in the order they are tried: what a single call shows first, documents and classes last."""
+"""Every law by its name, in the order in which they are tried."""
 
 
 def law(
@@ -75,22 +80,22 @@ def law(
 
 
 def named_laws(names: list[str] | None) -> list[Law]:
-    """Return the laws of these names, all when there are none.
+    """Return the laws of these names, or all laws when no name is given.
 
     Raises
     ------
-    UnsupportedConfigError
-        When a name is no law's.
+    InvalidArgumentError
+        When there is no law of a name.
     """
     for name in names or []:
         if name not in LAWS:
             hint = nearest(name, LAWS).strip().removeprefix("Hint: ")
-            raise UnsupportedConfigError(f"law {name!r}", f"no law is called that; laws: {', '.join(LAWS)}", hint)
+            raise InvalidArgumentError(f"law {name!r}", f"there is no such law; laws: {', '.join(LAWS)}", hint)
     return [LAWS[name] for name in names] if names else list(LAWS.values())
 
 
 def same_bits(what: str, got: NDArray[np.generic], expected: NDArray[np.generic]) -> None:
-    """Require equal shapes and equal bits, the sign of zeros included; one NaN is as good as another."""
+    """Require equal shapes and equal bits, the sign of zeros included; all NaN count as equal."""
     got, expected = np.asarray(got), np.asarray(expected)
     if got.shape != expected.shape:
         raise Violation(f"{what}: shape", expected.shape, got.shape)
@@ -100,6 +105,6 @@ def same_bits(what: str, got: NDArray[np.generic], expected: NDArray[np.generic]
 
 
 def require(what: str, holds: object, expected: object, got: object) -> None:
-    """Require that something holds, everywhere when it is an array."""
+    """Require that a condition holds, in every element when it is an array."""
     if not bool(np.asarray(holds).all()):
         raise Violation(what, expected, got)

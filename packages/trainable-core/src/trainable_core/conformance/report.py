@@ -1,4 +1,4 @@
-"""A whole run: every law on every quantizer asked for, with its progress, its table and its JSON document."""
+"""A run of many laws on many quantizers: its progress, its table and its JSON document."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ Row = tuple[str, ...]
 
 @dataclass
 class Report:
-    """What a run gave.
+    """The results of a run.
 
     Parameters
     ----------
     examples, seed : int
         As for `try_law`.
     verdicts : list of Verdict
-        In the order they came.
+        In the order in which the laws were tried.
     seconds : float
         How long the run took.
     """
@@ -43,16 +43,16 @@ class Report:
 
     @property
     def counterexamples(self) -> list[Counterexample]:
-        """Counterexamples, one per broken law and quantizer."""
+        """Counterexamples, one for each law and quantizer that it does not hold for."""
         return [verdict.counterexample for verdict in self.verdicts if verdict.counterexample is not None]
 
     @property
     def cases(self) -> int:
-        """Cases tried."""
+        """Number of cases tried."""
         return sum(verdict.cases for verdict in self.verdicts)
 
     def rows(self) -> list[Row]:
-        """Return a row per quantizer: backend, quantizer, laws kept, cases, seconds, laws broken."""
+        """Return a row per quantizer: backend, quantizer, laws that hold, cases, seconds, broken laws."""
         rows: list[Row] = []
         for subject in dict.fromkeys(verdict.subject for verdict in self.verdicts):
             own = [verdict for verdict in self.verdicts if verdict.subject == subject]
@@ -117,7 +117,7 @@ def run(
     seed: int,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Report:
-    """Try laws on quantizers; `progress` is told what is tried next."""
+    """Try laws on quantizers; `progress` is called with what is tried next."""
     report = Report(examples, seed)
     pairs = [(subject, law) for subject in subjects for law in laws if law.about(subject)]
     started = time.monotonic()
@@ -130,14 +130,14 @@ def run(
 
 
 class Progress:
-    """Says on stderr what is going on: one line that changes on a terminal, else a line per quantizer."""
+    """Shows progress on stderr: on a terminal one line that is rewritten, elsewhere one line per quantizer."""
 
     def __init__(self) -> None:
         self._terminal = sys.stderr.isatty()
         self._last = ""
 
     def __call__(self, text: str) -> None:
-        """Say what is tried next."""
+        """Show what is tried next."""
         if self._terminal:
             sys.stderr.write(f"\r{text:<78.78}")
             sys.stderr.flush()
@@ -148,6 +148,6 @@ class Progress:
             self._last = quantizer
 
     def end(self) -> None:
-        """Leave the line that changes."""
+        """Clear the line."""
         if self._terminal:
             sys.stderr.write("\r" + " " * 78 + "\r")

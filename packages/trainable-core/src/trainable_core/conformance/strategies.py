@@ -1,7 +1,7 @@
-"""Hypothesis strategies: configs on every grid, variables that moved, tensors full of ties, ends and special numbers.
+"""Hypothesis strategies: configs on every grid, changed variables, tensors full of ties, ends and special numbers.
 
-Arrays are decoded from drawn bytes: one draw for a whole array costs little, and it shrinks. Zero bytes decode to the
-plainest value.
+Arrays are decoded from drawn bytes: one draw for a whole array is cheap, and hypothesis can make it smaller. Zero bytes
+decode to the simplest value.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ F32 = np.finfo(np.float32)
 
 @dataclass(frozen=True)
 class Kind:
-    """Which cases a law wants.
+    """Which cases a law is tried on.
 
     Parameters
     ----------
     bits : tuple of int
         Fewest and most bits of the grid.
     exact : bool
-        Whether every scale is a power of two: then ``x / scale`` is exact, and ties are where they seem to be.
+        Whether every scale is a power of two, so that ``x / scale`` is exact and ties are exactly at ties.
     moderate : bool
-        Whether thresholds stay between 2**-10 and 2**10 and move by less than 4, so that no sum of gradients leaves the
-        normal float32 numbers; otherwise they are anything that a config takes.
+        Whether thresholds stay between 2**-10 and 2**10 and change by a factor below 4, so that no sum of gradients
+        leaves the normal float32 numbers; otherwise they are anything that a config accepts.
     finite : bool
-        Whether the input has neither infinities nor numbers beyond ``2**60``.
+        Whether the input has no infinities and no magnitudes beyond ``2**60``.
     per_channel : bool or None
-        Whether there is one threshold per channel; None: both.
+        Whether there is one threshold per channel; None tries both.
     least : int
         Fewest dimensions of the tensor.
     """
@@ -56,7 +56,7 @@ class Kind:
 
 
 class Source:
-    """Numbers decoded from drawn bytes; zero bytes give the first, plainest choice."""
+    """Numbers decoded from drawn bytes; zero bytes give the first and simplest choice."""
 
     def __init__(self, drawn: bytes) -> None:
         self._bytes = np.frombuffer(drawn, np.uint8)
@@ -72,7 +72,7 @@ class Source:
         return options[int(self.take(1)[0]) % len(options)]
 
     def words(self, size: int) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.uint32]]:
-        """Return for each of `size` numbers which kind it is, by how many ulps it is moved, and 32 bits."""
+        """Return for each of `size` numbers a choice of kind, a shift in ulps, and 32 random bits."""
         taken = self.take(WORD * size).reshape(size, WORD)
         ulps = (taken[:, 1].astype(np.int64) + 2) % 5 - 2
         return taken[:, 0], ulps, taken[:, 2:].copy().view(np.uint32).reshape(size)
@@ -85,14 +85,14 @@ RANGE_WORDS = 3  # arrays of numbers that a range takes at most
 
 DIMENSIONS = (1, 2, 3, 2, 3, 0, 2, 3)
 SIZES = (1, 2, 3, 4, 2, 3, 4, 2, 3, 4, 2, 3, 4, 2, 3, 0)
-# 0 and what is below 2**-100 leave the bound to the library; 1e-3 and 0.1 are no float32 numbers.
+# 0 and numbers below 2**-100 leave the bound to the library; 1e-3 and 0.1 are not float32 numbers.
 MIN_THRESHOLDS = (2.0**-16, 0.0, 1e-3, 2.0**-16, 0.0, 0.1, 2.0**-16, 0.0, 2.0**-120, 1.0, 2.0**-16, 2.0**100)
 FACTORS = (1.0, 0.75, 1.3, 2.0, 0.51, 1.0 + 2.0**-23, 3.7)
 EXACT_FACTORS = (1.0, 2.0, 0.5, 8.0)
 
 
 def nudged(values: Float32, ulps: NDArray[np.int64]) -> Float32:
-    """Return float32 values moved by a few units in the last place; what is not finite stays."""
+    """Return float32 values shifted by a few units in the last place; infinities and NaN stay."""
     moved = values.copy()
     for by in (-2, -1, 1, 2):
         for _ in range(abs(by)):
@@ -101,7 +101,7 @@ def nudged(values: Float32, ulps: NDArray[np.int64]) -> Float32:
 
 
 def positives(source: Source, size: int, kind: Kind) -> Float32:
-    """Return legal thresholds: ones, decimals, powers of two and their neighbours, any float32 up to 2**100."""
+    """Return valid thresholds: decimals, powers of two and their neighbours, any float32 up to 2**100."""
     which, ulps, payload = source.words(size)
     if kind.exact:
         return np.exp2(((payload + 10) % 21).astype(np.float32) - 10).astype(np.float32)
@@ -116,7 +116,7 @@ def positives(source: Source, size: int, kind: Kind) -> Float32:
 
 
 def shapes(source: Source, kind: Kind) -> tuple[int, ...]:
-    """Return a tensor's shape: up to three dimensions, 0-d and empty ones too."""
+    """Return a tensor's shape: up to three dimensions, including none, and sizes down to 0."""
     sizes = [source.choice(SIZES) for _ in range(3)]
     shape = tuple(sizes[: max(source.choice(DIMENSIONS), kind.least, int(kind.per_channel or 0))])
     return (*shape[:-1], 2) if kind.per_channel and not any(shape) else shape
@@ -168,7 +168,7 @@ def _params(source: Source, body: Source, subject: Subject, size: int, n_bits: i
 
 
 def grid_after(config: Config, factors: tuple[float, ...], width: int) -> QParams:
-    """Return the grid that a config's params stand for after the variables moved; see `case.move`."""
+    """Return the grid of a config's params after the variables changed; see `case.move`."""
     values = qparams.variables_from_params(config.quantization_params, config.quantization_method)
     size = max(value.size for value in values.values())
     names = qparams.variable_names(config.quantization_method)
@@ -193,7 +193,7 @@ FINITE_LIMIT = np.float32(2.0**60)
 
 
 def inputs(source: Source, grid: QParams, shape: tuple[int, ...], kind: Kind) -> Float32:
-    """Return a tensor: codes and ties of the grid with their neighbours, its ends, anything around, special numbers."""
+    """Return a tensor with codes and ties of the grid, their neighbours, range ends, other numbers and special ones."""
     size = int(np.prod(shape, dtype=np.int64))
     which, ulps, payload = source.words(size)
     which = which % 8
@@ -224,7 +224,7 @@ def upstreams(source: Source, shape: tuple[int, ...]) -> Float32:
 
 
 def factors(source: Source, kind: Kind) -> tuple[float, ...]:
-    """Return by what the variables have moved: a few odd numbers; on exact grids one power of two."""
+    """Return how the variables have changed: by a few uneven factors; on exact grids by one power of two."""
     if kind.exact:
         return (source.choice(EXACT_FACTORS),)
     several = [source.choice(FACTORS) for _ in range(3)]
@@ -241,7 +241,7 @@ def cases(draw: DrawFn, subject: Subject, kind: Kind) -> Case:
     body = Source(draw(st.binary(min_size=length, max_size=length)))
     made = config(source, body, subject, shape, kind)
     by = factors(source, kind)
-    arguments = source.choice([*getattr(subject.cls, "conformance_arguments", ()), {}])
+    arguments = source.choice([*subject.method.conformance_arguments, {}])
     widths = [made.n_bits, *(candidate.n_bits for candidate in made.candidates or [])]
     grid = grid_after(made, by, source.choice(widths))
     x = inputs(body, grid, shape, kind)

@@ -1,4 +1,4 @@
-"""Trying laws on quantizers: one law on one class, a whole run, and the decorator for a plugin author's own tests."""
+"""Checking quantizers against laws: one law on one class, all laws on many, and the decorator for tests."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from trainable_core.conformance.adapter import Adapter, adapter_of
 from trainable_core.conformance.case import Case, Counterexample, Subject, Violation, shown
 from trainable_core.conformance.law import LAWS, Law, named_laws
 from trainable_core.enums import LUT_METHODS
-from trainable_core.errors import UnsupportedConfigError, nearest
+from trainable_core.errors import InvalidArgumentError, UnsupportedConfigError, nearest
 from trainable_core.registry.marks import keys_of
 from trainable_core.registry.process import default_registry
 from trainable_core.registry.rows import QuantizerRow
@@ -42,7 +42,7 @@ __all__ = [
 
 
 class ConformanceError(AssertionError):
-    """Raised by a check whose law is broken; the message is the counterexample."""
+    """Raised by a check when its law does not hold; the message is the counterexample."""
 
     def __init__(self, counterexample: Counterexample) -> None:
         self.counterexample = counterexample
@@ -51,18 +51,18 @@ class ConformanceError(AssertionError):
 
 @dataclass(frozen=True)
 class Verdict:
-    """What trying one law on one quantizer gave.
+    """The result of trying one law on one quantizer.
 
     Parameters
     ----------
     law : Law
-        Which law.
+        The law.
     subject : Subject
-        On what.
+        The quantizer.
     cases : int
-        How many cases it was tried on, those of shrinking not counted.
+        Number of cases tried, not counting those that made a counterexample smaller.
     seconds : float
-        How long that took.
+        How long it took.
     counterexample : Counterexample or None
         None when the law holds.
     """
@@ -75,7 +75,7 @@ class Verdict:
 
     @property
     def holds(self) -> bool:
-        """Whether no case broke the law."""
+        """Whether the law held for every case."""
         return self.counterexample is None
 
 
@@ -87,15 +87,15 @@ def try_law(
     Parameters
     ----------
     law : Law
-        Which law.
+        The law.
     subject : Subject
         A quantizer class on one of its grids.
     examples : int, optional
-        How many cases; None takes the number of hypothesis' profile.
+        Number of cases; by default that of the active hypothesis profile.
     seed : int, optional
-        Where the cases start from; None follows hypothesis' profile.
+        Seed of the generated cases; by default as the active hypothesis profile says.
     shrink : bool
-        Whether a counterexample is made small, which may take many more calls than finding it.
+        Whether to make a counterexample as small as possible, which may take many more calls than finding it.
     """
     started = time.monotonic()
     tried = 0
@@ -106,7 +106,7 @@ def try_law(
         nonlocal tried, failed, error
         tried += error is None
         try:
-            with np.errstate(all="ignore"):  # overflow and 0 / 0 are among what laws are tried on
+            with np.errstate(all="ignore"):  # cases overflow and divide zero by zero on purpose
                 law.check(subject, case)
         except Exception as problem:
             failed, error = case, problem
@@ -146,7 +146,7 @@ def _counterexample(law: Law, subject: Subject, case: Case | None, error: Except
 
 
 def subjects_of(cls: type[Any], adapter: Adapter) -> list[Subject]:
-    """Return a subject for each grid that a class answers to; look-up tables have no scale and are left out."""
+    """Return a subject for each grid that a class is registered for, except look-up tables, which have no scale."""
     return [Subject(adapter, cls, key) for key in keys_of(cls, adapter.backend) if key.method not in LUT_METHODS]
 
 
@@ -164,7 +164,7 @@ def subjects(backend: str | None = None, plugin: str | None = None) -> list[Subj
     ------
     UnknownBackendError
         When no installed plugin provides the backend.
-    UnsupportedConfigError
+    InvalidArgumentError
         When no plugin has that name.
     """
     registry = default_registry()
@@ -180,10 +180,8 @@ def _rows_of(plugin: str, rows: Iterable[QuantizerRow]) -> list[QuantizerRow]:
     wanted = {row.distribution for row in known if plugin in {row.name, row.distribution}}
     if not wanted:
         names = sorted(row.name for row in known)
-        problem = f"no plugin is called that; plugins: {', '.join(names) or 'none'}"
-        raise UnsupportedConfigError(
-            f"plugin {plugin!r}", problem, nearest(plugin, names).strip().removeprefix("Hint: ")
-        )
+        problem = f"there is no such plugin; plugins: {', '.join(names) or 'none'}"
+        raise InvalidArgumentError(f"plugin {plugin!r}", problem, nearest(plugin, names).strip().removeprefix("Hint: "))
     return [row for row in rows if row.distribution in wanted]
 
 
@@ -196,14 +194,14 @@ def check_quantizer(
     seed: int | None = None,
     shrink: bool = True,
 ) -> Iterator[Verdict]:
-    """Yield a verdict for each law on each grid of a class that need not be registered.
+    """Yield a verdict for each law on each grid of a class, which need not be registered.
 
     Parameters
     ----------
     cls : type
         A class marked with ``@mark_quantizer``.
     adapter : Adapter or str
-        Its backend's, or the backend's name.
+        The adapter of its backend, or the backend's name.
     laws : sequence of str, optional
         Only these.
     examples, seed, shrink
@@ -218,9 +216,9 @@ def check_quantizer(
 
 @dataclass(frozen=True)
 class Check:
-    """One law on one quantizer, ready to be called by a test.
+    """One law on one quantizer; call it in a test.
 
-    Raises `ConformanceError` with the counterexample when the law is broken.
+    Raises `ConformanceError` with the counterexample when the law does not hold.
     """
 
     law: Law
@@ -272,7 +270,7 @@ def conformance_checks(
     *classes : type
         Quantizer classes; by default those that installed plugins registered.
     backend : str, optional
-        Only this one's. Classes say by themselves which backend they are for.
+        Only this backend's quantizers. A class names its own backend.
     plugin : str, optional
         Only those of this plugin, named by its entry point or its distribution.
     laws : sequence of str, optional
@@ -280,30 +278,32 @@ def conformance_checks(
     examples, seed : int, optional
         As for `try_law`.
     expected_failures : mapping of str to str, optional
-        Reasons, by law (``"tie_rule"``) or by quantizer and law (``"EWGS-Weights-UNIFORM-tie_rule"``). Such a check
-        fails when it passes.
+        Reasons, by law (``"tie_rule"``) or by quantizer and law (``"EWGS-Weights-UNIFORM-tie_rule"``). A check that is
+        expected to fail and passes is reported as a failure.
 
     Raises
     ------
-    UnsupportedConfigError
-        When a name is no law's, when an expected failure is of no check or gives no reason, or when there is nothing to
-        check.
+    InvalidArgumentError
+        When a name is not a law's, when an expected failure belongs to no check or gives no reason, or when there is
+        nothing to check.
     """
     import pytest  # noqa: PLC0415 - the command line needs none
 
     made = checks(*classes, backend=backend, plugin=plugin, laws=laws, examples=examples, seed=seed)
     if not made:
-        raise UnsupportedConfigError(f"backend {backend!r}, plugin {plugin!r}", "there is no quantizer to check")
+        raise InvalidArgumentError(
+            f"backend {backend!r}, plugin {plugin!r}", "no quantizer is registered to be checked"
+        )
     expected = dict(expected_failures or {})
     names = {str(check) for check in made} | {check.law.name for check in made}
     for name, reason in expected.items():
         if name not in names:
             hint = nearest(name, names).strip().removeprefix("Hint: ")
-            raise UnsupportedConfigError(
+            raise InvalidArgumentError(
                 f"expected failure {name!r}", "it is neither a law nor a check of this test", hint
             )
         if not reason.strip():
-            raise UnsupportedConfigError(f"expected failure {name!r}", "it gives no reason")
+            raise InvalidArgumentError(f"expected failure {name!r}", "it has no reason", "say why it fails.")
     parameters = []
     for check in made:
         why = expected.get(str(check), expected.get(check.law.name))
@@ -314,26 +314,28 @@ def conformance_checks(
 
 
 def replay(document: Mapping[str, Any] | str, cls: type[Any] | None = None) -> None:
-    """Try a law again on the case of a counterexample's document; raises `Violation`, or what the quantizer raises.
+    """Try a law again on the case of a counterexample; raises `Violation`, or what the quantizer raises.
 
     Parameters
     ----------
     document : mapping or str
-        As `Counterexample.document` and the JSON report have it; a str is read as JSON.
+        What `Counterexample.document` returned, or an entry of the JSON report; a str is read as JSON.
     cls : type, optional
-        The class; by default what is found at the document's import path.
+        The class; by default the one at the document's import path.
 
     Raises
     ------
+    InvalidArgumentError
+        When the class can't be imported.
     UnsupportedConfigError
-        When the class can't be imported, or is not for the document's grid.
+        When the class does not serve the document's grid.
     """
     given: Mapping[str, Any] = json.loads(document) if isinstance(document, str) else document
     cls = _imported(given["quantizer"]) if cls is None else cls
     (law,) = named_laws([given["law"]])
     for subject in subjects_of(cls, adapter_of(given["backend"])):
         if subject.key.method.name == given["method"]:
-            if given["case"] is None:  # about the class: any case will do
+            if given["case"] is None:  # the law is about the class: any case will do
                 Check(law, subject, seed=0)()
                 return
             with np.errstate(all="ignore"):
@@ -347,5 +349,7 @@ def _imported(path: str) -> type[Any]:
     try:
         cls: type[Any] = getattr(import_module(module), name)
     except (ImportError, AttributeError) as error:
-        raise UnsupportedConfigError("replay", f"no quantizer is at {path}: {error}", "give the class.") from error
+        raise InvalidArgumentError(
+            "replay", f"there is no quantizer at {path}: {error}", "pass the class as `cls`."
+        ) from error
     return cls

@@ -1,4 +1,4 @@
-"""A plugin to start from: what ``trainable new-plugin`` writes; it passes the kit as it is."""
+"""The plugin that ``trainable new-plugin`` writes: a start for an own method that passes the kit as it is."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from string import Template
 
 from trainable_core import __version__
-from trainable_core.errors import DocumentError, UnsupportedConfigError
+from trainable_core.errors import DocumentError, InvalidArgumentError
 
 TEMPLATES = files("trainable_core.conformance") / "templates"
 
@@ -22,31 +22,33 @@ def backends_with_template() -> list[str]:
 
 
 def write_plugin(name: str, backends: Sequence[str], folder: Path) -> list[Path]:
-    """Write a plugin into a folder that is not there yet; return its files.
+    """Write a plugin into a new folder; return its files.
 
     Parameters
     ----------
     name : str
-        Of the distribution: letters, digits and hyphens.
+        Name of the distribution: lower-case letters, digits and hyphens.
     backends : sequence of str
         Some of `backends_with_template`.
     folder : Path
-        Where to.
+        The folder, which must not exist.
 
     Raises
     ------
-    UnsupportedConfigError
-        When the name can't be a distribution's and a package's, or a backend has no template.
+    InvalidArgumentError
+        When the name can't be that of a distribution and a package, or a backend has no template.
     DocumentError
         When the folder exists or can't be written.
     """
     package = name.replace("-", "_")
     if not re.fullmatch(r"[a-z][a-z0-9-]*[a-z0-9]", name) or not package.isidentifier():
-        raise UnsupportedConfigError(f"plugin name {name!r}", "must be lower-case letters, digits and hyphens")
+        raise InvalidArgumentError(f"plugin name {name!r}", "must be lower-case letters, digits and hyphens")
     for backend in backends:
         if backend not in backends_with_template():
             known = ", ".join(backends_with_template())
-            raise UnsupportedConfigError(f"plugin for {backend!r}", f"there is no template; there is one for: {known}")
+            raise InvalidArgumentError(
+                f"plugin for {backend!r}", f"there is no template for it; there are templates for: {known}"
+            )
     method = package.removeprefix("trainable_").upper()
     major, minor = __version__.split(".")[:2]
     facts = {

@@ -1,4 +1,4 @@
-"""Every law on every quantizer of every installed backend: ``pytest --pyargs trainable_core.conformance``."""
+"""Tests every law on every quantizer of every installed backend: ``pytest --pyargs trainable_core.conformance``."""
 
 from __future__ import annotations
 

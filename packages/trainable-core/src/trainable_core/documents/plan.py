@@ -81,7 +81,7 @@ def plan_from_document(document: Mapping[str, Any]) -> LayerPlan:
 
     Raises
     ------
-    UnsupportedConfigError, pydantic.ValidationError
+    InvalidArgumentError, pydantic.ValidationError
         When it is not such a document; names the field.
     """
     return _Layer.model_validate(document).plan()
@@ -103,7 +103,7 @@ def state_from_document(document: Mapping[str, Any]) -> WrappedState:
 
     Raises
     ------
-    UnsupportedConfigError, pydantic.ValidationError
+    InvalidArgumentError, pydantic.ValidationError
         When it is not such a document; names the field.
     """
     state = _State.model_validate(document)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from trainable_core.errors import ModelError, ShapeMismatchError, UnsupportedConfigError
+from trainable_core.errors import InvalidArgumentError, ModelError, ShapeMismatchError
 
 OPS = (
     "conv",
@@ -58,7 +58,7 @@ def declared_kind(op: Any, weights: Any, inputs: Any) -> LayerKind:
 
     Raises
     ------
-    UnsupportedConfigError
+    InvalidArgumentError
         When the op kind is unknown, or an axis or a name is not one.
 
     Examples
@@ -67,15 +67,15 @@ def declared_kind(op: Any, weights: Any, inputs: Any) -> LayerKind:
     LayerKind(op='linear', weights={'kernel': -1}, inputs=('inputs',), unsupported='')
     """
     if op not in OPS:
-        raise UnsupportedConfigError("register_layer", f"op {op!r} is not one of {', '.join(OPS)}")
+        raise InvalidArgumentError("register_layer", f"op {op!r} is not one of {', '.join(OPS)}")
     axes = {} if weights is None else weights
     if not isinstance(axes, Mapping) or not all(
         isinstance(attribute, str) and isinstance(axis, int) and not isinstance(axis, bool)
         for attribute, axis in axes.items()
     ):
-        raise UnsupportedConfigError("register_layer", f"weights must map attribute names to axes, got {weights!r}")
+        raise InvalidArgumentError("register_layer", f"weights must map attribute names to axes, got {weights!r}")
     if not isinstance(inputs, tuple | list) or not all(isinstance(name, str) for name in inputs):
-        raise UnsupportedConfigError("register_layer", f"inputs must be a tuple of argument names, got {inputs!r}")
+        raise InvalidArgumentError("register_layer", f"inputs must be a tuple of argument names, got {inputs!r}")
     return LayerKind(op, dict(axes), tuple(inputs))
 
 

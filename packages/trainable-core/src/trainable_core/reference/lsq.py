@@ -15,11 +15,13 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from trainable_core.enums import TieRule
-from trainable_core.qparams import QParams
+from trainable_core.qparams import Float32, QParams
 from trainable_core.reference import affine
 from trainable_core.reference.affine import Gradients, fake_quantize
+from trainable_core.reference.method import Method
+from trainable_core.reference.oracle import ExpectedGradients, GridGradients, Oracle, State
 
-__all__ = ["fake_quantize", "gradient_scale", "gradients"]
+__all__ = ["METHOD", "fake_quantize", "gradient_scale", "gradients"]
 
 
 def gradient_scale(sharing: int, quant_max: int) -> float:
@@ -107,3 +109,26 @@ def gradients(
         qparams.reduce(upstream * d_scale) * g,
         qparams.reduce(upstream * d_zero) * g,
     )
+
+
+def _expected(x: Float32, upstream: Float32, state: State) -> ExpectedGradients:
+    grid = state.grid
+    found = gradients(x, upstream, grid, tie_rule=state.tie_rule)
+    constant = gradient_scale(grid.sharing(x.size), grid.quant_max)
+    low, high = affine.ends(grid, x.ndim)
+    # Terms are at most max(|low|, |high|) * upstream; inside, `steps` has two roundings of up to that size.
+    terms = np.abs(upstream).astype(np.float64) * np.maximum(np.abs(low), np.abs(high))
+    size = grid.reduce(terms) * constant
+    size_zero = grid.reduce(np.abs(upstream) * grid.along(x.ndim).scale.astype(np.float64)) * constant
+    learned = GridGradients(found.scale, found.zero_point, size, size_zero)
+    return ExpectedGradients(found.x, np.zeros(found.x.shape), grid=learned)
+
+
+METHOD = Method(
+    name="LSQ",
+    title="Learned step size quantization",
+    reference="Esser et al., ICLR 2020, arXiv:1902.08153",
+    module=__name__,
+    learns_grid=True,
+    oracle=Oracle(_expected),
+)

@@ -12,11 +12,13 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from trainable_core.qparams import QParams
+from trainable_core.qparams import Float32, QParams
 from trainable_core.reference import affine
 from trainable_core.reference.affine import Gradients, fake_quantize
+from trainable_core.reference.method import Method
+from trainable_core.reference.oracle import ExpectedGradients, Oracle, State
 
-__all__ = ["fake_quantize", "gradients", "inside"]
+__all__ = ["METHOD", "fake_quantize", "gradients", "inside"]
 
 
 def inside(x: ArrayLike, qparams: QParams) -> NDArray[np.bool_]:
@@ -59,3 +61,17 @@ def gradients(x: ArrayLike, upstream: ArrayLike, qparams: QParams) -> Gradients:
     passed = np.where(inside(x, qparams), np.asarray(upstream, np.float64), 0.0)
     nothing = np.zeros(qparams.scale.shape)
     return Gradients(passed, nothing, nothing)
+
+
+def _expected(x: Float32, upstream: Float32, state: State) -> ExpectedGradients:
+    found = gradients(x, upstream, state.grid).x
+    return ExpectedGradients(found, np.zeros(found.shape))
+
+
+METHOD = Method(
+    name="STE",
+    title="Straight-through estimator",
+    reference="Bengio et al., 2013, arXiv:1308.3432",
+    module=__name__,
+    oracle=Oracle(_expected),
+)

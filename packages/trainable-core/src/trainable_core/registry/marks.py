@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from trainable_core.config import member
 from trainable_core.enums import QuantizationMethod, QuantizationTarget
-from trainable_core.errors import QuantizerDefinitionError, UnsupportedConfigError, nearest
+from trainable_core.errors import InvalidArgumentError, QuantizerDefinitionError, nearest
 from trainable_core.key import Key, identifier_text
 
 E = TypeVar("E", bound=Enum)
@@ -21,7 +21,7 @@ def named(enum: type[E], argument: str, value: object) -> E:
     except ValueError as error:
         hint = nearest(getattr(value, "name", value), enum.__members__).strip().removeprefix("Hint: ")
         problem = f"{value!r} is not one of {', '.join(enum.__members__)}"
-        raise UnsupportedConfigError(argument, problem, hint) from error
+        raise InvalidArgumentError(argument, problem, hint) from error
 
 
 def keys_of(cls: type, backend: str) -> list[Key]:

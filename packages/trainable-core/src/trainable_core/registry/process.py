@@ -73,7 +73,7 @@ def get_trainable_quantizer_class(
         When no class answers; the message lists what is registered and which plugins failed.
     DuplicateQuantizerError
         When two different classes do; the message names both providers.
-    UnsupportedConfigError
+    InvalidArgumentError
         When `quant_target` or `quant_method` names nothing.
     """
     return _DEFAULT.get_trainable_quantizer_class(quant_target, quantizer_id, quant_method, backend)

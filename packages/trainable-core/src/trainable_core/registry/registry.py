@@ -21,6 +21,7 @@ from trainable_core.errors import (
 from trainable_core.hookspecs import Backend
 from trainable_core.key import Key, identifier_text
 from trainable_core.registry.marks import named
+from trainable_core.registry.methods import built_in_methods
 from trainable_core.registry.plugins import (
     BROKEN,
     DISABLE_VARIABLE,
@@ -102,7 +103,13 @@ class Registry:
             classes = {row.cls for _, row in found}
             if not classes:
                 known = {known for _, row in offered for known in row.keys}
-                raise UnknownQuantizerError(key, known, self._missing(backend), known_backends=list(self._claims()))
+                raise UnknownQuantizerError(
+                    key,
+                    known,
+                    self._missing(backend),
+                    known_backends=list(self._claims()),
+                    built_in=built_in_methods(),
+                )
             if len(classes) > 1:
                 raise DuplicateQuantizerError(key, [provider(plugin, row) for plugin, row in found])
         return classes.pop()

@@ -8,7 +8,9 @@ from typing import Any, Literal
 from trainable_core.enums import QuantizationMethod, QuantizationTarget
 from trainable_core.hookspecs import Backend
 from trainable_core.key import Key
+from trainable_core.reference.method import Method
 from trainable_core.registry.marks import keys_of
+from trainable_core.registry.methods import check_declared, declaration_of
 from trainable_core.registry.plugins import Plugin
 
 
@@ -31,6 +33,11 @@ class QuantizerRow:
     def keys(self) -> list[Key]:
         """Every key the class answers to."""
         return [Key(self.backend, self.target, self.training_method, method) for method in self.methods]
+
+    @property
+    def declaration(self) -> Method:
+        """What the training method declares."""
+        return declaration_of(self.cls, self.training_method)
 
 
 @dataclass(frozen=True)
@@ -70,6 +77,9 @@ def quantizer_row(plugin: Plugin, cls: Any, backend: str) -> QuantizerRow:
         message = f"{cls.__qualname__} is for backend {own!r}, not {backend!r}; return [] for other names than your own"
         raise TypeError(message)
     methods = tuple(dict.fromkeys(key.method for key in keys))
+    declared = getattr(cls, "declaration", None)
+    if declared is not None and declared.name == keys[0].quantizer_id:
+        check_declared(cls, declared, keys[0].target, methods)
     return QuantizerRow(
         backend, keys[0].target, methods, keys[0].quantizer_id, cls, plugin.distribution, plugin.version
     )

@@ -155,7 +155,7 @@ class BaseKerasTrainableQuantizer(KerasQuantizer, keras.layers.Layer, BaseInfera
             aggregation=tf.VariableAggregation.MEAN if trainable else tf.VariableAggregation.ONLY_FIRST_REPLICA,
         )
 
-    def own_variables(self) -> dict[str, Any]:
+    def all_variables(self) -> dict[str, Any]:
         """Return all variables of the layer by name, without the layer's."""
         return {short_name(variable): variable for variable in [*self._trainable_weights, *self._non_trainable_weights]}
 

@@ -129,7 +129,7 @@ class BaseKerasTrainableQuantizer(KerasQuantizer, keras.layers.Layer, BaseInfera
             created.trainable = self.trainable and not self.freeze_quant_params
         return created
 
-    def own_variables(self) -> dict[str, keras.Variable]:
+    def all_variables(self) -> dict[str, keras.Variable]:
         """Return all variables of the layer by name."""
         return {variable.name: variable for variable in self.variables}
 

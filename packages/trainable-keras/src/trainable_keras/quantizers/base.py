@@ -77,7 +77,7 @@ class KerasQuantizer(BaseTrainableQuantizer):
         """Return a new variable of the layer with this value, its shape and its dtype."""
         raise NotImplementedError
 
-    def own_variables(self) -> dict[str, Any]:
+    def all_variables(self) -> dict[str, Any]:
         """Return all variables of the layer by name, those of a method's state included."""
         raise NotImplementedError
 
@@ -174,7 +174,7 @@ class KerasQuantizer(BaseTrainableQuantizer):
 
     def save_own_variables(self, store: Any) -> None:
         """Write the variables by their names, and the sign where calibration decides it."""
-        for name, variable in self.own_variables().items():
+        for name, variable in self.all_variables().items():
             store[name] = self.to_numpy(variable)
         if self.stores_sign and not self.sign_is_a_variable:
             store[SIGNED] = np.asarray(self.signed)
@@ -187,7 +187,7 @@ class KerasQuantizer(BaseTrainableQuantizer):
         QuantizerStateError
             When a variable is missing or unknown.
         """
-        own = self.own_variables()
+        own = self.all_variables()
         separate_sign = self.stores_sign and not self.sign_is_a_variable
         expected = {*own, SIGNED} if separate_sign else set(own)
         if set(store.keys()) != expected:

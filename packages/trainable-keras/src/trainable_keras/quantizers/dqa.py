@@ -7,10 +7,10 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
-from trainable_core.backend import dqa_options
 from trainable_core.config import TrainableQuantizerConfig
 from trainable_core.enums import VariableGroup
-from trainable_core.errors import UnsupportedConfigError
+from trainable_core.errors import InvalidArgumentError
+from trainable_core.reference import dqa
 from trainable_core.schedule import LinearAnnealingScheduler
 from trainable_keras.functions import Tensor
 from trainable_keras.quantizers.base import KerasQuantizer
@@ -35,19 +35,14 @@ class DqaQuantizer(KerasQuantizer):
 
     Notes
     -----
-    While training, the output is the mixture; in eval mode, and from the end of the schedule on, it is the width with
-    the largest logit, which is what `convert2inferable` deploys. Equal logits choose the smaller width. A wrapped
-    layer's call with ``training=True`` counts as one step, and adds `regularization` to the layer's losses, which `fit`
-    minimizes.
+    In the first ``floor(t_end)`` training steps the output is the mixture. In every later one, and in eval mode, it is
+    that of the width with the largest logit, which is what `convert2inferable` deploys. Equal logits choose the smaller
+    width. A wrapped layer's call with ``training=True`` counts as one step, and adds `regularization` to the layer's
+    losses, which `fit` minimizes.
     """
 
-    soft_training: ClassVar[bool] = True
-    conformance_arguments: ClassVar[tuple[dict[str, Any], ...]] = (
-        {
-            "temperature": {"t_start": 0, "t_end": 3, "initial_val": 2.0, "target_val": 0.1},
-            "bit_cost_weight": 0.25,
-        },
-    )
+    declaration = dqa.METHOD
+
     scheduler: ClassVar[type[LinearAnnealingScheduler]]
     """The framework's schedule, whose step may be a tensor."""
 
@@ -63,13 +58,13 @@ class DqaQuantizer(KerasQuantizer):
     ) -> None:
         super().__init__(quantization_config, freeze_quant_params)
         name = type(self).__name__
-        self.temperature = dqa_options.temperature_schedule(self.scheduler, temperature, name)
-        self.bit_cost_weight = dqa_options.bit_cost(bit_cost_weight, name)
+        self.temperature = dqa.temperature_schedule(self.scheduler, temperature, name)
+        self.bit_cost_weight = dqa.checked_bit_cost_weight(bit_cost_weight, name)
 
     @property
     def widths(self) -> tuple[int, ...]:
         """Candidate widths, ascending."""
-        return dqa_options.candidate_widths(self.quantization_config)
+        return dqa.candidate_widths(self.quantization_config)
 
     @property
     def selected_width(self) -> int:
@@ -78,12 +73,7 @@ class DqaQuantizer(KerasQuantizer):
 
     def select_width(self, width: int) -> None:
         """Give `width` the largest logit."""
-        self.assign(self.get_quantizer_variable("logits"), dqa_options.selecting_logits(self.structure.widths, width))
-
-    @property
-    def schedule_end(self) -> int:
-        """Number of training steps after which training values are the deployed ones."""
-        return dqa_options.schedule_end(self.temperature)
+        self.assign(self.get_quantizer_variable("logits"), dqa.selecting_logits(self.structure.widths, width))
 
     def add_variables(self) -> None:
         """Add the attention's logits, all equal, and the schedule's step."""
@@ -109,7 +99,7 @@ class DqaQuantizer(KerasQuantizer):
         quantizer = super().from_config(config)
         step = config.get("step")
         if not isinstance(step, int) or isinstance(step, bool):
-            raise UnsupportedConfigError(f"{cls.__name__}.from_config", f"not a quantizer's config: 'step' is {step!r}")
+            raise InvalidArgumentError(f"{cls.__name__}.from_config", f"not a quantizer's config: 'step' is {step!r}")
         if quantizer.variable_names:
             quantizer.step.assign(step)
         return quantizer
@@ -141,7 +131,7 @@ class DqaQuantizer(KerasQuantizer):
             return chosen
         attention = self.attention()
         mixed = sum(attention[index] * candidate for index, candidate in enumerate(candidates))
-        ended = f.read(self.step) >= min(self.schedule_end, LAST_STEP)
+        ended = f.read(self.step) >= min(dqa.schedule_end(self.temperature), LAST_STEP)
         return f.where(ended, chosen, mixed)
 
     def _comparable_logits(self) -> Tensor:

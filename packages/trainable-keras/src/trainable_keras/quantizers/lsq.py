@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from trainable_core.reference import lsq
 from trainable_keras.functions import Tensor
 from trainable_keras.grid import Grid
 from trainable_keras.quantizers.base import KerasQuantizer
@@ -17,7 +18,7 @@ class LsqQuantizer(KerasQuantizer):
     from the whole batch.
     """
 
-    learns_grid = True
+    declaration = lsq.METHOD
 
     ranks: int | None = None
     """Number of replicas that share a batch; by default all of the strategy. Set it where some see the same data."""

@@ -1,10 +1,13 @@
 """The base of every PyTorch quantizer: a module that owns its variables; the rest is core's.
 
-A training method subclasses it and writes `fake_quantize`. Everything else has a default.
+A training method subclasses it and writes `fake_quantize`, or a `rule` that stands for it. Everything else has a
+default.
 """
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -18,9 +21,12 @@ from trainable_core.constants import SIGNED
 from trainable_core.enums import VariableGroup
 from trainable_core.errors import QuantizerStateError, ShapeMismatchError
 from trainable_core.quantizer import BaseTrainableQuantizer
-from trainable_torch import cache, inferable, native, ops
 from trainable_torch import grid as grids
+from trainable_torch import inferable, kernels, ops
 from trainable_torch.grid import Grid
+
+_CALLED = "__call__", "forward", "quantize", "fake_quantize", "rule", "grid"
+"""What stands between a call and the kernels: whoever replaces one of these is called."""
 
 
 class BasePytorchTrainableQuantizer(nn.Module, BaseTrainableQuantizer, BaseInferableQuantizer):  # type: ignore[misc]
@@ -43,14 +49,16 @@ class BasePytorchTrainableQuantizer(nn.Module, BaseTrainableQuantizer, BaseInfer
 
     def __init__(self, quantization_config: TrainableQuantizerConfig, freeze_quant_params: bool = False) -> None:  # noqa: FBT001, FBT002 - the seed's signature
         nn.Module.__init__(self)
-        self._forms: dict[Any, Any] = {}
+        self._forms: dict[int, grids.Form] = {}
         BaseTrainableQuantizer.__init__(self, quantization_config, freeze_quant_params)
-        self._axis = quantization_config.channels_axis
+        self._axis, self._enabled = quantization_config.channels_axis, quantization_config.enabled
         if self.stores_sign:
             self.register_buffer(SIGNED, torch.tensor(self.signed))
 
-    def fake_quantize(self, x: Tensor, grid: Grid, training: bool) -> Tensor:  # noqa: FBT001 - mctq's call
-        """Return `x` on the grid, with this method's gradient; what a training method writes.
+    # ---- what a method writes: `fake_quantize`, or a `rule` ----------------------------------------------------------
+
+    def fake_quantize(self, x: Tensor, grid: Grid, training: bool) -> Tensor:  # noqa: ARG002, FBT001 - mctq's call
+        """Return `x` on the grid, with this method's gradient; by default what its `rule` says.
 
         Parameters
         ----------
@@ -67,26 +75,33 @@ class BasePytorchTrainableQuantizer(nn.Module, BaseTrainableQuantizer, BaseInfer
         Tensor, float32, shape of `x`
             With values that equal ``ops.snap`` on the same grid, when training equals deployment.
         """
-        raise NotImplementedError
+        rule = self.rule(x.numel() // max(grid.scale.numel(), 1), grid.quant_max)
+        if rule is None:
+            message = f"{type(self).__name__} has neither `fake_quantize` nor `rule`"
+            raise NotImplementedError(message)
+        return ops.fake_quantize(x, grid, rule)
 
-    def rule(self, x: Tensor, grid: Grid) -> ops.Rule | None:  # noqa: ARG002 - for those that have one
-        """Return all that `fake_quantize` does with `x`, or None: it does something of its own.
+    def rule(self, sharing: int, quant_max: int) -> ops.Rule | None:  # noqa: ARG002 - for those that have one
+        """Return how gradients come back, where that is all there is to the method; None: `fake_quantize` does more.
 
-        With a rule a layer and its quantizers can be one function; see `trainable_torch.fused_layer`.
+        A method with a rule needs no `fake_quantize`, and is as fast as the built-in ones: a layer and its quantizers
+        can then be one function.
+
+        Parameters
+        ----------
+        sharing : int
+            Number of elements of the tensor that share one scale.
+        quant_max : int
+            Last code of the grid.
         """
         return None
 
-    def checked_rule(self, x: Tensor) -> ops.Rule | None:
-        """Return the rule for a float32 tensor that was found fit, with the errors of `forward`; None: it has none."""
-        if not self.quantization_config.enabled:
-            return None
-        self.require_calibrated()
-        self._check_channels(x.shape)
-        return self.rule(x, self.grid(x.dim()))
-
     def quantize(self, x: Tensor, training: bool) -> Tensor:  # noqa: FBT001 - mctq's call
         """Return `x` fake-quantized on the selected width's grid; a method that mixes widths overrides it."""
-        return self.fake_quantize(x, self.grid(x.dim()), training)
+        made = None if torch.compiler.is_compiling() else self._made(x)
+        return self.fake_quantize(x, self.grid(x.dim()), training) if made is None else kernels.apply(x, made)
+
+    # ---- calling ----------------------------------------------------------------------------------------------------
 
     def forward(self, inputs: Tensor, training: bool | None = None) -> Tensor:  # noqa: FBT001 - mctq's call
         """Return the input fake-quantized, in its own dtype, on its own device.
@@ -105,50 +120,78 @@ class BasePytorchTrainableQuantizer(nn.Module, BaseTrainableQuantizer, BaseInfer
         ShapeMismatchError
             When the input is no floating tensor, or has another number of channels than the quantizer.
         """
-        if not self.quantization_config.enabled:
+        if not self._enabled:
             return inputs
-        self.require_calibrated()
+        if not self.calibrated:
+            self.require_calibrated()
         if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
             raise ShapeMismatchError(self.subject, "a floating tensor", getattr(inputs, "dtype", type(inputs).__name__))
-        self._check_channels(inputs.shape)
+        if self._axis is not None:
+            self._check_channels(inputs.shape)
         values = inputs if inputs.dtype == torch.float32 else inputs.float()
         quantized = self.quantize(values, self.training if training is None else bool(training))
         return quantized if quantized.dtype == inputs.dtype else quantized.to(inputs.dtype)
 
+    def fake_quantization(self, x: Tensor) -> kernels.FakeQuantization | None:
+        """Return what `forward` does with a float32 tensor, where that is a rule on a grid of plain tensors; else None.
+
+        Raises
+        ------
+        QuantizerStateError, ShapeMismatchError
+            As `forward` does.
+        """
+        if not self._enabled:
+            return None
+        if not self.calibrated:
+            self.require_calibrated()
+        if self._axis is not None:
+            self._check_channels(x.shape)
+        return self._made(x)
+
+    def _made(self, x: Tensor) -> kernels.FakeQuantization | None:
+        cls: Any = type(self)
+        if not _follows_rule(cls) or not self.__dict__.keys().isdisjoint(_CALLED):
+            return None
+        width = self.structure.width or self.selected_width
+        form, shape = self._forms[width], self._scale_shape(x.dim())
+        rule = self.rule(x.numel() // (math.prod(shape) or 1), form.quant_max)
+        return None if rule is None else kernels.prepared(x, form, self._variables(width), shape, rule)
+
     def _check_channels(self, shape: torch.Size) -> None:
-        axis = self._axis
-        if axis is not None:
-            channels = self.structure.shape[0]
-            if not -len(shape) <= axis < len(shape) or shape[axis] != channels:
-                raise ShapeMismatchError(
-                    self.subject, f"{channels} channels along axis {axis}", f"shape {tuple(shape)}"
-                )
+        axis, channels = self._axis, self.structure.shape[0]
+        if axis is not None and (not -len(shape) <= axis < len(shape) or shape[axis] != channels):
+            raise ShapeMismatchError(self.subject, f"{channels} channels along axis {axis}", f"shape {tuple(shape)}")
 
     def grid(self, ndim: int, width: int | None = None) -> Grid:
         """Return the grid of one width (default: the selected one) for a tensor of `ndim` dimensions."""
         width = width or self.structure.width or self.selected_width
-        form: grids.Form
-        if torch.compiler.is_compiling():
-            form, shape, names = self._form(ndim, width)
-            return form.grid(tuple([getattr(self, name) for name in names]), shape)
-        key = ndim, width, self._signed
-        form, shape, names = self._forms.get(key) or self._forms.setdefault(key, self._form(ndim, width))
-        variables = tuple([getattr(self, name) for name in names])
-        if native.compiled() is not None or not cache.is_plain(*variables):  # the loops are as fast as looking it up
-            return form.grid(variables, shape)
-        if torch.is_grad_enabled() and any(variable.requires_grad for variable in variables):
-            return form.grid(variables, shape)
-        made: Grid = cache.unlearned(self, key, variables, lambda: form.grid(variables, shape))
-        return made
+        return self._forms[width].grid(self._variables(width), self._scale_shape(ndim))
 
-    def _form(self, ndim: int, width: int) -> tuple[grids.Form, tuple[int, ...], tuple[str, ...]]:
-        """Return what makes one width's grid, the shape of its scale, and the names of its variables."""
+    def _variables(self, width: int) -> list[Tensor]:
+        return [getattr(self, name) for name in self.structure.names[width]]
+
+    def _scale_shape(self, ndim: int) -> tuple[int, ...]:
+        axis, shape = self._axis, self.structure.shape
+        if axis is None:
+            return shape
+        sizes = [1] * ndim
+        sizes[axis] = shape[0]
+        return tuple(sizes)
+
+    def initialize_quantization(self, tensor_shape: Any, name: str, layer: Any) -> dict[str, Any]:
+        """Create the variables for a tensor, and decide what is constant about its grids; see core's base class."""
+        variables = super().initialize_quantization(tensor_shape, name, layer)
+        self._decide_forms()
+        return variables
+
+    def _decide_forms(self) -> None:
         config = self.quantization_config
-        method, axis = config.quantization_method, config.channels_axis
-        names, shape = self.structure.names[width], self.structure.shape
-        if axis is not None:
-            shape = tuple([shape[0] if index == axis % ndim else 1 for index in range(ndim)])
-        return grids.form(method, width, signed=self.signed, min_threshold=config.min_threshold), shape, names
+        self._forms = {
+            width: grids.form(
+                config.quantization_method, width, signed=self._signed, min_threshold=config.min_threshold
+            )
+            for width in self.structure.widths
+        }
 
     def convert2inferable(self) -> inferable.InferableQuantizer:
         """Return mctq's inferable quantizer, mended, with the trained numbers; this quantizer goes on as it is.
@@ -216,12 +259,10 @@ class BasePytorchTrainableQuantizer(nn.Module, BaseTrainableQuantizer, BaseInfer
     @signed.setter
     def signed(self, signed: bool) -> None:
         self._signed = bool(signed)
+        if self._forms:
+            self._decide_forms()
         if SIGNED in self._buffers:
             self.get_buffer(SIGNED).fill_(self._signed)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Return what a copy starts from."""
-        return {**self.__dict__, "_forms": {}}
 
     def _apply(self, fn: Any, recurse: bool = True) -> BasePytorchTrainableQuantizer:  # noqa: FBT001, FBT002 - torch's signature
         """Move the variables; they stay float32 whatever dtype the model is cast to."""
@@ -233,6 +274,7 @@ class BasePytorchTrainableQuantizer(nn.Module, BaseTrainableQuantizer, BaseInfer
         sign = state_dict.get(prefix + SIGNED) if self.stores_sign else None
         if sign is not None and not sign.is_meta:
             self._signed = bool(sign)
+            self._decide_forms()
         variables = (
             [v for width in self.widths for v in self.grid_variables(width).values()] if self.variable_names else []
         )
@@ -245,3 +287,10 @@ class BasePytorchTrainableQuantizer(nn.Module, BaseTrainableQuantizer, BaseInfer
         axis = "" if config.channels_axis is None else f", channels_axis={config.channels_axis}"
         state = "" if self.calibrated else ", not calibrated"
         return f"{self.training_method}, {config.quantization_method}, n_bits={config.n_bits}{axis}{state}"
+
+
+@functools.lru_cache(maxsize=256)
+def _follows_rule(cls: Any) -> bool:
+    """Return whether a class has a rule, and no other method was changed after the rule that stands for them."""
+    owners = {name: next(index for index, each in enumerate(cls.__mro__) if name in vars(each)) for name in _CALLED}
+    return cls.rule is not BasePytorchTrainableQuantizer.rule and owners["rule"] == min(owners.values())

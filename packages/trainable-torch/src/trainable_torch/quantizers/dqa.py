@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from mct_quantizers import QuantizationTarget, mark_quantizer
 from torch import Tensor
 
-from trainable_core.backend.dqa_options import (
-    bit_cost,
-    candidate_widths,
-    schedule_end,
-    selecting_logits,
-    temperature_schedule,
-)
 from trainable_core.config import TrainableQuantizerConfig
 from trainable_core.enums import TrainingMethod, VariableGroup
-from trainable_core.errors import UnsupportedConfigError
+from trainable_core.errors import InvalidArgumentError
+from trainable_core.reference import dqa
 from trainable_torch import ops
 from trainable_torch.annealing import PytorchLinearAnnealingScheduler
 from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer
@@ -39,17 +33,12 @@ class DqaQuantizer(BasePytorchTrainableQuantizer):
 
     Notes
     -----
-    While training, the output is the mixture; in eval mode, and from the end of the schedule on, it is the width with
-    the largest logit, which is what `convert2inferable` deploys. Equal logits choose the smaller width.
+    In the first ``floor(t_end)`` training steps the output is the mixture. In every later one, and in eval mode, it is
+    that of the width with the largest logit, which is what `convert2inferable` deploys. Equal logits choose the smaller
+    width.
     """
 
-    soft_training: ClassVar[bool] = True
-    conformance_arguments: ClassVar[tuple[dict[str, Any], ...]] = (
-        {
-            "temperature": {"t_start": 0, "t_end": 3, "initial_val": 2.0, "target_val": 0.1},
-            "bit_cost_weight": 0.25,
-        },
-    )
+    declaration = dqa.METHOD
 
     logits: Tensor
     step: Tensor
@@ -63,13 +52,13 @@ class DqaQuantizer(BasePytorchTrainableQuantizer):
     ) -> None:
         super().__init__(quantization_config, freeze_quant_params)
         name = type(self).__name__
-        self.temperature = temperature_schedule(PytorchLinearAnnealingScheduler, temperature, name)
-        self.bit_cost_weight = bit_cost(bit_cost_weight, name)
+        self.temperature = dqa.temperature_schedule(PytorchLinearAnnealingScheduler, temperature, name)
+        self.bit_cost_weight = dqa.checked_bit_cost_weight(bit_cost_weight, name)
 
     @property
     def widths(self) -> tuple[int, ...]:
         """Candidate widths, ascending."""
-        return candidate_widths(self.quantization_config)
+        return dqa.candidate_widths(self.quantization_config)
 
     @property
     def selected_width(self) -> int:
@@ -78,12 +67,7 @@ class DqaQuantizer(BasePytorchTrainableQuantizer):
 
     def select_width(self, width: int) -> None:
         """Give `width` the largest logit."""
-        self.assign(self.get_quantizer_variable("logits"), selecting_logits(self.widths, width))
-
-    @property
-    def schedule_end(self) -> int:
-        """Number of training steps after which training values are the deployed ones."""
-        return schedule_end(self.temperature)
+        self.assign(self.get_quantizer_variable("logits"), dqa.selecting_logits(self.widths, width))
 
     def add_variables(self) -> None:
         """Add the attention's logits, all equal, and the schedule's step."""
@@ -114,7 +98,7 @@ class DqaQuantizer(BasePytorchTrainableQuantizer):
             step = int(config["step"])
         except (KeyError, TypeError, ValueError) as error:
             problem = f"not a quantizer's config: {error!r}"
-            raise UnsupportedConfigError(f"{cls.__name__}.from_config", problem) from error
+            raise InvalidArgumentError(f"{cls.__name__}.from_config", problem) from error
         if quantizer.variable_names:
             quantizer.step.fill_(step)
         return quantizer

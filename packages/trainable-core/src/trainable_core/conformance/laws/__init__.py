@@ -1,8 +1,8 @@
-"""The laws, one module per part of a quantizer's life; importing this package registers them in order."""
+"""The laws, one module per topic; importing this package registers them in the order in which they are tried."""
 
 from importlib import import_module
 
-# In the order they are tried: what one call shows first, then what needs several, then what outlives the process.
+# Laws that need a single call come first, then those that need several, then those on saved states and classes.
 MODULES = ("forward", "channels", "elements", "tensors", "deployment", "gradients", "training", "documents", "classes")
 
 for _module in MODULES:

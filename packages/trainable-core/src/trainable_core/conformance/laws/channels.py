@@ -1,4 +1,4 @@
-"""Laws on channels: one scale each, along any axis."""
+"""Laws on channels: each has a scale of its own, along any axis."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def with_fields(config: Config, **changes: Any) -> Config:
 
 
 def one_of(config: Config, channel: int) -> Config:
-    """Return the config of one channel: its numbers, one threshold per tensor."""
+    """Return a config per tensor with the numbers of one channel."""
     params = {
         key: value[channel % len(value)] if isinstance(value, list) else value
         for key, value in config.quantization_params.items()
@@ -53,12 +53,12 @@ def take_over(subject: Subject, quantizer: Any, case: Case, channel: int | slice
 
 
 @law(
-    "a channel quantized with another channel's scale is off by their ratio",
+    "A channel that is quantized with another channel's scale is wrong by the ratio of the two scales.",
     kind=Kind(per_channel=True, least=1),
     about=of_weights,
 )
 def per_channel(subject: Subject, case: Case) -> None:
-    """Per channel, channels first, is a loop over channels, each with a quantizer of its own."""
+    """Quantizing per channel gives what a quantizer for each channel gives."""
     x = np.moveaxis(case.x, axis_of(case.config, case.x.ndim), 0)
     together = subject.fresh(case, with_fields(case.config, weights_channels_axis=0), x.shape)
     take_over(subject, together, case, slice(None))
@@ -72,12 +72,12 @@ def per_channel(subject: Subject, case: Case) -> None:
 
 
 @law(
-    "a channel axis may be any, counted from either side; layers differ in it",
+    "Layers keep their channels on different axes, and an axis may be counted from either end.",
     kind=Kind(per_channel=True, least=1),
     about=of_weights,
 )
 def channels_axis(subject: Subject, case: Case) -> None:
-    """No value changes when the axis is counted from the other side, or the channels are moved to the front."""
+    """Values stay the same when the axis is counted from the other end, or the channels are moved to the front."""
     axis = axis_of(case.config, case.x.ndim)
     got = subject.values(subject.quantizer(case), case.x)
     for other in (axis, axis - case.x.ndim):

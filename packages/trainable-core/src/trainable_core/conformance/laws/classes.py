@@ -45,11 +45,11 @@ def _refused(what: str, call: Callable[[], Any]) -> None:
 
 
 @law(
-    "a mistake told when the quantizer is built costs a second, told after training it costs a night",
+    "A mistake that is reported when the quantizer is built costs a second; after training it costs the whole run.",
     kind=Kind(least=1),
 )
 def refusals(subject: Subject, case: Case) -> None:
-    """Refuse what the class can't carry out, with an error of the library."""
+    """What the class can't do is refused with an error of the library."""
     cls, adapter, config = subject.cls, subject.adapter, case.config
     fields = config.model_dump()
     other, prefix = (
@@ -97,7 +97,7 @@ def _build(cls: Any, config: Any) -> Any:
 
 @functools.lru_cache
 def _imported(module: str, file: str, dependencies: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the top-level modules that a new process loads for one of ours, beyond those its backend loads."""
+    """Return the top-level modules that importing a module loads in a new process, beyond those its backend loads."""
     try:
         found = importlib.util.find_spec(module) is not None
     except (ImportError, ValueError):
@@ -113,13 +113,13 @@ def _imported(module: str, file: str, dependencies: tuple[str, ...]) -> tuple[st
     return tuple(sorted({name.partition(".")[0] for name in json.loads(done.stdout.splitlines()[-1])}))
 
 
-@law("a plugin for one framework must not make everyone install, and wait for, another", once=True)
+@law("A plugin for one framework must not make its users install and load another one.", once=True)
 def no_framework_leak(subject: Subject, case: Case) -> None:  # noqa: ARG001 - a law about the class
-    """Import no framework with the class's module that its backend does not load anyway."""
+    """The class's module imports no framework that its backend does not load anyway."""
     try:
         file = inspect.getfile(subject.cls)
     except (OSError, TypeError):
         return  # defined in a notebook: there is no module to import
     loaded = _imported(subject.cls.__module__, file, tuple(subject.adapter.modules))
     foreign = sorted(set(FRAMEWORKS) & set(loaded) - {subject.key.backend})
-    require("other frameworks that were imported", not foreign, [], foreign)
+    require("imported frameworks of other backends", not foreign, [], foreign)

@@ -1,4 +1,4 @@
-"""Laws on what outlives a process: configs, states, copies."""
+"""Laws on configs, saved states and copies: each restores an equal quantizer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trainable_core.registry.process import get_backend, get_trainable_quantizer
 
 
 def _bare(case: Case) -> Case:
-    """Return the case without its numbers: what a model is before its state is loaded."""
+    """Return the case without quantization params, as a model is before its state is loaded."""
     config = case.config
     fields = {name: getattr(config, name) for name in type(config).model_fields}
     bare = type(config)(**{**fields, f"{config.prefix}_quantization_params": {}})
@@ -33,9 +33,12 @@ def _same(subject: Subject, what: str, case: Case, got: Any, expected: Any) -> N
     same_bits(f"values of {what}", subject.values(got, case.x), subject.values(expected, case.x))
 
 
-@law("what a checkpoint can't hold is lost: candidates, trained numbers, arguments, the freeze", kind=Kind(least=1))
+@law(
+    "What the config leaves out is lost when a model is saved: candidates, trained numbers, arguments, the freeze.",
+    kind=Kind(least=1),
+)
 def config_round_trip(subject: Subject, case: Case) -> None:
-    """``get_config`` is plain JSON, and ``from_config`` gives the quantizer back."""
+    """``get_config`` is plain JSON, and ``from_config`` rebuilds an equal quantizer from it."""
     quantizer = subject.quantizer(case)
     quantizer.freeze()
     document = quantizer.get_config()
@@ -55,9 +58,9 @@ def config_round_trip(subject: Subject, case: Case) -> None:
     _same(subject, "what from_config rebuilt", case, again, quantizer)
 
 
-@law("a checkpoint restored into a new model must be the model that was saved")
+@law("A checkpoint that is restored into a new model must give the model that was saved.")
 def state_round_trip(subject: Subject, case: Case) -> None:
-    """Rebuild a quantizer from the framework's own state, loaded into an uncalibrated one."""
+    """The framework's own saved state, loaded into an uncalibrated quantizer, gives an equal one."""
     quantizer = subject.quantizer(case)
     again = subject.fresh(_bare(case))
     subject.adapter.restore(again, subject.adapter.save(quantizer))
@@ -65,7 +68,7 @@ def state_round_trip(subject: Subject, case: Case) -> None:
 
 
 def registered(subject: Subject) -> bool:
-    """Say that a law is about classes that a recipe can choose."""
+    """Return whether a recipe can choose the class."""
     key = subject.key
     try:
         return get_trainable_quantizer_class(key.target, key.quantizer_id, key.method, key.backend) is subject.cls
@@ -73,9 +76,13 @@ def registered(subject: Subject) -> bool:
         return False
 
 
-@law("a saved model is what is trained on, shipped and shown to others", about=registered, once=True)
+@law(
+    "Users save models, not quantizers; a class may save itself correctly and still be lost inside a model.",
+    about=registered,
+    once=True,
+)
 def model_round_trip(subject: Subject, case: Case) -> None:  # noqa: ARG001 - a law about the class
-    """Chosen by a recipe, calibrated, saved and loaded into another model, it gives the same; finalized too."""
+    """A model quantized by a recipe gives the same values after it was saved and loaded, finalized or not."""
     verbs = import_module(get_backend(subject.key.backend).verbs)
     fields = {"method": subject.key.method.name, "n_bits": 4, "training_method": subject.key.quantizer_id}
     recipe = {"weights": {**fields, "per_channel": True}} if subject.weights else {"activations": fields}
@@ -84,15 +91,17 @@ def model_round_trip(subject: Subject, case: Case) -> None:  # noqa: ARG001 - a 
     verbs.calibrate(qmodel, [batch])
     with TemporaryDirectory() as folder:
         for what, saved in (("the wrapped model", qmodel), ("the finalized model", verbs.finalize(qmodel))):
-            same_bits(f"{what} and what was calibrated", values(saved), values(qmodel))
+            same_bits(f"values of {what} and of the calibrated model", values(saved), values(qmodel))
             path = Path(folder) / what
             verbs.save(saved, path)
-            same_bits(f"{what} after loading", values(verbs.load(path, subject.adapter.model()[0])), values(saved))
+            same_bits(
+                f"values of {what} after loading", values(verbs.load(path, subject.adapter.model()[0])), values(saved)
+            )
 
 
-@law("averages of weights and teachers are copies: they must be equal, and go their own way")
+@law("Averaged weights (EMA) and teacher models are copies, which must not share variables with the original.")
 def deepcopy(subject: Subject, case: Case) -> None:
-    """Equal and independent: a copy taken after a training step."""
+    """A copy that is taken after a training step is equal and independent."""
     quantizer = subject.quantizer(case)
     subject.run(quantizer, case.x, training=True, upstream=case.upstream)
     copied = subject.adapter.copy(quantizer)
@@ -100,8 +109,8 @@ def deepcopy(subject: Subject, case: Case) -> None:
     values, before = subject.values(quantizer, case.x), variables(quantizer)
     move(copied, (3.0,))
     for name, value in variables(quantizer).items():
-        same_bits(f"{name} after its copy moved", value, before[name])
-    same_bits("values after the copy moved", subject.values(quantizer, case.x), values)
+        same_bits(f"{name} after the copy changed", value, before[name])
+    same_bits("values after the copy changed", subject.values(quantizer, case.x), values)
     moved = subject.quantizer(case)
     move(moved, (3.0,))
-    same_bits("values of a copy that moved", subject.values(copied, case.x), subject.values(moved, case.x))
+    same_bits("values of the changed copy", subject.values(copied, case.x), subject.values(moved, case.x))

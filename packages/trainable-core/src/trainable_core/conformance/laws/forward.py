@@ -1,4 +1,4 @@
-"""Laws on values: what a deployed grid can hold, and where each input goes."""
+"""Laws on values: which ones there are, and which one an input gets."""
 
 from __future__ import annotations
 
@@ -11,18 +11,21 @@ from trainable_core.enums import TieRule
 from trainable_core.qparams import Float32, QParams
 from trainable_core.reference import affine
 
-PER_TENSOR = Kind(per_channel=False)  # what goes wrong between channels is another law's, which says so
+PER_TENSOR = Kind(per_channel=False)  # mistakes between channels are left to the laws in `channels`
 POWER_OF_TWO = 0.5  # a power of two's mantissa, as `frexp` gives it
 
 
 def _counted(values: Float32, qparams: QParams) -> Float32:
-    """Return the codes of values, counted from zero; no integers where a value is off the grid."""
+    """Return values divided by the scale: codes counted from zero, or fractions for values off the grid."""
     return np.asarray(values / qparams.along(values.ndim).scale)
 
 
-@law("a value between two codes trains what no deployed kernel can hold", kind=PER_TENSOR)
+@law(
+    "The deployed kernel has no values between two codes, so a model that trains with them can't be deployed.",
+    kind=PER_TENSOR,
+)
 def on_grid(subject: Subject, case: Case) -> None:
-    """Every value is a code of the grid times its scale."""
+    """Every value is a value of the grid: a code times the scale."""
     quantizer = subject.quantizer(case)
     values, qparams = subject.values(quantizer, case.x), grid(quantizer)
     low, high = affine.ends(qparams, values.ndim)
@@ -32,10 +35,10 @@ def on_grid(subject: Subject, case: Case) -> None:
 
 
 @law(
-    "a level that is never used is range paid for and not had", kind=Kind(bits=(1, 8), moderate=True, per_channel=False)
+    "A level that is never used wastes part of the bit width.", kind=Kind(bits=(1, 8), moderate=True, per_channel=False)
 )
 def level_count(subject: Subject, case: Case) -> None:
-    """Exactly ``2**n_bits`` levels are met in a sweep over the range."""
+    """A sweep over the range gives exactly ``2**n_bits`` different values."""
     qparams = grid(subject.quantizer(case))
     low, high = (float(end) for end in affine.ends(qparams, 0))
     sweep = (np.arange(4 * low - 8, 4 * high + 9) / 4 * float(qparams.scale)).astype(np.float32)
@@ -46,28 +49,28 @@ def level_count(subject: Subject, case: Case) -> None:
     )
 
 
-@law("a tensor that was quantized before must not move again", kind=PER_TENSOR)
+@law("Weights that are stored quantized are quantized again when the model runs, and must not move.", kind=PER_TENSOR)
 def idempotence(subject: Subject, case: Case) -> None:
-    """Quantizing twice is quantizing once."""
+    """Quantizing a quantized tensor changes nothing."""
     quantizer = subject.quantizer(case)
     once = subject.values(quantizer, case.x)
     same_bits("quantized twice", subject.values(quantizer, once), once)
 
 
-@law("padding, pruned weights and ReLU's zeros must stay zeros", kind=PER_TENSOR)
+@law("Padding, pruned weights and the zeros of ReLU must stay zero.", kind=PER_TENSOR)
 def zero(subject: Subject, case: Case) -> None:
-    """Both zeros become +0.0."""
+    """Positive and negative zero both become +0.0."""
     quantizer = subject.quantizer(case)
     nothing = np.where(case.x < 0, np.float32(-0.0), np.float32(0.0))
     same_bits("both zeros", subject.values(quantizer, nothing), np.zeros_like(nothing))
 
 
 @law(
-    "whatever lies beyond the range belongs to the nearest end of it, infinities too",
+    "The end of the range is the nearest value that an input beyond it can have; this holds for infinities too.",
     kind=Kind(moderate=True, per_channel=False),
 )
 def saturation(subject: Subject, case: Case) -> None:
-    """Beyond an end of the range there is the end's value."""
+    """Inputs beyond an end of the range get the value of that end."""
     quantizer = subject.quantizer(case)
     qparams = grid(quantizer)
     low, high = affine.ends(qparams, case.x.ndim)
@@ -78,27 +81,32 @@ def saturation(subject: Subject, case: Case) -> None:
     same_bits("inputs beyond the ends", subject.values(quantizer, beyond.astype(np.float32)), expected)
 
 
-@law("a larger weight that becomes smaller turns the gradient's direction around", kind=PER_TENSOR)
+@law(
+    "Where a value falls while its input grows, gradient descent moves the weight in the wrong direction.",
+    kind=PER_TENSOR,
+)
 def monotonicity(subject: Subject, case: Case) -> None:
-    """Larger inputs never have smaller values."""
+    """A larger input never gets a smaller value."""
     qparams = grid(subject.quantizer(case))
     low, high = (end * qparams.scale for end in affine.ends(qparams, 0))
     between = np.array([0, 0.2, 0.3, 0.7, 0.8], np.float32) * qparams.scale
-    x = np.sort(np.clip(case.x[..., None] + between, low, high).reshape(-1))  # what is beyond is another law's
+    x = np.sort(
+        np.clip(case.x[..., None] + between, low, high).reshape(-1)
+    )  # the law `saturation` covers what lies beyond
     values = subject.values(subject.quantizer(case, x.shape), x)
     require("values of sorted inputs", values[1:] >= values[:-1], np.sort(values), values)
 
 
 @law(
-    "ties fall on the same side as in the deployed kernel, or codes differ by one",
+    "The deployed kernel follows this rule; with another one, trained and deployed codes differ by one at every tie.",
     kind=Kind(exact=True, per_channel=False),
 )
 def tie_rule(subject: Subject, case: Case) -> None:
-    """Half way between two codes, the backend's declared rule decides."""
+    """An input half way between two codes goes where the backend's declared rule sends it."""
     quantizer = subject.quantizer(case)
     qparams = grid(quantizer)
     if (np.frexp(qparams.scale)[0] != POWER_OF_TWO).any():
-        return  # another of the quantizer's widths than the case was made for
+        return  # the case was made for another of the quantizer's widths
     low, high = affine.ends(qparams, case.x.ndim)
     down = np.clip(np.floor(affine.steps(case.x, qparams)), low, np.maximum(high - 1, low))
     scale = qparams.along(case.x.ndim).scale

@@ -1,4 +1,4 @@
-"""Laws on gradients: those of the reference, those of the surrogate a class declares, or at least finite ones."""
+"""Laws on gradients: they are those of the method's oracle or of the class's surrogate, or at least finite."""
 
 from __future__ import annotations
 
@@ -8,7 +8,14 @@ import numpy as np
 
 from trainable_core.conformance.case import Case, Subject, Violation, variables
 from trainable_core.conformance.law import law, require
-from trainable_core.conformance.oracles import ORACLES, Expected, Surrogate, away_from_kinks, decided, declared
+from trainable_core.conformance.oracles import (
+    Expected,
+    away_from_kinks,
+    by_oracle,
+    by_surrogate,
+    decided,
+    declares_surrogate,
+)
 from trainable_core.conformance.strategies import Kind
 from trainable_core.qparams import Float32
 
@@ -18,12 +25,13 @@ EXACT = Kind(bits=(1, 8), exact=True, finite=True)
 
 
 def _expected(subject: Subject, quantizer: Any, case: Case, *, ends: bool = False) -> tuple[Float32, Expected | None]:
-    if subject.key.quantizer_id in ORACLES:
+    """Return the gradients to expect, and their upstream: zero where rounding or a kink leaves them undecided."""
+    if subject.method.oracle is not None:
         upstream = decided(subject, quantizer, case, ends=ends)
-        return upstream, ORACLES[subject.key.quantizer_id].gradients(subject, quantizer, case, upstream)
-    if declared(subject):
+        return upstream, by_oracle(subject, quantizer, case, upstream)
+    if declares_surrogate(subject):
         upstream = away_from_kinks(quantizer, case)
-        return upstream, Surrogate().gradients(subject, quantizer, case, upstream)
+        return upstream, by_surrogate(quantizer, case, upstream)
     return case.upstream, None
 
 
@@ -40,29 +48,32 @@ def _input_gradient(subject: Subject, case: Case, *, ends: bool = False) -> None
         require(f"gradient of the input for upstream {upstream.tolist()}", close, expected.x, got)
 
 
-@law("a wrong input gradient trains another model than the paper's", kind=MODERATE)
+@law("With a wrong gradient a method trains another model than its paper describes.", kind=MODERATE)
 def input_gradient(subject: Subject, case: Case) -> None:
-    """Input gradients are the reference's, or those of the declared surrogate; else they are finite."""
+    """The input's gradient is the reference's or the declared surrogate's; without either it is finite."""
     _input_gradient(subject, case)
 
 
-@law("exactly at the ends of the range and on ties a method says what its gradient is", kind=EXACT)
+@law(
+    "The largest value of a calibrated tensor often lies exactly at an end of the range: its gradient matters.",
+    kind=EXACT,
+)
 def gradient_at_ends(subject: Subject, case: Case) -> None:
-    """On grids without rounding errors the reference decides at every point, ends and ties too."""
-    if subject.key.quantizer_id in ORACLES:
+    """On grids without rounding errors, the input's gradient is the reference's everywhere, at ends and ties too."""
+    if subject.method.oracle is not None:
         _input_gradient(subject, case, ends=True)
 
 
-@law("a threshold that learns by a wrong gradient, sign or scale ends at its bounds", kind=MODERATE)
+@law("A threshold whose gradient has a wrong sign or size drifts to its bound.", kind=MODERATE)
 def variable_gradients(subject: Subject, case: Case) -> None:
-    """Variable gradients are the reference's, or those of the declared surrogate; else they are finite."""
+    """The variables' gradients are the reference's or the declared surrogate's; without either they are finite."""
     quantizer = subject.quantizer(case)
     upstream, expected = _expected(subject, quantizer, case)
     got = subject.run(quantizer, case.x, training=True, upstream=upstream).variables
     shapes = {name: value.shape for name, value in variables(quantizer).items()}
     for name, gradient in got.items():
         if name not in shapes:
-            continue  # told by `variable_groups`
+            continue  # the law `variable_groups` reports it
         require(f"shape of the gradient of {name}", gradient.shape == shapes[name], shapes[name], gradient.shape)
         require(f"gradient of {name} is finite", np.isfinite(gradient).all(), "finite numbers", gradient)
     if expected is None:

@@ -1,4 +1,4 @@
-"""Laws on calls: dtypes, shapes, devices, and what a call must leave alone."""
+"""Laws on calls: dtype, shape and device of the output, and what a call must not change."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from trainable_core.conformance.law import law, require, same_bits
 FLOATS: dict[str, type[np.floating[Any]]] = {"float16": np.float16, "float32": np.float32, "float64": np.float64}
 
 
-@law("a layer that gets another dtype, shape or device than it gave raises, or costs twice the memory")
+@law("The next layer fails, or takes more memory, when quantization changes the dtype, shape or device.")
 def dtype_shape_device(subject: Subject, case: Case) -> None:
-    """Give back the input's dtype, shape and device; compute in float32."""
+    """The output has the input's dtype, shape and device, and is computed in float32."""
     quantizer = subject.quantizer(case)
     for device in subject.adapter.devices:
         for dtype in subject.adapter.dtypes:
@@ -32,18 +32,18 @@ def dtype_shape_device(subject: Subject, case: Case) -> None:
                 same_bits(f"a {dtype} tensor computed in float32", got_values.astype(FLOATS[dtype]), single)
 
 
-@law("the caller's tensor is needed again: by the residual connection, by the next epoch")
+@law("The caller may need the tensor again, for example for a residual connection.")
 def no_mutation(subject: Subject, case: Case) -> None:
-    """No call changes its input, going forward or backward."""
+    """No forward or backward call changes its input."""
     quantizer = subject.quantizer(case)
     for training in (False, True):
         run = subject.run(quantizer, case.x, training=training, upstream=case.upstream)
         same_bits("the input after the call", run.input_after, case.x)
 
 
-@law("two evaluations of one model must agree, and evaluating must not train it")
+@law("Two evaluations of a model must agree, and an evaluation must not train it.")
 def determinism(subject: Subject, case: Case) -> None:
-    """In eval mode the same call gives the same bits, whatever was called between, and changes no variable."""
+    """In eval mode the same call gives the same bits, whatever was called between, and no variable changes."""
     quantizer = subject.quantizer(case)
     before = variables(quantizer)
     first = subject.values(quantizer, case.x)

@@ -1,4 +1,4 @@
-"""Laws on training: bounds, freezing, groups, schedules."""
+"""Laws on training: bounds of thresholds, freezing, optimizer groups, schedules."""
 
 from __future__ import annotations
 
@@ -12,21 +12,24 @@ from trainable_core.conformance.strategies import Kind
 from trainable_core.enums import VariableGroup
 
 
-@law("one bad batch must not leave a threshold at zero, negative or NaN: a channel would be NaN for good")
+@law("One bad batch must not leave a threshold at zero, negative or NaN: the channel would be NaN from then on.")
 def bounded_thresholds(subject: Subject, case: Case) -> None:
-    """After hostile optimizer steps values are finite, on a grid with a scale."""
+    """After optimizer steps with huge, infinite and NaN gradients, scales are positive and values finite."""
     quantizer = subject.quantizer(case)
     for step in range(2):
         hostile_step(subject, quantizer, case, step)
         scale = grid(quantizer).scale
         require("the scale is positive and finite", np.isfinite(scale) & (scale > 0), "positive numbers", scale)
         values = subject.values(quantizer, case.x)
-        require("values after hostile steps are finite", np.isfinite(values), "finite numbers", values)
+        require("values after steps with extreme gradients are finite", np.isfinite(values), "finite numbers", values)
 
 
-@law("fine-tuning with frozen thresholds is a promise to the hardware", kind=Kind(moderate=True, finite=True))
+@law(
+    "Fine-tuning with frozen thresholds promises that the grids stay as the hardware expects them.",
+    kind=Kind(moderate=True, finite=True),
+)
 def freeze(subject: Subject, case: Case) -> None:
-    """Frozen by argument or by call, no variable learns; thawed, the same ones learn as before."""
+    """Frozen by argument or by call, no variable learns; unfrozen, the same ones learn as before."""
     thawed = subject.quantizer(case)
     learned = sorted(subject.adapter.trained(thawed))
     by_argument = subject.quantizer(
@@ -51,31 +54,47 @@ def freeze(subject: Subject, case: Case) -> None:
             same_bits(f"{name}, frozen by {how}, after a step", value, before[name])
         quantizer.freeze(frozen=False)
         again = sorted(subject.adapter.trained(quantizer))
-        require(f"learning after a freeze by {how}", again == learned, learned, again)
+        require(f"variables that learn after unfreezing, frozen by {how}", again == learned, learned, again)
 
 
-@law("an optimizer trains what the groups list: no variable may be missing, or be in two", kind=Kind(moderate=True))
+@law("An optimizer trains what the groups list: no variable may be missing or listed twice.", kind=Kind(moderate=True))
 def variable_groups(subject: Subject, case: Case) -> None:
-    """Each variable that learns is in one group; thresholds and ranges learn when the class says so."""
+    """Each variable that learns is in exactly one group, and those learn that the method declares."""
     quantizer = subject.quantizer(case)
     groups = {group: quantizer.get_trainable_variables(group) for group in VariableGroup}
     listed = [id(variable) for group in groups.values() for variable in group]
     own = {id(quantizer.get_quantizer_variable(name)): name for name in quantizer.variable_names}
     names = sorted(own.get(each, "a variable without a name") for each in listed)
     learned = sorted(subject.adapter.trained(quantizer))
-    require("variables of all groups, and those that the framework trains", names == learned, learned, names)
+    require("variables in the groups, compared with those that the framework trains", names == learned, learned, names)
     grids = grid_names(quantizer)
     of_qparams = {own.get(id(variable), "") for variable in groups[VariableGroup.QPARAMS]}
-    expected = grids if quantizer.learns_grid else set()
+    expected = grids if subject.method.learns_grid else set()
     require(
         "grid variables in group QPARAMS", of_qparams & grids == expected, sorted(expected), sorted(of_qparams & grids)
     )
+    declared, others = sorted(subject.method.own_variables), sorted(set(learned) - grids)
+    require(
+        "variables that learn beside the grid's, compared with the declared `own_variables`",
+        others == declared,
+        declared,
+        others,
+    )
 
 
-@law("a training that was interrupted must go on as if it had not been", kind=Kind(moderate=True, finite=True))
+def repeatable(subject: Subject) -> bool:
+    """Return whether the same training forward gives the same values again."""
+    return not subject.random
+
+
+@law(
+    "A training that was interrupted must go on as if it had not been.",
+    kind=Kind(moderate=True, finite=True),
+    about=repeatable,
+)
 def schedule_resume(subject: Subject, case: Case) -> None:
-    """Schedules go on where the saved state left them."""
-    calibrated = replace(case, factors=(1.0,))  # what else a state may lose is another law's
+    """A quantizer that is restored from a saved state continues its schedule where it was."""
+    calibrated = replace(case, factors=(1.0,))  # the law `state_round_trip` covers the variables
     straight = subject.quantizer(calibrated)
     resumed = subject.fresh(calibrated)
     subject.adapter.restore(resumed, subject.adapter.save(straight))

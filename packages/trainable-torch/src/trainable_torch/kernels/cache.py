@@ -1,7 +1,7 @@
-"""What is computed once and used again while nothing changed: weights in evaluation, and grids that don't learn.
+"""Weights in evaluation: they are fake-quantized once, and again only when something changed.
 
-Entries hang on the quantizer by a weak reference, outside of it: they are in no state dict, no copy and no pickle, and
-go when the quantizer goes. An entry is right as long as its `Stamp` holds.
+The quantized weights are kept outside of their quantizers, by weak references: they are in no state dict, no copy and
+no pickle, and they go when the quantizer goes. A kept weight is right as long as its `Stamp` holds.
 """
 
 from __future__ import annotations
@@ -14,28 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trainable_torch.kernels import eligible, tier
+
 SMALL = 2**12
 """CPU tensors of up to this many elements are compared by content, larger ones by version counters and sums of bits."""
 
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-
-_PLAIN = (Tensor, nn.Parameter)
-
-
-def is_plain(*tensors: Tensor) -> bool:
-    """Return whether these are plain tensors in eager mode, outside of function transforms and traces."""
-    if torch.compiler.is_compiling():
-        return False
-    # nothing public tells the next two; modes (fake tensors, selective checkpoints, tracers) must see plain operations
-    if torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack():  # noqa: SLF001
-        return False
-    if torch._C._get_tracing_state() is not None:  # noqa: SLF001 - what torch.jit.is_tracing asks
-        return False
-    for tensor in tensors:  # noqa: SIM110 - half the time of `all` with a generator, and every call of a quantizer pays
-        if type(tensor) not in _PLAIN:
-            return False
-    return True
 
 
 class Stamp:
@@ -44,7 +28,7 @@ class Stamp:
     Parameters
     ----------
     tensors : sequence of Tensor
-        Plain tensors, see `is_plain`.
+        Plain tensors, see `eligible.is_eager`.
 
     Notes
     -----
@@ -96,10 +80,7 @@ def _sums(tensor: Tensor) -> Tensor:
 
 def _facts(tensor: Tensor) -> tuple[Any, ...]:
     where = tensor.data_ptr(), tensor.dtype, tensor.device
-    return tensor._version, *where, tensor.shape, tensor.stride()  # noqa: SLF001 - nothing public tells the version
-
-
-# ---- weights --------------------------------------------------------------------------------------------------------
+    return eligible.version(tensor), *where, tensor.shape, tensor.stride()
 
 
 @dataclass(frozen=True)
@@ -111,7 +92,7 @@ class _Weight:
     inference: bool
 
 
-_WEIGHTS: MutableMapping[nn.Module, _Weight] = weakref.WeakKeyDictionary()
+WEIGHTS: MutableMapping[nn.Module, _Weight] = weakref.WeakKeyDictionary()
 
 
 def evaluated(quantizer: nn.Module, weight: Tensor, compute: Callable[[], Tensor]) -> Tensor:
@@ -126,34 +107,35 @@ def evaluated(quantizer: nn.Module, weight: Tensor, compute: Callable[[], Tensor
     compute : callable
         Fake-quantizes it; the result must need no gradient.
     """
-    if not is_plain(weight) or quantizer._forward_hooks or quantizer._forward_pre_hooks:  # noqa: SLF001 - they must run
+    hooked = quantizer._forward_hooks or quantizer._forward_pre_hooks  # noqa: SLF001 - they must run
+    if hooked or tier.wanted() == tier.PLAIN or not eligible.is_eager(weight):
         return compute()
-    known, tensors, settings = _WEIGHTS.get(quantizer), [weight, *_tensors(quantizer)], _settings(quantizer)
+    known, tensors, settings = WEIGHTS.get(quantizer), [weight, *_tensors(quantizer)], _settings(quantizer)
     inference = torch.is_inference_mode_enabled()
     if (
         known is not None
         and known.inference == inference
         and known.settings == settings
-        and known.version == _version(known.value)  # nobody wrote into it
+        and known.version == eligible.version(known.value)  # nobody wrote into it
         and known.stamp.holds(tensors)
     ):
         return known.value
-    _WEIGHTS.pop(quantizer, None)  # before the new value needs its memory
+    WEIGHTS.pop(quantizer, None)  # before the new value needs its memory
     value = compute()
     if value is not weight and not value.requires_grad:
-        _WEIGHTS[quantizer] = _Weight(Stamp(tensors), settings, value, _version(value), inference)
+        WEIGHTS[quantizer] = _Weight(Stamp(tensors), settings, value, eligible.version(value), inference)
     return value
 
 
 def forget(quantizer: Any) -> None:
     """Drop a quantizer's weight, if there is one: training changes it at every step."""
-    if _WEIGHTS and isinstance(quantizer, nn.Module):
-        _WEIGHTS.pop(quantizer, None)
+    if WEIGHTS and isinstance(quantizer, nn.Module):
+        WEIGHTS.pop(quantizer, None)
 
 
 def remembered(quantizer: nn.Module) -> Tensor | None:
     """Return the fake-quantized weight that is kept for a quantizer, or None."""
-    known = _WEIGHTS.get(quantizer)
+    known = WEIGHTS.get(quantizer)
     return None if known is None else known.value
 
 
@@ -165,36 +147,3 @@ def _settings(module: nn.Module) -> dict[str, Any]:
     """Return the module's attributes: plain values, and which objects the others are."""
     plain = (bool, int, float, str)
     return {name: value if isinstance(value, plain) else id(value) for name, value in vars(module).items()}
-
-
-def _version(tensor: Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version  # noqa: SLF001 - nothing public tells it
-
-
-# ---- grids ----------------------------------------------------------------------------------------------------------
-
-_GRIDS: MutableMapping[nn.Module, dict[Any, tuple[Stamp, Any]]] = weakref.WeakKeyDictionary()
-
-
-def unlearned(quantizer: nn.Module, key: Any, variables: Iterable[Tensor], make: Callable[[], Any]) -> Any:
-    """Return ``make()``, or what it returned for the same key and variables before.
-
-    Parameters
-    ----------
-    quantizer : Module
-        Whose grid it is.
-    key : hashable
-        What it depends on besides the variables.
-    variables : sequence of Tensor
-        Plain tensors that need no gradient now.
-    make : callable
-        Makes the grid.
-    """
-    grids = _GRIDS.setdefault(quantizer, {})
-    key = key, torch.is_inference_mode_enabled()
-    known = grids.get(key)
-    if known is not None and known[0].holds(variables):
-        return known[1]
-    made = make()
-    grids[key] = Stamp(variables), made
-    return made

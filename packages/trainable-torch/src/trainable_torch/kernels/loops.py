@@ -1,12 +1,12 @@
-"""The loops of the native kernels, which `trainable_torch.native` has numba compile; importing this needs numba.
+"""The loops of the native kernels, which `native` has numba compile; importing this needs numba.
 
 Arrays come as addresses of float32 numbers in memory order. A line is `length` elements of one scale, the last one may
 be shorter; line r has the scale of channel ``r % channels``. The ends, counted from zero, are one for all channels or
 one for each. No operation may be reordered, contracted or approximated: each element gets the very float32 operations
-of `trainable_torch.ops`. Loops without a branch become vector instructions, and comparisons are written so that NaN
-goes where it goes there. Gradients are masked as bits: a choice between a number and zero became a branch, at half the
-speed. They pass through a part of their own, so that the input's gradient may take the place of the upstream one, and
-the loops stay vector instructions then too.
+of `trainable_torch.kernels.plain`. Loops without a branch become vector instructions, and comparisons are written so
+that NaN goes where it goes there. Gradients are masked as bits: a choice between a number and zero became a branch, at
+half the speed. They pass through a part of their own, so that the input's gradient may take the place of the upstream
+one, and the loops stay vector instructions then too.
 """
 
 from __future__ import annotations
@@ -16,10 +16,9 @@ from typing import Any
 import numpy as np
 from numba import carray  # type: ignore[attr-defined] # numba says not what it exports
 
-ALL, NONE = np.int32(-1), np.int32(0)
+from trainable_torch.kernels.native import PART
 
-PART = 2**8
-"""Elements of a gradient that are masked at once, or not at all."""
+ALL, NONE = np.int32(-1), np.int32(0)
 
 BLOCK = 2**8
 """Partial sums that are added to in turn: more of them cost short lines, fewer have larger rounding errors."""

@@ -14,11 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainable_torch import native, ops
-from trainable_torch.cache import is_plain
+from trainable_torch.kernels import eligible, fake_quantization, native
 
 
-class Recipe:
+class Remade:
     """How a quantized tensor, or a view of it, is made again.
 
     Parameters
@@ -37,11 +36,11 @@ class Recipe:
 
     def make(self) -> Tensor:
         """Return the tensor, bit for bit."""
-        made: Tensor = self.node.rule.snap(self.node.saved_tensors[0].detach())
+        made: Tensor = self.node.made.snap(self.node.saved_tensors[0].detach())
         return made.as_strided(self.shape, self.strides, self.offset)
 
 
-def recomputing(tensors: Iterable[Any]) -> AbstractContextManager[Any]:
+def recomputed(tensors: Iterable[Any]) -> AbstractContextManager[Any]:
     """Return a context in which those of these tensors that the eager kernels quantized are not kept for backward.
 
     Parameters
@@ -59,27 +58,20 @@ def recomputing(tensors: Iterable[Any]) -> AbstractContextManager[Any]:
         return nullcontext()
     nodes = {}
     for tensor in tensors:
-        if isinstance(tensor, Tensor) and ops.is_quantized(tensor):
+        if isinstance(tensor, Tensor) and fake_quantization.is_quantized(tensor):
             nodes[tensor.untyped_storage().data_ptr()] = tensor.grad_fn
-    if not nodes or not is_plain() or others_are_active():
+    if not nodes or not eligible.is_eager() or eligible.saved_tensors_are_watched():
         return nullcontext()
 
     def pack(tensor: Tensor) -> Any:
         node: Any = nodes.get(tensor.untyped_storage().data_ptr())
         # a layer may have written into it, or read its bits as another type
-        unchanged = node is not None and tensor._version == node.version and tensor.dtype is torch.float32  # noqa: SLF001
-        return Recipe(node, tensor) if unchanged else tensor
+        unchanged = node is not None and eligible.version(tensor) == node.version and tensor.dtype is torch.float32
+        return Remade(node, tensor) if unchanged else tensor
 
     return torch.autograd.graph.saved_tensors_hooks(pack, _unpack)
 
 
 def _unpack(kept: Any) -> Tensor:
-    made: Tensor = kept.make() if isinstance(kept, Recipe) else kept
+    made: Tensor = kept.make() if isinstance(kept, Remade) else kept
     return made
-
-
-def others_are_active() -> bool:
-    """Return whether somebody else's hooks are active, or hooks are forbidden, or this PyTorch can't tell."""
-    autograd: Any = torch._C._autograd  # noqa: SLF001 - nothing public tells
-    top = getattr(autograd, "_top_saved_tensors_default_hooks", None)
-    return top is None or not autograd._saved_tensors_hooks_is_enabled() or top(False) is not None  # noqa: FBT003, SLF001

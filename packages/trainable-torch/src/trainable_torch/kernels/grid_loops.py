@@ -1,4 +1,4 @@
-"""The loops of grids, which `trainable_torch.native` has numba compile; importing this needs numba.
+"""The loops of grids, which `trainable_torch.kernels.native` has numba compile; importing this needs numba.
 
 They are `trainable_torch.grid`'s functions of tensors, operation by operation in float32, without a tensor for each:
 for a weight of a hundred channels these cost more than its fake quantization. Arrays come as addresses of float32

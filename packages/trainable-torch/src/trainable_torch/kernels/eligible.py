@@ -1,0 +1,162 @@
+"""Which tensors the fast kernels may take; and every private name of PyTorch that this package uses.
+
+Each private name is looked up once, when this module is imported. Where a release of PyTorch lacks one, what needs it
+is switched off: tensors are then quantized the plain way, or a question gets its cautious answer. `remarks` says so,
+and ``trainable doctor`` prints it. No missing name breaks an import.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trainable_torch.kernels import tier
+
+PLAIN_WAY = "tensors are quantized the plain way"
+
+_missing: dict[str, str] = {}
+
+
+def _private(path: str, without: str = PLAIN_WAY) -> Any:
+    """Return what has a private name of PyTorch, or None; `remarks` tells then what happens without it."""
+    found: Any = torch
+    for name in path.split(".")[1:]:
+        found = getattr(found, name, None)
+    if found is None:
+        _missing[path] = without
+    return found
+
+
+_transforms_are_active = _private("torch._C._are_functorch_transforms_active")
+_count_dispatch_modes = _private("torch._C._len_torch_dispatch_stack")
+_tracing_state = _private("torch._C._get_tracing_state")
+_is_batched = _private("torch._C._functorch.is_legacy_batchedtensor")
+_CAN_TELL = None not in (_transforms_are_active, _count_dispatch_modes, _tracing_state, _is_batched)
+if not hasattr(Tensor, "_version"):
+    _missing["torch.Tensor._version"] = PLAIN_WAY
+    _CAN_TELL = False
+
+_PARTS = "a layer and its quantizers are separate autograd nodes"
+_has_global_hooks = _private("torch.nn.modules.module._has_any_global_hook", _PARTS)
+_count_function_modes = _private("torch._C._len_torch_function_stack", _PARTS)
+_top_saved_tensors_hooks = _private("torch._C._autograd._top_saved_tensors_default_hooks", _PARTS)
+_saved_tensors_hooks_are_allowed = _private("torch._C._autograd._saved_tensors_hooks_is_enabled", _PARTS)
+_current_backward = _private(
+    "torch._C._current_graph_task_id", "under activation checkpointing schedules count the forward in backward as well"
+)
+
+CONVOLUTION_BACKWARD: Any = _private("torch.ops.aten.convolution_backward.default", _PARTS)
+"""All gradients of a convolution in one call, or None."""
+
+_norm_base = _private(
+    "torch.nn.modules.batchnorm._NormBase", "only PyTorch's own batch and instance normalizations are recognized"
+)
+NORMALIZATION: tuple[type[nn.Module], ...] = (_norm_base,) if _norm_base is not None else (
+    nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.InstanceNorm1d, nn.InstanceNorm2d,
+    nn.InstanceNorm3d,
+)  # fmt: skip
+"""The normalizations that keep running statistics: their base, or the classes themselves."""
+
+POOLING: tuple[type[nn.Module], ...] = (
+    nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d,
+)  # fmt: skip
+DROPOUT: tuple[type[nn.Module], ...] = (
+    nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout,
+)  # fmt: skip
+
+_PLAIN = (Tensor, nn.Parameter)
+
+
+def remarks() -> list[str]:
+    """Return one sentence for each private name that this release of PyTorch lacks: what is done without it."""
+    return [f"PyTorch {torch.__version__} has no {name}: {without}" for name, without in _missing.items()]
+
+
+def is_eager(*tensors: Tensor) -> bool:
+    """Return whether these are plain tensors, outside of compilation, function transforms, traces and modes."""
+    if torch.compiler.is_compiling() or not _CAN_TELL:
+        return False
+    if _transforms_are_active() or _count_dispatch_modes() or _tracing_state() is not None:
+        return False
+    for tensor in tensors:  # noqa: SIM110 - `all` with a generator takes twice as long, and every quantizer pays for it
+        if type(tensor) not in _PLAIN:
+            return False
+    return True
+
+
+def fits(*tensors: Tensor) -> bool:
+    """Return whether the fast kernels may take these tensors: plain float32 CPU tensors in eager mode."""
+    if torch.compiler.is_compiling() or not _CAN_TELL or tier.wanted() == tier.PLAIN:
+        return False
+    if _transforms_are_active() or _count_dispatch_modes() or _tracing_state() is not None:
+        return False
+    for tensor in tensors:
+        if type(tensor) not in _PLAIN or not tensor.is_cpu or tensor.dtype is not torch.float32:
+            return False
+    return True
+
+
+def fits_backward(upstream: Tensor) -> bool:
+    """Return whether a backward pass may take the fast kernels: it is neither differentiated nor vectorized itself."""
+    # With ``is_grads_batched`` the gradient is batched outside of any transform.
+    return not torch.is_grad_enabled() and fits(upstream) and not _is_batched(upstream)
+
+
+def is_watched() -> bool:
+    """Return whether anything looks at all modules, at what they are given, or at what is kept for backward."""
+    return (
+        _has_global_hooks is None
+        or _count_function_modes is None
+        or _has_global_hooks()
+        or torch.is_autocast_enabled("cpu")
+        or _count_function_modes() > 0
+        or saved_tensors_are_watched()
+    )
+
+
+def has_hooks(modules: Iterable[nn.Module]) -> bool:
+    """Return whether any of the modules has a hook on its forward or backward."""
+    for module in modules:
+        state = module.__dict__
+        if (
+            state["_forward_pre_hooks"]
+            or state["_forward_hooks"]
+            or state["_backward_pre_hooks"]
+            or state["_backward_hooks"]
+        ):
+            return True
+    return False
+
+
+def saved_tensors_are_watched() -> bool:
+    """Return whether hooks for saved tensors are active or forbidden, or this PyTorch can't tell."""
+    if _top_saved_tensors_hooks is None or _saved_tensors_hooks_are_allowed is None:
+        return True
+    return not _saved_tensors_hooks_are_allowed() or _top_saved_tensors_hooks(False) is not None  # noqa: FBT003
+
+
+def version(tensor: Tensor) -> int:
+    """Return how often a tensor was written into; call it only where `is_eager` or `fits` said yes."""
+    return 0 if tensor.is_inference() else tensor._version  # noqa: SLF001
+
+
+def is_tracing() -> bool:
+    """Return whether a TorchScript trace is running."""
+    public: Any = torch.jit
+    return bool(public.is_tracing() if _tracing_state is None else _tracing_state())
+
+
+def is_in_backward() -> bool:
+    """Return whether a backward pass is running, as where activation checkpointing computes a forward again."""
+    return not torch.compiler.is_compiling() and _current_backward is not None and _current_backward() != -1
+
+
+def node_class(function: type[torch.autograd.Function]) -> type | None:
+    """Return the class of an autograd function's nodes in the graph, or None."""
+    found: type | None = getattr(function, "_backward_cls", None)
+    if found is None:
+        _missing["torch.autograd.Function._backward_cls"] = "layers keep their quantized inputs for backward"
+    return found

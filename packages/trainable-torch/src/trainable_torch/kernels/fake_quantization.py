@@ -1,0 +1,288 @@
+"""One tensor's fake quantization in eager mode: an object that knows its grid and its rule, and one autograd node.
+
+Here the tier is chosen: `native` where it is there and the tensor suits it, else `passes`. What neither may take is
+left to `plain`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from trainable_torch.grid import Form, Grid
+from trainable_torch.kernels import eligible, native, passes, plain
+from trainable_torch.kernels.passes import Numbers
+from trainable_torch.kernels.plain import Lsq, Rule, Ste
+
+End = Tensor | float
+Gradients = Sequence[Tensor | None]
+
+
+class Explicit(NamedTuple):
+    """Stands for a `Form` where scale and zero point are given, and are themselves what learns.
+
+    Parameters
+    ----------
+    quant_min, quant_max, centered
+        As in `Grid`.
+    """
+
+    quant_min: int
+    quant_max: int
+    centered: bool
+
+    def grid(self, leaves: Sequence[Tensor], _shape: tuple[int, ...]) -> Grid:
+        """Return the grid."""
+        return Grid(leaves[0], leaves[1], self.quant_min, self.quant_max, self.centered)
+
+    def numbers(self, leaves: Sequence[Tensor], _shape: tuple[int, ...]) -> tuple[Tensor, Tensor | None]:
+        """Return scale and zero point outside of the graph; no zero point where every one is 0."""
+        return leaves[0].detach(), None if self.centered else leaves[1].detach()
+
+    def gradients(self, _leaves: Any, _numbers: Any, d_grid: tuple[Tensor, Tensor | None]) -> Gradients:
+        """Return the gradients of scale and zero point."""
+        return d_grid
+
+
+class FakeQuantization:
+    """How one tensor is fake-quantized: on which grid, and how gradients come back.
+
+    Made for one forward, and kept for its backward. The grid's numbers are made once, outside of the graph.
+
+    Parameters
+    ----------
+    form : Form or Explicit
+        How the grid is made.
+    variables : sequence of Tensor
+        What it is made of; plain float32 CPU tensors.
+    shape : tuple of int
+        Shape of the scale, broadcastable to the tensor.
+    rule : Ste or Lsq
+        How gradients come back.
+    """
+
+    __slots__ = ("_block", "_numbers", "form", "leaves", "rule", "shape", "variables")
+
+    def __init__(self, form: Form | Explicit, variables: Sequence[Tensor], shape: tuple[int, ...], rule: Rule) -> None:
+        self.form, self.variables, self.shape, self.rule = form, variables, shape, rule
+        self.leaves: Sequence[Tensor] = variables if isinstance(rule, Lsq) else ()
+        self._block: native.Block | native.Given | None = None
+        self._numbers: Numbers | None = None
+
+    # ---- the grid's numbers -----------------------------------------------------------------------------------------
+
+    def numbers(self) -> Numbers:
+        """Return the grid's numbers for expressions of tensors."""
+        if self._numbers is None:
+            if isinstance(self._block, native.Block):
+                self._numbers = self._block.numbers()
+                return self._numbers
+            scale, zero_point = self.form.numbers(self.variables, self.shape)
+            low: End = self.form.quant_min
+            high: End = self.form.quant_max
+            if zero_point is not None:
+                low, high = low - zero_point, high - zero_point
+            self._numbers = Numbers(scale, low, high, scale.reciprocal())
+        return self._numbers
+
+    def block(self) -> native.Block | native.Given:
+        """Return the grid's numbers for the native loops."""
+        if self._block is None:
+            if isinstance(self.form, Form):
+                self._block = native.grid_of(self.form, self.variables, self.shape)
+            else:
+                scale, low, high, _ = self.numbers()
+                self._block = native.given(scale, low, high)
+        return self._block
+
+    def plain(self, x: Tensor, *leaves: Tensor) -> Tensor:
+        """Return `x` snapped to the grid by the formula, in the graph of `x` and of leaves that learn."""
+        return plain.fake_quantize(x, self.form.grid(leaves or self.variables, self.shape), self.rule)
+
+    # ---- forward ----------------------------------------------------------------------------------------------------
+
+    def snap(self, x: Tensor) -> Tensor:
+        """Return `x` snapped to the grid, outside of the graph."""
+        return self.snap_for_backward(x, marking=False)[0]
+
+    def snap_for_backward(self, x: Tensor, *, marking: bool = True) -> tuple[Tensor, native.Marks]:
+        """Return `x` snapped to the grid, and what helps `gradients`; nothing the size of the tensor."""
+        if native.compiled() is not None:
+            x, where = native.lines(x, self.shape)
+            if where is not None:
+                return native.snap(x, self.block(), where, marking=marking and isinstance(self.rule, Ste))
+        return passes.snap(x, self.numbers()), None
+
+    # ---- backward ---------------------------------------------------------------------------------------------------
+
+    def gradients(
+        self,
+        x: Tensor,
+        upstream: Tensor,
+        leaves: Sequence[Tensor],
+        needs: Sequence[bool],
+        *,
+        reuse: bool = False,
+        marks: native.Marks = None,
+    ) -> Gradients:
+        """Return the gradients of input and leaves.
+
+        Parameters
+        ----------
+        x : Tensor
+            The input.
+        upstream : Tensor, shape of `x`
+            Gradient of the fake-quantized tensor.
+        leaves : sequence of Tensor
+            As they were in the forward.
+        needs : sequence of bool
+            Whether the input and each of the leaves needs a gradient.
+        reuse : bool
+            Whether the input's gradient may take the place of `upstream`, which nobody else must have.
+        marks : object
+            What `snap_for_backward` returned besides.
+        """
+        where = None
+        if native.compiled() is not None:
+            x, where = native.lines(x, self.shape)
+        if isinstance(self.rule, Ste) or True not in needs[1:]:
+            closed = isinstance(self.rule, Ste)
+            if where is None:
+                d_x = passes.pass_inside(x, upstream, self.numbers(), closed=closed)
+            else:
+                d_x = native.pass_inside(x, upstream, self.block(), where, closed=closed, reuse=reuse, marks=marks)
+            return d_x, *[None for _ in leaves]
+        outside = len(leaves) > 1  # a threshold has no part in the zero point
+        if where is None:
+            d_x, d_scale, d_zero = passes.learned(x, upstream, self.numbers(), outside=outside)
+            return d_x, *self._of_grid(leaves, d_scale, d_zero)
+        block = self.block()
+        d_x, sums = native.learned(x, upstream, block, where, outside=outside, reuse=reuse)
+        if isinstance(block, native.Block):
+            return d_x, *native.gradients(self.form, leaves, block, sums, self.rule.gradient_scale)
+        return d_x, *self.leaf_gradients(leaves, [each.view(self.shape) for each in native.total(sums, where)])
+
+    def directions(self, x: Tensor) -> Sequence[Tensor]:
+        """Return the derivative by the scale and, where it learns, that by the zero point over the negative scale."""
+        grid = self.numbers()
+        slope, outside = plain.slopes(x * grid.inverse, grid.low, grid.high)
+        return (slope,) if len(self.leaves) == 1 else (slope, outside.to(x.dtype))
+
+    def leaf_gradients(self, leaves: Sequence[Tensor], sums: Sequence[Tensor]) -> Gradients:
+        """Return the gradients of the leaves from those along the `directions`."""
+        return self._of_grid(leaves, sums[0], -sums[1] * self.numbers().scale if len(sums) > 1 else None)
+
+    def _of_grid(self, leaves: Sequence[Tensor], d_scale: Tensor, d_zero: Tensor | None) -> Gradients:
+        assert isinstance(self.rule, Lsq)  # noqa: S101 - the other rule has no leaves
+        factor, grid = self.rule.gradient_scale, self.numbers()
+        zero_point = None if self.form.centered else self.form.quant_min - grid.low
+        d_grid = d_scale * factor, None if d_zero is None else d_zero * factor
+        return self.form.gradients(leaves, (grid.scale, zero_point), d_grid)  # type: ignore[arg-type] # not centered: a tensor
+
+
+class _Quantize(torch.autograd.Function):
+    """A fake quantization as one node, the grid's own function included."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, made: FakeQuantization, *leaves: Tensor) -> Tensor:
+        """Return `x` snapped to the grid; keep `x` and the leaves."""
+        ctx.made = made
+        ctx.save_for_backward(x, *leaves)
+        y, ctx.marks = made.snap_for_backward(x, marking=False)
+        ctx.version = eligible.version(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients that the rule defines."""
+        needs_x, _, *needs = ctx.needs_input_grad
+        needed = needs_x, *needs
+        if eligible.fits_backward(upstream):
+            x, *leaves = ctx.saved_tensors
+            d_x, *d_leaves = ctx.made.gradients(x, upstream, leaves, needed)
+        else:
+            d_x, *d_leaves = by_autograd(ctx.made.plain, ctx.saved_tensors, needed, upstream)
+        return d_x, None, *d_leaves
+
+
+def by_autograd(
+    function: Callable[..., Tensor], tensors: Sequence[Tensor | None], needed: Sequence[bool], upstream: Tensor
+) -> list[Tensor | None]:
+    """Return gradients through plain expressions, where a backward pass is itself differentiated or vectorized."""
+    differentiated = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # views: else the gradient of a weight would count what the input owes to it
+        given = [None if each is None else each.view_as(each) for each in tensors]
+        y = function(*given)
+        wanted = [each for each, need in zip(given, needed, strict=True) if need and each is not None]
+        found = iter(torch.autograd.grad(y, wanted, upstream, create_graph=differentiated, allow_unused=True))
+    return [next(found) if need else None for need in needed]
+
+
+_NODE: Any = eligible.node_class(_Quantize)
+
+
+def is_quantized(tensor: Tensor) -> bool:
+    """Return whether a tensor is what a node here returned, as it was then.
+
+    The node keeps the float tensor first, and has the `FakeQuantization` as `made` and the tensor's `version`.
+    """
+    node: Any = tensor.grad_fn
+    return _NODE is not None and type(node) is _NODE and eligible.version(tensor) == node.version
+
+
+def records(*tensors: Tensor) -> bool:
+    """Return whether autograd records what is done with these tensors."""
+    if torch.is_grad_enabled():
+        for tensor in tensors:
+            if tensor.requires_grad:
+                return True
+    return False
+
+
+def prepared(
+    x: Tensor, form: Form, variables: Sequence[Tensor], shape: tuple[int, ...], rule: Rule
+) -> FakeQuantization | None:
+    """Return how a tensor is fake-quantized, or None where the fast kernels may not take it or the grid's variables."""
+    return FakeQuantization(form, variables, shape, rule) if eligible.fits(x, *variables) and x.numel() else None
+
+
+def apply(x: Tensor, made: FakeQuantization) -> Tensor:
+    """Return a tensor fake-quantized, in the graph where anything needs a gradient."""
+    if not records(x, *made.leaves):
+        return made.snap(x)
+    y: Tensor = _Quantize.apply(x, made, *made.leaves)  # type: ignore[no-untyped-call] # torch leaves it so
+    return y
+
+
+def fake_quantize(x: Tensor, grid: Grid, rule: Rule) -> Tensor:
+    """Return `x` snapped to a grid of tensors, with a rule's gradients; float32."""
+    leaves = grid.scale, grid.zero_point
+    if not eligible.fits(x, *leaves) or x.numel() == 0:
+        return plain.fake_quantize(x, grid, rule)
+    form = Explicit(grid.quant_min, grid.quant_max, grid.centered)
+    return apply(x, FakeQuantization(form, leaves, tuple(grid.scale.shape), rule))
+
+
+def snap(x: Tensor, scale: Tensor, low: End, high: End) -> Tensor:
+    """Return `x` snapped to a grid; float32 in, float32 out, no gradient defined.
+
+    Parameters
+    ----------
+    x : Tensor, float32
+        Real values.
+    scale : Tensor, float32, broadcastable to `x`
+        Step between grid points.
+    low, high : int, or Tensor broadcastable to `x`
+        The grid's ends counted from zero.
+    """
+    if not eligible.fits(x, scale) or x.numel() == 0:
+        return plain.snap(x, scale, low, high)
+    if native.compiled() is not None:
+        x, where = native.lines(x, scale.shape)
+        if where is not None:
+            return native.snap(x, native.given(scale, low, high), where)[0]
+    return passes.snap(x, Numbers(scale, low, high, scale.reciprocal()))

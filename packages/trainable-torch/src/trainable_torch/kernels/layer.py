@@ -1,0 +1,229 @@
+"""A layer and the quantizers of its input and weight as one autograd node.
+
+Each node, each hook and each call of a module between them costs tens of microseconds; a small layer takes hundreds. So
+in training, in eager mode on the CPU, a convolution or linear layer whose quantizers each follow a rule is called as
+one function: it keeps input and weight as they were in float, and its backward makes the quantized ones again, by the
+same kernels. Where anybody could notice, by a hook for instance, the layer and its quantizers are called one by one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - the name everyone reads
+
+from trainable_torch.kernels import eligible, native
+from trainable_torch.kernels.fake_quantization import FakeQuantization, by_autograd, records
+
+KEPT = 2**15
+"""Quantized tensors of up to so many elements are kept: to make them again would take longer than it is worth."""
+
+Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
+Needs = tuple[bool, bool, bool]
+
+
+class Linear(NamedTuple):
+    """`torch.nn.Linear` as a function and its gradients."""
+
+    transposes: bool = False
+
+    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Return the layer's output."""
+        return F.linear(x, weight, bias)
+
+    def gradients(self, upstream: Tensor, x: Tensor, weight: Tensor, needs: Needs) -> Gradients:
+        """Return the gradients of input, weight and bias that are needed."""
+        rows = upstream.reshape(-1, upstream.shape[-1])
+        return (
+            rows.mm(weight).view(x.shape) if needs[0] else None,
+            rows.t().mm(x.view(-1, x.shape[-1])) if needs[1] else None,
+            rows.sum(0) if needs[2] else None,
+        )
+
+
+class Convolution(NamedTuple):
+    """`torch.nn.Conv1d` to `Conv3d` as a function and its gradients.
+
+    Parameters
+    ----------
+    settings : tuple
+        The layer's settings, as ``torch.convolution`` takes them.
+    transposes : bool
+        Whether the input's gradient takes another kernel than the output, which may be slow.
+    """
+
+    settings: tuple[Any, ...]
+    transposes: bool = True
+
+    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Return the layer's output."""
+        return torch.convolution(x, weight, bias, *self.settings)
+
+    def gradients(self, upstream: Tensor, x: Tensor, weight: Tensor, needs: Needs) -> Gradients:
+        """Return the gradients of input, weight and bias that are needed."""
+        found: Gradients = eligible.CONVOLUTION_BACKWARD(upstream, x, weight, [weight.shape[0]], *self.settings, needs)
+        return found
+
+
+Operation = Linear | Convolution
+
+
+def _linear(_layer: nn.Linear, x: Tensor) -> Linear | None:
+    """Return a linear layer as a function, None where its gradients are not written for the input's dimensions."""
+    return Linear() if x.dim() > 1 and x.is_contiguous() else None
+
+
+def _convolution(layer: Any, x: Tensor) -> Convolution | None:
+    """Return a convolution as a function, None where its padding or the input's dimensions need more than that."""
+    dims = len(layer.kernel_size)
+    if x.dim() != dims + 2 or layer.padding_mode != "zeros" or isinstance(layer.padding, str):
+        return None
+    return Convolution((layer.stride, layer.padding, layer.dilation, False, [0] * dims, layer.groups))
+
+
+_OPERATIONS: dict[type, Callable[[Any, Tensor], Operation | None]] = {nn.Linear: _linear}
+if eligible.CONVOLUTION_BACKWARD is not None:
+    _OPERATIONS |= dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), _convolution)
+
+
+class _FusedLayer(torch.autograd.Function):
+    """Fake quantization of input and weight, and what the layer computes of them."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        operation: Operation,
+        made: tuple[FakeQuantization | None, FakeQuantization | None],
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        *leaves: Tensor,
+    ) -> Tensor:
+        """Return the layer's output; keep the float input and weight, and what learns of both grids."""
+        of_x, of_weight = made
+        snapped_x, marks_x = (x, None) if of_x is None else of_x.snap_for_backward(x)
+        snapped_weight, marks_weight = (weight, None) if of_weight is None else of_weight.snap_for_backward(weight)
+        ctx.operation, ctx.made, ctx.marks = operation, made, (marks_x, marks_weight)
+        most = KEPT if native.compiled() is not None else math.inf  # several passes cost too much
+        ctx.kept = [None if each.numel() > most else each for each in (snapped_x, snapped_weight)]
+        ctx.save_for_backward(x, weight, bias, *leaves)
+        return operation(snapped_x, snapped_weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of input, weight, bias and all leaves."""
+        if not eligible.fits_backward(upstream):
+            needed = ctx.needs_input_grad[2:]
+            return None, None, *by_autograd(_in_graph(ctx), ctx.saved_tensors, needed, upstream)
+        x, weight, _, *leaves = ctx.saved_tensors
+        _, _, needs_x, needs_weight, needs_bias, *needs = ctx.needs_input_grad
+        of_x, of_weight = ctx.made
+        snapped_x, snapped_weight = ctx.kept
+        if snapped_x is None:
+            snapped_x = x if of_x is None else of_x.snap(x)
+        if snapped_weight is None:
+            snapped_weight = weight if of_weight is None else of_weight.snap(weight)
+        split = 0 if of_x is None else len(of_x.leaves)
+        needs_of = (needs_x, *needs[:split]), (needs_weight, *needs[split:])
+        sums = None
+        if any(needs[:split]) and not needs_x and math.prod(of_x.shape) == 1 and ctx.operation.transposes:
+            sums = _along(ctx.operation, of_x.directions(x), snapped_weight, upstream)
+        of_layer = any(needs_of[0]) and sums is None, any(needs_of[1]), needs_bias
+        d_x, d_weight, d_bias = ctx.operation.gradients(upstream, snapped_x, snapped_weight, of_layer)
+        del snapped_x, snapped_weight
+        d_x, *d_first = _through(of_x, x, d_x, leaves[:split], needs_of[0], ctx.marks[0])
+        if sums is not None:
+            d_first = of_x.leaf_gradients(leaves[:split], sums)
+        d_weight, *d_second = _through(of_weight, weight, d_weight, leaves[split:], needs_of[1], ctx.marks[1])
+        return None, None, d_x, d_weight, d_bias, *d_first, *d_second
+
+
+def _along(operation: Operation, directions: Sequence[Tensor], weight: Tensor, upstream: Tensor) -> list[Tensor]:
+    """Return the products of the input's gradient with some directions, without that gradient.
+
+    A layer's threshold learns though nothing before it does, as a model's first one. The product of a direction with
+    what the transposed convolution makes of `upstream` is that of `upstream` with what the convolution makes of the
+    direction; and of few channels the transposed one takes several times as long.
+    """
+    return [operation(each, weight, None).mul_(upstream).sum() for each in directions]
+
+
+def _through(
+    made: FakeQuantization | None,
+    x: Tensor,
+    upstream: Tensor | None,
+    leaves: Sequence[Tensor],
+    needs: Sequence[bool],
+    marks: Any,
+) -> Sequence[Tensor | None]:
+    """Return the gradients of a quantizer's input and leaves."""
+    if made is None or upstream is None:
+        return upstream, *[None for _ in leaves]
+    # the layer's operation has just made `upstream`
+    return made.gradients(x, upstream, leaves, needs, reuse=True, marks=marks)
+
+
+def _in_graph(ctx: Any) -> Callable[..., Tensor]:
+    """Return the layer as a function in the autograd graph, of the tensors that were kept."""
+    first, second = ctx.made
+    split = 0 if first is None else len(first.leaves)
+
+    def function(x: Tensor, weight: Tensor, bias: Tensor | None, *leaves: Tensor) -> Tensor:
+        x = x if first is None else first.plain(x, *leaves[:split])
+        weight = weight if second is None else second.plain(weight, *leaves[split:])
+        y: Tensor = ctx.operation(x, weight, bias)
+        return y
+
+    return function
+
+
+class Quantizer(Protocol):
+    """What `call` asks of a quantizer."""
+
+    def fake_quantization(self, x: Tensor) -> FakeQuantization | None:
+        """Return how a tensor is fake-quantized, None where the method does something of its own."""
+
+
+def call(
+    layer: nn.Module, x: Any, quantizers: tuple[Quantizer | None, Quantizer | None], *, watched: Sequence[nn.Module]
+) -> Tensor | None:
+    """Return what a layer gives for its only argument, in training; None: call the parts one by one.
+
+    Parameters
+    ----------
+    layer : Module
+        The layer.
+    x : object
+        The argument.
+    quantizers : pair of Quantizer or None
+        Those of the argument and of the weight, if these are quantized.
+    watched : sequence of Module
+        The modules that are not called here; none may have a hook.
+    """
+    make = _OPERATIONS.get(type(layer))
+    if make is None or torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return None
+    parameters = layer._parameters  # noqa: SLF001 - attributes of modules cost ten times as much
+    weight, bias = parameters.get("weight"), parameters.get("bias")
+    tensors = (x, weight) if bias is None else (x, weight, bias)
+    if weight is None or not eligible.fits(*tensors) or x.numel() == 0 or "forward" in layer.__dict__:
+        return None
+    operation = make(layer, x)
+    if operation is None or eligible.is_watched() or eligible.has_hooks(watched):
+        return None
+    made: list[FakeQuantization | None] = []
+    leaves: list[Tensor] = []
+    for quantizer, tensor in zip(quantizers, (x, weight), strict=True):
+        found = None if quantizer is None else quantizer.fake_quantization(tensor)
+        if found is None and quantizer is not None:
+            return None
+        made.append(found)
+        leaves += () if found is None else found.leaves
+    if not records(x, weight, *leaves):
+        return None
+    y: Tensor = _FusedLayer.apply(operation, made, x, weight, bias, *leaves)  # type: ignore[no-untyped-call] # torch leaves it so
+    return y

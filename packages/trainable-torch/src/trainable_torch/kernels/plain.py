@@ -1,0 +1,133 @@
+"""The formula: fake quantization and its gradients as tensor expressions.
+
+``clip(round(x * (1 / scale)), low, high) * scale``, as `trainable_core.reference.affine` defines it, with the ends
+counted from zero and ties to even. On finite values it equals ``torch.fake_quantize_per_tensor_affine`` and
+``torch.fake_quantize_per_channel_affine`` bit for bit; infinities saturate to their own side (the per-channel kernel
+sends +inf to the lowest code), and NaN stays NaN. It is what compilers, transforms and other devices see. The fast
+kernels give the same bits; only sums over a tensor may add the same terms in another order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainable_torch.grid import Grid
+
+End = Tensor | float
+
+
+@dataclass(frozen=True)
+class Ste:
+    """The rule of `trainable_core.reference.ste`: the gradient passes inside the range, its ends included."""
+
+
+@dataclass(frozen=True)
+class Lsq:
+    """The rule of `trainable_core.reference.lsq`: the gradient passes strictly inside the range, and the grid learns.
+
+    Parameters
+    ----------
+    gradient_scale : float
+        What the gradients of scale and zero point are multiplied by.
+    """
+
+    gradient_scale: float
+
+
+Rule = Ste | Lsq
+"""How gradients come back through a fake quantization."""
+
+
+def snap(x: Tensor, scale: Tensor, low: End, high: End) -> Tensor:
+    """Return `x` snapped to the grid; float32 in, float32 out, no gradient defined."""
+    codes = (x * scale.reciprocal()).round_().clamp_(low, high)  # type: ignore[arg-type] # numbers or tensors, not one of each
+    return codes.add_(0.0).mul_(scale)  # -0.0 + 0.0 is +0.0: the deployed kernels have no negative zero
+
+
+def ste_gradient(upstream: Tensor, x: Tensor, scale: Tensor, low: End, high: End) -> Tensor:
+    """Return the gradient of `x`."""
+    steps = x * scale.reciprocal()
+    return torch.where((steps >= low) & (steps <= high), upstream, 0.0)
+
+
+def lsq_gradients(
+    upstream: Tensor, x: Tensor, scale: Tensor, low: End, high: End, needed: Sequence[bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Return the gradients of `x`, scale and zero point that are needed, the last two without the gradient scale."""
+    steps = x * scale.reciprocal()
+    d_x = torch.where((steps > low) & (steps < high), upstream, 0.0) if needed[0] else None
+    slope, outside = slopes(steps, low, high)
+    d_scale = (upstream * slope).sum_to_size(scale.shape) if needed[1] else None
+    d_zero = -(torch.where(outside, upstream, 0.0).sum_to_size(scale.shape) * scale) if needed[2] else None
+    return d_x, d_scale, d_zero
+
+
+def slopes(steps: Tensor, low: End, high: End) -> tuple[Tensor, Tensor]:
+    """Return the derivative of the fake-quantized tensor by the scale, and where it moves with the zero point."""
+    below, above = steps <= low, steps >= high
+    between = (steps > low) & (steps < high)
+    outside = torch.where(above, high, torch.where(below, low, 0.0))
+    return torch.where(between, steps.round() - steps, outside.to(steps.dtype)), below | above
+
+
+class _FakeQuantize(torch.autograd.Function):
+    """The forward, and what is kept for backward, of both rules."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, scale: Tensor, _zero_point: Tensor, low: End, high: End, _gradient_scale: float) -> Tensor:
+        """Return `x` snapped to the grid."""
+        # Each argument is spelled out: where nothing needs a gradient, torch.compile counts them, and with `*args` it
+        # would pass a context first.
+        return snap(x, scale, low, high)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG004 - torch's signature
+        """Keep the input and the grid; nothing the size of the tensor besides."""
+        x, scale, _, low, high, ctx.gradient_scale = inputs
+        ends = (low, high) if isinstance(low, Tensor) else ()
+        ctx.plain_ends = None if ends else (low, high)
+        ctx.save_for_backward(x, scale, *ends)
+
+    @staticmethod
+    def saved(ctx: Any) -> tuple[Tensor, Tensor, End, End]:
+        """Return input, scale and ends."""
+        x, scale, *ends = ctx.saved_tensors
+        low, high = ctx.plain_ends or ends
+        return x, scale, low, high
+
+
+class _Ste(_FakeQuantize):
+    """The gradient of `Ste`."""
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        """Pass the gradient inside the range, its ends included."""
+        return ste_gradient(upstream, *_Ste.saved(ctx)), None, None, None, None, None
+
+
+class _Lsq(_FakeQuantize):
+    """The gradients of `Lsq`."""
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        """Pass the gradient strictly inside the range; give scale and zero point theirs."""
+        gradients = lsq_gradients(upstream, *_Lsq.saved(ctx), ctx.needs_input_grad[:3])
+        d_scale, d_zero = (None if each is None else each * ctx.gradient_scale for each in gradients[1:])
+        return gradients[0], d_scale, d_zero, None, None, None
+
+
+def fake_quantize(x: Tensor, grid: Grid, rule: Rule) -> Tensor:
+    """Return `x` snapped to the grid, in the graph of `x` and, if the rule learns, of the grid."""
+    result: Tensor
+    if isinstance(rule, Lsq):
+        result = _Lsq.apply(x, grid.scale, grid.zero_point, *grid.ends, rule.gradient_scale)  # type: ignore[no-untyped-call] # torch leaves it so
+    else:
+        result = _Ste.apply(x, grid.scale.detach(), grid.zero_point.detach(), *grid.ends, 1.0)  # type: ignore[no-untyped-call]
+    return result
