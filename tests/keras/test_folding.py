@@ -185,8 +185,8 @@ def test_a_batch_norm_behind_a_layer_that_shares_its_weights_stays() -> None:
     given, one, other = image(), conv(), conv()
     model = keras.Model(given, norm()(other(one(given))))
     if KERAS_VERSION == 3:  # which locks built layers, and has a property for the kernel
-        other._tracker.unlock()
-        other._kernel = one._kernel
+        other._tracker.unlock()  # noqa: SLF001 - there is no public way
+        other._kernel = one._kernel  # noqa: SLF001 - as above
     else:
         other.kernel = one.kernel
     found = plan_folding(FRAMEWORK, model)
