@@ -12,7 +12,7 @@ PARTS = (KERAS / "keras2", KERAS / "keras3")
 """What each version of Keras has for itself."""
 
 NAMES = {
-    "average_scalar_gradients": "fills a gap of PyTorch's `fully_shard`; TensorFlow's strategies average every gradient",
+    "average_scalar_gradients": "closes a gap of `fully_shard`; TensorFlow's strategies average every gradient",
 }
 """Public names that only one backend has, and why; by their names in Keras."""
 
