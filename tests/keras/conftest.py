@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 
 pytest.importorskip("trainable_keras", reason="needs trainable-keras")
 try:
-    from tests.keras.framework import KERAS_VERSION
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TensorFlow 2.15 imports what is deprecated
+        from tests.keras.framework import KERAS_VERSION
 except ImportError as missing:
     pytest.skip(f"needs Keras 3, or Keras 2 and TensorFlow: {missing}", allow_module_level=True)
 
