@@ -1,4 +1,4 @@
-"""Keras tests only where a Keras and this backend are installed; warnings of others that nobody here can prevent."""
+"""Keras tests run only where a Keras and this backend are installed; warnings of third parties are ignored."""
 
 from __future__ import annotations
 

@@ -143,7 +143,7 @@ def wrapping(what: str, how: Any, error: type[Exception], *facts: str) -> Row:
         for what, (how, error, facts) in recipes(BACKEND, "stem.conv.kernel", NAMES).items()
     ),
 )
-def test_wrap(state: str, call: Any, error: Any, facts: Any) -> None:
+def test_a_wrong_call_of_wrap_is_refused(state: str, call: Any, error: Any, facts: Any) -> None:
     check(state, call, error, facts)
 
 
@@ -263,7 +263,7 @@ def holed(value: float) -> np.ndarray:
     ),
     row("again, with nothing", "trained", lambda m: calibrate(m, [], force=True), CalibrationError, "empty"),
 )
-def test_calibrate(state: str, call: Any, error: Any, facts: Any) -> None:
+def test_a_wrong_call_of_calibrate_is_refused(state: str, call: Any, error: Any, facts: Any) -> None:
     check(state, call, error, facts)
 
 
@@ -314,7 +314,7 @@ def test_calibrate(state: str, call: Any, error: Any, facts: Any) -> None:
     row("save a float model", "float", lambda m: save(m, "never"), ModelError, "Sequential", "wrap"),
     row("load nothing", "float", lambda m: load("missing", m), DocumentError, "missing", "no such file"),
 )
-def test_a_verb(state: str, call: Any, error: Any, facts: Any) -> None:
+def test_a_wrong_call_of_a_verb_is_refused(state: str, call: Any, error: Any, facts: Any) -> None:
     check(state, call, error, facts)
 
 
@@ -338,7 +338,7 @@ PER_CHANNEL = {"weights_channels_axis": 0, "weights_per_channel_threshold": True
 
 
 @pytest.mark.parametrize("cls", BUILTIN, ids=lambda cls: cls.__name__)
-def test_a_quantizer_of_a_config_it_is_not_for(cls: type[Any]) -> None:
+def test_a_config_for_another_quantizer_is_refused(cls: type[Any]) -> None:
     refuses_configs_it_is_not_for(cls)
 
 
@@ -413,7 +413,7 @@ CALLS: dict[str, tuple[Callable[[], Any], Callable[[Any], object], type[Exceptio
 
 
 @pytest.mark.parametrize(("make", "call", "error", "facts"), CALLS.values(), ids=CALLS)
-def test_a_call_of_a_quantizer(make: Any, call: Any, error: Any, facts: Any) -> None:
+def test_a_wrong_call_of_a_quantizer_is_refused(make: Any, call: Any, error: Any, facts: Any) -> None:
     quantizer = make()
     before = as_it_is(quantizer)
     refused(lambda: call(quantizer), error, facts)
@@ -421,12 +421,12 @@ def test_a_call_of_a_quantizer(make: Any, call: Any, error: Any, facts: Any) -> 
 
 
 @pytest.mark.parametrize(("given", "fact"), RUBBISH.values(), ids=RUBBISH)
-def test_a_document_of_rubbish(given: Any, fact: str) -> None:
+def test_a_damaged_document_of_a_quantizer_is_refused(given: Any, fact: str) -> None:
     refuses_a_document(fresh({THRESHOLD: 1.0}), given, fact)
 
 
 @pytest.mark.parametrize(("arguments", "fact"), DQA_ARGUMENTS.values(), ids=DQA_ARGUMENTS)
-def test_an_argument_of_dqa(arguments: dict[str, Any], fact: str) -> None:
+def test_a_wrong_argument_of_dqa_is_refused(arguments: dict[str, Any], fact: str) -> None:
     refuses_an_argument(DqaWeightsQuantizer, arguments, fact)
 
 
@@ -444,7 +444,7 @@ def test_a_document_of_dqa_without_its_step() -> None:
         ((0, 4, NAN, 0.0), "initial_val"),
     ],
 )
-def test_a_schedule_on_tensors(arguments: tuple[Any, ...], fact: str) -> None:
+def test_a_wrong_schedule_is_refused(arguments: tuple[Any, ...], fact: str) -> None:
     refused(lambda: KerasLinearAnnealingScheduler(*arguments), InvalidArgumentError, (fact,))
 
 
@@ -490,7 +490,9 @@ PARTS: dict[str, tuple[Callable[[Any], object], type[Exception], tuple[str, ...]
 
 
 @pytest.mark.parametrize(("call", "error", "facts"), PARTS.values(), ids=PARTS)
-def test_a_wrapper_or_holder(call: Any, error: type[Exception], facts: tuple[str, ...]) -> None:
+def test_a_wrapper_or_holder_of_wrong_parts_is_refused(
+    call: Any, error: type[Exception], facts: tuple[str, ...]
+) -> None:
     layer = kl.Dense(3)
     layer.build((None, 2))
     before = as_it_is(layer)
@@ -533,7 +535,7 @@ def with_mine(cls: type[Any] = Mine) -> keras.Model:
 
 
 @pytest.mark.parametrize(("arguments", "fact"), LAYERS.values(), ids=LAYERS)
-def test_a_layer_kind(arguments: tuple[Any, ...], fact: str) -> None:
+def test_a_wrong_layer_kind_is_refused(arguments: tuple[Any, ...], fact: str) -> None:
     refused(lambda: register_layer(*arguments), InvalidArgumentError, ("register_layer", fact))
     # still unknown: nothing of it was kept
     assert "no known kind" in describe(wrap(with_mine(), weights_only())).left_out["mine"]

@@ -183,7 +183,7 @@ def test_progress_is_not_shown_where_no_terminal_is(capsys: pytest.CaptureFixtur
     assert capsys.readouterr().err == ""
 
 
-def test_thresholds_that_are_set_are_not_overwritten_but_by_force() -> None:
+def test_thresholds_that_are_set_are_overwritten_only_by_force() -> None:
     qmodel = moved(ready(dense(), recipe("LSQ"), vectors(8, 4)))
     before = state(qmodel)
     with pytest.raises(QuantizerStateError, match=r"(?s)2 quantizers .*force=True"):

@@ -22,7 +22,7 @@ def states(qmodel: Any) -> set[str]:
     return {row.state for row in describe(qmodel).rows}
 
 
-def test_a_row_tells_everything_of_its_quantizer() -> None:
+def test_a_row_tells_everything_about_its_quantizer() -> None:
     model = dense(2, 2)
     model.layers[0].kernel.assign([[1.0, -0.25], [0.5, 0.0]])
     qmodel = ready(model, recipe("LSQ", calibration=MINMAX), np.array([[3.0, 0.5]], np.float32))

@@ -58,7 +58,7 @@ def test_what_was_trained_is_what_is_deployed(name: str, placement: str) -> None
 @pytest.mark.parametrize("per_channel", [True, False], ids=["channels", "tensor"])
 @pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize("training_method", TRAINED_BY)
-def test_so_it_is_for_every_method_and_grid(training_method: str, grid: str, per_channel: bool) -> None:
+def test_every_method_and_grid_is_deployed_as_trained(training_method: str, grid: str, per_channel: bool) -> None:
     how = {
         "weights": spec(training_method, grid, per_channel=per_channel),
         "activations": spec(training_method, grid),
@@ -68,7 +68,7 @@ def test_so_it_is_for_every_method_and_grid(training_method: str, grid: str, per
 
 
 @pytest.mark.parametrize("n_bits", [1, 2, 3, 8, 16])
-def test_so_it_is_at_every_width(n_bits: int) -> None:
+def test_every_width_is_deployed_as_trained(n_bits: int) -> None:
     qmodel = moved(ready(dense(), recipe("LSQ", "UNIFORM", n_bits), vectors(16, 4)))
     assert same(call(finalize(qmodel), vectors(32, 4)), call(qmodel, vectors(32, 4)))
 
@@ -76,7 +76,7 @@ def test_so_it_is_at_every_width(n_bits: int) -> None:
 @only_tensorflow("Keras compiles with TensorFlow's graphs")
 @pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize("training_method", TRAINED_BY)
-def test_so_it_is_in_graphs_after_a_real_step(training_method: str, grid: str) -> None:
+def test_graphs_give_the_same_bits_after_a_real_step(training_method: str, grid: str) -> None:
     qmodel = train(ready(dense(activation="relu"), recipe(training_method, grid, 3), vectors(16, 4)), vectors(16, 4))
     deployed = finalize(qmodel)
     expected = call(qmodel, vectors(32, 4))
@@ -86,7 +86,7 @@ def test_so_it_is_in_graphs_after_a_real_step(training_method: str, grid: str) -
 
 
 @pytest.mark.parametrize("grid", GRIDS)
-def test_so_it_is_in_training_mode(grid: str) -> None:
+def test_training_mode_gives_what_is_deployed(grid: str) -> None:
     qmodel = moved(ready(dense(), recipe("LSQ", grid), vectors(16, 4)))
     assert same(call(qmodel, vectors(32, 4), training=True), call(finalize(qmodel), vectors(32, 4)))
 
@@ -203,7 +203,7 @@ def test_the_numbers_are_those_of_the_trained_quantizer() -> None:
 
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16", "float16", "bfloat16"])
-def test_so_it_is_under_a_dtype_policy(policy: str) -> None:
+def test_a_dtype_policy_is_deployed_as_trained(policy: str) -> None:
     with dtype_policy(policy):
         qmodel = moved(ready(dense(), recipe("LSQ"), vectors(8, 4)))
         deployed = finalize(qmodel)

@@ -145,7 +145,7 @@ def calls(shape: list[int | None]) -> list[Any]:
     return [each for each in operations(shape) if each.type in {"PartitionedCall", "StatefulPartitionedCall"}]
 
 
-def test_no_more_leaves_a_compiled_function_than_is_used() -> None:
+def test_a_compiled_function_returns_only_what_is_used() -> None:
     """With a tape looking inside, every intermediate tensor would be written, and kept for backward."""
     forward, backward = calls([None, 256, 256])
     assert len(forward.outputs) == 1

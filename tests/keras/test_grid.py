@@ -157,7 +157,7 @@ def test_out_of_bounds_only_the_way_back_is_open(
     assert bool(found[THRESHOLD] != 0) is moves
 
 
-def test_a_range_with_one_end_that_is_no_number_still_learns_the_other() -> None:
+def test_a_range_with_a_nan_at_one_end_still_learns_the_other() -> None:
     found = pulled(
         {RANGE_MIN: np.float32(np.nan), RANGE_MAX: np.float32(2.0)},
         lambda given: on_tensors(given, QuantizationMethod.UNIFORM, 4, signed=True, min_threshold=0.0),

@@ -75,7 +75,7 @@ def test_weights_with_adapters_are_left_out() -> None:
 
 
 class Scaled(kl.Layer):
-    """A linear layer of one's own, with a second weight."""
+    """A user's linear layer, with a second weight."""
 
     def __init__(self, units: int = 3, **arguments: Any) -> None:
         super().__init__(**arguments)
@@ -101,7 +101,7 @@ def scaled() -> keras.Model:
 
 
 @pytest.mark.usefixtures("forgotten")
-def test_a_layer_of_ones_own_is_quantized_once_registered() -> None:
+def test_a_users_layer_is_quantized_once_it_is_registered() -> None:
     assert "no known kind" in describe(wrap(scaled(), weights_only())).left_out["mine"]
     register_layer(Scaled, "linear", {"matrix": 0}, ("x",))
     qmodel = ready(scaled(), recipe("LSQ"), vectors(8, 4))
@@ -112,7 +112,7 @@ def test_a_layer_of_ones_own_is_quantized_once_registered() -> None:
 
 
 @pytest.mark.usefixtures("forgotten")
-def test_subclasses_are_meant_too() -> None:
+def test_subclasses_of_a_registered_layer_are_of_its_kind() -> None:
     class Special(Scaled):
         pass
 
@@ -121,7 +121,7 @@ def test_subclasses_are_meant_too() -> None:
 
 
 @pytest.mark.usefixtures("forgotten")
-def test_a_registered_kind_wins_over_kerass_own() -> None:
+def test_a_registered_kind_takes_precedence_over_the_table() -> None:
     class Flat(kl.Dense):
         pass
 

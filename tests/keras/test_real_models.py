@@ -15,7 +15,7 @@ from tests.keras.real_models import BATCH, MODELS, RECIPE
 
 @only_tensorflow("eager JAX compiles every operation of every shape: minutes a model")
 @pytest.mark.parametrize("name", list(MODELS))
-def test_a_model_goes_the_whole_way(name: str, tmp_path: Path) -> None:
+def test_a_model_is_wrapped_trained_finalized_saved_and_loaded(name: str, tmp_path: Path) -> None:
     keras.utils.set_random_seed(4)
     real = MODELS[name]
     model, x = real.make(keras), real.batch()

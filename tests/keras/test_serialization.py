@@ -63,7 +63,9 @@ def test_what_was_saved_is_loaded(name: str, deployed: bool, path: Path) -> None
 @pytest.mark.parametrize("placement", ["inputs", "outputs"])
 @pytest.mark.parametrize("deployed", [False, True], ids=["trainable", "deployed"])
 @pytest.mark.parametrize("training_method", TRAINED_BY)
-def test_every_training_method_is(training_method: str, deployed: bool, placement: str, path: Path) -> None:
+def test_every_training_method_is_saved_and_loaded(
+    training_method: str, deployed: bool, placement: str, path: Path
+) -> None:
     how = {"weights": spec(training_method), "activations": spec(training_method, placement=placement)}
     qmodel = moved(ready(dense(activation="relu"), how, vectors(8, 4)))
     saved = finalize(qmodel) if deployed else qmodel
@@ -310,7 +312,7 @@ def test_another_architecture_is_refused(make: Any, written: bytes, path: Path) 
 
 
 @pytest.mark.parametrize("model", [None, "model", dense])
-def test_what_is_no_model_is_refused(model: Any, written: bytes, path: Path) -> None:
+def test_what_is_not_a_model_is_refused(model: Any, written: bytes, path: Path) -> None:
     path.write_bytes(written)
     with pytest.raises(ModelError, match="must be a Keras model"):
         load(path, model)
@@ -403,7 +405,7 @@ def test_an_optimizer_comes_back_with_the_keras_file(tmp_path: Path) -> None:
     assert state(loaded) == state(qmodel)
 
 
-def test_a_layer_of_ones_own_needs_no_more_than_keras_asks(tmp_path: Path) -> None:
+def test_a_users_layer_needs_no_more_than_keras_asks(tmp_path: Path) -> None:
     model = keras.Sequential([keras.Input((4,)), Halved(), kl.Dense(2, name="fc")])
     qmodel = moved(ready(model, LSQ, vectors(8, 4)))
     qmodel.save(tmp_path / "model.keras")

@@ -23,7 +23,7 @@ BOTH_INSTALLED = importlib.util.find_spec("tf_keras") is not None and which.is_i
 needs_both = pytest.mark.skipif(not BOTH_INSTALLED, reason="needs Keras 3 and tf-keras side by side")
 
 
-def test_models_and_layers_of_this_keras_are_its() -> None:
+def test_models_and_layers_belong_to_the_keras_that_made_them() -> None:
     for each in (dense(), kl.Dense(3), trainable_keras.wrap(dense(), weights_only())):
         assert which.framework_of(each, "it") is FRAMEWORK
     assert which.framework_of_class(kl.Dense) is FRAMEWORK
@@ -87,7 +87,7 @@ print("FOUND", json.dumps(found))
 
 
 @needs_both
-def test_models_of_both_versions_go_the_whole_way_in_one_process() -> None:
+def test_models_of_both_versions_are_wrapped_and_finalized_in_one_process() -> None:
     found = json.loads(python(BOTH_IN_ONE_PROCESS, TF_USE_LEGACY_KERAS="1", KERAS_BACKEND="tensorflow"))
     three, two = found["keras"], found["tf_keras"]
     for each in (three, two):
