@@ -1,4 +1,4 @@
-"""What Keras users leave to callbacks, done to a model of whichever Keras; results are the model's weights in order."""
+"""Training with the callbacks of Keras, whichever Keras it is; results are the weights of the model in order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models that people use, in whichever Keras: what is quantized of each, counted by hand from its architecture."""
+"""Models that people use, made by either Keras, and what of each is quantized, counted by hand."""
 
 from __future__ import annotations
 
