@@ -413,7 +413,7 @@ cluster = {"worker": ["127.0.0.1:" + port for port in ports]}
 os.environ["TF_CONFIG"] = json.dumps({"cluster": cluster, "task": {"type": "worker", "index": int(sys.argv[2])}})
 import numpy as np
 import tensorflow as tf
-from tests.keras.framework import ENGINE, functions, keras, kl, numpy, quantizers_of, tensor
+import keras
 strategy = tf.distribute.MultiWorkerMirroredStrategy()
 with strategy.scope():
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])

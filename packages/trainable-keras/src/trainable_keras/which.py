@@ -14,7 +14,7 @@ from importlib import import_module, metadata
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from trainable_core.errors import FrameworkError, ModelError, UnsupportedConfigError
+from trainable_core.errors import FrameworkError, InvalidArgumentError, ModelError
 
 if TYPE_CHECKING:
     from trainable_keras.framework import Framework
@@ -65,14 +65,14 @@ def framework_of_class(cls: Any) -> Framework:
 
     Raises
     ------
-    UnsupportedConfigError
+    InvalidArgumentError
         When it is not a layer class of Keras.
     FrameworkError
         When it is Keras 2's, and TensorFlow uses Keras 3.
     """
     generation = generation_of(cls) if isinstance(cls, type) else None
     if generation is None:
-        raise UnsupportedConfigError("register_layer", f"{cls!r} is not a subclass of keras.layers.Layer")
+        raise InvalidArgumentError("register_layer", f"{cls!r} is not a subclass of keras.layers.Layer")
     return _framework(generation)
 
 
