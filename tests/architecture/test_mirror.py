@@ -1,253 +1,111 @@
-"""A concept has one module name, one public name and one signature in every backend; what differs says why."""
+"""What users call has one name and one signature in both backends, and one module name; what differs says why."""
 
 import ast
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 PACKAGES = Path(__file__).parents[2] / "packages"
-CORE = PACKAGES / "trainable-core" / "src" / "trainable_core"
-MODEL = "torch"
-"""The backend that the others are held against."""
+TORCH = PACKAGES / "trainable-torch" / "src" / "trainable_torch"
+KERAS = PACKAGES / "trainable-keras" / "src" / "trainable_keras"
+PARTS = (KERAS / "keras2", KERAS / "keras3")
+"""What each version of Keras has for itself."""
 
-PREFIX = {"torch": "Pytorch", "keras": "Keras", "tfkeras": "Keras"}
-"""What stands in class names for the framework, after the seed's BasePytorchTrainableQuantizer."""
-
-BACKENDS = [name for name in PREFIX if name != MODEL and (PACKAGES / f"trainable-{name}").exists()]
-every_backend = pytest.mark.parametrize("backend", BACKENDS)
-
-EAGER = "PyTorch runs eagerly and gains by it; Keras compiles graphs, which fuse by themselves"
-SHARDED = "a gap of PyTorch's `fully_shard`; a strategy of TensorFlow's averages every gradient"
-LAYER = "part of a Keras layer"
-COMPILED = "what `kernels` is to PyTorch: TensorFlow has a compiler to call, PyTorch's eager kernels are put together"
-BY_CONFIG = "Keras saves models by config"
-TOLD = "a Keras call is told whether it trains"
-NAMED = "a Keras layer has a name"
-CORES = "core's, for both Kerases to build on"
-
-OF_TORCH = {
-    "kernels": EAGER,
-    "ranks": "Keras hides the processes of a job behind its strategies",
-    "copying": "Keras has no copy of a live model: layers are made again from their configs",
+NAMES = {
+    "average_scalar_gradients": "closes a gap of `fully_shard`; TensorFlow's strategies average every gradient",
 }
-"""Modules that PyTorch has and Keras has not, or the other way round."""
+"""Public names that only one backend has, and why; by their names in Keras."""
 
-MODULES: dict[str, dict[str, str]] = {
-    "keras": {
-        **OF_TORCH,
-        "fusion": COMPILED,
-        "engine": "what keras.ops lacks is written for each engine that Keras runs on",
-        "pullback": "each engine has its own way to gradients; PyTorch's tensors carry theirs",
-    },
-    "tfkeras": {
-        **OF_TORCH,
-        "fusion": COMPILED,
-        "engine": "what Keras 2 lacks is TensorFlow's, and it is found out which Keras is in the process",
-    },
-}
-"""Modules that only one of the two has, and why."""
-
-NAMES: dict[str, dict[str, str]] = {
-    "keras": {"average_scalar_gradients": SHARDED},
-    "tfkeras": {"average_scalar_gradients": SHARDED},
-}
-"""Public names that only one of the two packages exports, and why."""
-
-OF_PARTS = ("class_of", "keep", "keep_noted", "noted_config", "quantizer_of")
-OF_HOLDERS = (*OF_PARTS, "observe", "start")
-OF_WRAPPERS = (
-    *OF_PARTS, "argument_names", "check", "deployed_quantizers", "find_weight", "initialize_quantizers", "of_config",
-    "own_config", "quantize_inputs", "quantize_output", "value_of", "weight_of",
-)  # fmt: skip
-
-OF_KERAS = {
-    **{f"ActivationQuantizationHolder.{name}": CORES for name in OF_HOLDERS},
-    **{f"QuantizationWrapper.{name}": CORES for name in OF_WRAPPERS},
-    "QuantizationWrapper.__init__": "mctq's six arguments are PyTorch's; a Keras layer has no positional constants",
-    "QuantizationWrapper.build": LAYER,
-    "QuantizationWrapper.call": "the method that Keras calls",
-    "QuantizationWrapper.compute_mask": LAYER,
-    "QuantizationWrapper.compute_output_shape": LAYER,
-    "QuantizationWrapper.forward": "the method that PyTorch calls",
-    "QuantizationWrapper.from_config": BY_CONFIG,
-    "QuantizationWrapper.get_build_config": LAYER,
-    "QuantizationWrapper.get_config": BY_CONFIG,
-    "QuantizationWrapper.get_quantized_weights": TOLD,
-    "QuantizationWrapper.train": TOLD,
-    "ActivationQuantizationHolder.__init__": NAMED,
-    "ActivationQuantizationHolder.build": LAYER,
-    "ActivationQuantizationHolder.call": "the method that Keras calls",
-    "ActivationQuantizationHolder.compute_output_shape": LAYER,
-    "ActivationQuantizationHolder.forward": "the method that PyTorch calls",
-    "ActivationQuantizationHolder.from_config": BY_CONFIG,
-    "ActivationQuantizationHolder.get_config": BY_CONFIG,
-    "BaseKerasTrainableQuantizer.call": "the method that Keras calls",
-    "BaseKerasTrainableQuantizer.checked_rule": EAGER,
-    "BaseKerasTrainableQuantizer.extra_repr": "PyTorch prints modules by it",
-    "BaseKerasTrainableQuantizer.forward": "the method that PyTorch calls",
-    "BaseKerasTrainableQuantizer.from_config": "core's, found again before Keras's own",
-    "BaseKerasTrainableQuantizer.get_config": "core's, with the layer's name",
-    "BaseKerasTrainableQuantizer.initialize_quantization": "core's, and the layer is built then",
-    "BaseKerasTrainableQuantizer.load_own_variables": "Keras reads a layer's variables by it",
-    "BaseKerasTrainableQuantizer.quantize": "every Keras 3 layer has a method of that name, for something else",
-    "BaseKerasTrainableQuantizer.quantized": "what PyTorch's `quantize` does",
-    "BaseKerasTrainableQuantizer.rule": EAGER,
-    "BaseKerasTrainableQuantizer.save_own_variables": "Keras writes a layer's variables by it",
-    "BaseKerasTrainableQuantizer.signed": "a property where a variable repeats it, for saved states",
-    "Grid.leaf_gradients": EAGER,
-    "Grid.leaves": EAGER,
-    "Grid.numbers": EAGER,
-    "Grid.served": EAGER,
-    "Grid.tensors": EAGER,
-    "average_scalar_gradients": SHARDED,
+SIGNATURES = {
     "register_layer": "the usual name of a layer's input is `input` in PyTorch and `inputs` in Keras",
 }
+"""Verbs whose arguments differ, and why."""
 
-MEMBERS: dict[str, dict[str, str]] = {
-    "keras": {
-        **OF_KERAS,
-        "QuantizationWrapper.around": "copies are made from configs, and a layer's class need not be registered",
-        "QuantizationWrapper.build_from_config": LAYER,
-        "QuantizationWrapper.compute_output_spec": LAYER,
-        "ActivationQuantizationHolder.compute_output_spec": LAYER,
-        "BaseKerasTrainableQuantizer.build": LAYER,
-        "BaseKerasTrainableQuantizer.compute_output_spec": LAYER,
-        "BaseKerasTrainableQuantizer.trainable": "a Keras layer's switch; frozen parameters stay frozen",
-    },
-    "tfkeras": {
-        **OF_KERAS,
-        "BaseKerasTrainableQuantizer.calibrated": "found out from the variables, however their values came",
-        "BaseKerasTrainableQuantizer.compute_output_shape": LAYER,
-        "BaseKerasTrainableQuantizer.non_trainable_weights": "where Keras 2 looks for frozen variables",
-        "BaseKerasTrainableQuantizer.trainable_weights": "where Keras 2 looks for trained variables",
-    },
+MODULES = {
+    "pullback": "each engine of Keras 3 has gradients of its own; Keras 2 has TensorFlow's alone",
 }
-"""Members of exported classes, and exported functions, that differ or are in one of the two only, and why."""
+"""Modules that only one version of Keras has, and why."""
 
 
-@dataclass(frozen=True)
-class Backend:
-    """One backend's source, read without importing it."""
-
-    name: str
-
-    @property
-    def root(self) -> Path:
-        return PACKAGES / f"trainable-{self.name}" / "src" / f"trainable_{self.name}"
-
-    def modules(self) -> set[str]:
-        return {".".join(path.relative_to(self.root).with_suffix("").parts) for path in self.root.rglob("*.py")}
-
-    def exported(self) -> dict[str, str]:
-        """Return the module of each name in `__all__`."""
-        tree = ast.parse((self.root / "__init__.py").read_text(encoding="utf-8"))
-        imports = [node for block in tree.body if isinstance(block, ast.If) for node in block.body]
-        return {
-            alias.name: node.module.partition(".")[2]
-            for node in imports
-            if isinstance(node, ast.ImportFrom)
-            for alias in node.names
-        }
-
-    def members(self) -> dict[str, str]:
-        """Return the signature of each exported function, and of each public method of an exported class."""
-        found = {}
-        for name, module in self.exported().items():
-            for path in [self.root / f"{module}.py", *sorted((self.root / module).glob("*.py"))]:
-                if not path.exists():
-                    continue
-                tree = ast.parse(path.read_text(encoding="utf-8"))
-                for node in tree.body:
-                    if getattr(node, "name", None) == name:
-                        found |= inherited(node, tree) | signatures(node)
-        return found
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
 
 
-def inherited(node: ast.stmt, tree: ast.Module) -> dict[str, str]:
-    """Return the signatures of the methods that a class has of those core keeps for both Kerases.
+def public_names(package: Path) -> list[str]:
+    """Return the names in a package's `__all__`, PyTorch's own prefix replaced by that of Keras."""
+    (names,) = [
+        ast.literal_eval(node.value)
+        for node in tree_of(package / "__init__.py").body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
+    ]
+    return sorted(name.replace("Pytorch", "Keras") for name in names)
 
-    Of `trainable_core.quantizer` every backend inherits the same.
-    """
-    found: dict[str, str] = {}
-    modules = {
-        alias.name: each.module
-        for each in tree.body
-        if isinstance(each, ast.ImportFrom) and (each.module or "").startswith("trainable_core.keras_")
-        for alias in each.names
+
+def home_of(package: Path) -> dict[str, Path]:
+    """Return the file that each public name comes from, by the imports for type checkers."""
+    blocks = [node for node in tree_of(package / "__init__.py").body if isinstance(node, ast.If)]
+    imports = [node for block in blocks for node in block.body if isinstance(node, ast.ImportFrom)]
+    return {
+        alias.name: package.parent / Path(*str(node.module).split(".")).with_suffix(".py")
+        for node in imports
+        for alias in node.names
     }
-    for base in getattr(node, "bases", []):
-        if isinstance(base, ast.Name) and base.id in modules:
-            path = CORE / f"{modules[base.id].partition('.')[2]}.py"
-            core = ast.parse(path.read_text(encoding="utf-8"))
-            classes = {each.name: each for each in core.body if isinstance(each, ast.ClassDef)}
-            of_base = [each.id for each in classes[base.id].bases if isinstance(each, ast.Name) and each.id in classes]
-            for name in [*of_base, base.id]:
-                methods = signatures(classes[name])
-                found |= {f"{node.name}.{key.partition('.')[2]}": text for key, text in methods.items()}
-    return found
 
 
-def signatures(node: ast.stmt) -> dict[str, str]:
-    if isinstance(node, ast.FunctionDef):
-        return {node.name: signature(node)}
-    assert isinstance(node, ast.ClassDef)
-    methods = [each for each in node.body if isinstance(each, ast.FunctionDef)]
-    shown = [each for each in methods if each.name == "__init__" or not each.name.startswith("_")]
-    return {f"{node.name}.{each.name}": signature(each) for each in shown}
+def verbs(package: Path) -> dict[str, str]:
+    """Return the arguments of each public function."""
+    return {
+        node.name: arguments(node)
+        for path in set(home_of(package).values())
+        if path.exists()
+        for node in tree_of(path).body
+        if isinstance(node, ast.FunctionDef) and node.name in home_of(package)
+    }
 
 
-def signature(node: ast.FunctionDef) -> str:
+def arguments(function: ast.FunctionDef) -> str:
     """Return names, order, kinds and defaults of the arguments; annotations are each framework's own."""
-    arguments = ast.parse(ast.unparse(node)).body[0].args
-    for each in [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs, arguments.vararg, arguments.kwarg]:
+    given = ast.parse(ast.unparse(function)).body[0].args
+    for each in [*given.posonlyargs, *given.args, *given.kwonlyargs, given.vararg, given.kwarg]:
         if each is not None:
             each.annotation = None
-    return ast.unparse(arguments)
+    return ast.unparse(given)
 
 
-def as_in(backend: str, name: str) -> str:
-    """Return the name that a backend has for the model backend's."""
-    return name.replace(PREFIX[MODEL], PREFIX[backend])
+def modules(folder: Path) -> set[str]:
+    """Return the names of the modules and packages in a folder."""
+    return {path.stem for path in folder.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
 
 
-def differences(backend: str) -> tuple[set[str], set[str], set[str]]:
-    """Return the modules, the exported names and the members in which a backend differs from the model."""
-    model, other = Backend(MODEL), Backend(backend)
-    modules = model.modules() ^ other.modules()
-    names = {as_in(backend, name) for name in model.exported()} ^ set(other.exported())
-    mine = {as_in(backend, name): text for name, text in model.members().items()}
-    theirs = other.members()
-    members = {name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name)}
-    return modules, names, members
+def test_public_names_are_the_same():
+    assert set(public_names(TORCH)) ^ set(public_names(KERAS)) == set(NAMES)
 
 
-@every_backend
-def test_modules_are_the_same(backend):
-    assert differences(backend)[0] - {"conformance"} == set(MODULES[backend])
+def test_verbs_have_the_same_arguments():
+    torch, keras = verbs(TORCH), verbs(KERAS)
+    assert {"wrap", "calibrate", "finalize", "save", "load", "describe"} <= torch.keys() & keras.keys()
+    assert torch.keys() ^ keras.keys() == set(NAMES)
+    assert {name for name in torch.keys() & keras.keys() if torch[name] != keras[name]} == set(SIGNATURES)
 
 
-@every_backend
-def test_exported_names_are_the_same(backend):
-    assert differences(backend)[1] == set(NAMES[backend])
+def test_each_module_of_torch_with_a_public_name_has_a_namesake_in_keras():
+    of_torch = {path.relative_to(TORCH).parts[0].removesuffix(".py") for path in home_of(TORCH).values()}
+    of_keras = modules(KERAS).union(*map(modules, PARTS))
+    assert of_torch
+    assert of_torch - of_keras == set()
 
 
-@every_backend
-def test_signatures_are_the_same(backend):
-    assert differences(backend)[2] == set(MEMBERS[backend])
+def test_both_versions_of_keras_have_the_same_classes_and_modules():
+    one, other = PARTS
+    assert public_names(one) == public_names(other)
+    assert modules(one) ^ modules(other) == set(MODULES)
 
 
-def test_every_absence_has_a_reason():
-    reasons = [reason for table in (MODULES, NAMES, MEMBERS) for each in table.values() for reason in each.values()]
-    assert all(len(reason.split()) >= 4 for reason in reasons)
-
-
-def test_the_verbs_are_compared():
-    assert {"wrap", "calibrate", "finalize", "save", "load", "describe", "Grid"} <= set(Backend(MODEL).exported())
-    assert Backend(MODEL).members()["finalize"] == "qmodel"
-    assert BACKENDS
+@pytest.mark.parametrize("table", [NAMES, SIGNATURES, MODULES], ids=["names", "signatures", "modules"])
+def test_every_difference_has_a_reason(table):
+    assert all(len(reason.split()) >= 4 for reason in table.values())
 
 
 def test_a_difference_is_seen():
     one, other = (ast.parse(f"def verb(model, {rest}): ...").body[0] for rest in ("force=False", "*, force=False"))
-    assert signatures(one) != signatures(other)
+    assert arguments(one) != arguments(other)

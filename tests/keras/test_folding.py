@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.keras.framework import FRAMEWORK, functions, keras, kl, numpy, tensor
+from tests.keras.framework import FRAMEWORK, KERAS_VERSION, functions, keras, kl, numpy, tensor
 from tests.keras.models import call, functional, images, network, ready, spec, vectors, weights_only
 from trainable_keras import describe, wrap
 from trainable_keras.folding import folded_copy, plan_folding
@@ -179,6 +179,19 @@ def test_a_batch_norm_stays_and_says_why(case: str) -> None:
         f"batch norm not folded: {plan_folding(FRAMEWORK, model).kept['norm']}"
         == describe(wrap(model, {"activations": spec()})).left_out["norm"]
     )
+
+
+def test_a_batch_norm_behind_a_layer_that_shares_its_weights_stays() -> None:
+    given, one, other = image(), conv(), conv()
+    model = keras.Model(given, norm()(other(one(given))))
+    if KERAS_VERSION == 3:  # which locks built layers, and has a property for the kernel
+        other._tracker.unlock()  # noqa: SLF001 - there is no public way
+        other._kernel = one._kernel  # noqa: SLF001 - as above
+    else:
+        other.kernel = one.kernel
+    found = plan_folding(FRAMEWORK, model)
+    assert found.folded == {}
+    assert "shares its weights" in found.kept["norm"]
 
 
 class Chooses(keras.Model):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.keras.framework import internal, numpy, pull_back, tensor
+from tests.keras.framework import FRAMEWORK, internal, numpy, pull_back, tensor
 from tests.strategies import (
     GRIDS,
     float32s,
@@ -22,6 +23,7 @@ from tests.strategies import (
 from trainable_core import qparams
 from trainable_core.constants import RANGE_MAX, RANGE_MIN, THRESHOLD
 from trainable_core.enums import QuantizationMethod
+from trainable_keras.grid import GridMaker
 
 grids = internal("grid")
 
@@ -165,3 +167,29 @@ def test_a_range_with_one_end_that_is_no_number_still_learns_the_other() -> None
     assert float(found[RANGE_MIN]) == 0.0
     # one quotient by 15, which an engine may take as a product with the inverse
     assert float(found[RANGE_MAX]) == pytest.approx(1 / 15, rel=4 * UNIT)
+
+
+def test_a_function_is_made_once_for_each_kind_of_grid() -> None:
+    """TensorFlow would trace a function with a gradient anew whenever it is another one."""
+    made = []
+
+    def with_gradient(forward: Any, backward: Any) -> Any:
+        made.append(forward)
+        return FRAMEWORK.functions.with_gradient(forward, backward)
+
+    maker = GridMaker(replace(FRAMEWORK.functions, with_gradient=with_gradient), grids.Grid)
+    for threshold in (1.0, 2.0):
+        maker.symmetric(tensor([threshold]), 4, signed=True, power_of_two=False, min_threshold=0.0)
+        maker.uniform(tensor([-threshold]), tensor([threshold]), 4, min_threshold=0.0)
+    maker.symmetric(tensor([1.0]), 5, signed=True, power_of_two=False, min_threshold=0.0)
+    assert len(made) == 3
+
+
+def test_a_rounded_up_threshold_has_the_gradient_of_its_ratio() -> None:
+    def power_of_two(given: dict[str, Any]) -> Any:
+        return on_tensors(given, QuantizationMethod.POWER_OF_TWO, 4, signed=True, min_threshold=2.0**-16)
+
+    arrays = {THRESHOLD: np.float32([3.0])}
+    assert numpy(power_of_two({THRESHOLD: tensor([3.0])}).scale).tolist() == [0.5]  # 4 / 8
+    expected = np.float32(np.float32(1 / 8) * np.float32(4 / 3))
+    assert pulled(arrays, power_of_two, [1.0], [0.0])[THRESHOLD].tolist() == [expected]

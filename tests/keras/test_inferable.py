@@ -30,6 +30,7 @@ from trainable_core.constants import RANGE_MAX, RANGE_MIN, THRESHOLD
 from trainable_core.enums import QuantizationMethod, QuantizationTarget, TieRule
 from trainable_core.errors import ModelError
 from trainable_core.reference import affine
+from trainable_keras.inferable import grid_of_arguments, mctq_arguments
 
 class_of = internal("inferable").class_of
 
@@ -245,3 +246,54 @@ def test_a_range_that_mctq_would_nudge_another_way_is_deployed_as_trained() -> N
     assert_same_bits(call(quantizer, x), expected)
     if ENGINE == "tensorflow":
         assert np.abs(numpy(quantizer.to_mctq()(tensor(x))) - expected).max() <= float(grid.scale)
+
+
+# ---- mctq's arguments -----------------------------------------------------------------------------------------------
+
+WEIGHTS, ACTIVATION = QuantizationTarget.Weights, QuantizationTarget.Activation
+
+
+def test_weights_per_channel_have_an_axis_that_is_counted_from_the_front() -> None:
+    grid = qparams.from_params(SYMMETRIC, 4, signed=True, params={"threshold": [1.0, 2.0]}, channels_axis=-1)
+    assert mctq_arguments(grid, 4, 3, WEIGHTS, SYMMETRIC) == {
+        "num_bits": 4,
+        "threshold": [1.0, 2.0],
+        "per_channel": True,
+        "channel_axis": 2,
+        "input_rank": 3,
+    }
+
+
+def test_activations_tell_their_sign_and_ranges_do_not() -> None:
+    grid = qparams.from_params(SYMMETRIC, 4, signed=False, params={"threshold": 3.0})
+    assert mctq_arguments(grid, 4, 0, ACTIVATION, SYMMETRIC) == {"num_bits": 4, "threshold": [3.0], "signed": False}
+    grid = qparams.from_params(UNIFORM, 2, signed=True, params={"range_min": -1.0, "range_max": 2.0})
+    assert mctq_arguments(grid, 2, 0, ACTIVATION, UNIFORM) == {"num_bits": 2, "min_range": [-1.0], "max_range": [2.0]}
+
+
+magnitudes = st.floats(2.0**-40, 2.0**60, width=32)
+
+
+@pytest.mark.parametrize("method", GRIDS, ids=str)
+@given(st.lists(st.tuples(magnitudes, magnitudes), min_size=1, max_size=3), st.integers(1, 16))
+def test_the_round_trip_of_arguments_through_json_keeps_every_bit(method: Any, pairs: Any, bits: int) -> None:
+    lows, highs = zip(*pairs, strict=True)
+    ranges = {"range_min": [-low for low in lows], "range_max": list(highs)}
+    params = ranges if method is UNIFORM else {"threshold": list(highs)}
+    grid = qparams.from_params(method, bits, signed=True, params=params, channels_axis=1)
+    document = json.loads(json.dumps(mctq_arguments(grid, bits, 2, WEIGHTS, method)))
+    again, width, ndim = grid_of_arguments(document, method)
+    assert (width, ndim, again.channels_axis) == (bits, 2, 1)
+    assert (again.quant_min, again.quant_max) == (grid.quant_min, grid.quant_max)
+    assert np.array_equal(again.scale, grid.scale)
+    assert np.array_equal(again.zero_point, grid.zero_point)
+
+
+def test_the_grid_is_read_from_the_variables() -> None:
+    grid = qparams.from_params(SYMMETRIC, 4, signed=True, params={"threshold": [1.0, 2.0]}, channels_axis=-1)
+    quantizer = class_of(WEIGHTS, SYMMETRIC)(grid, 4, 2)
+    assert tuple(quantizer.grid_scale.shape) == (1, 2)
+    assert (quantizer.params, quantizer.per_channel) == ({"threshold": [1.0, 2.0], "is_signed": True}, True)
+    assert quantizer.initialize_quantization((2, 2), "x", None) == {}
+    quantizer.grid_scale.assign(numpy(quantizer.grid_scale) * 2)  # as loading a file does
+    assert quantizer.mctq_arguments()["threshold"] == [2.0, 4.0]

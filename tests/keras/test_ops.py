@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.golden import array, cases, grid_of
-from tests.keras.framework import internal, numpy, pull_back, tensor
+from tests.keras.framework import FRAMEWORK, internal, numpy, only_tensorflow, pull_back, tensor, tf
 from tests.strategies import assert_same_bits, grids, inputs, shapes, upstreams
 from trainable_core.enums import TieRule
 from trainable_core.qparams import QParams
 from trainable_core.reference import affine, lsq, ste
+from trainable_keras.ops import HalfUp
 
 ops = internal("ops")
 Grid = internal("grid").Grid
@@ -137,3 +139,49 @@ def test_the_gradient_scale_counts_the_elements_that_share_a_scale() -> None:
         expected = lsq.gradient_scale(sharing, 7)
         found = ops.gradient_scale(tensor(np.zeros((8, 3))), tensor(scale), 7)
         assert float(numpy(found) if hasattr(found, "shape") else found) == pytest.approx(expected, rel=4 * UNIT)
+
+
+@pytest.mark.parametrize("replicas", [1, 4])
+def test_the_gradient_scale_counts_the_elements_of_all_replicas(replicas: int) -> None:
+    x = tensor(np.zeros((10, 3)))
+    for scale, sharing in ((tensor(1.0), 30), (tensor(np.ones((1, 3))), 10)):
+        assert ops.gradient_scale(x, scale, 7, replicas) == lsq.gradient_scale(sharing * replicas, 7)
+
+
+@only_tensorflow("a graph of tf.function knows no size of its batches")
+def test_the_gradient_scale_of_a_batch_of_any_size_is_found_when_the_graph_runs() -> None:
+    run = tf.function(
+        lambda x: ops.gradient_scale(x, tensor(np.ones((1, 3))), 7), input_signature=[tf.TensorSpec([None, 3])]
+    )
+    for size in (10, 4):
+        # a division, a root, a reciprocal, a product
+        expected = pytest.approx(lsq.gradient_scale(size, 7), rel=4 * UNIT)
+        assert float(run(tensor(np.zeros((size, 3))))) == expected
+
+
+def test_replicas_share_a_grid() -> None:
+    on = on_tensors(QParams(np.float32(0.37), np.int32(0), -8, 7), 2)
+    x = tensor([[0.5, -3.0, 9.0]])
+    slopes = []
+    for replicas in (1, 4):
+        _, slope = pull_back(
+            lambda x, scale, n=replicas: ops.lsq_fake_quantize(x, Grid(scale, on.zero_point, -8, 7, centered=True), n),
+            [x, on.scale],
+            tensor(np.ones((1, 3))),
+        )
+        slopes.append(float(slope))
+    assert slopes[0] == 2 * slopes[1] != 0
+
+
+def test_functions_are_compiled_once_for_each_kind_of_grid() -> None:
+    compiled = []
+
+    def fused(plain: Any, given: Any = None) -> Any:
+        compiled.append(plain)
+        return given or plain
+
+    rules = HalfUp(replace(FRAMEWORK.functions, fused=fused))
+    on = on_tensors(QParams(np.float32(0.37), np.int32(0), -8, 7), 2)
+    for _ in range(3):
+        rules.lsq_fake_quantize(tensor(np.zeros((1, 3))), on)
+    assert len(compiled) == 2  # the values, and the terms of the gradient

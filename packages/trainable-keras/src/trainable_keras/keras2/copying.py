@@ -70,6 +70,8 @@ class Copier(ModelCopier):
     def copy_holding(self, layer: Any, prefix: str) -> Any:
         """Return a copy of a layer with copies of the layers it holds."""
         copied = _made_again(layer, prefix, deep=False)
+        if len(listed(copied)) < len(listed(layer)):  # it makes variables of its own in `build`
+            build_by(copied, build_configs(layer)[:1])
         held = {id(each) for each in direct_layers(layer)}
         done: dict[int, Any] = {}
         for attribute, value in attributes(layer):
