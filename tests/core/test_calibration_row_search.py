@@ -91,10 +91,10 @@ class TestAgainstExhaustiveSearch:
         assert found <= least * (1.1 if replaced else 1.001)
 
     @pytest.mark.parametrize("grid", GRIDS)
-    @pytest.mark.parametrize("n_bits", [2, 3, 4, 6, 8, 16])
-    @pytest.mark.parametrize("size", [9, 200, 1000])
+    @pytest.mark.parametrize("n_bits", [2, 4, 8, 16])
+    @pytest.mark.parametrize("size", [9, 200])
     def test_many_rows_are_as_good(self, grid, n_bits, size):
-        rows = np.stack([made(name, seed, size) for seed in range(2) for name in sorted(KINDS)])
+        rows = np.stack([made(name, 0, size) for name in sorted(KINDS)])
         params = calibrated(rows, "mse", grid, n_bits, channels_axis=0)
         found = np.array([error(row, pick(params, i), grid, n_bits, 2.0) for i, row in enumerate(rows)])
         least = np.array([exhaustive_search(row, grid, n_bits, 2.0, MIN_THRESHOLD)[0] for row in rows])
@@ -105,8 +105,8 @@ class TestAgainstExhaustiveSearch:
         assert np.quantile(ratios, 0.95) <= 1.001
 
     @pytest.mark.parametrize("grid", GRIDS)
-    @pytest.mark.parametrize("n_bits", [2, 4, 8])
-    @pytest.mark.parametrize("name", ["normal", "heavy tails", "outliers", "pruned", "skewed", "float16"])
+    @pytest.mark.parametrize("n_bits", [2, 8])
+    @pytest.mark.parametrize("name", ["heavy tails", "pruned", "skewed"])
     def test_a_long_row_is_as_good(self, grid, n_bits, name):
         row = made(name, 0, TILE + 1000)  # condensed in two tiles
         assert row.size >= POINTS * SMOOTH * 2**n_bits or n_bits == 8
