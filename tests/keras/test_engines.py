@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import trainable_keras
-from tests.keras.framework import ENGINE, KERAS_VERSION, gradients, internal, keras, numpy
+from tests.keras.framework import ENGINE, KERAS_VERSION, gradients, internal, keras, numpy, only_keras
 from tests.keras.framework import call as call_layer
 from tests.keras.models import (
     GRIDS,
@@ -33,6 +33,7 @@ from trainable_core.enums import TieRule
 from trainable_core.reference import affine, lsq
 from trainable_keras.training import quantizers_of
 
+pytestmark = only_keras(3, "Keras 2 has one engine, on which everything else is tested")
 # The unit in the last place by which compilers may differ, as a share of the value before it is rounded: DESIGN 5.4.
 NEAR_A_TIE = 2.0**-24
 
