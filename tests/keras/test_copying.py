@@ -27,10 +27,8 @@ class Holding(kl.Layer):
         self.named = {"one": kl.Dense(4), "number": 3}
 
     def build(self, shape: Any) -> None:
-        """Make the weight and the layers' weights."""
+        """Make the weight; the layers make theirs when they are called first."""
         self.factor = self.add_weight(shape=(4,), name="factor", initializer="ones")
-        for layer in (self.head, self.blocks[0], self.blocks[1][0], self.named["one"]):
-            layer.build((None, 4))
         super().build(shape)
 
     def call(self, x: Any) -> Any:
@@ -45,7 +43,6 @@ NAMES = ["head", "blocks.0", "blocks.1.0", "named.one"]
 def holding() -> Holding:
     keras.utils.set_random_seed(0)
     model = Holding()
-    model.build((None, 4))
     model(tensor(np.zeros((1, 4))))
     model.factor.assign([1.0, 2.0, 3.0, 4.0])
     return model
