@@ -30,13 +30,13 @@ from trainable_torch import (
     calibrate,
     describe,
     finalize,
-    fused_layer,
-    native,
+    kernels,
     parameter_groups,
     regularization,
     save,
     wrap,
 )
+from trainable_torch.kernels import native
 from trainable_torch.training import quantizers_of
 from trainable_torch.wrapper import QuantizationWrapper
 
@@ -141,7 +141,7 @@ def compiled(rank: int) -> dict[str, Any]:
     other = copy.deepcopy(eager)
     fast = torch.compile(other, fullgraph=True, backend="aot_eager")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fused_layer, "call", lambda *_: None)
+        patch.setattr(kernels, "call_layer", lambda *_, **__: None)
         patch.setattr(native, "compiled", lambda: None)
         for model in (eager, fast):
             model(images()).square().mean().backward()
