@@ -297,7 +297,8 @@ class QuantizationWrapper(PytorchQuantizationWrapper):  # type: ignore[misc]
             if attribute != "weight" or not isinstance(of_weight, BasePytorchTrainableQuantizer):
                 return None
             watched.append(of_weight)
-        if cache.WEIGHTS:
+        # a graph that read the kept weights would be guarded by them, and they come and go with other models
+        if not torch.compiler.is_compiling() and cache.WEIGHTS:
             kernels.forget(of_weight)
         return kernels.call_layer(layer, x, (of_x, of_weight), watched=watched)
 
