@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.keras.framework import keras, kl
+from tests.keras.framework import keras, kl, tensor
 from tests.keras.models import GRIDS, dense, images, moved, network, ready, recipe, spec, vectors, weights_only
 from trainable_core.backend.description import Description, DescriptionRow
 from trainable_core.errors import ModelError
@@ -114,7 +114,7 @@ def test_inputs_of_attention_are_told_by_name() -> None:
 
 def test_a_layer_alone_is_called_model() -> None:
     layer = kl.Dense(3)
-    layer.build((None, 4))
+    layer(tensor(vectors(1, 4)))
     assert {row.layer for row in describe(wrap(layer, recipe())).rows} == {"model"}
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.keras.framework import KERAS_VERSION, keras, kl, only_keras, path_of, to_numpy
+from tests.keras.framework import KERAS_VERSION, keras, kl, only_keras, path_of, tensor, to_numpy
 from tests.keras.models import (
     MODELS,
     call,
@@ -98,7 +98,7 @@ def test_a_shared_layer_has_one_quantizer() -> None:
 
 def test_a_layer_alone_is_wrapped() -> None:
     layer = kl.Dense(3)
-    layer.build((None, 4))
+    layer(tensor(vectors(1, 4)))
     qlayer = ready(layer, LSQ, vectors(8, 4))
     assert isinstance(qlayer, QuantizationWrapper)
     assert same(call(finalize(qlayer), vectors(8, 4)), call(qlayer, vectors(8, 4)))
