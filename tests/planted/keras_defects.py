@@ -8,9 +8,6 @@ from typing import Any
 import numpy as np
 from keras import ops as k
 from mct_quantizers import QuantizationMethod, QuantizationTarget, mark_quantizer
-from trainable_keras.keras3.quantizers.dqa import DqaQuantizer
-from trainable_keras.keras3.quantizers.lsq import LsqQuantizer
-from trainable_keras.keras3.quantizers.ste import SteQuantizer
 
 from tests.planted.defect import planted
 from trainable_core import enums
@@ -18,6 +15,20 @@ from trainable_core.enums import VariableGroup
 from trainable_keras import BaseKerasTrainableQuantizer, Grid
 from trainable_keras.keras3 import inferable, ops
 from trainable_keras.keras3.engine import read, reciprocal, to_numpy, with_gradient
+from trainable_keras.quantizers import dqa, lsq, ste
+
+
+class SteQuantizer(ste.SteQuantizer, BaseKerasTrainableQuantizer):
+    """STE on Keras 3, for no target yet."""
+
+
+class LsqQuantizer(lsq.LsqQuantizer, BaseKerasTrainableQuantizer):
+    """LSQ on Keras 3, for no target yet."""
+
+
+class DqaQuantizer(dqa.DqaQuantizer, BaseKerasTrainableQuantizer):
+    """DQA on Keras 3, for no target yet."""
+
 
 SYMMETRIC, POWER_OF_TWO, UNIFORM = (
     QuantizationMethod.SYMMETRIC,
@@ -327,7 +338,7 @@ class ConvertsBeforeRounding(SteQuantizer):
         raw = np.maximum(np.minimum(np.abs(to_numpy(self.threshold)), bound), np.float32(2.0**-100))
         object.__setattr__(qparams, "scale", (raw / -qparams.quant_min).astype(np.float32))
         method = enums.QuantizationMethod.SYMMETRIC
-        return inferable.build(config.target, method, config.n_bits, qparams, self.tensor_ndim)
+        return inferable.class_of(config.target, method)(qparams, config.n_bits, self.tensor_ndim)
 
 
 @broken("deployment")
