@@ -24,13 +24,14 @@ from trainable_core.errors import ModelError
 from trainable_torch.dataflow import SIZE_ATTRIBUTES, reads_values
 from trainable_torch.kernels import eligible
 from trainable_torch.layers import kind_of
+from trainable_torch.operands import operands, operation_kind
 from trainable_torch.overrides import change_of, own_class, tensors_of
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 WITH_OWN_OPERATION = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
 """Layers that call one function with their weight and bias."""
-SHAPE, OWNER = "shape", "owner"
-"""Keys in a node's ``meta``: the shape of its result, and the name of the module in whose forward it was called."""
+SHAPE, OPERATION = "shape", "operation"
+"""Keys in a node's ``meta``: the shape of its result; of a functional operation, its module, op kind and ordinal."""
 
 
 @dataclass
@@ -50,6 +51,8 @@ class Run:
         How often each module was called.
     last : mapping of str to list of bool
         By layer: whether each call's last operation was the layer's own, with its own weight and bias.
+    operations : mapping of str to list
+        By module: of each call, op kind and number of inputs of the functional operations, in order.
     """
 
     graph: fx.Graph
@@ -57,6 +60,7 @@ class Run:
     users: dict[str, set[str]] = field(default_factory=dict)
     calls: Counter[str] = field(default_factory=Counter)
     last: dict[str, list[bool]] = field(default_factory=dict)
+    operations: dict[str, list[tuple[tuple[str, int], ...]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -152,7 +156,9 @@ def is_leaf(module: nn.Module) -> bool:
     """Return whether a run, like a trace, shows a module as one operation: a layer, or a module of PyTorch."""
     if kind_of(module) is not None:
         return True
-    return type(module).__module__.startswith(("torch.nn.", "torch.ao.nn.")) and not isinstance(module, nn.Sequential)
+    if isinstance(module, nn.Sequential | nn.ModuleList | nn.ModuleDict):
+        return False
+    return type(module).__module__.startswith(("torch.nn.", "torch.ao.nn."))
 
 
 class _Recorder(TorchFunctionMode):
@@ -166,6 +172,7 @@ class _Recorder(TorchFunctionMode):
         for name, module in model.named_modules(remove_duplicate=False):
             self.names.setdefault(module, name)
         self.stack: list[nn.Module] = []
+        self.operations: list[list[tuple[str, int]]] = []
         self.leaf_calls: list[_LeafCall] = []
         self.nodes: dict[int, tuple[weakref.ref[Tensor], fx.Node]] = {}
         self.owned: dict[int, str] = {}
@@ -199,17 +206,20 @@ class _Recorder(TorchFunctionMode):
             if is_leaf(module):
                 self.leaf_calls.append(_LeafCall(module, _tensors((args, kwargs))))
         self.stack.append(module)
+        self.operations.append([])
 
     def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        while self.stack and self.stack.pop() is not module:
-            pass
+        left, operations = self.stack.pop(), self.operations.pop()
+        while left is not module:  # an exception has left the ones inside
+            left, operations = self.stack.pop(), self.operations.pop()
+        if not self.leaf_calls:
+            self.run.operations.setdefault(self.names[module], []).append(tuple(operations))
         if not self.leaf_calls or self.leaf_calls[-1].module is not module or module in self.stack:
             return
         call = self.leaf_calls.pop()
         name = self.names[module]
         with self._aside():
-            node = self._node("call_module", name, args, kwargs, output)
-        node.meta[OWNER] = self.names[self.stack[-1]] if self.stack else ""
+            self._node("call_module", name, args, kwargs, output)
         self.run.last.setdefault(name, []).append(call.ends_with_own_operation(output))
 
     # ---- functions --------------------------------------------------------------------------------------------------
@@ -235,12 +245,17 @@ class _Recorder(TorchFunctionMode):
                 self.run.readers.setdefault(self.owned[id(tensor)], set()).add(here)
             if self.leaf_calls and id(tensor) in self.nodes and not self.leaf_calls[-1].has(tensor):
                 self._use(tensor)  # a layer that reads more than it is given
+        kind = operation_kind(func)
+        inputs = len(operands(func, args, kwargs)) if kind else 0
         result = func(*args, **kwargs)
         if self.leaf_calls:
             self.leaf_calls[-1].note(name, args, kwargs, result)
         elif read:
             node = self._node("call_function", func, args, kwargs, result, name)
-            node.meta[OWNER] = here
+            if kind and inputs and self.stack:
+                ordinal = sum(each == kind for each, _ in self.operations[-1])
+                self.operations[-1].append((kind, inputs))
+                node.meta[OPERATION] = (here, kind, ordinal)
         return result
 
     @contextmanager

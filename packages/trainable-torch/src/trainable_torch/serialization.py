@@ -76,7 +76,9 @@ def save(qmodel: nn.Module, path: str | PathLike[str]) -> None:
             first[identity] = name
             tensors[name] = value.detach().to("cpu").contiguous().clone()
     header = header_of(FORMAT, state, quantizers_of(qmodel))
-    more = {"aliases": aliases, "training": qmodel.training, "folded": state.folded}
+    more: dict[str, Any] = {"aliases": aliases, "training": qmodel.training, "folded": state.folded}
+    if state.structure:
+        more["structure"] = state.structure
     text = json.dumps({**header, **more})
     try:
         content = to_bytes(tensors, {FORMAT: text, DIGEST: digest(text, tensors)})
@@ -125,7 +127,8 @@ def load(path: str | PathLike[str], model: nn.Module) -> nn.Module:
         raise ModelError(f"load needs the float torch.nn.Module, got {type(model).__name__}")
     recipe = recipe_of(path, metadata)
     try:
-        qmodel = wrapped(model, recipe, folded=metadata.get("folded"))
+        known = {name: metadata[name] for name in ("folded", "structure") if name in metadata}
+        qmodel = wrapped(model, recipe, known=known)
     except ModelError as error:
         raise DocumentError(path, f"it is for another architecture: {error.problem}") from error
     except pydantic.ValidationError as error:  # its rules add up to a config that is refused
@@ -153,6 +156,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             folded = metadata.get("folded", {})  # a file of release 0.1.0 may have none
             if not isinstance(folded, dict) or not all(isinstance(name, str) for name in folded.values()):
                 raise DocumentError(path, "its header has 'folded' that is no mapping of names")
+            if not isinstance(metadata.get("structure", {}), dict):
+                raise DocumentError(path, "its header has 'structure' that is no mapping")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - the file is no mapping
             if header.get(DIGEST) != digest(text, tensors):
                 raise DocumentError(path, f"damaged: its content does not have the {DIGEST} that was written with it")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -19,11 +20,13 @@ from trainable_torch.folding import fold_batch_norm
 from trainable_torch.holder import ActivationQuantizationHolder
 from trainable_torch.kernels import eligible
 from trainable_torch.layers import kind_of, layer_info, leave_fused_paths
-from trainable_torch.observing import observe
+from trainable_torch.observing import OPERATION, Observed, observe
+from trainable_torch.operations import Held, Operation, Operations, hold, install, learned
 from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer
 from trainable_torch.tracing import (
     Untraceable,
     function_op,
+    made_out_of_place,
     quantizable_inputs,
     through_identities,
     trace,
@@ -86,17 +89,18 @@ def wrap(model: nn.Module, recipe: RecipeSource, example: Any = None) -> nn.Modu
 
 
 def wrapped(
-    model: nn.Module, recipe: RecipeSource, *, example: Any = None, folded: Mapping[str, str] | None = None
+    model: nn.Module, recipe: RecipeSource, *, example: Any = None, known: Mapping[str, Any] | None = None
 ) -> nn.Module:
-    """Return what `wrap` returns; `folded` says which batch norms an earlier `wrap` folded, so that nothing is guessed.
+    """Return what `wrap` returns; with `known`, structure is what an earlier `wrap` found, and nothing is looked at.
 
     Parameters
     ----------
     model, recipe, example
         As for `wrap`.
-    folded : mapping of str to str, optional
-        Layer by batch norm.
+    known : mapping, optional
+        ``folded`` and ``structure`` of an earlier model's `WrappedState`.
     """
+    known = known or {}
     if not isinstance(model, nn.Module):
         raise ModelError(f"wrap needs a torch.nn.Module, got {type(model).__module__}.{type(model).__name__}")
     if any(isinstance(m, QuantizationWrapper | ActivationQuantizationHolder) for m in model.modules()):
@@ -110,11 +114,17 @@ def wrapped(
     state = WrappedState(recipe)
     observed = None if example is None else observe(copied, example)
     if recipe.fold_batch_norm:
-        state.folded, kept = fold_batch_norm(copied, observed, folded)
+        state.folded, kept = fold_batch_norm(copied, observed, known.get("folded"))
         state.left_out |= {name: f"batch norm not folded: {reason}" for name, reason in kept.items()}
-    root, kinds, infos, nodes = _look(copied, recipe, state)
+    root, kinds, infos, nodes, operations = _look(copied, recipe, state, observed, known)
+    named = {each.name: each for each in operations.named(kinds)} if operations is not None else {}
+    infos += [LayerInfo(each.name, each.kind) for each in named.values()]
     plans = recipe.resolve(infos, unseen=state.left_out.get("functional operations", ""))
-    fused = _fused_with_activation(root, nodes, plans) if recipe.quantizes_outputs else set()
+    if "fused" in known.get("structure", {}):
+        fused = set(known["structure"]["fused"])
+    else:
+        fused = _fused_with_activation(root, nodes, named, observed, plans) if recipe.quantizes_outputs else set()
+    held: dict[str, Held] = {}
     quantizers, places = _Quantizers(), _places(root)
     for plan in plans:
         name = plan.layer.name
@@ -127,10 +137,18 @@ def wrapped(
             continue
         if name in nodes:
             _hold_node(root, nodes[name], plan, quantizers)
+        elif name in named:
+            assert plan.activation is not None  # noqa: S101 - an operation has no weights
+            build_holder = functools.partial(quantizers.holder, plan.activation)
+            held[name] = hold(root, named[name], plan.placement, build_holder)
         else:
             root = _wrap_layer(root, name, kinds[name], plan, quantizers, places)
     if isinstance(root, fx.GraphModule):
         root.recompile()
+    if operations is not None:
+        state.structure = {"operations": operations.to_document(), "fused": sorted(fused)}
+        if held:
+            install(root, operations, list(named.values()), held)
     leave_fused_paths(root)
     setattr(root, STATE, state)
     if scheduled_quantizers(root):  # else every forward would look for them
@@ -161,30 +179,47 @@ def _check_lazy(model: nn.Module) -> None:
 
 
 def _look(
-    model: nn.Module, recipe: QuantizationRecipe, state: WrappedState
-) -> tuple[nn.Module, dict[str, LayerKind], list[LayerInfo], dict[str, fx.Node]]:
-    """Return the model (as a graph where functional operations matter), its layers, and its functional nodes."""
+    model: nn.Module,
+    recipe: QuantizationRecipe,
+    state: WrappedState,
+    observed: Observed | None,
+    known: Mapping[str, Any],
+) -> tuple[nn.Module, dict[str, LayerKind], list[LayerInfo], dict[str, fx.Node], Operations | None]:
+    """Return the model, its layers, and its functional operations where they matter.
+
+    These are nodes, and the model is a graph; or `Operations`, where it can't be traced and an example was given.
+    """
     kinds: dict[str, LayerKind] = {}
     infos: list[LayerInfo] = []
     for name, module, kind in _layers(model, state):
         kinds[name] = kind
         infos.append(layer_info(name, module, kind))
     nodes: dict[str, fx.Node] = {}
-    if (recipe.quantizes_outputs or recipe.matches_functional(infos)) and kind_of(model) is None:
-        traced = trace(model)
-        if isinstance(traced, Untraceable):
-            state.left_out["functional operations"] = traced.reason
-        else:
-            model = traced
-            for node in traced.graph.nodes:
-                op = function_op(node)
-                if op is not None:
-                    name = node.name
-                    while name in kinds or name in nodes:  # a module, called elsewhere, may have the same name
-                        name += "_function"
-                    nodes[name] = node
-                    infos.append(LayerInfo(name, op))
-    return model, kinds, infos, nodes
+    if "operations" in known.get("structure", {}):
+        return model, kinds, infos, nodes, Operations.from_document(known["structure"]["operations"])
+    if kind_of(model) is not None or not (recipe.quantizes_outputs or recipe.matches_functional(infos)):
+        return model, kinds, infos, nodes, None
+    traced = trace(model)
+    if isinstance(traced, Untraceable):
+        found = traced.reason if observed is None else learned(model, observed)
+        if isinstance(found, str):
+            state.left_out["functional operations"] = found
+            return model, kinds, infos, nodes, None
+        state.left_out |= {f"operations of {name or 'model'}": reason for name, reason in found.left_out.items()}
+        return model, kinds, infos, nodes, found
+    for node in traced.graph.nodes:
+        op = function_op(node)
+        if op is None:
+            continue
+        name = node.name
+        while name in kinds or name in nodes:  # a module, called elsewhere, may have the same name
+            name += "_function"
+        if not made_out_of_place(node):
+            state.left_out[name] = "it changes a tensor in place that is used elsewhere as well"
+            continue
+        nodes[name] = node
+        infos.append(LayerInfo(name, op))
+    return traced, kinds, infos, nodes, None
 
 
 def _layers(model: nn.Module, state: WrappedState) -> Iterator[tuple[str, nn.Module, LayerKind]]:
@@ -286,26 +321,40 @@ def _hold_node(root: Any, node: fx.Node, plan: LayerPlan, quantizers: _Quantizer
         node.replace_input_with(source, held)
 
 
-def _fused_with_activation(model: nn.Module, nodes: dict[str, fx.Node], plans: list[LayerPlan]) -> set[str]:
-    """Return the names of layers and nodes that are quantized after the activation they are only used by.
+def _fused_with_activation(
+    model: nn.Module,
+    nodes: dict[str, fx.Node],
+    operations: Mapping[str, Operation],
+    observed: Observed | None,
+    plans: list[LayerPlan],
+) -> set[str]:
+    """Return the names of layers and operations that are quantized after the activation they are only used by.
 
-    Hardware fuses the two. A layer called several times is one of them when that holds for every call.
+    Hardware fuses the two. A layer called several times is one of them when that holds for every call; what an example
+    showed must hold in both modes.
     """
     held = {plan.layer.name for plan in plans if plan.activation and plan.placement == "outputs"}
-    parts = [("", model)] if isinstance(model, fx.GraphModule) else traced_parts(model)
     modules: dict[nn.Module, str] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         modules.setdefault(module, name)
     functions = {node: name for name, node in nodes.items()}
+    calls = {(each.module, each.kind, each.ordinal): each.name for each in operations.values()}
 
-    def named(part: fx.GraphModule, node: fx.Node) -> str:
+    def named(part: nn.Module, node: fx.Node) -> str:
         if node.op == "call_module":
             return modules.get(part.get_submodule(str(node.target)), "")
-        return functions.get(node, "")
+        return functions.get(node, "") or calls.get(node.meta.get(OPERATION, ()), "")
 
+    parts: list[tuple[nn.Module, fx.Graph]]
+    if isinstance(model, fx.GraphModule):
+        parts = [(model, model.graph)]
+    elif observed is not None and not isinstance(observed.trained, str):
+        parts = [(model, observed.evaluated.graph), (model, observed.trained.graph)]
+    else:
+        parts = [(part, part.graph) for _, part in traced_parts(model)]
     fused: dict[str, bool] = {}
-    for _, part in parts:
-        for node in part.graph.nodes:
+    for part, graph in parts:
+        for node in graph.nodes:
             name = named(part, node)
             if name in held:
                 user = through_identities(part, node)
@@ -314,7 +363,7 @@ def _fused_with_activation(model: nn.Module, nodes: dict[str, fx.Node], plans: l
     return {name for name, after in fused.items() if after}
 
 
-def _op(part: fx.GraphModule, node: fx.Node) -> str | None:
+def _op(part: nn.Module, node: fx.Node) -> str | None:
     if node.op == "call_module":
         kind = kind_of(part.get_submodule(str(node.target)))
         return kind.op if kind else None

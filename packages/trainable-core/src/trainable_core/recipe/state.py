@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from trainable_core.recipe.document import QuantizationRecipe
 from trainable_core.recipe.plan import LayerPlan
@@ -24,6 +25,8 @@ class WrappedState:
         Layer by the batch norm folded into it.
     finalized : bool
         Whether its quantizers are inferable.
+    structure : dict
+        What a backend learned of the model's structure from an example, JSON-clean: `load` has no example.
     """
 
     recipe: QuantizationRecipe
@@ -31,3 +34,4 @@ class WrappedState:
     left_out: dict[str, str] = field(default_factory=dict)
     folded: dict[str, str] = field(default_factory=dict)
     finalized: bool = False
+    structure: dict[str, Any] = field(default_factory=dict)
