@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from trainable_core.errors import ModelError
+from trainable_core.errors import ModelError, QuantizerStateError
 from trainable_torch.holder import ActivationQuantizationHolder
 from trainable_torch.kernels import eligible
 from trainable_torch.observing import Observed, Run, is_leaf
@@ -219,11 +219,16 @@ def install(root: nn.Module, operations: Operations, named: Sequence[Operation],
             raise ModelError(f"this model has no module {name!r}, whose operations are quantized") from None
         known = None if calls is None else tables.get(name, {})
         module.__dict__["forward"] = Forward(module, name or "model", kinds, known)
+    for module in root.modules():
+        if not isinstance(vars(module).get("forward"), Forward):
+            module.__dict__[_OPAQUE] = True
 
 
 # ---- while the model runs -------------------------------------------------------------------------------------------
 
 
+_OPAQUE = "_trainable_opaque"
+"""Attribute of the model's modules whose operations are not looked at: layers, quantizers, and what was left out."""
 _OF_FUNCTIONS = frozenset(("__code__", "__name__", "__qualname__", "__defaults__", "__kwdefaults__", "__annotations__"))
 
 
@@ -247,6 +252,12 @@ class Forward:
     ) -> None:
         self.module, self.name, self.kinds, self.table = module, name, kinds, table
         self.own = vars(module).get("forward")  # one that was replaced on the instance before
+        _in_eager_mode()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take the state of a copy or of a pickle."""
+        self.__dict__.update(state)
+        _in_eager_mode()
 
     @property
     def __signature__(self) -> inspect.Signature:
@@ -265,10 +276,19 @@ class Forward:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the module's own forward."""
-        return _called(self, args, kwargs)
+        return _EAGER[0](self, args, kwargs)
 
 
-@torch.compiler.disable(reason="quantizers of functional operations that were found by an example run in eager mode")
+_EAGER: list[Callable[..., Any]] = []
+
+
+def _in_eager_mode() -> None:
+    """Make the function that a compiler leaves alone; PyTorch's compiler takes seconds to import, so not earlier."""
+    if not _EAGER:
+        reason = "the quantizers of functional operations that an example showed work in eager mode only"
+        _EAGER.append(torch.compiler.disable(_called, reason=reason))
+
+
 def _called(forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     call = _Call(forward)
     outermost = not _RUNNING.calls
@@ -296,28 +316,27 @@ class _Call:
         """Return the operation that comes next."""
         table, ordinal = self.forward.table, self.counts[kind]
         self.counts[kind] += 1
-        name = self.forward.name
         if table is None:
-            problem = f"{name} computes a {kind!r}, and the example did not reach it"
-            raise ModelError(problem, _HINT)
+            raise self._refused(f"it computes an operation of kind {kind!r}, and the example did not reach it")
         known = table.get(kind, [])
         if ordinal >= len(known):
-            problem = f"{name} computes more than the {len(known)} operations of kind {kind!r} that the example showed"
-            raise ModelError(problem, _HINT)
+            raise self._refused(f"it computes more than the {len(known)} operations of kind {kind!r} of the example")
         if known[ordinal].inputs != inputs:
-            problem = f"{known[ordinal].name} has {inputs} inputs, and {known[ordinal].inputs} with the example"
-            raise ModelError(problem, _HINT)
+            was = known[ordinal].inputs
+            raise self._refused(f"its operation {known[ordinal].name} has {inputs} inputs, and {was} with the example")
         return known[ordinal]
 
     def finish(self) -> None:
         """Refuse a call in which operations were missing."""
         for kind, known in (self.forward.table or {}).items():
             if self.counts[kind] != len(known):
-                problem = f"{self.forward.name} computed {self.counts[kind]} operations of kind {kind!r}, and {len(known)} with the example"
-                raise ModelError(problem, _HINT)
+                problem = f"it computed {self.counts[kind]} operations of kind {kind!r}, and {len(known)} with the example"
+                raise self._refused(problem)
 
-
-_HINT = "wrap the model with an example that it is called with in the same way, or leave the operations out by a rule."
+    def _refused(self, problem: str) -> QuantizerStateError:
+        """Return an error; not a TypeError, which Python would take for an operator that is not defined."""
+        hint = "wrap the model with an example that it is called like, or leave the operations out by a rule."
+        return QuantizerStateError(self.forward.name, problem, hint)
 
 
 class _Running(threading.local):
@@ -346,16 +365,16 @@ class _Operations(TorchFunctionMode):
         held = call.next(kind, len(tensors))
         if held.of_output is None and not held.of_inputs:
             return func(*args, **kwargs)
-        # whoever changes a tensor in place must not change what a quantizer keeps of it for backward
+        # an operation in place works on a copy: what it and the quantizers keep for backward must not be changed
         changed = args[0] if is_in_place(func, args, kwargs) else None
+        given = {id(tensor): tensor if tensor is not changed else tensor.clone() for tensor in tensors}
+        if held.of_inputs:
+            given = {key: holder(tensor) for (key, tensor), holder in zip(given.items(), held.of_inputs, strict=True)}
+            if changed is not None and id(changed) in given:
+                given[id(changed)] = given[id(changed)].clone()
+        result = func(*replaced(args, given), **replaced(kwargs, given))
         if held.of_output is not None:
-            result = func(*args, **kwargs)
-            return held.of_output(result) if changed is None else changed.copy_(held.of_output(result.clone()))
-        quantized = {
-            id(tensor): holder(tensor) if tensor is not changed else holder(tensor.clone()).clone()
-            for tensor, holder in zip(tensors, held.of_inputs, strict=True)
-        }
-        result = func(*replaced(args, quantized), **replaced(kwargs, quantized))
+            result = held.of_output(result)
         return result if changed is None else changed.copy_(result)
 
 
@@ -367,11 +386,16 @@ _PACKAGE = __name__.partition(".")[0] + "."
 
 
 def _caller() -> Any:
-    """Return the innermost module that is being called; None for code of this package, such as a quantizer's."""
+    """Return the innermost module of the model that is being called; None for code of this package.
+
+    A module that is not registered in the model, such as an activation made on the fly, belongs to its caller.
+    """
     frame: Any = sys._getframe(2)  # noqa: SLF001 - the function that called the operation
     while frame is not None:
         if frame.f_code is eligible.CALL_CODE:
-            return frame.f_locals["self"]
+            module = frame.f_locals["self"]
+            if _OPAQUE in module.__dict__ or isinstance(module.__dict__.get("forward"), Forward):
+                return module
         name = frame.f_globals.get("__name__", "")
         if name.startswith(_PACKAGE) and name != __name__:
             return None

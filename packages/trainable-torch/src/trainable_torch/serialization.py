@@ -25,7 +25,7 @@ from trainable_core.documents.model import (
     placeholder,
     recipe_of,
 )
-from trainable_core.errors import DocumentError, ModelError, TrainableError
+from trainable_core.errors import DocumentError, ModelError, RuleError, TrainableError
 from trainable_torch.finalized import finalize
 from trainable_torch.ranks import require_whole
 from trainable_torch.training import quantizers_of
@@ -127,10 +127,12 @@ def load(path: str | PathLike[str], model: nn.Module) -> nn.Module:
         raise ModelError(f"load needs the float torch.nn.Module, got {type(model).__name__}")
     recipe = recipe_of(path, metadata)
     try:
-        known = {name: metadata[name] for name in ("folded", "structure") if name in metadata}
+        known: dict[str, Any] = {name: metadata[name] for name in ("folded", "structure") if name in metadata}
         qmodel = wrapped(model, recipe, known=known)
-    except ModelError as error:
-        raise DocumentError(path, f"it is for another architecture: {error.problem}") from error
+    except (ModelError, RuleError) as error:
+        if isinstance(error, RuleError) and "structure" not in known:
+            raise
+        raise DocumentError(path, f"it is for another architecture: {error}") from error
     except pydantic.ValidationError as error:  # its rules add up to a config that is refused
         raise DocumentError(path, f"its recipe is damaged: {error}") from error
     if metadata["finalized"]:
@@ -156,8 +158,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             folded = metadata.get("folded", {})  # a file of release 0.1.0 may have none
             if not isinstance(folded, dict) or not all(isinstance(name, str) for name in folded.values()):
                 raise DocumentError(path, "its header has 'folded' that is no mapping of names")
-            if not isinstance(metadata.get("structure", {}), dict):
-                raise DocumentError(path, "its header has 'structure' that is no mapping")
+            check_structure(path, metadata.get("structure"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - the file is no mapping
             if header.get(DIGEST) != digest(text, tensors):
                 raise DocumentError(path, f"damaged: its content does not have the {DIGEST} that was written with it")
@@ -172,6 +173,17 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             raise DocumentError(path, f"{name!r} shares the tensor of {source!r}, which is missing")
         tensors[name] = tensors[source]
     return metadata, tensors
+
+
+def check_structure(path: Any, structure: Any) -> None:
+    """Refuse a header's structure that `wrap` did not note; None where a file has none."""
+    if structure is None:
+        return
+    fused = structure.get("fused") if isinstance(structure, dict) else None
+    if not isinstance(fused, list) or not all(isinstance(name, str) for name in fused):
+        raise DocumentError(path, "its header has a 'structure' without the names of what is fused")
+    if not isinstance(structure.get("operations"), dict):
+        raise DocumentError(path, "its header has a 'structure' without operations")
 
 
 def _fill(path: Any, qmodel: nn.Module, tensors: dict[str, Tensor]) -> None:
