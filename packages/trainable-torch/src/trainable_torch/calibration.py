@@ -18,7 +18,7 @@ from trainable_core.errors import CalibrationError
 from trainable_torch.holder import ActivationQuantizationHolder
 from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer
 from trainable_torch.ranks import require_whole, world_size
-from trainable_torch.wrapper import QuantizationWrapper
+from trainable_torch.wrapper import CALL, QuantizationWrapper
 from trainable_torch.wrapping import state_of
 
 
@@ -125,14 +125,12 @@ class TorchCalibration(ModelCalibration):
     @contextmanager
     def observing(self, observers: Mapping[Any, Observer]) -> Iterator[None]:
         """Let the holders show what reaches them to the observers, in eval mode and with float weights."""
-        wrappers = _wrappers(self.model)
-        # a wrapper's layer is no child of the model
-        layers = [wrapper.layer for wrapper in wrappers if isinstance(wrapper.layer, nn.Module)]
-        modes = {module: module.training for module in [*self.model.modules(), *layers]}
+        calls = [wrapper.__dict__[CALL] for wrapper in _wrappers(self.model)]
+        modes = {module: module.training for module in self.model.modules()}
         try:
             self.model.eval()
-            for wrapper in wrappers:
-                wrapper.quantizes_weights = False
+            for call in calls:
+                call.quantizes = False
             for holder, observer in observers.items():
                 holder.observer = observer
             with torch.no_grad():
@@ -140,8 +138,8 @@ class TorchCalibration(ModelCalibration):
         finally:
             for holder in observers:
                 holder.observer = None
-            for wrapper in wrappers:
-                wrapper.quantizes_weights = True
+            for call in calls:
+                call.quantizes = True
             for module, mode in modes.items():
                 module.training = mode
 

@@ -15,6 +15,7 @@ from trainable_core.recipe.document import QuantizationRecipe, RecipeSource
 from trainable_core.recipe.layers import LayerInfo, LayerKind
 from trainable_core.recipe.plan import LayerPlan, QuantizerPlan
 from trainable_core.recipe.state import WrappedState
+from trainable_torch import running
 from trainable_torch.folding import fold_batch_norm
 from trainable_torch.holder import ActivationQuantizationHolder
 from trainable_torch.kernels import eligible
@@ -94,7 +95,7 @@ def wrap(model: nn.Module, recipe: RecipeSource) -> nn.Module:
     root, kinds, infos, nodes = _look(copied, recipe, state)
     plans = recipe.resolve(infos, unseen=state.left_out.get("functional operations", ""))
     fused = _fused_with_activation(root, nodes, plans) if recipe.quantizes_outputs else set()
-    quantizers, places = _Quantizers(), _places(root)
+    quantizers = _Quantizers()
     for plan in plans:
         name = plan.layer.name
         if name in fused:
@@ -107,10 +108,11 @@ def wrap(model: nn.Module, recipe: RecipeSource) -> nn.Module:
         if name in nodes:
             _hold_node(root, nodes[name], plan, quantizers)
         else:
-            root = _wrap_layer(root, name, kinds[name], plan, quantizers, places)
+            _wrap_layer(root, name, kinds[name], plan, quantizers)
     if isinstance(root, fx.GraphModule):
         root.recompile()
     leave_fused_paths(root)
+    running.mark(root)
     setattr(root, STATE, state)
     if scheduled_quantizers(root):  # else every forward would look for them
         root.register_forward_pre_hook(count_step)
@@ -209,27 +211,12 @@ class _Quantizers:
         return ActivationQuantizationHolder(build(plan, subject))
 
 
-_Places = dict[nn.Module, list[tuple[nn.Module, str]]]
-
-
-def _places(root: nn.Module) -> _Places:
-    """Return where the model holds each module: (parent, name) pairs."""
-    places: _Places = {}
-    for parent in root.modules():
-        for name, child in parent._modules.items():  # noqa: SLF001 - every name that holds the module
-            if child is not None:
-                places.setdefault(child, []).append((parent, name))
-    return places
-
-
-def _wrap_layer(
-    root: nn.Module, name: str, kind: LayerKind, plan: LayerPlan, quantizers: _Quantizers, places: _Places
-) -> nn.Module:
-    """Put a layer into a wrapper at every place of the model that holds it; return the model's root."""
-    layer = root if name == "model" and kind_of(root) is not None else root.get_submodule(name)
+def _wrap_layer(root: nn.Module, name: str, kind: LayerKind, plan: LayerPlan, quantizers: _Quantizers) -> None:
+    """Give a layer its quantizers; it stays where it is."""
+    layer: Any = root if name == "model" and kind_of(root) is not None else root.get_submodule(name)
     weights = {}
     for attribute, weight_plan in plan.weights.items():
-        weight: Any = layer
+        weight = layer
         for part in attribute.split("."):
             weight = getattr(weight, part)
         weights[attribute] = quantizers.for_weight(weight, weight_plan, f"{name}.{attribute}")
@@ -238,12 +225,7 @@ def _wrap_layer(
         inputs = {each: quantizers.holder(plan.activation, f"{name}: {each}") for each in kind.inputs}
     elif plan.activation is not None:
         output = quantizers.holder(plan.activation, f"{name}: output")
-    wrapper = QuantizationWrapper(layer, weights, input_holders=inputs, input_names=kind.inputs, output_holder=output)
-    if layer is root:
-        return wrapper
-    for parent, key in places[layer]:
-        parent._modules[key] = wrapper  # noqa: SLF001 - keeps the order of the children
-    return root
+    QuantizationWrapper(layer, weights, input_holders=inputs, input_names=kind.inputs, output_holder=output)
 
 
 def _hold_node(root: Any, node: fx.Node, plan: LayerPlan, quantizers: _Quantizers) -> None:
