@@ -97,6 +97,8 @@ class TorchCalibration(ModelCalibration):
     def weights(self) -> Iterator[tuple[Tensor, Any]]:
         """Yield each quantized weight with its quantizer."""
         for wrapper in _wrappers(self.model):
+            with torch.no_grad():
+                wrapper.compute_weights()
             for _, weight, quantizer in wrapper.get_weights_vars():
                 yield weight, quantizer
 

@@ -8,7 +8,7 @@ import torch
 from torch import fx, nn
 
 from trainable_core.backend.folding import fold, gain_and_shift
-from trainable_torch.layers import kind_of
+from trainable_torch.layers import is_computed
 from trainable_torch.tracing import traced_parts
 
 _FOLDABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -91,10 +91,10 @@ def _layer_before(
     layer: Any = part.get_submodule(str(before.target))
     if type(layer) not in _FOLDABLE:
         return None, f"what comes before it is {type(layer).__name__}"
-    kind, weight = kind_of(layer), layer.weight
+    weight = layer.weight
     channels = weight.shape[1] * layer.groups if isinstance(layer, _TRANSPOSED) else weight.shape[0]
     obstacles = [
-        (kind is not None and kind.unsupported != "", f"of the layer before it, {kind and kind.unsupported}"),
+        (is_computed(layer, "weight"), "the weight of the layer before it is computed by a hook or a parametrization"),
         (norm.running_mean is None, "it keeps no running statistics"),
         (len(before.users) > 1, "the layer before it has other users"),
         (any(calls[m] > 1 or uses[m] > 1 for m in (layer, norm)), "it or the layer before it is called more than once"),

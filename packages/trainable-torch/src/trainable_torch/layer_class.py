@@ -7,7 +7,7 @@ import types
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from trainable_core.errors import ModelError, QuantizerStateError
@@ -53,14 +53,23 @@ class Reads:
         raise NotImplementedError
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """Pickle the layer as one of its own class, which becomes one of both again."""
+        """Pickle or copy the layer as one of its own class, which becomes one of both again.
+
+        A weight that a hook computed and left in the layer goes as its values: the graph it hangs in can't be copied.
+        """
         reduced: Any = super().__reduce_ex__(protocol)
         made: Any = type(self)
         if "read_names" not in vars(made):  # a class made of this one by somebody else, who pickles it or does not
             return reduced
         rebuild, arguments, *rest = reduced
+        if rest and isinstance(rest[0], dict):
+            rest[0] = {name: _without_graph(value) for name, value in rest[0].items()}
         arguments = tuple(made.own_class if each is made else each for each in arguments)
         return _remade, (rebuild, arguments, made.__bases__[0], made.read_names), *rest
+
+
+def _without_graph(value: Any) -> Any:
+    return value.detach() if isinstance(value, Tensor) and not value.is_leaf else value
 
 
 def _remade(rebuild: Callable[..., Any], arguments: tuple[Any, ...], kind: type, names: tuple[str, ...]) -> Any:

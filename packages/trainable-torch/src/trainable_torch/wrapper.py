@@ -110,8 +110,8 @@ class _Call:
         Constants of a function.
     quantizes : bool
         Whether weights are quantized; calibration sees the model without.
-    read : set of str
-        The weights that have been read through their quantizers so far.
+    read : dict of str to bool
+        Whether each weight has been read through its quantizer so far.
     """
 
     input_names: tuple[str, ...]
@@ -122,7 +122,7 @@ class _Call:
     function: Any = None
     weight_values: dict[int, Tensor] = field(default_factory=dict)
     quantizes: bool = True
-    read: set[str] = field(default_factory=set)
+    read: dict[Any, bool] = field(default_factory=dict)
 
 
 class _Part(Reads):
@@ -227,6 +227,7 @@ class QuantizationWrapper(Reads, PytorchQuantizationWrapper):  # type: ignore[mi
             call.function, call.weight_values = module, values
             for position, value in values.items():
                 self.register_parameter(f"{POSITIONAL_WEIGHT}_{position}", nn.Parameter(value, requires_grad=False))
+        call.read = dict.fromkeys(weights_quantizers, False)
         object.__setattr__(self, CALL, call)
         for attribute, quantizer in weights_quantizers.items():
             quantizer.initialize_quantization(tuple(self._weight_of(attribute).shape), str(attribute), self)
@@ -320,6 +321,13 @@ class QuantizationWrapper(Reads, PytorchQuantizationWrapper):  # type: ignore[mi
         """Return each quantized weight's quantized value, by attribute."""
         return {a: self._quantized(a, self._weight_of(a)) for a in self.weights_quantizers}
 
+    def compute_weights(self) -> None:
+        """Let the layer's hooks compute the weights that they keep in it, as before a forward."""
+        for hook in list(self._forward_pre_hooks.values()):
+            # `weight_norm` and `spectral_norm` call it one way, pruning the other
+            if getattr(hook, "name", getattr(hook, "_tensor_name", None)) in type(self).read_names:
+                hook(self, ())
+
     def _quantized(self, attribute: str | int, weight: Tensor) -> Tensor:
         quantizer = self.weights_quantizers[attribute]
         trainable = isinstance(quantizer, BasePytorchTrainableQuantizer)
@@ -330,7 +338,7 @@ class QuantizationWrapper(Reads, PytorchQuantizationWrapper):  # type: ignore[mi
 
         if _is_compiling():
             return compute()
-        self.__dict__[CALL].read.add(attribute)
+        self.__dict__[CALL].read[attribute] = True
         if not isinstance(quantizer, nn.Module):
             return compute()
         if self.training:
@@ -411,7 +419,7 @@ class QuantizationWrapper(Reads, PytorchQuantizationWrapper):  # type: ignore[mi
             kernels.forget(of_weight)
         outputs = kernels.call_layer(self, type(self).own_class, x, (of_x, of_weight), watched=watched)
         if outputs is not None and of_weight is not None:
-            call.read.add("weight")
+            call.read["weight"] = True
         return outputs
 
     def _quantize_inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -433,10 +441,10 @@ class QuantizationWrapper(Reads, PytorchQuantizationWrapper):  # type: ignore[mi
         if call.is_inputs_as_list:
             args = (list(args),)
         args += tuple(call.op_call_args)
-        if isinstance(self, nn.Linear | nn.MultiheadAttention):
+        if isinstance(self, nn.Linear | nn.MultiheadAttention | nn.RNNBase):
             args, kwargs = self._with_one_kernel(args, kwargs)
         if not call.quantizes:
-            call.read.update(self.weights_quantizers)
+            call.read = dict.fromkeys(call.read, True)
             return own(*args, **kwargs)
         if _is_compiling():
             return own(*args, **kwargs)
@@ -466,7 +474,8 @@ class QuantizationWrapper(Reads, PytorchQuantizationWrapper):  # type: ignore[mi
         """Return the arguments laid out so that PyTorch takes the same kernel whether a gradient is needed or not.
 
         A trainable and a deployed model differ in what needs a gradient, and that decides between kernels of different
-        rounding: for strided batches of matrices, and for self-attention in eval mode.
+        rounding: for strided batches of matrices, as in recurrent layers with the batch first, and for self-attention in
+        eval mode.
         """
         attends = isinstance(self, nn.MultiheadAttention)
         names = ("query", "key", "value") if attends else ("input",)
@@ -475,7 +484,7 @@ class QuantizationWrapper(Reads, PytorchQuantizationWrapper):  # type: ignore[mi
             place: Any = (values, index) if index < len(values) else (keywords, name)
             if place[0] is keywords and name not in keywords:
                 continue
-            laid_out = _laid_out(place[0][place[1]], batch_first=attends and self.batch_first)
+            laid_out = _laid_out(place[0][place[1]], batch_first=getattr(self, "batch_first", False))
             # the key is another object than the query, else the two may be fused
             place[0][place[1]] = laid_out.view_as(laid_out) if name == "key" else laid_out
         return tuple(values), keywords
@@ -502,10 +511,11 @@ def _check(weights_quantizers: Any, module: Any, values: Mapping[int, Tensor]) -
     for attribute, quantizer in weights_quantizers.items():
         require_quantizer(quantizer, QuantizationTarget.Weights, f"QuantizationWrapper: {attribute!r}")
         if not values:
+            *path, name = str(attribute).split(".")
             owner = module
-            for part in str(attribute).split("."):
+            for part in path:
                 owner = getattr(owner, part, None)
-            if not isinstance(owner, Tensor):
+            if not isinstance(owner, nn.Module) or not isinstance(getattr(owner, name, None), Tensor):
                 raise InvalidArgumentError("QuantizationWrapper", f"the layer has no weight {attribute!r}")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -16,6 +15,7 @@ from trainable_core.recipe.layers import LayerInfo, LayerKind
 from trainable_core.recipe.plan import LayerPlan, QuantizerPlan
 from trainable_core.recipe.state import WrappedState
 from trainable_torch import running
+from trainable_torch.copying import copied
 from trainable_torch.folding import fold_batch_norm
 from trainable_torch.holder import ActivationQuantizationHolder
 from trainable_torch.kernels import eligible
@@ -85,14 +85,14 @@ def wrap(model: nn.Module, recipe: RecipeSource) -> nn.Module:
     recipe = QuantizationRecipe.of(recipe)
     _check_lazy(model)
     try:
-        copied = copy.deepcopy(model)
+        root = copied(model)
     except Exception as error:
         raise ModelError(f"{type(model).__name__} can't be copied: {error}") from error
     state = WrappedState(recipe)
     if recipe.fold_batch_norm:
-        state.folded, kept = fold_batch_norm(copied)
+        state.folded, kept = fold_batch_norm(root)
         state.left_out |= {name: f"batch norm not folded: {reason}" for name, reason in kept.items()}
-    root, kinds, infos, nodes = _look(copied, recipe, state)
+    root, kinds, infos, nodes = _look(root, recipe, state)
     plans = recipe.resolve(infos, unseen=state.left_out.get("functional operations", ""))
     fused = _fused_with_activation(root, nodes, plans) if recipe.quantizes_outputs else set()
     quantizers = _Quantizers()

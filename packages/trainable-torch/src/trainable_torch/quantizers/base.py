@@ -269,6 +269,13 @@ class BasePytorchTrainableQuantizer(nn.Module, BaseTrainableQuantizer, BaseInfer
         super()._apply(lambda tensor: inferable.keep_float32(fn, tensor), recurse)  # type: ignore[no-untyped-call] # torch leaves it so
         return self
 
+    def train(self, mode: bool = True) -> BasePytorchTrainableQuantizer:  # noqa: FBT001, FBT002 - torch's signature
+        """Set the mode; no fake-quantized weight is kept through training."""
+        if mode:
+            kernels.forget(self)
+        super().train(mode)
+        return self
+
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)
         sign = state_dict.get(prefix + SIGNED) if self.stores_sign else None
