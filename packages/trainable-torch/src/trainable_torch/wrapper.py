@@ -227,7 +227,7 @@ class QuantizationWrapper(Reads, PytorchQuantizationWrapper):  # type: ignore[mi
             call.function, call.weight_values = module, values
             for position, value in values.items():
                 self.register_parameter(f"{POSITIONAL_WEIGHT}_{position}", nn.Parameter(value, requires_grad=False))
-        call.read = dict.fromkeys(weights_quantizers, False)
+        call.read = dict.fromkeys(weights_quantizers, False)  # type: ignore[arg-type] # keys of one kind
         object.__setattr__(self, CALL, call)
         for attribute, quantizer in weights_quantizers.items():
             quantizer.initialize_quantization(tuple(self._weight_of(attribute).shape), str(attribute), self)
@@ -249,16 +249,18 @@ class QuantizationWrapper(Reads, PytorchQuantizationWrapper):  # type: ignore[mi
 
     def read_weight(self, name: str, weight: Any) -> Any:
         """Return a weight quantized while the model runs, and as it is for everybody else."""
+        if not isinstance(weight, Tensor):
+            return weight
+        if _is_compiling():
+            return self._quantized(name, weight) if self.__dict__[CALL].quantizes else weight
+        value = _values.by_layer.get((id(self), name))
+        if value is None and not is_running(self):
+            return weight
         call: _Call = self.__dict__[CALL]
-        if not isinstance(weight, Tensor) or not call.quantizes:
+        call.read[name] = True
+        if not call.quantizes:
             return weight
-        if not _is_compiling():
-            value = _values.by_layer.get((id(self), name))
-            if value is not None:
-                return value
-        if not is_running(self):
-            return weight
-        return self._quantized(name, weight)
+        return self._quantized(name, weight) if value is None else value
 
     # ---- mctq's interface -------------------------------------------------------------------------------------------
 
@@ -317,6 +319,11 @@ class QuantizationWrapper(Reads, PytorchQuantizationWrapper):  # type: ignore[mi
         """Return (attribute, float weight as it is now, quantizer) of each quantized weight."""
         return [(attribute, self._weight_of(attribute), q) for attribute, q in self.weights_quantizers.items()]
 
+    @property
+    def weights_read(self) -> dict[Any, bool]:
+        """Whether a forward has read each weight through its quantizer so far; compiled forwards don't count."""
+        return dict(self.__dict__[CALL].read)
+
     def get_quantized_weights(self) -> dict[Any, Tensor]:
         """Return each quantized weight's quantized value, by attribute."""
         return {a: self._quantized(a, self._weight_of(a)) for a in self.weights_quantizers}
@@ -338,7 +345,6 @@ class QuantizationWrapper(Reads, PytorchQuantizationWrapper):  # type: ignore[mi
 
         if _is_compiling():
             return compute()
-        self.__dict__[CALL].read[attribute] = True
         if not isinstance(quantizer, nn.Module):
             return compute()
         if self.training:
@@ -444,7 +450,6 @@ class QuantizationWrapper(Reads, PytorchQuantizationWrapper):  # type: ignore[mi
         if isinstance(self, nn.Linear | nn.MultiheadAttention | nn.RNNBase):
             args, kwargs = self._with_one_kernel(args, kwargs)
         if not call.quantizes:
-            call.read = dict.fromkeys(call.read, True)
             return own(*args, **kwargs)
         if _is_compiling():
             return own(*args, **kwargs)
