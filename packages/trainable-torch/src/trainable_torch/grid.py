@@ -18,7 +18,6 @@ from trainable_core.backend import grid as tensor_grid
 from trainable_core.enums import QuantizationMethod
 from trainable_core.validation import MAX_THRESHOLD
 
-
 _LARGEST = repr(MAX_THRESHOLD)  # a text: a module's number is a variable to `torch.compile(dynamic=True)`
 
 

@@ -104,7 +104,7 @@ def _attention(module: Any) -> LayerKind:
 
 
 def _recurrent(module: nn.RNNBase) -> LayerKind:
-    """Return the kind of a recurrent layer: all kernels, of every direction and depth, and projections if it has any."""
+    """Return the kind of a recurrent layer: its kernels of every direction and depth, and its projections."""
     names = [name for weights in module._all_weights for name in weights if name.startswith("weight")]  # noqa: SLF001 - no public list
     return _kind("recurrent", dict.fromkeys(names, 0))
 

@@ -479,8 +479,8 @@ class QuantizationWrapper(Reads, PytorchQuantizationWrapper):  # type: ignore[mi
         """Return the arguments laid out so that PyTorch takes the same kernel whether a gradient is needed or not.
 
         A trainable and a deployed model differ in what needs a gradient, and that decides between kernels of different
-        rounding: for strided batches of matrices, as in recurrent layers with the batch first, and for self-attention in
-        eval mode.
+        rounding: for strided batches of matrices, as where a recurrent layer has the batch first, and for self-attention
+        in eval mode.
         """
         attends = isinstance(self, nn.MultiheadAttention)
         names = ("query", "key", "value") if attends else ("input",)
