@@ -26,6 +26,7 @@ from trainable_torch.running import running
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning"),  # Dynamo's own
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"),  # as well
     pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated:DeprecationWarning"),
 ]
 
@@ -610,6 +611,7 @@ def first_of(result):
     return result
 
 
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN:UserWarning")
 @pytest.mark.parametrize("make", RECURRENT)
 @pytest.mark.parametrize("recipe", [WEIGHTS, BOTH], ids=["weights", "both"])
 def test_recurrent_layers_are_quantized(make, recipe):
@@ -620,7 +622,8 @@ def test_recurrent_layers_are_quantized(make, recipe):
     qmodel = ready(model, recipe, [x])
     assert list(qmodel.weights_quantizers) == kernels
     first_of(qmodel.train()(x)).square().sum().backward()
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for n, p in qmodel.named_parameters() if n in kernels)
+    reached = [name for name in kernels if name != "weight_hh"]  # a cell's first state is zero
+    assert all(p.grad.abs().sum() > 0 for name, p in qmodel.named_parameters() if name in reached)
     deployed = trainable_torch.finalize(qmodel)
     assert torch.equal(first_of(qmodel.eval()(x)), first_of(deployed(x)))
     inputs = x if recipe is WEIGHTS else deployed.input_holders["input"](x)

@@ -18,7 +18,7 @@ from trainable_core.errors import CalibrationError
 from trainable_torch.holder import ActivationQuantizationHolder
 from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer
 from trainable_torch.ranks import require_whole, world_size
-from trainable_torch.wrapper import CALL, QuantizationWrapper
+from trainable_torch.wrapper import QuantizationWrapper
 from trainable_torch.wrapping import state_of
 
 
@@ -127,12 +127,12 @@ class TorchCalibration(ModelCalibration):
     @contextmanager
     def observing(self, observers: Mapping[Any, Observer]) -> Iterator[None]:
         """Let the holders show what reaches them to the observers, in eval mode and with float weights."""
-        calls = [wrapper.__dict__[CALL] for wrapper in _wrappers(self.model)]
+        wrappers = _wrappers(self.model)
         modes = {module: module.training for module in self.model.modules()}
         try:
             self.model.eval()
-            for call in calls:
-                call.quantizes = False
+            for wrapper in wrappers:
+                wrapper.quantizes_weights = False
             for holder, observer in observers.items():
                 holder.observer = observer
             with torch.no_grad():
@@ -140,8 +140,8 @@ class TorchCalibration(ModelCalibration):
         finally:
             for holder in observers:
                 holder.observer = None
-            for call in calls:
-                call.quantizes = True
+            for wrapper in wrappers:
+                wrapper.quantizes_weights = True
             for module, mode in modes.items():
                 module.training = mode
 

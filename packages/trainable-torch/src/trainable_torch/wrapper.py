@@ -306,6 +306,15 @@ class QuantizationWrapper(Reads, PytorchQuantizationWrapper):  # type: ignore[mi
         return not self.weight_values
 
     @property
+    def quantizes_weights(self) -> bool:
+        """Whether readers get quantized weights while the model runs; calibration looks at the model without."""
+        return bool(self.__dict__[CALL].quantizes)
+
+    @quantizes_weights.setter
+    def quantizes_weights(self, quantizes: bool) -> None:
+        self.__dict__[CALL].quantizes = quantizes
+
+    @property
     def is_weights_quantization(self) -> bool:
         """Whether any weight is quantized."""
         return bool(self.weights_quantizers)
@@ -479,8 +488,8 @@ class QuantizationWrapper(Reads, PytorchQuantizationWrapper):  # type: ignore[mi
         """Return the arguments laid out so that PyTorch takes the same kernel whether a gradient is needed or not.
 
         A trainable and a deployed model differ in what needs a gradient, and that decides between kernels of different
-        rounding: for strided batches of matrices, as where a recurrent layer has the batch first, and for self-attention
-        in eval mode.
+        rounding: for strided batches of matrices, as where the batch comes first in a recurrent layer, and for
+        self-attention in eval mode.
         """
         attends = isinstance(self, nn.MultiheadAttention)
         names = ("query", "key", "value") if attends else ("input",)

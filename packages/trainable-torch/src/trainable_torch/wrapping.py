@@ -108,7 +108,10 @@ def wrap(model: nn.Module, recipe: RecipeSource) -> nn.Module:
         if name in nodes:
             _hold_node(root, nodes[name], plan, quantizers)
         else:
-            _wrap_layer(root, name, kinds[name], plan, quantizers)
+            try:
+                _wrap_layer(root, name, kinds[name], plan, quantizers)
+            except ModelError as error:
+                state.left_out[name] = error.problem
     if isinstance(root, fx.GraphModule):
         root.recompile()
     leave_fused_paths(root)
