@@ -422,8 +422,8 @@ def test_the_layers_own_mode_wins():
     recipe = {**BOTH, "activations": {**BOTH["activations"], "placement": "outputs"}}
     qmodel = ready(nn.Sequential(nn.ReLU(), Frozen(3)), recipe, [x_of(4, 3, 6, 6)]).train()
     qmodel(x_of(4, 3, 6, 6))
-    assert not qmodel[1].training
-    assert qmodel[1].running_mean.abs().sum() == 0
+    assert not qmodel.get_submodule("1").training
+    assert qmodel.get_submodule("1").running_mean.abs().sum() == 0
 
 
 def test_a_forward_put_into_the_layer_is_the_one_that_runs():
