@@ -21,8 +21,7 @@ from torch.utils import checkpoint
 
 import trainable_torch
 from trainable_core.errors import ModelError, QuantizerStateError
-from trainable_torch import QuantizationWrapper
-from trainable_torch.running import running
+from trainable_torch import QuantizationWrapper, running
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning"),  # Dynamo's own

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from trainable_torch.holder import ActivationQuantizationHolder
     from trainable_torch.layers import register_layer
     from trainable_torch.quantizers import BasePytorchTrainableQuantizer
+    from trainable_torch.reading import running
     from trainable_torch.serialization import load, save
     from trainable_torch.training import (
         advance_schedules,
@@ -46,6 +47,7 @@ __all__ = [
     "parameter_groups",
     "register_layer",
     "regularization",
+    "running",
     "save",
     "wrap",
 ]
@@ -61,6 +63,7 @@ __getattr__, __dir__ = lazy_names(
         "holder": ["ActivationQuantizationHolder"],
         "layers": ["register_layer"],
         "quantizers": ["BasePytorchTrainableQuantizer"],
+        "reading": ["running"],
         "serialization": ["load", "save"],
         "training": [
             "advance_schedules",

@@ -20,7 +20,7 @@ from trainable_torch.holder import ActivationQuantizationHolder
 from trainable_torch.kernels import cache
 from trainable_torch.layer_class import Reads, become, stand_in_front
 from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer
-from trainable_torch.running import is_running
+from trainable_torch.reading import is_running
 
 _is_compiling = torch.compiler.is_compiling
 
@@ -163,7 +163,7 @@ class QuantizationWrapper(Reads, PytorchQuantizationWrapper):  # type: ignore[mi
     layer``: the layer gets a class made of this one and its own (`trainable_torch.layer_class`), and quantizers as
     children. So it stays where it is and what it is for whoever holds it in a list, asks for its class, sets its mode,
     hooks it, loads a float checkpoint into it or ties its weights. Its parameters stay the float ones. While the layer
-    or the model around it runs (`trainable_torch.running`), whoever reads a quantized weight gets the quantized value;
+    or the model around it runs (`trainable_torch.reading`), whoever reads a quantized weight gets the quantized value;
     nothing of it is stored in the layer, so `deepcopy` and `pickle` work after a training forward.
 
     In eval mode, without gradients, a weight is fake-quantized when it or its quantizer changed

@@ -14,7 +14,7 @@ from trainable_core.recipe.document import QuantizationRecipe, RecipeSource
 from trainable_core.recipe.layers import LayerInfo, LayerKind
 from trainable_core.recipe.plan import LayerPlan, QuantizerPlan
 from trainable_core.recipe.state import WrappedState
-from trainable_torch import running
+from trainable_torch import reading
 from trainable_torch.copying import copied
 from trainable_torch.folding import fold_batch_norm
 from trainable_torch.holder import ActivationQuantizationHolder
@@ -115,7 +115,7 @@ def wrap(model: nn.Module, recipe: RecipeSource) -> nn.Module:
     if isinstance(root, fx.GraphModule):
         root.recompile()
     leave_fused_paths(root)
-    running.mark(root)
+    reading.mark(root)
     setattr(root, STATE, state)
     if scheduled_quantizers(root):  # else every forward would look for them
         root.register_forward_pre_hook(count_step)

@@ -1,4 +1,4 @@
-"""Whether a wrapped model runs: while it does, whoever reads a quantized weight gets the quantized value.
+"""Who reads a weight: the model as it runs, which gets the quantized value, or anybody else, who gets the float one.
 
 Nothing is switched on or off, so nothing can be left on by an error, an interrupt or another thread. `wrap` marks each
 module of the model; a weight is read by the model when a marked module is being called further up the stack, when a
