@@ -32,7 +32,8 @@ def describe(qmodel: nn.Module) -> Description:
     """
     state = state_of(qmodel)
     require_whole(qmodel, "describe")
-    rows, unread = [], {}
+    rows = []
+    unread: dict[str, bool] = {}
     for name, module in qmodel.named_modules():
         if isinstance(module, QuantizationWrapper):
             unread |= {f"{name or 'model'}.{attribute}": not read for attribute, read in module.weights_read.items()}

@@ -206,6 +206,7 @@ def form(method: QuantizationMethod, n_bits: int, *, signed: bool, min_threshold
     """Return what makes the grids of a quantization method."""
     low = float(qparams.lower_bound(min_threshold))
     arguments: tuple[Any, ...]
+    function: type[SymmetricScale | UniformGrid]
     if method is QuantizationMethod.UNIFORM:
         function, arguments, ends = UniformGrid, (low, n_bits), (0, 2**n_bits - 1)
     else:

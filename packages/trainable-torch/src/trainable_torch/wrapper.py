@@ -227,7 +227,7 @@ class QuantizationWrapper(Reads, PytorchQuantizationWrapper):  # type: ignore[mi
             call.function, call.weight_values = module, values
             for position, value in values.items():
                 self.register_parameter(f"{POSITIONAL_WEIGHT}_{position}", nn.Parameter(value, requires_grad=False))
-        call.read = dict.fromkeys(weights_quantizers, False)  # type: ignore[arg-type] # keys of one kind
+        call.read = dict.fromkeys(weights_quantizers, False)
         object.__setattr__(self, CALL, call)
         for attribute, quantizer in weights_quantizers.items():
             quantizer.initialize_quantization(tuple(self._weight_of(attribute).shape), str(attribute), self)

@@ -108,10 +108,7 @@ def wrap(model: nn.Module, recipe: RecipeSource) -> nn.Module:
         if name in nodes:
             _hold_node(root, nodes[name], plan, quantizers)
         else:
-            try:
-                _wrap_layer(root, name, kinds[name], plan, quantizers)
-            except ModelError as error:
-                state.left_out[name] = error.problem
+            _wrap_layer(root, kinds[name], plan, quantizers, state)
     if isinstance(root, fx.GraphModule):
         root.recompile()
     leave_fused_paths(root)
@@ -214,8 +211,11 @@ class _Quantizers:
         return ActivationQuantizationHolder(build(plan, subject))
 
 
-def _wrap_layer(root: nn.Module, name: str, kind: LayerKind, plan: LayerPlan, quantizers: _Quantizers) -> None:
-    """Give a layer its quantizers; it stays where it is."""
+def _wrap_layer(
+    root: nn.Module, kind: LayerKind, plan: LayerPlan, quantizers: _Quantizers, state: WrappedState
+) -> None:
+    """Give a layer its quantizers; it stays where it is, and where it can't have them, as it is."""
+    name = plan.layer.name
     layer: Any = root if name == "model" and kind_of(root) is not None else root.get_submodule(name)
     weights = {}
     for attribute, weight_plan in plan.weights.items():
@@ -228,7 +228,10 @@ def _wrap_layer(root: nn.Module, name: str, kind: LayerKind, plan: LayerPlan, qu
         inputs = {each: quantizers.holder(plan.activation, f"{name}: {each}") for each in kind.inputs}
     elif plan.activation is not None:
         output = quantizers.holder(plan.activation, f"{name}: output")
-    QuantizationWrapper(layer, weights, input_holders=inputs, input_names=kind.inputs, output_holder=output)
+    try:
+        QuantizationWrapper(layer, weights, input_holders=inputs, input_names=kind.inputs, output_holder=output)
+    except ModelError as error:
+        state.left_out[name] = error.problem
 
 
 def _hold_node(root: Any, node: fx.Node, plan: LayerPlan, quantizers: _Quantizers) -> None:
