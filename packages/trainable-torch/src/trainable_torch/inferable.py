@@ -22,6 +22,7 @@ from mct_quantizers.pytorch import quantizers as mctq
 from torch import Tensor, nn
 
 from trainable_core.backend.inferable import by_grid, target_and_method
+from trainable_core.backend.unlisted import UnlistedSubclass
 from trainable_core.constants import RANGE_MAX, RANGE_MIN, SIGNED, THRESHOLD
 from trainable_core.enums import QuantizationMethod, QuantizationTarget
 from trainable_core.qparams import QParams, inferable_params
@@ -135,27 +136,33 @@ def keep_float32(fn: Any, tensor: Tensor) -> Tensor:
     return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
 
 
-class WeightsSymmetricInferableQuantizer(_Mended, mctq.WeightsSymmetricInferableQuantizer):  # type: ignore[misc] # mctq is untyped
+class WeightsSymmetricInferableQuantizer(
+    _Mended, metaclass=UnlistedSubclass, of=mctq.WeightsSymmetricInferableQuantizer
+):
     """Deployed SYMMETRIC weights."""
 
 
-class WeightsPOTInferableQuantizer(_Mended, mctq.WeightsPOTInferableQuantizer):  # type: ignore[misc] # as above
+class WeightsPOTInferableQuantizer(_Mended, metaclass=UnlistedSubclass, of=mctq.WeightsPOTInferableQuantizer):
     """Deployed POWER_OF_TWO weights."""
 
 
-class WeightsUniformInferableQuantizer(_Mended, mctq.WeightsUniformInferableQuantizer):  # type: ignore[misc] # as above
+class WeightsUniformInferableQuantizer(_Mended, metaclass=UnlistedSubclass, of=mctq.WeightsUniformInferableQuantizer):
     """Deployed UNIFORM weights."""
 
 
-class ActivationSymmetricInferableQuantizer(_Mended, mctq.ActivationSymmetricInferableQuantizer):  # type: ignore[misc]
+class ActivationSymmetricInferableQuantizer(
+    _Mended, metaclass=UnlistedSubclass, of=mctq.ActivationSymmetricInferableQuantizer
+):
     """Deployed SYMMETRIC activations."""
 
 
-class ActivationPOTInferableQuantizer(_Mended, mctq.ActivationPOTInferableQuantizer):  # type: ignore[misc] # as above
+class ActivationPOTInferableQuantizer(_Mended, metaclass=UnlistedSubclass, of=mctq.ActivationPOTInferableQuantizer):
     """Deployed POWER_OF_TWO activations."""
 
 
-class ActivationUniformInferableQuantizer(_Mended, mctq.ActivationUniformInferableQuantizer):  # type: ignore[misc]
+class ActivationUniformInferableQuantizer(
+    _Mended, metaclass=UnlistedSubclass, of=mctq.ActivationUniformInferableQuantizer
+):
     """Deployed UNIFORM activations."""
 
 

@@ -11,6 +11,7 @@ from mct_quantizers.common.constants import POSITIONAL_WEIGHT, QUANTIZED_POSITIO
 from torch import Tensor, nn
 
 from trainable_core.backend.building import require_quantizer
+from trainable_core.backend.unlisted import UnlistedSubclass
 from trainable_core.enums import QuantizationTarget
 from trainable_core.errors import InvalidArgumentError
 from trainable_torch import kernels
@@ -70,7 +71,7 @@ class WeightsQuantizers(nn.ModuleDict):
         return [(attribute, self[attribute]) for attribute in self._attributes]
 
 
-class QuantizationWrapper(PytorchQuantizationWrapper):  # type: ignore[misc]
+class QuantizationWrapper(nn.Module, metaclass=UnlistedSubclass, of=PytorchQuantizationWrapper):
     """A layer whose weights, and if asked inputs and output, are quantized as it is called.
 
     Parameters
@@ -275,7 +276,7 @@ class QuantizationWrapper(PytorchQuantizationWrapper):  # type: ignore[misc]
 
         Nothing is remembered between calls, so whoever exchanges a quantizer, a holder or the layer is served at once.
         """
-        layer, modules = self.layer, self._modules
+        layer, modules = self.layer, self.__dict__["_modules"]
         holders: Any = modules["input_holders"]._modules  # noqa: SLF001 - attributes of modules cost ten times as much
         weights: Any = modules["weights_quantizers"]
         attributes = weights._attributes  # noqa: SLF001 - as above
