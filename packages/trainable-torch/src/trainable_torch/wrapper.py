@@ -37,8 +37,10 @@ class WeightsQuantizers(nn.ModuleDict):
         """Put a quantizer in the place of an attribute's."""
         key = self._attributes.setdefault(attribute, str(attribute).replace(".", "__"))
         if isinstance(quantizer, nn.Module):
+            self._stock.pop(key, None)
             super().__setitem__(key, quantizer)
         else:
+            self._modules.pop(key, None)
             self._stock[key] = quantizer
 
     def __getitem__(self, attribute: Any) -> Any:
