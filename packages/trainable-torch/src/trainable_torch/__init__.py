@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from trainable_torch.grid import Grid
     from trainable_torch.holder import ActivationQuantizationHolder
     from trainable_torch.layers import register_layer
+    from trainable_torch.mctq import to_mctq
     from trainable_torch.quantizers import BasePytorchTrainableQuantizer
     from trainable_torch.reading import running
     from trainable_torch.serialization import load, save
@@ -49,6 +50,7 @@ __all__ = [
     "regularization",
     "running",
     "save",
+    "to_mctq",
     "wrap",
 ]
 
@@ -62,6 +64,7 @@ __getattr__, __dir__ = lazy_names(
         "grid": ["Grid"],
         "holder": ["ActivationQuantizationHolder"],
         "layers": ["register_layer"],
+        "mctq": ["to_mctq"],
         "quantizers": ["BasePytorchTrainableQuantizer"],
         "reading": ["running"],
         "serialization": ["load", "save"],

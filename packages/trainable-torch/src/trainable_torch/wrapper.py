@@ -13,6 +13,7 @@ from mct_quantizers.common.constants import POSITIONAL_WEIGHT, QUANTIZED_POSITIO
 from torch import Tensor, nn
 
 from trainable_core.backend.building import require_quantizer
+from trainable_core.backend.unlisted import UnlistedSubclass
 from trainable_core.enums import QuantizationTarget
 from trainable_core.errors import InvalidArgumentError, TrainableError
 from trainable_torch import kernels
@@ -48,8 +49,10 @@ class WeightsQuantizers(nn.ModuleDict):
         """Put a quantizer in the place of an attribute's."""
         key = self._attributes.setdefault(attribute, str(attribute).replace(".", "__"))
         if isinstance(quantizer, nn.Module):
+            self._stock.pop(key, None)
             super().__setitem__(key, quantizer)
         else:
+            self._modules.pop(key, None)
             self._stock[key] = quantizer
 
     def __getitem__(self, attribute: Any) -> Any:
@@ -134,7 +137,7 @@ class _Part(Reads):
         return owner.read_weight(attribute, weight)
 
 
-class QuantizationWrapper(Reads, PytorchQuantizationWrapper):  # type: ignore[misc] # mctq is untyped
+class QuantizationWrapper(Reads, nn.Module, metaclass=UnlistedSubclass, of=PytorchQuantizationWrapper):
     """A layer whose weights, and if asked inputs and output, are quantized as it is called.
 
     Parameters

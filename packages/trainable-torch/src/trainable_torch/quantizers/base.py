@@ -16,6 +16,7 @@ from mct_quantizers.common.base_inferable_quantizer import BaseInferableQuantize
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from trainable_core.backend.unlisted import UnlistedSubclass
 from trainable_core.config import TrainableQuantizerConfig
 from trainable_core.constants import SIGNED
 from trainable_core.enums import VariableGroup
@@ -29,7 +30,9 @@ _CALLED = "__call__", "forward", "quantize", "fake_quantize", "rule", "grid"
 """What stands between a call and the kernels: whoever replaces one of these is called."""
 
 
-class BasePytorchTrainableQuantizer(nn.Module, BaseTrainableQuantizer, BaseInferableQuantizer):  # type: ignore[misc]
+class BasePytorchTrainableQuantizer(
+    nn.Module, BaseTrainableQuantizer, metaclass=UnlistedSubclass, of=BaseInferableQuantizer
+):
     """Base class of trainable PyTorch quantizers.
 
     Parameters
