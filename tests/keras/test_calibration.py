@@ -162,9 +162,9 @@ def test_a_layer_that_no_batch_reaches_is_named() -> None:
     model = keras.Model([given, other], [kl.Dense(2, name="used")(given), kl.Dense(2, name="unused")(other)])
     qmodel = wrap(model, recipe())
     used = qmodel.get_layer("used")
-    with pytest.raises(CalibrationError, match="no batch reached it") as caught:
+    with pytest.raises(CalibrationError, match="no batch reached its layer") as caught:
         calibrate(qmodel, [tensor(vectors(4, 3))], forward=lambda _, batch: used(batch))
-    assert caught.value.subject.startswith("unused")
+    assert list(caught.value.reasons) == ["unused: inputs"]
 
 
 def test_no_batches_are_needed_for_weights_and_none_are_read() -> None:

@@ -192,6 +192,7 @@ def test_lists_of_inputs_are_quantized_one_by_one() -> None:
     assert same(call(finalize(qmodel), batch), call(qmodel, batch))
 
 
+@pytest.mark.filterwarnings("ignore::trainable_core.errors.NothingQuantizedWarning")  # that is what it is about
 def test_a_model_with_nothing_to_quantize_is_copied() -> None:
     model = keras.Sequential([keras.Input((3,)), kl.ReLU()])
     qmodel = wrap(model, weights_only())
@@ -200,6 +201,7 @@ def test_a_model_with_nothing_to_quantize_is_copied() -> None:
 
 
 @only_keras(3, "Keras quantizes layers itself")
+@pytest.mark.filterwarnings("ignore::trainable_core.errors.NothingQuantizedWarning")  # that is what it is about
 def test_a_layer_that_keras_quantized_is_left_out() -> None:
     model = dense()
     model.layers[0].quantize("int8")
