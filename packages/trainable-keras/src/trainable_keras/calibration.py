@@ -155,16 +155,16 @@ Method = Callable[..., Any]
 @contextmanager
 def _calls_replaced(replaced: Sequence[tuple[Any, Callable[[Method], Method]]]) -> Iterator[None]:
     """Put functions made of them in the place of layers' `call`, one after the other where a layer comes again."""
-    before = [(layer, vars(layer).get("call")) for layer, _ in replaced]
+    before: list[tuple[Any, Method | None]] = []
     try:
         for layer, made_of in replaced:
+            before.append((layer, vars(layer).get("call")))
             object.__setattr__(layer, "call", made_of(layer.call))  # Keras would look into what it is set to
         yield
     finally:
         for layer, call in reversed(before):
-            if call is None:
-                object.__delattr__(layer, "call")
-            else:
+            vars(layer).pop("call", None)
+            if call is not None:
                 object.__setattr__(layer, "call", call)
 
 
