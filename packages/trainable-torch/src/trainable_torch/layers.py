@@ -116,8 +116,26 @@ _BY_MODULE: dict[type[nn.Module], Callable[[Any], LayerKind]] = {
 """Types whose modules have different weights."""
 
 
+def _embedding_obstacle(module: nn.Module) -> str:
+    """Return why the table of an embedding can't be quantized; empty where it can, and for other modules.
+
+    Quantizing gives every row a gradient, which a sparse one has no place for, and optimizers for sparse gradients
+    refuse dense ones. A table with `max_norm` is written into by each lookup: that would rescale the quantized rows,
+    which are then on no grid, and leave the float ones as they are.
+    """
+    if not isinstance(module, nn.Embedding | nn.EmbeddingBag):
+        return ""
+    if module.sparse:
+        return "its weight has sparse gradients, and a quantized one has dense gradients: sparse=False quantizes it"
+    if module.max_norm is not None:
+        return "its lookups rescale the weight in place (max_norm): max_norm=None quantizes it"
+    return ""
+
+
 def _declared_kind(module: nn.Module) -> LayerKind | None:
     """Return the kind of a module's type."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return _kind("other", unsupported="it is compiled by TorchScript, and its code reads its weights itself")
     for cls in type(module).__mro__:
         if cls in _BY_MODULE:
             return _BY_MODULE[cls](module)
@@ -145,7 +163,8 @@ def kind_of(module: nn.Module) -> LayerKind | None:
     groups = getattr(module, "groups", 1)
     if kind.op == "conv" and groups != 1 and groups == getattr(module, "in_channels", None):
         kind = LayerKind("depthwise_conv", kind.weights, kind.inputs)
-    return kind
+    obstacle = _embedding_obstacle(module)
+    return LayerKind(kind.op, {}, kind.inputs, obstacle) if obstacle else kind
 
 
 def layer_info(name: str, module: nn.Module, kind: LayerKind) -> LayerInfo:

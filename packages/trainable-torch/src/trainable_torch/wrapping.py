@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import fx, nn
 
-from trainable_core.backend.building import build_quantizer
+from trainable_core.backend.building import build_quantizer, warn_if_nothing_is_quantized
 from trainable_core.errors import ModelError, QuantizerStateError
 from trainable_core.recipe.document import QuantizationRecipe, RecipeSource
-from trainable_core.recipe.layers import LayerInfo, LayerKind
+from trainable_core.recipe.layers import HOLDS, LayerInfo, LayerKind
+from trainable_core.recipe.placement import Call, behind_activations
 from trainable_core.recipe.plan import LayerPlan, QuantizerPlan
 from trainable_core.recipe.state import WrappedState
 from trainable_torch import reading
@@ -72,7 +73,7 @@ def wrap(model: nn.Module, recipe: RecipeSource) -> nn.Module:
     Raises
     ------
     ModelError
-        When `model` is no module, can't be copied, or has weights without a shape yet.
+        When `model` is no module or a ScriptModule, can't be copied, or has weights without a shape yet.
     QuantizerStateError
         When it is wrapped already.
     TrainableError, pydantic.ValidationError
@@ -80,6 +81,11 @@ def wrap(model: nn.Module, recipe: RecipeSource) -> nn.Module:
     """
     if not isinstance(model, nn.Module):
         raise ModelError(f"wrap needs a torch.nn.Module, got {type(model).__module__}.{type(model).__name__}")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ModelError(
+            f"{type(model).__name__} is compiled by TorchScript, and its code reads the weights itself",
+            "wrap the model that was scripted or traced; torch.jit.trace takes a finalized one.",
+        )
     if any(isinstance(m, QuantizationWrapper | ActivationQuantizationHolder) for m in model.modules()):
         raise QuantizerStateError(type(model).__name__, "it is wrapped already", "wrap the float model.")
     recipe = QuantizationRecipe.of(recipe)
@@ -94,21 +100,16 @@ def wrap(model: nn.Module, recipe: RecipeSource) -> nn.Module:
         state.left_out |= {name: f"batch norm not folded: {reason}" for name, reason in kept.items()}
     root, kinds, infos, nodes = _look(root, recipe, state)
     plans = recipe.resolve(infos, unseen=state.left_out.get("functional operations", ""))
-    fused = _fused_with_activation(root, nodes, plans) if recipe.quantizes_outputs else set()
+    if recipe.quantizes_outputs:
+        plans = behind_activations(recipe, plans, _calls(root, nodes))
     quantizers = _Quantizers()
-    for plan in plans:
+    for plan in state.note(plans):
         name = plan.layer.name
-        if name in fused:
-            plan = replace(plan, activation=None, reason="" if plan.weights else "quantized after its activation")  # noqa: PLW2901
-        state.plans[name] = plan
-        if plan.reason:
-            state.left_out.setdefault(name, plan.reason)
-        if not plan.weights and plan.activation is None:
-            continue
         if name in nodes:
             _hold_node(root, nodes[name], plan, quantizers)
         else:
             _wrap_layer(root, kinds[name], plan, quantizers, state)
+    warn_if_nothing_is_quantized(type(model).__name__, plans)
     if isinstance(root, fx.GraphModule):
         root.recompile()
     leave_fused_paths(root)
@@ -147,9 +148,14 @@ def _look(
     """Return the model (as a graph where functional operations matter), its layers, and its functional nodes."""
     kinds: dict[str, LayerKind] = {}
     infos: list[LayerInfo] = []
-    for name, module, kind in _layers(model, state):
-        kinds[name] = kind
-        infos.append(layer_info(name, module, kind))
+    for name, module, kind in _layers(model):
+        if kind is not None and not kind.unsupported:
+            kinds[name] = kind
+            infos.append(layer_info(name, module, kind))
+            continue
+        info = _left_out(name, module, kind, state)
+        if module is not model or not any(True for _ in model.children()):  # a rule can't name the whole of them
+            infos.append(info)
     nodes: dict[str, fx.Node] = {}
     if (recipe.quantizes_outputs or recipe.matches_functional(infos)) and kind_of(model) is None:
         traced = trace(model)
@@ -168,22 +174,31 @@ def _look(
     return model, kinds, infos, nodes
 
 
-def _layers(model: nn.Module, state: WrappedState) -> Iterator[tuple[str, nn.Module, LayerKind]]:
-    """Yield every module of a known kind, not looking inside one; note the others that own parameters."""
+def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module, LayerKind | None]]:
+    """Yield every module with its kind, not looking inside one of a known kind; the model only where it is a layer."""
     inside: set[nn.Module] = set()
     for name, module in model.named_modules():
         if module in inside:
             continue
         kind = kind_of(module)
-        if kind is None:
-            if any(p is not None for p in module._parameters.values()):  # noqa: SLF001 - own ones, without children's
-                state.left_out[name or "model"] = f"{type(module).__name__} is of no known kind; see register_layer"
-            continue
-        inside.update(module.modules())
-        if kind.unsupported:
-            state.left_out[name or "model"] = kind.unsupported
-            continue
+        if kind is not None:
+            inside.update(module.modules())
         yield name or "model", module, kind
+
+
+def _left_out(name: str, module: nn.Module, kind: LayerKind | None, state: WrappedState) -> LayerInfo:
+    """Return what is told of a module that can't be quantized; note the reason where it has parameters."""
+    if kind is not None:
+        state.left_out[name] = kind.unsupported
+        return LayerInfo(name, kind.op, obstacle=kind.unsupported)
+    if name in state.folded:
+        return LayerInfo(name, "normalization", obstacle=f"it is folded into {state.folded[name]}")
+    if any(p is not None for p in module._parameters.values()):  # noqa: SLF001 - own ones, without children's
+        reason = state.left_out[name] = f"{type(module).__name__} is of no known kind; see register_layer"
+        return LayerInfo(name, "other", obstacle=reason)
+    if any(True for _ in module.children()):
+        return LayerInfo(name, "other", obstacle=HOLDS)
+    return LayerInfo(name, "other", obstacle=f"{type(module).__name__} has no weights and is of no known kind")
 
 
 def build(plan: QuantizerPlan, subject: str) -> BasePytorchTrainableQuantizer:
@@ -253,12 +268,8 @@ def _hold_node(root: Any, node: fx.Node, plan: LayerPlan, quantizers: _Quantizer
         node.replace_input_with(source, held)
 
 
-def _fused_with_activation(model: nn.Module, nodes: dict[str, fx.Node], plans: list[LayerPlan]) -> set[str]:
-    """Return the names of layers and nodes that are quantized after the activation they are only used by.
-
-    Hardware fuses the two. A layer called several times is one of them when that holds for every call.
-    """
-    held = {plan.layer.name for plan in plans if plan.activation and plan.placement == "outputs"}
+def _calls(model: nn.Module, nodes: dict[str, fx.Node]) -> list[Call]:
+    """Return every call of a layer or functional node that is seen, with the activation that alone uses its output."""
     parts = [("", model)] if isinstance(model, fx.GraphModule) else traced_parts(model)
     modules: dict[nn.Module, str] = {}
     for name, module in model.named_modules(remove_duplicate=False):
@@ -270,15 +281,15 @@ def _fused_with_activation(model: nn.Module, nodes: dict[str, fx.Node], plans: l
             return modules.get(part.get_submodule(str(node.target)), "")
         return functions.get(node, "")
 
-    fused: dict[str, bool] = {}
+    calls: list[Call] = []
     for _, part in parts:
         for node in part.graph.nodes:
             name = named(part, node)
-            if name in held:
+            if name:
                 user = through_identities(part, node)
-                after = user is not None and _op(part, user) == "activation" and named(part, user) in held
-                fused[name] = fused.get(name, True) and after
-    return {name for name, after in fused.items() if after}
+                activates = user is not None and _op(part, user) == "activation"
+                calls.append((name, named(part, user) if activates and user is not None else None))
+    return calls
 
 
 def _op(part: fx.GraphModule, node: fx.Node) -> str | None:

@@ -29,6 +29,11 @@ from trainable_torch.grid import Grid
 _CALLED = "__call__", "forward", "quantize", "fake_quantize", "rule", "grid"
 """What stands between a call and the kernels: whoever replaces one of these is called."""
 
+RESHAPED = (
+    "if the weight has another shape than when it was wrapped, calibrate(qmodel, force=True) makes new thresholds."
+)
+"""Hint for a weight that doesn't fit its thresholds any more."""
+
 
 class BasePytorchTrainableQuantizer(
     nn.Module, BaseTrainableQuantizer, metaclass=UnlistedSubclass, of=BaseInferableQuantizer
@@ -163,7 +168,8 @@ class BasePytorchTrainableQuantizer(
     def _check_channels(self, shape: torch.Size) -> None:
         axis, channels = self._axis, self.structure.shape[0]
         if axis is not None and (not -len(shape) <= axis < len(shape) or shape[axis] != channels):
-            raise ShapeMismatchError(self.subject, f"{channels} channels along axis {axis}", f"shape {tuple(shape)}")
+            expected = f"{channels} channels along axis {axis}"
+            raise ShapeMismatchError(self.subject, expected, f"shape {tuple(shape)}", RESHAPED)
 
     def grid(self, ndim: int, width: int | None = None) -> Grid:
         """Return the grid of one width (default: the selected one) for a tensor of `ndim` dimensions."""
