@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from trainable_torch.folding import fold_batch_norm
 from trainable_torch.holder import ActivationQuantizationHolder
 from trainable_torch.kernels import eligible
 from trainable_torch.layers import kind_of, layer_info, leave_fused_paths
+from trainable_torch.observing import observe
 from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer
 from trainable_torch.tracing import (
     Untraceable,
@@ -53,7 +54,7 @@ def state_of(model: nn.Module) -> WrappedState:
     return state
 
 
-def wrap(model: nn.Module, recipe: RecipeSource) -> nn.Module:
+def wrap(model: nn.Module, recipe: RecipeSource, example: Any = None) -> nn.Module:
     """Return a new model whose weights and activations are quantized while it trains.
 
     Parameters
@@ -62,6 +63,10 @@ def wrap(model: nn.Module, recipe: RecipeSource) -> nn.Module:
         The float model; left untouched.
     recipe : QuantizationRecipe, mapping, or path
         Which tensors, on which grid, trained how.
+    example : batch or callable, optional
+        What the model can be called with: a mapping is its keyword arguments, of a tuple or list only the first item
+        counts, as in `calibrate`; or a function that is given the model and calls it. A copy of the model is run with
+        it once in eval mode and once in train mode, and shows what symbolic tracing can't see.
 
     Returns
     -------
@@ -73,11 +78,27 @@ def wrap(model: nn.Module, recipe: RecipeSource) -> nn.Module:
     Raises
     ------
     ModelError
-        When `model` is no module or a ScriptModule, can't be copied, or has weights without a shape yet.
+        When `model` is no module or a ScriptModule, can't be copied, has weights without a shape yet, or can't be
+        called with `example`.
     QuantizerStateError
         When it is wrapped already.
     TrainableError, pydantic.ValidationError
         When the recipe doesn't fit; the message names field or layer.
+    """
+    return wrapped(model, recipe, example=example)
+
+
+def wrapped(
+    model: nn.Module, recipe: RecipeSource, *, example: Any = None, folded: Mapping[str, str] | None = None
+) -> nn.Module:
+    """Return what `wrap` returns; `folded` says which batch norms an earlier `wrap` folded, so that nothing is guessed.
+
+    Parameters
+    ----------
+    model, recipe, example
+        As for `wrap`.
+    folded : mapping of str to str, optional
+        Layer by batch norm.
     """
     if not isinstance(model, nn.Module):
         raise ModelError(f"wrap needs a torch.nn.Module, got {type(model).__module__}.{type(model).__name__}")
@@ -95,8 +116,9 @@ def wrap(model: nn.Module, recipe: RecipeSource) -> nn.Module:
     except Exception as error:
         raise ModelError(f"{type(model).__name__} can't be copied: {error}") from error
     state = WrappedState(recipe)
+    observed = None if example is None else observe(root, example)
     if recipe.fold_batch_norm:
-        state.folded, kept = fold_batch_norm(root)
+        state.folded, kept = fold_batch_norm(root, observed, folded)
         state.left_out |= {name: f"batch norm not folded: {reason}" for name, reason in kept.items()}
     root, kinds, infos, nodes = _look(root, recipe, state)
     plans = recipe.resolve(infos, unseen=state.left_out.get("functional operations", ""))
