@@ -965,3 +965,37 @@ def test_a_file_for_another_model_is_refused(tmp_path):
     save(calibrate(wrap(nn.Sequential(conv(), norm()), weights_only())), tmp_path / "model.safetensors")
     with pytest.raises(DocumentError, match="another architecture"):
         load(tmp_path / "model.safetensors", nn.Sequential(conv(), nn.ReLU()))
+
+
+# ---- what no function of PyTorch shows ------------------------------------------------------------------------------
+
+
+def twice(x: torch.Tensor) -> torch.Tensor:
+    return x * 2
+
+
+class Doubles(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x * 2
+
+
+UNSEEN = {
+    "a script": lambda m, x: m.norm(y := m.conv(x)) + m.scripted(y),
+    "a script module": lambda m, x: m.norm(y := m.conv(x)) + m.script(y),
+    "an autograd function": lambda m, x: m.norm(y := m.conv(x)) + Doubles.apply(y),
+    "an operator": lambda m, x: m.norm(y := m.conv(x)) + torch.ops.aten.mul.Tensor(y, y),
+    "an array": lambda m, x: m.norm(y := m.conv(x)) + torch.from_numpy(y.detach().numpy()),
+    "a script of a parameter": lambda m, x: m.norm(m.conv(x)) + m.scripted(m.conv.weight).sum(),
+    "a script of a statistic": lambda m, x: m.norm(m.conv(x)) + m.scripted(m.norm.running_mean).sum(),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # models that have them still exist
+@pytest.mark.parametrize("how", UNSEEN)
+def test_whoever_uses_an_output_or_a_parameter_below_pytorchs_functions_is_seen_too(how):
+    script = torch.jit.script(nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU()).double().eval())
+    model, x = Graph(UNSEEN[how], conv=conv(), norm=norm(), script=script), vectors(*IMAGE)
+    object.__setattr__(model, "scripted", torch.jit.script(twice))
+    model = Untraced(model)
+    assert ("other users" if "of a" not in how else "other code") in reason(model, x, example=x)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
 from tests.torch.models import quantizer_at, ready, recipe, spec, vectors, weights_only
-from trainable_core.errors import InvalidArgumentError, ModelError
+from trainable_core.errors import InvalidArgumentError, ModelError, RuleError
 from trainable_core.recipe.layers import OPS
 from trainable_torch import calibrate, describe, finalize, layers, register_layer, wrap
 from trainable_torch.layers import FUNCTIONS, kind_of
@@ -136,6 +137,35 @@ def test_an_embedding_bag_too():
 def test_an_embeddings_output_can_be_quantized():
     qmodel = ready(nn.Embedding(7, 3), {"activations": spec(placement="outputs", n_bits=2)}, torch.arange(7))
     assert qmodel(torch.arange(7)).unique().numel() <= 4
+
+
+TABLES = {
+    "embedding": lambda **more: nn.Embedding(7, 3, **more),
+    "bag": lambda **more: nn.EmbeddingBag(7, 3, mode="sum", **more),
+}
+
+
+@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize(
+    ("how", "reason"), [({"sparse": True}, "sparse gradients"), ({"max_norm": 1.0}, r"rescale.*\(max_norm\)")]
+)
+def test_a_table_that_is_not_only_looked_up_is_left_out_and_trains_as_in_float(table, how, reason):
+    torch.manual_seed(0)
+    model, indices = nn.Sequential(TABLES[table](**how), nn.Linear(3, 2)), torch.tensor([[0, 6], [3, 3]])
+    with torch.no_grad():
+        model[0].weight.mul_(3)
+    qmodel = ready(model, weights_only())
+    assert re.search(reason, describe(qmodel).left_out["0"])
+    assert [row.layer for row in describe(qmodel).rows] == ["1"]
+    for each in (model, qmodel):
+        each(indices).sum().backward()
+    assert qmodel[0].weight.grad.is_sparse is ("sparse" in how)
+    assert torch.equal(qmodel[0].weight, model[0].weight)  # rescaled alike
+    deployed = finalize(qmodel.eval())
+    assert torch.equal(deployed(indices), qmodel(indices))
+    with pytest.raises(RuleError, match=reason):
+        wrap(model, weights_only(rules=[{"match": {"op": "embedding"}, "weights": {"n_bits": 8}}]))
+    wrap(model, weights_only(rules=[{"match": {"op": "embedding"}, "skip": True}]))
 
 
 def test_a_row_of_padding_gets_no_gradient():

@@ -381,7 +381,9 @@ def test_a_file_for_a_model_without_these_modules_is_refused(tmp_path):
         lambda structure: structure.update(operations={"of_modules": {"nowhere": [["add", 2]]}}),
         lambda structure: structure["operations"]["of_modules"].update({"": [["add", 2], ["add", 3]]}),
         lambda structure: structure.pop("operations"),
-        lambda structure: structure.update(fused=7),
+        lambda structure: structure.update(calls=[["fc"]]),
+        lambda structure: structure.update(calls=[["fc", 7]]),
+        lambda structure: structure.update(calls=7),
     ],
 )
 def test_a_file_with_a_damaged_structure_is_refused(tmp_path, damage):
@@ -391,9 +393,9 @@ def test_a_file_with_a_damaged_structure_is_refused(tmp_path, damage):
         header = json.loads(file.metadata()[FORMAT])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - the file is no mapping
     damage(header["structure"])
-    from safetensors.torch import save as to_bytes  # noqa: PLC0415 - beside the other name `save`
+    from safetensors.torch import save as to_bytes
 
-    from trainable_torch.serialization import DIGEST, digest  # noqa: PLC0415 - as above
+    from trainable_torch.serialization import DIGEST, digest
 
     text = json.dumps(header)
     path.write_bytes(to_bytes(tensors, {FORMAT: text, DIGEST: digest(text, tensors)}))
@@ -409,7 +411,9 @@ def by_torch(model):
 
 
 @pytest.mark.parametrize(
-    "copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m)), by_torch], ids=["deepcopy", "pickle", "torch"]
+    "copied",
+    [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m)), by_torch],  # noqa: S301 - our own bytes
+    ids=["deepcopy", "pickle", "torch"],
 )
 def test_copies_have_quantizers_of_their_own(copied):
     qmodel = trained()
@@ -516,7 +520,7 @@ def doubled(model, x):
 
 
 def test_a_forward_that_was_replaced_before_is_kept():
-    import functools  # noqa: PLC0415 - for this test alone
+    import functools
 
     model = Computes(None)
     model.forward = functools.partial(doubled, model)
@@ -651,7 +655,7 @@ def test_without_an_example_the_reason_says_that_one_would_help():
 
 
 def test_a_decorated_forward_is_explained():
-    import functools  # noqa: PLC0415 - for this test alone
+    import functools
 
     def decorated(function):
         @functools.wraps(function)

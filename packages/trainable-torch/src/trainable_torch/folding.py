@@ -13,7 +13,7 @@ from torch import fx, nn
 from trainable_core.backend.folding import fold, gain_and_shift
 from trainable_core.errors import ModelError
 from trainable_torch.dataflow import move_of, moved, reshaped
-from trainable_torch.layers import kind_of
+from trainable_torch.layers import is_computed
 from trainable_torch.observing import SHAPE, TRANSPOSED, WITH_OWN_OPERATION, Observed, Run, channels_of
 from trainable_torch.overrides import change_of, hook_of, own_class, tensors_of
 from trainable_torch.surroundings import reached_otherwise
@@ -337,9 +337,8 @@ def _obstacle(structure: _Structure, layer: Any, norm: Any, ends_with_own: Calla
     changed = change_of(layer, base) if base is not None else ""
     if changed and not ends_with_own(layer):
         return f"what comes before it is {type(layer).__name__}, and {changed}"
-    kind = kind_of(layer)
-    if kind is not None and kind.unsupported:
-        return f"of the layer before it, {kind.unsupported}"
+    if is_computed(layer, "weight"):
+        return "the weight of the layer before it is computed by a hook or a parametrization"
     own = own_class(norm, _BATCH_NORMS)
     changed = change_of(norm, own) if own is not None else ""
     if changed:

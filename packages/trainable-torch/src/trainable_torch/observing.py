@@ -6,7 +6,6 @@ what only a run knows: shapes, and in which module an operation was called.
 
 from __future__ import annotations
 
-import copy
 import gc
 import weakref
 from collections import Counter
@@ -18,9 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from trainable_core.calibration.batches import inputs_of
 from trainable_core.errors import ModelError
+from trainable_torch.copying import copied
 from trainable_torch.dataflow import SIZE_ATTRIBUTES, reads_values
 from trainable_torch.kernels import eligible
 from trainable_torch.layers import kind_of
@@ -108,8 +109,8 @@ def _trained(model: nn.Module, example: Any) -> Run | str:
 
 def _run(model: nn.Module, example: Any, *, training: bool) -> Run:
     """Return what a run of a copy shows; batch norms keep their statistics."""
-    copied = copy.deepcopy(model).train(training)
-    for module in copied.modules():
+    run = copied(model).train(training)
+    for module in run.modules():
         if isinstance(module, eligible.NORMALIZATION):
             module.training = False
             continue
@@ -118,12 +119,12 @@ def _run(model: nn.Module, example: Any, *, training: bool) -> Run:
             _show_bias(module)
     if not callable(example) or isinstance(example, Tensor | Mapping):
         example = example if isinstance(example, Mapping) else inputs_of(example)
-        if any(parameter.is_meta for parameter in copied.parameters()):
+        if any(parameter.is_meta for parameter in run.parameters()):
             example = _on_meta(example)
-    recorder = _Recorder(copied)
-    devices = sorted({each.device for each in copied.parameters() if each.is_cuda}, key=str)
-    with torch.random.fork_rng(devices), torch.no_grad(), recorder.hooked(), recorder:
-        recorder.keep(_call(copied, example))
+    recorder = _Recorder(run)
+    devices = sorted({each.device for each in run.parameters() if each.is_cuda}, key=str)
+    with torch.random.fork_rng(devices), torch.no_grad(), recorder.hooked(), _Below(recorder), recorder:
+        recorder.keep(_call(run, example))
     return recorder.finish()
 
 
@@ -182,6 +183,7 @@ class _Recorder(TorchFunctionMode):
                     self.owned.setdefault(id(tensor), f"{name}.{attribute}".lstrip("."))
         self.output: Any = None
         self.is_aside = False
+        self.depth = 0
 
     # ---- modules ----------------------------------------------------------------------------------------------------
 
@@ -190,6 +192,8 @@ class _Recorder(TorchFunctionMode):
         """Watch every call of a module."""
         handles: list[Any] = []
         for module in self.names:
+            if isinstance(module, torch.jit.ScriptModule):
+                continue  # it takes no hooks
             handles += [
                 module.register_forward_pre_hook(self._enter, with_kwargs=True),
                 module.register_forward_hook(self._leave, with_kwargs=True, always_call=True),
@@ -247,7 +251,11 @@ class _Recorder(TorchFunctionMode):
                 self._use(tensor)  # a layer that reads more than it is given
         kind = operation_kind(func)
         inputs = len(operands(func, args, kwargs)) if kind else 0
-        result = func(*args, **kwargs)
+        self.depth += 1
+        try:
+            result = func(*args, **kwargs)
+        finally:
+            self.depth -= 1
         if self.leaf_calls:
             self.leaf_calls[-1].note(name, args, kwargs, result)
         elif read:
@@ -300,6 +308,17 @@ class _Recorder(TorchFunctionMode):
         self.nodes[id(tensor)] = weakref.ref(tensor), node
         return node
 
+    def note_use(self, tensors: list[Tensor]) -> None:
+        """Note that somebody unknown looks at tensors."""
+        here = self.names[self.stack[-1]] if self.stack and self.leaf_calls else "somewhere"
+        for tensor in tensors:
+            name = self.owned.get(id(tensor))
+            if name is not None:
+                self.run.readers.setdefault(name, set()).add(here)
+                self.run.users.setdefault(name, set()).add(here)
+            elif id(tensor) in self.nodes and not (self.leaf_calls and self.leaf_calls[-1].has(tensor)):
+                self._use(tensor)
+
     def _use(self, tensor: Tensor) -> None:
         self.run.graph.create_node("call_function", _read, (self._node_of(tensor),))
 
@@ -318,6 +337,20 @@ class _Recorder(TorchFunctionMode):
                 self.run.graph.create_node("call_function", _read, (node,))
         self.output = None
         return self.run
+
+
+class _Below(TorchDispatchMode):
+    """Sees what is computed without a function of PyTorch's Python interface: by scripts and extensions."""
+
+    def __init__(self, recorder: _Recorder) -> None:
+        super().__init__()
+        self.recorder = recorder
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call an operator, and note its inputs as used unless a function that is written down has called it."""
+        if self.recorder.depth == 0 and not self.recorder.is_aside:
+            self.recorder.note_use(_tensors((args, kwargs or {})))
+        return func(*args, **(kwargs or {}))
 
 
 def _read(*values: Any) -> None:

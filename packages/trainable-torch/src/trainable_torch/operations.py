@@ -11,12 +11,12 @@ import inspect
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from trainable_core.errors import ModelError, QuantizerStateError
@@ -24,6 +24,7 @@ from trainable_torch.holder import ActivationQuantizationHolder
 from trainable_torch.kernels import eligible
 from trainable_torch.observing import Observed, Run, is_leaf
 from trainable_torch.operands import is_in_place, operands, operation_kind, replaced
+from trainable_torch.reading import MARK
 
 CONTAINER = "functional_quantizers"
 """Name of the child of a wrapped model that holds the quantizers of its functional operations."""
@@ -219,16 +220,11 @@ def install(root: nn.Module, operations: Operations, named: Sequence[Operation],
             raise ModelError(f"this model has no module {name!r}, whose operations are quantized") from None
         known = None if calls is None else tables.get(name, {})
         module.__dict__["forward"] = Forward(module, name or "model", kinds, known)
-    for module in root.modules():
-        if not isinstance(vars(module).get("forward"), Forward):
-            module.__dict__[_OPAQUE] = True
 
 
 # ---- while the model runs -------------------------------------------------------------------------------------------
 
 
-_OPAQUE = "_trainable_opaque"
-"""Attribute of the model's modules whose operations are not looked at: layers, quantizers, and what was left out."""
 _OF_FUNCTIONS = frozenset(("__code__", "__name__", "__qualname__", "__defaults__", "__kwdefaults__", "__annotations__"))
 
 
@@ -244,7 +240,7 @@ class Forward:
     kinds : frozenset of str
         Op kinds of which the model has quantized operations.
     table : dict, or None
-        The operations of these kinds that the module's forward calls, in order; None where the example did not reach it.
+        The operations of these kinds that the module's forward calls, in order; None if the example did not reach it.
     """
 
     def __init__(
@@ -265,7 +261,7 @@ class Forward:
         return inspect.signature(self._own_forward())
 
     def __getattr__(self, name: str) -> Any:
-        """Return what a function has and an object hasn't, from the module's own forward: `torch.export` asks for it."""
+        """Return what a function has and an object hasn't, from the module's own forward, for `torch.export`."""
         if name not in _OF_FUNCTIONS:
             raise AttributeError(name)
         return getattr(self._own_forward(), name)
@@ -330,7 +326,9 @@ class _Call:
         """Refuse a call in which operations were missing."""
         for kind, known in (self.forward.table or {}).items():
             if self.counts[kind] != len(known):
-                problem = f"it computed {self.counts[kind]} operations of kind {kind!r}, and {len(known)} with the example"
+                problem = (
+                    f"it computed {self.counts[kind]} operations of kind {kind!r}, and {len(known)} with the example"
+                )
                 raise self._refused(problem)
 
     def _refused(self, problem: str) -> QuantizerStateError:
@@ -394,7 +392,7 @@ def _caller() -> Any:
     while frame is not None:
         if frame.f_code is eligible.CALL_CODE:
             module = frame.f_locals["self"]
-            if _OPAQUE in module.__dict__ or isinstance(module.__dict__.get("forward"), Forward):
+            if MARK in module.__dict__:
                 return module
         name = frame.f_globals.get("__name__", "")
         if name.startswith(_PACKAGE) and name != __name__:

@@ -179,9 +179,12 @@ def check_structure(path: Any, structure: Any) -> None:
     """Refuse a header's structure that `wrap` did not note; None where a file has none."""
     if structure is None:
         return
-    fused = structure.get("fused") if isinstance(structure, dict) else None
-    if not isinstance(fused, list) or not all(isinstance(name, str) for name in fused):
-        raise DocumentError(path, "its header has a 'structure' without the names of what is fused")
+    calls = structure.get("calls") if isinstance(structure, dict) else None
+    names = [name for call in calls if isinstance(call, list) and len(call) == 2 for name in call] if calls else []  # noqa: PLR2004 - two names
+    if not isinstance(calls, list) or len(names) != 2 * len(calls):
+        raise DocumentError(path, "its header has a 'structure' without calls")
+    if not all(isinstance(name, str) or name is None for name in names):
+        raise DocumentError(path, "its header has a 'structure' with calls that are no names")
     if not isinstance(structure.get("operations"), dict):
         raise DocumentError(path, "its header has a 'structure' without operations")
 

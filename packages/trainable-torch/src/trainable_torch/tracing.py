@@ -125,7 +125,9 @@ def trace(model: nn.Module) -> fx.GraphModule | Untraceable:
     for node in _dropouts_of(traced, others["in eval mode"]):
         _make_module(traced, node)
     traced.recompile()
-    modes = {name: module.training for name, module in model.named_modules()}
+    modes = {
+        name: getattr(module, "training", False) for name, module in model.named_modules()
+    }  # a frozen script has none
     for name, module in traced.named_modules():
         module.training = modes.get(name, model.training)
     return traced

@@ -16,6 +16,7 @@ from mct_quantizers.common.base_inferable_quantizer import BaseInferableQuantize
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from trainable_core.backend.unlisted import UnlistedSubclass
 from trainable_core.config import TrainableQuantizerConfig
 from trainable_core.constants import SIGNED
 from trainable_core.enums import VariableGroup
@@ -28,8 +29,15 @@ from trainable_torch.grid import Grid
 _CALLED = "__call__", "forward", "quantize", "fake_quantize", "rule", "grid"
 """What stands between a call and the kernels: whoever replaces one of these is called."""
 
+RESHAPED = (
+    "if the weight has another shape than when it was wrapped, calibrate(qmodel, force=True) makes new thresholds."
+)
+"""Hint for a weight that doesn't fit its thresholds any more."""
 
-class BasePytorchTrainableQuantizer(nn.Module, BaseTrainableQuantizer, BaseInferableQuantizer):  # type: ignore[misc]
+
+class BasePytorchTrainableQuantizer(
+    nn.Module, BaseTrainableQuantizer, metaclass=UnlistedSubclass, of=BaseInferableQuantizer
+):
     """Base class of trainable PyTorch quantizers.
 
     Parameters
@@ -160,7 +168,8 @@ class BasePytorchTrainableQuantizer(nn.Module, BaseTrainableQuantizer, BaseInfer
     def _check_channels(self, shape: torch.Size) -> None:
         axis, channels = self._axis, self.structure.shape[0]
         if axis is not None and (not -len(shape) <= axis < len(shape) or shape[axis] != channels):
-            raise ShapeMismatchError(self.subject, f"{channels} channels along axis {axis}", f"shape {tuple(shape)}")
+            expected = f"{channels} channels along axis {axis}"
+            raise ShapeMismatchError(self.subject, expected, f"shape {tuple(shape)}", RESHAPED)
 
     def grid(self, ndim: int, width: int | None = None) -> Grid:
         """Return the grid of one width (default: the selected one) for a tensor of `ndim` dimensions."""
@@ -267,6 +276,13 @@ class BasePytorchTrainableQuantizer(nn.Module, BaseTrainableQuantizer, BaseInfer
     def _apply(self, fn: Any, recurse: bool = True) -> BasePytorchTrainableQuantizer:  # noqa: FBT001, FBT002 - torch's signature
         """Move the variables; they stay float32 whatever dtype the model is cast to."""
         super()._apply(lambda tensor: inferable.keep_float32(fn, tensor), recurse)  # type: ignore[no-untyped-call] # torch leaves it so
+        return self
+
+    def train(self, mode: bool = True) -> BasePytorchTrainableQuantizer:  # noqa: FBT001, FBT002 - torch's signature
+        """Set the mode; no fake-quantized weight is kept through training."""
+        if mode:
+            kernels.forget(self)
+        super().train(mode)
         return self
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
