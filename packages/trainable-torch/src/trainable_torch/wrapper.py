@@ -233,13 +233,20 @@ class QuantizationWrapper(Reads, nn.Module, metaclass=UnlistedSubclass, of=Pytor
         call.read = dict.fromkeys(weights_quantizers, False)
         object.__setattr__(self, CALL, call)
         for attribute, quantizer in weights_quantizers.items():
-            quantizer.initialize_quantization(tuple(self._weight_of(attribute).shape), str(attribute), self)
+            weight = self._weight_of(attribute)
+            quantizer.initialize_quantization(tuple(weight.shape), str(attribute), self)
+            if isinstance(quantizer, nn.Module) and not weight.is_meta:
+                quantizer.to(weight.device)
             path, _, name = str(attribute).rpartition(".")
             if path:
                 self.get_submodule(path).__dict__.setdefault(PART_OF, {})[name] = (self, attribute)
         self.weights_quantizers = WeightsQuantizers(weights_quantizers)
         self.input_holders = nn.ModuleDict(dict(input_holders or {}))
         self.output_holder = output_holder
+        place = next((p.device for p in self._parameters.values() if p is not None and not p.is_meta), None)
+        if place is not None:
+            for holder in self.holders:
+                holder.to(place)
 
     def _weight_of(self, attribute: str | int) -> Any:
         call: _Call = self.__dict__[CALL]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -124,14 +125,15 @@ def wrapped(
     plans = recipe.resolve(infos, unseen=state.left_out.get("functional operations", ""))
     if recipe.quantizes_outputs:
         plans = behind_activations(recipe, plans, _calls(root, nodes))
-    quantizers = _Quantizers()
+    tensors = itertools.chain(root.parameters(), root.buffers())
+    quantizers = _Quantizers(next((each.device for each in tensors if not each.is_meta), None))
     for plan in state.note(plans):
         name = plan.layer.name
         if name in nodes:
             _hold_node(root, nodes[name], plan, quantizers)
         else:
             _wrap_layer(root, kinds[name], plan, quantizers, state)
-    warn_if_nothing_is_quantized(type(model).__name__, plans)
+    warn_if_nothing_is_quantized(type(model).__name__, plans, stacklevel=4)
     if isinstance(root, fx.GraphModule):
         root.recompile()
     leave_fused_paths(root)
@@ -230,9 +232,13 @@ def build(plan: QuantizerPlan, subject: str) -> BasePytorchTrainableQuantizer:
 
 
 class _Quantizers:
-    """Builds quantizers; tied weights with equal plans share one."""
+    """Builds quantizers; tied weights with equal plans share one.
 
-    def __init__(self) -> None:
+    Activation quantizers are made on `device`; a layer with parameters takes its own to where these are.
+    """
+
+    def __init__(self, device: torch.device | None) -> None:
+        self.device = device
         self._shared: dict[int, list[tuple[Any, QuantizerPlan, BasePytorchTrainableQuantizer]]] = {}
 
     def for_weight(self, weight: Any, plan: QuantizerPlan, subject: str) -> BasePytorchTrainableQuantizer:
@@ -245,7 +251,8 @@ class _Quantizers:
         return quantizer
 
     def holder(self, plan: QuantizerPlan, subject: str) -> ActivationQuantizationHolder:
-        return ActivationQuantizationHolder(build(plan, subject))
+        holder = ActivationQuantizationHolder(build(plan, subject))
+        return holder if self.device is None else holder.to(self.device)
 
 
 def _wrap_layer(

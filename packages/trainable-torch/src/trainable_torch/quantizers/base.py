@@ -202,6 +202,11 @@ class BasePytorchTrainableQuantizer(
             for width in self.structure.widths
         }
 
+    def switch_off(self) -> None:
+        """Pass tensors on as they are from here on; see core's base class."""
+        super().switch_off()
+        self._enabled = False
+
     def convert2inferable(self) -> inferable.InferableQuantizer:
         """Return mctq's inferable quantizer, mended, with the trained numbers; this quantizer goes on as it is.
 
