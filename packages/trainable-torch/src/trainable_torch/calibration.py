@@ -119,6 +119,8 @@ class TorchCalibration(ModelCalibration):
     def weights(self) -> Iterator[tuple[Tensor, Any]]:
         """Yield each quantized weight with its quantizer."""
         for wrapper in _wrappers(self.model):
+            with torch.no_grad():
+                wrapper.compute_weights()
             for _, weight, quantizer in wrapper.get_weights_vars():
                 yield weight, quantizer
 
@@ -155,15 +157,11 @@ class TorchCalibration(ModelCalibration):
     def observing(self, observers: Mapping[Any, Observer], *, training: bool = False) -> Iterator[None]:
         """Let the holders show what reaches them to the observers, with float weights and without gradients."""
         wrappers = _wrappers(self.model)
-        # a wrapper's layer is no child of the model
-        layers = [wrapper.layer for wrapper in wrappers if isinstance(wrapper.layer, nn.Module)]
-        modes = {
-            m: m.training for m in [*self.model.modules(), *layers] if hasattr(m, "training")
-        }  # a frozen script has none
+        modes = {m: m.training for m in self.model.modules() if hasattr(m, "training")}  # a frozen script has none
         kept = _put_back(self.model, random=training)
         try:
             self.model.train(training)
-            for module in [*self.model.modules(), *layers]:
+            for module in self.model.modules():
                 if training and isinstance(module, eligible.DROPOUT + eligible.NORMALIZATION):
                     module.training = False
             for wrapper in wrappers:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -16,10 +15,13 @@ from trainable_core.recipe.layers import HOLDS, LayerInfo, LayerKind
 from trainable_core.recipe.placement import Call, behind_activations
 from trainable_core.recipe.plan import LayerPlan, QuantizerPlan
 from trainable_core.recipe.state import WrappedState
+from trainable_torch import reading
+from trainable_torch.copying import copied
 from trainable_torch.folding import fold_batch_norm
 from trainable_torch.holder import ActivationQuantizationHolder
 from trainable_torch.kernels import eligible
 from trainable_torch.layers import kind_of, layer_info, leave_fused_paths
+from trainable_torch.observing import observe
 from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer
 from trainable_torch.tracing import (
     Untraceable,
@@ -52,7 +54,7 @@ def state_of(model: nn.Module) -> WrappedState:
     return state
 
 
-def wrap(model: nn.Module, recipe: RecipeSource) -> nn.Module:
+def wrap(model: nn.Module, recipe: RecipeSource, example: Any = None) -> nn.Module:
     """Return a new model whose weights and activations are quantized while it trains.
 
     Parameters
@@ -61,6 +63,10 @@ def wrap(model: nn.Module, recipe: RecipeSource) -> nn.Module:
         The float model; left untouched.
     recipe : QuantizationRecipe, mapping, or path
         Which tensors, on which grid, trained how.
+    example : batch or callable, optional
+        What the model can be called with: a mapping is its keyword arguments, of a tuple or list only the first item
+        counts, as in `calibrate`; or a function that is given the model and calls it. A copy of the model is run with
+        it once in eval mode and once in train mode, and shows what symbolic tracing can't see.
 
     Returns
     -------
@@ -72,11 +78,27 @@ def wrap(model: nn.Module, recipe: RecipeSource) -> nn.Module:
     Raises
     ------
     ModelError
-        When `model` is no module or a ScriptModule, can't be copied, or has weights without a shape yet.
+        When `model` is no module or a ScriptModule, can't be copied, has weights without a shape yet, or can't be
+        called with `example`.
     QuantizerStateError
         When it is wrapped already.
     TrainableError, pydantic.ValidationError
         When the recipe doesn't fit; the message names field or layer.
+    """
+    return wrapped(model, recipe, example=example)
+
+
+def wrapped(
+    model: nn.Module, recipe: RecipeSource, *, example: Any = None, folded: Mapping[str, str] | None = None
+) -> nn.Module:
+    """Return what `wrap` returns; `folded` says which batch norms an earlier `wrap` folded, so that nothing is guessed.
+
+    Parameters
+    ----------
+    model, recipe, example
+        As for `wrap`.
+    folded : mapping of str to str, optional
+        Layer by batch norm.
     """
     if not isinstance(model, nn.Module):
         raise ModelError(f"wrap needs a torch.nn.Module, got {type(model).__module__}.{type(model).__name__}")
@@ -90,28 +112,30 @@ def wrap(model: nn.Module, recipe: RecipeSource) -> nn.Module:
     recipe = QuantizationRecipe.of(recipe)
     _check_lazy(model)
     try:
-        copied = copy.deepcopy(model)
+        root = copied(model)
     except Exception as error:
         raise ModelError(f"{type(model).__name__} can't be copied: {error}") from error
     state = WrappedState(recipe)
+    observed = None if example is None else observe(root, example)
     if recipe.fold_batch_norm:
-        state.folded, kept = fold_batch_norm(copied)
+        state.folded, kept = fold_batch_norm(root, observed, folded)
         state.left_out |= {name: f"batch norm not folded: {reason}" for name, reason in kept.items()}
-    root, kinds, infos, nodes = _look(copied, recipe, state)
+    root, kinds, infos, nodes = _look(root, recipe, state)
     plans = recipe.resolve(infos, unseen=state.left_out.get("functional operations", ""))
     if recipe.quantizes_outputs:
         plans = behind_activations(recipe, plans, _calls(root, nodes))
-    quantizers, places = _Quantizers(), _places(root)
+    quantizers = _Quantizers()
     for plan in state.note(plans):
         name = plan.layer.name
         if name in nodes:
             _hold_node(root, nodes[name], plan, quantizers)
         else:
-            root = _wrap_layer(root, name, kinds[name], plan, quantizers, places)
+            _wrap_layer(root, kinds[name], plan, quantizers, state)
     warn_if_nothing_is_quantized(type(model).__name__, plans)
     if isinstance(root, fx.GraphModule):
         root.recompile()
     leave_fused_paths(root)
+    reading.mark(root)
     setattr(root, STATE, state)
     if scheduled_quantizers(root):  # else every forward would look for them
         root.register_forward_pre_hook(count_step)
@@ -224,27 +248,15 @@ class _Quantizers:
         return ActivationQuantizationHolder(build(plan, subject))
 
 
-_Places = dict[nn.Module, list[tuple[nn.Module, str]]]
-
-
-def _places(root: nn.Module) -> _Places:
-    """Return where the model holds each module: (parent, name) pairs."""
-    places: _Places = {}
-    for parent in root.modules():
-        for name, child in parent._modules.items():  # noqa: SLF001 - every name that holds the module
-            if child is not None:
-                places.setdefault(child, []).append((parent, name))
-    return places
-
-
 def _wrap_layer(
-    root: nn.Module, name: str, kind: LayerKind, plan: LayerPlan, quantizers: _Quantizers, places: _Places
-) -> nn.Module:
-    """Put a layer into a wrapper at every place of the model that holds it; return the model's root."""
-    layer = root if name == "model" and kind_of(root) is not None else root.get_submodule(name)
+    root: nn.Module, kind: LayerKind, plan: LayerPlan, quantizers: _Quantizers, state: WrappedState
+) -> None:
+    """Give a layer its quantizers; it stays where it is, and where it can't have them, as it is."""
+    name = plan.layer.name
+    layer: Any = root if name == "model" and kind_of(root) is not None else root.get_submodule(name)
     weights = {}
     for attribute, weight_plan in plan.weights.items():
-        weight: Any = layer
+        weight = layer
         for part in attribute.split("."):
             weight = getattr(weight, part)
         weights[attribute] = quantizers.for_weight(weight, weight_plan, f"{name}.{attribute}")
@@ -253,12 +265,10 @@ def _wrap_layer(
         inputs = {each: quantizers.holder(plan.activation, f"{name}: {each}") for each in kind.inputs}
     elif plan.activation is not None:
         output = quantizers.holder(plan.activation, f"{name}: output")
-    wrapper = QuantizationWrapper(layer, weights, input_holders=inputs, input_names=kind.inputs, output_holder=output)
-    if layer is root:
-        return wrapper
-    for parent, key in places[layer]:
-        parent._modules[key] = wrapper  # noqa: SLF001 - keeps the order of the children
-    return root
+    try:
+        QuantizationWrapper(layer, weights, input_holders=inputs, input_names=kind.inputs, output_holder=output)
+    except ModelError as error:
+        state.left_out[name] = error.problem
 
 
 def _hold_node(root: Any, node: fx.Node, plan: LayerPlan, quantizers: _Quantizers) -> None:

@@ -60,7 +60,8 @@ def _total(terms: list[Tensor]) -> Tensor:
 
 
 def _rank(x: Tensor) -> int | None:
-    rank: int | None = x.shape.rank
+    shape = x.shape  # of an array, which Keras takes too, it is a tuple
+    rank: int | None = shape.rank if isinstance(shape, tf.TensorShape) else len(shape)
     return rank
 
 

@@ -8,6 +8,7 @@ same kernels. Where anybody could notice, by a hook for instance, the layer and 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -32,8 +33,9 @@ class Linear(NamedTuple):
     transposes: bool = False
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Return the layer's output."""
-        return F.linear(x, weight, bias)
+        """Return the layer's output, which is no view: what a function of autograd returns is written in as it is."""
+        y = F.linear(x, weight, bias)
+        return y if x.dim() == 2 else _no_view(y)  # noqa: PLR2004 - rows and features, a matrix
 
     def gradients(self, upstream: Tensor, x: Tensor, weight: Tensor, needs: Needs) -> Gradients:
         """Return the gradients of input, weight and bias that are needed."""
@@ -60,13 +62,21 @@ class Convolution(NamedTuple):
     transposes: bool = True
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Return the layer's output."""
-        return torch.convolution(x, weight, bias, *self.settings)
+        """Return the layer's output; no view either."""
+        y = torch.convolution(x, weight, bias, *self.settings)
+        return _no_view(y) if x.dim() == 3 else y  # noqa: PLR2004 - in one dimension it is two with a view
 
     def gradients(self, upstream: Tensor, x: Tensor, weight: Tensor, needs: Needs) -> Gradients:
         """Return the gradients of input, weight and bias that are needed."""
         found: Gradients = eligible.CONVOLUTION_BACKWARD(upstream, x, weight, [weight.shape[0]], *self.settings, needs)
         return found
+
+
+def _no_view(y: Tensor) -> Tensor:
+    """Return the same values in the same memory, in a function of autograd not as a view, which can't be written in."""
+    if torch.is_grad_enabled():
+        return y
+    return y.new_empty(0).set_(y.untyped_storage(), y.storage_offset(), y.shape, y.stride())
 
 
 Operation = Linear | Convolution
@@ -181,6 +191,17 @@ def _in_graph(ctx: Any) -> Callable[..., Tensor]:
     return function
 
 
+@functools.lru_cache(maxsize=256)
+def _operation_of(own_class: type) -> Callable[[Any, Tensor], Operation | None] | None:
+    """Return how to make a function of a layer; None where its class computes anything of its own."""
+    for cls, make in _OPERATIONS.items():
+        if issubclass(own_class, cls):
+            computes = ("forward", "_conv_forward", "weight", "bias")
+            alike = all(getattr(own_class, name, None) is getattr(cls, name, None) for name in computes)
+            return make if alike else None
+    return None
+
+
 class Quantizer(Protocol):
     """What `call` asks of a quantizer."""
 
@@ -189,7 +210,12 @@ class Quantizer(Protocol):
 
 
 def call(
-    layer: nn.Module, x: Any, quantizers: tuple[Quantizer | None, Quantizer | None], *, watched: Sequence[nn.Module]
+    layer: nn.Module,
+    own_class: type,
+    x: Any,
+    quantizers: tuple[Quantizer | None, Quantizer | None],
+    *,
+    watched: Sequence[nn.Module],
 ) -> Tensor | None:
     """Return what a layer gives for its only argument, in training; None: call the parts one by one.
 
@@ -197,6 +223,8 @@ def call(
     ----------
     layer : Module
         The layer.
+    own_class : type
+        Its class, without what wrapping adds.
     x : object
         The argument.
     quantizers : pair of Quantizer or None
@@ -204,13 +232,13 @@ def call(
     watched : sequence of Module
         The modules that are not called here; none may have a hook.
     """
-    make = _OPERATIONS.get(type(layer))
+    make = _operation_of(own_class)
     if make is None or torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return None
     parameters = layer._parameters  # noqa: SLF001 - attributes of modules cost ten times as much
     weight, bias = parameters.get("weight"), parameters.get("bias")
     tensors = (x, weight) if bias is None else (x, weight, bias)
-    if weight is None or not eligible.fits(*tensors) or x.numel() == 0 or "forward" in layer.__dict__:
+    if weight is None or "bias" not in parameters or not eligible.fits(*tensors) or x.numel() == 0:
         return None
     operation = make(layer, x)
     if operation is None or eligible.is_watched() or eligible.has_hooks(watched):

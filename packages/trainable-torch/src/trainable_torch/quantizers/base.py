@@ -16,6 +16,7 @@ from mct_quantizers.common.base_inferable_quantizer import BaseInferableQuantize
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from trainable_core.backend.unlisted import UnlistedSubclass
 from trainable_core.config import TrainableQuantizerConfig
 from trainable_core.constants import SIGNED
 from trainable_core.enums import VariableGroup
@@ -34,7 +35,9 @@ RESHAPED = (
 """Hint for a weight that doesn't fit its thresholds any more."""
 
 
-class BasePytorchTrainableQuantizer(nn.Module, BaseTrainableQuantizer, BaseInferableQuantizer):  # type: ignore[misc]
+class BasePytorchTrainableQuantizer(
+    nn.Module, BaseTrainableQuantizer, metaclass=UnlistedSubclass, of=BaseInferableQuantizer
+):
     """Base class of trainable PyTorch quantizers.
 
     Parameters
@@ -273,6 +276,13 @@ class BasePytorchTrainableQuantizer(nn.Module, BaseTrainableQuantizer, BaseInfer
     def _apply(self, fn: Any, recurse: bool = True) -> BasePytorchTrainableQuantizer:  # noqa: FBT001, FBT002 - torch's signature
         """Move the variables; they stay float32 whatever dtype the model is cast to."""
         super()._apply(lambda tensor: inferable.keep_float32(fn, tensor), recurse)  # type: ignore[no-untyped-call] # torch leaves it so
+        return self
+
+    def train(self, mode: bool = True) -> BasePytorchTrainableQuantizer:  # noqa: FBT001, FBT002 - torch's signature
+        """Set the mode; no fake-quantized weight is kept through training."""
+        if mode:
+            kernels.forget(self)
+        super().train(mode)
         return self
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
