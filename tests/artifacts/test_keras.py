@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 # Importing the other Keras too would leave every later test of this process with both.
-LEGACY = os.environ.get("TF_USE_LEGACY_KERAS") == "1"
-pytest.importorskip("tf_keras" if LEGACY else "keras", reason="needs Keras")
+pytest.importorskip("tf_keras" if os.environ.get("TF_USE_LEGACY_KERAS") == "1" else "keras", reason="needs Keras")
 pytest.importorskip("trainable_keras", reason="needs trainable-keras")
 
 import trainable_keras
