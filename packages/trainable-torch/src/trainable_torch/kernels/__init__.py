@@ -29,20 +29,24 @@ To add a fast path for an operation, write it beside `layer`'s and hold it again
 method, nothing here has to change.
 """
 
-from trainable_torch.kernels.cache import evaluated, forget
+from trainable_torch.kernels.cache import Dependencies, evaluated, forget
 from trainable_torch.kernels.eligible import remarks
-from trainable_torch.kernels.fake_quantization import FakeQuantization, apply, fake_quantize, prepared, snap
+from trainable_torch.kernels.fake_quantization import FakeQuantization, Snapping, apply, fake_quantize, prepared, snap, snapping
 from trainable_torch.kernels.layer import call as call_layer
+from trainable_torch.kernels.layer import evaluate as evaluate_layer
 from trainable_torch.kernels.plain import Lsq, Rule, Ste
 from trainable_torch.kernels.recomputing import recomputed
 
 __all__ = [
+    "Dependencies",
     "FakeQuantization",
     "Lsq",
     "Rule",
+    "Snapping",
     "Ste",
     "apply",
     "call_layer",
+    "evaluate_layer",
     "evaluated",
     "fake_quantize",
     "forget",
@@ -50,4 +54,5 @@ __all__ = [
     "recomputed",
     "remarks",
     "snap",
+    "snapping",
 ]

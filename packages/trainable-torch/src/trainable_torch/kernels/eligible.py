@@ -107,21 +107,26 @@ def fits_backward(upstream: Tensor) -> bool:
 
 def is_watched() -> bool:
     """Return whether anything looks at all modules, at what they are given, or at what is kept for backward."""
+    return are_modules_watched() or torch.is_autocast_enabled("cpu") or saved_tensors_are_watched()
+
+
+def are_modules_watched() -> bool:
+    """Return whether anything looks at all modules or at all functions."""
     return (
         _has_global_hooks is None
         or _count_function_modes is None
         or _has_global_hooks()
-        or torch.is_autocast_enabled("cpu")
         or _count_function_modes() > 0
-        or saved_tensors_are_watched()
     )
 
 
 def has_hooks(modules: Iterable[nn.Module]) -> bool:
-    """Return whether any of the modules has a hook on its forward or backward."""
+    """Return whether any of the modules has a hook on its forward or backward, or a forward of its own."""
     for module in modules:
         state = module.__dict__
         if (
+            "forward" in state
+            or
             state["_forward_pre_hooks"]
             or state["_forward_hooks"]
             or state["_backward_pre_hooks"]

@@ -258,6 +258,12 @@ def apply(x: Tensor, made: FakeQuantization) -> Tensor:
     return y
 
 
+def snapping(form: Form, variables: Sequence[Tensor], shape: tuple[int, ...]) -> Snapping:
+    """Return what snaps tensors to a grid as its variables make it now; plain float32 CPU tensors."""
+    scale, low, high, _ = FakeQuantization(form, variables, shape, Ste()).numbers()
+    return Snapping(scale, low, high)
+
+
 def fake_quantize(x: Tensor, grid: Grid, rule: Rule) -> Tensor:
     """Return `x` snapped to a grid of tensors, with a rule's gradients; float32."""
     leaves = grid.scale, grid.zero_point
@@ -281,8 +287,31 @@ def snap(x: Tensor, scale: Tensor, low: End, high: End) -> Tensor:
     """
     if not eligible.fits(x, scale) or x.numel() == 0:
         return plain.snap(x, scale, low, high)
-    if native.compiled() is not None:
-        x, where = native.lines(x, scale.shape)
-        if where is not None:
-            return native.snap(x, native.given(scale, low, high), where)[0]
-    return passes.snap(x, Numbers(scale, low, high, scale.reciprocal()))
+    return Snapping(scale, low, high)(x)
+
+
+class Snapping:
+    """Snaps tensors to a grid that is given by its numbers; what the loops need is made once.
+
+    Parameters
+    ----------
+    scale, low, high
+        As `snap` takes them; plain CPU tensors.
+    """
+
+    __slots__ = ("_block", "_numbers", "_shape")
+
+    def __init__(self, scale: Tensor, low: End, high: End) -> None:
+        self._shape = scale.shape
+        self._block = None if native.compiled() is None else native.given(scale, low, high)
+        self._numbers = Numbers(scale, low, high, scale.reciprocal() if self._block is None else self._block.tensors[0])
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return a tensor that `eligible.fits` and is not empty, snapped."""
+        if self._block is not None:
+            if not self._shape and x.is_contiguous() and x.numel() < native.SHARE and not x.is_neg():
+                return native.snap_one_line(x, self._block)
+            x, where = native.lines(x, self._shape)
+            if where is not None:
+                return native.snap(x, self._block, where)[0]
+        return passes.snap(x, self._numbers)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name everyone reads
 
-from trainable_torch.kernels import eligible, native
+from trainable_torch.kernels import cache, eligible, native
 from trainable_torch.kernels.fake_quantization import FakeQuantization, by_autograd, records
 
 KEPT = 2**15
@@ -255,3 +255,43 @@ def call(
         return None
     y: Tensor = _FusedLayer.apply(operation, made, x, weight, bias, *leaves)  # type: ignore[no-untyped-call] # torch leaves it so
     return y
+
+
+# ---- evaluation -----------------------------------------------------------------------------------------------------
+
+
+def _linear_in_evaluation(_layer: nn.Linear, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return F.linear(x, weight, bias)
+
+
+def _convolution_in_evaluation(layer: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    y: Tensor = layer._conv_forward(x, weight, bias)  # noqa: SLF001 - the class's own, see `_operation_of`
+    return y
+
+
+_IN_EVALUATION = {_linear: _linear_in_evaluation, _convolution: _convolution_in_evaluation}
+
+
+def evaluate(
+    layer: nn.Module,
+    own_class: type,
+    x: Any,
+    quantizers: tuple[cache.Quantizer | None, cache.Quantizer | None],
+    *,
+    watched: Sequence[nn.Module],
+) -> Tensor | None:
+    """Return what a layer gives for its only argument, in evaluation; None: call the parts one by one.
+
+    Parameters are those of `call`. No quantizer may have a part in the autograd graph: deployed ones have none.
+    """
+    make = _operation_of(own_class)
+    if make is None:
+        return None
+    parameters = layer._parameters  # noqa: SLF001 - as above
+    weight = parameters.get("weight")
+    if weight is None or "bias" not in parameters or not eligible.fits(x, weight):
+        return None
+    if x.numel() == 0 or eligible.are_modules_watched() or eligible.has_hooks(watched):
+        return None
+    found = cache.layer(*quantizers, x, weight)
+    return None if found is None else _IN_EVALUATION[make](layer, *found, parameters["bias"])

@@ -53,6 +53,7 @@ class Compiled(NamedTuple):
     symmetric_gradients: Loop
     uniform: Loop
     uniform_gradients: Loop
+    same: Callable[[int, int], int]
 
 
 @functools.cache
@@ -96,19 +97,21 @@ def _compile_all(numba: Any) -> Compiled:
         _compile(numba, grid_loops.symmetric_gradients, 4, 3, floats=3),
         _compile(numba, grid_loops.uniform, 3, 2, floats=1),
         _compile(numba, grid_loops.uniform_gradients, 6, 3, floats=2),
+        _compile(numba, loops.same, 1, 1, result="int64"),
     )
 
 
-def _compile(numba: Any, loop: Loop, addresses: int, numbers: int, floats: int = 0) -> Loop:
+def _compile(
+    numba: Any, loop: Callable[..., Any], addresses: int, numbers: int, floats: int = 0, result: str = "void"
+) -> Any:
     """Compile a function of so many addresses, floats and integers, in this order."""
     arguments = [numba.types.voidptr] * addresses, [numba.float64] * floats, [numba.int64] * numbers
-    signature = numba.void(*itertools.chain(*arguments))
+    signature = getattr(numba, result)(*itertools.chain(*arguments))
     try:
         made = numba.cfunc(signature, cache=True)(loop)
     except (OSError, RuntimeError):  # there is no place to keep it
         made = numba.cfunc(signature)(loop)
-    called: Loop = made.ctypes
-    return called
+    return made.ctypes
 
 
 Pointers = tuple[int, int, int, int, int]
@@ -243,6 +246,13 @@ def snap(x: Tensor, grid: Block | Given, where: Lines, *, marking: bool = False)
     return y, marks
 
 
+def snap_one_line(x: Tensor, grid: Block | Given) -> Tensor:
+    """Return a small contiguous `x` snapped to a grid of one scale: the same with less around it."""
+    y, size = torch.empty_like(x), x.numel()
+    _loops().snap(x.data_ptr(), y.data_ptr(), 0, *grid.pointers[:4], 0, size, 1, 1, size, 0, 1)
+    return y
+
+
 def pass_inside(
     x: Tensor, upstream: Tensor, grid: Block | Given, where: Lines, *, closed: bool, reuse: bool, marks: Marks = None
 ) -> Tensor:
@@ -307,6 +317,40 @@ def _place(x: Tensor, upstream: Tensor, *, reuse: bool) -> tuple[Tensor, Tensor]
         return upstream, upstream if reuse else torch.empty_like(x)
     upstream = torch.empty_like(x).copy_(upstream)
     return upstream, upstream
+
+
+# ---- bytes ----------------------------------------------------------------------------------------------------------
+
+
+class Bytes:
+    """Copies of some pieces of memory, to tell later whether the same is there still.
+
+    Parameters
+    ----------
+    pieces : sequence of (object, int, int)
+        What keeps the memory, the address, and the number of bytes.
+    """
+
+    __slots__ = ("_copies", "_kept", "_places", "_table")
+
+    def __init__(self, pieces: Sequence[tuple[object, int, int]]) -> None:
+        self._kept = [kept for kept, _, _ in pieces]
+        self._places = [(place, size) for _, place, size in pieces]
+        self._copies = [ctypes.string_at(place, size) for place, size in self._places]
+        rows = [
+            (place, ctypes.cast(copy, ctypes.c_void_p).value or 0, size)
+            for (place, size), copy in zip(self._places, self._copies, strict=True)
+        ]
+        self._table = (ctypes.c_int64 * (3 * len(rows)))(*itertools.chain(*rows))
+
+    def are_there(self) -> bool:
+        """Return whether every piece of memory is as it was; all of them must be there still."""
+        if compiled() is not None:
+            return bool(_loops().same(ctypes.addressof(self._table), len(self._places)))
+        return all(
+            ctypes.string_at(place, size) == copy
+            for (place, size), copy in zip(self._places, self._copies, strict=True)
+        )
 
 
 # ---- threads --------------------------------------------------------------------------------------------------------

@@ -148,6 +148,21 @@ class BasePytorchTrainableQuantizer(nn.Module, BaseTrainableQuantizer, BaseInfer
             self._check_channels(x.shape)
         return self._made(x)
 
+    def dependencies(self) -> kernels.Dependencies | None:
+        """Return what the values depend on besides the input; None where a method does something of its own."""
+        fields = self.__dict__
+        if not _follows_rule(type(self)) or not fields.keys().isdisjoint(_CALLED):
+            return None
+        if not self._enabled or not self.calibrated:
+            return None
+        width = self.structure.width or self.selected_width
+        return (self._forms[width], self._axis), self._variables(width)
+
+    def snapping(self, x: Tensor) -> kernels.Snapping:
+        """Return what snaps tensors of as many dimensions to the grid as it is now, where there are `dependencies`."""
+        width = self.structure.width or self.selected_width
+        return kernels.snapping(self._forms[width], self._variables(width), self._scale_shape(x.dim()))
+
     def _made(self, x: Tensor) -> kernels.FakeQuantization | None:
         cls: Any = type(self)
         if not _follows_rule(cls) or not self.__dict__.keys().isdisjoint(_CALLED):
