@@ -145,16 +145,11 @@ class FakeQuantization:
         marks : object
             What `snap_for_backward` returned besides.
         """
+        if isinstance(self.rule, Ste) or True not in needs[1:]:
+            return self.pass_inside(x, upstream, reuse=reuse, marks=marks), *[None for _ in leaves]
         where = None
         if native.compiled() is not None:
             x, where = native.lines(x, self.shape)
-        if isinstance(self.rule, Ste) or True not in needs[1:]:
-            closed = isinstance(self.rule, Ste)
-            if where is None:
-                d_x = passes.pass_inside(x, upstream, self.numbers(), closed=closed)
-            else:
-                d_x = native.pass_inside(x, upstream, self.block(), where, closed=closed, reuse=reuse, marks=marks)
-            return d_x, *[None for _ in leaves]
         outside = len(leaves) > 1  # a threshold has no part in the zero point
         if where is None:
             d_x, d_scale, d_zero = passes.learned(x, upstream, self.numbers(), outside=outside)
@@ -164,6 +159,35 @@ class FakeQuantization:
         if isinstance(block, native.Block):
             return d_x, *native.gradients(self.form, leaves, block, sums, self.rule.gradient_scale)
         return d_x, *self.leaf_gradients(leaves, [each.view(self.shape) for each in native.total(sums, where)])
+
+    def pass_inside(self, x: Tensor, upstream: Tensor, *, reuse: bool = False, marks: native.Marks = None) -> Tensor:
+        """Return the gradient of the input alone, which passes inside the range; parameters as in `gradients`."""
+        closed = isinstance(self.rule, Ste)
+        if native.compiled() is not None:
+            x, where = native.lines(x, self.shape)
+            if where is not None:
+                return native.pass_inside(x, upstream, self.block(), where, closed=closed, reuse=reuse, marks=marks)
+        return passes.pass_inside(x, upstream, self.numbers(), closed=closed)
+
+    def gradients_in_graph(
+        self, x: Tensor, upstream: Tensor, leaves: Sequence[Tensor], needs: Sequence[bool]
+    ) -> Gradients:
+        """Return the gradients that are needed, themselves in the autograd graph of upstream gradient, input and leaves.
+
+        That of the input passes or not: whether it does, changes nowhere continuously. Those of the leaves are
+        expressions of tensors.
+        """
+        passed: Any = _PassInside.apply(upstream, x.detach(), self) if needs[0] else None  # type: ignore[no-untyped-call]
+        if isinstance(self.rule, Ste) or True not in needs[1:]:
+            return passed, *[None for _ in leaves]
+        grid = self.form.grid(leaves, self.shape)
+        low, high = grid.ends
+        learned = False, True, not grid.centered
+        _, d_scale, d_zero = plain.lsq_gradients(upstream, x, grid.scale, low, high, learned)
+        d_scale, d_zero = (None if each is None else each * self.rule.gradient_scale for each in (d_scale, d_zero))
+        zero_point = None if grid.centered else grid.zero_point
+        of_leaves = self.form.gradients(leaves, (grid.scale, zero_point), (d_scale, d_zero))  # type: ignore[arg-type] # asked for
+        return passed, *[each if need else None for each, need in zip(of_leaves, needs[1:], strict=True)]
 
     def directions(self, x: Tensor) -> Sequence[Tensor]:
         """Return the derivative by the scale and, where it learns, that by the zero point over the negative scale."""
@@ -202,10 +226,34 @@ class _Quantize(torch.autograd.Function):
         needed = needs_x, *needs
         if eligible.fits_backward(upstream):
             x, *leaves = ctx.saved_tensors
-            d_x, *d_leaves = ctx.made.gradients(x, upstream, leaves, needed)
+            if torch.is_grad_enabled():
+                d_x, *d_leaves = ctx.made.gradients_in_graph(x, upstream, leaves, eligible.wanted(ctx, needed))
+            else:
+                d_x, *d_leaves = ctx.made.gradients(x, upstream, leaves, needed)
         else:
             d_x, *d_leaves = by_autograd(ctx.made.plain, ctx.saved_tensors, needed, upstream)
         return d_x, None, *d_leaves
+
+
+class _PassInside(torch.autograd.Function):
+    """The gradient of a fake quantization's input as a function of the upstream one: linear, and its own derivative."""
+
+    @staticmethod
+    def forward(ctx: Any, upstream: Tensor, x: Tensor, made: FakeQuantization) -> Tensor:
+        """Return `upstream` where `x` is inside the range."""
+        ctx.made = made
+        ctx.save_for_backward(x)
+        return made.pass_inside(x, upstream)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, None, None]:
+        """Return the same of the gradient that comes."""
+        (x,) = ctx.saved_tensors
+        if not eligible.fits_backward(upstream):
+            return by_autograd(lambda each: ctx.made.plain(each, *ctx.made.leaves), [x], [True], upstream)[0], None, None
+        if torch.is_grad_enabled():
+            return _PassInside.apply(upstream, x, ctx.made), None, None  # type: ignore[no-untyped-call]
+        return ctx.made.pass_inside(x, upstream), None, None
 
 
 def by_autograd(

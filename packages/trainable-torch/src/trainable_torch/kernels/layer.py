@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name everyone reads
 
 from trainable_torch.kernels import cache, eligible, native
-from trainable_torch.kernels.fake_quantization import FakeQuantization, by_autograd, records
+from trainable_torch.kernels.fake_quantization import FakeQuantization, apply, by_autograd, records
 
 KEPT = 2**15
 """Quantized tensors of up to so many elements are kept: to make them again would take longer than it is worth."""
@@ -129,6 +129,8 @@ class _FusedLayer(torch.autograd.Function):
         if not eligible.fits_backward(upstream):
             needed = ctx.needs_input_grad[2:]
             return None, None, *by_autograd(_in_graph(ctx), ctx.saved_tensors, needed, upstream)
+        if torch.is_grad_enabled():
+            return None, None, *_gradients_in_graph(ctx, upstream)
         x, weight, _, *leaves = ctx.saved_tensors
         _, _, needs_x, needs_weight, needs_bias, *needs = ctx.needs_input_grad
         of_x, of_weight = ctx.made
@@ -175,6 +177,29 @@ def _through(
         return upstream, *[None for _ in leaves]
     # the layer's operation has just made `upstream`
     return made.gradients(x, upstream, leaves, needs, reuse=True, marks=marks)
+
+
+def _gradients_in_graph(ctx: Any, upstream: Tensor) -> Sequence[Tensor | None]:
+    """Return the gradients that are wanted, themselves in the autograd graph, as where a backward is differentiated."""
+    x, weight, bias, *leaves = ctx.saved_tensors
+    of_x, of_weight = ctx.made
+    needed = [need for need, each in zip(ctx.needs_input_grad[2:], (x, weight, bias, *leaves), strict=True) if each is not None]
+    wanted = eligible.wanted(ctx, needed)
+    if bias is None:
+        wanted.insert(2, False)
+    split = 3 + (0 if of_x is None else len(of_x.leaves))
+    wants_x, wants_weight = (wanted[0], *wanted[3:split]), (wanted[1], *wanted[split:])
+    of_layer = any(wants_x), any(wants_weight), wanted[2]
+    snapped_x = x if of_x is None or not of_layer[1] else apply(x, of_x)
+    snapped_weight = weight if of_weight is None or not of_layer[0] else apply(weight, of_weight)
+    d_x, d_weight, d_bias = ctx.operation.gradients(upstream, snapped_x, snapped_weight, of_layer)
+    d_first: Sequence[Tensor | None] = [None for _ in leaves[: split - 3]]
+    d_second: Sequence[Tensor | None] = [None for _ in leaves[split - 3 :]]
+    if of_x is not None and d_x is not None:
+        d_x, *d_first = of_x.gradients_in_graph(x, d_x, leaves[: split - 3], wants_x)
+    if of_weight is not None and d_weight is not None:
+        d_weight, *d_second = of_weight.gradients_in_graph(weight, d_weight, leaves[split - 3 :], wants_weight)
+    return d_x, d_weight, d_bias, *d_first, *d_second
 
 
 def _in_graph(ctx: Any) -> Callable[..., Tensor]:
