@@ -1,6 +1,6 @@
 """What makes PyTorch fast. Nothing here decides a number: the formula in `plain` does, and everything else repeats it.
 
-What the rest of the package calls is imported below: `fake_quantize` and `snap` for tensors with a grid, `prepared`
+What the rest of the package calls is imported below: `fake_quantize`and `snap` for tensors with a grid, `FakeQuantization`
 and `apply` for a quantizer's tensors, `call_layer` for a layer with its quantizers, `recomputed` and `evaluated` for a
 wrapper's weights. A quantizer's author needs none of it: the rules `Ste` and `Lsq` are in `trainable_torch.ops`.
 
@@ -31,7 +31,7 @@ method, nothing here has to change.
 
 from trainable_torch.kernels.cache import Dependencies, evaluated, forget
 from trainable_torch.kernels.eligible import remarks
-from trainable_torch.kernels.fake_quantization import FakeQuantization, Snapping, apply, fake_quantize, prepared, snap, snapping
+from trainable_torch.kernels.fake_quantization import FakeQuantization, Snapping, apply, fake_quantize, snap, snapping
 from trainable_torch.kernels.layer import call as call_layer
 from trainable_torch.kernels.layer import evaluate as evaluate_layer
 from trainable_torch.kernels.plain import Lsq, Rule, Ste
@@ -50,7 +50,6 @@ __all__ = [
     "evaluated",
     "fake_quantize",
     "forget",
-    "prepared",
     "recomputed",
     "remarks",
     "snap",

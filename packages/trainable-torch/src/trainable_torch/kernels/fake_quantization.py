@@ -6,6 +6,7 @@ left to `plain`.
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -64,19 +65,27 @@ class FakeQuantization:
         How gradients come back.
     """
 
-    __slots__ = ("_block", "_numbers", "form", "leaves", "rule", "shape", "variables")
+    __slots__ = ("_block", "_lines", "_numbers", "_rows", "form", "leaves", "rule", "shape", "variables")
 
     def __init__(self, form: Form | Explicit, variables: Sequence[Tensor], shape: tuple[int, ...], rule: Rule) -> None:
         self.form, self.variables, self.shape, self.rule = form, variables, shape, rule
         self.leaves: Sequence[Tensor] = variables if isinstance(rule, Lsq) else ()
         self._block: native.Block | native.Given | None = None
         self._numbers: Numbers | None = None
+        self._rows: tuple[Any, int] | None = None
+        self._lines: native.Lines | None = None
+
+    def fits(self, x: Tensor) -> bool:
+        """Return whether the fast kernels may take a tensor and the grid's variables."""
+        return eligible.fits(x, *self.variables) and x.numel() > 0
 
     # ---- the grid's numbers -----------------------------------------------------------------------------------------
 
     def numbers(self) -> Numbers:
         """Return the grid's numbers for expressions of tensors."""
         if self._numbers is None:
+            if self._block is None and self._rows is not None:
+                self.block()
             if isinstance(self._block, native.Block):
                 self._numbers = self._block.numbers()
                 return self._numbers
@@ -91,7 +100,9 @@ class FakeQuantization:
     def block(self) -> native.Block | native.Given:
         """Return the grid's numbers for the native loops."""
         if self._block is None:
-            if isinstance(self.form, Form):
+            if self._rows is not None:
+                self._block = native.block_of(self.form, self._rows, self.shape)
+            elif isinstance(self.form, Form):
                 self._block = native.grid_of(self.form, self.variables, self.shape)
             else:
                 scale, low, high, _ = self.numbers()
@@ -101,6 +112,17 @@ class FakeQuantization:
     def plain(self, x: Tensor, *leaves: Tensor) -> Tensor:
         """Return `x` snapped to the grid by the formula, in the graph of `x` and of leaves that learn."""
         return plain.fake_quantize(x, self.form.grid(leaves or self.variables, self.shape), self.rule)
+
+    def has_plain_variables(self) -> bool:
+        """Return whether the loops may read the variables where they lie."""
+        for each in self.variables:
+            if not each.is_contiguous() or each.is_neg():
+                return False
+        return isinstance(self.form, Form)
+
+    def keep_lines(self, where: native.Lines, *, same: bool) -> None:
+        """Remember how the tensor falls into lines, where it is the `same` that comes back in backward."""
+        self._lines = where if same else None
 
     # ---- forward ----------------------------------------------------------------------------------------------------
 
@@ -116,7 +138,35 @@ class FakeQuantization:
                 return native.snap(x, self.block(), where, marking=marking and isinstance(self.rule, Ste))
         return passes.snap(x, self.numbers()), None
 
+    def forward_table(self, x: Tensor, where: native.Lines) -> tuple[Tensor, native.Marks, bytes]:
+        """Return where a small dense tensor is snapped to, what helps `gradients`, and the loops' table for it."""
+        self._rows = rows, place = native.rows(where.channels)
+        marks, marked = native.marks_of(where) if isinstance(self.rule, Ste) else (None, 0)
+        y, table = native.forward_part(self.form, self.variables, x, where, place, marked)
+        return y, marks, table
+
     # ---- backward ---------------------------------------------------------------------------------------------------
+
+    def backward_table(
+        self, x: Tensor, upstream: Tensor, leaves: Sequence[Tensor], needs: Sequence[bool], marks: native.Marks
+    ) -> tuple[Gradients, bytes] | None:
+        """Return where the gradients of a small tensor go and the loops' table; None: it is not for them.
+
+        The input's gradient takes the place of `upstream`; other parameters are those of `gradients`.
+        """
+        where = self._lines
+        if where is None or self._rows is None or upstream.is_neg() or upstream.stride() != x.stride():
+            return None
+        learns = isinstance(self.rule, Lsq) and True in needs[1:]
+        found = [torch.empty_like(each) for each in leaves] if learns else []
+        factor = self.rule.gradient_scale if isinstance(self.rule, Lsq) else 0.0
+        closed = isinstance(self.rule, Ste)
+        marked = ctypes.addressof(marks) if marks is not None and closed else 0
+        table = native.backward_part(
+            self.form, leaves if learns else self.variables, x, upstream, where, self._rows[1], marked, found, factor,
+            closed=closed,
+        )  # fmt: skip
+        return (upstream, *(found or [None for _ in leaves])), table
 
     def gradients(
         self,
@@ -207,6 +257,59 @@ class FakeQuantization:
         return self.form.gradients(leaves, (grid.scale, zero_point), d_grid)  # type: ignore[arg-type] # not centered: a tensor
 
 
+def snap_together(parts: Sequence[tuple[FakeQuantization | None, Tensor]]) -> list[tuple[Tensor, native.Marks]]:
+    """Return what `FakeQuantization.snap_for_backward` does of some tensors, of small ones in one call."""
+    snapped: list[tuple[Tensor, native.Marks]] = []
+    tables: list[bytes] = []
+    compiled = native.compiled() is not None
+    for made, x in parts:
+        if made is None:
+            snapped.append((x, None))
+            continue
+        dense, where = native.lines(x, made.shape) if compiled else (x, None)
+        if where is None or where.size >= 2 * native.SHARE or not made.has_plain_variables():
+            snapped.append(made.snap_for_backward(x))
+            continue
+        made.keep_lines(where, same=dense is x)
+        y, marks, table = made.forward_table(dense, where)
+        snapped.append((y, marks))
+        tables.append(table)
+    if tables:
+        native.run_forward(tables)
+    return snapped
+
+
+class Gradient(NamedTuple):
+    """What is asked of one tensor's fake quantization in `gradients_together`; see `FakeQuantization.gradients`."""
+
+    made: FakeQuantization | None
+    x: Tensor
+    upstream: Tensor | None
+    leaves: Sequence[Tensor]
+    needs: Sequence[bool]
+    marks: native.Marks
+
+
+def gradients_together(asked: Sequence[Gradient]) -> list[Gradients]:
+    """Return what `FakeQuantization.gradients` does of some tensors, in the places of their upstream gradients."""
+    found: list[Gradients] = []
+    tables: list[bytes] = []
+    for made, x, upstream, leaves, needs, marks in asked:
+        if made is None or upstream is None:
+            found.append((upstream, *[None for _ in leaves]))
+            continue
+        table = made.backward_table(x, upstream, leaves, needs, marks)
+        if table is None:
+            found.append(made.gradients(x, upstream, leaves, needs, reuse=True, marks=marks))
+            continue
+        gradients, packed = table
+        found.append(gradients)
+        tables.append(packed)
+    if tables:
+        native.run_backward(tables)
+    return found
+
+
 class _Quantize(torch.autograd.Function):
     """A fake quantization as one node, the grid's own function included."""
 
@@ -289,13 +392,6 @@ def records(*tensors: Tensor) -> bool:
             if tensor.requires_grad:
                 return True
     return False
-
-
-def prepared(
-    x: Tensor, form: Form, variables: Sequence[Tensor], shape: tuple[int, ...], rule: Rule
-) -> FakeQuantization | None:
-    """Return how a tensor is fake-quantized, or None where the fast kernels may not take it or the grid's variables."""
-    return FakeQuantization(form, variables, shape, rule) if eligible.fits(x, *variables) and x.numel() else None
 
 
 def apply(x: Tensor, made: FakeQuantization) -> Tensor:

@@ -10,6 +10,7 @@ import ctypes
 import functools
 import itertools
 import os
+import struct
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -54,6 +55,8 @@ class Compiled(NamedTuple):
     uniform: Loop
     uniform_gradients: Loop
     same: Callable[[int, int], int]
+    forward: Callable[[bytes, bytes, int], None]
+    backward: Callable[[bytes, bytes, int], None]
 
 
 @functools.cache
@@ -87,7 +90,7 @@ _loops: Callable[[], Compiled] = compiled  # type: ignore[assignment] # who call
 
 
 def _compile_all(numba: Any) -> Compiled:
-    from trainable_torch.kernels import grid_loops, loops  # noqa: PLC0415 - they need numba
+    from trainable_torch.kernels import grid_loops, layer_loops, loops  # noqa: PLC0415 - they need numba
 
     return Compiled(
         _compile(numba, loops.snap, 7, 7),
@@ -98,6 +101,8 @@ def _compile_all(numba: Any) -> Compiled:
         _compile(numba, grid_loops.uniform, 3, 2, floats=1),
         _compile(numba, grid_loops.uniform_gradients, 6, 3, floats=2),
         _compile(numba, loops.same, 1, 1, result="int64"),
+        _compile(numba, layer_loops.forward, 2, 1),
+        _compile(numba, layer_loops.backward, 2, 1),
     )
 
 
@@ -239,8 +244,7 @@ def snap(x: Tensor, grid: Block | Given, where: Lines, *, marking: bool = False)
     inverse, scale, low, high, ends = grid.pointers
     marks, marked = None, 0
     if marking:
-        marks = (ctypes.c_uint8 * (where.number * -(-where.length // PART)))()
-        marked = ctypes.addressof(marks)
+        marks, marked = marks_of(where)
     numbers = marking, where.size, where.channels, ends, where.length
     _run(_loops().snap, where, x.data_ptr(), y.data_ptr(), marked, inverse, scale, low, high, *numbers)
     return y, marks
@@ -317,6 +321,83 @@ def _place(x: Tensor, upstream: Tensor, *, reuse: bool) -> tuple[Tensor, Tensor]
         return upstream, upstream if reuse else torch.empty_like(x)
     upstream = torch.empty_like(x).copy_(upstream)
     return upstream, upstream
+
+
+# ---- a small layer's two quantizers in one call ---------------------------------------------------------------------
+
+INTEGERS, SLOTS = 16, 21
+"""How many integers a part's table has, and how many numbers in all."""
+
+_forward_table, _backward_table = struct.Struct("=12q32x4d8x").pack, struct.Struct("=16q5d").pack
+
+
+def rows(channels: int) -> tuple[Any, int]:
+    """Return a place for a grid's numbers, and its address."""
+    place = (ctypes.c_float * (4 * channels))()
+    return place, ctypes.addressof(place)
+
+
+def marks_of(where: Lines) -> tuple[Marks, int]:
+    """Return a place for the marks of a tensor, and its address."""
+    place = (ctypes.c_uint8 * (where.number * -(-where.length // PART)))()
+    return place, ctypes.addressof(place)
+
+
+def block_of(form: Form, made: tuple[Any, int], shape: tuple[int, ...]) -> Block:
+    """Return what the loops made of a grid in `rows` as a block."""
+    numbers, place = made
+    channels = len(numbers) // 4
+    row, centered = 4 * channels, form.centered
+    pointers = place, place + row, place + 2 * row, place + 3 * row, 1 if centered else channels
+    ends = (float(form.quant_min), float(form.quant_max)) if centered else None
+    return Block(pointers, torch.frombuffer(numbers, dtype=torch.float32).view(4, channels), shape, ends)
+
+
+def forward_part(
+    form: Form, variables: Sequence[Tensor], x: Tensor, where: Lines, rows: int, marks: int
+) -> tuple[Tensor, bytes]:
+    """Return where one tensor is snapped to, and the table that says so; `rows` and `marks` are addresses."""
+    y = torch.empty_like(x)
+    lowest, per_step, whole = _constants(form)
+    first, last = variables[0].data_ptr(), variables[-1].data_ptr()
+    return y, _forward_table(
+        x.data_ptr(), y.data_ptr(), marks, rows, first, last, form.centered, whole,
+        where.size, where.channels, where.length, where.number, lowest, per_step, form.quant_min, form.quant_max,
+    )  # fmt: skip
+
+
+def backward_part(
+    form: Form, variables: Sequence[Tensor], x: Tensor, upstream: Tensor, where: Lines, rows: int, marks: int,
+    gradients: Sequence[Tensor], gradient_scale: float, *, closed: bool,
+) -> bytes:  # fmt: skip
+    """Return the table that says where one tensor's gradients come from, and that they go there."""
+    lowest, per_step, whole = _constants(form)
+    first, last = variables[0].data_ptr(), variables[-1].data_ptr()
+    d_first, d_last = (gradients[0].data_ptr(), gradients[-1].data_ptr()) if gradients else (0, 0)
+    return _backward_table(
+        x.data_ptr(), upstream.data_ptr(), marks, rows, first, last, form.centered, whole,
+        where.size, where.channels, where.length, where.number, d_first, d_last, bool(gradients), closed,
+        lowest, per_step, form.quant_min, form.quant_max, gradient_scale,
+    )  # fmt: skip
+
+
+@functools.lru_cache(maxsize=1024)
+def _constants(form: Form) -> tuple[float, float, int]:
+    """Return the lowest threshold or width, the scale for each of a threshold, and what makes it whole: see the loops."""
+    if form.centered:
+        low, steps, power_of_two = form.arguments
+        return low, 1.0 / steps, power_of_two
+    return form.arguments[0], 0.0, form.quant_max - form.quant_min
+
+
+def run_forward(tables: Sequence[bytes]) -> None:
+    """Make the grids and snap the tensors of one or two tables."""
+    _loops().forward(tables[0], tables[-1], len(tables))
+
+
+def run_backward(tables: Sequence[bytes]) -> None:
+    """Pass the gradients of one or two tables."""
+    _loops().backward(tables[0], tables[-1], len(tables))
 
 
 # ---- bytes ----------------------------------------------------------------------------------------------------------

@@ -99,7 +99,9 @@ class BasePytorchTrainableQuantizer(nn.Module, BaseTrainableQuantizer, BaseInfer
     def quantize(self, x: Tensor, training: bool) -> Tensor:  # noqa: FBT001 - mctq's call
         """Return `x` fake-quantized on the selected width's grid; a method that mixes widths overrides it."""
         made = None if torch.compiler.is_compiling() else self._made(x)
-        return self.fake_quantize(x, self.grid(x.dim()), training) if made is None else kernels.apply(x, made)
+        if made is None or not made.fits(x):
+            return self.fake_quantize(x, self.grid(x.dim()), training)
+        return kernels.apply(x, made)
 
     # ---- calling ----------------------------------------------------------------------------------------------------
 
@@ -133,7 +135,7 @@ class BasePytorchTrainableQuantizer(nn.Module, BaseTrainableQuantizer, BaseInfer
         return quantized if quantized.dtype == inputs.dtype else quantized.to(inputs.dtype)
 
     def fake_quantization(self, x: Tensor) -> kernels.FakeQuantization | None:
-        """Return what `forward` does with a float32 tensor, where that is a rule on a grid of plain tensors; else None.
+        """Return what `forward` does with a float32 tensor, where that is a rule on a grid; else None.
 
         Raises
         ------
@@ -170,7 +172,7 @@ class BasePytorchTrainableQuantizer(nn.Module, BaseTrainableQuantizer, BaseInfer
         width = self.structure.width or self.selected_width
         form, shape = self._forms[width], self._scale_shape(x.dim())
         rule = self.rule(x.numel() // (math.prod(shape) or 1), form.quant_max)
-        return None if rule is None else kernels.prepared(x, form, self._variables(width), shape, rule)
+        return None if rule is None else kernels.FakeQuantization(form, self._variables(width), shape, rule)
 
     def _check_channels(self, shape: torch.Size) -> None:
         axis, channels = self._axis, self.structure.shape[0]
@@ -183,7 +185,10 @@ class BasePytorchTrainableQuantizer(nn.Module, BaseTrainableQuantizer, BaseInfer
         return self._forms[width].grid(self._variables(width), self._scale_shape(ndim))
 
     def _variables(self, width: int) -> list[Tensor]:
-        return [getattr(self, name) for name in self.structure.names[width]]
+        names, fields = self.structure.names[width], self.__dict__
+        place: Any = fields["_parameters"] if self.learns_grid else fields["_buffers"]
+        # a look into the dictionary costs a tenth of an attribute; a variable that something computes is not in it
+        return [getattr(self, name) if place.get(name) is None else place[name] for name in names]
 
     def _scale_shape(self, ndim: int) -> tuple[int, ...]:
         axis, shape = self._axis, self.structure.shape
