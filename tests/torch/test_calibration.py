@@ -34,7 +34,7 @@ from trainable_core.errors import (
     ThresholdsKeptWarning,
     UnseenTensorsError,
 )
-from trainable_torch import calibrate, describe, finalize, freeze_quant_params, wrap
+from trainable_torch import calibrate, describe, finalize, freeze_quant_params, load, save, wrap
 from trainable_torch.training import quantizers_of
 
 WEIGHT, INPUT = "weights_quantizers.weight", "input_holders.input.activation_holder_quantizer"
@@ -490,10 +490,8 @@ def reasons(batches, **options):
 
 
 UNSEEN = {
-    "read: input": "its layer is never called: linear read its weights directly",
     "never: input": "no batch reached its layer in evaluation mode or in training mode",
     "empty: input": "it got an empty tensor, which holds no values to quantize",
-    "turned: input": "its layer is never called: T read its weights directly",
     "renamed: input": "its layer was called with hidden=, which does not pass 'input'",
     "bilinear: input1": "no batch reached its layer in evaluation mode or in training mode",
     "bilinear: input2": "no batch reached its layer in evaluation mode or in training mode",
@@ -506,6 +504,42 @@ def test_every_layer_that_saw_nothing_is_named_at_once_with_the_true_reason():
 
 def test_what_runs_only_in_training_is_seen_when_asked_for():
     assert reasons([vectors(4, 6)], training=True) == UNSEEN
+
+
+class Read(nn.Module):
+    """Computes with the weights of layers that it never calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.read, self.turned = (nn.Linear(6, 6) for _ in range(3))
+
+    def forward(self, x):
+        return nn.functional.linear(self.body(x), self.read.weight) + x @ self.turned.weight.T
+
+
+def test_the_inputs_of_layers_that_are_only_read_are_left_in_float(tmp_path):
+    x = vectors(4, 6)
+    qmodel = calibrate(wrap(Read(), recipe()), [x])
+    told = describe(qmodel).left_out
+    assert told == {
+        "read: input": "its layer is never called: linear read its weights directly; the weights are quantized",
+        "turned: input": "its layer is never called: T read its weights directly; the weights are quantized",
+    }
+    qmodel.train()(x).sum().backward()
+    deployed = finalize(qmodel.eval())
+    body = deployed.body
+    with torch.no_grad():
+        y = body.input_holders["input"](x)
+        y = nn.functional.linear(y, body.get_quantized_weights()["weight"], body.bias)
+        y = nn.functional.linear(y, deployed.read.get_quantized_weights()["weight"])
+        wanted = y + x @ deployed.turned.get_quantized_weights()["weight"].T
+    assert torch.equal(qmodel(x), wanted)
+    assert torch.equal(deployed(x), wanted)
+    for index, model in enumerate((qmodel, deployed)):
+        save(model, tmp_path / f"{index}.safetensors")
+        loaded = load(tmp_path / f"{index}.safetensors", Read())
+        assert torch.equal(loaded(x), wanted)
+        assert describe(loaded).left_out == told
 
 
 def test_integers_are_told():

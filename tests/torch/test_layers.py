@@ -8,7 +8,7 @@ import re
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils import parametrize
 
 from tests.torch.models import quantizer_at, ready, recipe, spec, vectors, weights_only
 from trainable_core.errors import InvalidArgumentError, ModelError, RuleError
@@ -349,22 +349,6 @@ def left_out(layer):
     return reason
 
 
-@pytest.mark.parametrize("layer", [nn.LSTM, nn.GRU, nn.RNN, nn.LSTMCell, nn.GRUCell, nn.RNNCell])
-def test_recurrent_layers_are_left_out(layer):
-    assert "recurrent" in left_out(layer(3, 3))
-
-
-@pytest.mark.parametrize(
-    "parametrized", [parametrizations.weight_norm, parametrizations.spectral_norm, parametrizations.orthogonal]
-)
-def test_a_parametrized_weight_is_left_out(parametrized):
-    assert "parametrization" in left_out(parametrized(nn.Linear(3, 3)))
-    model = nn.Sequential(nn.Linear(3, 3), parametrized(nn.Linear(3, 3)))
-    qmodel = ready(model, recipe(), vectors(4, 3))
-    qmodel(vectors(4, 3)).sum().backward()
-    assert all(parameter.grad is not None for parameter in qmodel[1].parameters())
-
-
 class Double(nn.Module):
     """A parametrization."""
 
@@ -381,22 +365,27 @@ def test_a_parametrized_bias_does_not_keep_the_weight_from_being_quantized():
 
 
 @pytest.mark.parametrize("path", ["in_proj_weight", "out_proj.weight"])
-def test_attention_with_a_parametrized_projection_is_left_out_as_a_whole(path):
-    layer = nn.MultiheadAttention(3, 1)
+def test_a_parametrized_projection_of_attention_is_quantized(path):
+    layer, x = nn.MultiheadAttention(4, 1), vectors(2, 3, 4)
     owner, _, name = path.rpartition(".")
     parametrize.register_parametrization(layer.get_submodule(owner), name, Double())
-    assert "parametrization" in left_out(layer)
+    qmodel = ready(layer, weights_only())
+    plain = nn.MultiheadAttention(4, 1)
+    with torch.no_grad():
+        plain.load_state_dict(
+            {key: value for key, value in layer.state_dict().items() if "parametr" not in key}, strict=False
+        )
+        for attribute, weight in qmodel.get_quantized_weights().items():
+            plain.get_parameter(attribute).copy_(weight)
+    assert set(qmodel.weights_quantizers) == {"in_proj_weight", "out_proj.weight"}
+    assert torch.equal(qmodel(x, x, x)[0], plain(x, x, x)[0])
 
 
-def test_a_weight_computed_by_a_hook_is_left_out():
-    assert "hook" in left_out(nn.utils.spectral_norm(nn.Linear(3, 3)))
-
-
-def test_the_old_weight_norm_cant_be_copied_and_is_told():
-    with pytest.warns(FutureWarning, match="deprecated"):
-        layer = nn.utils.weight_norm(nn.Linear(3, 3))
-    with pytest.raises(ModelError, match="weight_norm"):
-        wrap(layer, recipe())
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
+def test_the_old_weight_norm_that_has_not_run_yet_is_wrapped():
+    model, x = nn.utils.weight_norm(nn.Linear(3, 3)), vectors(2, 3)
+    qmodel = ready(model, weights_only())
+    assert torch.equal(qmodel(x), nn.functional.linear(x, qmodel.get_quantized_weights()["weight"], model.bias))
 
 
 def test_a_module_of_no_known_kind_with_parameters_is_left_out():

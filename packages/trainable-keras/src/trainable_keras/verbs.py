@@ -8,7 +8,7 @@ from typing import Any
 
 from trainable_core.backend.description import Description
 from trainable_core.recipe.document import RecipeSource
-from trainable_keras import calibration, description, finalized, serialization, training, wrapping
+from trainable_keras import calibration, description, finalized, mctq, serialization, training, wrapping
 from trainable_keras.which import framework_of, framework_of_class
 
 
@@ -177,6 +177,37 @@ def finalize(qmodel: Any) -> Any:
         When a quantizer has no numbers yet; names the layers.
     """
     return finalized.finalize(framework_of(qmodel, "finalize: the model"), qmodel)
+
+
+def to_mctq(model: Any) -> Any:
+    """Return a new model made of mct-quantizers' own classes, which opens where only mct-quantizers is installed.
+
+    Parameters
+    ----------
+    model : keras.Model
+        What `finalize` returned, a functional or Sequential model of Keras 2; left as it is.
+
+    Returns
+    -------
+    keras.Model
+        Not compiled; layers are of their own classes, wrappers, holders and quantizers of mctq's.
+
+    Raises
+    ------
+    ModelError
+        When the model was not made by `wrap`.
+    QuantizerStateError
+        When it is not finalized.
+    UnsupportedConfigError
+        When mctq can't express something, or computes it otherwise; names every layer and tensor, and the reason. On
+        Keras 3 always.
+
+    Notes
+    -----
+    TensorFlow's kernels, which mctq's quantizers call, may give the next code where a value lies within
+    ``2**n_bits * 2**-22`` steps of a tie.
+    """
+    return mctq.to_mctq(framework_of(model, "to_mctq: the model"), model)
 
 
 def describe(qmodel: Any) -> Description:

@@ -343,7 +343,7 @@ class _Below(TorchDispatchMode):
     """Sees what is computed without a function of PyTorch's Python interface: by scripts and extensions."""
 
     def __init__(self, recorder: _Recorder) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # PyTorch's has no annotations
         self.recorder = recorder
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -24,6 +24,7 @@ from trainable_core.documents.model import (
     header_of,
     placeholder,
     recipe_of,
+    switch_off_quantizers,
 )
 from trainable_core.errors import DocumentError, ModelError, RuleError, TrainableError
 from trainable_torch.finalized import finalize
@@ -135,6 +136,7 @@ def load(path: str | PathLike[str], model: nn.Module) -> nn.Module:
         raise DocumentError(path, f"it is for another architecture: {error}") from error
     except pydantic.ValidationError as error:  # its rules add up to a config that is refused
         raise DocumentError(path, f"its recipe is damaged: {error}") from error
+    switch_off_quantizers(path, metadata, quantizers_of(qmodel), state_of(qmodel))
     if metadata["finalized"]:
         for quantizer in quantizers_of(qmodel).values():
             placeholder(quantizer)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F  # noqa: N812 - the name everyone reads
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from trainable_torch.dataflow import SIZE_ATTRIBUTES, SIZE_METHODS, reads_values
@@ -287,7 +288,7 @@ def tensors_read(module: nn.Module) -> tuple[set[int], set[int]]:
     read: set[int] = set()
     asked: set[int] = set()
     for training in (True, False):
-        with _Reads(read, asked):
+        with _ReadsBelow(read), _Reads(read, asked):
             traced = _graph(module, training=training)
         for node in traced.graph.nodes:
             if node.op == "get_attr":
@@ -312,6 +313,18 @@ class _Reads(TorchFunctionMode):
         self.asked |= given
         if name_of(func) not in SIZE_ATTRIBUTES | SIZE_METHODS:
             self.read |= given
+        return func(*args, **(kwargs or {}))
+
+
+class _ReadsBelow(TorchDispatchMode):
+    """Notes the tensors that are read without a function of PyTorch's Python interface, as scripts read them."""
+
+    def __init__(self, read: set[int]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # PyTorch's has no annotations
+        self.read = read
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.read.update(id(each) for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor))
         return func(*args, **(kwargs or {}))
 
 

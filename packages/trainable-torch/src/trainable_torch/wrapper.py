@@ -18,7 +18,7 @@ from trainable_core.enums import QuantizationTarget
 from trainable_core.errors import InvalidArgumentError, TrainableError
 from trainable_torch import kernels
 from trainable_torch.holder import ActivationQuantizationHolder
-from trainable_torch.kernels import cache
+from trainable_torch.inferable import InferableQuantizer
 from trainable_torch.layer_class import Reads, become, stand_in_front
 from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer
 from trainable_torch.reading import is_running
@@ -233,13 +233,20 @@ class QuantizationWrapper(Reads, nn.Module, metaclass=UnlistedSubclass, of=Pytor
         call.read = dict.fromkeys(weights_quantizers, False)
         object.__setattr__(self, CALL, call)
         for attribute, quantizer in weights_quantizers.items():
-            quantizer.initialize_quantization(tuple(self._weight_of(attribute).shape), str(attribute), self)
+            weight = self._weight_of(attribute)
+            quantizer.initialize_quantization(tuple(weight.shape), str(attribute), self)
+            if isinstance(quantizer, nn.Module) and not weight.is_meta:
+                quantizer.to(weight.device)
             path, _, name = str(attribute).rpartition(".")
             if path:
                 self.get_submodule(path).__dict__.setdefault(PART_OF, {})[name] = (self, attribute)
         self.weights_quantizers = WeightsQuantizers(weights_quantizers)
         self.input_holders = nn.ModuleDict(dict(input_holders or {}))
         self.output_holder = output_holder
+        place = next((p.device for p in self._parameters.values() if p is not None and not p.is_meta), None)
+        if place is not None:
+            for holder in self.holders:
+                holder.to(place)
 
     def _weight_of(self, attribute: str | int) -> Any:
         call: _Call = self.__dict__[CALL]
@@ -391,7 +398,7 @@ class QuantizationWrapper(Reads, nn.Module, metaclass=UnlistedSubclass, of=Pytor
         """Return the layer's output with quantized weights, inputs and output."""
         call: _Call = self.__dict__[CALL]
         outputs = None
-        if self.training and len(args) == 1 and not kwargs and call.function is None and not _is_compiling():
+        if len(args) == 1 and not kwargs and call.function is None and not _is_compiling():
             outputs = self._as_one(args[0], call)
         if outputs is None:
             modules: Any = self._modules
@@ -422,20 +429,25 @@ class QuantizationWrapper(Reads, nn.Module, metaclass=UnlistedSubclass, of=Pytor
         watched: list[Any] = []
         of_x = of_weight = None
         for holder in holders.values():
-            of_x = holder.activation_holder_quantizer
-            if type(holder) is not ActivationQuantizationHolder or holder.observer is not None:
-                return None
-            if not isinstance(of_x, BasePytorchTrainableQuantizer):
+            of_x = holder._modules.get("activation_holder_quantizer")  # noqa: SLF001 - as above
+            if of_x is None or type(holder) is not ActivationQuantizationHolder or holder.observer is not None:
                 return None
             watched += (holder, of_x)
         for attribute, key in attributes.items():
             of_weight = weights._modules.get(key)  # noqa: SLF001 - as above
-            if attribute != "weight" or not isinstance(of_weight, BasePytorchTrainableQuantizer):
+            if of_weight is None or attribute != "weight":
                 return None
             watched.append(of_weight)
-        if cache.WEIGHTS:
+        quantizers = of_x, of_weight
+        if self.training:
+            if not _are(BasePytorchTrainableQuantizer, quantizers):
+                return None
             kernels.forget(of_weight)
-        outputs = kernels.call_layer(self, type(self).own_class, x, (of_x, of_weight), watched=watched)
+            outputs = kernels.call_layer(self, type(self).own_class, x, quantizers, watched=watched)
+        elif _are(InferableQuantizer, quantizers) or (not torch.is_grad_enabled() and _are(_OURS, quantizers)):
+            outputs = kernels.evaluate_layer(self, type(self).own_class, x, quantizers, watched=watched)
+        else:
+            return None
         if outputs is not None and of_weight is not None:
             call.read["weight"] = True
         return outputs
@@ -508,6 +520,17 @@ class QuantizationWrapper(Reads, nn.Module, metaclass=UnlistedSubclass, of=Pytor
 
 
 _ATTRIBUTES = "weights_quantizers", "input_holders", "output_holder"
+
+
+_OURS = BasePytorchTrainableQuantizer, InferableQuantizer
+
+
+def _are(classes: type | tuple[type, ...], quantizers: tuple[Any, Any]) -> bool:
+    """Return whether those of two quantizers that are there, at least one, are of some classes."""
+    of_x, of_weight = quantizers
+    if of_x is None:
+        return isinstance(of_weight, classes)
+    return isinstance(of_x, classes) and (of_weight is None or isinstance(of_weight, classes))
 
 
 def _check(weights_quantizers: Any, module: Any, values: Mapping[int, Tensor]) -> None:

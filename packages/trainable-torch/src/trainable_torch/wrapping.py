@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -115,7 +116,7 @@ def wrapped(
     if state.recipe.quantizes_outputs:
         plans = behind_activations(state.recipe, plans, look.calls)
     _quantize(look, state.note(plans), state)
-    warn_if_nothing_is_quantized(type(model).__name__, plans)
+    warn_if_nothing_is_quantized(type(model).__name__, plans, stacklevel=4)
     leave_fused_paths(look.root)
     reading.mark(look.root)
     setattr(look.root, STATE, state)
@@ -147,7 +148,8 @@ def _copy_of(model: nn.Module) -> nn.Module:
 def _quantize(look: _Look, plans: list[LayerPlan], state: WrappedState) -> None:
     """Give layers and functional operations their quantizers."""
     held: dict[str, Held] = {}
-    quantizers = _Quantizers()
+    tensors = itertools.chain(look.root.parameters(), look.root.buffers())
+    quantizers = _Quantizers(next((each.device for each in tensors if not each.is_meta), None))
     for plan in plans:
         name = plan.layer.name
         if name in look.nodes:
@@ -305,9 +307,13 @@ def build(plan: QuantizerPlan, subject: str) -> BasePytorchTrainableQuantizer:
 
 
 class _Quantizers:
-    """Builds quantizers; tied weights with equal plans share one."""
+    """Builds quantizers; tied weights with equal plans share one.
 
-    def __init__(self) -> None:
+    Activation quantizers are made on `device`; a layer with parameters takes its own to where these are.
+    """
+
+    def __init__(self, device: torch.device | None) -> None:
+        self.device = device
         self._shared: dict[int, list[tuple[Any, QuantizerPlan, BasePytorchTrainableQuantizer]]] = {}
 
     def for_weight(self, weight: Any, plan: QuantizerPlan, subject: str) -> BasePytorchTrainableQuantizer:
@@ -320,7 +326,8 @@ class _Quantizers:
         return quantizer
 
     def holder(self, plan: QuantizerPlan, subject: str) -> ActivationQuantizationHolder:
-        return ActivationQuantizationHolder(build(plan, subject))
+        holder = ActivationQuantizationHolder(build(plan, subject))
+        return holder if self.device is None else holder.to(self.device)
 
 
 def _wrap_layer(

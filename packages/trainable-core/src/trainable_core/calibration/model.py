@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from trainable_core.calibration.batches import check_batches, feed
 from trainable_core.calibration.observer import Observer
 from trainable_core.calibration.quantizers import Params, activation_params, set_all, weights_params
-from trainable_core.calibration.unseen import Sight, reason
+from trainable_core.calibration.unseen import Sight, only_read, reason
 from trainable_core.errors import QuantizerStateError, ThresholdsKeptWarning, UnseenTensorsError
 from trainable_core.quantizer import BaseTrainableQuantizer
 from trainable_core.recipe.state import WrappedState
@@ -159,10 +159,17 @@ class ModelCalibration(ABC):
         UnseenTensorsError
             When quantized tensors that have no params were never seen; names all of them. Those that have params keep
             them, with a warning.
+
+        Notes
+        -----
+        Where a layer is never called because other code reads its weights and computes with them, its weights are
+        quantized and its inputs can't be: their quantizers are switched off, which the state's `left_out` tells.
         """
         waiting = self._waiting(force=force)
         section = self.state.recipe.calibration
         new: list[tuple[BaseTrainableQuantizer, Params]] = []
+        reasons: dict[Any, str] = {}
+        out_of_reach: dict[Any, str] = {}
         holders = [holder for holder in self.holders() if id(holder.trainable_quantizer) in waiting]
         if holders:
             check_batches(batches, forward, len(holders), single=self.is_tensor(batches))
@@ -176,8 +183,12 @@ class ModelCalibration(ABC):
                 observers = self.observe(holders, show_progress(batches), call, training=training)
             unseen = [holder for holder, observer in zip(holders, observers, strict=True) if observer.empty]
             if unseen:
-                reasons = self._reasons({holder: sights[holder] for holder in unseen}, call, training=training)
-                self._tell_unseen(reasons, unseen)
+                trained = self._look_again({holder: sights[holder] for holder in unseen}, call)
+                for holder in unseen:
+                    subject, last = holder.trainable_quantizer.subject, trained.get(holder)
+                    why = reason(subject.rpartition(": ")[2], sights[holder], last, looked_in_training=training)
+                    (out_of_reach if only_read(sights[holder], last) else reasons)[holder] = why
+                self._tell_unseen(reasons)
             for holder, observer in zip(holders, observers, strict=True):
                 if not observer.empty:
                     quantizer = holder.trainable_quantizer
@@ -187,37 +198,35 @@ class ModelCalibration(ABC):
                 waiting.discard(id(quantizer))  # tied weights share one quantizer
                 new.append((quantizer, weights_params(quantizer, self.to_numpy(weight), section)))
         set_all(new)
+        for holder, why in out_of_reach.items():
+            quantizer = holder.trainable_quantizer
+            quantizer.switch_off()
+            self.state.left_out[quantizer.subject] = f"{why}; the weights are quantized"
 
-    def _reasons(
-        self, sights: Mapping[Any, Sight], call: Callable[[Any, bool], Any], *, training: bool
-    ) -> dict[str, str]:
-        """Return why holders saw nothing, by what they quantize; calls the model once more in each mode."""
-        trained: dict[Any, Sight] | None = None
-        if self.may_try:
-            trained = {holder: Sight() for holder in sights}
-            observers = {holder: Observer() for holder in self.holders()}
-            try:
-                with self.watching(sights, readers=True), self.observing(observers):
-                    call(self._example, False)  # noqa: FBT003 - the mode
-                with self.watching(trained, readers=True), self.observing(observers, training=True):
-                    call(self._example, True)  # noqa: FBT003 - the mode
-            except Exception:  # noqa: BLE001 - a model may raise anything in training, and the reason is still due
-                trained = None
-        reasons = {}
-        for holder, sight in sights.items():
-            subject = holder.trainable_quantizer.subject
-            tensor = subject.rpartition(": ")[2]
-            of_training = None if trained is None else trained[holder]
-            reasons[subject] = reason(tensor, sight, of_training, looked_in_training=training)
-        return reasons
+    def _look_again(self, sights: Mapping[Any, Sight], call: Callable[[Any, bool], Any]) -> dict[Any, Sight]:
+        """Find out why holders saw nothing: call the model once more in each mode; return what training showed."""
+        if not self.may_try:
+            return {}
+        trained = {holder: Sight() for holder in sights}
+        observers = {holder: Observer() for holder in self.holders()}
+        try:
+            with self.watching(sights, readers=True), self.observing(observers):
+                call(self._example, False)  # noqa: FBT003 - the mode
+            with self.watching(trained, readers=True), self.observing(observers, training=True):
+                call(self._example, True)  # noqa: FBT003 - the mode
+        except Exception:  # noqa: BLE001 - a model may raise anything in training, and the reason is still due
+            return {}
+        return trained
 
-    def _tell_unseen(self, reasons: Mapping[str, str], unseen: Sequence[Any]) -> None:
+    def _tell_unseen(self, reasons: Mapping[Any, str]) -> None:
         """Raise for holders that have no params to keep; warn of those that do: a merged adapter runs no more."""
-        waiting = [holder for holder in unseen if not holder.trainable_quantizer.calibrated]
+        waiting = [holder for holder in reasons if not holder.trainable_quantizer.calibrated]
         if waiting:
-            subjects = [holder.trainable_quantizer.subject for holder in waiting]
-            raise UnseenTensorsError({subject: reasons[subject] for subject in subjects}, self._ways_out(waiting))
-        warnings.warn(ThresholdsKeptWarning(reasons), stacklevel=4)
+            told = {holder.trainable_quantizer.subject: reasons[holder] for holder in waiting}
+            raise UnseenTensorsError(told, self._ways_out(waiting))
+        if reasons:
+            told = {holder.trainable_quantizer.subject: why for holder, why in reasons.items()}
+            warnings.warn(ThresholdsKeptWarning(told), stacklevel=4)
 
     def _ways_out(self, unseen: Sequence[Any]) -> list[str]:
         layer = unseen[0].trainable_quantizer.subject.rpartition(": ")[0]

@@ -77,6 +77,19 @@ def value_text(dtype: str, size: int, *, floating: bool) -> str:
     return "" if size else "an empty tensor"
 
 
+def only_read(evaluated: Sight, trained: Sight | None) -> bool:
+    """Return whether a layer is never called, and other functions read its weights: its inputs can't be reached.
+
+    Examples
+    --------
+    >>> only_read(Sight(readers=["linear"]), Sight()), only_read(Sight(readers=["linear"]), Sight(seen=True))
+    (True, False)
+    """
+    sights = [evaluated, *([trained] if trained else [])]
+    called = any(sight.calls or sight.values or sight.seen for sight in sights)
+    return not called and any(sight.readers for sight in sights)
+
+
 def reason(tensor: str, evaluated: Sight, trained: Sight | None, *, looked_in_training: bool = False) -> str:
     """Return why a quantizer saw nothing.
 
