@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,8 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 import trainable_torch
+from trainable_torch.folding import fold_batch_norm
+from trainable_torch.observing import observe
 
 transformers = pytest.importorskip("transformers", reason="the models are those of transformers")
 
@@ -228,3 +231,81 @@ def test_a_model_with_two_inputs_is_calibrated_by_keyword() -> None:
     train_one_step(qmodel, inputs)
     with torch.no_grad():
         assert torch.equal(trainable_torch.finalize(qmodel)(**inputs).logits, qmodel(**inputs).logits)
+
+
+# model, inputs, and number of batch norms, counted by hand from the configs; with an example every one is folded
+FOLDED: dict[str, tuple[Callable[[Any], Any], Callable[[], dict[str, torch.Tensor]], int]] = {
+    # stem, in each of seven blocks a depthwise and a projecting convolution, in six an expanding one, and the top:
+    # 1 + 2 * 7 + 6 + 1
+    "efficientnet": (
+        lambda t: t.EfficientNetForImageClassification(
+            t.EfficientNetConfig(
+                image_size=32, width_coefficient=0.25, depth_coefficient=0.3, hidden_dim=320, num_block_repeats=[1] * 7
+            )
+        ),
+        images,
+        22,
+    ),
+    # four convolutions for patches, in each of three attentions two linear layers, in two subsamplings three, in five
+    # multilayer perceptrons two, and two heads that normalize before their linear layer: 4 + 2 * 3 + 3 * 2 + 2 * 5 + 2
+    "levit": (
+        lambda t: t.LevitForImageClassificationWithTeacher(
+            t.LevitConfig(
+                image_size=64,
+                hidden_sizes=[16, 32, 48],
+                num_attention_heads=[1, 2, 3],
+                depths=[1, 1, 1],
+                key_dim=[8, 8, 8],
+                down_ops=[["Subsample", 8, 2, 4, 2, 2], ["Subsample", 8, 4, 4, 2, 2]],
+            )
+        ),
+        lambda: {"pixel_values": torch.randn(2, 3, 64, 64)},
+        28,
+    ),
+    # as above; the convolutions' inputs are padded by the module around them
+    "mobilenet_v2 with padding": (
+        lambda t: t.MobileNetV2ForImageClassification(t.MobileNetV2Config(image_size=32, depth_multiplier=0.1)),
+        images,
+        52,
+    ),
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", FOLDED)
+def test_with_an_example_every_batch_norm_is_folded(name: str) -> None:
+    build, make_inputs, count = FOLDED[name]
+    inputs = make_inputs()
+    model = settled(build(transformers), inputs).double()
+    inputs = {key: value.double() for key, value in inputs.items()}
+    recipe = {"weights": {**RECIPE["weights"], "n_bits": 16}}
+    qmodel = trainable_torch.wrap(model, recipe, example=inputs).eval()
+    assert len(trainable_torch.describe(qmodel).folded) == count
+    folded = copy.deepcopy(model)
+    fold_batch_norm(folded, observe(folded, inputs))
+    for expected, found in zip(tensors(model(**inputs)), tensors(folded(**inputs)), strict=True):
+        # float64, at most 100 layers with sums of less than 2000 products: 100 * 2000 * 2**-53 of the largest value
+        bound = 100 * 2000 * 2**-53 * float(expected.abs().max())
+        torch.testing.assert_close(found, expected, rtol=0, atol=bound)
+
+
+OPERATIONS = {"bert", "llama", "swin"}
+
+
+@pytest.mark.parametrize("name", sorted(OPERATIONS))
+def test_rules_for_functional_operations_work_with_an_example(name: str) -> None:
+    build, make_inputs, *_ = MODELS[name]
+    inputs = make_inputs()
+    eight = {"match": {"op": "add"}, "activations": {"n_bits": 8}}
+    recipe = {**RECIPE, "rules": [eight, {"match": {"op": "matmul"}, "activations": {"n_bits": 8}}]}
+    model = build(transformers).eval()
+    qmodel = trainable_torch.wrap(model, recipe, example=inputs)
+    assert type(qmodel) is type(model)
+    rows = [row for row in trainable_torch.describe(qmodel).rows if row.op in ("add", "matmul")]
+    assert len(rows) >= 2 * 2 * 3  # in two layers two sums and one product of two tensors at least
+    trainable_torch.calibrate(qmodel, [inputs])
+    train_one_step(qmodel, inputs)
+    deployed = trainable_torch.finalize(qmodel)
+    with torch.no_grad():
+        pairs = zip(tensors(qmodel(**inputs)), tensors(deployed(**inputs)), strict=True)
+        assert all(torch.equal(one, other) for one, other in pairs)
