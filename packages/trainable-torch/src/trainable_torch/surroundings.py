@@ -119,18 +119,9 @@ def _is_empty(cell: Any) -> bool:
 class _Uses:
     """Names that the code of a module's forward reads.
 
-    Parameters
-    ----------
-    foreign : set of str
-        Attributes of anything but ``self``.
-    own : set of str
-        Attributes of ``self``.
-    passed : set of str
-        Attributes that are used otherwise than by calling them.
-    looped, opened : set of str
-        Local names that a loop binds; local names that are subscripted or looped over.
-    enumerations : set of str
-        Ways to reach what is inside a module without its name.
+    Attributes of ``self`` are `own`, those of anything else `foreign`, and those that are used otherwise than by calling
+    them `passed`. A loop binds local names in `looped`; those in `opened` are subscripted or looped over.
+    `enumerations` are ways to reach what is inside a module without its name.
     """
 
     foreign: set[str] = field(default_factory=set)

@@ -186,24 +186,10 @@ def scheduled_quantizers(model: nn.Module) -> list[BasePytorchTrainableQuantizer
 
 @dataclass
 class _Look:
-    """What a model consists of.
+    """What a model consists of: its layers and functional operations, and the calls of both.
 
-    Parameters
-    ----------
-    root : Module
-        The model, or its graph where that shows functional operations.
-    infos : list of LayerInfo
-        Its layers and functional operations.
-    kinds : dict of str to LayerKind
-        Those of its layers.
-    nodes : dict of str to fx.Node
-        Functional operations of the graph.
-    operations : Operations, optional
-        Functional operations that an example showed, because the model can't be traced.
-    named : dict of str to Operation
-        The same by name.
-    calls : list of Call
-        Calls of layers and functional operations, where quantizers may stand at outputs.
+    Functional operations are nodes, and `root` is a graph; or they are `operations`, `named` by their names, where the
+    model can't be traced and an example was given. Calls matter where quantizers may stand at outputs.
     """
 
     root: nn.Module
