@@ -119,8 +119,8 @@ def _is_empty(cell: Any) -> bool:
 class _Uses:
     """Names that the code of a module's forward reads.
 
-    Attributes of ``self`` are `own`, those of anything else `foreign`, and those that are used otherwise than by calling
-    them `passed`. A loop binds local names in `looped`; those in `opened` are subscripted or looped over.
+    Attributes of ``self`` are `own`, those of anything else `foreign`; those that are used otherwise than by calling
+    them are `passed`. A loop binds local names in `looped`; those in `opened` are subscripted or looped over.
     `enumerations` are ways to reach what is inside a module without its name.
     """
 
