@@ -17,11 +17,14 @@ NAMES = {
 """Public names that only one backend has, and why; by their names in Keras."""
 
 SIGNATURES = {
+    "wrap": "a Keras model knows its graph or is refused; PyTorch learns from an example what tracing can't see",
+    "to_mctq": "Keras converts graphs alone, which tell all; PyTorch's code may have to be followed in a run",
     "register_layer": "the usual name of a layer's input is `input` in PyTorch and `inputs` in Keras",
 }
 """Verbs whose arguments differ, and why."""
 
 MODULES = {
+    "mctq": "mct-quantizers' wrapper and holder can't be built on Keras 3",
     "pullback": "each engine of Keras 3 has gradients of its own; Keras 2 has TensorFlow's alone",
 }
 """Modules that only one version of Keras has, and why."""

@@ -337,6 +337,7 @@ REASONS: dict[str, tuple[str, Callable[[], keras.Model]]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore::trainable_core.errors.NothingQuantizedWarning")  # that is what it is about
 @pytest.mark.parametrize("case", REASONS)
 def test_a_batch_norm_stays_and_says_why(case: str) -> None:
     expected, build = REASONS[case]

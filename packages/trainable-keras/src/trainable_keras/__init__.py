@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         register_layer,
         regularization,
         save,
+        to_mctq,
         wrap,
     )
 
@@ -54,6 +55,7 @@ __all__ = [
     "register_layer",
     "regularization",
     "save",
+    "to_mctq",
     "wrap",
 ]
 

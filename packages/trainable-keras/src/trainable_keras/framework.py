@@ -61,6 +61,9 @@ class Framework(ABC):
     copier: ClassVar[Any]
     """Its `trainable_keras.copying.ModelCopier`, which is made of a framework."""
 
+    stock_copy: ClassVar[Any] = None
+    """What copies a deployed model with mct-quantizers' own layers; None where these can't be built."""
+
     # ---- what is in a model -----------------------------------------------------------------------------------------
 
     @staticmethod

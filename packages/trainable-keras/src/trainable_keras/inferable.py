@@ -27,6 +27,7 @@ from mct_quantizers import mark_quantizer
 from mct_quantizers.common.base_inferable_quantizer import BaseInferableQuantizer, QuantizerID
 
 from trainable_core.backend.inferable import target_and_method
+from trainable_core.backend.unlisted import UnlistedSubclass
 from trainable_core.constants import RANGE_MAX, RANGE_MIN, SIGNED, THRESHOLD
 from trainable_core.enums import QuantizationMethod, QuantizationTarget
 from trainable_core.errors import ModelError
@@ -240,7 +241,7 @@ def classes_for(base: type[Q], mctq: Any, register: Callable[[Any], Any]) -> dic
             text = f"Deployed {method.name} {'weights' if target is QuantizationTarget.Weights else 'activations'}."
             stock = None if mctq is None else getattr(mctq, name)
             members = {"__doc__": text, "__module__": base.__module__, "mctq_class": stock}
-            cls: Any = type(name, (base, stock or BaseInferableQuantizer), members)
+            cls: Any = UnlistedSubclass(name, (base,), members, of=stock or BaseInferableQuantizer)
             mark = mark_quantizer(MctqTarget[target.name], [MctqMethod[method.name]], QuantizerID.INFERABLE)
             classes[name] = register(mark(cls))
     return classes

@@ -8,7 +8,7 @@ from typing import Any
 
 from trainable_core.backend.description import Description
 from trainable_core.recipe.document import RecipeSource
-from trainable_keras import calibration, description, finalized, serialization, training, wrapping
+from trainable_keras import calibration, description, finalized, mctq, serialization, training, wrapping
 from trainable_keras.which import framework_of, framework_of_class
 
 
@@ -46,6 +46,7 @@ def calibrate(
     *,
     forward: Callable[[Any, Any], Any] | None = None,
     force: bool = False,
+    training: bool = False,
     progress: bool | None = None,
 ) -> Any:
     """Set the thresholds of a wrapped model from its weights and from what its activations look like.
@@ -62,6 +63,10 @@ def calibrate(
         ``forward(qmodel, batch)`` instead, when batches need another call.
     force : bool
         Overwrite thresholds that are already set, trained ones included.
+    training : bool
+        Also pass every batch in training mode, and calibrate what inference does not reach, such as an auxiliary head,
+        by what is seen there. Dropout and batch-normalization layers stay in inference mode, and the model's
+        non-trainable variables are put back.
     progress : bool, optional
         Whether to show a progress bar; by default when the output is a terminal.
 
@@ -75,7 +80,9 @@ def calibrate(
     QuantizerStateError
         When every quantizer has its numbers and `force` is false, or when the model is finalized.
     CalibrationError
-        When there are no batches, a quantized tensor was never seen, or values are not finite.
+        When there are no batches, or values are not finite.
+    UnseenTensorsError
+        When quantized tensors were never seen; the message names all of them, and why.
 
     Notes
     -----
@@ -83,7 +90,9 @@ def calibrate(
     config, or from an earlier calibration) keep them unless forced.
     """
     framework = framework_of(qmodel, "calibrate: the model")
-    return calibration.calibrate(framework, qmodel, batches, forward=forward, force=force, progress=progress)
+    return calibration.calibrate(
+        framework, qmodel, batches, forward=forward, force=force, training=training, progress=progress
+    )
 
 
 def parameter_groups(
@@ -168,6 +177,37 @@ def finalize(qmodel: Any) -> Any:
         When a quantizer has no numbers yet; names the layers.
     """
     return finalized.finalize(framework_of(qmodel, "finalize: the model"), qmodel)
+
+
+def to_mctq(model: Any) -> Any:
+    """Return a new model made of mct-quantizers' own classes, which opens where only mct-quantizers is installed.
+
+    Parameters
+    ----------
+    model : keras.Model
+        What `finalize` returned, a functional or Sequential model of Keras 2; left as it is.
+
+    Returns
+    -------
+    keras.Model
+        Not compiled; layers are of their own classes, wrappers, holders and quantizers of mctq's.
+
+    Raises
+    ------
+    ModelError
+        When the model was not made by `wrap`.
+    QuantizerStateError
+        When it is not finalized.
+    UnsupportedConfigError
+        When mctq can't express something, or computes it otherwise; names every layer and tensor, and the reason. On
+        Keras 3 always.
+
+    Notes
+    -----
+    TensorFlow's kernels, which mctq's quantizers call, may give the next code where a value lies within
+    ``2**n_bits * 2**-22`` steps of a tie.
+    """
+    return mctq.to_mctq(framework_of(model, "to_mctq: the model"), model)
 
 
 def describe(qmodel: Any) -> Description:

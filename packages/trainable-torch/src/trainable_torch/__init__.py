@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from trainable_torch.grid import Grid
     from trainable_torch.holder import ActivationQuantizationHolder
     from trainable_torch.layers import register_layer
+    from trainable_torch.mctq import to_mctq
     from trainable_torch.quantizers import BasePytorchTrainableQuantizer
+    from trainable_torch.reading import running
     from trainable_torch.serialization import load, save
     from trainable_torch.training import (
         advance_schedules,
@@ -46,7 +48,9 @@ __all__ = [
     "parameter_groups",
     "register_layer",
     "regularization",
+    "running",
     "save",
+    "to_mctq",
     "wrap",
 ]
 
@@ -60,7 +64,9 @@ __getattr__, __dir__ = lazy_names(
         "grid": ["Grid"],
         "holder": ["ActivationQuantizationHolder"],
         "layers": ["register_layer"],
+        "mctq": ["to_mctq"],
         "quantizers": ["BasePytorchTrainableQuantizer"],
+        "reading": ["running"],
         "serialization": ["load", "save"],
         "training": [
             "advance_schedules",

@@ -9,13 +9,14 @@ from mct_quantizers import PytorchActivationQuantizationHolder
 from torch import Tensor, nn
 
 from trainable_core.backend.building import require_quantizer
+from trainable_core.backend.unlisted import UnlistedSubclass
 from trainable_core.calibration import Observer
 from trainable_core.enums import QuantizationTarget
 from trainable_core.errors import CalibrationError
 from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer
 
 
-class ActivationQuantizationHolder(PytorchActivationQuantizationHolder):  # type: ignore[misc]
+class ActivationQuantizationHolder(nn.Module, metaclass=UnlistedSubclass, of=PytorchActivationQuantizationHolder):
     """A module that quantizes what passes through it.
 
     Parameters

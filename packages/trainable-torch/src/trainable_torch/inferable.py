@@ -22,6 +22,7 @@ from mct_quantizers.pytorch import quantizers as mctq
 from torch import Tensor, nn
 
 from trainable_core.backend.inferable import by_grid, target_and_method
+from trainable_core.backend.unlisted import UnlistedSubclass
 from trainable_core.constants import RANGE_MAX, RANGE_MIN, SIGNED, THRESHOLD
 from trainable_core.enums import QuantizationMethod, QuantizationTarget
 from trainable_core.qparams import QParams, inferable_params
@@ -50,6 +51,7 @@ class _Mended(nn.Module):
     grid_high: Tensor
     quantization_target: Any
     quantization_method: Any
+    num_bits: int
     _use_custom_impl: bool
 
     def __init__(self, qparams: QParams, n_bits: int, ndim: int) -> None:
@@ -64,21 +66,33 @@ class _Mended(nn.Module):
 
     def _tell_mctq(self, n_bits: int) -> None:
         """Set mctq's own attributes from the grid."""
+        super(nn.Module, self).__init__(**self.mctq_arguments(n_bits))
+        for name in ("scales", "zero_points"):
+            if isinstance(getattr(self, name, None), Tensor):
+                setattr(self, name, getattr(self, name).cpu())  # mctq puts them on a GPU when there is one
+
+    def mctq_arguments(self, n_bits: int) -> dict[str, Any]:
+        """Return the arguments that build mctq's stock quantizer of the grid."""
         params = self.params
         signed = params.pop(SIGNED, None)
         listed = {key: value if isinstance(value, list) else [value] for key, value in params.items()}
         names = {THRESHOLD: "threshold", RANGE_MIN: "min_range", RANGE_MAX: "max_range"}
-        arguments: dict[str, Any] = {names[key]: value for key, value in listed.items()}
+        arguments: dict[str, Any] = {"num_bits": n_bits, **{names[key]: value for key, value in listed.items()}}
         if self.quantization_target.name == QuantizationTarget.Weights.name:
             axis = self._channels_axis
             arguments["per_channel"] = axis is not None
             arguments["channel_axis"] = None if axis is None else axis % self._ndim
         elif signed is not None:
             arguments["signed"] = signed
-        super(nn.Module, self).__init__(num_bits=n_bits, **arguments)  # type: ignore[call-arg]
-        for name in ("scales", "zero_points"):
-            if isinstance(getattr(self, name, None), Tensor):
-                setattr(self, name, getattr(self, name).cpu())  # mctq puts them on a GPU when there is one
+        return arguments
+
+    def to_mctq(self) -> Any:
+        """Return mctq's stock inferable quantizer with the same numbers.
+
+        It computes by mctq's formulas, which differ from ours for some grids and values;
+        `trainable_torch.to_mctq` converts a whole model, and refuses what differs.
+        """
+        return getattr(mctq, type(self).__name__)(**self.mctq_arguments(self.num_bits))
 
     @property
     def qparams(self) -> QParams:
@@ -120,6 +134,19 @@ class _Mended(nn.Module):
         """Move the numbers; they stay float32 whatever dtype the model is cast to."""
         return cast("_Mended", super()._apply(lambda tensor: keep_float32(fn, tensor), recurse))  # type: ignore[no-untyped-call] # torch leaves it so
 
+    def dependencies(self) -> kernels.Dependencies | None:
+        """Return what the values depend on besides the input: the buffers; None for a class or forward of others."""
+        fields: Any = self.__dict__
+        get = fields["_buffers"].get
+        scale, low, high = get("grid_scale"), get("grid_low"), get("grid_high")
+        if type(self) not in _OURS or "forward" in fields or scale is None or low is None or high is None:
+            return None
+        return None, (scale, low, high)
+
+    def snapping(self, _x: Tensor) -> kernels.Snapping:
+        """Return what snaps tensors to the grid as it is now."""
+        return kernels.Snapping(self.grid_scale, self.grid_low, self.grid_high)
+
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the input snapped to the grid, in the input's dtype."""
         if self._use_custom_impl and eligible.is_tracing():
@@ -135,27 +162,33 @@ def keep_float32(fn: Any, tensor: Tensor) -> Tensor:
     return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
 
 
-class WeightsSymmetricInferableQuantizer(_Mended, mctq.WeightsSymmetricInferableQuantizer):  # type: ignore[misc] # mctq is untyped
+class WeightsSymmetricInferableQuantizer(
+    _Mended, metaclass=UnlistedSubclass, of=mctq.WeightsSymmetricInferableQuantizer
+):
     """Deployed SYMMETRIC weights."""
 
 
-class WeightsPOTInferableQuantizer(_Mended, mctq.WeightsPOTInferableQuantizer):  # type: ignore[misc] # as above
+class WeightsPOTInferableQuantizer(_Mended, metaclass=UnlistedSubclass, of=mctq.WeightsPOTInferableQuantizer):
     """Deployed POWER_OF_TWO weights."""
 
 
-class WeightsUniformInferableQuantizer(_Mended, mctq.WeightsUniformInferableQuantizer):  # type: ignore[misc] # as above
+class WeightsUniformInferableQuantizer(_Mended, metaclass=UnlistedSubclass, of=mctq.WeightsUniformInferableQuantizer):
     """Deployed UNIFORM weights."""
 
 
-class ActivationSymmetricInferableQuantizer(_Mended, mctq.ActivationSymmetricInferableQuantizer):  # type: ignore[misc]
+class ActivationSymmetricInferableQuantizer(
+    _Mended, metaclass=UnlistedSubclass, of=mctq.ActivationSymmetricInferableQuantizer
+):
     """Deployed SYMMETRIC activations."""
 
 
-class ActivationPOTInferableQuantizer(_Mended, mctq.ActivationPOTInferableQuantizer):  # type: ignore[misc] # as above
+class ActivationPOTInferableQuantizer(_Mended, metaclass=UnlistedSubclass, of=mctq.ActivationPOTInferableQuantizer):
     """Deployed POWER_OF_TWO activations."""
 
 
-class ActivationUniformInferableQuantizer(_Mended, mctq.ActivationUniformInferableQuantizer):  # type: ignore[misc]
+class ActivationUniformInferableQuantizer(
+    _Mended, metaclass=UnlistedSubclass, of=mctq.ActivationUniformInferableQuantizer
+):
     """Deployed UNIFORM activations."""
 
 
@@ -169,6 +202,8 @@ _CLASSES = by_grid(
     ActivationPOTInferableQuantizer,
     ActivationUniformInferableQuantizer,
 )
+
+_OURS = frozenset(_CLASSES.values())
 
 
 def build(target: QuantizationTarget, method: QuantizationMethod, n_bits: int, qparams: QParams, ndim: int) -> _Mended:

@@ -24,12 +24,13 @@ from trainable_core.documents.model import (
     header_of,
     placeholder,
     recipe_of,
+    switch_off_quantizers,
 )
 from trainable_core.errors import DocumentError, ModelError, TrainableError
 from trainable_torch.finalized import finalize
 from trainable_torch.ranks import require_whole
 from trainable_torch.training import quantizers_of
-from trainable_torch.wrapping import state_of, wrap
+from trainable_torch.wrapping import state_of, wrapped
 
 FORMAT = "trainable-torch"
 DIGEST = "sha256"
@@ -76,7 +77,8 @@ def save(qmodel: nn.Module, path: str | PathLike[str]) -> None:
             first[identity] = name
             tensors[name] = value.detach().to("cpu").contiguous().clone()
     header = header_of(FORMAT, state, quantizers_of(qmodel))
-    text = json.dumps({**header, "aliases": aliases, "training": qmodel.training})
+    more = {"aliases": aliases, "training": qmodel.training, "folded": state.folded}
+    text = json.dumps({**header, **more})
     try:
         content = to_bytes(tensors, {FORMAT: text, DIGEST: digest(text, tensors)})
     except KeyError as error:
@@ -124,9 +126,12 @@ def load(path: str | PathLike[str], model: nn.Module) -> nn.Module:
         raise ModelError(f"load needs the float torch.nn.Module, got {type(model).__name__}")
     recipe = recipe_of(path, metadata)
     try:
-        qmodel = wrap(model, recipe)
+        qmodel = wrapped(model, recipe, folded=metadata.get("folded"))
+    except ModelError as error:
+        raise DocumentError(path, f"it is for another architecture: {error.problem}") from error
     except pydantic.ValidationError as error:  # its rules add up to a config that is refused
         raise DocumentError(path, f"its recipe is damaged: {error}") from error
+    switch_off_quantizers(path, metadata, quantizers_of(qmodel), state_of(qmodel))
     if metadata["finalized"]:
         for quantizer in quantizers_of(qmodel).values():
             placeholder(quantizer)
@@ -147,6 +152,9 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             check_header(path, metadata, FORMAT, SCHEMA_VERSION, {**KINDS, "aliases": dict, "training": bool})
             if not all(isinstance(name, str) for name in [*metadata["aliases"].values(), *metadata["frozen"]]):
                 raise DocumentError(path, "its header has 'aliases' or 'frozen' that are no names")
+            folded = metadata.get("folded", {})  # a file of release 0.1.0 may have none
+            if not isinstance(folded, dict) or not all(isinstance(name, str) for name in folded.values()):
+                raise DocumentError(path, "its header has 'folded' that is no mapping of names")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - the file is no mapping
             if header.get(DIGEST) != digest(text, tensors):
                 raise DocumentError(path, f"damaged: its content does not have the {DIGEST} that was written with it")

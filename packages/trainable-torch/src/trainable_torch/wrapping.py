@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator
-from dataclasses import replace
+import itertools
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import fx, nn
 
-from trainable_core.backend.building import build_quantizer
+from trainable_core.backend.building import build_quantizer, warn_if_nothing_is_quantized
 from trainable_core.errors import ModelError, QuantizerStateError
 from trainable_core.recipe.document import QuantizationRecipe, RecipeSource
-from trainable_core.recipe.layers import LayerInfo, LayerKind
+from trainable_core.recipe.layers import HOLDS, LayerInfo, LayerKind
+from trainable_core.recipe.placement import Call, behind_activations
 from trainable_core.recipe.plan import LayerPlan, QuantizerPlan
 from trainable_core.recipe.state import WrappedState
+from trainable_torch import reading
+from trainable_torch.copying import copied
 from trainable_torch.folding import fold_batch_norm
 from trainable_torch.holder import ActivationQuantizationHolder
 from trainable_torch.kernels import eligible
 from trainable_torch.layers import kind_of, layer_info, leave_fused_paths
+from trainable_torch.observing import observe
 from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer
 from trainable_torch.tracing import (
     Untraceable,
@@ -51,7 +55,7 @@ def state_of(model: nn.Module) -> WrappedState:
     return state
 
 
-def wrap(model: nn.Module, recipe: RecipeSource) -> nn.Module:
+def wrap(model: nn.Module, recipe: RecipeSource, example: Any = None) -> nn.Module:
     """Return a new model whose weights and activations are quantized while it trains.
 
     Parameters
@@ -60,6 +64,10 @@ def wrap(model: nn.Module, recipe: RecipeSource) -> nn.Module:
         The float model; left untouched.
     recipe : QuantizationRecipe, mapping, or path
         Which tensors, on which grid, trained how.
+    example : batch or callable, optional
+        What the model can be called with: a mapping is its keyword arguments, of a tuple or list only the first item
+        counts, as in `calibrate`; or a function that is given the model and calls it. A copy of the model is run with
+        it once in eval mode and once in train mode, and shows what symbolic tracing can't see.
 
     Returns
     -------
@@ -71,46 +79,65 @@ def wrap(model: nn.Module, recipe: RecipeSource) -> nn.Module:
     Raises
     ------
     ModelError
-        When `model` is no module, can't be copied, or has weights without a shape yet.
+        When `model` is no module or a ScriptModule, can't be copied, has weights without a shape yet, or can't be
+        called with `example`.
     QuantizerStateError
         When it is wrapped already.
     TrainableError, pydantic.ValidationError
         When the recipe doesn't fit; the message names field or layer.
     """
+    return wrapped(model, recipe, example=example)
+
+
+def wrapped(
+    model: nn.Module, recipe: RecipeSource, *, example: Any = None, folded: Mapping[str, str] | None = None
+) -> nn.Module:
+    """Return what `wrap` returns; `folded` says which batch norms an earlier `wrap` folded, so that nothing is guessed.
+
+    Parameters
+    ----------
+    model, recipe, example
+        As for `wrap`.
+    folded : mapping of str to str, optional
+        Layer by batch norm.
+    """
     if not isinstance(model, nn.Module):
         raise ModelError(f"wrap needs a torch.nn.Module, got {type(model).__module__}.{type(model).__name__}")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ModelError(
+            f"{type(model).__name__} is compiled by TorchScript, and its code reads the weights itself",
+            "wrap the model that was scripted or traced; torch.jit.trace takes a finalized one.",
+        )
     if any(isinstance(m, QuantizationWrapper | ActivationQuantizationHolder) for m in model.modules()):
         raise QuantizerStateError(type(model).__name__, "it is wrapped already", "wrap the float model.")
     recipe = QuantizationRecipe.of(recipe)
     _check_lazy(model)
     try:
-        copied = copy.deepcopy(model)
+        root = copied(model)
     except Exception as error:
         raise ModelError(f"{type(model).__name__} can't be copied: {error}") from error
     state = WrappedState(recipe)
+    observed = None if example is None else observe(root, example)
     if recipe.fold_batch_norm:
-        state.folded, kept = fold_batch_norm(copied)
+        state.folded, kept = fold_batch_norm(root, observed, folded)
         state.left_out |= {name: f"batch norm not folded: {reason}" for name, reason in kept.items()}
-    root, kinds, infos, nodes = _look(copied, recipe, state)
+    root, kinds, infos, nodes = _look(root, recipe, state)
     plans = recipe.resolve(infos, unseen=state.left_out.get("functional operations", ""))
-    fused = _fused_with_activation(root, nodes, plans) if recipe.quantizes_outputs else set()
-    quantizers, places = _Quantizers(), _places(root)
-    for plan in plans:
+    if recipe.quantizes_outputs:
+        plans = behind_activations(recipe, plans, _calls(root, nodes))
+    tensors = itertools.chain(root.parameters(), root.buffers())
+    quantizers = _Quantizers(next((each.device for each in tensors if not each.is_meta), None))
+    for plan in state.note(plans):
         name = plan.layer.name
-        if name in fused:
-            plan = replace(plan, activation=None, reason="" if plan.weights else "quantized after its activation")  # noqa: PLW2901
-        state.plans[name] = plan
-        if plan.reason:
-            state.left_out.setdefault(name, plan.reason)
-        if not plan.weights and plan.activation is None:
-            continue
         if name in nodes:
             _hold_node(root, nodes[name], plan, quantizers)
         else:
-            root = _wrap_layer(root, name, kinds[name], plan, quantizers, places)
+            _wrap_layer(root, kinds[name], plan, quantizers, state)
+    warn_if_nothing_is_quantized(type(model).__name__, plans, stacklevel=4)
     if isinstance(root, fx.GraphModule):
         root.recompile()
     leave_fused_paths(root)
+    reading.mark(root)
     setattr(root, STATE, state)
     if scheduled_quantizers(root):  # else every forward would look for them
         root.register_forward_pre_hook(count_step)
@@ -145,9 +172,14 @@ def _look(
     """Return the model (as a graph where functional operations matter), its layers, and its functional nodes."""
     kinds: dict[str, LayerKind] = {}
     infos: list[LayerInfo] = []
-    for name, module, kind in _layers(model, state):
-        kinds[name] = kind
-        infos.append(layer_info(name, module, kind))
+    for name, module, kind in _layers(model):
+        if kind is not None and not kind.unsupported:
+            kinds[name] = kind
+            infos.append(layer_info(name, module, kind))
+            continue
+        info = _left_out(name, module, kind, state)
+        if module is not model or not any(True for _ in model.children()):  # a rule can't name the whole of them
+            infos.append(info)
     nodes: dict[str, fx.Node] = {}
     if (recipe.quantizes_outputs or recipe.matches_functional(infos)) and kind_of(model) is None:
         traced = trace(model)
@@ -166,22 +198,31 @@ def _look(
     return model, kinds, infos, nodes
 
 
-def _layers(model: nn.Module, state: WrappedState) -> Iterator[tuple[str, nn.Module, LayerKind]]:
-    """Yield every module of a known kind, not looking inside one; note the others that own parameters."""
+def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module, LayerKind | None]]:
+    """Yield every module with its kind, not looking inside one of a known kind; the model only where it is a layer."""
     inside: set[nn.Module] = set()
     for name, module in model.named_modules():
         if module in inside:
             continue
         kind = kind_of(module)
-        if kind is None:
-            if any(p is not None for p in module._parameters.values()):  # noqa: SLF001 - own ones, without children's
-                state.left_out[name or "model"] = f"{type(module).__name__} is of no known kind; see register_layer"
-            continue
-        inside.update(module.modules())
-        if kind.unsupported:
-            state.left_out[name or "model"] = kind.unsupported
-            continue
+        if kind is not None:
+            inside.update(module.modules())
         yield name or "model", module, kind
+
+
+def _left_out(name: str, module: nn.Module, kind: LayerKind | None, state: WrappedState) -> LayerInfo:
+    """Return what is told of a module that can't be quantized; note the reason where it has parameters."""
+    if kind is not None:
+        state.left_out[name] = kind.unsupported
+        return LayerInfo(name, kind.op, obstacle=kind.unsupported)
+    if name in state.folded:
+        return LayerInfo(name, "normalization", obstacle=f"it is folded into {state.folded[name]}")
+    if any(p is not None for p in module._parameters.values()):  # noqa: SLF001 - own ones, without children's
+        reason = state.left_out[name] = f"{type(module).__name__} is of no known kind; see register_layer"
+        return LayerInfo(name, "other", obstacle=reason)
+    if any(True for _ in module.children()):
+        return LayerInfo(name, "other", obstacle=HOLDS)
+    return LayerInfo(name, "other", obstacle=f"{type(module).__name__} has no weights and is of no known kind")
 
 
 def build(plan: QuantizerPlan, subject: str) -> BasePytorchTrainableQuantizer:
@@ -191,9 +232,13 @@ def build(plan: QuantizerPlan, subject: str) -> BasePytorchTrainableQuantizer:
 
 
 class _Quantizers:
-    """Builds quantizers; tied weights with equal plans share one."""
+    """Builds quantizers; tied weights with equal plans share one.
 
-    def __init__(self) -> None:
+    Activation quantizers are made on `device`; a layer with parameters takes its own to where these are.
+    """
+
+    def __init__(self, device: torch.device | None) -> None:
+        self.device = device
         self._shared: dict[int, list[tuple[Any, QuantizerPlan, BasePytorchTrainableQuantizer]]] = {}
 
     def for_weight(self, weight: Any, plan: QuantizerPlan, subject: str) -> BasePytorchTrainableQuantizer:
@@ -206,30 +251,19 @@ class _Quantizers:
         return quantizer
 
     def holder(self, plan: QuantizerPlan, subject: str) -> ActivationQuantizationHolder:
-        return ActivationQuantizationHolder(build(plan, subject))
-
-
-_Places = dict[nn.Module, list[tuple[nn.Module, str]]]
-
-
-def _places(root: nn.Module) -> _Places:
-    """Return where the model holds each module: (parent, name) pairs."""
-    places: _Places = {}
-    for parent in root.modules():
-        for name, child in parent._modules.items():  # noqa: SLF001 - every name that holds the module
-            if child is not None:
-                places.setdefault(child, []).append((parent, name))
-    return places
+        holder = ActivationQuantizationHolder(build(plan, subject))
+        return holder if self.device is None else holder.to(self.device)
 
 
 def _wrap_layer(
-    root: nn.Module, name: str, kind: LayerKind, plan: LayerPlan, quantizers: _Quantizers, places: _Places
-) -> nn.Module:
-    """Put a layer into a wrapper at every place of the model that holds it; return the model's root."""
-    layer = root if name == "model" and kind_of(root) is not None else root.get_submodule(name)
+    root: nn.Module, kind: LayerKind, plan: LayerPlan, quantizers: _Quantizers, state: WrappedState
+) -> None:
+    """Give a layer its quantizers; it stays where it is, and where it can't have them, as it is."""
+    name = plan.layer.name
+    layer: Any = root if name == "model" and kind_of(root) is not None else root.get_submodule(name)
     weights = {}
     for attribute, weight_plan in plan.weights.items():
-        weight: Any = layer
+        weight = layer
         for part in attribute.split("."):
             weight = getattr(weight, part)
         weights[attribute] = quantizers.for_weight(weight, weight_plan, f"{name}.{attribute}")
@@ -238,12 +272,10 @@ def _wrap_layer(
         inputs = {each: quantizers.holder(plan.activation, f"{name}: {each}") for each in kind.inputs}
     elif plan.activation is not None:
         output = quantizers.holder(plan.activation, f"{name}: output")
-    wrapper = QuantizationWrapper(layer, weights, input_holders=inputs, input_names=kind.inputs, output_holder=output)
-    if layer is root:
-        return wrapper
-    for parent, key in places[layer]:
-        parent._modules[key] = wrapper  # noqa: SLF001 - keeps the order of the children
-    return root
+    try:
+        QuantizationWrapper(layer, weights, input_holders=inputs, input_names=kind.inputs, output_holder=output)
+    except ModelError as error:
+        state.left_out[name] = error.problem
 
 
 def _hold_node(root: Any, node: fx.Node, plan: LayerPlan, quantizers: _Quantizers) -> None:
@@ -265,12 +297,8 @@ def _hold_node(root: Any, node: fx.Node, plan: LayerPlan, quantizers: _Quantizer
         node.replace_input_with(source, held)
 
 
-def _fused_with_activation(model: nn.Module, nodes: dict[str, fx.Node], plans: list[LayerPlan]) -> set[str]:
-    """Return the names of layers and nodes that are quantized after the activation they are only used by.
-
-    Hardware fuses the two. A layer called several times is one of them when that holds for every call.
-    """
-    held = {plan.layer.name for plan in plans if plan.activation and plan.placement == "outputs"}
+def _calls(model: nn.Module, nodes: dict[str, fx.Node]) -> list[Call]:
+    """Return every call of a layer or functional node that is seen, with the activation that alone uses its output."""
     parts = [("", model)] if isinstance(model, fx.GraphModule) else traced_parts(model)
     modules: dict[nn.Module, str] = {}
     for name, module in model.named_modules(remove_duplicate=False):
@@ -282,15 +310,15 @@ def _fused_with_activation(model: nn.Module, nodes: dict[str, fx.Node], plans: l
             return modules.get(part.get_submodule(str(node.target)), "")
         return functions.get(node, "")
 
-    fused: dict[str, bool] = {}
+    calls: list[Call] = []
     for _, part in parts:
         for node in part.graph.nodes:
             name = named(part, node)
-            if name in held:
+            if name:
                 user = through_identities(part, node)
-                after = user is not None and _op(part, user) == "activation" and named(part, user) in held
-                fused[name] = fused.get(name, True) and after
-    return {name for name, after in fused.items() if after}
+                activates = user is not None and _op(part, user) == "activation"
+                calls.append((name, named(part, user) if activates and user is not None else None))
+    return calls
 
 
 def _op(part: fx.GraphModule, node: fx.Node) -> str | None:

@@ -49,14 +49,10 @@ class Copier(ModelCopier):
         for call in [] if sequential else graph.nodes:
             name = join(prefix, call.operation.name)
             args, kwargs = tf.nest.map_structure(lambda value: made.get(id(value), value), (call.args, call.kwargs))
-            layer = self.copy(call.operation, name)
-            if is_operation(layer) and self.call_operation is not None:
-                outputs = self.call_operation(layer, name, args, kwargs)
-            else:
-                outputs = layer(*args, **kwargs)
+            outputs = self.call(call.operation, name, args, kwargs)
             made.update({id(old): new for old, new in zip(call.outputs, tf.nest.flatten(outputs), strict=True)})
         if sequential:
-            copied += [self.copy(each, join(prefix, each.name)) for each in model.layers]
+            copied += [new for each in model.layers for new in self.in_sequence(each, join(prefix, each.name))]
             result = _remade(type(model), keras.Sequential)(copied, name=model.name)
         else:
             # as they were given: one tensor, a list or a dictionary
@@ -66,6 +62,17 @@ class Copier(ModelCopier):
         if not model.trainable:
             result._trainable = False  # noqa: SLF001 - the setter would freeze every layer inside too
         return result
+
+    def call(self, operation: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call the copy of a layer or operation at its place in a copied graph."""
+        layer = self.copy(operation, name)
+        if is_operation(layer) and self.call_operation is not None:
+            return self.call_operation(layer, name, args, kwargs)
+        return layer(*args, **kwargs)
+
+    def in_sequence(self, layer: Any, name: str) -> list[Any]:
+        """Return what comes in the place of a layer of a Sequential model: its copy."""
+        return [self.copy(layer, name)]
 
     def copy_holding(self, layer: Any, prefix: str) -> Any:
         """Return a copy of a layer with copies of the layers it holds."""

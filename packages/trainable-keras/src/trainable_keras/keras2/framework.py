@@ -17,6 +17,7 @@ from trainable_keras.keras2.folding import FoldedBatchNormalization
 from trainable_keras.keras2.functions import FUNCTIONS
 from trainable_keras.keras2.holder import ActivationQuantizationHolder
 from trainable_keras.keras2.layers import TYPES, is_layer
+from trainable_keras.keras2.mctq import stock_copy
 from trainable_keras.keras2.quantizers import BaseKerasTrainableQuantizer
 from trainable_keras.keras2.tracing import graph_of, op_of
 from trainable_keras.keras2.wrapper import QuantizationWrapper
@@ -35,6 +36,7 @@ class Keras2(Framework):
     holder = ActivationQuantizationHolder
     passing = FoldedBatchNormalization
     copier = Copier
+    stock_copy = staticmethod(stock_copy)
 
     graph = staticmethod(graph_of)
     is_layer = staticmethod(is_layer)

@@ -9,6 +9,7 @@ import tensorflow as tf
 from mct_quantizers import KerasActivationQuantizationHolder
 
 from trainable_core.backend.building import require_quantizer
+from trainable_core.backend.unlisted import UnlistedSubclass
 from trainable_core.enums import QuantizationTarget
 from trainable_core.errors import CalibrationError
 from trainable_keras.keras2.engine import Tensor, keras, plainly, to_numpy, unconverted, untracked
@@ -18,7 +19,12 @@ from trainable_keras.parts import KerasHolder
 
 
 @keras.saving.register_keras_serializable(package="trainable_keras.keras2")
-class ActivationQuantizationHolder(KerasHolder, KerasActivationQuantizationHolder):  # type: ignore[misc] # mctq is untyped
+class ActivationQuantizationHolder(
+    KerasHolder,
+    keras.layers.Layer,  # type: ignore[misc] # TensorFlow is untyped
+    metaclass=UnlistedSubclass,
+    of=KerasActivationQuantizationHolder,
+):
     """A layer that quantizes what passes through it.
 
     Parameters

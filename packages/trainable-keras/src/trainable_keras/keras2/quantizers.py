@@ -10,6 +10,7 @@ import tensorflow as tf
 from mct_quantizers.common.base_inferable_quantizer import BaseInferableQuantizer
 from numpy.typing import NDArray
 
+from trainable_core.backend.unlisted import UnlistedSubclass
 from trainable_core.config import TrainableQuantizerConfig
 from trainable_core.constants import SIGNED
 from trainable_core.errors import QuantizerStateError, ShapeMismatchError
@@ -23,7 +24,12 @@ from trainable_keras.keras2.ops import OPS
 from trainable_keras.quantizers import KerasQuantizer, classes_for
 
 
-class BaseKerasTrainableQuantizer(KerasQuantizer, keras.layers.Layer, BaseInferableQuantizer):  # type: ignore[misc]
+class BaseKerasTrainableQuantizer(
+    KerasQuantizer,
+    keras.layers.Layer,  # type: ignore[misc] # TensorFlow is untyped
+    metaclass=UnlistedSubclass,
+    of=BaseInferableQuantizer,
+):
     """Base class of trainable Keras quantizers.
 
     Parameters

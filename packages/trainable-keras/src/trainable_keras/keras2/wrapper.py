@@ -10,6 +10,7 @@ from typing import Any
 import tensorflow as tf
 from mct_quantizers import KerasQuantizationWrapper
 
+from trainable_core.backend.unlisted import UnlistedSubclass
 from trainable_keras.keras2.copying import build_by, build_configs
 from trainable_keras.keras2.engine import Tensor, keras, read, untracked
 from trainable_keras.keras2.holder import ActivationQuantizationHolder
@@ -21,7 +22,12 @@ from trainable_keras.parts import KerasWrapper
 
 
 @keras.saving.register_keras_serializable(package="trainable_keras.keras2")
-class QuantizationWrapper(KerasWrapper, KerasQuantizationWrapper):  # type: ignore[misc] # mctq is untyped
+class QuantizationWrapper(
+    KerasWrapper,
+    keras.layers.Wrapper,  # type: ignore[misc] # TensorFlow is untyped
+    metaclass=UnlistedSubclass,
+    of=KerasQuantizationWrapper,
+):
     """A layer whose weights, and if asked inputs and output, are quantized as it is called.
 
     Parameters

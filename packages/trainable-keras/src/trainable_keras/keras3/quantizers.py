@@ -10,6 +10,7 @@ from keras import ops
 from mct_quantizers.common.base_inferable_quantizer import BaseInferableQuantizer
 from numpy.typing import NDArray
 
+from trainable_core.backend.unlisted import UnlistedSubclass
 from trainable_core.config import TrainableQuantizerConfig
 from trainable_core.quantizer import BaseTrainableQuantizer
 from trainable_keras.keras3 import inferable
@@ -21,7 +22,12 @@ from trainable_keras.keras3.ops import OPS
 from trainable_keras.quantizers import KerasQuantizer, classes_for
 
 
-class BaseKerasTrainableQuantizer(KerasQuantizer, keras.layers.Layer, BaseInferableQuantizer):  # type: ignore[misc]
+class BaseKerasTrainableQuantizer(
+    KerasQuantizer,
+    keras.layers.Layer,  # type: ignore[misc] # keras is untyped
+    metaclass=UnlistedSubclass,
+    of=BaseInferableQuantizer,
+):
     """Base class of trainable Keras quantizers.
 
     Parameters
