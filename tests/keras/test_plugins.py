@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 from collections.abc import Callable
 from typing import Any
 
@@ -135,6 +137,28 @@ def test_compiled_its_values_are_the_same(
     x = at_ties(quantizer)
     expected = call(quantizer.convert2inferable(), x)
     assert np.array_equal(numpy(graph_of(quantizer, compiled=True)(tensor(x))), expected)
+
+
+@pytest.mark.skipif(
+    ENGINE == "tensorflow" or importlib.util.find_spec("tensorflow") is None,
+    reason="needs TensorFlow beside another engine",
+)
+@each_case
+def test_tensorflows_functions_compute_in_its_graphs_whatever_the_engine(
+    method: QuantizationMethod, n_bits: int, per_channel: bool
+) -> None:
+    """The numbers of the grid are constants there; everything else of the method is TensorFlow's."""
+    tensorflow = importlib.import_module("tensorflow")
+
+    def formula(x: Any, grid: Any) -> Any:
+        steps = tensorflow.floor(x * (1 / grid.scale) + 0.5)
+        return tensorflow.clip_by_value(steps, grid.quant_min - grid.zero_point, grid.quant_max - grid.zero_point)
+
+    quantizer = made(formula, method, n_bits, per_channel=per_channel)
+    x = at_ties(quantizer)
+    expected = call(quantizer.convert2inferable(), x)
+    run = tensorflow.function(lambda v: quantizer(v), autograph=False)
+    assert np.array_equal(run(tensorflow.constant(x)).numpy(), expected)
 
 
 def test_the_inverse_is_correctly_rounded_in_a_graph() -> None:

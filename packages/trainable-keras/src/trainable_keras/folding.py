@@ -71,7 +71,9 @@ def terms_of(layer: Any) -> list[str]:
     >>> terms_of(SimpleNamespace(kernel_constraint=None, bias_regularizer="l2", weights=[]))
     ['bias_regularizer']
     """
-    found = [name.lstrip("_") for name, value in vars(layer).items() if name.endswith(_TERMS) and value is not None]
+    held = {name.lstrip("_"): value for name, value in vars(layer).items() if name.endswith(_TERMS)}
+    held.pop("captured_weight_regularizer", None)  # a list of Keras 2's, of what is in other attributes too
+    found = [name for name, value in held.items() if value is not None]
     if not found and getattr(layer, "_callable_losses", None):  # Keras 2 keeps what `add_loss` is given there
         found.append("loss of its own")
     for weight in [] if found else layer.weights:

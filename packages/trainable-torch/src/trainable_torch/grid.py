@@ -35,7 +35,8 @@ class Grid(tensor_grid.GridNumbers):
     @property
     def inverse(self) -> Tensor:
         """``1 / scale``; the deployed kernels multiply by it."""
-        return self.scale.reciprocal()
+        inverse: Tensor = self.scale.reciprocal()
+        return inverse
 
     def steps(self, x: Tensor) -> Tensor:
         """Return ``x * inverse``, what the deployed kernels round: `x` in steps of the grid, counted from zero.
