@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from pydantic import ValidationError
 
 from trainable_core import (
     QuantizationMethod,
+    QuantizationTarget,
     TrainableQuantizerActivationConfig,
     TrainableQuantizerCandidateConfig,
     TrainableQuantizerWeightsConfig,
@@ -106,3 +108,24 @@ def test_values_along_another_axis_than_the_channels_are_refused() -> None:
     with pytest.raises(ValidationError, match="axis 0, the channel axis is 4"):
         config({THRESHOLD: np.ones((3, 1))}, 4)
     assert config({THRESHOLD: np.ones((1, 3, 1, 1))}, -3).channels_axis == -3
+
+
+def test_members_equal_mctqs() -> None:
+    """What a config holds is compared by code of the ancestor with mctq's own members."""
+
+    class Foreign(Enum):
+        SYMMETRIC = 2
+
+    for ours in (QuantizationMethod, QuantizationTarget):
+        theirs = Enum(ours.__name__, {member.name: member.value for member in ours})  # type: ignore[misc] # made here
+        for one in ours:
+            for other in theirs:
+                same = one.name == other.name
+                assert (one == other) is same
+                assert (other == one) is same
+                assert (one != other) is not same
+                assert len({one, other}) == 2 - same  # equal hashes too
+        assert [one for one in ours if one == next(iter(ours))] == [next(iter(ours))]
+    assert QuantizationMethod.SYMMETRIC != Foreign.SYMMETRIC
+    assert QuantizationMethod.SYMMETRIC != 2
+    assert QuantizationMethod.SYMMETRIC != "SYMMETRIC"

@@ -47,7 +47,7 @@ class SteWeights(BasePytorchTrainableQuantizer):
 
     def __init__(self, quantization_config: TrainableQuantizerWeightsConfig):
         super().__init__(quantization_config)
-        self.power_of_two = quantization_config.weights_quantization_method == QuantizationMethod.POWER_OF_TWO.value
+        self.power_of_two = quantization_config.weights_quantization_method == QuantizationMethod.POWER_OF_TWO
         self.threshold_values = quantization_config.weights_quantization_params[THRESHOLD]
         self.threshold_shape = np.asarray(self.threshold_values).shape
         self.num_bits = quantization_config.weights_n_bits
@@ -227,6 +227,12 @@ def test_the_ancestors_quantizers_train_and_deploy(make: Any):
     torch.testing.assert_close(narrow, wide.reshape(narrow.shape), rtol=2**-22, atol=0)
     # 27 products are summed, and each output is rounded to a step of the holder, as before
     torch.testing.assert_close(model(x), trained, rtol=2**-22, atol=0)
+
+
+@pytest.mark.parametrize("name", ["STE", "STE on powers of two"])
+def test_a_config_compares_with_mctqs_members(name: str):
+    quantizer = WEIGHTS[name]()
+    assert quantizer.power_of_two is (name == "STE on powers of two")
 
 
 def test_a_variable_of_the_layer_is_kept_as_the_object_it_is():
