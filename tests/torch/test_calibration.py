@@ -526,6 +526,7 @@ def test_the_inputs_of_layers_that_are_only_read_are_left_in_float(tmp_path):
         "turned: input": "its layer is never called: T read its weights directly; the weights are quantized",
     }
     qmodel.train()(x).sum().backward()
+    assert all(parameter.grad is not None for parameter in qmodel.parameters() if parameter.requires_grad)
     deployed = finalize(qmodel.eval())
     body = deployed.body
     with torch.no_grad():

@@ -36,7 +36,7 @@ from trainable_core.config import TrainableQuantizerConfig
 from trainable_core.constants import RANGE_MAX, RANGE_MIN, SIGNED, THRESHOLD
 from trainable_core.enums import LUT_METHODS, QuantizationMethod
 from trainable_core.errors import ShapeMismatchError, UnsupportedConfigError
-from trainable_core.validation import MAX_THRESHOLD, check_params
+from trainable_core.validation import MAX_THRESHOLD, check_params, flat
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -108,6 +108,7 @@ def lower_bound(min_threshold: float) -> np.float32:
     return bound if float(bound) >= wanted else np.nextafter(bound, np.float32(np.inf))
 
 
+@np.errstate(over="ignore")  # a number beyond float32 becomes infinite, and is bounded as such
 def bound_threshold(threshold: ArrayLike, min_threshold: float) -> Float32:
     """Return thresholds clipped to ``[lower_bound(min_threshold), 2**100]``; NaN counts as the lower bound."""
     threshold = np.asarray(threshold, np.float32)
@@ -190,6 +191,7 @@ def from_variables(
     return QParams(np.asarray(scale), np.asarray(zero_point), quant_min, quant_max, channels_axis)
 
 
+@np.errstate(over="ignore")  # a number beyond float32 becomes infinite, and is bounded as such
 def hold_zero(range_min: ArrayLike, range_max: ArrayLike) -> tuple[Float32, Float32]:
     """Return finite range ends with ``low <= 0 <= high``; NaN counts as zero."""
     low, high = np.asarray(range_min, np.float32), np.asarray(range_max, np.float32)
@@ -274,7 +276,7 @@ def variables_from_params(params: Mapping[str, Any], method: QuantizationMethod)
     """
     if not set(params) - {SIGNED}:
         return {}
-    values = {key: np.asarray(value, np.float32) for key, value in params.items() if key != SIGNED}
+    values = {key: np.asarray(flat(value), np.float32) for key, value in params.items() if key != SIGNED}
     if method is QuantizationMethod.UNIFORM and THRESHOLD in values:
         high = values[THRESHOLD]
         return {RANGE_MIN: -high if params.get(SIGNED, True) else np.zeros_like(high), RANGE_MAX: high}

@@ -32,6 +32,22 @@ class Grid(tensor_grid.GridNumbers):
         zero_point = self.zero_point.detach()
         return self.quant_min - zero_point, self.quant_max - zero_point
 
+    @property
+    def inverse(self) -> Tensor:
+        """``1 / scale``; the deployed kernels multiply by it."""
+        inverse: Tensor = self.scale.reciprocal()
+        return inverse
+
+    def steps(self, x: Tensor) -> Tensor:
+        """Return ``x * inverse``, what the deployed kernels round: `x` in steps of the grid, counted from zero.
+
+        Parameters
+        ----------
+        x : Tensor, float32, broadcastable to `scale`
+            Real values.
+        """
+        return x * self.inverse
+
 
 def _held(variable: Tensor, gradient: Tensor, low: float, high: float) -> Tensor:
     """Return the gradient where the variable is in bounds or a descent step leads back in; see the core's module."""

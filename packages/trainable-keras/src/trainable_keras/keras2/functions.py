@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from trainable_keras import grappler
 from trainable_keras.functions import Functions, Tensor
 from trainable_keras.fusion import Fusion
 from trainable_keras.keras2 import engine
@@ -36,6 +37,14 @@ def steps_of(x: Tensor, scale: Tensor, quant_min: int, quant_max: int, *, center
     smallest = tf.where(product > 0, 2.0**-126, -(2.0**-126))
     tiny = tf.where(tf.abs(product) > 2.0**-90, smallest, tf.zeros_like(product))  # 2**-150 rounds to zero
     return tf.where(tf.abs(steps) < 2.0**-126, tiny, steps)
+
+
+def _hide_shape(x: Tensor) -> Tensor:
+    return grappler.hide_shape(tf, x)
+
+
+def _show_shape(x: Tensor, like: Tensor) -> Tensor:
+    return grappler.show_shape(tf, x, like.shape)
 
 
 def _size(x: Tensor) -> Any:
@@ -97,6 +106,8 @@ FUNCTIONS = Functions(
     total=_total,
     divide_by=engine.divide_by,
     reciprocal=engine.reciprocal,
+    hide_shape=_hide_shape,
+    show_shape=_show_shape,
     steps_of=steps_of,
     size=_size,
     rank=_rank,
