@@ -168,6 +168,10 @@ class _FusedLayer(torch.autograd.Function):
         return None, None, d_x, d_weight, d_bias, *d_first, *d_second
 
 
+# what `apply` does where no function transform is active, without looking through the arguments for their wrappers
+_apply: Any = super(torch.autograd.Function, _FusedLayer).apply
+
+
 def _along(operation: Operation, directions: Sequence[Tensor], weight: Tensor, upstream: Tensor) -> list[Tensor]:
     """Return the products of the input's gradient with some directions, without that gradient.
 
@@ -277,7 +281,7 @@ def call(
     if not eligible.fits(*tensors, *variables) or x.numel() == 0 or not records(x, weight, *leaves):
         return None
     made = first, second
-    y: Tensor = _FusedLayer.apply(operation, made, x, weight, bias, *leaves)  # type: ignore[no-untyped-call] # torch leaves it so
+    y: Tensor = _apply(operation, made, x, weight, bias, *leaves)
     return y
 
 

@@ -219,12 +219,12 @@ def lines(x: Tensor, shape: Sequence[int]) -> tuple[Tensor, Lines | None]:
     shape : sequence of int
         Shape of the scale, broadcastable to `x`.
     """
-    dense = (
-        x.is_contiguous() or torch.empty_like(x).stride() == x.stride()
-    )  # it keeps the strides of dense tensors only
-    if not dense or x.is_neg():
+    # `empty_like` keeps the strides of dense tensors only
+    if not (x.is_contiguous() or torch.empty_like(x).stride() == x.stride()) or x.is_neg():
         x = x.contiguous().resolve_neg()
     size = x.numel()
+    if not shape:
+        return x, Lines(-(-size // CHUNK), CHUNK, 1, size)
     for axis, channels in enumerate(shape, start=-len(shape)):
         if channels != 1:
             length = x.stride(axis)  # what lies inside of an axis lies within its stride
