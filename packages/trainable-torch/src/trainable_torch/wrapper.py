@@ -224,7 +224,9 @@ class QuantizationWrapper(Reads, PytorchQuantizationWrapper):  # type: ignore[mi
         call = _Call(tuple(input_names), list(op_call_args or []), dict(op_call_kwargs or {}), is_inputs_as_list)
         if module is self:
             call.forward = self.__dict__.pop("forward", None)
-            call.overwrites = None if call.forward or not type(self).own_class.__module__.startswith("torch.nn.") else False
+            call.overwrites = (
+                None if call.forward or not type(self).own_class.__module__.startswith("torch.nn.") else False
+            )
         else:
             values = dict(weight_values or {})
             _check(weights_quantizers, module, values)
@@ -542,7 +544,7 @@ class _Overwritten:
         return quantize
 
     def passed_on(self, outputs: Any, call: _Call) -> Any:
-        """Return the outputs after writing into the inputs what the layer wrote; an input where the layer returned one."""
+        """Return the outputs, after writing into the inputs what the layer wrote into the quantized ones."""
         seen = False
         for x, quantized, before in self._pairs:
             if _is_compiling():

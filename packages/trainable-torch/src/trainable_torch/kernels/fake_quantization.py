@@ -128,7 +128,7 @@ class FakeQuantization:
         return passes.snap(x, self.numbers()), None
 
     def forward_table(self, x: Tensor) -> tuple[Tensor, native.Marks, bytes] | None:
-        """Return where a small tensor is snapped to, what helps `gradients`, and the loops' table; None: not for them."""
+        """Return where a small tensor is snapped to, what helps `gradients`, and the table; None: not for the loops."""
         dense, where = native.lines(x, self.shape)
         if where is None or where.size >= 2 * native.SHARE or dense is not x or not isinstance(self.form, Form):
             return None
@@ -136,9 +136,9 @@ class FakeQuantization:
             if not each.is_contiguous() or each.is_neg():
                 return None
         self._lines = where  # of the tensor that comes back in backward
-        self._rows = rows, place = native.rows(where.channels)
+        self._rows = native.rows(where.channels)
         marks, marked = native.marks_of(where) if isinstance(self.rule, Ste) else (None, 0)
-        y, table = native.forward_part(self.form, self.variables, x, where, place, marked)
+        y, table = native.forward_part(self.form, self.variables, x, where, self._rows[1], marked)
         return y, marks, table
 
     # ---- backward ---------------------------------------------------------------------------------------------------
@@ -348,7 +348,11 @@ class _PassInside(torch.autograd.Function):
         """Return the same of the gradient that comes."""
         (x,) = ctx.saved_tensors
         if not eligible.fits_backward(upstream):
-            return by_autograd(lambda each: ctx.made.plain(each, *ctx.made.leaves), [x], [True], upstream)[0], None, None
+            return (
+                by_autograd(lambda each: ctx.made.plain(each, *ctx.made.leaves), [x], [True], upstream)[0],
+                None,
+                None,
+            )
         if torch.is_grad_enabled():
             return _PassInside.apply(upstream, x, ctx.made), None, None  # type: ignore[no-untyped-call]
         return ctx.made.pass_inside(x, upstream), None, None

@@ -366,7 +366,7 @@ def forward_part(
     )  # fmt: skip
 
 
-def backward_part(
+def backward_part(  # noqa: PLR0913, PLR0917 - what a table holds
     form: Form, variables: Sequence[Tensor], x: Tensor, upstream: Tensor, where: Lines, rows: int, marks: int,
     gradients: Sequence[Tensor], gradient_scale: float, *, closed: bool,
 ) -> bytes:  # fmt: skip
@@ -383,7 +383,7 @@ def backward_part(
 
 @functools.lru_cache(maxsize=1024)
 def _constants(form: Form) -> tuple[float, float, int]:
-    """Return the lowest threshold or width, the scale for each of a threshold, and what makes it whole: see the loops."""
+    """Return the lowest threshold or width, the scale of a threshold of 1, and what makes it whole: see the loops."""
     if form.centered:
         low, steps, power_of_two = form.arguments
         return low, 1.0 / steps, power_of_two
