@@ -1,4 +1,4 @@
-"""No fast path is visible but by its speed: whatever is done with a layer or its output gives what the plain tier gives.
+"""No fast path is visible but by its speed: what is done with a layer and its output gives what the plain tier gives.
 
 Every layer is called with all fast paths on, and again with all of them off, by the switch that users have. The outputs
 must have the same bits, each gradient must be the same, and what raises must raise the same kind of error.

@@ -218,7 +218,7 @@ class FakeQuantization:
     def gradients_in_graph(
         self, x: Tensor, upstream: Tensor, leaves: Sequence[Tensor], needs: Sequence[bool]
     ) -> Gradients:
-        """Return the gradients that are needed, themselves in the autograd graph of upstream gradient, input and leaves.
+        """Return the gradients that are needed, in the autograd graph of the upstream gradient, the input and the leaves.
 
         That of the input passes or not: whether it does, changes nowhere continuously. Those of the leaves are
         expressions of tensors.

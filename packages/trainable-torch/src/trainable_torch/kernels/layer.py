@@ -288,7 +288,8 @@ def call(
         return None
     made = first, second
     y: Tensor = _apply(operation, made, x, weight, bias, *leaves)
-    return y
+    # the float layer returns a view where it has flattened the input, and a view can't be detached in place
+    return y.view(y.shape) if isinstance(operation, Linear) and bias is not None and x.dim() > 2 else y  # noqa: PLR2004
 
 
 # ---- evaluation -----------------------------------------------------------------------------------------------------
