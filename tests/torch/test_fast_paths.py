@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize, prune
 from torch.utils.checkpoint import checkpoint
 
 import trainable_torch
@@ -518,3 +519,174 @@ def test_no_fast_path_can_be_told_from_the_plain_tier(layer: str, name: str) -> 
         with plain():
             expected = tried(EDITS[name], model, x)
         assert_same(found, expected, f"{recipe}, {state}")
+
+
+# ---- second derivatives ---------------------------------------------------------------------------------------------
+
+
+def test_second_derivatives_are_differences_of_the_first_where_these_are_smooth() -> None:
+    """Between two ties the gradient of a threshold is linear in the input; all numbers here are exact in binary."""
+    how = {"activations": spec("LSQ"), "fold_batch_norm": False}
+    model = trainable_torch.calibrate(trainable_torch.wrap(one(nn.Linear(4, 3)), how), [torch.randn(5, 4)]).train()
+    (quantizer,) = quantizers_of(model).values()
+    weight = torch.tensor([[1.0, -2.0, 0.5, 3.0], [0.25, 1.0, 1.0, -1.0], [2.0, 0.5, -0.5, 1.0]])
+    with torch.no_grad():
+        quantizer.threshold.fill_(4.0)  # steps of 0.5 at 4 bits
+        model[0].weight.copy_(weight)
+    x = torch.tensor([[0.125, -1.375, 2.625, 9.0], [-0.875, 0.625, -9.0, 1.125]])
+
+    def first(x: Tensor, *, create_graph: bool = False) -> Tensor:
+        return torch.autograd.grad(model(x).sum(), quantizer.threshold, create_graph=create_graph)[0]
+
+    given = x.clone().requires_grad_()
+    (found,) = torch.autograd.grad(first(given, create_graph=True), given)
+    width = 2.0**-6  # no element passes a tie
+    for row, column in itertools.product(range(2), range(4)):
+        offset = torch.zeros_like(x)
+        offset[row, column] = width
+        difference = float(first(x + offset) - first(x - offset)) / (2 * width)
+        # Each first derivative is rounded in its sum and its factor: below 2**3 operations on up to 2**6 times the scale
+        # of LSQ's gradients, an eighth here.
+        assert abs(float(found[row, column]) - difference) <= 2**3 * UNIT * 2**3 / width
+    assert found.count_nonzero() == 6  # the elements inside of the range
+
+
+# ---- what a deployed layer is made of -------------------------------------------------------------------------------
+
+
+def parts(model: nn.Module) -> tuple[Any, Any, Any]:
+    """Return a layer, the quantizer of its weight, and that of its input."""
+    layer = model[0]  # type: ignore[index]
+    (holder,) = layer.input_holders.values()
+    return layer, layer.weights_quantizers["weight"], holder.activation_holder_quantizer
+
+
+CHANGES: dict[str, Callable[[nn.Module, Any, Any, Any], object]] = {
+    "weight in place": lambda _, layer, *__: layer.weight.detach().mul_(1.5),
+    "weight's data": lambda _, layer, *__: layer.weight.data.mul_(1.5),
+    "new data": lambda _, layer, *__: setattr(layer.weight, "data", layer.weight.data * 1.5),
+    "transposed data": lambda _, layer, *__: setattr(layer.weight, "data", layer.weight.data.t()),
+    "transposed in place": lambda _, layer, *__: layer.weight.t_(),
+    "one element": lambda _, layer, *__: layer.weight.data.view(-1)[5:6].neg_(),
+    "through NumPy": lambda _, layer, *__: layer.weight.detach().numpy().__imul__(1.5),
+    "new parameter": lambda _, layer, *__: setattr(layer, "weight", nn.Parameter(layer.weight.detach() * 1.5)),
+    "bias": lambda _, layer, *__: layer.bias.data.add_(1.0),
+    "scale of the weight": lambda *given: given[2].grid_scale.mul_(2.0),
+    "scale of the weight through NumPy": lambda *given: given[2].grid_scale.numpy().__imul__(2.0),
+    "end of the weight": lambda *given: given[2].grid_high.data.fill_(1.0),
+    "new buffer": lambda *given: setattr(given[2], "grid_scale", given[2].grid_scale * 2.0),
+    "scale of the input": lambda *given: given[3].grid_scale.data.mul_(2.0),
+    "end of the input": lambda *given: given[3].grid_low.data.fill_(-1.0),
+    "new scale of the input": lambda *given: setattr(given[3].grid_scale, "data", given[3].grid_scale * 2.0),
+    "loaded": lambda model, *_: model.load_state_dict(
+        {name: each * 0.5 for name, each in floats(model).items()}, strict=False
+    ),
+    "assigned": lambda model, *_: model.load_state_dict(
+        {name: each * 0.5 for name, each in floats(model).items()}, strict=False, assign=True
+    ),
+    "half precision and back": lambda model, *_: model.to(torch.bfloat16).to(torch.float32),
+    "another quantizer": lambda _, layer, of_weight, __: layer.weights_quantizers.__setitem__(
+        "weight", coarser(of_weight)
+    ),
+    "another quantizer of the input": lambda *given: setattr(
+        next(iter(given[1].input_holders.values())), "activation_holder_quantizer", coarser(given[3])
+    ),
+    "hook on a quantizer": lambda *given: given[2].register_forward_hook(lambda _m, _i, y: y * 2),
+    "hook on the input's quantizer": lambda *given: given[3].register_forward_hook(lambda _m, _i, y: y * 2),
+    "forward of a quantizer": lambda *given: setattr(given[2], "forward", lambda weight: weight * 0.5),
+    "pruned": lambda _, layer, *__: prune.l1_unstructured(layer, "weight", 0.5),
+    "parametrized": lambda _, layer, *__: parametrize.register_parametrization(layer, "weight", Halved()),
+}
+
+
+class Halved(nn.Module):
+    """A parametrization."""
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight * 0.5
+
+
+def floats(model: nn.Module) -> dict[str, Tensor]:
+    """Return the float weights of a model's state."""
+    return {name: each for name, each in copy.deepcopy(model.state_dict()).items() if name.endswith(("weight", "bias"))}
+
+
+def coarser(quantizer: Any) -> Any:
+    """Return a copy of a deployed quantizer with steps twice as wide."""
+    copied = copy.deepcopy(quantizer)
+    copied.grid_scale.mul_(2.0)
+    return copied
+
+
+@pytest.mark.parametrize("size", [8, 96])  # a weight that is compared by content, and one that is not
+@pytest.mark.parametrize("name", CHANGES)
+@torch.no_grad()
+def test_a_deployed_layer_sees_every_change(name: str, size: int) -> None:
+    torch.manual_seed(0)
+    how = {**RECIPES["LSQ"], "fold_batch_norm": False}
+    x = torch.randn(5, size)
+    model = trainable_torch.calibrate(trainable_torch.wrap(one(nn.Linear(size, size)), how), [x])
+    model = trainable_torch.finalize(model).eval()
+    before = [model(x) for _ in range(2)][0]
+    CHANGES[name](model, *parts(model))
+    after = model(x)
+    with plain():
+        assert torch.equal(after, model(x))
+    assert not torch.equal(after, before)
+    assert torch.equal(after, model(x))
+
+
+# ---- layers that write into their input -----------------------------------------------------------------------------
+
+
+class Residual(nn.Module):
+    """Reads a tensor after an activation was computed in its place."""
+
+    def __init__(self, activation: nn.Module) -> None:
+        super().__init__()
+        self.first, self.activation, self.last = nn.Linear(8, 8), activation, nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.first(x)
+        return self.last(hidden + self.activation(hidden))
+
+
+class Scaled(nn.ReLU):
+    """Writes into its input, and no attribute says so."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - PyTorch's name
+        return input.mul_(0.5)
+
+
+@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize(
+    "make",
+    [lambda: nn.ReLU(inplace=True), lambda: nn.SiLU(inplace=True), lambda: nn.ELU(inplace=True), Scaled],
+    ids=["relu", "silu", "elu", "unsaid"],
+)
+def test_what_a_layer_writes_into_its_input_is_read_there(make: Callable[[], nn.Module], state: str) -> None:
+    torch.manual_seed(0)
+    model, x = Residual(make()), torch.randn(5, 8)
+    how = {"activations": spec("LSQ"), "rules": [{"match": {"op": "activation"}, "activations": spec("LSQ")}]}
+    qmodel: Any = trainable_torch.calibrate(trainable_torch.wrap(model, how), [x])
+    qmodel = trainable_torch.finalize(qmodel) if state == "deployed" else qmodel
+    qmodel.train(state == "trained")
+
+    def by_hand(x: Tensor) -> Tensor:
+        """Compute what the float model says, with the activation's input quantized: the sum of two equal tensors."""
+        (holder,) = qmodel.activation.input_holders.values()
+        result = make()(holder(qmodel.first(x)))
+        return qmodel.last(result + result)
+
+    for _ in range(2):
+        found, expected = (
+            step(each, leaf(x), forward(leaf(x)))
+            for each, forward in ((qmodel, qmodel), (qmodel, by_hand))
+            if each.zero_grad() is None
+        )
+        assert torch.equal(found[0], expected[0])
+        for one_, other in zip(found[2:], expected[2:], strict=True):
+            assert (one_ is None) == (other is None)
+            assert one_ is None or torch.allclose(one_, other, rtol=ROUNDING, atol=ROUNDING * float(other.abs().max()))
+    with torch.inference_mode():
+        assert torch.equal(qmodel(x), by_hand(x))
