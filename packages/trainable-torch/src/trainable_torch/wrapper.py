@@ -113,6 +113,9 @@ class _Call:
         Constants of a function.
     quantizes : bool
         Whether weights are quantized; calibration sees the model without.
+    overwrites : bool or None
+        Whether the layer writes into its inputs though it has no attribute ``inplace`` that says so; None: not known
+        yet, as of a class that is not PyTorch's before its first call.
     read : dict of str to bool
         Whether each weight has been read through its quantizer so far.
     """
@@ -125,6 +128,7 @@ class _Call:
     function: Any = None
     weight_values: dict[int, Tensor] = field(default_factory=dict)
     quantizes: bool = True
+    overwrites: bool | None = False
     read: dict[Any, bool] = field(default_factory=dict)
 
 
@@ -223,6 +227,9 @@ class QuantizationWrapper(Reads, nn.Module, metaclass=UnlistedSubclass, of=Pytor
         call = _Call(tuple(input_names), list(op_call_args or []), dict(op_call_kwargs or {}), is_inputs_as_list)
         if module is self:
             call.forward = self.__dict__.pop("forward", None)
+            call.overwrites = (
+                None if call.forward or not type(self).own_class.__module__.startswith("torch.nn.") else False
+            )
         else:
             values = dict(weight_values or {})
             _check(weights_quantizers, module, values)
@@ -397,16 +404,19 @@ class QuantizationWrapper(Reads, nn.Module, metaclass=UnlistedSubclass, of=Pytor
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return the layer's output with quantized weights, inputs and output."""
         call: _Call = self.__dict__[CALL]
-        outputs = None
+        outputs, overwritten = None, None
         if len(args) == 1 and not kwargs and call.function is None and not _is_compiling():
             outputs = self._as_one(args[0], call)
         if outputs is None:
             modules: Any = self._modules
             if len(modules["input_holders"]):
-                args, kwargs = self._quantize_inputs(args, kwargs)
+                overwritten = _Overwritten() if _may_overwrite(self, call) else None
+                args, kwargs = self._quantize_inputs(args, kwargs, overwritten)
             if call.op_call_kwargs:
                 kwargs = {**call.op_call_kwargs, **kwargs}
             outputs = self._call(args, kwargs) if call.function is None else self._call_function(args, kwargs)
+            if overwritten is not None:
+                outputs = overwritten.passed_on(outputs, call)
         if self.output_holder is None:
             return outputs
         if isinstance(outputs, tuple):
@@ -452,14 +462,17 @@ class QuantizationWrapper(Reads, nn.Module, metaclass=UnlistedSubclass, of=Pytor
             call.read["weight"] = True
         return outputs
 
-    def _quantize_inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def _quantize_inputs(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], overwritten: _Overwritten | None
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         values, names = list(args), self.__dict__[CALL].input_names
         for name, holder in self.input_holders.items():
+            quantize = holder if overwritten is None else overwritten.watching(holder)
             index = names.index(name)
             if index < len(values):
-                values[index] = holder(values[index])
+                values[index] = quantize(values[index])
             elif name in kwargs:
-                kwargs = {**kwargs, name: holder(kwargs[name])}
+                kwargs = {**kwargs, name: quantize(kwargs[name])}
         return tuple(values), kwargs
 
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -520,6 +533,62 @@ class QuantizationWrapper(Reads, nn.Module, metaclass=UnlistedSubclass, of=Pytor
 
 
 _ATTRIBUTES = "weights_quantizers", "input_holders", "output_holder"
+
+
+def _may_overwrite(layer: Any, call: _Call) -> bool:
+    """Return whether a layer writes into its inputs, or may: then who reads an input later must read the result."""
+    return call.overwrites is not False or bool(getattr(layer, "inplace", False))
+
+
+class _Overwritten:
+    """The inputs of a call that may be overwritten, each with the quantized tensor that the layer gets instead.
+
+    What the layer writes into a quantized tensor is written into the input as well, after the layer. The quantizer
+    therefore gets a copy of the input: it needs the values from before for its own gradient.
+    """
+
+    def __init__(self) -> None:
+        self._pairs: list[tuple[Tensor, Tensor, Any]] = []
+
+    def watching(self, holder: Any) -> Any:
+        """Return a function that quantizes as the holder does, and remembers."""
+
+        def quantize(x: Any) -> Any:
+            if not isinstance(x, Tensor):
+                return holder(x)
+            quantized = holder(x.clone())
+            self._pairs.append((x, quantized, _state(quantized)))
+            return quantized
+
+        return quantize
+
+    def passed_on(self, outputs: Any, call: _Call) -> Any:
+        """Return the outputs, after writing into the inputs what the layer wrote into the quantized ones."""
+        seen = False
+        for x, quantized, before in self._pairs:
+            if _is_compiling():
+                written = outputs is quantized
+            else:
+                now = _state(quantized)
+                written = not _is_same(now, before)
+            if written:
+                seen = True
+                x.copy_(quantized)
+                outputs = x if outputs is quantized else outputs
+        if call.overwrites is None and not _is_compiling():
+            call.overwrites = seen
+        return outputs
+
+
+def _state(tensor: Tensor) -> Any:
+    """Return what changes when somebody writes into a tensor: a counter, or where there is none a copy."""
+    if _is_compiling():
+        return None
+    return tensor.clone() if tensor.is_inference() else tensor._version  # noqa: SLF001 - autograd's counter has no public name
+
+
+def _is_same(now: Any, before: Any) -> bool:
+    return torch.equal(now.nan_to_num(), before.nan_to_num()) if isinstance(now, Tensor) else bool(now == before)
 
 
 _OURS = BasePytorchTrainableQuantizer, InferableQuantizer

@@ -1,8 +1,9 @@
 """What makes PyTorch fast. Nothing here decides a number: the formula in `plain` does, and everything else repeats it.
 
-What the rest of the package calls is imported below: `fake_quantize`and `snap` for tensors with a grid, `FakeQuantization`
-and `apply` for a quantizer's tensors, `call_layer` for a layer with its quantizers, `recomputed` and `evaluated` for a
-wrapper's weights. A quantizer's author needs none of it: the rules `Ste` and `Lsq` are in `trainable_torch.ops`.
+What the rest of the package calls is imported below: `fake_quantize` and `snap` for tensors with a grid,
+`FakeQuantization` and `apply` for a quantizer's tensors, `call_layer` and `evaluate_layer` for a layer with its
+quantizers, `recomputed` and `evaluated` for a wrapper's weights. A quantizer's author needs none of it: the rules `Ste`
+and `Lsq` are in `trainable_torch.ops`.
 
 Which file does what, from the bottom up:
 
@@ -14,8 +15,8 @@ Which file does what, from the bottom up:
     The formula as tensor expressions: for compilers, transforms, other devices, and whatever the others don't take.
 ``passes``
     The formula by PyTorch's operations in place.
-``native``, ``loops``, ``grid_loops``
-    The formula, and the one that makes grids, in one pass over memory, compiled by numba.
+``native``, ``loops``, ``grid_loops``, ``layer_loops``
+    The formula, and the one that makes grids, in one pass over memory, compiled by numba; for small layers at once.
 ``fake_quantization``
     One tensor's fake quantization as one autograd node; chooses between the tiers.
 ``layer``
@@ -23,7 +24,7 @@ Which file does what, from the bottom up:
 ``recomputing``
     Other layers keep of a quantized tensor how to make it again.
 ``cache``
-    In evaluation weights are quantized once, and again when something changed.
+    In evaluation weights are quantized and grids made once, and again when something changed.
 
 To add a fast path for an operation, write it beside `layer`'s and hold it against `plain` in ``tests/torch``; to add a
 method, nothing here has to change.

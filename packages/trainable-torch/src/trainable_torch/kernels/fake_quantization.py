@@ -113,17 +113,6 @@ class FakeQuantization:
         """Return `x` snapped to the grid by the formula, in the graph of `x` and of leaves that learn."""
         return plain.fake_quantize(x, self.form.grid(leaves or self.variables, self.shape), self.rule)
 
-    def has_plain_variables(self) -> bool:
-        """Return whether the loops may read the variables where they lie."""
-        for each in self.variables:
-            if not each.is_contiguous() or each.is_neg():
-                return False
-        return isinstance(self.form, Form)
-
-    def keep_lines(self, where: native.Lines, *, same: bool) -> None:
-        """Remember how the tensor falls into lines, where it is the `same` that comes back in backward."""
-        self._lines = where if same else None
-
     # ---- forward ----------------------------------------------------------------------------------------------------
 
     def snap(self, x: Tensor) -> Tensor:
@@ -138,11 +127,18 @@ class FakeQuantization:
                 return native.snap(x, self.block(), where, marking=marking and isinstance(self.rule, Ste))
         return passes.snap(x, self.numbers()), None
 
-    def forward_table(self, x: Tensor, where: native.Lines) -> tuple[Tensor, native.Marks, bytes]:
-        """Return where a small dense tensor is snapped to, what helps `gradients`, and the loops' table for it."""
-        self._rows = rows, place = native.rows(where.channels)
+    def forward_table(self, x: Tensor) -> tuple[Tensor, native.Marks, bytes] | None:
+        """Return where a small tensor is snapped to, what helps `gradients`, and the table; None: not for the loops."""
+        dense, where = native.lines(x, self.shape)
+        if where is None or where.size >= 2 * native.SHARE or dense is not x or not isinstance(self.form, Form):
+            return None
+        for each in self.variables:
+            if not each.is_contiguous() or each.is_neg():
+                return None
+        self._lines = where  # of the tensor that comes back in backward
+        self._rows = native.rows(where.channels)
         marks, marked = native.marks_of(where) if isinstance(self.rule, Ste) else (None, 0)
-        y, table = native.forward_part(self.form, self.variables, x, where, place, marked)
+        y, table = native.forward_part(self.form, self.variables, x, where, self._rows[1], marked)
         return y, marks, table
 
     # ---- backward ---------------------------------------------------------------------------------------------------
@@ -222,7 +218,7 @@ class FakeQuantization:
     def gradients_in_graph(
         self, x: Tensor, upstream: Tensor, leaves: Sequence[Tensor], needs: Sequence[bool]
     ) -> Gradients:
-        """Return the gradients that are needed, themselves in the autograd graph of upstream gradient, input and leaves.
+        """Return the gradients that are needed, in the autograd graph of the upstream gradient, the input and the leaves.
 
         That of the input passes or not: whether it does, changes nowhere continuously. Those of the leaves are
         expressions of tensors.
@@ -266,12 +262,11 @@ def snap_together(parts: Sequence[tuple[FakeQuantization | None, Tensor]]) -> li
         if made is None:
             snapped.append((x, None))
             continue
-        dense, where = native.lines(x, made.shape) if compiled else (x, None)
-        if where is None or where.size >= 2 * native.SHARE or not made.has_plain_variables():
+        found = made.forward_table(x) if compiled else None
+        if found is None:
             snapped.append(made.snap_for_backward(x))
             continue
-        made.keep_lines(where, same=dense is x)
-        y, marks, table = made.forward_table(dense, where)
+        y, marks, table = found
         snapped.append((y, marks))
         tables.append(table)
     if tables:
@@ -353,7 +348,11 @@ class _PassInside(torch.autograd.Function):
         """Return the same of the gradient that comes."""
         (x,) = ctx.saved_tensors
         if not eligible.fits_backward(upstream):
-            return by_autograd(lambda each: ctx.made.plain(each, *ctx.made.leaves), [x], [True], upstream)[0], None, None
+            return (
+                by_autograd(lambda each: ctx.made.plain(each, *ctx.made.leaves), [x], [True], upstream)[0],
+                None,
+                None,
+            )
         if torch.is_grad_enabled():
             return _PassInside.apply(upstream, x, ctx.made), None, None  # type: ignore[no-untyped-call]
         return ctx.made.pass_inside(x, upstream), None, None

@@ -159,13 +159,19 @@ class _FusedLayer(torch.autograd.Function):
         d_x, d_weight, d_bias = ctx.operation.gradients(upstream, snapped_x, snapped_weight, of_layer)
         del snapped_x, snapped_weight
         # the layer's operation has just made these gradients, so theirs may take their places
-        (d_x, *d_first), (d_weight, *d_second) = gradients_together((
-            Gradient(of_x, x, d_x, leaves[:split], needs_of[0], ctx.marks[0]),
-            Gradient(of_weight, weight, d_weight, leaves[split:], needs_of[1], ctx.marks[1]),
-        ))
+        (d_x, *d_first), (d_weight, *d_second) = gradients_together(
+            (
+                Gradient(of_x, x, d_x, leaves[:split], needs_of[0], ctx.marks[0]),
+                Gradient(of_weight, weight, d_weight, leaves[split:], needs_of[1], ctx.marks[1]),
+            )
+        )
         if sums is not None:
             d_first = of_x.leaf_gradients(leaves[:split], sums)
         return None, None, d_x, d_weight, d_bias, *d_first, *d_second
+
+
+# what `apply` does where no function transform is active, without looking through the arguments for their wrappers
+_apply: Any = super(torch.autograd.Function, _FusedLayer).apply
 
 
 def _along(operation: Operation, directions: Sequence[Tensor], weight: Tensor, upstream: Tensor) -> list[Tensor]:
@@ -182,7 +188,11 @@ def _gradients_in_graph(ctx: Any, upstream: Tensor) -> Sequence[Tensor | None]:
     """Return the gradients that are wanted, themselves in the autograd graph, as where a backward is differentiated."""
     x, weight, bias, *leaves = ctx.saved_tensors
     of_x, of_weight = ctx.made
-    needed = [need for need, each in zip(ctx.needs_input_grad[2:], (x, weight, bias, *leaves), strict=True) if each is not None]
+    needed = [
+        need
+        for need, each in zip(ctx.needs_input_grad[2:], (x, weight, bias, *leaves), strict=True)
+        if each is not None
+    ]
     wanted = eligible.wanted(ctx, needed)
     if bias is None:
         wanted.insert(2, False)
@@ -261,7 +271,7 @@ def call(
         return None
     parameters = layer._parameters  # noqa: SLF001 - attributes of modules cost ten times as much
     weight, bias = parameters.get("weight"), parameters.get("bias")
-    if weight is None or "bias" not in parameters or type(x) is not Tensor and type(x) is not nn.Parameter:
+    if weight is None or "bias" not in parameters or not isinstance(x, Tensor):
         return None
     operation = make(layer, x)
     if operation is None or eligible.is_watched() or eligible.has_hooks(watched):
@@ -277,8 +287,9 @@ def call(
     if not eligible.fits(*tensors, *variables) or x.numel() == 0 or not records(x, weight, *leaves):
         return None
     made = first, second
-    y: Tensor = _FusedLayer.apply(operation, made, x, weight, bias, *leaves)  # type: ignore[no-untyped-call] # torch leaves it so
-    return y
+    y: Tensor = _apply(operation, made, x, weight, bias, *leaves)
+    # the float layer returns a view where it has flattened the input, and a view can't be detached in place
+    return y.view(y.shape) if isinstance(operation, Linear) and bias is not None and x.dim() > 2 else y  # noqa: PLR2004
 
 
 # ---- evaluation -----------------------------------------------------------------------------------------------------

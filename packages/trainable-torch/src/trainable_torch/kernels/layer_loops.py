@@ -1,8 +1,9 @@
-"""All loops of a small layer's two quantizers in one call, which `native` has numba compile; importing this needs numba.
+"""All loops of a small layer's two quantizers in one call, which `native` has numba compile; needs numba.
 
 A call from Python costs as much as a thousand elements, and a small layer would make eight of them for a step. These
 are the very functions of `loops` and `grid_loops`, one after the other. Each part, the input or the weight, is a table
-of `SLOTS` numbers of 8 bytes, integers first, then floats; `native.part` writes it.
+of `SLOTS` numbers of 8 bytes, integers first, then floats; `native.forward_part` and `native.backward_part` write it.
+numba keeps what it compiled as long as this file is unchanged: after a change of the other loops, touch it.
 """
 
 from __future__ import annotations

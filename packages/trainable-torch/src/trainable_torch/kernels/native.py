@@ -219,12 +219,12 @@ def lines(x: Tensor, shape: Sequence[int]) -> tuple[Tensor, Lines | None]:
     shape : sequence of int
         Shape of the scale, broadcastable to `x`.
     """
-    dense = (
-        x.is_contiguous() or torch.empty_like(x).stride() == x.stride()
-    )  # it keeps the strides of dense tensors only
-    if not dense or x.is_neg():
+    # `empty_like` keeps the strides of dense tensors only
+    if not (x.is_contiguous() or torch.empty_like(x).stride() == x.stride()) or x.is_neg():
         x = x.contiguous().resolve_neg()
     size = x.numel()
+    if not shape:
+        return x, Lines(-(-size // CHUNK), CHUNK, 1, size)
     for axis, channels in enumerate(shape, start=-len(shape)):
         if channels != 1:
             length = x.stride(axis)  # what lies inside of an axis lies within its stride
@@ -366,7 +366,7 @@ def forward_part(
     )  # fmt: skip
 
 
-def backward_part(
+def backward_part(  # noqa: PLR0913, PLR0917 - what a table holds
     form: Form, variables: Sequence[Tensor], x: Tensor, upstream: Tensor, where: Lines, rows: int, marks: int,
     gradients: Sequence[Tensor], gradient_scale: float, *, closed: bool,
 ) -> bytes:  # fmt: skip
@@ -383,7 +383,7 @@ def backward_part(
 
 @functools.lru_cache(maxsize=1024)
 def _constants(form: Form) -> tuple[float, float, int]:
-    """Return the lowest threshold or width, the scale for each of a threshold, and what makes it whole: see the loops."""
+    """Return the lowest threshold or width, the scale of a threshold of 1, and what makes it whole: see the loops."""
     if form.centered:
         low, steps, power_of_two = form.arguments
         return low, 1.0 / steps, power_of_two

@@ -40,6 +40,34 @@ class Remade:
         return made.as_strided(self.shape, self.strides, self.offset)
 
 
+class Kept:
+    """A tensor that is kept as it is, and refused when it was written into, as autograd does without hooks.
+
+    Parameters
+    ----------
+    tensor : Tensor
+        What a layer wants to keep.
+    version : int
+        How often it was written into so far.
+    """
+
+    __slots__ = ("tensor", "version")
+
+    def __init__(self, tensor: Tensor, version: int) -> None:
+        self.tensor, self.version = tensor, version
+
+    def make(self) -> Tensor:
+        """Return the tensor."""
+        now = eligible.version(self.tensor)
+        if now != self.version:
+            message = (
+                "one of the variables needed for gradient computation has been modified by an inplace operation: "
+                f"{list(self.tensor.shape)} is at version {now}; expected version {self.version} instead."
+            )
+            raise RuntimeError(message)
+        return self.tensor
+
+
 def recomputed(tensors: Iterable[Any]) -> AbstractContextManager[Any]:
     """Return a context in which those of these tensors that the eager kernels quantized are not kept for backward.
 
@@ -67,11 +95,10 @@ def recomputed(tensors: Iterable[Any]) -> AbstractContextManager[Any]:
         node: Any = nodes.get(tensor.untyped_storage().data_ptr())
         # a layer may have written into it, or read its bits as another type
         unchanged = node is not None and eligible.version(tensor) == node.version and tensor.dtype is torch.float32
-        return Remade(node, tensor) if unchanged else tensor
+        return Remade(node, tensor) if unchanged else Kept(tensor, eligible.version(tensor))
 
     return torch.autograd.graph.saved_tensors_hooks(pack, _unpack)
 
 
-def _unpack(kept: Any) -> Tensor:
-    made: Tensor = kept.make() if isinstance(kept, Remade) else kept
-    return made
+def _unpack(kept: Remade | Kept) -> Tensor:
+    return kept.make()
