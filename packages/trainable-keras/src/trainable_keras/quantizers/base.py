@@ -71,7 +71,7 @@ class KerasQuantizer(BaseTrainableQuantizer):
         """
         return self.fake_quantize(x, self.grid(self.functions.rank(x)), training)
 
-    variable_type: ClassVar[type]
+    variable_type: ClassVar[Any]
     """The framework's variables."""
 
     def adopt(self, name: str, variable: Any) -> None:
