@@ -50,6 +50,9 @@ ARCHITECTURE = (
 )  # the session `examples` runs that one
 
 
+ON_EVERY_ENGINE = [f"tests/keras/test_{name}.py" for name in ("engines", "folding", "frozen", "plugins")]
+
+
 @check("lint")
 def lint(session: nox.Session) -> None:
     """Check style and formatting with ruff, and docstrings against signatures with numpydoc."""
@@ -103,14 +106,14 @@ def tests_keras(session: nox.Session) -> None:
 
 @check("tests-keras-jax")
 def tests_keras_jax(session: nox.Session) -> None:
-    """Test trainable-keras on the JAX engine: wrap, calibrate, fit, finalize, save and load."""
-    pytest(session, KERAS_JAX_TESTS, "tests/keras/test_engines.py", env=keras_on("jax"))
+    """Test trainable-keras on the JAX engine: wrap, calibrate, fit, finalize, save and load; layers, plugins."""
+    pytest(session, KERAS_JAX_TESTS, *PARALLEL, *ON_EVERY_ENGINE, env=keras_on("jax"))
 
 
 @check("tests-keras-torch")
 def tests_keras_torch(session: nox.Session) -> None:
-    """Test trainable-keras on the torch engine: wrap, calibrate, fit, finalize, save and load."""
-    pytest(session, KERAS_TORCH_TESTS, "tests/keras/test_engines.py", env=keras_on("torch"))
+    """Test trainable-keras on the torch engine: wrap, calibrate, fit, finalize, save and load; layers, plugins."""
+    pytest(session, KERAS_TORCH_TESTS, *PARALLEL, *ON_EVERY_ENGINE, env=keras_on("torch"))
 
 
 @check("tests-keras-2")

@@ -5,10 +5,13 @@ On Keras 3 with any engine, or on Keras 2, as the environment variables say; eac
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 
-pytest.importorskip("keras", reason="needs Keras")
+# Importing the other Keras too would leave every later test of this process with both.
+pytest.importorskip("tf_keras" if os.environ.get("TF_USE_LEGACY_KERAS") == "1" else "keras", reason="needs Keras")
 pytest.importorskip("trainable_keras", reason="needs trainable-keras")
 
 import trainable_keras

@@ -11,28 +11,35 @@ from tests.core.home_backend import activation_config, activation_quantizer, wei
 from trainable_core import QuantizationRecipe
 from trainable_core.calibration.batches import inputs_of
 from trainable_core.calibration.model import ModelCalibration
+from trainable_core.calibration.unseen import Sight
 from trainable_core.constants import THRESHOLD
-from trainable_core.errors import CalibrationError, QuantizerStateError
+from trainable_core.errors import CalibrationError, QuantizerStateError, ThresholdsKeptWarning, UnseenTensorsError
 from trainable_core.recipe.state import WrappedState
 
 BATCH = np.float32([[1.0, -3.0], [2.0, 0.5]])
 
 
 class Holder:
-    def __init__(self, quantizer):
-        self.trainable_quantizer, self.observer = quantizer, None
+    def __init__(self, quantizer, subject):
+        quantizer.subject = subject
+        self.trainable_quantizer, self.observer, self.sight = quantizer, None, Sight()
 
     def __call__(self, x):
         self.observer.update(x)
+        self.sight.reached("" if np.size(x) else "an empty tensor")
         return x
 
 
 class Model:
     """Two holders around a weight that two layers share."""
 
+    training = last_in_training = False
+
     def __init__(self):
         self.weight, self.quantizer = np.float32([[2.0, 0.0], [0.0, -0.5]]), weights_quantizer(weights_config())
-        self.first, self.last = (Holder(activation_quantizer(activation_config())) for _ in range(2))
+        self.first, self.last = (
+            Holder(activation_quantizer(activation_config()), subject) for subject in ("fc: input", "fc: output")
+        )
         self.state = WrappedState(
             QuantizationRecipe.of({"calibration": {"weights": "minmax", "activations": "minmax"}})
         )
@@ -42,7 +49,8 @@ class Model:
         return [self.first.trainable_quantizer, self.quantizer, self.last.trainable_quantizer]
 
     def __call__(self, x):
-        return self.last(self.first(x) @ self.weight)
+        y = self.first(x) @ self.weight
+        return y if self.last_in_training and not self.training else self.last(y)
 
 
 class Calibration(ModelCalibration):
@@ -63,26 +71,38 @@ class Calibration(ModelCalibration):
         self.converted += 1
         return weight
 
+    training_forward = "forward=..."
+
     @contextmanager
-    def observing(self, observers):
+    def observing(self, observers, *, training=False):
         try:
+            self.model.training = training
             for holder, observer in observers.items():
                 holder.observer = observer
             yield
         finally:
+            self.model.training = False
             for holder in observers:
                 holder.observer = None
+
+    @contextmanager
+    def watching(self, sights, *, readers=False):
+        self.watched = list(sights)
+        for holder, sight in sights.items():
+            holder.sight = sight
+        yield
 
     def is_tensor(self, batches):
         return isinstance(batches, np.ndarray)
 
-    def call(self, batch):
+    def call(self, batch, *, training=False):
+        assert self.model.training is training
         return self.model(inputs_of(batch))
 
 
-def calibrate(model, batches=((BATCH, "labels"),), forward=None, *, force=False):
+def calibrate(model, batches=((BATCH, "labels"),), forward=None, *, force=False, training=False):
     calibration = Calibration(model)
-    calibration.run(batches, forward, force=force, show_progress=list)
+    calibration.run(batches, forward, force=force, training=training, show_progress=list)
     return calibration
 
 
@@ -174,11 +194,78 @@ def test_an_interruption_while_params_are_set_takes_them_back(model):
 
 def test_a_backend_may_add_what_other_processes_saw(model):
     class Ranks(Calibration):
-        def observe(self, holders, batches, call):
-            observers = super().observe(holders, batches, call)
+        def observe(self, holders, batches, call, *, training):
+            observers = super().observe(holders, batches, call, training=training)
             for observer in observers:
                 observer.update([7.0])
             return observers
 
     Ranks(model).run([BATCH], None, force=False, show_progress=list)
     assert thresholds(model) == [7.0, 2.0, 7.0]
+
+
+# ---- what is not seen -----------------------------------------------------------------------------------------------
+
+
+def test_every_tensor_that_was_not_seen_is_named_at_once_with_its_reason_and_ways_out(model):
+    with pytest.raises(UnseenTensorsError) as caught:
+        calibrate(model, forward=lambda model, _: model.first(BATCH[:0]))
+    assert caught.value.reasons == {
+        "fc: input": "it got an empty tensor, which holds no values to quantize",
+        "fc: output": "no batch reached its layer in evaluation mode or in training mode",
+    }
+    for way in ("skip", "enabled", "inputs=", "forward=", "training=True", "batches"):
+        assert way in str(caught.value)
+    assert not any(quantizer.calibrated for quantizer in model.quantizers)
+
+
+def test_what_runs_only_in_training_is_told_and_can_be_looked_at(model):
+    model.last_in_training = True
+    with pytest.raises(UnseenTensorsError) as caught:
+        calibrate(model)
+    assert caught.value.reasons == {"fc: output": "its layer runs only in training mode"}
+    calibrate(model, training=True)
+    assert thresholds(model) == [3.0, 2.0, 4.0]
+
+
+def test_what_inference_reaches_is_calibrated_by_inference_alone(model):
+    seen = []
+
+    def forward(model, batch):
+        seen.append(model.training)
+        return model(np.float32(batch) * (10 if model.training else 1))
+
+    calibrate(model, [BATCH, BATCH * 2], forward, training=True)
+    assert thresholds(model) == [6.0, 2.0, 8.0]
+    assert seen == [False, True, False, True]
+
+
+def test_a_model_that_fails_in_training_mode_still_gets_its_reasons(model):
+    model.last_in_training = True
+
+    def forward(model, batch):
+        if model.training:
+            raise ZeroDivisionError
+        return model(batch)
+
+    with pytest.raises(UnseenTensorsError) as caught:
+        calibrate(model, [BATCH], forward)
+    assert caught.value.reasons == {"fc: output": "no batch reached its layer in evaluation mode"}
+
+
+def test_a_backend_may_forbid_a_further_call(model):
+    class Once(Calibration):
+        may_try = False
+
+    model.last_in_training, calls = True, []
+    with pytest.raises(UnseenTensorsError, match="in evaluation mode"):
+        Once(model).run([BATCH], lambda m, x: (calls.append(m), m(x)), force=False, show_progress=list)
+    assert len(calls) == 1
+
+
+def test_by_force_what_is_not_seen_keeps_its_params_and_is_told(model):
+    calibrate(model)
+    model.last_in_training = True
+    with pytest.warns(ThresholdsKeptWarning, match="fc: output: its layer runs only in training"):
+        calibrate(model, [BATCH * 2], force=True)
+    assert thresholds(model) == [6.0, 2.0, 4.0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import pickle
 from typing import Any
 
 import pytest
@@ -81,6 +82,12 @@ LEAVES: list[tuple[type[TrainableError], type[Exception], dict[str, Any], list[s
         ValueError,
         {"subject": "relu1", "problem": "no values were seen"},
         ["relu1: no values were seen"],
+    ),
+    (
+        errors.UnseenTensorsError,
+        ValueError,
+        {"reasons": {"aux: input": "no batch reached it", "fc: input": "it got a dict"}, "ways_out": ["skip", "force"]},
+        ["2 tensors", "aux: input: no batch reached it", "fc: input: it got a dict", "- skip", "- force"],
     ),
     (
         errors.RuleError,
@@ -186,6 +193,28 @@ def test_a_miss_in_an_installed_backend_knows_the_built_in_methods() -> None:
     asked = Key("torch", QuantizationTarget.Weights, "LQS", QuantizationMethod.SYMMETRIC)
     message = str(errors.UnknownQuantizerError(asked, [], {}, known_backends=["torch"], built_in=["LSQ", "STE"]))
     assert "did you mean 'LSQ'" in message
+
+
+WARNINGS = [
+    errors.NothingQuantizedWarning("Net", {"skipped by a rule": ["fc", "head"]}),
+    errors.ThresholdsKeptWarning({"aux: input": "no batch reached its layer"}),
+]
+
+
+@pytest.mark.parametrize("warning", WARNINGS, ids=lambda warning: type(warning).__name__)
+def test_a_warning_is_ours_and_survives_pickle(warning: errors.TrainableWarning) -> None:
+    assert isinstance(warning, UserWarning)
+    copied = pickle.loads(pickle.dumps(warning))  # noqa: S301 - made in the line itself
+    assert (type(copied), str(copied), vars(copied)) == (type(warning), str(warning), vars(warning))
+
+
+def test_a_warning_lists_names_by_reason_and_only_the_first_ones() -> None:
+    names = [f"layer{index}" for index in range(errors.LISTED + 2)]
+    text = str(errors.NothingQuantizedWarning("Net", {"skipped": names, "unknown": ["head"]}))
+    assert "Net: nothing is quantized" in text
+    assert f"layer{errors.LISTED - 1} and 2 more: skipped\n" in text
+    assert "  head: unknown\n" in text
+    assert "no layers" in str(errors.NothingQuantizedWarning("Net", {}))
 
 
 @pytest.mark.parametrize("backend", errors.INSTALL)

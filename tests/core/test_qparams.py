@@ -109,6 +109,13 @@ def test_every_uniform_code_stands_for_a_float32_number(data: Any) -> None:
         assert Fraction(float(np.float32(code) * grid.scale)) == code * scale
 
 
+@pytest.mark.parametrize("huge", [3.41e38, 1e300, math.inf])  # the first is just beyond float32
+def test_numbers_beyond_float32_are_bounded_without_a_warning(huge: float) -> None:
+    ends = np.array([huge, 1.0])
+    assert [each.tolist() for each in qparams.hold_zero(-ends, ends)] == [[-(2.0**99), -1.0], [2.0**99, 1.0]]
+    assert qparams.bound_threshold(ends, 0.0).tolist() == [2.0**100, 1.0]
+
+
 @given(positive, n_bits)
 def test_a_snapped_scale_is_the_next_short_number(scale: float, bits: int) -> None:
     snapped = Fraction(float(qparams.shorten_scale(scale, bits)))

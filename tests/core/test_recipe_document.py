@@ -21,7 +21,7 @@ from trainable_core import cli
 from trainable_core.constants import MIN_THRESHOLD, SIGNED
 from trainable_core.enums import CalibrationMethod, QuantizationMethod, QuantizationTarget, TrainingMethod
 from trainable_core.errors import DocumentError, RuleError, UnsupportedConfigError
-from trainable_core.recipe.document import QuantizationRecipe
+from trainable_core.recipe.document import SKIPPED, QuantizationRecipe
 from trainable_core.recipe.layers import OPS, LayerInfo, WeightInfo
 from trainable_core.recipe.plan import LayerPlan
 
@@ -378,6 +378,65 @@ def test_a_rule_that_matches_nothing_may_mean_what_could_not_be_seen():
     given = recipe(**BOTH, rules=[rule(op="matmul", activations={"n_bits": 4})])
     with pytest.raises(RuleError, match="branches on its input"):
         given.resolve(LAYERS, unseen="the model branches on its input")
+
+
+STUCK = [
+    *LAYERS,
+    LayerInfo("stem", "other", obstacle="it only holds other layers"),
+    LayerInfo("rnn", "recurrent", obstacle="it keeps flat copies"),
+    LayerInfo("flat", "other", obstacle="Flatten is of no known kind"),
+]
+
+
+@pytest.mark.parametrize("match", [{"op": "recurrent"}, {"name": "rnn"}, {"name": "flat"}, {"name": "r*"}])
+def test_layers_that_can_not_be_quantized_can_be_skipped(match: dict[str, str]):
+    plans = recipe(**BOTH, rules=[{"match": match, "skip": True}]).resolve(STUCK)
+    reasons = {plan.layer.name: plan.reason for plan in plans if plan.layer.obstacle}
+    (skipped,) = [name for name, reason in reasons.items() if reason == SKIPPED]
+    assert skipped in {"rnn", "flat"}
+    assert all(plan.weights for plan in plans if plan.layer.weights)
+    assert all(not plan.weights and plan.activation is None for plan in plans if plan.layer.obstacle)
+
+
+@pytest.mark.parametrize("asked", [{"weights": {"n_bits": 8}}, {"activations": {"n_bits": 8}}])
+def test_a_rule_that_asks_only_what_can_not_be_quantized_is_refused_with_the_reason(asked: dict[str, Any]):
+    with pytest.raises(RuleError, match="rnn: it keeps flat copies") as caught:
+        recipe(**BOTH, rules=[{"match": {"op": "recurrent"}, **asked}]).resolve(STUCK)
+    assert caught.value.layers == [layer.name for layer in LAYERS]
+
+
+def test_a_group_may_hold_layers_that_can_not_be_quantized():
+    plans = recipe(**BOTH, rules=[rule("*", weights={"n_bits": 2})]).resolve(STUCK)
+    assert set(weight_bits({plan.layer.name: plan for plan in plans}).values()) == {2}
+
+
+def test_the_name_of_a_module_means_the_layers_inside_of_it():
+    plans = {p.layer.name: p for p in recipe(**BOTH, rules=[rule("stem", skip=True)]).resolve(STUCK)}
+    assert {name for name, plan in plans.items() if plan.reason == SKIPPED} == {"stem", "stem.conv", "stem.act"}
+    plans = {p.layer.name: p for p in recipe(**BOTH, rules=[rule("stem", weights={"n_bits": 2})]).resolve(STUCK)}
+    assert weight_bits(plans) == {"stem.conv": 2, "body.conv": 4, "body.fc": 4, "head": 4}
+
+
+def test_op_and_name_of_a_module_must_both_hold():
+    only = {"match": {"name": "stem", "op": "activation"}, "activations": {"n_bits": 2}}
+    plans = {p.layer.name: p for p in recipe(**BOTH, rules=[only]).resolve(STUCK)}
+    assert activation_bits(plans)["stem.conv"] == 8
+
+
+def test_the_name_of_a_layer_means_no_other_whose_name_goes_on_with_a_dot():
+    layers = [LayerInfo("conv", "conv", CONV), LayerInfo("conv.1", "conv", CONV)]  # Keras allows such names
+    plans = recipe(**BOTH, rules=[rule("conv", skip=True)]).resolve(layers)
+    assert [plan.reason for plan in plans] == [SKIPPED, ""]
+
+
+def test_a_pattern_that_means_only_modules_around_layers_is_refused_and_told_how_to_name_them():
+    with pytest.raises(RuleError, match=r"\(stem\).*name one of them in full.*'stem\.\*'"):
+        recipe(**BOTH, rules=[rule("ste?", skip=True)]).resolve(STUCK)
+
+
+def test_a_part_of_a_layer_is_told_apart_from_a_name_that_is_nowhere():
+    with pytest.raises(RuleError, match="'head' is quantized as a whole"):
+        resolved(**BOTH, rules=[rule("head.out_proj", skip=True)])
 
 
 def test_weights_asked_of_layers_without_name_these_layers():

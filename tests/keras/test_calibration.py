@@ -29,7 +29,7 @@ from tests.keras.models import (
 from trainable_core.calibration import Observer, calibrate_activation, calibrate_weights
 from trainable_core.constants import SIGNED
 from trainable_core.enums import CalibrationMethod
-from trainable_core.errors import CalibrationError, QuantizerStateError
+from trainable_core.errors import CalibrationError, QuantizerStateError, ThresholdsKeptWarning, UnseenTensorsError
 from trainable_keras import QuantizationWrapper, calibrate, describe, finalize, wrap
 from trainable_keras.graph import layers_within
 from trainable_keras.training import quantizers_of
@@ -162,9 +162,9 @@ def test_a_layer_that_no_batch_reaches_is_named() -> None:
     model = keras.Model([given, other], [kl.Dense(2, name="used")(given), kl.Dense(2, name="unused")(other)])
     qmodel = wrap(model, recipe())
     used = qmodel.get_layer("used")
-    with pytest.raises(CalibrationError, match="no batch reached it") as caught:
+    with pytest.raises(CalibrationError, match="no batch reached its layer") as caught:
         calibrate(qmodel, [tensor(vectors(4, 3))], forward=lambda _, batch: used(batch))
-    assert caught.value.subject.startswith("unused")
+    assert list(caught.value.reasons) == ["unused: inputs"]
 
 
 def test_no_batches_are_needed_for_weights_and_none_are_read() -> None:
@@ -254,3 +254,98 @@ def test_weights_that_are_not_finite_are_told_with_the_layer() -> None:
     model.layers[0].kernel.assign(np.full((4, 3), np.nan))
     with pytest.raises(CalibrationError, match=r"fc\.kernel.*12 NaN"):
         calibrate(wrap(model, weights_only()))
+
+
+# ---- what is not seen -----------------------------------------------------------------------------------------------
+
+
+@keras.saving.register_keras_serializable("tests")
+class Branches(keras.Model):  # type: ignore[misc] # Keras 2 is untyped
+    """Layers that are reached in the ways in which a batch can miss a quantizer."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.body, self.aux, self.empty, self.never = (kl.Dense(6, name=n) for n in ("body", "aux", "empty", "never"))
+        self.norm, self.drop = kl.BatchNormalization(), kl.Dropout(0.5)
+        self.never.build((None, 6))
+
+    def call(self, x: Any, training: bool = False) -> Any:
+        y = self.body(x)
+        if training:
+            y = y + self.aux(self.drop(self.norm(y, training=training), training=training))
+        self.empty(y[:0])
+        return y
+
+    def get_config(self) -> dict[str, Any]:
+        return {}
+
+
+UNSEEN = {
+    "empty: inputs": "it got an empty tensor, which holds no values to quantize",
+    "never: inputs": "no batch reached its layer in evaluation mode or in training mode",
+}
+RUNS_IN_TRAINING = {"aux: inputs": "its layer runs only in training mode"}
+
+
+def branches() -> keras.Model:
+    model = Branches()
+    model(tensor(vectors(4, 6)), training=True)
+    return model
+
+
+@pytest.mark.filterwarnings("ignore:`build.. was called on layer:UserWarning")  # a subclass builds when it is called
+def test_every_layer_that_saw_nothing_is_named_at_once_with_the_true_reason() -> None:
+    qmodel = wrap(branches(), recipe(fold_batch_norm=False))
+    before = state(qmodel)
+    for training, expected in ((False, {**UNSEEN, **RUNS_IN_TRAINING}), (True, UNSEEN)):
+        with pytest.raises(UnseenTensorsError) as caught:
+            calibrate(qmodel, [tensor(vectors(4, 6))], training=training)
+        found = {subject.removeprefix("_modules."): why for subject, why in caught.value.reasons.items()}
+        assert found == expected
+        assert state(qmodel) == before  # the statistics too
+    assert not any("call" in vars(layer) for layer in layers_within(qmodel))
+
+
+def with_aux_head() -> keras.Model:
+    """Return a model with a head that runs only in training, behind layers that do something else there."""
+
+    class Aux(keras.Model):  # type: ignore[misc] # Keras 2 is untyped
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options)
+            self.norm, self.drop = kl.BatchNormalization(), kl.Dropout(0.5)
+            self.main, self.aux = kl.Dense(3, name="main"), kl.Dense(3, name="aux")
+
+        def call(self, x: Any, training: bool = False) -> Any:
+            x = self.drop(self.norm(x, training=training), training=training)
+            return self.main(x) + self.aux(x) if training else self.main(x)
+
+        def get_config(self) -> dict[str, Any]:
+            return {}
+
+    keras.utils.set_random_seed(0)
+    model = Aux()
+    model(tensor(vectors(4, 6)), training=True)
+    return model
+
+
+@pytest.mark.filterwarnings("ignore:`build.. was called on layer:UserWarning")  # as above
+def test_a_head_that_runs_only_in_training_is_calibrated_by_what_it_sees() -> None:
+    how = recipe(fold_batch_norm=False, calibration={"weights": "minmax", "activations": "minmax"})
+    qmodel = wrap(with_aux_head(), how)
+    others = [to_numpy(each) for each in qmodel.non_trainable_variables if not np.isnan(to_numpy(each)).any()]
+    calibrate(qmodel, [tensor(part) for part in np.split(vectors(16, 6), 4)], training=True)
+    found = {row.layer.removeprefix("_modules."): row.params for row in describe(qmodel).rows if row.tensor == "inputs"}
+    assert found["main"] == found["aux"]  # the same tensor: nothing was dropped, and no statistics of the batch
+    after = [to_numpy(each) for each in qmodel.non_trainable_variables]
+    assert all(any(np.array_equal(one, other) for other in after) for one in others)
+    finalize(qmodel)
+
+
+@pytest.mark.filterwarnings("ignore:`build.. was called on layer:UserWarning")  # as above
+def test_what_is_not_seen_by_force_keeps_its_numbers() -> None:
+    qmodel = wrap(with_aux_head(), recipe(fold_batch_norm=False))
+    calibrate(qmodel, [tensor(vectors(16, 6))], training=True)
+    with pytest.warns(ThresholdsKeptWarning, match="aux: inputs: its layer runs only in training mode"):
+        calibrate(qmodel, [tensor(2 * vectors(16, 6))], force=True)
+    found = {row.layer.removeprefix("_modules."): row.params for row in describe(qmodel).rows if row.tensor == "inputs"}
+    assert found["main"]["threshold"] > found["aux"]["threshold"]

@@ -90,6 +90,7 @@ def test_the_width_of_several_is_the_one_chosen() -> None:
     assert [row.n_bits for row in describe(qmodel).rows] == [8]
 
 
+@pytest.mark.filterwarnings("ignore::trainable_core.errors.NothingQuantizedWarning")  # that is what it is about
 def test_what_is_left_out_says_why() -> None:
     class Scaled(kl.Layer):
         def build(self, shape: Any) -> None:

@@ -61,6 +61,7 @@ def test_the_channels_of_an_einsum_follow_its_equation(equation: str, axis: int)
     assert kind_of(kl.EinsumDense(equation, (3,))).weights == {"kernel": axis}
 
 
+@pytest.mark.filterwarnings("ignore::trainable_core.errors.NothingQuantizedWarning")  # that is what it is about
 def test_an_einsum_without_output_channels_is_left_out() -> None:
     given = keras.Input((4, 3))
     model = keras.Model(given, kl.EinsumDense("abc,c->ab", (4,), name="sum")(given))
@@ -68,6 +69,7 @@ def test_an_einsum_without_output_channels_is_left_out() -> None:
 
 
 @only_keras(3, "LoRA adapters")
+@pytest.mark.filterwarnings("ignore::trainable_core.errors.NothingQuantizedWarning")  # that is what it is about
 def test_weights_with_adapters_are_left_out() -> None:
     model = keras.Sequential([keras.Input((4,)), kl.Dense(3, name="fc")])
     model.layers[0].enable_lora(2)
@@ -100,6 +102,7 @@ def scaled() -> keras.Model:
     return keras.Sequential([keras.Input((4,)), Scaled(name="mine")])
 
 
+@pytest.mark.filterwarnings("ignore::trainable_core.errors.NothingQuantizedWarning")  # that is what it is about
 @pytest.mark.usefixtures("forgotten")
 def test_a_users_layer_is_quantized_once_it_is_registered() -> None:
     assert "no known kind" in describe(wrap(scaled(), weights_only())).left_out["mine"]

@@ -60,13 +60,15 @@ def test_source_and_only_user() -> None:
 )
 def test_an_activation_after_a_call_is_seen(between: list[Any], expected: bool) -> None:
     found = graph(kl.Conv2D(2, 1), *between, kl.Conv2D(2, 1))
-    assert found.activation_after(found.calls(found.operations[0])[0], op_of) is expected
+    activation = found.activation_after(found.calls(found.operations[0])[0], op_of)
+    assert (activation is not None) is expected
+    assert activation is None or activation.operation is between[-1]
 
 
 def test_a_batch_norm_that_is_folded_is_looked_through() -> None:
     found = graph(kl.Conv2D(2, 1), kl.BatchNormalization(), kl.ReLU(), kl.Conv2D(2, 1))
-    conv, norm, *_ = found.operations
-    assert found.activation_after(found.calls(conv)[0], op_of, {id(norm)})
+    conv, norm, relu, _ = found.operations
+    assert found.activation_after(found.calls(conv)[0], op_of, {id(norm)}) is found.calls(relu)[0]
 
 
 if KERAS_VERSION == 3:

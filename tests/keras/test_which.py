@@ -99,6 +99,28 @@ def test_models_of_both_versions_are_wrapped_and_finalized_in_one_process() -> N
     assert "trainable_keras.keras2.QuantizationWrapper" in found["a class"]
 
 
+EVERYTHING_IS_LISTED = """
+import {first}
+import trainable_core
+import trainable_keras
+
+rows = trainable_core.list_quantizers()
+print("FOUND", trainable_keras.QuantizationWrapper.backend, {{row.backend for row in rows}} >= {{"keras", "tf_keras"}})
+"""
+
+
+@needs_both
+@pytest.mark.parametrize("first", ["os", "tensorflow", "tf_keras"])
+def test_listing_every_quantizer_decides_on_no_keras(first: str) -> None:
+    """It imports both, which the switch for TensorFlow's Keras must outlast."""
+    assert python(EVERYTHING_IS_LISTED.format(first=first), TF_USE_LEGACY_KERAS="1").split() == ["tf_keras", "True"]
+
+
+@needs_both
+def test_listing_every_quantizer_leaves_keras_3_in_charge() -> None:
+    assert python(EVERYTHING_IS_LISTED.format(first="keras")).split()[0] == "keras"
+
+
 KERAS_2_WHERE_TENSORFLOW_HAS_KERAS_3 = """
 import tf_keras
 import trainable_keras

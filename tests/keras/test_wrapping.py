@@ -25,7 +25,7 @@ from tests.keras.models import (
     vectors,
     weights_only,
 )
-from trainable_core.errors import QuantizerStateError, RuleError
+from trainable_core.errors import NothingQuantizedWarning, QuantizerStateError, RuleError
 from trainable_keras import QuantizationWrapper, calibrate, describe, finalize, parameter_groups, wrap
 from trainable_keras.graph import layers_within
 from trainable_keras.training import quantizers_of
@@ -192,6 +192,7 @@ def test_lists_of_inputs_are_quantized_one_by_one() -> None:
     assert same(call(finalize(qmodel), batch), call(qmodel, batch))
 
 
+@pytest.mark.filterwarnings("ignore::trainable_core.errors.NothingQuantizedWarning")  # that is what it is about
 def test_a_model_with_nothing_to_quantize_is_copied() -> None:
     model = keras.Sequential([keras.Input((3,)), kl.ReLU()])
     qmodel = wrap(model, weights_only())
@@ -200,6 +201,7 @@ def test_a_model_with_nothing_to_quantize_is_copied() -> None:
 
 
 @only_keras(3, "Keras quantizes layers itself")
+@pytest.mark.filterwarnings("ignore::trainable_core.errors.NothingQuantizedWarning")  # that is what it is about
 def test_a_layer_that_keras_quantized_is_left_out() -> None:
     model = dense()
     model.layers[0].quantize("int8")
@@ -224,3 +226,68 @@ def test_a_rule_that_matches_nothing_lists_the_layers() -> None:
 
 def test_quantizers_are_named_after_their_tensors() -> None:
     assert set(quantizers_of(wrap(dense(), LSQ))) == {"fc.kernel", "fc: inputs"}
+
+
+# ---- rules for what can't be quantized, and for quantizers that moved -----------------------------------------------
+
+
+def nested() -> keras.Model:
+    """Return a model with layers of no known kind, and with a model inside."""
+    inner = keras.Sequential([keras.Input((4,)), kl.Dense(4, name="one"), kl.Dense(4, name="two")], name="inner")
+    layers = [keras.Input((4,)), kl.Reshape((4,), name="shape"), inner, kl.Dense(2, name="head")]
+    return keras.Sequential(layers)
+
+
+@pytest.mark.parametrize(
+    ("name", "layers"),
+    [("shape", {"inner.one", "inner.two", "head"}), ("inner", {"head"}), ("inner.two", {"inner.one", "head"})],
+)
+def test_any_layer_can_be_skipped_by_its_name_and_a_model_with_all_of_its_layers(name: str, layers: set[str]) -> None:
+    qmodel = wrap(nested(), weights_only(rules=[{"match": {"name": name}, "skip": True}]))
+    assert {row.layer for row in describe(qmodel).rows} == layers
+    assert describe(qmodel).left_out[name] == "skipped by a rule"
+
+
+def test_widths_asked_of_what_can_not_be_quantized_are_refused_with_the_reason() -> None:
+    rule = {"match": {"name": "shape"}, "activations": spec()}
+    with pytest.raises(RuleError, match="shape: Reshape has no weights and is of no known kind"):
+        wrap(nested(), weights_only(rules=[rule]))
+
+
+def activation_widths(model: keras.Model, *rules: dict[str, Any]) -> dict[str, int]:
+    rows = describe(wrap(model, outputs(rules=list(rules)))).rows
+    return {row.layer: row.n_bits for row in rows if row.tensor == "output"}
+
+
+def width(name: str, n_bits: int) -> dict[str, Any]:
+    return {"match": {"name": name}, "activations": {"n_bits": n_bits}}
+
+
+def with_activation() -> keras.Model:
+    layers = [keras.Input((4,)), kl.Dense(4, name="fc"), kl.Dropout(0.5, name="drop"), kl.ReLU(name="act")]
+    return keras.Sequential([*layers, kl.Dense(2, name="head")])
+
+
+def test_a_rule_reaches_a_quantizer_that_moved_behind_an_activation() -> None:
+    assert activation_widths(with_activation()) == {"act": 8, "head": 8}
+    assert activation_widths(with_activation(), width("fc", 3)) == {"act": 3, "head": 8}
+    assert activation_widths(with_activation(), width("fc", 3), width("act", 5)) == {"act": 5, "head": 8}
+    assert activation_widths(with_activation(), width("act", 5), width("fc", 3)) == {"act": 3, "head": 8}
+
+
+def test_layers_before_one_activation_that_ask_for_different_widths_keep_their_quantizers() -> None:
+    def shared() -> keras.Model:
+        x, act = keras.Input((4,)), kl.ReLU(name="act")
+        y = act(kl.Dense(4, name="first")(x))
+        return keras.Model(x, act(kl.Dense(4, name="second")(y)))
+
+    assert activation_widths(shared()) == {"act": 8}
+    assert activation_widths(shared(), width("first", 3)) == {"first": 3, "act": 8}
+    assert activation_widths(shared(), width("first", 3), width("second", 3)) == {"act": 3}
+
+
+def test_a_model_in_which_nothing_is_quantized_warns_and_says_what_was_looked_at() -> None:
+    skipped = weights_only(rules=[{"match": {"name": "*"}, "skip": True}])
+    with pytest.warns(NothingQuantizedWarning, match="fc, drop, act, head: skipped by a rule") as told:
+        wrap(with_activation(), skipped)
+    assert told[0].filename == __file__  # the line that called wrap

@@ -516,8 +516,8 @@ class HiddenVariable(Consistent):
 class StepNotSaved(DqaQuantizer):
     """The schedule's step is not among the saved variables: a resumed training starts hot again."""
 
-    def _own_variables(self):
-        return [variable for variable in self.variables if variable.name != "step"]
+    def all_variables(self):
+        return {name: variable for name, variable in super().all_variables().items() if name != "step"}
 
 
 # ---- documents and classes ------------------------------------------------------------------------------------------

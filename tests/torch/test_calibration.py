@@ -25,8 +25,16 @@ from tests.torch.models import (
 from trainable_core.calibration import Observer, calibrate_activation, calibrate_weights
 from trainable_core.constants import RANGE_MAX, RANGE_MIN, SIGNED, THRESHOLD
 from trainable_core.enums import CalibrationMethod
-from trainable_core.errors import CalibrationError, ModelError, QuantizerStateError
-from trainable_torch import calibrate, describe, finalize, wrap
+from trainable_core.errors import (
+    CalibrationError,
+    ModelError,
+    NothingQuantizedWarning,
+    QuantizerStateError,
+    ShapeMismatchError,
+    ThresholdsKeptWarning,
+    UnseenTensorsError,
+)
+from trainable_torch import calibrate, describe, finalize, freeze_quant_params, load, save, wrap
 from trainable_torch.training import quantizers_of
 
 WEIGHT, INPUT = "weights_quantizers.weight", "input_holders.input.activation_holder_quantizer"
@@ -218,7 +226,9 @@ def test_no_batches_are_needed_for_weights_and_none_are_read():
 
 
 def test_a_model_without_quantizers_has_nothing_to_calibrate():
-    assert describe(calibrate(wrap(network(), {}))).rows == ()
+    with pytest.warns(NothingQuantizedWarning):
+        qmodel = wrap(network(), {})
+    assert describe(calibrate(qmodel)).rows == ()
 
 
 def test_progress_is_shown_when_asked(capsys):
@@ -418,7 +428,7 @@ def test_a_layer_that_no_batch_reaches_is_told():
             return self.fc(x)
 
     qmodel = wrap(Unused(), recipe())
-    with pytest.raises(CalibrationError, match=r"spare.*no batch reached it\n.*skip"):
+    with pytest.raises(CalibrationError, match=r"spare.*no batch reached its layer(.|\n)*skip"):
         calibrate(qmodel, [vectors(4, 6)])
     assert not any(quantizer.calibrated for quantizer in quantizers_of(qmodel).values())
     ready(Unused(), recipe(rules=[{"match": {"name": "spare"}, "skip": True}]), vectors(4, 6))
@@ -433,3 +443,280 @@ def test_what_the_model_raises_comes_through():
 def test_what_was_not_wrapped_is_refused(model):
     with pytest.raises(ModelError, match="wrap"):
         calibrate(model, [])
+
+
+# ---- what is not seen -----------------------------------------------------------------------------------------------
+
+
+class Renamed(nn.Linear):
+    """Has another name for its input."""
+
+    def forward(self, hidden):
+        return super().forward(hidden)
+
+
+class Branches(nn.Module):
+    """Layers that are reached in all the ways in which a batch can miss a quantizer."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.aux, self.read, self.never, self.empty, self.turned = (nn.Linear(6, 6) for _ in range(6))
+        self.renamed, self.norm, self.drop = Renamed(6, 6), nn.BatchNorm1d(6), nn.Dropout()
+        self.bilinear = nn.Bilinear(6, 6, 6)
+        self.register_buffer("steps", torch.zeros(()))
+
+    def forward(self, x):
+        self.steps += 1
+        y = self.body(x)
+        if self.training:
+            y = y + self.aux(self.drop(self.norm(y)))
+        self.empty(y[:0])
+        return nn.functional.linear(y, self.read.weight) + y @ self.turned.weight.T + self.renamed(hidden=y)
+
+
+def reasons(batches, **options):
+    """Return why what was not seen; nothing is changed."""
+    torch.manual_seed(0)
+    qmodel = wrap(Branches(), recipe(fold_batch_norm=False)).train()
+    before = {name: value.clone() for name, value in qmodel.state_dict().items()}
+    random = torch.random.get_rng_state()
+    with pytest.raises(UnseenTensorsError) as caught:
+        calibrate(qmodel, batches, **options)
+    assert torch.equal(torch.random.get_rng_state(), random)
+    assert qmodel.training
+    assert all(torch.equal(value, before[name]) or value.isnan().all() for name, value in qmodel.state_dict().items())
+    assert not any(module._forward_pre_hooks for module in qmodel.modules())  # noqa: SLF001 - ours are gone
+    return caught.value.reasons
+
+
+UNSEEN = {
+    "never: input": "no batch reached its layer in evaluation mode or in training mode",
+    "empty: input": "it got an empty tensor, which holds no values to quantize",
+    "renamed: input": "its layer was called with hidden=, which does not pass 'input'",
+    "bilinear: input1": "no batch reached its layer in evaluation mode or in training mode",
+    "bilinear: input2": "no batch reached its layer in evaluation mode or in training mode",
+}
+
+
+def test_every_layer_that_saw_nothing_is_named_at_once_with_the_true_reason():
+    assert reasons([vectors(4, 6)]) == {**UNSEEN, "aux: input": "its layer runs only in training mode"}
+
+
+def test_what_runs_only_in_training_is_seen_when_asked_for():
+    assert reasons([vectors(4, 6)], training=True) == UNSEEN
+
+
+class Read(nn.Module):
+    """Computes with the weights of layers that it never calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.read, self.turned = (nn.Linear(6, 6) for _ in range(3))
+
+    def forward(self, x):
+        return nn.functional.linear(self.body(x), self.read.weight) + x @ self.turned.weight.T
+
+
+def test_the_inputs_of_layers_that_are_only_read_are_left_in_float(tmp_path):
+    x = vectors(4, 6)
+    qmodel = calibrate(wrap(Read(), recipe()), [x])
+    told = describe(qmodel).left_out
+    assert told == {
+        "read: input": "its layer is never called: linear read its weights directly; the weights are quantized",
+        "turned: input": "its layer is never called: T read its weights directly; the weights are quantized",
+    }
+    qmodel.train()(x).sum().backward()
+    deployed = finalize(qmodel.eval())
+    body = deployed.body
+    with torch.no_grad():
+        y = body.input_holders["input"](x)
+        y = nn.functional.linear(y, body.get_quantized_weights()["weight"], body.bias)
+        y = nn.functional.linear(y, deployed.read.get_quantized_weights()["weight"])
+        wanted = y + x @ deployed.turned.get_quantized_weights()["weight"].T
+    assert torch.equal(qmodel(x), wanted)
+    assert torch.equal(deployed(x), wanted)
+    for index, model in enumerate((qmodel, deployed)):
+        save(model, tmp_path / f"{index}.safetensors")
+        loaded = load(tmp_path / f"{index}.safetensors", Read())
+        assert torch.equal(loaded(x), wanted)
+        assert describe(loaded).left_out == told
+
+
+def test_integers_are_told():
+    layer = nn.Sequential(nn.Identity(), nn.ReLU())
+    qmodel = wrap(layer, {"activations": spec(placement="outputs")})
+    with pytest.raises(UnseenTensorsError, match="1: output: it got an int64 tensor"):
+        calibrate(qmodel, [torch.arange(3)])
+
+
+def test_an_output_that_is_no_tensor_is_told():
+    class Named(nn.Linear):
+        def forward(self, x):
+            return {"out": super().forward(x)}
+
+    qmodel = wrap(Named(3, 3), {"activations": spec(placement="outputs")})
+    with pytest.raises(UnseenTensorsError, match="it got an object of type dict"):
+        calibrate(qmodel, [vectors(2, 3)])
+
+
+def test_a_layer_that_only_a_later_batch_reaches_in_another_way_is_told_so():
+    class Late(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(3, 3), Renamed(3, 3)
+
+        def forward(self, x):
+            return self.second(hidden=self.first(x)) if len(x) > 1 else self.first(x)
+
+    with pytest.raises(UnseenTensorsError, match="second: input: its layer was called with hidden="):
+        calibrate(wrap(Late(), recipe()), [vectors(1, 3), vectors(2, 3)])
+
+
+class Aux(nn.Module):
+    """Has a head that runs only in training, behind layers that do something else there."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.norm, self.drop = nn.Linear(6, 6), nn.BatchNorm1d(6), nn.Dropout()
+        self.head, self.aux = nn.Linear(6, 6), nn.Linear(6, 6)
+
+    def forward(self, x):
+        x = self.drop(self.norm(self.body(x)))
+        return (self.head(x), self.aux(x)) if self.training else self.head(x)
+
+
+def minmax():
+    return recipe(fold_batch_norm=False, calibration={"weights": "minmax", "activations": "minmax"})
+
+
+def test_a_head_that_runs_only_in_training_is_calibrated_by_what_it_sees_without_dropout_and_batch_statistics():
+    torch.manual_seed(0)
+    x, qmodel = vectors(16, 6), wrap(Aux(), minmax())
+    before = {name: value.clone() for name, value in qmodel.state_dict().items() if name.startswith("norm")}
+    random = torch.random.get_rng_state()
+    calibrate(qmodel, (part for part in x.split(5)), training=True)
+    assert torch.equal(torch.random.get_rng_state(), random)
+    assert all(torch.equal(value, qmodel.state_dict()[name]) for name, value in before.items())
+    head, aux = (quantizer_at(qmodel, f"{name}.{INPUT}").threshold for name in ("head", "aux"))
+    assert head == aux  # the same tensor, without dropout
+    usual = wrap(Aux(), {**minmax(), "rules": [{"match": {"name": "aux"}, "skip": True}]})
+    torch.manual_seed(0)
+    usual.load_state_dict(
+        {name: value for name, value in qmodel.state_dict().items() if "quantizer" not in name}, strict=False
+    )
+    assert quantizer_at(calibrate(usual, [x]), f"head.{INPUT}").threshold == head
+    qmodel.train()(x)
+    finalize(qmodel)
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [{"skip": True}, {"activations": {"enabled": False}}],
+    ids=["skip", "enabled"],
+)
+def test_the_rules_of_the_message_are_ways_out(rule):
+    how = {**minmax(), "rules": [{"match": {"name": "aux"}, **rule}]}
+    qmodel = calibrate(wrap(Aux(), how), [vectors(16, 6)])
+    assert ("aux" in {row.layer for row in describe(qmodel).rows}) is ("activations" in rule)
+
+
+def test_the_call_of_the_message_is_a_way_out_and_leaves_the_statistics_alone():
+    qmodel = wrap(Aux(), minmax()).eval()
+    before = {name: value.clone() for name, value in qmodel.state_dict().items() if name.startswith("norm")}
+    calibrate(qmodel, [vectors(16, 6)], forward=lambda qmodel, batch: qmodel.train()(batch))
+    assert all(torch.equal(value, qmodel.state_dict()[name]) for name, value in before.items())
+    assert not qmodel.training
+
+
+# ---- weights that were changed from outside -------------------------------------------------------------------------
+
+
+def test_merged_adapters_that_run_no_more_keep_their_thresholds():
+    """As peft merges: the base's weight changes, and the adapter is not called any more."""
+
+    class Adapted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.base, self.down, self.up, self.merged = nn.Linear(6, 6), nn.Linear(6, 2), nn.Linear(2, 6), False
+
+        def forward(self, x):
+            return self.base(x) if self.merged else self.base(x) + self.up(self.down(x))
+
+    torch.manual_seed(0)
+    x = vectors(16, 6)
+    qmodel = ready(Adapted(), minmax(), x)
+    kept = quantizer_at(qmodel, f"down.{INPUT}").threshold.clone()
+    with torch.no_grad():
+        qmodel.base.weight += qmodel.up.weight @ qmodel.down.weight
+        qmodel.merged = True
+    with pytest.warns(ThresholdsKeptWarning, match="down: input: no batch reached"):
+        calibrate(qmodel, [3 * x], force=True)
+    assert torch.equal(quantizer_at(qmodel, f"down.{INPUT}").threshold, kept)
+    assert torch.equal(quantizer_at(qmodel, f"base.{WEIGHT}").threshold, qmodel.base.weight.abs().amax(1))
+
+
+def resized(training_method="LSQ"):
+    """Return a calibrated model whose embedding got more rows, as `resize_token_embeddings` does it."""
+    torch.manual_seed(0)
+    qmodel = ready(nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 4)), weights_only(training_method))
+    qmodel[0].weight.data = vectors(8, 4)
+    getattr(qmodel[0], "layer", qmodel[0]).num_embeddings = 8
+    return qmodel
+
+
+def test_a_weight_of_another_shape_is_told_with_the_way_out():
+    qmodel = resized()
+    for call in (lambda: qmodel(torch.tensor([6])), lambda: calibrate(qmodel)):
+        with pytest.raises(ShapeMismatchError, match=r"0\.weight(.|\n)*\(8, 4\)(.|\n)*calibrate\(qmodel, force=True\)"):
+            call()
+
+
+@pytest.mark.parametrize("training_method", TRAINED_BY)
+def test_by_force_a_weight_of_another_shape_gets_thresholds_of_that_shape(training_method):
+    qmodel = calibrate(resized(training_method), force=True)
+    expected = ready(nn.Sequential(nn.Embedding(8, 4), nn.Linear(4, 4)), weights_only(training_method))
+    expected.load_state_dict(
+        {name: v for name, v in qmodel.state_dict().items() if "quantizer" not in name}, strict=False
+    )
+    assert same_state(qmodel, calibrate(expected, force=True))
+    x = torch.arange(8)
+    qmodel.train()(x).sum().backward()
+    groups = [name for name, _ in quantizer_at(qmodel, f"0.{WEIGHT}").named_parameters()]
+    assert all(quantizer_at(qmodel, f"0.{WEIGHT}").get_parameter(name).grad is not None for name in groups)
+    assert torch.equal(finalize(qmodel.eval())(x), qmodel(x))
+
+
+def test_a_calibration_that_fails_leaves_a_weight_of_another_shape_with_its_old_variables():
+    qmodel = resized()
+    before, held = dict(qmodel.state_dict()), dict(qmodel.named_parameters())
+    with torch.no_grad():
+        qmodel[1].weight[0, 0] = float("nan")
+    with pytest.raises(CalibrationError, match="NaN"):
+        calibrate(qmodel, force=True)
+    assert {name: tuple(value.shape) for name, value in qmodel.state_dict().items()} == {
+        name: tuple(value.shape) for name, value in before.items()
+    }
+    assert all(parameter is held[name] for name, parameter in qmodel.named_parameters())
+    quantizer = quantizer_at(qmodel, f"0.{WEIGHT}")
+    assert quantizer.calibrated
+    assert quantizer(vectors(5, 4)).shape == (5, 4)
+
+
+def test_frozen_thresholds_stay_frozen_in_another_shape():
+    qmodel = resized()
+    freeze_quant_params(qmodel)
+    calibrate(qmodel, force=True)
+    assert not any(p.requires_grad for name, p in qmodel.named_parameters() if "quantizer" in name)
+
+
+def test_tied_weights_that_came_apart_in_shape_are_refused():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.head = nn.Embedding(5, 3), nn.Linear(3, 5)
+            self.head.weight = self.embed.weight
+
+    qmodel = ready(Tied(), weights_only())
+    qmodel.embed.weight = nn.Parameter(vectors(8, 3))
+    with pytest.raises(ShapeMismatchError, match="channels"):
+        calibrate(qmodel, force=True)

@@ -127,6 +127,17 @@ def test_inputs_of_attention_are_told_by_name():
     ]
 
 
+class Owner(nn.Module):
+    """Has a parameter and is of no known kind."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((3,), 2.0))
+
+    def forward(self, x):
+        return x * self.scale
+
+
 def test_a_model_that_is_one_layer_is_called_model():
     for placement, tensor in (("inputs", "input"), ("outputs", "output")):
         qmodel = wrap(nn.Linear(2, 2), {"activations": spec(placement=placement)})
@@ -134,7 +145,7 @@ def test_a_model_that_is_one_layer_is_called_model():
 
 
 def test_the_document_is_json_and_loses_nothing():
-    qmodel = ready(nn.Sequential(network(), nn.LSTM(3, 3)), recipe(), images())
+    qmodel = ready(nn.Sequential(network(), Owner()), recipe(), images())
     description = describe(qmodel)
     document = json.loads(description.to_json())
     assert document == description.to_dict()
@@ -145,12 +156,12 @@ def test_the_document_is_json_and_loses_nothing():
 
 
 def test_the_table_names_every_quantizer_fold_and_reason():
-    model = nn.Sequential(network(), nn.LSTM(3, 3))
+    model = nn.Sequential(network(), Owner())
     text = str(describe(ready(model, recipe(), images())))
     for part in ("0.stem.conv", "0.head", "weight", "input", "STE", "SYMMETRIC per channel (axis 0)", "trainable"):
         assert part in text
     assert "0.stem.norm -> 0.stem.conv" in text
-    assert "1: recurrent layers" in text
+    assert "1: Owner is of no known kind" in text
     assert all(line == line.rstrip() for line in text.splitlines())
 
 

@@ -30,6 +30,7 @@ NAMES = {
     "torch._C._current_graph_task_id": True,
     "torch.ops.aten.convolution_backward.default": False,
     "torch.nn.modules.batchnorm._NormBase": True,
+    "torch._C._will_engine_execute_node": True,
     "torch.autograd.Function._backward_cls": True,
 }
 """Every private name, and whether a layer and its quantizers are one node without it."""

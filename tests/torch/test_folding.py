@@ -12,6 +12,7 @@ from torch.nn.utils import parametrizations
 from tests.torch.models import network, recipe, vectors, weights_only
 from trainable_torch import describe, wrap
 from trainable_torch.folding import fold_batch_norm
+from trainable_torch.observing import observe
 
 
 def settled(norm):
@@ -36,7 +37,6 @@ PAIRS = {
     "transposed2d": (lambda bias: nn.ConvTranspose2d(3, 4, 2, bias=bias), nn.BatchNorm2d, (2, 3, 5, 5)),
     "transposed3d": (lambda bias: nn.ConvTranspose3d(3, 4, 2, bias=bias), nn.BatchNorm3d, (2, 3, 3, 3, 3)),
     "transposed_grouped": (lambda bias: nn.ConvTranspose2d(6, 4, 2, groups=2, bias=bias), nn.BatchNorm2d, (2, 6, 5, 5)),
-    "linear": (lambda bias: nn.Linear(3, 4, bias=bias), nn.BatchNorm1d, (5, 3)),
 }
 
 
@@ -53,6 +53,13 @@ def test_the_function_in_eval_mode_stays(name, bias, affine):
     assert isinstance(model[1], nn.Identity)
     # float64, values of order 10, sums of less than 100 products: rounding stays below 100 * 10 * 2**-53 < 1e-12
     torch.testing.assert_close(model(x), before, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no_bias"])
+def test_a_linear_layer_takes_a_batch_norm_over_vectors(bias):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3, 4, bias=bias), settled(nn.BatchNorm1d(4)))
+    assert outcome(model, vectors(5, 3)) == ({"2": "1"}, {})
 
 
 def test_it_works_in_single_precision_too():
@@ -116,6 +123,19 @@ def test_a_recipe_can_switch_folding_off():
     assert describe(qmodel).left_out == {}
 
 
+@torch.no_grad()
+def outcome(model, *inputs, example=None):
+    """Fold a model in float64; assert that its function in eval mode stays, and return what was folded and kept."""
+    model, inputs = model.double().eval(), [x.double() for x in inputs]
+    before = [model(x) for x in inputs]
+    observed = None if example is None else observe(model, example.double())
+    result = fold_batch_norm(model, observed)
+    for x, expected in zip(inputs, before, strict=True):
+        # float64, values of order 10, sums of less than 100 products: rounding stays below 100 * 10 * 2**-53 < 1e-12
+        torch.testing.assert_close(model(x), expected, rtol=0, atol=1e-12)
+    return result
+
+
 # ---- reasons to leave a batch norm where it is ----------------------------------------------------------------------
 
 
@@ -154,7 +174,10 @@ def norm():
 
 
 class SpecialConv(nn.Conv2d):
-    """Not PyTorch's own: who knows what its forward does."""
+    """Does more than a convolution."""
+
+    def forward(self, x):
+        return super().forward(x).relu()
 
 
 def after(model, x):

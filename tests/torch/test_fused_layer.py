@@ -305,7 +305,8 @@ def test_hooks_of_all_modules_run():
         model(x)
     finally:
         handle.remove()
-    assert {nn.Conv2d, SteActivationQuantizer} <= seen
+    assert SteActivationQuantizer in seen
+    assert any(issubclass(each, nn.Conv2d) for each in seen)
 
 
 @pytest.mark.parametrize("part", ["layer", "activation quantizer", "weight quantizer"])

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import copy
+import re
 
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils import parametrize
 
 from tests.torch.models import quantizer_at, ready, recipe, spec, vectors, weights_only
-from trainable_core.errors import InvalidArgumentError, ModelError
+from trainable_core.errors import InvalidArgumentError, ModelError, RuleError
 from trainable_core.recipe.layers import OPS
 from trainable_torch import calibrate, describe, finalize, layers, register_layer, wrap
 from trainable_torch.layers import FUNCTIONS, kind_of
@@ -136,6 +137,35 @@ def test_an_embedding_bag_too():
 def test_an_embeddings_output_can_be_quantized():
     qmodel = ready(nn.Embedding(7, 3), {"activations": spec(placement="outputs", n_bits=2)}, torch.arange(7))
     assert qmodel(torch.arange(7)).unique().numel() <= 4
+
+
+TABLES = {
+    "embedding": lambda **more: nn.Embedding(7, 3, **more),
+    "bag": lambda **more: nn.EmbeddingBag(7, 3, mode="sum", **more),
+}
+
+
+@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize(
+    ("how", "reason"), [({"sparse": True}, "sparse gradients"), ({"max_norm": 1.0}, r"rescale.*\(max_norm\)")]
+)
+def test_a_table_that_is_not_only_looked_up_is_left_out_and_trains_as_in_float(table, how, reason):
+    torch.manual_seed(0)
+    model, indices = nn.Sequential(TABLES[table](**how), nn.Linear(3, 2)), torch.tensor([[0, 6], [3, 3]])
+    with torch.no_grad():
+        model[0].weight.mul_(3)
+    qmodel = ready(model, weights_only())
+    assert re.search(reason, describe(qmodel).left_out["0"])
+    assert [row.layer for row in describe(qmodel).rows] == ["1"]
+    for each in (model, qmodel):
+        each(indices).sum().backward()
+    assert qmodel[0].weight.grad.is_sparse is ("sparse" in how)
+    assert torch.equal(qmodel[0].weight, model[0].weight)  # rescaled alike
+    deployed = finalize(qmodel.eval())
+    assert torch.equal(deployed(indices), qmodel(indices))
+    with pytest.raises(RuleError, match=reason):
+        wrap(model, weights_only(rules=[{"match": {"op": "embedding"}, "weights": {"n_bits": 8}}]))
+    wrap(model, weights_only(rules=[{"match": {"op": "embedding"}, "skip": True}]))
 
 
 def test_a_row_of_padding_gets_no_gradient():
@@ -319,22 +349,6 @@ def left_out(layer):
     return reason
 
 
-@pytest.mark.parametrize("layer", [nn.LSTM, nn.GRU, nn.RNN, nn.LSTMCell, nn.GRUCell, nn.RNNCell])
-def test_recurrent_layers_are_left_out(layer):
-    assert "recurrent" in left_out(layer(3, 3))
-
-
-@pytest.mark.parametrize(
-    "parametrized", [parametrizations.weight_norm, parametrizations.spectral_norm, parametrizations.orthogonal]
-)
-def test_a_parametrized_weight_is_left_out(parametrized):
-    assert "parametrization" in left_out(parametrized(nn.Linear(3, 3)))
-    model = nn.Sequential(nn.Linear(3, 3), parametrized(nn.Linear(3, 3)))
-    qmodel = ready(model, recipe(), vectors(4, 3))
-    qmodel(vectors(4, 3)).sum().backward()
-    assert all(parameter.grad is not None for parameter in qmodel[1].parameters())
-
-
 class Double(nn.Module):
     """A parametrization."""
 
@@ -351,22 +365,27 @@ def test_a_parametrized_bias_does_not_keep_the_weight_from_being_quantized():
 
 
 @pytest.mark.parametrize("path", ["in_proj_weight", "out_proj.weight"])
-def test_attention_with_a_parametrized_projection_is_left_out_as_a_whole(path):
-    layer = nn.MultiheadAttention(3, 1)
+def test_a_parametrized_projection_of_attention_is_quantized(path):
+    layer, x = nn.MultiheadAttention(4, 1), vectors(2, 3, 4)
     owner, _, name = path.rpartition(".")
     parametrize.register_parametrization(layer.get_submodule(owner), name, Double())
-    assert "parametrization" in left_out(layer)
+    qmodel = ready(layer, weights_only())
+    plain = nn.MultiheadAttention(4, 1)
+    with torch.no_grad():
+        plain.load_state_dict(
+            {key: value for key, value in layer.state_dict().items() if "parametr" not in key}, strict=False
+        )
+        for attribute, weight in qmodel.get_quantized_weights().items():
+            plain.get_parameter(attribute).copy_(weight)
+    assert set(qmodel.weights_quantizers) == {"in_proj_weight", "out_proj.weight"}
+    assert torch.equal(qmodel(x, x, x)[0], plain(x, x, x)[0])
 
 
-def test_a_weight_computed_by_a_hook_is_left_out():
-    assert "hook" in left_out(nn.utils.spectral_norm(nn.Linear(3, 3)))
-
-
-def test_the_old_weight_norm_cant_be_copied_and_is_told():
-    with pytest.warns(FutureWarning, match="deprecated"):
-        layer = nn.utils.weight_norm(nn.Linear(3, 3))
-    with pytest.raises(ModelError, match="weight_norm"):
-        wrap(layer, recipe())
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
+def test_the_old_weight_norm_that_has_not_run_yet_is_wrapped():
+    model, x = nn.utils.weight_norm(nn.Linear(3, 3)), vectors(2, 3)
+    qmodel = ready(model, weights_only())
+    assert torch.equal(qmodel(x), nn.functional.linear(x, qmodel.get_quantized_weights()["weight"], model.bias))
 
 
 def test_a_module_of_no_known_kind_with_parameters_is_left_out():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import warnings
 from collections import OrderedDict
 
 import pydantic
@@ -29,6 +30,7 @@ from trainable_core.errors import (
     DocumentError,
     InvalidArgumentError,
     ModelError,
+    NothingQuantizedWarning,
     QuantizerStateError,
     RuleError,
     TrainableError,
@@ -169,7 +171,8 @@ def test_only_activations():
 
 
 def test_nothing():
-    qmodel = wrap(network(), {})
+    with pytest.warns(NothingQuantizedWarning, match="stem.conv, body, head: the recipe quantizes neither"):
+        qmodel = wrap(network(), {})
     assert rows(qmodel) == []
     assert not any(isinstance(module, QuantizationWrapper) for module in qmodel.modules())
     assert set(describe(qmodel).left_out) == {"stem.conv", "body", "head"}
@@ -355,6 +358,7 @@ def test_skip_leaves_a_layer_alone_and_says_so():
     assert "rule" in describe(qmodel).left_out["body.0"]
 
 
+@pytest.mark.filterwarnings("ignore::trainable_core.errors.NothingQuantizedWarning")  # that is what it is about
 def test_a_skip_can_be_taken_back():
     skip, unskip = rule("*", skip=True), rule("head", skip=False)
     assert bits(skip, unskip) == {"head": 4}
@@ -739,3 +743,165 @@ def test_a_calibration_counts_no_step():
     qmodel = ready(network(), recipe("DQA"), images(), images()).train()
     calibrate(qmodel, [images()], force=True)
     assert steps(qmodel) == {0}
+
+
+# ---- rules for what can't be quantized, and for quantizers that moved -----------------------------------------------
+
+
+class Flow(nn.Module):
+    """Layers of all sorts, one inside the other."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(5, 8, sparse=True)
+        self.block = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Flatten(1), nn.Linear(8, 8))
+        self.norm = nn.BatchNorm1d(8)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.scale = nn.ParameterList([nn.Parameter(torch.ones(8))])
+
+    def forward(self, x):
+        x = self.norm(self.block(self.embed(x))) * self.scale[0]
+        return self.attention(x[:, None], x[:, None], x[:, None])[0]
+
+
+@pytest.mark.parametrize("name", ["embed", "block.2", "scale", "norm"])
+def test_any_module_can_be_skipped_by_its_name(name):
+    qmodel = wrap(Flow(), weights_only(rules=[rule(name, skip=True)]))
+    assert {layer for layer, *_ in rows(qmodel)} == {"block.0", "block.3", "attention"}
+    assert describe(qmodel).left_out[name] == "skipped by a rule"
+
+
+def test_a_module_is_skipped_with_all_that_is_inside_of_it():
+    qmodel = wrap(Flow(), weights_only(rules=[rule("block", skip=True)]))
+    assert {layer for layer, *_ in rows(qmodel)} == {"attention"}
+
+
+def test_a_rule_for_a_module_holds_for_all_that_is_inside_of_it():
+    qmodel = wrap(Flow(), weights_only(rules=[rule("block", weights={"n_bits": 8})]))
+    assert {layer: n_bits for layer, _, n_bits in rows(qmodel)} == {"block.0": 8, "block.3": 8, "attention": 4}
+
+
+def test_a_batch_norm_that_was_folded_is_still_a_normalization_for_rules():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    qmodel = wrap(model, weights_only(rules=[rule(op="normalization", skip=True)]))
+    assert describe(qmodel).folded == {"1": "0"}
+
+
+def test_widths_asked_of_what_can_not_be_quantized_are_refused_with_the_reason():
+    with pytest.raises(RuleError, match="embed: its weight has sparse gradients"):
+        wrap(Flow(), weights_only(rules=[rule("embed", weights={"n_bits": 8})]))
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    with pytest.raises(RuleError, match="1: it is folded into 0"):
+        wrap(model, weights_only(rules=[rule("1", activations=spec())]))
+
+
+def test_a_part_of_a_layer_is_refused_with_the_layers_name():
+    with pytest.raises(RuleError, match="'attention' is quantized as a whole"):
+        wrap(Flow(), weights_only(rules=[rule("attention.out_proj", skip=True)]))
+
+
+OUTPUTS = {"activations": spec(placement="outputs", n_bits=8)}
+
+
+def outputs(model, *rules):
+    """Return the width of each output's quantizer."""
+    return {layer: n_bits for layer, tensor, n_bits in rows(wrap(model, {**OUTPUTS, "rules": list(rules)}))}
+
+
+def relu_net():
+    return nn.Sequential(nn.Linear(3, 3), nn.Dropout(), nn.ReLU(), nn.Linear(3, 3))
+
+
+def test_a_rule_reaches_a_quantizer_that_moved_behind_an_activation():
+    first, second = rule("0", activations={"n_bits": 3}), rule("2", activations={"n_bits": 5})
+    assert outputs(relu_net()) == {"2": 8, "3": 8}
+    assert outputs(relu_net(), first) == {"2": 3, "3": 8}
+    assert outputs(relu_net(), first, second) == {"2": 5, "3": 8}
+    assert outputs(relu_net(), second, first) == {"2": 3, "3": 8}
+
+
+def test_a_rule_reaches_it_behind_a_function_too():
+    class Functional(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(3, 3)
+
+        def forward(self, x):
+            return nn.functional.relu(self.fc(x) + x)
+
+    assert outputs(Functional(), rule("add", activations={"n_bits": 3})) == {"fc": 8, "relu": 3}
+    assert outputs(Functional(), rule("fc", activations={"n_bits": 3})) == {"fc": 3, "relu": 8}
+
+
+def test_layers_before_one_activation_that_ask_for_different_widths_keep_their_quantizers():
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second, self.act = nn.Linear(3, 3), nn.Linear(3, 3), nn.ReLU()
+
+        def forward(self, x):
+            return self.act(self.second(self.act(self.first(x))))
+
+    assert outputs(Shared()) == {"act": 8}
+    assert outputs(Shared(), rule("first", activations={"n_bits": 3})) == {"first": 3, "act": 8}
+    both = rule(op="linear", activations={"n_bits": 3})
+    assert outputs(Shared(), both) == {"act": 3}
+
+
+# ---- what is not a model to wrap ------------------------------------------------------------------------------------
+
+
+SCRIPTS = {
+    "scripted": torch.jit.script,
+    "traced": lambda model: torch.jit.trace(model, vectors(2, 3)),
+    "frozen": lambda model: torch.jit.freeze(torch.jit.script(model.eval())),
+}
+each_script = pytest.mark.parametrize("how", SCRIPTS)
+torchscript = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # torch.jit itself is deprecated
+
+
+@torchscript
+@each_script
+def test_a_script_is_refused_and_told_what_to_wrap_instead(how):
+    with pytest.raises(ModelError, match="wrap the model that was scripted or traced"):
+        wrap(SCRIPTS[how](nn.Sequential(nn.Linear(3, 3))), weights_only())
+
+
+@torchscript
+@each_script
+def test_a_script_inside_a_model_is_left_out_and_works(how):
+    x = vectors(5, 3)
+    model = nn.Sequential(nn.Linear(3, 3), SCRIPTS[how](nn.Sequential(nn.Linear(3, 3))))
+    qmodel = ready(model, recipe(), x)
+    assert {layer for layer, *_ in rows(qmodel)} == {"0"}
+    assert "TorchScript" in describe(qmodel).left_out["1"]
+    qmodel(x).sum().backward()
+    assert torch.equal(finalize(qmodel.eval())(x), qmodel(x))
+    wrap(model, weights_only(rules=[rule("1", skip=True)]))
+
+
+# ---- models in which nothing is quantized ---------------------------------------------------------------------------
+
+NOTHING = {
+    "no layer with weights": (lambda: nn.Sequential(nn.ReLU(), nn.LayerNorm(3)), {}, "it has no weights"),
+    "unknown layers": (lambda: nn.Sequential(nn.Flatten()), {}, "Flatten has no weights and is of no known kind"),
+    "skipped": (network, {"rules": [rule("*", skip=True)]}, "head: skipped by a rule"),
+    "switched off": (network, {"rules": [rule("*", weights={"enabled": False})]}, "neither its weights nor"),
+    "left out": (lambda: nn.Embedding(3, 3, sparse=True), {}, "model: its weight has sparse gradients"),
+    "empty": (nn.Sequential, {}, "no known kind"),
+}
+
+
+@pytest.mark.parametrize("name", NOTHING)
+def test_a_model_in_which_nothing_is_quantized_warns_and_says_what_was_looked_at(name):
+    build, more, said = NOTHING[name]
+    with pytest.warns(NothingQuantizedWarning, match=said) as told:
+        qmodel = wrap(build(), weights_only(**more))
+    assert rows(qmodel) == []
+    assert told[0].filename == __file__  # the line that called wrap
+
+
+def test_activations_alone_are_something():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        wrap(nn.Sequential(nn.ReLU(), nn.LayerNorm(3)), OUTPUTS)

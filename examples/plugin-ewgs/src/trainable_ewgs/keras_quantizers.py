@@ -41,7 +41,7 @@ class EwgsQuantizer(BaseKerasTrainableQuantizer):
 
     def fake_quantize(self, x: Any, grid: Grid, training: bool) -> Any:
         low, high = grid.quant_min - grid.zero_point, grid.quant_max - grid.zero_point
-        steps = ops.minimum(ops.maximum(x * (1 / grid.scale), low), high)
+        steps = ops.minimum(ops.maximum(grid.steps(x), low), high)
         factor = ops.cast(self.delta / (grid.quant_max - grid.quant_min), "float32")
         return round_ewgs(steps, factor) * grid.scale
 

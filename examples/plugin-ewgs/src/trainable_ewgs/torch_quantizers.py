@@ -42,7 +42,7 @@ class EwgsQuantizer(BasePytorchTrainableQuantizer):
 
     def fake_quantize(self, x: Tensor, grid: Grid, training: bool) -> Tensor:
         low, high = grid.quant_min - grid.zero_point, grid.quant_max - grid.zero_point
-        steps = (x * grid.scale.reciprocal()).clamp(low, high)
+        steps = grid.steps(x).clamp(low, high)
         return Round.apply(steps, self.delta / (grid.quant_max - grid.quant_min)) * grid.scale
 
     def surrogate(self, x: NDArray[Any], grid: Any, upstream: NDArray[Any]) -> Surrogate:

@@ -1,4 +1,4 @@
-"""Every exception of the library.
+"""Every exception and warning of the library.
 
 `TrainableError` is the base; each leaf also inherits the nearest builtin, so ``except TrainableError`` and
 ``except LookupError`` both work. Constructors take facts, keep them as attributes, and write the sentence.
@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -158,9 +158,9 @@ class UnsupportedConfigError(TrainableError, ValueError):
 class ShapeMismatchError(TrainableError, ValueError):
     """Raised when parameters don't fit the tensor they are for."""
 
-    def __init__(self, subject: str, expected: object, got: object) -> None:
+    def __init__(self, subject: str, expected: object, got: object, hint: str = "") -> None:
         self.subject, self.expected, self.got = subject, expected, got
-        super().__init__(f"{subject}: expected {expected}, got {got}")
+        super().__init__(f"{subject}: expected {expected}, got {got}" + (f"\nHint: {hint}" if hint else ""))
 
 
 class QuantizerStateError(TrainableError, RuntimeError):
@@ -177,6 +177,17 @@ class CalibrationError(TrainableError, ValueError):
     def __init__(self, subject: str, problem: str, hint: str = "") -> None:
         self.subject, self.problem = subject, problem
         super().__init__(f"{subject}: {problem}" + (f"\nHint: {hint}" if hint else ""))
+
+
+class UnseenTensorsError(CalibrationError):
+    """Raised when calibration saw no values of tensors that are to be quantized; names all of them at once."""
+
+    def __init__(self, reasons: Mapping[str, str], ways_out: Collection[str]) -> None:
+        self.reasons, self.ways_out = dict(reasons), list(ways_out)
+        lines = [f"no values were seen of {len(reasons)} tensor{'s' if len(reasons) != 1 else ''}:"]
+        lines += [f"  {subject}: {reason}" for subject, reason in reasons.items()]
+        hints = "".join(f"\n  - {way}" for way in ways_out)
+        super().__init__("calibrate", "\n".join(lines), f"each of these is a way out:{hints}")
 
 
 class RuleError(TrainableError, ValueError):
@@ -221,3 +232,40 @@ class DocumentVersionError(DocumentError):
             f"schema version {found!r} is not one of {sorted(supported)}",
             "install the release of trainable-core that wrote the document, or write it again.",
         )
+
+
+class TrainableWarning(UserWarning):
+    """Base of everything the library warns of."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle message and facts, as errors do."""
+        return type(self).__new__, (type(self), *self.args), self.__dict__
+
+
+class NothingQuantizedWarning(TrainableWarning):
+    """Issued when `wrap` returns a model in which no tensor is quantized."""
+
+    def __init__(self, model: str, reasons: Mapping[str, Collection[str]]) -> None:
+        self.model, self.reasons = model, {reason: list(names) for reason, names in reasons.items()}
+        lines = [f"{model}: nothing is quantized. " + ("Looked at:" if reasons else "It has no layers to look at.")]
+        lines += [f"  {_listed(names)}: {reason}" for reason, names in self.reasons.items()]
+        lines.append("Hint: describe(qmodel) tells what was left out; register_layer declares layer types of your own.")
+        super().__init__("\n".join(lines))
+
+
+class ThresholdsKeptWarning(TrainableWarning):
+    """Issued when a forced calibration saw nothing of tensors that are calibrated already."""
+
+    def __init__(self, reasons: Mapping[str, str]) -> None:
+        self.reasons = dict(reasons)
+        lines = ["thresholds of tensors that were not seen stay as they were:"]
+        super().__init__("\n".join([*lines, *(f"  {subject}: {reason}" for subject, reason in reasons.items())]))
+
+
+LISTED = 10
+"""How many names a message lists of one reason."""
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return ", ".join(names[:LISTED]) + more

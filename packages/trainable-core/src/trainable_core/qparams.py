@@ -108,6 +108,7 @@ def lower_bound(min_threshold: float) -> np.float32:
     return bound if float(bound) >= wanted else np.nextafter(bound, np.float32(np.inf))
 
 
+@np.errstate(over="ignore")  # a number beyond float32 becomes infinite, and is bounded as such
 def bound_threshold(threshold: ArrayLike, min_threshold: float) -> Float32:
     """Return thresholds clipped to ``[lower_bound(min_threshold), 2**100]``; NaN counts as the lower bound."""
     threshold = np.asarray(threshold, np.float32)
@@ -190,6 +191,7 @@ def from_variables(
     return QParams(np.asarray(scale), np.asarray(zero_point), quant_min, quant_max, channels_axis)
 
 
+@np.errstate(over="ignore")  # a number beyond float32 becomes infinite, and is bounded as such
 def hold_zero(range_min: ArrayLike, range_max: ArrayLike) -> tuple[Float32, Float32]:
     """Return finite range ends with ``low <= 0 <= high``; NaN counts as zero."""
     low, high = np.asarray(range_min, np.float32), np.asarray(range_max, np.float32)

@@ -397,6 +397,11 @@ class BaseTrainableQuantizer:
         (self.signed,) = signs
         self.calibrated = True
 
+    def switch_off(self) -> None:
+        """Pass tensors on as they are from here on, and deploy nothing, as if the config had said so."""
+        name = f"enable_{self.quantization_config.prefix}_quantization"
+        self.quantization_config = self.quantization_config.model_copy(update={name: False})
+
     @property
     def calibrated(self) -> bool:
         """Whether the quantizer has its numbers; one that makes and deploys its variables by itself always has."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from tqdm.auto import tqdm
 from trainable_core.calibration import Observer
 from trainable_core.calibration.batches import inputs_of
 from trainable_core.calibration.model import ModelCalibration
+from trainable_core.calibration.unseen import Sight, value_text
 from trainable_core.quantizer import BaseTrainableQuantizer
 from trainable_keras.framework import Framework
 from trainable_keras.graph import layers_within
@@ -28,6 +31,7 @@ def calibrate(
     *,
     forward: Callable[[Any, Any], Any] | None = None,
     force: bool = False,
+    training: bool = False,
     progress: bool | None = None,
 ) -> Any:
     """Set the thresholds of a wrapped model's quantizers; see `trainable_keras.calibrate`."""
@@ -35,6 +39,7 @@ def calibrate(
         batches,
         forward,
         force=force,
+        training=training,
         show_progress=lambda shown: tqdm(
             shown, desc="calibrate", disable=None if progress is None else not progress, leave=False
         ),
@@ -53,6 +58,8 @@ class KerasCalibration(ModelCalibration):
     qmodel : keras.Model
         What `wrap` returned.
     """
+
+    training_forward = "forward=lambda qmodel, batch: qmodel(batch, training=True)"
 
     def __init__(self, framework: Framework, qmodel: Any) -> None:
         super().__init__(qmodel, state_of(framework, qmodel))
@@ -81,12 +88,12 @@ class KerasCalibration(ModelCalibration):
         """Return whether this is one batch."""
         return bool(self.framework.functions.is_tensor(batches)) or hasattr(batches, "__array__")
 
-    def call(self, batch: Any) -> Any:
-        """Call the model in inference mode with a batch's inputs."""
-        return self.model(inputs_of(batch), training=False)
+    def call(self, batch: Any, *, training: bool = False) -> Any:
+        """Call the model with a batch's inputs."""
+        return self.model(inputs_of(batch), training=training)
 
     @contextmanager
-    def observing(self, observers: Mapping[Any, Observer]) -> Iterator[None]:
+    def observing(self, observers: Mapping[Any, Observer], *, training: bool = False) -> Iterator[None]:
         """Let the holders show what reaches them to the observers, eagerly and with float weights."""
         wrappers = self._wrappers()
         try:
@@ -94,7 +101,7 @@ class KerasCalibration(ModelCalibration):
                 wrapper.keep(quantizes_weights=False)
             for holder, observer in observers.items():
                 holder.keep(observer=observer)
-            with self.framework.eagerly():
+            with self.framework.eagerly(), self._put_back(), self._in_inference(these=training):
                 yield
         finally:
             for holder in observers:
@@ -102,5 +109,88 @@ class KerasCalibration(ModelCalibration):
             for wrapper in wrappers:
                 wrapper.keep(quantizes_weights=True)
 
+    @contextmanager
+    def _put_back(self) -> Iterator[None]:
+        """Put back what a call in training mode may change: statistics, counters, the states of random numbers."""
+        variables = [each for each in self.model.non_trainable_variables if hasattr(each, "assign")]
+        values = [np.array(self.framework.functions.to_numpy(each)) for each in variables]  # a copy on every engine
+        try:
+            yield
+        finally:
+            for variable, value in zip(variables, values, strict=True):
+                variable.assign(value)
+
+    @contextmanager
+    def _in_inference(self, *, these: bool) -> Iterator[None]:
+        """Let dropout and batch norm do what they do in inference, whatever the model does."""
+        kinds = tuple(getattr(self.framework.module.layers, name) for name in _DIFFERENT_IN_TRAINING)
+        layers = [layer for layer in self.layers if these and isinstance(layer, kinds)]
+        with _calls_replaced([(layer, _inferring) for layer in layers]):
+            yield
+
+    @contextmanager
+    def watching(self, sights: Mapping[Any, Sight], *, readers: bool = False) -> Iterator[None]:  # noqa: ARG002 - Keras has no way to see who reads a variable
+        """Note what reaches each of some holders, and how their layers are called."""
+        owners = {holder: wrapper for wrapper in self._wrappers() for holder in wrapper.holders}
+        replaced = [(holder, partial(_value_noted, sight)) for holder, sight in sights.items()]
+        replaced += [
+            (owners[holder], partial(_call_noted, sight)) for holder, sight in sights.items() if holder in owners
+        ]
+        with _calls_replaced(replaced):
+            yield
+
     def _wrappers(self) -> list[KerasWrapper]:
         return [layer for layer in self.layers if isinstance(layer, KerasWrapper)]
+
+
+_DIFFERENT_IN_TRAINING = (
+    "BatchNormalization", "Dropout", "SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D", "GaussianDropout",
+    "GaussianNoise", "AlphaDropout",
+)  # fmt: skip
+"""Layer types that calibration calls as in inference, also where the model is called as in training."""
+
+Method = Callable[..., Any]
+
+
+@contextmanager
+def _calls_replaced(replaced: Sequence[tuple[Any, Callable[[Method], Method]]]) -> Iterator[None]:
+    """Put functions made of them in the place of layers' `call`, one after the other where a layer comes again."""
+    before: list[tuple[Any, Method | None]] = []
+    try:
+        for layer, made_of in replaced:
+            before.append((layer, vars(layer).get("call")))
+            object.__setattr__(layer, "call", made_of(layer.call))  # Keras would look into what it is set to
+        yield
+    finally:
+        for layer, call in reversed(before):
+            vars(layer).pop("call", None)
+            if call is not None:
+                object.__setattr__(layer, "call", call)
+
+
+def _inferring(call: Method) -> Method:
+    def called(*args: Any, **kwargs: Any) -> Any:
+        return call(*args, **{**kwargs, "training": False})
+
+    return called
+
+
+def _value_noted(sight: Sight, call: Method) -> Method:
+    def called(inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        dtype, shape = getattr(inputs, "dtype", None), getattr(inputs, "shape", None)
+        if dtype is None or shape is None:
+            sight.reached(f"an object of type {type(inputs).__name__}")
+        else:
+            name = getattr(dtype, "name", str(dtype).removeprefix("torch."))
+            sight.reached(value_text(name, math.prod(shape), floating="float" in name))
+        return call(inputs, *args, **kwargs)
+
+    return called
+
+
+def _call_noted(sight: Sight, call: Method) -> Method:
+    def called(*args: Any, **kwargs: Any) -> Any:
+        sight.called(len(args), [name for name in kwargs if name != "training"])
+        return call(*args, **kwargs)
+
+    return called

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +23,65 @@ KERNELS: dict[str, tuple[str, tuple[int, ...]]] = {
 """Kernel that takes a normalization over, and its axes of output channels, by class name."""
 
 
+_MAKING = frozenset({"__init__", "build", "get_config", "from_config"})
+"""Methods that make a layer, and don't compute its output."""
+
+_READ = frozenset(
+    {
+        "kernel", "depthwise_kernel", "pointwise_kernel", "bias", "use_bias", "activation",
+        "gamma", "beta", "moving_mean", "moving_variance", "epsilon", "axis",
+    }
+)  # fmt: skip
+"""Attributes that Keras's own `call` of these layers reads."""
+
+_TERMS = ("_constraint", "_regularizer")
+"""Ends of the names of attributes that hold a layer's weights or output within bounds, or add to the loss."""
+
+
+def inherits_call(layer: Any, base: type) -> bool:
+    """Return whether a layer's output is computed by a base class of it, as that class computes it.
+
+    Parameters
+    ----------
+    layer : layer
+        An instance of `base` or of a subclass.
+    base : type
+        The base class.
+
+    Notes
+    -----
+    A subclass may make itself in another way, and may have methods and attributes that the base class doesn't know.
+    """
+    if "call" in vars(layer):
+        return False
+    known = {*dir(base), *vars(layer), *_READ} - _MAKING
+    for cls in type(layer).__mro__[: type(layer).__mro__.index(base)]:
+        own = {name for name in vars(cls) if not (name.startswith("__") and name.endswith("__")) or name == "__call__"}
+        if not own.isdisjoint(known):
+            return False
+    return True
+
+
+def terms_of(layer: Any) -> list[str]:
+    """Return the names of a layer's constraints and regularizers, those of its output and of single weights included.
+
+    Examples
+    --------
+    >>> from types import SimpleNamespace
+    >>> terms_of(SimpleNamespace(kernel_constraint=None, bias_regularizer="l2", weights=[]))
+    ['bias_regularizer']
+    """
+    held = {name.lstrip("_"): value for name, value in vars(layer).items() if name.endswith(_TERMS)}
+    held.pop("captured_weight_regularizer", None)  # a list of Keras 2's, of what is in other attributes too
+    found = [name for name, value in held.items() if value is not None]
+    if not found and getattr(layer, "_callable_losses", None):  # Keras 2 keeps what `add_loss` is given there
+        found.append("loss of its own")
+    for weight in [] if found else layer.weights:
+        names = [term.lstrip("_") for term in _TERMS if getattr(weight, term.lstrip("_"), None) is not None]
+        found += [f"{name} of one of its weights" for name in names]
+    return found
+
+
 class View:
     """A model as folding looks at it.
 
@@ -35,7 +95,7 @@ class View:
 
     def __init__(self, framework: Framework, model: Any) -> None:
         self.graph, self.kind = framework.graph, framework.kind
-        self.is_layer, self.stock = framework.is_layer, framework.types.stock
+        self.is_layer, self.find_weight = framework.is_layer, framework.types.find_weight
         self._keras = framework.module
         self._owners: dict[int, int] = {}
         for layer in layers_within(model):
@@ -43,8 +103,15 @@ class View:
                 self._owners[variable] = self._owners.get(variable, 0) + 1
 
     def is_batch_norm(self, layer: Any) -> bool:
-        """Return whether a layer is batch normalization."""
+        """Return whether a layer is batch normalization, or of a subclass of it."""
         return isinstance(layer, self._keras.layers.BatchNormalization)
+
+    def computes_as(self, layer: Any) -> str:
+        """Return the name of the class of Keras's own by which a layer's output is computed; else an empty string."""
+        for cls in type(layer).__mro__:
+            if getattr(self._keras.layers, cls.__name__, None) is cls:
+                return str(cls.__name__) if inherits_call(layer, cls) else ""
+        return ""
 
     def is_linear(self, layer: Any) -> bool:
         """Return whether nothing comes behind the layer's own bias."""
@@ -53,6 +120,23 @@ class View:
     def shares_variables(self, layer: Any) -> bool:
         """Return whether another layer has one of its variables too."""
         return any(self._owners.get(id(variable), 0) > 1 for variable in layer.variables)
+
+    def train_together(self, layer: Any, norm: Any) -> bool:
+        """Return whether all weights of a layer and of a batch norm are trained, or none of them is."""
+        trained = {id(weight) for each in (layer, norm) for weight in each.trainable_weights}
+        statistics = {id(norm.moving_mean), id(norm.moving_variance)}
+        weights = [weight for each in (layer, norm) for weight in each.weights if id(weight) not in statistics]
+        return len({id(weight) in trained for weight in weights}) < 2  # noqa: PLR2004 - both answers
+
+    def can_have_a_bias(self, layer: Any) -> bool:
+        """Return whether a layer has a bias, or its class makes one when it is told to."""
+        if layer.use_bias:
+            return True
+        try:
+            made = type(layer).from_config({**layer.get_config(), "use_bias": True})
+        except Exception:  # noqa: BLE001 - a constructor of somebody else's may raise anything
+            return False
+        return bool(made.use_bias)
 
 
 @dataclass
@@ -92,6 +176,9 @@ def plan_folding(framework: Framework, model: Any) -> Folding:
     ``w' = w * gamma / sqrt(var + eps)`` along the output channels and ``b' = (b - mean) * gamma / sqrt(var + eps) +
     beta``, computed in float64. In inference the model's function stays; in training batch statistics are no longer
     used.
+
+    What would change the meaning of a model in training stays too: a constraint or a regularizer of the float kernel is
+    not one of the folded kernel, and weights that are not trained must not become part of weights that are.
     """
     found, view = Folding(), View(framework, model)
     uses: dict[int, int] = {}
@@ -110,26 +197,29 @@ def _count(layer: Any, view: View, uses: dict[int, int], done: set[int]) -> None
         for call in graph.nodes:
             uses[id(call.operation)] = uses.get(id(call.operation), 0) + 1
         inside = [each for each in graph.operations if view.is_layer(each)]
-    elif view.kind(layer) is None:
+    else:  # whoever holds a layer may call it, or read its weights
         inside = [child for _, child in children(layer)]
         for child in inside:
             uses[id(child)] = uses.get(id(child), 0) + 1
-    else:
-        inside = []
     for each in inside:
         _count(each, view, uses, done)
 
 
-def _look(layer: Any, prefix: str, found: Folding, view: View, uses: dict[int, int]) -> None:
+def _look(layer: Any, prefix: str, found: Folding, view: View, uses: dict[int, int], *, training: bool = False) -> None:
+    """Plan the folding of the batch norms inside a layer; `training` when it is called with ``training=True``."""
     graph = view.graph(layer)
     if view.is_batch_norm(layer):
         found.kept.setdefault(prefix or layer.name, "the layer before it is not known: this part has no graph")
     elif graph is not None:
         for operation in graph.operations:
             name = f"{prefix}.{operation.name}" if prefix else operation.name
+            trains = training or any(_is_told_to_train(call) for call in graph.calls(operation))
             if not view.is_batch_norm(operation):
                 if view.is_layer(operation):
-                    _look(operation, name, found, view, uses)
+                    _look(operation, name, found, view, uses, training=trains)
+                continue
+            if trains:
+                found.kept[name] = "it is called with training=True, so it never uses its moving statistics"
                 continue
             before, reason = _layer_before(graph, operation, view, uses)
             if before is None:
@@ -143,6 +233,12 @@ def _look(layer: Any, prefix: str, found: Folding, view: View, uses: dict[int, i
             _look(child, f"{prefix}.{child_name}" if prefix else child_name, found, view, uses)
 
 
+def _is_told_to_train(call: Call) -> bool:
+    """Return whether a call in a graph is one in training, whatever the model does."""
+    given = [*call.args[1:], (call.kwargs or {}).get("training")]
+    return any(value is True for value in given)
+
+
 def _layer_before(graph: Graph, norm: Any, view: View, uses: dict[int, int]) -> tuple[Any | None, str]:
     """Return the layer that a batch norm can be folded into, or why there is none."""
     call: Call = graph.calls(norm)[0]
@@ -150,26 +246,51 @@ def _layer_before(graph: Graph, norm: Any, view: View, uses: dict[int, int]) -> 
     if source is None or not view.is_layer(source.operation):
         return None, "what comes before it is no layer"
     layer = source.operation
-    name = view.stock(layer)
+    name = view.computes_as(layer)
     if name not in KERNELS:
-        return None, f"what comes before it is {type(layer).__name__}"
+        own = "" if name else ", whose class may compute something of its own"
+        return None, f"what comes before it is {type(layer).__name__}{own}"
     kind = view.kind(layer)
     rank = len(source.outputs[0].shape)
-    axis = norm.axis[0] if isinstance(norm.axis, list | tuple) else norm.axis  # Keras 2 keeps a list
+    axes = norm.axis if isinstance(norm.axis, list | tuple) else [norm.axis]  # Keras 2 keeps a list
     channels_axis = 1 if getattr(layer, "data_format", "") == "channels_first" else rank - 1
+    terms = {"it has a": terms_of(norm), "the layer before it has a": terms_of(layer)}
     obstacles = [
+        (view.computes_as(norm) != "BatchNormalization", f"{type(norm).__name__} may compute something of its own"),
         (graph.only_user(source) is not call, "the layer before it has other users"),
         (uses[id(layer)] > 1 or uses[id(norm)] > 1, "it or the layer before it is called more than once"),
         (view.shares_variables(layer), "the layer before it shares its weights"),
+        (view.shares_variables(norm), "it shares its weights"),
         (not view.is_linear(layer), "the layer before it has an activation"),
         (
             kind is None or len(kind.weights) != len(KINDS[name].weights),  # Keras 2 has another name for one
             f"of the layer before it, {'' if kind is None else kind.unsupported}",
         ),
-        (axis % rank != channels_axis, "its channels are not the layer's"),
+        (kernel_attribute(layer, name, view.find_weight) is None, "the layer before it computes its kernel"),
+        ([axis % rank for axis in axes] != [channels_axis], "its channels are not the layer's"),
+        *((bool(names), f"{whose} {', '.join(names)}") for whose, names in terms.items()),
+        (not view.train_together(layer, norm), "of its weights and those of the layer before it, some don't train"),
     ]
     reason = next((reason for stands, reason in obstacles if stands), "")
+    if not reason and not view.can_have_a_bias(layer):
+        reason = f"{type(layer).__name__}, the layer before it, can't be made again with a bias"
     return (None, reason) if reason else (layer, "")
+
+
+def kernel_attribute(layer: Any, name: str, find_weight: Callable[[Any, str], Any | None]) -> str | None:
+    """Return the attribute of the kernel that takes a batch norm over; None when it is no variable.
+
+    Parameters
+    ----------
+    layer : layer
+        The layer.
+    name : str
+        The class of Keras's own that it is of; in `KERNELS`.
+    find_weight : callable
+        ``find_weight(layer, attribute)`` returns a variable, None when there is none.
+    """
+    names = (KERNELS[name][0], DEPTHWISE_KERNEL) if name.startswith("Depthwise") else (KERNELS[name][0],)
+    return next((each for each in names if find_weight(layer, each) is not None), None)
 
 
 def folded_copy(framework: Framework, layer: Any, norm: Any, name: str) -> Any:
@@ -191,8 +312,9 @@ def folded_copy(framework: Framework, layer: Any, norm: Any, name: str) -> Any:
     def float64(variable: Any) -> Any:
         return None if variable is None else to_numpy(variable).astype(np.float64)
 
-    attribute, axes = KERNELS[type(layer).__name__]
-    attribute = attribute if framework.types.find_weight(layer, attribute) is not None else DEPTHWISE_KERNEL
+    known = next(cls.__name__ for cls in type(layer).__mro__ if cls.__name__ in KERNELS)
+    attribute, axes = kernel_attribute(layer, known, framework.types.find_weight), KERNELS[known][1]
+    assert attribute is not None  # noqa: S101 - `plan_folding` asked
     copied = framework.remade(layer, name, use_bias=True)
     inverse_deviation = 1.0 / np.sqrt(float64(norm.moving_variance) + norm.epsilon)
     gain, shift = folding.gain_and_shift(
@@ -209,6 +331,8 @@ def folded_copy(framework: Framework, layer: Any, norm: Any, name: str) -> Any:
     for variable in copied.variables:
         if id(variable) in values:
             assign(variable, values[id(variable)])
+    if not layer.trainable:
+        copied.trainable = False
     return copied
 
 

@@ -40,6 +40,11 @@ class Functions:
         ``x / number``, correctly rounded in every compiler, for `x` >= 0.
     reciprocal : callable
         ``1 / x``, correctly rounded in every compiler.
+    hide_shape : callable
+        Returns a tensor as it is, but one whose shape a graph's optimizer does not know; see
+        `trainable_keras.grappler`. Gradients don't pass.
+    show_shape : callable
+        ``show_shape(x, like)`` returns `x`, whose shape is that of `like`, with the shape known again.
     steps_of : callable
         ``steps_of(x, scale, quant_min, quant_max, centered=...)`` returns ``x / scale`` for comparisons with the ends.
     size : callable
@@ -90,6 +95,8 @@ class Functions:
     total: Function
     divide_by: Function
     reciprocal: Function
+    hide_shape: Function
+    show_shape: Function
     steps_of: Function
     size: Callable[[Tensor], Any]
     rank: Callable[[Tensor], int | None]

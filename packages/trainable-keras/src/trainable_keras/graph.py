@@ -81,8 +81,10 @@ class Graph:
         users = self._users.get(id(call.outputs[0]), [])
         return users[0] if len(users) == 1 else None
 
-    def activation_after(self, call: Call, op_of: Callable[[Any], str | None], gone: Collection[int] = ()) -> bool:
-        """Return whether a call's only user is an activation: hardware fuses the two.
+    def activation_after(
+        self, call: Call, op_of: Callable[[Any], str | None], gone: Collection[int] = ()
+    ) -> Call | None:
+        """Return the call of an activation that alone uses a call's output: hardware fuses the two.
 
         Parameters
         ----------
@@ -96,7 +98,7 @@ class Graph:
         user = self.only_user(call)
         while user is not None and (id(user.operation) in gone or type(user.operation).__name__ in PASSING):
             user = self.only_user(user)
-        return user is not None and op_of(user.operation) == "activation"
+        return user if user is not None and op_of(user.operation) == "activation" else None
 
 
 def layers_within(layer: Any) -> list[Any]:

@@ -13,6 +13,9 @@ from trainable_keras.functions import Function, Functions, Tensor
 _MANTISSA, _EXPONENT = 0x007FFFFF, 0x7F800000
 """Bits of a positive float32: adding the first and keeping the second rounds up to a power of two."""
 
+FAR = 2.0**30
+"""A number of steps beyond every grid."""
+
 End = Tensor | float
 """A grid's end: a number or a tensor."""
 
@@ -27,6 +30,27 @@ class Grid(GridNumbers):
         """First and last code counted from zero: plain numbers on a centered grid, else tensors."""
         zero_point = self.functions.stop_gradient(self.zero_point)
         return ends(zero_point, self.quant_min, self.quant_max, centered=self.centered)
+
+    @property
+    def inverse(self) -> Tensor:
+        """``1 / scale``, correctly rounded in every graph and compiler; the deployed kernels multiply by it."""
+        return self.functions.reciprocal(self.scale)
+
+    def steps(self, x: Tensor) -> Tensor:
+        """Return ``x * inverse``, what the deployed kernels round: `x` in steps of the grid, counted from zero.
+
+        Parameters
+        ----------
+        x : Tensor, float32, broadcastable to `scale`
+            Real values.
+
+        Notes
+        -----
+        Values are held within ``+-2**30``, far beyond every grid. Because of that no compiler contracts the product
+        with an addition that follows, which would round once instead of twice.
+        """
+        f = self.functions
+        return f.minimum(f.maximum(x * self.inverse, -FAR), FAR)
 
 
 G = TypeVar("G", bound=GridNumbers)
@@ -109,7 +133,7 @@ class GridMaker(Generic[G]):
             value = bounded(threshold)
             if power_of_two:
                 value = f.bits_float(f.bits_and(f.float_bits(value) + _MANTISSA, _EXPONENT))
-            return value * (1.0 / steps)  # a power of two: exact
+            return f.hide_shape(value * (1.0 / steps))  # a power of two: exact
 
         def backward(upstream: Tensor, scale: Tensor, threshold: Tensor) -> tuple[Tensor, ...]:
             gradient = upstream * (1.0 / steps)
@@ -130,7 +154,7 @@ class GridMaker(Generic[G]):
             bits = f.float_bits(f.divide_by(clip(last - first, low, MAX_THRESHOLD, low), quant_max))
             scale = f.bits_float(f.bits_and(bits + quant_max, ~quant_max))
             zero_point = f.minimum(f.maximum(f.round(-first / scale), 0.0), float(quant_max))
-            return f.stack([scale, zero_point])
+            return f.hide_shape(f.stack([scale, zero_point]))
 
         def backward(upstream: Tensor, output: Tensor, range_min: Tensor, range_max: Tensor) -> tuple[Tensor, ...]:
             d_scale, d_zero = upstream[0], upstream[1]

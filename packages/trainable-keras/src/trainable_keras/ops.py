@@ -21,6 +21,9 @@ from trainable_keras.functions import Function, Functions, Tensor
 HALF = 0.5
 """Distance of a tie from the codes on either side."""
 
+BELOW_HALF = HALF - 2.0**-25
+"""The largest float32 below it."""
+
 
 class HalfUp:
     """Fake quantization whose ties go up, with the gradients of STE and of LSQ.
@@ -33,6 +36,7 @@ class HalfUp:
 
     def __init__(self, functions: Functions) -> None:
         self._f = functions
+        self.off_the_edge = self._make_off_the_edge()
         self._forward = functools.cache(self._make_forward)
         self._ste = functools.cache(self._make_ste)
         self._lsq = functools.cache(self._make_lsq)
@@ -93,6 +97,24 @@ class HalfUp:
             return lsq.gradient_scale(size // scales * replicas, quant_max)
         sharing = self._f.maximum(size / scales * replicas, 1.0)
         return self._f.rsqrt(sharing * max(quant_max, 1))
+
+    def _make_off_the_edge(self) -> Function:
+        """Return a function of input and scale that gives the input, moved off the one float32 below half a step.
+
+        The largest float32 below 0.5 rounds down, but ``floor(v + 0.5)`` rounds it up, because the sum is rounded to
+        1. An input of exactly half a step may come out there, as ``x * (1 / scale)`` rounds twice. Moved by its last
+        bit it is below for every way of rounding. The gradient passes as it is.
+        """
+        f = self._f
+
+        def moved(x: Tensor, scale: Tensor) -> Tensor:
+            at_edge = x * f.reciprocal(scale) == BELOW_HALF
+            return f.bits_float(f.float_bits(x) - f.cast(at_edge, "int32"))
+
+        def backward(upstream: Tensor, _: Tensor, __: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
+            return upstream, f.zeros_like(scale)
+
+        return f.with_gradient(f.fused(moved), backward)
 
     def _make_forward(self, quant_min: int, quant_max: int) -> Function:
         """Return fake quantization: of an input, a scale and, unless the grid is centered, a zero point."""

@@ -46,6 +46,7 @@ def calibrate(
     *,
     forward: Callable[[Any, Any], Any] | None = None,
     force: bool = False,
+    training: bool = False,
     progress: bool | None = None,
 ) -> Any:
     """Set the thresholds of a wrapped model from its weights and from what its activations look like.
@@ -62,6 +63,10 @@ def calibrate(
         ``forward(qmodel, batch)`` instead, when batches need another call.
     force : bool
         Overwrite thresholds that are already set, trained ones included.
+    training : bool
+        Also pass every batch in training mode, and calibrate what inference does not reach, such as an auxiliary head,
+        by what is seen there. Dropout and batch-normalization layers stay in inference mode, and the model's
+        non-trainable variables are put back.
     progress : bool, optional
         Whether to show a progress bar; by default when the output is a terminal.
 
@@ -75,7 +80,9 @@ def calibrate(
     QuantizerStateError
         When every quantizer has its numbers and `force` is false, or when the model is finalized.
     CalibrationError
-        When there are no batches, a quantized tensor was never seen, or values are not finite.
+        When there are no batches, or values are not finite.
+    UnseenTensorsError
+        When quantized tensors were never seen; the message names all of them, and why.
 
     Notes
     -----
@@ -83,7 +90,9 @@ def calibrate(
     config, or from an earlier calibration) keep them unless forced.
     """
     framework = framework_of(qmodel, "calibrate: the model")
-    return calibration.calibrate(framework, qmodel, batches, forward=forward, force=force, progress=progress)
+    return calibration.calibrate(
+        framework, qmodel, batches, forward=forward, force=force, training=training, progress=progress
+    )
 
 
 def parameter_groups(

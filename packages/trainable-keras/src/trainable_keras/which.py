@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from importlib import import_module, metadata
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 NAMES = ("keras", "tf_keras")
 """What Keras is imported as."""
+
+_looked_up: set[int] = set()
+"""Generations that the registry imported to list their quantizers, and that nothing else had imported before."""
 
 
 def generation_of(cls: type) -> int | None:
@@ -79,8 +83,8 @@ def framework_of_class(cls: Any) -> Framework:
 def part_in_charge(name: str) -> ModuleType:
     """Return `keras3` or `keras2`, whichever this process uses; for names that are looked up without a model.
 
-    That is the generation that is imported. Where none is, it is the one that TensorFlow would take: Keras 2 with
-    ``TF_USE_LEGACY_KERAS=1``, else the one that is installed as ``keras``.
+    That is the generation that is imported. Where none is, or only by the registry for a look-up, it is the one that
+    TensorFlow would take: Keras 2 with ``TF_USE_LEGACY_KERAS=1``, else the one that is installed as ``keras``.
 
     Parameters
     ----------
@@ -92,7 +96,7 @@ def part_in_charge(name: str) -> ModuleType:
     FrameworkError
         When both generations are imported, or none is installed.
     """
-    found = imported_generations()
+    found = imported_generations() - _looked_up
     if len(found) > 1:
         raise FrameworkError(
             "keras",
@@ -117,6 +121,16 @@ def is_installed(generation: int) -> bool:
             if _generation(metadata.version(distribution)) == generation:
                 return True
     return generation in imported_generations()
+
+
+@contextlib.contextmanager
+def looking_up() -> Iterator[None]:
+    """Import a generation only to list its quantizers: whoever lists them all has not chosen it by that."""
+    before = imported_generations()
+    try:
+        yield
+    finally:
+        _looked_up.update(imported_generations() - before)
 
 
 def register_imported() -> None:

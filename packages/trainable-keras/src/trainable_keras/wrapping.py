@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
-from trainable_core.backend.building import build_quantizer
+from trainable_core.backend.building import build_quantizer, warn_if_nothing_is_quantized
 from trainable_core.documents.plan import state_document, state_from_document
 from trainable_core.errors import ModelError, QuantizerStateError
 from trainable_core.quantizer import BaseTrainableQuantizer
 from trainable_core.recipe.document import QuantizationRecipe, RecipeSource
-from trainable_core.recipe.layers import LayerInfo, LayerKind
+from trainable_core.recipe.layers import HOLDS, LayerInfo, LayerKind
+from trainable_core.recipe.placement import Call, behind_activations
 from trainable_core.recipe.plan import LayerPlan, QuantizerPlan
 from trainable_core.recipe.state import WrappedState
 from trainable_keras.copying import copy_model, join
@@ -105,7 +105,9 @@ class Seen:
         self.kinds: dict[str, LayerKind] = {}
         self.operations: dict[str, Any] = {}
         self.in_order: list[LayerInfo] = []
-        self.before_activation: set[str] = set()
+        self.calls: list[Call] = []
+        self._names: dict[int, str] = {}
+        self._model_name = type(model).__name__
         self._is_graph = framework.graph(model) is not None
         self._framework = framework
         self._gone = frozenset(folding.gone)
@@ -116,7 +118,7 @@ class Seen:
     @property
     def infos(self) -> list[LayerInfo]:
         """What core needs to know of the layers; functional operations left out."""
-        return [info for info in self.in_order if info.name in self.kinds]
+        return [info for info in self.in_order if info.name not in self.operations]
 
     def plan(self, recipe: QuantizationRecipe, state: WrappedState) -> None:
         """Note the plan of each layer and functional operation, and why what is not quantized is not."""
@@ -125,37 +127,47 @@ class Seen:
             operations = self.operations
             if not self._is_graph:
                 state.left_out["functional operations"] = "only functional and Sequential models have a graph"
-        infos = [info for info in self.in_order if info.name in self.kinds or info.name in operations]
-        for plan in recipe.resolve(infos, unseen=state.left_out.get("functional operations", "")):
-            name = plan.layer.name
-            if plan.activation and plan.placement == "outputs" and name in self.before_activation:
-                plan = replace(plan, activation=None, reason="" if plan.weights else "quantized after its activation")  # noqa: PLW2901
-            state.plans[name] = plan
-            if plan.reason:
-                state.left_out.setdefault(name, plan.reason)
+        infos = [info for info in self.in_order if info.name not in self.operations or info.name in operations]
+        plans = recipe.resolve(infos, unseen=state.left_out.get("functional operations", ""))
+        if recipe.quantizes_outputs:
+            plans = behind_activations(recipe, plans, self.calls)
+        state.note(plans)
+        warn_if_nothing_is_quantized(self._model_name, plans, stacklevel=5)
 
     def _look(self, layer: Any, name: str) -> None:
         if id(layer) in self._done:
+            if id(layer) in self._gone and name:
+                self._leave_out(name, "it is folded into the layer before it", "normalization")
             return
         self._done.add(id(layer))
         kind = self._framework.kind(layer)
         if kind is not None:
             self._note(layer, name or "model", kind)
         elif (graph := self._framework.graph(layer)) is not None:
+            self._leave_out(name, HOLDS)
             self._look_into_graph(graph, name)
         else:
             inside = list(children(layer))
-            for child_name, child in inside:
-                self._look(child, join(name, child_name))
             held = {id(variable) for _, child in inside for variable in child.variables}
             if any(id(variable) not in held for variable in layer.trainable_variables):
-                self._state.left_out[name or "model"] = (
-                    f"{type(layer).__name__} is of no known kind; see register_layer"
-                )
+                reason = f"{type(layer).__name__} is of no known kind; see register_layer"
+                self._state.left_out[name or "model"] = reason
+                self._leave_out(name or ("" if inside else "model"), reason)
+            else:
+                nothing = f"{type(layer).__name__} has no weights and is of no known kind"
+                self._leave_out(name, HOLDS if inside else nothing)
+            for child_name, child in inside:
+                self._look(child, join(name, child_name))
+
+    def _leave_out(self, name: str, obstacle: str, op: str = "other") -> None:
+        """Note a layer that can't be quantized, so that rules may name it; not the model, of which they can't."""
+        if name:
+            self.in_order.append(LayerInfo(name, op, obstacle=obstacle))
 
     def _note(self, layer: Any, name: str, kind: LayerKind) -> None:
         if kind.unsupported:
             self._state.left_out[name] = kind.unsupported
+            self._leave_out(name, kind.unsupported, kind.op)
             return
         self.kinds[name] = kind
         self.in_order.append(self._framework.info(name, layer, kind))
@@ -163,14 +175,16 @@ class Seen:
     def _look_into_graph(self, graph: Graph, prefix: str) -> None:
         op_of = self._framework.op
         for operation in graph.operations:
-            name = join(prefix, operation.name)
+            name = self._names.setdefault(id(operation), join(prefix, operation.name))
             if self._framework.is_layer(operation):
                 self._look(operation, name)
             elif (op := op_of(operation)) is not None:
                 self.operations[name] = operation
                 self.in_order.append(LayerInfo(name, op))
-            if all(graph.activation_after(call, op_of, self._gone) for call in graph.calls(operation)):
-                self.before_activation.add(name)
+        for call in graph.nodes:
+            user = graph.activation_after(call, op_of, self._gone)
+            activation = None if user is None else self._names[id(user.operation)]
+            self.calls.append((self._names[id(call.operation)], activation))
 
 
 class Wrapping:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from trainable_torch.layers import register_layer
     from trainable_torch.mctq import to_mctq
     from trainable_torch.quantizers import BasePytorchTrainableQuantizer
+    from trainable_torch.reading import running
     from trainable_torch.serialization import load, save
     from trainable_torch.training import (
         advance_schedules,
@@ -47,6 +48,7 @@ __all__ = [
     "parameter_groups",
     "register_layer",
     "regularization",
+    "running",
     "save",
     "to_mctq",
     "wrap",
@@ -64,6 +66,7 @@ __getattr__, __dir__ = lazy_names(
         "layers": ["register_layer"],
         "mctq": ["to_mctq"],
         "quantizers": ["BasePytorchTrainableQuantizer"],
+        "reading": ["running"],
         "serialization": ["load", "save"],
         "training": [
             "advance_schedules",

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from copy import copy
 from typing import Any
 
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, distributed, nn
+from torch.overrides import TorchFunctionMode
 from tqdm.auto import tqdm
 
 from trainable_core.calibration import Observer
 from trainable_core.calibration.batches import inputs_of
 from trainable_core.calibration.model import ModelCalibration
-from trainable_core.errors import CalibrationError
+from trainable_core.calibration.unseen import Sight, value_text
+from trainable_core.errors import CalibrationError, ShapeMismatchError
+from trainable_core.qparams import variable_shape
 from trainable_torch.holder import ActivationQuantizationHolder
-from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer
+from trainable_torch.kernels import eligible
+from trainable_torch.quantizers.base import RESHAPED, BasePytorchTrainableQuantizer
 from trainable_torch.ranks import require_whole, world_size
 from trainable_torch.wrapper import QuantizationWrapper
 from trainable_torch.wrapping import state_of
@@ -28,6 +33,7 @@ def calibrate(
     *,
     forward: Callable[[nn.Module, Any], Any] | None = None,
     force: bool = False,
+    training: bool = False,
     progress: bool | None = None,
 ) -> nn.Module:
     """Set the thresholds of a wrapped model from its weights and from what its activations look like.
@@ -43,6 +49,10 @@ def calibrate(
         ``forward(qmodel, batch)`` instead, when batches need another call.
     force : bool
         Overwrite thresholds that are already set, trained ones included.
+    training : bool
+        Also pass every batch in training mode, and calibrate what evaluation mode does not reach, such as an auxiliary
+        head, by what is seen there. Dropout and normalization modules stay in evaluation mode, and the model's buffers
+        and the random state are put back.
     progress : bool, optional
         Whether to show a progress bar; by default when a terminal is there.
 
@@ -55,29 +65,40 @@ def calibrate(
     ------
     ModelError
         When the model is not wrapped, or sharded over ranks: calibrate before ``fully_shard``.
+    ShapeMismatchError
+        When a weight has another number of channels than when it was wrapped, and `force` is false.
     QuantizerStateError
         When every quantizer has its numbers and `force` is false, or when the model is finalized.
     CalibrationError
-        When there are no batches, a quantized tensor was never seen, values are not finite, or another rank failed.
+        When there are no batches, values are not finite, or another rank failed.
+    UnseenTensorsError
+        When quantized tensors were never seen; the message names all of them, and why.
 
     Notes
     -----
-    Activations are seen in eval mode, without gradients, with float weights. Quantizers that already have numbers
+    Activations are seen in eval mode, without gradients, with float weights; what the forward writes into the model's
+    buffers is put back. Quantizers that already have numbers
     (from a config, or from a former calibration) keep them unless forced. Tied weights share one quantizer; it is
     calibrated once. In a distributed job every rank sees its own batches and sets the thresholds of all of them
     together.
+
+    After weights were changed from outside, as by merging adapters into them, calibrate with `force`. A weight that has
+    another number of channels by then, as a resized embedding, gets new variables, which an optimizer made before does
+    not know.
     """
     state = state_of(qmodel)
     require_whole(qmodel, "calibrate")
     _leave_meta(qmodel)
-    TorchCalibration(qmodel, state).run(
-        batches,
-        forward,
-        force=force,
-        show_progress=lambda shown: tqdm(
-            shown, desc="calibrate", disable=None if progress is None else not progress, leave=False
-        ),
-    )
+    with _fitted_to_shapes(qmodel, force=force and not state.finalized):
+        TorchCalibration(qmodel, state).run(
+            batches,
+            forward,
+            force=force,
+            training=training,
+            show_progress=lambda shown: tqdm(
+                shown, desc="calibrate", disable=None if progress is None else not progress, leave=False
+            ),
+        )
     return qmodel
 
 
@@ -85,6 +106,7 @@ class TorchCalibration(ModelCalibration):
     """What core's loop asks of PyTorch."""
 
     model: nn.Module
+    training_forward = "forward=lambda qmodel, batch: qmodel.train()(batch)"
 
     def quantizers(self) -> list[BasePytorchTrainableQuantizer]:
         """Return the model's trainable quantizers."""
@@ -97,6 +119,8 @@ class TorchCalibration(ModelCalibration):
     def weights(self) -> Iterator[tuple[Tensor, Any]]:
         """Yield each quantized weight with its quantizer."""
         for wrapper in _wrappers(self.model):
+            with torch.no_grad():
+                wrapper.compute_weights()
             for _, weight, quantizer in wrapper.get_weights_vars():
                 yield weight, quantizer
 
@@ -109,33 +133,42 @@ class TorchCalibration(ModelCalibration):
         """Return whether this is one batch."""
         return isinstance(batches, Tensor)
 
-    def call(self, batch: Any) -> Any:
+    def call(self, batch: Any, *, training: bool = False) -> Any:  # noqa: ARG002 - the mode is the modules'
         """Call the model with a batch: a mapping is its keyword arguments."""
         return self.model(**batch) if isinstance(batch, Mapping) else self.model(inputs_of(batch))
 
-    def observe(self, holders: Sequence[Any], batches: Iterable[Any], call: Callable[[Any], Any]) -> Sequence[Observer]:
+    def observe(
+        self, holders: Sequence[Any], batches: Iterable[Any], call: Callable[[Any, bool], Any], *, training: bool
+    ) -> Sequence[Observer]:
         """Return what each holder sees on all ranks of a distributed job together."""
         try:
-            observers = super().observe(holders, batches, call)
+            observers = super().observe(holders, batches, call, training=training)
         except Exception as error:
             _all_ranks(f"{type(error).__name__}: {error}")  # the others wait to hear what this one saw
             raise
         return _over_ranks(observers)
 
+    @property
+    def may_try(self) -> bool:
+        """Whether a further call is safe: in a distributed job, it might wait for ranks that don't make it."""
+        return world_size() == 1
+
     @contextmanager
-    def observing(self, observers: Mapping[Any, Observer]) -> Iterator[None]:
-        """Let the holders show what reaches them to the observers, in eval mode and with float weights."""
+    def observing(self, observers: Mapping[Any, Observer], *, training: bool = False) -> Iterator[None]:
+        """Let the holders show what reaches them to the observers, with float weights and without gradients."""
         wrappers = _wrappers(self.model)
-        # a wrapper's layer is no child of the model
-        layers = [wrapper.layer for wrapper in wrappers if isinstance(wrapper.layer, nn.Module)]
-        modes = {module: module.training for module in [*self.model.modules(), *layers]}
+        modes = {m: m.training for m in self.model.modules() if hasattr(m, "training")}  # a frozen script has none
+        kept = _put_back(self.model, random=training)
         try:
-            self.model.eval()
+            self.model.train(training)
+            for module in self.model.modules():
+                if training and isinstance(module, eligible.DROPOUT + eligible.NORMALIZATION):
+                    module.training = False
             for wrapper in wrappers:
                 wrapper.quantizes_weights = False
             for holder, observer in observers.items():
                 holder.observer = observer
-            with torch.no_grad():
+            with torch.no_grad(), kept:
                 yield
         finally:
             for holder in observers:
@@ -144,6 +177,82 @@ class TorchCalibration(ModelCalibration):
                 wrapper.quantizes_weights = True
             for module, mode in modes.items():
                 module.training = mode
+
+    @contextmanager
+    def watching(self, sights: Mapping[Any, Sight], *, readers: bool = False) -> Iterator[None]:
+        """Note what reaches each of some holders, and how their layers are called, by hooks."""
+        owners = {holder: wrapper for wrapper in _wrappers(self.model) for holder in wrapper.holders}
+        hooks = []
+        weights: dict[int, list[Sight]] = {}
+        for holder, sight in sights.items():
+            hooks.append(holder.register_forward_pre_hook(_note_value(sight)))
+            owner = owners.get(holder)
+            if owner is not None:
+                hooks.append(owner.register_forward_pre_hook(_note_call(sight), with_kwargs=True))
+                for parameter in owner.parameters(recurse=False):
+                    weights.setdefault(id(parameter), []).append(sight)
+        try:
+            with _Readers(weights) if readers else nullcontext():
+                yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+def _note_value(sight: Sight) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+    def hook(_module: nn.Module, args: tuple[Any, ...]) -> None:
+        value = args[0] if args else None
+        if isinstance(value, Tensor):
+            dtype = str(value.dtype).removeprefix("torch.")
+            sight.reached(value_text(dtype, value.numel(), floating=value.is_floating_point()))
+        else:
+            sight.reached(f"an object of type {type(value).__name__}")
+
+    return hook
+
+
+def _note_call(sight: Sight) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        sight.called(len(args), list(kwargs))
+
+    return hook
+
+
+class _Readers(TorchFunctionMode):
+    """Notes which functions are given the weights of some layers."""
+
+    def __init__(self, weights: Mapping[int, Sequence[Sight]]) -> None:
+        super().__init__()
+        self.weights = weights
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor):  # not who asks for a shape or a device
+            for value in [*args, *(kwargs or {}).values()]:
+                for sight in self.weights.get(id(value), ()):
+                    sight.read(_name_of(func))
+        return result
+
+
+def _name_of(function: Any) -> str:
+    name = str(getattr(function, "__name__", function))
+    return str(function.__self__.__name__) if name == "__get__" else name  # reading a property such as `T`
+
+
+@contextmanager
+def _put_back(model: nn.Module, *, random: bool) -> Iterator[None]:
+    """Put back a model's buffers, which a forward may change, and with `random` also the random state."""
+    owned = [(m._buffers, name, b) for m in model.modules() for name, b in m._buffers.items() if b is not None]  # noqa: SLF001 - a forward may exchange them
+    values = [buffer.detach().clone() for _, _, buffer in owned]
+    tensors = [*model.buffers(), *model.parameters()] if random else []
+    devices = {tensor.device for tensor in tensors if tensor.device.type == "cuda"}
+    with torch.random.fork_rng(devices=list(devices), enabled=random):
+        try:
+            yield
+        finally:
+            for (buffers, name, buffer), value in zip(owned, values, strict=True):
+                buffers[name] = buffer
+                buffer.copy_(value)
 
 
 def _leave_meta(qmodel: nn.Module) -> None:
@@ -163,6 +272,45 @@ def _leave_meta(qmodel: nn.Module) -> None:
             new = type(quantizer)(config, quantizer.freeze_quant_params, **arguments)
             new.initialize_quantization(shapes.get(quantizer), quantizer.subject, None)
             quantizer.load_state_dict(new.state_dict(), assign=True)
+
+
+@contextmanager
+def _fitted_to_shapes(qmodel: nn.Module, *, force: bool) -> Iterator[None]:
+    """Give quantizers of weights that have another shape by now variables of that shape; take them back on an error."""
+    shapes: dict[BasePytorchTrainableQuantizer, tuple[int, ...]] = {}
+    for wrapper in _wrappers(qmodel):
+        for _, weight, quantizer in wrapper.get_weights_vars():
+            if not isinstance(quantizer, BasePytorchTrainableQuantizer) or not quantizer.variable_names:
+                continue
+            shape = tuple(weight.shape)
+            needed = variable_shape(quantizer.quantization_config, shape, quantizer.subject)
+            if needed != shapes.get(quantizer, quantizer.structure.shape) and (not force or quantizer in shapes):
+                expected = f"{shapes.get(quantizer, quantizer.structure.shape)[0]} channels"
+                raise ShapeMismatchError(quantizer.subject, expected, f"a weight of shape {shape}", RESHAPED)
+            shapes[quantizer] = needed
+    changed = {q: shape for q, shape in shapes.items() if shape != q.structure.shape}
+    before = [(q, {name: copy(value) for name, value in q.__dict__.items()}) for q in changed]
+    try:
+        for quantizer, shape in changed.items():
+            _renew(quantizer, shape)
+        yield
+    except BaseException:
+        for quantizer, attributes in before:
+            quantizer.__dict__.update(attributes)
+        raise
+
+
+def _renew(quantizer: BasePytorchTrainableQuantizer, channels: tuple[int, ...]) -> None:
+    """Give a quantizer new variables, without numbers, for another number of channels."""
+    shape = [1] * quantizer.tensor_ndim
+    axis = quantizer.quantization_config.channels_axis
+    if axis is not None:
+        shape[axis] = channels[0]
+    first = _variables(quantizer)[0]
+    quantizer._variable_groups = {}  # noqa: SLF001 - what it is initialized by
+    quantizer.calibrated = False
+    with first.device:
+        quantizer.initialize_quantization(shape, quantizer.subject, None)
 
 
 def _variables(quantizer: BasePytorchTrainableQuantizer) -> list[Tensor]:

@@ -6,6 +6,7 @@ from torch import nn
 
 from trainable_core.backend.description import Description, describe_quantizer
 from trainable_torch.holder import ActivationQuantizationHolder
+from trainable_torch.operations import CONTAINER
 from trainable_torch.ranks import require_whole
 from trainable_torch.wrapper import QuantizationWrapper
 from trainable_torch.wrapping import state_of
@@ -22,7 +23,8 @@ def describe(qmodel: nn.Module) -> Description:
     Returns
     -------
     Description
-        Prints as a table; `to_dict` and `to_json` give the same as a document.
+        Prints as a table; `to_dict` and `to_json` give the same as a document. Once some quantized weight was read in
+        a forward, in calibration for instance, those that were not are listed among what is left out.
 
     Raises
     ------
@@ -32,17 +34,22 @@ def describe(qmodel: nn.Module) -> Description:
     state = state_of(qmodel)
     require_whole(qmodel, "describe")
     rows = []
+    unread: dict[str, bool] = {}
     for name, module in qmodel.named_modules():
         if isinstance(module, QuantizationWrapper):
+            unread |= {f"{name or 'model'}.{attribute}": not read for attribute, read in module.weights_read.items()}
             for attribute, quantizer in module.weights_quantizers.items():
                 plan = state.plans[name or "model"]
                 rows.append(describe_quantizer(plan.layer, attribute, plan.weights[attribute], quantizer))
         elif isinstance(module, ActivationQuantizationHolder):
-            layer, tensor = _place(name)
+            layer, tensor = _place(name.removeprefix(f"{CONTAINER}."))
             plan = state.plans[layer]
             assert plan.activation is not None  # noqa: S101 - there is a holder, so there was a plan for it
             rows.append(describe_quantizer(plan.layer, tensor, plan.activation, module.activation_holder_quantizer))
-    return Description(tuple(rows), dict(state.left_out), dict(state.folded), finalized=state.finalized)
+    left_out = dict(state.left_out)
+    if not all(unread.values()):  # the model has run, by forwards that are not compiled
+        left_out |= {name: "no forward has read this weight so far" for name, never in unread.items() if never}
+    return Description(tuple(rows), left_out, dict(state.folded), finalized=state.finalized)
 
 
 def _place(name: str) -> tuple[str, str]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import copy
-
 from torch import nn
 
 from trainable_core.backend.building import require_calibrated
+from trainable_torch.copying import copied
 from trainable_torch.holder import ActivationQuantizationHolder
 from trainable_torch.ranks import require_whole
 from trainable_torch.training import quantizers_of
@@ -38,7 +37,7 @@ def finalize(qmodel: nn.Module) -> nn.Module:
     require_whole(qmodel, "finalize")
     quantizers = quantizers_of(qmodel)
     require_calibrated(quantizers.values(), type(qmodel).__name__, "trainable_torch")
-    deployed = copy.deepcopy(qmodel).eval()
+    deployed = copied(qmodel).eval()
     inferable = {
         id(q): q.convert2inferable() for q in quantizers_of(deployed).values() if q.quantization_config.enabled
     }

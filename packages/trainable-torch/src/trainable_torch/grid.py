@@ -18,6 +18,8 @@ from trainable_core.backend import grid as tensor_grid
 from trainable_core.enums import QuantizationMethod
 from trainable_core.validation import MAX_THRESHOLD
 
+_LARGEST = repr(MAX_THRESHOLD)  # a text: a module's number is a variable to `torch.compile(dynamic=True)`
+
 
 class Grid(tensor_grid.GridNumbers):
     """The numbers a tensor is fake-quantized with; see `trainable_core.backend.grid.GridNumbers`."""
@@ -30,6 +32,22 @@ class Grid(tensor_grid.GridNumbers):
         zero_point = self.zero_point.detach()
         return self.quant_min - zero_point, self.quant_max - zero_point
 
+    @property
+    def inverse(self) -> Tensor:
+        """``1 / scale``; the deployed kernels multiply by it."""
+        inverse: Tensor = self.scale.reciprocal()
+        return inverse
+
+    def steps(self, x: Tensor) -> Tensor:
+        """Return ``x * inverse``, what the deployed kernels round: `x` in steps of the grid, counted from zero.
+
+        Parameters
+        ----------
+        x : Tensor, float32, broadcastable to `scale`
+            Real values.
+        """
+        return x * self.inverse
+
 
 def _held(variable: Tensor, gradient: Tensor, low: float, high: float) -> Tensor:
     """Return the gradient where the variable is in bounds or a descent step leads back in; see the core's module."""
@@ -40,12 +58,13 @@ def _held(variable: Tensor, gradient: Tensor, low: float, high: float) -> Tensor
 
 
 def _bound(threshold: Tensor, low: float) -> Tensor:
-    return torch.nan_to_num(threshold, low, MAX_THRESHOLD, low).clamp(low, MAX_THRESHOLD)
+    largest = float(_LARGEST)
+    return torch.nan_to_num(threshold, low, largest, low).clamp(low, largest)
 
 
 def _hold_zero(range_min: Tensor, range_max: Tensor) -> tuple[Tensor, Tensor]:
     """Return finite range ends with ``first <= 0 <= last``; NaN counts as zero."""
-    limit = MAX_THRESHOLD / 2
+    limit = float(_LARGEST) / 2
     first = range_min.nan_to_num(0.0, limit, -limit).clamp(-limit, 0.0)
     return first, range_max.nan_to_num(0.0, limit, -limit).clamp(0.0, limit)
 
@@ -89,7 +108,7 @@ class SymmetricScale(torch.autograd.Function):
         gradient = upstream * (1.0 / steps)
         if power_of_two:
             gradient = gradient * (scale * steps / _bound(threshold, low))
-        return _held(threshold, gradient, low, MAX_THRESHOLD)
+        return _held(threshold, gradient, low, float(_LARGEST))
 
 
 class UniformGrid(torch.autograd.Function):
@@ -131,10 +150,10 @@ class UniformGrid(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         """Return the gradients of the range's ends from those of scale and zero point."""
         (range_min, range_max), (scale, zero_point), (d_scale, d_zero) = ends, grid, d_grid
-        limit = MAX_THRESHOLD / 2
+        limit = float(_LARGEST) / 2
         first, last = _hold_zero(range_min, range_max)
         through_width = _held(
-            last - first, (d_scale - d_zero * zero_point / scale) / (2**n_bits - 1), low, MAX_THRESHOLD
+            last - first, (d_scale - d_zero * zero_point / scale) / (2**n_bits - 1), low, float(_LARGEST)
         )
         d_min = _held(range_min, -through_width - d_zero / scale, -limit, 0.0)
         return d_min, _held(range_max, through_width, 0.0, limit)
@@ -161,12 +180,23 @@ class Form(NamedTuple):
     quant_max: int
     centered: bool
 
+    spelled: tuple[str, ...] = ()
+    """The arguments, then first and last code, as texts: `torch.compile` makes variables of numbers, not of texts."""
+
+    def constants(self) -> tuple[tuple[Any, ...], int, int]:
+        """Return the arguments and the two codes, for a compiler as constants."""
+        if not torch.compiler.is_compiling():
+            return self.arguments, self.quant_min, self.quant_max
+        *arguments, quant_min, quant_max = [float(text) if "." in text else int(text) for text in self.spelled]
+        return tuple(arguments), int(quant_min), int(quant_max)
+
     def grid(self, variables: Sequence[Tensor], shape: tuple[int, ...]) -> Grid:
         """Return the grid, in the autograd graph of the variables; scale and zero point have the shape."""
         shaped = [each if each.shape == shape else each.view(shape) for each in variables]
-        made: Any = self.function.apply(*shaped, *self.arguments)  # type: ignore[no-untyped-call] # torch leaves it so
+        arguments, quant_min, quant_max = self.constants()
+        made: Any = self.function.apply(*shaped, *arguments)  # type: ignore[no-untyped-call] # torch leaves it so
         scale, zero_point = (made, torch.zeros_like(made)) if self.centered else made
-        return Grid(scale, zero_point, self.quant_min, self.quant_max, self.centered)
+        return Grid(scale, zero_point, quant_min, quant_max, self.centered)
 
     @torch.no_grad()
     def numbers(self, variables: Sequence[Tensor], shape: tuple[int, ...]) -> tuple[Tensor, Tensor | None]:
@@ -191,8 +221,13 @@ class Form(NamedTuple):
 def form(method: QuantizationMethod, n_bits: int, *, signed: bool, min_threshold: float) -> Form:
     """Return what makes the grids of a quantization method."""
     low = float(qparams.lower_bound(min_threshold))
+    arguments: tuple[Any, ...]
+    function: type[SymmetricScale | UniformGrid]
     if method is QuantizationMethod.UNIFORM:
-        return Form(UniformGrid, (low, n_bits), 0, 2**n_bits - 1, centered=False)
-    ends = (-(2 ** (n_bits - 1)), 2 ** (n_bits - 1) - 1) if signed else (0, 2**n_bits - 1)
-    power_of_two = method is QuantizationMethod.POWER_OF_TWO
-    return Form(SymmetricScale, (low, 2.0 ** (n_bits - int(signed)), power_of_two), ends[0], ends[1], centered=True)
+        function, arguments, ends = UniformGrid, (low, n_bits), (0, 2**n_bits - 1)
+    else:
+        power_of_two = method is QuantizationMethod.POWER_OF_TWO
+        function, arguments = SymmetricScale, (low, 2.0 ** (n_bits - int(signed)), power_of_two)
+        ends = (-(2 ** (n_bits - 1)), 2 ** (n_bits - 1) - 1) if signed else (0, 2**n_bits - 1)
+    spelled = tuple(f"{each:.17e}" if isinstance(each, float) else str(int(each)) for each in (*arguments, *ends))
+    return Form(function, arguments, *ends, method is not QuantizationMethod.UNIFORM, spelled)

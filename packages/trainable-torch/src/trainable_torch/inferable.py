@@ -134,6 +134,19 @@ class _Mended(nn.Module):
         """Move the numbers; they stay float32 whatever dtype the model is cast to."""
         return cast("_Mended", super()._apply(lambda tensor: keep_float32(fn, tensor), recurse))  # type: ignore[no-untyped-call] # torch leaves it so
 
+    def dependencies(self) -> kernels.Dependencies | None:
+        """Return what the values depend on besides the input: the buffers; None for a class or forward of others."""
+        fields: Any = self.__dict__
+        get = fields["_buffers"].get
+        scale, low, high = get("grid_scale"), get("grid_low"), get("grid_high")
+        if type(self) not in _OURS or "forward" in fields or scale is None or low is None or high is None:
+            return None
+        return None, (scale, low, high)
+
+    def snapping(self, _x: Tensor) -> kernels.Snapping:
+        """Return what snaps tensors to the grid as it is now."""
+        return kernels.Snapping(self.grid_scale, self.grid_low, self.grid_high)
+
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the input snapped to the grid, in the input's dtype."""
         if self._use_custom_impl and eligible.is_tracing():
@@ -189,6 +202,8 @@ _CLASSES = by_grid(
     ActivationPOTInferableQuantizer,
     ActivationUniformInferableQuantizer,
 )
+
+_OURS = frozenset(_CLASSES.values())
 
 
 def build(target: QuantizationTarget, method: QuantizationMethod, n_bits: int, qparams: QParams, ndim: int) -> _Mended:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name everyone reads
-from torch.nn.utils import parametrize
 
 from trainable_core.errors import InvalidArgumentError, ModelError
 from trainable_core.recipe import layers
@@ -24,8 +23,6 @@ def _kind(
     return LayerKind(op, dict(weights or {}), inputs, unsupported)
 
 
-_RECURRENT = _kind("recurrent", unsupported="recurrent layers keep flat copies of their weights")
-
 _KINDS: dict[type[nn.Module], LayerKind] = {
     nn.Linear: _kind("linear", {"weight": 0}),
     nn.Bilinear: _kind("linear", {"weight": 0}, ("input1", "input2")),
@@ -37,8 +34,7 @@ _KINDS: dict[type[nn.Module], LayerKind] = {
     nn.ConvTranspose3d: _kind("conv_transpose", {"weight": 1}),
     nn.Embedding: _kind("embedding", {"weight": 0}),
     nn.EmbeddingBag: _kind("embedding", {"weight": 0}),
-    nn.RNNBase: _RECURRENT,
-    nn.RNNCellBase: _RECURRENT,
+    nn.RNNCellBase: _kind("recurrent", {"weight_ih": 0, "weight_hh": 0}),
 }
 
 _BY_OP: dict[str, tuple[type[nn.Module], ...]] = {
@@ -52,11 +48,21 @@ _BY_OP: dict[str, tuple[type[nn.Module], ...]] = {
 _KINDS |= {cls: _kind(op) for op, classes in _BY_OP.items() for cls in classes}
 
 FUNCTIONS: dict[Any, str] = {
-    **dict.fromkeys((operator.add, operator.iadd, operator.sub, torch.add, torch.sub, "add", "add_", "sub"), "add"),
-    **dict.fromkeys((operator.mul, operator.imul, torch.mul, "mul", "mul_"), "mul"),
-    **dict.fromkeys((torch.cat, torch.concat, torch.stack), "cat"),
     **dict.fromkeys(
-        (operator.matmul, torch.matmul, torch.bmm, "matmul", "bmm", F.scaled_dot_product_attention), "matmul"
+        (
+            operator.add, operator.iadd, operator.sub, operator.isub, torch.add, torch.sub, torch.subtract, torch.rsub,
+            "add", "add_", "sub", "sub_", "subtract", "__rsub__",
+        ),
+        "add",
+    ),
+    **dict.fromkeys((operator.mul, operator.imul, torch.mul, torch.multiply, "mul", "mul_", "multiply"), "mul"),
+    **dict.fromkeys((torch.cat, torch.concat, torch.concatenate, torch.stack), "cat"),
+    **dict.fromkeys(
+        (
+            operator.matmul, torch.matmul, torch.bmm, torch.mm, "matmul", "bmm", "mm", "__rmatmul__",
+            F.scaled_dot_product_attention,
+        ),
+        "matmul",
     ),
     **dict.fromkeys(
         (
@@ -107,11 +113,42 @@ def _attention(module: Any) -> LayerKind:
     return LayerKind("attention", dict.fromkeys((*projections, "out_proj.weight"), 0), ("query", "key", "value"))
 
 
+def _recurrent(module: nn.RNNBase) -> LayerKind:
+    """Return the kind of a recurrent layer: its kernels of every direction and depth, and its projections."""
+    names = [name for weights in module._all_weights for name in weights if name.startswith("weight")]  # noqa: SLF001 - no public list
+    return _kind("recurrent", dict.fromkeys(names, 0))
+
+
+_BY_MODULE: dict[type[nn.Module], Callable[[Any], LayerKind]] = {
+    nn.MultiheadAttention: _attention,
+    nn.RNNBase: _recurrent,
+}
+"""Types whose modules have different weights."""
+
+
+def _embedding_obstacle(module: nn.Module) -> str:
+    """Return why the table of an embedding can't be quantized; empty where it can, and for other modules.
+
+    Quantizing gives every row a gradient, which a sparse one has no place for, and optimizers for sparse gradients
+    refuse dense ones. A table with `max_norm` is written into by each lookup: that would rescale the quantized rows,
+    which are then on no grid, and leave the float ones as they are.
+    """
+    if not isinstance(module, nn.Embedding | nn.EmbeddingBag):
+        return ""
+    if module.sparse:
+        return "its weight has sparse gradients, and a quantized one has dense gradients: sparse=False quantizes it"
+    if module.max_norm is not None:
+        return "its lookups rescale the weight in place (max_norm): max_norm=None quantizes it"
+    return ""
+
+
 def _declared_kind(module: nn.Module) -> LayerKind | None:
     """Return the kind of a module's type."""
-    if isinstance(module, nn.MultiheadAttention):
-        return _attention(module)
+    if isinstance(module, torch.jit.ScriptModule):
+        return _kind("other", unsupported="it is compiled by TorchScript, and its code reads its weights itself")
     for cls in type(module).__mro__:
+        if cls in _BY_MODULE:
+            return _BY_MODULE[cls](module)
         kind = _KINDS.get(cls)
         if kind is not None:
             return kind
@@ -121,18 +158,11 @@ def _declared_kind(module: nn.Module) -> LayerKind | None:
     return None
 
 
-def _computed(module: nn.Module, attribute: str) -> str:
-    """Return what computes a weight, so that it is no parameter; empty when it is one."""
+def is_computed(module: nn.Module, attribute: str) -> bool:
+    """Return whether a weight is no parameter of the layer: a hook or a parametrization computes it."""
     path, _, name = attribute.rpartition(".")
-    owner: Any = module
-    for part in path.split(".") if path else []:
-        owner = getattr(owner, part, None)
-    if not isinstance(owner, nn.Module):
-        return ""
-    if parametrize.is_parametrized(owner, name):
-        return "parametrization"
-    hooks = owner._forward_pre_hooks.values()  # noqa: SLF001 - there is no public way to find a hook
-    return "hook" if any(getattr(hook, "name", None) == name for hook in hooks) else ""
+    owner: Any = module.get_submodule(path) if path else module
+    return name not in owner._parameters  # noqa: SLF001 - what `register_parameter` fills
 
 
 def kind_of(module: nn.Module) -> LayerKind | None:
@@ -143,10 +173,8 @@ def kind_of(module: nn.Module) -> LayerKind | None:
     groups = getattr(module, "groups", 1)
     if kind.op == "conv" and groups != 1 and groups == getattr(module, "in_channels", None):
         kind = LayerKind("depthwise_conv", kind.weights, kind.inputs)
-    computed = [how for attribute in kind.weights if (how := _computed(module, attribute))]
-    if computed:
-        kind = LayerKind(kind.op, {}, kind.inputs, f"its weight is computed by a {computed[0]}")
-    return kind
+    obstacle = _embedding_obstacle(module)
+    return LayerKind(kind.op, {}, kind.inputs, obstacle) if obstacle else kind
 
 
 def layer_info(name: str, module: nn.Module, kind: LayerKind) -> LayerInfo:

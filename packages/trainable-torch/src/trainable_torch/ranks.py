@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import distributed, nn
 
 from trainable_core.errors import ModelError
+
+
+def _has_no_group() -> bool:
+    return False
+
+
+has_group: Callable[[], bool] = distributed.is_initialized if distributed.is_available() else _has_no_group
+"""Return whether there is a default process group."""
 
 
 def world_size() -> int:
@@ -13,7 +23,7 @@ def world_size() -> int:
     A plain number also under ``torch.compile``, which takes it as a constant of the graph: start the process group
     before the first compiled forward.
     """
-    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+    return distributed.get_world_size() if has_group() else 1
 
 
 def is_sharded(value: object) -> bool:

@@ -1,8 +1,10 @@
-"""The quantization wrapper: mctq's, mended."""
+"""The quantization wrapper: mctq's, mended. A layer that is wrapped stays the object it is."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,11 +15,21 @@ from torch import Tensor, nn
 from trainable_core.backend.building import require_quantizer
 from trainable_core.backend.unlisted import UnlistedSubclass
 from trainable_core.enums import QuantizationTarget
-from trainable_core.errors import InvalidArgumentError
+from trainable_core.errors import InvalidArgumentError, TrainableError
 from trainable_torch import kernels
 from trainable_torch.holder import ActivationQuantizationHolder
-from trainable_torch.kernels import cache
+from trainable_torch.inferable import InferableQuantizer
+from trainable_torch.layer_class import Reads, become, stand_in_front
 from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer
+from trainable_torch.reading import is_running
+
+_is_compiling = torch.compiler.is_compiling
+
+CALL = "_quantized_call"
+"""Attribute of a wrapped layer that says how it is called."""
+
+PART_OF = "_quantized_part_of"
+"""Attribute of a layer inside a wrapped one: owner and attribute, by the weight's name."""
 
 
 class WeightsQuantizers(nn.ModuleDict):
@@ -73,13 +85,65 @@ class WeightsQuantizers(nn.ModuleDict):
         return [(attribute, self[attribute]) for attribute in self._attributes]
 
 
-class QuantizationWrapper(nn.Module, metaclass=UnlistedSubclass, of=PytorchQuantizationWrapper):
+class _Values(threading.local):
+    """The quantized weights of the layers that a thread is calling, by layer and name."""
+
+    def __init__(self) -> None:
+        self.by_layer: dict[tuple[int, str], Tensor] = {}
+
+
+_values = _Values()
+
+
+@dataclass(eq=False)
+class _Call:
+    """How a wrapped layer is called.
+
+    Parameters
+    ----------
+    input_names : tuple of str
+        Names of its positional arguments.
+    op_call_args, op_call_kwargs, is_inputs_as_list
+        As mctq's.
+    forward : callable or None
+        What somebody put into the layer in the place of its class's forward.
+    function : callable or None
+        What is called where no layer is.
+    weight_values : dict
+        Constants of a function.
+    quantizes : bool
+        Whether weights are quantized; calibration sees the model without.
+    read : dict of str to bool
+        Whether each weight has been read through its quantizer so far.
+    """
+
+    input_names: tuple[str, ...]
+    op_call_args: list[Any]
+    op_call_kwargs: dict[str, Any]
+    is_inputs_as_list: bool
+    forward: Any = None
+    function: Any = None
+    weight_values: dict[int, Tensor] = field(default_factory=dict)
+    quantizes: bool = True
+    read: dict[Any, bool] = field(default_factory=dict)
+
+
+class _Part(Reads):
+    """A layer inside a wrapped one that holds one of its weights, as attention's output projection does."""
+
+    def read_weight(self, name: str, weight: Any) -> Any:
+        """Return the weight as the wrapped layer's quantizer makes it, while the model runs."""
+        owner, attribute = self.__dict__[PART_OF][name]
+        return owner.read_weight(attribute, weight)
+
+
+class QuantizationWrapper(Reads, nn.Module, metaclass=UnlistedSubclass, of=PytorchQuantizationWrapper):
     """A layer whose weights, and if asked inputs and output, are quantized as it is called.
 
     Parameters
     ----------
     module : Module or callable
-        The layer, or a function with constants.
+        The layer, which is itself changed and returned; or a function with constants.
     weights_quantizers : mapping of str (or int, for constants) to quantizer
         By attribute (``"weight"``, ``"out_proj.weight"``) or by position of the constant.
     weight_values, op_call_args, op_call_kwargs, is_inputs_as_list
@@ -91,20 +155,57 @@ class QuantizationWrapper(nn.Module, metaclass=UnlistedSubclass, of=PytorchQuant
     output_holder : ActivationQuantizationHolder, optional
         Quantizer of the output; of the first one when the layer returns a tuple.
 
+    Raises
+    ------
+    InvalidArgumentError, ModelError, QuantizerStateError
+        When quantizers and layer don't fit together, or the layer is wrapped already; nothing is changed then.
+
     Notes
     -----
-    Mended against mctq 1.7. The wrapper and its layer share one dictionary of parameters and one of buffers: nothing is
-    moved, renamed or copied. So tied weights stay tied, float checkpoints find their keys, ``load_state_dict`` with
-    ``assign=True`` is seen by layer and wrapper alike, and `deepcopy` and `pickle` work after a training forward,
-    because quantized weights are handed to the layer for the length of one call and never stored in it. Attributes the
-    wrapper doesn't have are the layer's. In eval mode, without gradients, a weight is fake-quantized when it or its
-    quantizer changed (`trainable_torch.kernels.cache` says how that is seen), not at every call; a compiled model
-    computes it. What the layer would keep of quantized tensors for backward is made again in the backward pass
+    Mended against mctq 1.7, whose wrapper is another object around the layer. Here ``QuantizationWrapper(layer, ...) is
+    layer``: the layer gets a class made of this one and its own (`trainable_torch.layer_class`), and quantizers as
+    children. So it stays where it is and what it is for whoever holds it in a list, asks for its class, sets its mode,
+    hooks it, loads a float checkpoint into it or ties its weights. Its parameters stay the float ones. While the layer
+    or the model around it runs (`trainable_torch.reading`), whoever reads a quantized weight gets the quantized value;
+    nothing of it is stored in the layer, so `deepcopy` and `pickle` work after a training forward.
+
+    In eval mode, without gradients, a weight is fake-quantized when it or its quantizer changed
+    (`trainable_torch.kernels.cache` says how that is seen), not at every call; a compiled model computes it. What the
+    layer would keep of quantized tensors for backward is made again in the backward pass
     (`trainable_torch.kernels.recomputing`).
     """
 
-    layer: Any
     weights_quantizers: WeightsQuantizers
+    input_holders: nn.ModuleDict
+    output_holder: Any
+
+    def __new__(cls, module: Any = None, weights_quantizers: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Return the layer itself, with a class made of two; for a function a module of its own."""
+        if not isinstance(module, nn.Module):
+            return object.__new__(cls)
+        values = args[0] if args else kwargs.get("weight_values")
+        if values:
+            problem = "a layer has weights by name; constants by position are for functions"
+            raise InvalidArgumentError("QuantizationWrapper", problem)
+        _check(weights_quantizers, module, {})
+        names = {attribute for attribute in weights_quantizers if "." not in attribute}
+        parts: dict[str, set[str]] = {}
+        for attribute in set(weights_quantizers) - names:
+            path, _, name = attribute.rpartition(".")
+            parts.setdefault(path, set()).add(name)
+        changed: list[tuple[nn.Module, type]] = []
+        try:
+            for path, of_part in parts.items():
+                part = module.get_submodule(path)
+                changed.append((part, type(part)))
+                become(part, _Part, of_part)
+            changed.append((module, type(module)))
+            become(module, cls, names, _ATTRIBUTES)
+        except TrainableError:
+            for each, own in changed:
+                object.__setattr__(each, "__class__", own)
+            raise
+        return module
 
     def __init__(  # noqa: PLR0913 - mctq's six, and three of ours
         self,
@@ -119,71 +220,109 @@ class QuantizationWrapper(nn.Module, metaclass=UnlistedSubclass, of=PytorchQuant
         input_names: Sequence[str] = ("input",),
         output_holder: ActivationQuantizationHolder | None = None,
     ) -> None:
-        nn.Module.__init__(self)
-        object.__setattr__(self, "layer", module)  # not a child: its parameters are the wrapper's own
-        self.weight_values = dict(weight_values or {})
-        self.op_call_args = list(op_call_args or [])
-        self.op_call_kwargs = dict(op_call_kwargs or {})
-        self.is_inputs_as_list = is_inputs_as_list
-        self.is_str_attr = not self.weight_values
-        self.input_names = tuple(input_names)
-        self.quantizes_weights = True
-        self._check(weights_quantizers)
-        for attribute, quantizer in weights_quantizers.items():
-            quantizer.initialize_quantization(tuple(self._weight_of(attribute).shape), str(attribute), self)
-        if isinstance(module, nn.Module):
-            self._parameters = module._parameters  # noqa: SLF001 - shared on purpose, see Notes
-            self._buffers = module._buffers  # noqa: SLF001
-            self._non_persistent_buffers_set = module._non_persistent_buffers_set  # noqa: SLF001
-            self._modules.update(module._modules)  # noqa: SLF001
-            self.training = module.training
+        call = _Call(tuple(input_names), list(op_call_args or []), dict(op_call_kwargs or {}), is_inputs_as_list)
+        if module is self:
+            call.forward = self.__dict__.pop("forward", None)
         else:
-            for position, value in self.weight_values.items():
+            values = dict(weight_values or {})
+            _check(weights_quantizers, module, values)
+            nn.Module.__init__(self)
+            call.function, call.weight_values = module, values
+            for position, value in values.items():
                 self.register_parameter(f"{POSITIONAL_WEIGHT}_{position}", nn.Parameter(value, requires_grad=False))
+        call.read = dict.fromkeys(weights_quantizers, False)
+        object.__setattr__(self, CALL, call)
+        for attribute, quantizer in weights_quantizers.items():
+            weight = self._weight_of(attribute)
+            quantizer.initialize_quantization(tuple(weight.shape), str(attribute), self)
+            if isinstance(quantizer, nn.Module) and not weight.is_meta:
+                quantizer.to(weight.device)
+            path, _, name = str(attribute).rpartition(".")
+            if path:
+                self.get_submodule(path).__dict__.setdefault(PART_OF, {})[name] = (self, attribute)
         self.weights_quantizers = WeightsQuantizers(weights_quantizers)
         self.input_holders = nn.ModuleDict(dict(input_holders or {}))
         self.output_holder = output_holder
-
-    def _check(self, weights_quantizers: Mapping[Any, Any]) -> None:
-        if not isinstance(weights_quantizers, Mapping):
-            problem = f"weights_quantizers must be a mapping, got {type(weights_quantizers).__name__}"
-            raise InvalidArgumentError("QuantizationWrapper", problem)
-        wanted: type = str if self.is_str_attr else int
-        if any(not isinstance(attribute, wanted) for attribute in weights_quantizers):
-            raise InvalidArgumentError(
-                "QuantizationWrapper",
-                f"weights_quantizers must be keyed by {wanted.__name__}, got {list(weights_quantizers)}",
-            )
-        if not self.is_str_attr and set(weights_quantizers) != set(self.weight_values):
-            raise InvalidArgumentError(
-                "QuantizationWrapper",
-                f"quantizers for positions {list(weights_quantizers)}, values for {list(self.weight_values)}",
-            )
-        for attribute, quantizer in weights_quantizers.items():
-            require_quantizer(quantizer, QuantizationTarget.Weights, f"QuantizationWrapper: {attribute!r}")
-            if self.is_str_attr and not isinstance(self._weight_of(attribute), Tensor):
-                raise InvalidArgumentError("QuantizationWrapper", f"the layer has no weight {attribute!r}")
-
-    def __getattr__(self, name: str) -> Any:
-        """Return an attribute of the wrapper, or else of the layer."""
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            layer = self.__dict__.get("layer")
-            if layer is None or name.startswith("__"):
-                raise
-            return getattr(layer, name)
+        place = next((p.device for p in self._parameters.values() if p is not None and not p.is_meta), None)
+        if place is not None:
+            for holder in self.holders:
+                holder.to(place)
 
     def _weight_of(self, attribute: str | int) -> Any:
-        if not self.is_str_attr:
+        call: _Call = self.__dict__[CALL]
+        if call.function is not None:
             value = self._parameters.get(f"{POSITIONAL_WEIGHT}_{attribute}")
-            return self.weight_values[attribute] if value is None else value  # type: ignore[index]
-        owner = self.layer
-        for part in str(attribute).split("."):
-            owner = getattr(owner, part, None)
-        return owner
+            return call.weight_values[attribute] if value is None else value  # type: ignore[index]
+        path, _, name = str(attribute).rpartition(".")
+        owner: Any = self.get_submodule(path) if path else self
+        return owner.float_weight(name)
+
+    def read_weight(self, name: str, weight: Any) -> Any:
+        """Return a weight quantized while the model runs, and as it is for everybody else."""
+        if not isinstance(weight, Tensor):
+            return weight
+        if _is_compiling():
+            return self._quantized(name, weight) if self.__dict__[CALL].quantizes else weight
+        value = _values.by_layer.get((id(self), name))
+        if value is None and not is_running(self):
+            return weight
+        call: _Call = self.__dict__[CALL]
+        call.read[name] = True
+        if not call.quantizes:
+            return weight
+        return self._quantized(name, weight) if value is None else value
 
     # ---- mctq's interface -------------------------------------------------------------------------------------------
+
+    @property
+    def layer(self) -> Any:
+        """The layer: this object; or the function."""
+        for place in (self._modules, self._parameters, self._buffers, self.__dict__):
+            if "layer" in place:
+                return place["layer"]  # the layer's own attribute
+        call: _Call = self.__dict__[CALL]
+        return self if call.function is None else call.function
+
+    @layer.setter
+    def layer(self, value: Any) -> None:
+        self.__dict__["layer"] = value
+
+    @property
+    def weight_values(self) -> dict[int, Tensor]:
+        """Constants of a function, by position."""
+        values: dict[int, Tensor] = self.__dict__[CALL].weight_values
+        return values
+
+    @property
+    def op_call_args(self) -> list[Any]:
+        """Positional arguments of every call, behind the inputs."""
+        arguments: list[Any] = self.__dict__[CALL].op_call_args
+        return arguments
+
+    @property
+    def op_call_kwargs(self) -> dict[str, Any]:
+        """Keyword arguments of every call."""
+        arguments: dict[str, Any] = self.__dict__[CALL].op_call_kwargs
+        return arguments
+
+    @property
+    def is_inputs_as_list(self) -> bool:
+        """Whether a function takes its inputs as one list."""
+        return bool(self.__dict__[CALL].is_inputs_as_list)
+
+    @property
+    def is_str_attr(self) -> bool:
+        """Whether quantizers are by attribute: false for a function with constants."""
+        return not self.weight_values
+
+    @property
+    def quantizes_weights(self) -> bool:
+        """Whether readers get quantized weights while the model runs; calibration looks at the model without."""
+        return bool(self.__dict__[CALL].quantizes)
+
+    @quantizes_weights.setter
+    def quantizes_weights(self, quantizes: bool) -> None:
+        self.__dict__[CALL].quantizes = quantizes
 
     @property
     def is_weights_quantization(self) -> bool:
@@ -199,23 +338,38 @@ class QuantizationWrapper(nn.Module, metaclass=UnlistedSubclass, of=PytorchQuant
         """Return (attribute, float weight as it is now, quantizer) of each quantized weight."""
         return [(attribute, self._weight_of(attribute), q) for attribute, q in self.weights_quantizers.items()]
 
+    @property
+    def weights_read(self) -> dict[Any, bool]:
+        """Whether a forward has read each weight through its quantizer so far; compiled forwards don't count."""
+        return dict(self.__dict__[CALL].read)
+
     def get_quantized_weights(self) -> dict[Any, Tensor]:
         """Return each quantized weight's quantized value, by attribute."""
-        return {attribute: self._quantized(weight, q) for attribute, weight, q in self.get_weights_vars()}
+        return {a: self._quantized(a, self._weight_of(a)) for a in self.weights_quantizers}
 
-    def _quantized(self, weight: Tensor, quantizer: Any) -> Tensor:
+    def compute_weights(self) -> None:
+        """Let the layer's hooks compute the weights that they keep in it, as before a forward."""
+        for hook in list(self._forward_pre_hooks.values()):
+            # `weight_norm` and `spectral_norm` call it one way, pruning the other
+            if getattr(hook, "name", getattr(hook, "_tensor_name", None)) in type(self).read_names:
+                hook(self, ())
+
+    def _quantized(self, attribute: str | int, weight: Tensor) -> Tensor:
+        quantizer = self.weights_quantizers[attribute]
         trainable = isinstance(quantizer, BasePytorchTrainableQuantizer)
 
         def compute() -> Tensor:
             result: Tensor = quantizer(weight, self.training) if trainable else quantizer(weight)
             return result
 
-        if torch.compiler.is_compiling() or not isinstance(quantizer, nn.Module):
+        if _is_compiling():
+            return compute()
+        if not isinstance(quantizer, nn.Module):
             return compute()
         if self.training:
             kernels.forget(quantizer)
             return compute()
-        if trainable and torch.is_grad_enabled() and _learns(weight, quantizer):
+        if torch.is_grad_enabled() and trainable and _learns(weight, quantizer):
             return compute()
         return kernels.evaluated(quantizer, weight, compute)
 
@@ -227,6 +381,11 @@ class QuantizationWrapper(nn.Module, metaclass=UnlistedSubclass, of=PytorchQuant
         for holder in self.holders:
             holder.convert_to_inferable_quantizers()
 
+    def set_quantize_weights(self, quantized_weights: Mapping[Any, Any]) -> None:
+        """Refuse: a quantized weight is never stored in the layer."""
+        problem = f"set_quantize_weights({list(quantized_weights)}): quantized weights are not stored in the layer"
+        raise InvalidArgumentError("QuantizationWrapper", problem, "assign the float weight instead.")
+
     # ---- calling ----------------------------------------------------------------------------------------------------
 
     @property
@@ -235,80 +394,68 @@ class QuantizationWrapper(nn.Module, metaclass=UnlistedSubclass, of=PytorchQuant
         inputs: list[Any] = list(self.input_holders.values())
         return inputs if self.output_holder is None else [*inputs, self.output_holder]
 
-    def train(self, mode: bool = True) -> QuantizationWrapper:  # noqa: FBT001, FBT002 - torch's signature
-        """Set the training mode of wrapper, layer and quantizers."""
-        super().train(mode)
-        if mode:
-            for quantizer in self.weights_quantizers.values():
-                kernels.forget(quantizer)
-        if isinstance(self.layer, nn.Module):
-            self.layer.training = mode  # its children are the wrapper's and are set already
-        return self
-
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:  # noqa: FBT001 - torch's signature
-        owner: Any = self.layer if isinstance(self.layer, nn.Module) else super()
-        owner._save_to_state_dict(destination, prefix, keep_vars)  # noqa: SLF001 - the layer's own way, with extra state
-
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        if not isinstance(self.layer, nn.Module):
-            super()._load_from_state_dict(state_dict, prefix, *args)
-            return
-        *others, unexpected, errors = args
-        foreign: list[str] = []
-        layer: Any = self.layer
-        layer._load_from_state_dict(state_dict, prefix, *others, foreign, errors)  # noqa: SLF001 - as in saving
-        known = {f"{prefix}{name}" for name in self._modules}  # the layer knows nothing of quantizers and holders
-        unexpected += [key for key in foreign if not any(key.startswith(f"{name}.") for name in known)]
-
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return the layer's output with quantized weights, inputs and output."""
-        outputs = self._as_one(args[0]) if self.training and len(args) == 1 and not kwargs else None
+        call: _Call = self.__dict__[CALL]
+        outputs = None
+        if len(args) == 1 and not kwargs and call.function is None and not _is_compiling():
+            outputs = self._as_one(args[0], call)
         if outputs is None:
-            if len(self.input_holders):
+            modules: Any = self._modules
+            if len(modules["input_holders"]):
                 args, kwargs = self._quantize_inputs(args, kwargs)
-            outputs = self._call(args, {**self.op_call_kwargs, **kwargs})
+            if call.op_call_kwargs:
+                kwargs = {**call.op_call_kwargs, **kwargs}
+            outputs = self._call(args, kwargs) if call.function is None else self._call_function(args, kwargs)
         if self.output_holder is None:
             return outputs
         if isinstance(outputs, tuple):
             return (self.output_holder(outputs[0]), *outputs[1:])
         return self.output_holder(outputs)
 
-    def _as_one(self, x: Any) -> Any:
+    def _as_one(self, x: Any, call: _Call) -> Any:
         """Return what the layer and its quantizers give as one function, or None: call them one by one.
 
-        Nothing is remembered between calls, so whoever exchanges a quantizer, a holder or the layer is served at once.
+        Nothing is remembered between calls, so whoever exchanges a quantizer or a holder is served at once.
         """
-        layer, modules = self.layer, self.__dict__["_modules"]
+        modules: Any = self._modules
         holders: Any = modules["input_holders"]._modules  # noqa: SLF001 - attributes of modules cost ten times as much
         weights: Any = modules["weights_quantizers"]
         attributes = weights._attributes  # noqa: SLF001 - as above
-        if len(holders) > 1 or len(attributes) > 1 or not self.quantizes_weights or not isinstance(layer, nn.Module):
+        if len(holders) > 1 or len(attributes) > 1 or not call.quantizes or call.forward is not None:
             return None
-        if self.op_call_args or self.op_call_kwargs:
+        if call.op_call_args or call.op_call_kwargs:
             return None
-        watched: list[Any] = [layer]
+        watched: list[Any] = []
         of_x = of_weight = None
         for holder in holders.values():
-            of_x = holder.activation_holder_quantizer
-            if type(holder) is not ActivationQuantizationHolder or holder.observer is not None:
-                return None
-            if not isinstance(of_x, BasePytorchTrainableQuantizer):
+            of_x = holder._modules.get("activation_holder_quantizer")  # noqa: SLF001 - as above
+            if of_x is None or type(holder) is not ActivationQuantizationHolder or holder.observer is not None:
                 return None
             watched += (holder, of_x)
         for attribute, key in attributes.items():
             of_weight = weights._modules.get(key)  # noqa: SLF001 - as above
-            if attribute != "weight" or not isinstance(of_weight, BasePytorchTrainableQuantizer):
+            if of_weight is None or attribute != "weight":
                 return None
             watched.append(of_weight)
-        # a graph that read the kept weights would be guarded by them, and they come and go with other models
-        if not torch.compiler.is_compiling() and cache.WEIGHTS:
+        quantizers = of_x, of_weight
+        if self.training:
+            if not _are(BasePytorchTrainableQuantizer, quantizers):
+                return None
             kernels.forget(of_weight)
-        return kernels.call_layer(layer, x, (of_x, of_weight), watched=watched)
+            outputs = kernels.call_layer(self, type(self).own_class, x, quantizers, watched=watched)
+        elif _are(InferableQuantizer, quantizers) or (not torch.is_grad_enabled() and _are(_OURS, quantizers)):
+            outputs = kernels.evaluate_layer(self, type(self).own_class, x, quantizers, watched=watched)
+        else:
+            return None
+        if outputs is not None and of_weight is not None:
+            call.read["weight"] = True
+        return outputs
 
     def _quantize_inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        values = list(args)
+        values, names = list(args), self.__dict__[CALL].input_names
         for name, holder in self.input_holders.items():
-            index = self.input_names.index(name)
+            index = names.index(name)
             if index < len(values):
                 values[index] = holder(values[index])
             elif name in kwargs:
@@ -316,41 +463,100 @@ class QuantizationWrapper(nn.Module, metaclass=UnlistedSubclass, of=PytorchQuant
         return tuple(values), kwargs
 
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        quantized = self.get_quantized_weights() if self.quantizes_weights else {}
-        kept = kernels.recomputed([*quantized.values(), *args, *kwargs.values()])
-        if not self.is_str_attr:
-            values = list(args)
-            for position in sorted(self.weight_values):
+        """Call the layer's own forward, for which its weights are the quantized ones."""
+        call: _Call = self.__dict__[CALL]
+        if "read_names" not in vars(type(self)):
+            stand_in_front(type(self))
+        own: Any = type(self).own_class.forward.__get__(self) if call.forward is None else call.forward
+        if call.is_inputs_as_list:
+            args = (list(args),)
+        args += tuple(call.op_call_args)
+        if isinstance(self, nn.Linear | nn.MultiheadAttention | nn.RNNBase):
+            args, kwargs = self._with_one_kernel(args, kwargs)
+        if not call.quantizes:
+            return own(*args, **kwargs)
+        if _is_compiling():
+            return own(*args, **kwargs)
+        before = _values.by_layer
+        quantized = self.get_quantized_weights()
+        _values.by_layer = {**before, **{(id(self), name): value for name, value in quantized.items()}}
+        try:
+            with kernels.recomputed([*quantized.values(), *args, *kwargs.values()]):
+                return own(*args, **kwargs)
+        finally:
+            _values.by_layer = before
+
+    def _call_function(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call a function with its constants quantized."""
+        call: _Call = self.__dict__[CALL]
+        quantized = self.get_quantized_weights() if call.quantizes else {}
+        values = list(args)
+        with kernels.recomputed([*quantized.values(), *args, *kwargs.values()]):
+            for position in sorted(call.weight_values):
                 weight = quantized.get(position, self._weight_of(position))
                 setattr(self, f"{QUANTIZED_POSITIONAL_WEIGHT}_{position}", weight.detach())
                 values.insert(position, weight)
-            args = tuple(values)
-            quantized = {}
-        args = ((list(args),) if self.is_inputs_as_list else args) + tuple(self.op_call_args)
-        if isinstance(self.layer, nn.Linear | nn.MultiheadAttention):
-            args, kwargs = self._with_one_kernel(args, kwargs)
-        with kept:
-            if not quantized:
-                return self.layer(*args, **kwargs)
-            return torch.func.functional_call(self.layer, quantized, args, kwargs, tie_weights=False)
+            given: list[Any] = [values] if call.is_inputs_as_list else values
+            return call.function(*given, *call.op_call_args, **kwargs)
 
     def _with_one_kernel(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return the arguments laid out so that PyTorch takes the same kernel whether a gradient is needed or not.
 
         A trainable and a deployed model differ in what needs a gradient, and that decides between kernels of different
-        rounding: for strided batches of matrices, and for self-attention in eval mode.
+        rounding: for strided batches of matrices, as where the batch comes first in a recurrent layer, and for
+        self-attention in eval mode.
         """
-        attends = isinstance(self.layer, nn.MultiheadAttention)
+        attends = isinstance(self, nn.MultiheadAttention)
         names = ("query", "key", "value") if attends else ("input",)
         values, keywords = list(args), dict(kwargs)
         for index, name in enumerate(names):
             place: Any = (values, index) if index < len(values) else (keywords, name)
             if place[0] is keywords and name not in keywords:
                 continue
-            laid_out = _laid_out(place[0][place[1]], batch_first=attends and self.layer.batch_first)
+            laid_out = _laid_out(place[0][place[1]], batch_first=getattr(self, "batch_first", False))
             # the key is another object than the query, else the two may be fused
             place[0][place[1]] = laid_out.view_as(laid_out) if name == "key" else laid_out
         return tuple(values), keywords
+
+
+_ATTRIBUTES = "weights_quantizers", "input_holders", "output_holder"
+
+
+_OURS = BasePytorchTrainableQuantizer, InferableQuantizer
+
+
+def _are(classes: type | tuple[type, ...], quantizers: tuple[Any, Any]) -> bool:
+    """Return whether those of two quantizers that are there, at least one, are of some classes."""
+    of_x, of_weight = quantizers
+    if of_x is None:
+        return isinstance(of_weight, classes)
+    return isinstance(of_x, classes) and (of_weight is None or isinstance(of_weight, classes))
+
+
+def _check(weights_quantizers: Any, module: Any, values: Mapping[int, Tensor]) -> None:
+    """Check that quantizers and what they are for fit together."""
+    if not isinstance(weights_quantizers, Mapping):
+        problem = f"weights_quantizers must be a mapping, got {type(weights_quantizers).__name__}"
+        raise InvalidArgumentError("QuantizationWrapper", problem)
+    if not (isinstance(module, nn.Module) or callable(module)):
+        problem = f"it wraps a torch.nn.Module or a function, got {type(module).__name__}"
+        raise InvalidArgumentError("QuantizationWrapper", problem)
+    wanted: type = int if values else str
+    if any(not isinstance(attribute, wanted) for attribute in weights_quantizers):
+        problem = f"weights_quantizers must be keyed by {wanted.__name__}, got {list(weights_quantizers)}"
+        raise InvalidArgumentError("QuantizationWrapper", problem)
+    if values and set(weights_quantizers) != set(values):
+        problem = f"quantizers for positions {list(weights_quantizers)}, values for {list(values)}"
+        raise InvalidArgumentError("QuantizationWrapper", problem)
+    for attribute, quantizer in weights_quantizers.items():
+        require_quantizer(quantizer, QuantizationTarget.Weights, f"QuantizationWrapper: {attribute!r}")
+        if not values:
+            *path, name = str(attribute).split(".")
+            owner = module
+            for part in path:
+                owner = getattr(owner, part, None)
+            if not isinstance(owner, nn.Module) or not isinstance(getattr(owner, name, None), Tensor):
+                raise InvalidArgumentError("QuantizationWrapper", f"the layer has no weight {attribute!r}")
 
 
 def _learns(weight: Tensor, quantizer: nn.Module) -> bool:

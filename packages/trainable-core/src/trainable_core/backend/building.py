@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
 from trainable_core.enums import QuantizationTarget
-from trainable_core.errors import InvalidArgumentError, QuantizerDefinitionError, QuantizerStateError, nearest
+from trainable_core.errors import (
+    InvalidArgumentError,
+    NothingQuantizedWarning,
+    QuantizerDefinitionError,
+    QuantizerStateError,
+    nearest,
+)
 from trainable_core.quantizer import BaseTrainableQuantizer
-from trainable_core.recipe.plan import QuantizerPlan
+from trainable_core.recipe.layers import HOLDS
+from trainable_core.recipe.plan import LayerPlan, QuantizerPlan
 from trainable_core.registry.process import get_trainable_quantizer_class
 
 
@@ -71,3 +79,26 @@ def require_calibrated(quantizers: Iterable[BaseTrainableQuantizer], model: str,
         raise QuantizerStateError(
             model, f"not calibrated: {', '.join(missing)}", f"{backend}.calibrate(qmodel, batches)."
         )
+
+
+def warn_if_nothing_is_quantized(model: str, plans: Iterable[LayerPlan], *, stacklevel: int = 3) -> None:
+    """Warn when none of the plans has a quantizer, and say of each layer why.
+
+    Parameters
+    ----------
+    model : str
+        What the model is called.
+    plans : iterable of LayerPlan
+        Of all its layers, those included that can't be quantized.
+    stacklevel : int
+        How many calls above the one to `warnings.warn` the user's call of `wrap` is.
+    """
+    reasons: dict[str, list[str]] = {}
+    for plan in plans:
+        if plan.weights or plan.activation is not None:
+            return
+        if plan.layer.obstacle == HOLDS:
+            continue
+        reason = plan.reason or "it has no weights, and the recipe puts no activation quantizer there"
+        reasons.setdefault(reason, []).append(plan.layer.name)
+    warnings.warn(NothingQuantizedWarning(model, reasons), stacklevel=stacklevel)

@@ -17,6 +17,8 @@ from trainable_core.recipe.state import WrappedState
 SCHEMA_VERSION = 1
 KINDS: dict[str, type] = {"recipe": dict, "frozen": list, "finalized": bool}
 """Keys that every header has, and the type of each; a backend adds its own."""
+SWITCHED_OFF = "switched_off"
+"""Key of a header whose model has quantizers that calibration switched off: why, by the quantizer's name."""
 
 
 def header_of(form: str, state: WrappedState, quantizers: Mapping[str, BaseTrainableQuantizer]) -> dict[str, Any]:
@@ -31,13 +33,37 @@ def header_of(form: str, state: WrappedState, quantizers: Mapping[str, BaseTrain
     quantizers : mapping of str to BaseTrainableQuantizer
         Its trainable quantizers by the name of their tensor.
     """
-    return {
+    header = {
         "format": form,
         "schema_version": SCHEMA_VERSION,
         "recipe": state.recipe.model_dump(mode="json", exclude_unset=True),
         "frozen": [name for name, quantizer in quantizers.items() if quantizer.freeze_quant_params],
         "finalized": state.finalized,
     }
+    off = {name: q.subject for name, q in quantizers.items() if not q.quantization_config.enabled}
+    if off:
+        header[SWITCHED_OFF] = {name: state.left_out.get(subject, "") for name, subject in off.items()}
+    return header
+
+
+def switch_off_quantizers(
+    path: object, header: Mapping[str, Any], quantizers: Mapping[str, Any], state: WrappedState
+) -> None:
+    """Switch off the quantizers that calibration had switched off when a file was written, and note why.
+
+    Raises
+    ------
+    DocumentError
+        When the model has no quantizer of such a name; none is switched off then.
+    """
+    off = header.get(SWITCHED_OFF, {})
+    if not isinstance(off, dict) or not all(isinstance(why, str) for why in off.values()):
+        raise DocumentError(path, f"its header has a {SWITCHED_OFF!r} that does not map names to reasons")
+    check_names(path, off, quantizers)
+    for name, why in off.items():
+        quantizers[name].switch_off()
+        if why:
+            state.left_out[quantizers[name].subject] = why
 
 
 def recipe_of(path: object, header: Mapping[str, Any]) -> QuantizationRecipe:

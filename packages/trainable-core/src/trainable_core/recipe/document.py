@@ -36,6 +36,9 @@ from trainable_core.validation import check_text, plain
 
 S = TypeVar("S", bound=TensorSection)
 
+SKIPPED = "skipped by a rule"
+"""Reason of a layer that a rule leaves alone."""
+
 
 class Match(Section):
     """Which layers a rule is for; every criterion given must hold.
@@ -43,7 +46,8 @@ class Match(Section):
     Parameters
     ----------
     name : str, optional
-        Pattern of the layer's full name, shell style (``*`` also matches dots), case-sensitive.
+        Pattern of the layer's full name, shell style (``*`` also matches dots), case-sensitive. The plain name of a
+        module that holds layers means all of them.
     op : str, optional
         Framework-neutral op kind, one of `OPS`.
     """
@@ -69,12 +73,22 @@ class Match(Section):
     @property
     def explicit(self) -> bool:
         """Whether the rule names an op kind or one layer, rather than a group of whatever is there."""
-        return self.op is not None or not set("*?[") & set(self.name or "")
+        return self.op is not None or self.plain
+
+    @property
+    def plain(self) -> bool:
+        """Whether the name is one without wildcards."""
+        return self.name is not None and not set("*?[") & set(self.name)
 
     def __call__(self, layer: LayerInfo) -> bool:
-        """Return whether the layer is meant."""
+        """Return whether the layer is meant by its own name and op."""
         named = self.name is None or fnmatchcase(layer.name, self.name)
         return named and (self.op is None or self.op == layer.op)
+
+    def holds(self, layer: LayerInfo) -> bool:
+        """Return whether the layer is inside of the module that is named."""
+        inside = self.plain and layer.name.startswith(f"{self.name}.")
+        return inside and (self.op is None or self.op == layer.op)
 
 
 class Rule(Section):
@@ -176,35 +190,49 @@ class QuantizationRecipe(Document):
         Parameters
         ----------
         layers : sequence of LayerInfo
-            The model's layers and, where they are visible, functional operations.
+            The model's layers, those included that can't be quantized, and functional operations where they are
+            visible.
         unseen : str
             Why functional operations are not among them; part of the error when a rule matches nothing.
 
         Raises
         ------
         RuleError
-            When a rule matches no layer, or asks matched layers for weights none of them has.
+            When a rule matches no layer, asks matched layers for weights none of them has, or asks only layers that
+            can't be quantized.
         UnsupportedConfigError
             When a layer's grid can't be expressed by the target.
         pydantic.ValidationError
             When rules add up to an incomplete or wrong config.
         """
-        names = [layer.name for layer in layers]
+        matched = self.matched(layers)
         for index, rule in enumerate(self.rules):
-            text = f"rules.{index} ({rule.match.model_dump_json(exclude_none=True)})"
-            matched = [layer for layer in layers if rule.match(layer)]
-            if not matched:
-                problem = "it matches no layer" + (
-                    f" (functional operations are not visible: {unseen})" if unseen else ""
-                )
-                raise RuleError(text, problem, names)
-            if rule.weights and not any(layer.weights for layer in matched):
-                raise RuleError(text, "none of its layers has weights to quantize", [layer.name for layer in matched])
-        return [self._plan(layer) for layer in layers]
+            _check_rule(index, rule, [layers[each] for each in matched[index]], layers, unseen)
+        rules = _by_layer(matched, len(layers))
+        return [
+            self.plan_of(layer, [self.rules[index] for index in each])
+            for layer, each in zip(layers, rules, strict=True)
+        ]
+
+    def matched(self, layers: Sequence[LayerInfo]) -> list[list[int]]:
+        """Return the indices of the layers that each rule is for, in the order of the rules.
+
+        The plain name of a module means it and everything inside of it; that of a layer which is quantized as a whole
+        means that layer alone.
+        """
+        whole = {layer.name for layer in layers if not layer.obstacle}
+        return [
+            [
+                index
+                for index, layer in enumerate(layers)
+                if rule.match(layer) or (rule.match.name not in whole and rule.match.holds(layer))
+            ]
+            for rule in self.rules
+        ]
 
     def matches_functional(self, layers: Sequence[LayerInfo]) -> bool:
         """Return whether some rule matches none of the layers: it may mean an operation that only tracing shows."""
-        return any(not any(rule.match(layer) for layer in layers) for rule in self.rules)
+        return not all(self.matched(layers))
 
     @property
     def quantizes_outputs(self) -> bool:
@@ -213,24 +241,31 @@ class QuantizationRecipe(Document):
         placements += [rule.activations.get("placement", "inputs") for rule in self.rules]
         return "outputs" in placements
 
-    def _plan(self, layer: LayerInfo) -> LayerPlan:
+    def plan_of(self, layer: LayerInfo, rules: Sequence[Rule]) -> LayerPlan:
+        """Return what becomes of a layer by the defaults and some rules, whatever they match.
+
+        Raises
+        ------
+        UnsupportedConfigError, pydantic.ValidationError
+            As `resolve` does.
+        """
         weights: dict[str, Any] | None = self.weights.model_dump(exclude_unset=True) if self.weights else None
         activations: dict[str, Any] | None = (
             self.activations.model_dump(exclude_unset=True) if self.activations else None
         )
         asked = bool(layer.weights) or bool(self.activations and self.activations.placement == "outputs")
         skip = False
-        for rule in self.rules:
-            if not rule.match(layer):
-                continue
+        for rule in rules:
             skip = skip if rule.skip is None else rule.skip
             if rule.weights and layer.weights:
                 weights = {**(weights or {}), **rule.weights}
             if rule.activations:
                 activations = {**(activations or {}), **rule.activations}
-                asked = asked or rule.match.explicit
+                asked = asked or rule.match.op is not None or (rule.match.plain and rule.match(layer))
         if skip:
-            return LayerPlan(layer, {}, None, "inputs", "skipped by a rule")
+            return LayerPlan(layer, {}, None, "inputs", SKIPPED)
+        if layer.obstacle:
+            return LayerPlan(layer, {}, None, "inputs", layer.obstacle)
         weights_section = _section(WeightsSection, weights, layer) if layer.weights else None
         activations_section = _section(ActivationsSection, activations, layer) if asked else None
         plans = {
@@ -283,6 +318,54 @@ class QuantizationRecipe(Document):
 
 RecipeSource = QuantizationRecipe | Mapping[str, Any] | str | PathLike[str]
 """What `wrap` takes for a recipe; see `QuantizationRecipe.of`."""
+
+
+def _by_layer(matched: Sequence[Sequence[int]], count: int) -> list[list[int]]:
+    """Return the indices of the rules for each layer, from those of the layers for each rule.
+
+    Examples
+    --------
+    >>> _by_layer([[0, 1], [1]], 3)
+    [[0], [0, 1], []]
+    """
+    rules: list[list[int]] = [[] for _ in range(count)]
+    for index, layers in enumerate(matched):
+        for layer in layers:
+            rules[layer].append(index)
+    return rules
+
+
+def _check_rule(index: int, rule: Rule, matched: Sequence[LayerInfo], layers: Sequence[LayerInfo], unseen: str) -> None:
+    """Refuse a rule that would change nothing.
+
+    Raises
+    ------
+    RuleError
+        When it matches no layer, or none that has what the rule asks for.
+    """
+    text = f"rules.{index} ({rule.match.model_dump_json(exclude_none=True)})"
+    quantizable = [layer for layer in matched if not layer.obstacle]
+    names = [layer.name for layer in layers if not layer.obstacle]
+    if quantizable:
+        if rule.weights and not any(layer.weights for layer in quantizable):
+            problem = "none of its layers has weights to quantize"
+            raise RuleError(text, problem, [layer.name for layer in quantizable])
+        return
+    holding = [each.name for each in matched if any(name.startswith(f"{each.name}.") for name in names)]
+    owner = next((name for name in names if (rule.match.name or "").startswith(f"{name}.")), None)
+    problem = ""
+    if not matched:
+        problem = "it matches no layer" + (f" (functional operations are not visible: {unseen})" if unseen else "")
+        if owner is not None:
+            problem += f"; {owner!r} is quantized as a whole, name that one"
+    elif holding and not rule.match.plain:
+        problem = f"it matches no layer, but modules that hold layers ({', '.join(holding)}): name one of them in full,"
+        problem += f" or the layers inside, as in {holding[0] + '.*'!r}"
+    elif rule.weights or rule.activations:
+        reasons = "; ".join(f"{layer.name}: {layer.obstacle}" for layer in matched)
+        problem = f"none of its layers can be quantized ({reasons})"
+    if problem:
+        raise RuleError(text, problem, names)
 
 
 def _section(section: type[S], fields: Mapping[str, Any] | None, layer: LayerInfo) -> S | None:

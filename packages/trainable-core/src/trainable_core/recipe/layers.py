@@ -30,6 +30,9 @@ OPS = (
 INTEGER_INPUT_OPS = frozenset({"embedding"})
 """Ops whose inputs are indices: nothing to quantize there."""
 
+HOLDS = "it only holds other layers"
+"""Why a module with nothing but other modules in it is not quantized itself."""
+
 
 @dataclass(frozen=True)
 class LayerKind:
@@ -99,11 +102,14 @@ class LayerInfo:
         One of `OPS`.
     weights : mapping of str to WeightInfo
         Weights that can be quantized, by attribute name; empty for operations without.
+    obstacle : str
+        Why nothing of it can be quantized; empty where something can. Rules may name such a layer, to skip it.
     """
 
     name: str
     op: str
     weights: Mapping[str, WeightInfo] = field(default_factory=dict)
+    obstacle: str = ""
 
 
 def layer_info(

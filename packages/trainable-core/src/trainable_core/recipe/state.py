@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
-from trainable_core.recipe.document import QuantizationRecipe
+from trainable_core.recipe.document import SKIPPED, QuantizationRecipe
 from trainable_core.recipe.plan import LayerPlan
 
 
@@ -24,6 +26,8 @@ class WrappedState:
         Layer by the batch norm folded into it.
     finalized : bool
         Whether its quantizers are inferable.
+    structure : dict
+        What a backend learned of the model's structure from an example, JSON-clean: `load` has no example.
     """
 
     recipe: QuantizationRecipe
@@ -31,3 +35,23 @@ class WrappedState:
     left_out: dict[str, str] = field(default_factory=dict)
     folded: dict[str, str] = field(default_factory=dict)
     finalized: bool = False
+    structure: dict[str, Any] = field(default_factory=dict)
+
+    def note(self, plans: Iterable[LayerPlan]) -> list[LayerPlan]:
+        """Take in what becomes of the layers, and return the plans of those that get quantizers.
+
+        Of layers that can't be quantized no plan is kept; whether their reason is worth telling, the backend decides,
+        which notes it in `left_out`. That a rule skips them is always told.
+        """
+        quantized = []
+        for plan in plans:
+            name = plan.layer.name
+            if plan.reason == SKIPPED:
+                self.left_out[name] = SKIPPED
+            elif plan.reason and not plan.layer.obstacle:
+                self.left_out.setdefault(name, plan.reason)
+            if not plan.layer.obstacle:
+                self.plans[name] = plan
+            if plan.weights or plan.activation is not None:
+                quantized.append(plan)
+        return quantized

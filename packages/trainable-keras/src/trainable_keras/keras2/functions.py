@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from trainable_keras import grappler
 from trainable_keras.functions import Functions, Tensor
 from trainable_keras.fusion import Fusion
 from trainable_keras.keras2 import engine
@@ -38,6 +39,14 @@ def steps_of(x: Tensor, scale: Tensor, quant_min: int, quant_max: int, *, center
     return tf.where(tf.abs(steps) < 2.0**-126, tiny, steps)
 
 
+def _hide_shape(x: Tensor) -> Tensor:
+    return grappler.hide_shape(tf, x)
+
+
+def _show_shape(x: Tensor, like: Tensor) -> Tensor:
+    return grappler.show_shape(tf, x, like.shape)
+
+
 def _size(x: Tensor) -> Any:
     known = x.shape.num_elements()
     return tf.cast(tf.size(x, out_type=tf.int64), "float32") if known is None else known
@@ -60,7 +69,8 @@ def _total(terms: list[Tensor]) -> Tensor:
 
 
 def _rank(x: Tensor) -> int | None:
-    rank: int | None = x.shape.rank
+    shape = x.shape  # of an array, which Keras takes too, it is a tuple
+    rank: int | None = shape.rank if isinstance(shape, tf.TensorShape) else len(shape)
     return rank
 
 
@@ -96,6 +106,8 @@ FUNCTIONS = Functions(
     total=_total,
     divide_by=engine.divide_by,
     reciprocal=engine.reciprocal,
+    hide_shape=_hide_shape,
+    show_shape=_show_shape,
     steps_of=steps_of,
     size=_size,
     rank=_rank,

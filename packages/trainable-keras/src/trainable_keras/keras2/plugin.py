@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from trainable_core.enums import TieRule
 from trainable_core.hookspecs import Backend, hookimpl
-from trainable_keras.which import is_installed
+from trainable_keras.which import is_installed, looking_up
 
 
 @hookimpl
@@ -27,6 +27,7 @@ def trainable_register_quantizers(backend: str) -> list[type]:
     """Return the built-in Keras 2 quantizers."""
     if backend != "tf_keras":
         return []
-    from trainable_keras.keras2.quantizers import BUILTIN  # noqa: PLC0415 - imports TensorFlow, only when it is asked for
+    with looking_up():
+        from trainable_keras.keras2.quantizers import BUILTIN  # noqa: PLC0415 - imports TensorFlow, only when it is asked for
 
     return list(BUILTIN)

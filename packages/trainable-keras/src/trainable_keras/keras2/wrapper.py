@@ -87,6 +87,8 @@ class QuantizationWrapper(
         self.output_holder = output_holder
         self.initialize_quantizers()
         self.built = True
+        if not layer.trainable:
+            self.trainable = False  # nor may its quantizers learn; set on the wrapper, it lets all of them learn again
 
     def keep(self, **values: Any) -> None:
         """Set attributes as they are; Keras would make containers of its own of them."""

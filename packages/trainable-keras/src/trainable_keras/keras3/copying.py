@@ -48,7 +48,8 @@ class Copier(ModelCopier):
             copied = keras.models.clone_model(model, clone_function=clone, **functional)
         finally:
             model.compiled = compiled
-        copied.trainable = copied.trainable and model.trainable
+        if not model.trainable:  # True would be passed on to every layer inside, frozen ones too
+            copied.trainable = False
         return copied
 
     def copy_holding(self, layer: Any, prefix: str) -> Any:

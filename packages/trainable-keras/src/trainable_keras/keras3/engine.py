@@ -8,6 +8,7 @@ in a TensorFlow graph.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -105,6 +106,12 @@ def divide_by(x: Tensor, number: float) -> Tensor:
 def reciprocal(x: Tensor) -> Tensor:
     """Return ``1 / x`` correctly rounded, for `x` > 0, in every compiler; see `divide_by`."""
     return ops.where(x > 0, ops.cast(1, x.dtype), ops.cast(2, x.dtype)) / x
+
+
+def foreign_tensorflow(x: Any) -> Any | None:
+    """Return TensorFlow's module where `x` stands for a tensor in a graph of it, and Keras runs on another engine."""
+    tensorflow = None if ENGINE == "tensorflow" else sys.modules.get("tensorflow")
+    return tensorflow if tensorflow is not None and tensorflow.is_symbolic_tensor(x) else None
 
 
 def with_gradient(forward: Callable[..., Tensor], backward: Callable[..., tuple[Tensor, ...]]) -> Callable[..., Tensor]:

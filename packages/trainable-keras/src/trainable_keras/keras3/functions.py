@@ -12,6 +12,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from trainable_keras import grappler
 from trainable_keras.functions import Function, Functions, Tensor
 from trainable_keras.fusion import Fusion
 from trainable_keras.keras3 import engine
@@ -25,6 +26,14 @@ if ENGINE == "tensorflow":
 
 def _fused(plain: Function, compiled: Function | None = None) -> Function:
     return fusion.fused(plain, compiled) if ENGINE == "tensorflow" else plain
+
+
+def _hide_shape(x: Tensor) -> Tensor:
+    return grappler.hide_shape(tf, x) if ENGINE == "tensorflow" else x
+
+
+def _show_shape(x: Tensor, like: Tensor) -> Tensor:
+    return grappler.show_shape(tf, x, like.shape) if ENGINE == "tensorflow" else x
 
 
 def _size(x: Tensor) -> Any:
@@ -92,6 +101,8 @@ FUNCTIONS = Functions(
     total=_total,
     divide_by=engine.divide_by,
     reciprocal=engine.reciprocal,
+    hide_shape=_hide_shape,
+    show_shape=_show_shape,
     steps_of=_steps_of,
     size=_size,
     rank=_rank,

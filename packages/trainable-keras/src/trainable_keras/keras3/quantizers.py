@@ -6,19 +6,22 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import keras
+import numpy as np
 from keras import ops
 from mct_quantizers.common.base_inferable_quantizer import BaseInferableQuantizer
 from numpy.typing import NDArray
 
 from trainable_core.backend.unlisted import UnlistedSubclass
 from trainable_core.config import TrainableQuantizerConfig
+from trainable_core.enums import QuantizationMethod
 from trainable_core.quantizer import BaseTrainableQuantizer
 from trainable_keras.keras3 import inferable
 from trainable_keras.keras3.annealing import KerasLinearAnnealingScheduler
-from trainable_keras.keras3.engine import Tensor, errors_as_they_are, infers_shapes
+from trainable_keras.keras3.engine import Tensor, errors_as_they_are, foreign_tensorflow, infers_shapes
 from trainable_keras.keras3.functions import FUNCTIONS
-from trainable_keras.keras3.grid import GRIDS
+from trainable_keras.keras3.grid import GRIDS, Grid
 from trainable_keras.keras3.ops import OPS
+from trainable_keras.ops import BELOW_HALF
 from trainable_keras.quantizers import KerasQuantizer, classes_for
 
 
@@ -72,7 +75,23 @@ class BaseKerasTrainableQuantizer(
             with errors_as_they_are():
                 self.require_calibrated()
                 self.check_input(inputs)
+            if (tensorflow := foreign_tensorflow(inputs)) is not None:
+                return self._in_graph_of(tensorflow, inputs, bool(training))
         return super().__call__(inputs, training=training, **kwargs)
+
+    def _in_graph_of(self, tf: Any, inputs: Any, training: bool) -> Any:  # noqa: FBT001 - mctq's word
+        """Return what a method written with TensorFlow's functions makes of a tensor in one of TensorFlow's graphs.
+
+        Such a graph has no tensors of another engine, so the grid's numbers are constants in it.
+        """
+        numbers = self.current_qparams().along(len(inputs.shape))
+        centered = self.quantization_config.quantization_method is not QuantizationMethod.UNIFORM
+        scale, zero_point = np.float32(numbers.scale), np.float32(numbers.zero_point)
+        grid = Grid(scale, zero_point, numbers.quant_min, numbers.quant_max, centered)
+        x = tf.cast(inputs, tf.float32)
+        below = tf.bitcast(tf.bitcast(x, tf.int32) - 1, tf.float32)
+        x = tf.where(tf.equal(x * (np.float32(1) / scale), BELOW_HALF), below, x)  # as `HalfUp.off_the_edge` does
+        return tf.cast(self.fake_quantize(x, grid, training), inputs.dtype)
 
     def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:  # noqa: FBT001 - mctq's call
         """Return the input fake-quantized, in its own dtype.

@@ -29,7 +29,7 @@ def graph_of(model: Any) -> Graph | None:
     by_depth = functional._nodes_by_depth  # noqa: SLF001 - as above
     nodes = [node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth]]
     calls = [
-        Call(node.operation, node.input_tensors, node.outputs)
+        Call(node.operation, node.input_tensors, node.outputs, node.arguments.args, node.arguments.kwargs)
         for node in nodes
         if node.operation is not None and not node.is_input
     ]

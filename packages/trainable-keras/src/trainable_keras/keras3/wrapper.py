@@ -72,6 +72,8 @@ class QuantizationWrapper(KerasWrapper, keras.layers.Layer):  # type: ignore[mis
         self.initialize_quantizers()
         self._takes_training = "training" in inspect.signature(layer.call).parameters
         self.built = True
+        if not layer.trainable:
+            self.trainable = False  # nor may its quantizers learn; set on the wrapper, it lets all of them learn again
 
     def __getattr__(self, name: str) -> Any:
         """Return an attribute of the layer that the wrapper doesn't have."""
@@ -122,6 +124,7 @@ class QuantizationWrapper(KerasWrapper, keras.layers.Layer):  # type: ignore[mis
             value = scope.get_current_value(variable)
             if value is not before[id(variable)] and id(variable) not in replaced:
                 variable.assign(value)
+        layer._clear_losses()  # noqa: SLF001 - else JAX, which trains in a scope, counts a loss for each layer that knows it
         for loss in scope.losses:
             self.add_loss(loss)
         return outputs

@@ -16,6 +16,9 @@ from trainable_keras.grid import Grid, GridMaker
 from trainable_keras.inferable import KerasInferableQuantizer
 from trainable_keras.ops import HalfUp
 
+BUILT_IN = "trainable_keras.quantizers."
+"""Beginning of the names of the modules whose methods take their values from `HalfUp`."""
+
 
 class KerasQuantizer(BaseTrainableQuantizer):
     """Base of the training methods: a method subclasses it, writes `fake_quantize`, and serves both Kerases.
@@ -69,7 +72,10 @@ class KerasQuantizer(BaseTrainableQuantizer):
 
         It is not called ``quantize``: every layer of Keras 3 has a method of that name, for post-training quantization.
         """
-        return self.fake_quantize(x, self.grid(self.functions.rank(x)), training)
+        grid = self.grid(self.functions.rank(x))
+        if not type(self).fake_quantize.__module__.startswith(BUILT_IN):  # it may round as it likes
+            x = self.ops.off_the_edge(x, self.functions.stop_gradient(grid.scale))
+        return self.functions.show_shape(self.fake_quantize(x, grid, training), x)
 
     variable_type: ClassVar[Any]
     """The framework's variables."""

@@ -7,7 +7,7 @@ and ``trainable doctor`` prints it. No missing name breaks an import.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -47,6 +47,11 @@ _saved_tensors_hooks_are_allowed = _private("torch._C._autograd._saved_tensors_h
 _current_backward = _private(
     "torch._C._current_graph_task_id", "under activation checkpointing schedules count the forward in backward as well"
 )
+_will_execute = _private("torch._C._will_engine_execute_node", "a differentiated backward pass computes all gradients")
+
+_call = _private("torch.nn.Module._call_impl", "functional operations of models that can't be traced stay float")
+CALL_CODE: Any = getattr(_call, "__code__", None)
+"""The code that runs whenever a module is called; its local ``self`` is the module. None where it is not known."""
 
 CONVOLUTION_BACKWARD: Any = _private("torch.ops.aten.convolution_backward.default", _PARTS)
 """All gradients of a convolution in one call, or None."""
@@ -100,28 +105,56 @@ def fits(*tensors: Tensor) -> bool:
 
 
 def fits_backward(upstream: Tensor) -> bool:
-    """Return whether a backward pass may take the fast kernels: it is neither differentiated nor vectorized itself."""
+    """Return whether a backward pass may take the fast kernels: it is not vectorized itself."""
     # With ``is_grads_batched`` the gradient is batched outside of any transform.
-    return not torch.is_grad_enabled() and fits(upstream) and not _is_batched(upstream)
+    return fits(upstream) and not _is_batched(upstream)
+
+
+def wanted(node: Any, needed: Sequence[bool]) -> list[bool]:
+    """Return which gradients of its tensors a node has to give in the backward pass that runs.
+
+    Parameters
+    ----------
+    node : autograd node
+        The one that is asked, as its ``backward`` gets it.
+    needed : sequence of bool
+        Whether each of its tensors needs a gradient at all. ``torch.autograd.grad`` may want only some of them, which
+        a node of Python isn't told.
+    """
+    if _will_execute is None:
+        return list(needed)
+    return [need and _is_executed(each) for need, (each, _) in zip(needed, node.next_functions, strict=True)]
+
+
+def _is_executed(node: Any) -> bool:
+    try:
+        return bool(_will_execute(node))
+    except RuntimeError:  # a leaf whose gradient `torch.autograd.grad` returns
+        return True
 
 
 def is_watched() -> bool:
     """Return whether anything looks at all modules, at what they are given, or at what is kept for backward."""
+    return are_modules_watched() or torch.is_autocast_enabled("cpu") or saved_tensors_are_watched()
+
+
+def are_modules_watched() -> bool:
+    """Return whether anything looks at all modules or at all functions."""
     return (
         _has_global_hooks is None
         or _count_function_modes is None
         or _has_global_hooks()
-        or torch.is_autocast_enabled("cpu")
         or _count_function_modes() > 0
-        or saved_tensors_are_watched()
     )
 
 
 def has_hooks(modules: Iterable[nn.Module]) -> bool:
-    """Return whether any of the modules has a hook on its forward or backward."""
+    """Return whether any of the modules has a hook on its forward or backward, or a forward of its own."""
     for module in modules:
         state = module.__dict__
         if (
+            "forward" in state
+            or
             state["_forward_pre_hooks"]
             or state["_forward_hooks"]
             or state["_backward_pre_hooks"]

@@ -6,6 +6,7 @@ left to `plain`.
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -64,19 +65,27 @@ class FakeQuantization:
         How gradients come back.
     """
 
-    __slots__ = ("_block", "_numbers", "form", "leaves", "rule", "shape", "variables")
+    __slots__ = ("_block", "_lines", "_numbers", "_rows", "form", "leaves", "rule", "shape", "variables")
 
     def __init__(self, form: Form | Explicit, variables: Sequence[Tensor], shape: tuple[int, ...], rule: Rule) -> None:
         self.form, self.variables, self.shape, self.rule = form, variables, shape, rule
         self.leaves: Sequence[Tensor] = variables if isinstance(rule, Lsq) else ()
         self._block: native.Block | native.Given | None = None
         self._numbers: Numbers | None = None
+        self._rows: tuple[Any, int] | None = None
+        self._lines: native.Lines | None = None
+
+    def fits(self, x: Tensor) -> bool:
+        """Return whether the fast kernels may take a tensor and the grid's variables."""
+        return eligible.fits(x, *self.variables) and x.numel() > 0
 
     # ---- the grid's numbers -----------------------------------------------------------------------------------------
 
     def numbers(self) -> Numbers:
         """Return the grid's numbers for expressions of tensors."""
         if self._numbers is None:
+            if self._block is None and self._rows is not None:
+                self.block()
             if isinstance(self._block, native.Block):
                 self._numbers = self._block.numbers()
                 return self._numbers
@@ -91,7 +100,9 @@ class FakeQuantization:
     def block(self) -> native.Block | native.Given:
         """Return the grid's numbers for the native loops."""
         if self._block is None:
-            if isinstance(self.form, Form):
+            if self._rows is not None:
+                self._block = native.block_of(self.form, self._rows, self.shape)
+            elif isinstance(self.form, Form):
                 self._block = native.grid_of(self.form, self.variables, self.shape)
             else:
                 scale, low, high, _ = self.numbers()
@@ -101,6 +112,17 @@ class FakeQuantization:
     def plain(self, x: Tensor, *leaves: Tensor) -> Tensor:
         """Return `x` snapped to the grid by the formula, in the graph of `x` and of leaves that learn."""
         return plain.fake_quantize(x, self.form.grid(leaves or self.variables, self.shape), self.rule)
+
+    def has_plain_variables(self) -> bool:
+        """Return whether the loops may read the variables where they lie."""
+        for each in self.variables:
+            if not each.is_contiguous() or each.is_neg():
+                return False
+        return isinstance(self.form, Form)
+
+    def keep_lines(self, where: native.Lines, *, same: bool) -> None:
+        """Remember how the tensor falls into lines, where it is the `same` that comes back in backward."""
+        self._lines = where if same else None
 
     # ---- forward ----------------------------------------------------------------------------------------------------
 
@@ -116,7 +138,35 @@ class FakeQuantization:
                 return native.snap(x, self.block(), where, marking=marking and isinstance(self.rule, Ste))
         return passes.snap(x, self.numbers()), None
 
+    def forward_table(self, x: Tensor, where: native.Lines) -> tuple[Tensor, native.Marks, bytes]:
+        """Return where a small dense tensor is snapped to, what helps `gradients`, and the loops' table for it."""
+        self._rows = rows, place = native.rows(where.channels)
+        marks, marked = native.marks_of(where) if isinstance(self.rule, Ste) else (None, 0)
+        y, table = native.forward_part(self.form, self.variables, x, where, place, marked)
+        return y, marks, table
+
     # ---- backward ---------------------------------------------------------------------------------------------------
+
+    def backward_table(
+        self, x: Tensor, upstream: Tensor, leaves: Sequence[Tensor], needs: Sequence[bool], marks: native.Marks
+    ) -> tuple[Gradients, bytes] | None:
+        """Return where the gradients of a small tensor go and the loops' table; None: it is not for them.
+
+        The input's gradient takes the place of `upstream`; other parameters are those of `gradients`.
+        """
+        where = self._lines
+        if where is None or self._rows is None or upstream.is_neg() or upstream.stride() != x.stride():
+            return None
+        learns = isinstance(self.rule, Lsq) and True in needs[1:]
+        found = [torch.empty_like(each) for each in leaves] if learns else []
+        factor = self.rule.gradient_scale if isinstance(self.rule, Lsq) else 0.0
+        closed = isinstance(self.rule, Ste)
+        marked = ctypes.addressof(marks) if marks is not None and closed else 0
+        table = native.backward_part(
+            self.form, leaves if learns else self.variables, x, upstream, where, self._rows[1], marked, found, factor,
+            closed=closed,
+        )  # fmt: skip
+        return (upstream, *(found or [None for _ in leaves])), table
 
     def gradients(
         self,
@@ -145,16 +195,11 @@ class FakeQuantization:
         marks : object
             What `snap_for_backward` returned besides.
         """
+        if isinstance(self.rule, Ste) or True not in needs[1:]:
+            return self.pass_inside(x, upstream, reuse=reuse, marks=marks), *[None for _ in leaves]
         where = None
         if native.compiled() is not None:
             x, where = native.lines(x, self.shape)
-        if isinstance(self.rule, Ste) or True not in needs[1:]:
-            closed = isinstance(self.rule, Ste)
-            if where is None:
-                d_x = passes.pass_inside(x, upstream, self.numbers(), closed=closed)
-            else:
-                d_x = native.pass_inside(x, upstream, self.block(), where, closed=closed, reuse=reuse, marks=marks)
-            return d_x, *[None for _ in leaves]
         outside = len(leaves) > 1  # a threshold has no part in the zero point
         if where is None:
             d_x, d_scale, d_zero = passes.learned(x, upstream, self.numbers(), outside=outside)
@@ -164,6 +209,35 @@ class FakeQuantization:
         if isinstance(block, native.Block):
             return d_x, *native.gradients(self.form, leaves, block, sums, self.rule.gradient_scale)
         return d_x, *self.leaf_gradients(leaves, [each.view(self.shape) for each in native.total(sums, where)])
+
+    def pass_inside(self, x: Tensor, upstream: Tensor, *, reuse: bool = False, marks: native.Marks = None) -> Tensor:
+        """Return the gradient of the input alone, which passes inside the range; parameters as in `gradients`."""
+        closed = isinstance(self.rule, Ste)
+        if native.compiled() is not None:
+            x, where = native.lines(x, self.shape)
+            if where is not None:
+                return native.pass_inside(x, upstream, self.block(), where, closed=closed, reuse=reuse, marks=marks)
+        return passes.pass_inside(x, upstream, self.numbers(), closed=closed)
+
+    def gradients_in_graph(
+        self, x: Tensor, upstream: Tensor, leaves: Sequence[Tensor], needs: Sequence[bool]
+    ) -> Gradients:
+        """Return the gradients that are needed, themselves in the autograd graph of upstream gradient, input and leaves.
+
+        That of the input passes or not: whether it does, changes nowhere continuously. Those of the leaves are
+        expressions of tensors.
+        """
+        passed: Any = _PassInside.apply(upstream, x.detach(), self) if needs[0] else None  # type: ignore[no-untyped-call]
+        if isinstance(self.rule, Ste) or True not in needs[1:]:
+            return passed, *[None for _ in leaves]
+        grid = self.form.grid(leaves, self.shape)
+        low, high = grid.ends
+        learned = False, True, not grid.centered
+        _, d_scale, d_zero = plain.lsq_gradients(upstream, x, grid.scale, low, high, learned)
+        d_scale, d_zero = (None if each is None else each * self.rule.gradient_scale for each in (d_scale, d_zero))
+        zero_point = None if grid.centered else grid.zero_point
+        of_leaves = self.form.gradients(leaves, (grid.scale, zero_point), (d_scale, d_zero))  # type: ignore[arg-type] # asked for
+        return passed, *[each if need else None for each, need in zip(of_leaves, needs[1:], strict=True)]
 
     def directions(self, x: Tensor) -> Sequence[Tensor]:
         """Return the derivative by the scale and, where it learns, that by the zero point over the negative scale."""
@@ -181,6 +255,59 @@ class FakeQuantization:
         zero_point = None if self.form.centered else self.form.quant_min - grid.low
         d_grid = d_scale * factor, None if d_zero is None else d_zero * factor
         return self.form.gradients(leaves, (grid.scale, zero_point), d_grid)  # type: ignore[arg-type] # not centered: a tensor
+
+
+def snap_together(parts: Sequence[tuple[FakeQuantization | None, Tensor]]) -> list[tuple[Tensor, native.Marks]]:
+    """Return what `FakeQuantization.snap_for_backward` does of some tensors, of small ones in one call."""
+    snapped: list[tuple[Tensor, native.Marks]] = []
+    tables: list[bytes] = []
+    compiled = native.compiled() is not None
+    for made, x in parts:
+        if made is None:
+            snapped.append((x, None))
+            continue
+        dense, where = native.lines(x, made.shape) if compiled else (x, None)
+        if where is None or where.size >= 2 * native.SHARE or not made.has_plain_variables():
+            snapped.append(made.snap_for_backward(x))
+            continue
+        made.keep_lines(where, same=dense is x)
+        y, marks, table = made.forward_table(dense, where)
+        snapped.append((y, marks))
+        tables.append(table)
+    if tables:
+        native.run_forward(tables)
+    return snapped
+
+
+class Gradient(NamedTuple):
+    """What is asked of one tensor's fake quantization in `gradients_together`; see `FakeQuantization.gradients`."""
+
+    made: FakeQuantization | None
+    x: Tensor
+    upstream: Tensor | None
+    leaves: Sequence[Tensor]
+    needs: Sequence[bool]
+    marks: native.Marks
+
+
+def gradients_together(asked: Sequence[Gradient]) -> list[Gradients]:
+    """Return what `FakeQuantization.gradients` does of some tensors, in the places of their upstream gradients."""
+    found: list[Gradients] = []
+    tables: list[bytes] = []
+    for made, x, upstream, leaves, needs, marks in asked:
+        if made is None or upstream is None:
+            found.append((upstream, *[None for _ in leaves]))
+            continue
+        table = made.backward_table(x, upstream, leaves, needs, marks)
+        if table is None:
+            found.append(made.gradients(x, upstream, leaves, needs, reuse=True, marks=marks))
+            continue
+        gradients, packed = table
+        found.append(gradients)
+        tables.append(packed)
+    if tables:
+        native.run_backward(tables)
+    return found
 
 
 class _Quantize(torch.autograd.Function):
@@ -202,10 +329,34 @@ class _Quantize(torch.autograd.Function):
         needed = needs_x, *needs
         if eligible.fits_backward(upstream):
             x, *leaves = ctx.saved_tensors
-            d_x, *d_leaves = ctx.made.gradients(x, upstream, leaves, needed)
+            if torch.is_grad_enabled():
+                d_x, *d_leaves = ctx.made.gradients_in_graph(x, upstream, leaves, eligible.wanted(ctx, needed))
+            else:
+                d_x, *d_leaves = ctx.made.gradients(x, upstream, leaves, needed)
         else:
             d_x, *d_leaves = by_autograd(ctx.made.plain, ctx.saved_tensors, needed, upstream)
         return d_x, None, *d_leaves
+
+
+class _PassInside(torch.autograd.Function):
+    """The gradient of a fake quantization's input as a function of the upstream one: linear, and its own derivative."""
+
+    @staticmethod
+    def forward(ctx: Any, upstream: Tensor, x: Tensor, made: FakeQuantization) -> Tensor:
+        """Return `upstream` where `x` is inside the range."""
+        ctx.made = made
+        ctx.save_for_backward(x)
+        return made.pass_inside(x, upstream)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, None, None]:
+        """Return the same of the gradient that comes."""
+        (x,) = ctx.saved_tensors
+        if not eligible.fits_backward(upstream):
+            return by_autograd(lambda each: ctx.made.plain(each, *ctx.made.leaves), [x], [True], upstream)[0], None, None
+        if torch.is_grad_enabled():
+            return _PassInside.apply(upstream, x, ctx.made), None, None  # type: ignore[no-untyped-call]
+        return ctx.made.pass_inside(x, upstream), None, None
 
 
 def by_autograd(
@@ -243,19 +394,18 @@ def records(*tensors: Tensor) -> bool:
     return False
 
 
-def prepared(
-    x: Tensor, form: Form, variables: Sequence[Tensor], shape: tuple[int, ...], rule: Rule
-) -> FakeQuantization | None:
-    """Return how a tensor is fake-quantized, or None where the fast kernels may not take it or the grid's variables."""
-    return FakeQuantization(form, variables, shape, rule) if eligible.fits(x, *variables) and x.numel() else None
-
-
 def apply(x: Tensor, made: FakeQuantization) -> Tensor:
     """Return a tensor fake-quantized, in the graph where anything needs a gradient."""
     if not records(x, *made.leaves):
         return made.snap(x)
     y: Tensor = _Quantize.apply(x, made, *made.leaves)  # type: ignore[no-untyped-call] # torch leaves it so
     return y
+
+
+def snapping(form: Form, variables: Sequence[Tensor], shape: tuple[int, ...]) -> Snapping:
+    """Return what snaps tensors to a grid as its variables make it now; plain float32 CPU tensors."""
+    scale, low, high, _ = FakeQuantization(form, variables, shape, Ste()).numbers()
+    return Snapping(scale, low, high)
 
 
 def fake_quantize(x: Tensor, grid: Grid, rule: Rule) -> Tensor:
@@ -281,8 +431,31 @@ def snap(x: Tensor, scale: Tensor, low: End, high: End) -> Tensor:
     """
     if not eligible.fits(x, scale) or x.numel() == 0:
         return plain.snap(x, scale, low, high)
-    if native.compiled() is not None:
-        x, where = native.lines(x, scale.shape)
-        if where is not None:
-            return native.snap(x, native.given(scale, low, high), where)[0]
-    return passes.snap(x, Numbers(scale, low, high, scale.reciprocal()))
+    return Snapping(scale, low, high)(x)
+
+
+class Snapping:
+    """Snaps tensors to a grid that is given by its numbers; what the loops need is made once.
+
+    Parameters
+    ----------
+    scale, low, high
+        As `snap` takes them; plain CPU tensors.
+    """
+
+    __slots__ = ("_block", "_numbers", "_shape")
+
+    def __init__(self, scale: Tensor, low: End, high: End) -> None:
+        self._shape = scale.shape
+        self._block = None if native.compiled() is None else native.given(scale, low, high)
+        self._numbers = Numbers(scale, low, high, scale.reciprocal() if self._block is None else self._block.tensors[0])
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return a tensor that `eligible.fits` and is not empty, snapped."""
+        if self._block is not None:
+            if not self._shape and x.is_contiguous() and x.numel() < native.SHARE and not x.is_neg():
+                return native.snap_one_line(x, self._block)
+            x, where = native.lines(x, self._shape)
+            if where is not None:
+                return native.snap(x, self._block, where)[0]
+        return passes.snap(x, self._numbers)

@@ -8,6 +8,7 @@ same kernels. Where anybody could notice, by a hook for instance, the layer and 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -16,8 +17,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name everyone reads
 
-from trainable_torch.kernels import eligible, native
-from trainable_torch.kernels.fake_quantization import FakeQuantization, by_autograd, records
+from trainable_torch.kernels import cache, eligible, native
+from trainable_torch.kernels.fake_quantization import (
+    FakeQuantization,
+    Gradient,
+    apply,
+    by_autograd,
+    gradients_together,
+    records,
+    snap_together,
+)
 
 KEPT = 2**15
 """Quantized tensors of up to so many elements are kept: to make them again would take longer than it is worth."""
@@ -32,11 +41,15 @@ class Linear(NamedTuple):
     transposes: bool = False
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Return the layer's output."""
-        return F.linear(x, weight, bias)
+        """Return the layer's output, which is no view: what a function of autograd returns is written in as it is."""
+        y = F.linear(x, weight, bias)
+        return y if x.dim() == 2 else _no_view(y)  # noqa: PLR2004 - rows and features, a matrix
 
     def gradients(self, upstream: Tensor, x: Tensor, weight: Tensor, needs: Needs) -> Gradients:
         """Return the gradients of input, weight and bias that are needed."""
+        if upstream.dim() == 2:  # noqa: PLR2004 - as above
+            d_x = upstream.mm(weight) if needs[0] else None
+            return d_x, upstream.t().mm(x) if needs[1] else None, upstream.sum(0) if needs[2] else None
         rows = upstream.reshape(-1, upstream.shape[-1])
         return (
             rows.mm(weight).view(x.shape) if needs[0] else None,
@@ -60,13 +73,21 @@ class Convolution(NamedTuple):
     transposes: bool = True
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Return the layer's output."""
-        return torch.convolution(x, weight, bias, *self.settings)
+        """Return the layer's output; no view either."""
+        y = torch.convolution(x, weight, bias, *self.settings)
+        return _no_view(y) if x.dim() == 3 else y  # noqa: PLR2004 - in one dimension it is two with a view
 
     def gradients(self, upstream: Tensor, x: Tensor, weight: Tensor, needs: Needs) -> Gradients:
         """Return the gradients of input, weight and bias that are needed."""
         found: Gradients = eligible.CONVOLUTION_BACKWARD(upstream, x, weight, [weight.shape[0]], *self.settings, needs)
         return found
+
+
+def _no_view(y: Tensor) -> Tensor:
+    """Return the same values in the same memory, in a function of autograd not as a view, which can't be written in."""
+    if torch.is_grad_enabled():
+        return y
+    return y.new_empty(0).set_(y.untyped_storage(), y.storage_offset(), y.shape, y.stride())
 
 
 Operation = Linear | Convolution
@@ -105,11 +126,11 @@ class _FusedLayer(torch.autograd.Function):
     ) -> Tensor:
         """Return the layer's output; keep the float input and weight, and what learns of both grids."""
         of_x, of_weight = made
-        snapped_x, marks_x = (x, None) if of_x is None else of_x.snap_for_backward(x)
-        snapped_weight, marks_weight = (weight, None) if of_weight is None else of_weight.snap_for_backward(weight)
+        (snapped_x, marks_x), (snapped_weight, marks_weight) = snap_together(((of_x, x), (of_weight, weight)))
         ctx.operation, ctx.made, ctx.marks = operation, made, (marks_x, marks_weight)
         most = KEPT if native.compiled() is not None else math.inf  # several passes cost too much
-        ctx.kept = [None if each.numel() > most else each for each in (snapped_x, snapped_weight)]
+        kept_x = None if snapped_x.numel() > most else snapped_x
+        ctx.kept = kept_x, None if snapped_weight.numel() > most else snapped_weight
         ctx.save_for_backward(x, weight, bias, *leaves)
         return operation(snapped_x, snapped_weight, bias)
 
@@ -119,6 +140,8 @@ class _FusedLayer(torch.autograd.Function):
         if not eligible.fits_backward(upstream):
             needed = ctx.needs_input_grad[2:]
             return None, None, *by_autograd(_in_graph(ctx), ctx.saved_tensors, needed, upstream)
+        if torch.is_grad_enabled():
+            return None, None, *_gradients_in_graph(ctx, upstream)
         x, weight, _, *leaves = ctx.saved_tensors
         _, _, needs_x, needs_weight, needs_bias, *needs = ctx.needs_input_grad
         of_x, of_weight = ctx.made
@@ -135,10 +158,13 @@ class _FusedLayer(torch.autograd.Function):
         of_layer = any(needs_of[0]) and sums is None, any(needs_of[1]), needs_bias
         d_x, d_weight, d_bias = ctx.operation.gradients(upstream, snapped_x, snapped_weight, of_layer)
         del snapped_x, snapped_weight
-        d_x, *d_first = _through(of_x, x, d_x, leaves[:split], needs_of[0], ctx.marks[0])
+        # the layer's operation has just made these gradients, so theirs may take their places
+        (d_x, *d_first), (d_weight, *d_second) = gradients_together((
+            Gradient(of_x, x, d_x, leaves[:split], needs_of[0], ctx.marks[0]),
+            Gradient(of_weight, weight, d_weight, leaves[split:], needs_of[1], ctx.marks[1]),
+        ))
         if sums is not None:
             d_first = of_x.leaf_gradients(leaves[:split], sums)
-        d_weight, *d_second = _through(of_weight, weight, d_weight, leaves[split:], needs_of[1], ctx.marks[1])
         return None, None, d_x, d_weight, d_bias, *d_first, *d_second
 
 
@@ -152,19 +178,27 @@ def _along(operation: Operation, directions: Sequence[Tensor], weight: Tensor, u
     return [operation(each, weight, None).mul_(upstream).sum() for each in directions]
 
 
-def _through(
-    made: FakeQuantization | None,
-    x: Tensor,
-    upstream: Tensor | None,
-    leaves: Sequence[Tensor],
-    needs: Sequence[bool],
-    marks: Any,
-) -> Sequence[Tensor | None]:
-    """Return the gradients of a quantizer's input and leaves."""
-    if made is None or upstream is None:
-        return upstream, *[None for _ in leaves]
-    # the layer's operation has just made `upstream`
-    return made.gradients(x, upstream, leaves, needs, reuse=True, marks=marks)
+def _gradients_in_graph(ctx: Any, upstream: Tensor) -> Sequence[Tensor | None]:
+    """Return the gradients that are wanted, themselves in the autograd graph, as where a backward is differentiated."""
+    x, weight, bias, *leaves = ctx.saved_tensors
+    of_x, of_weight = ctx.made
+    needed = [need for need, each in zip(ctx.needs_input_grad[2:], (x, weight, bias, *leaves), strict=True) if each is not None]
+    wanted = eligible.wanted(ctx, needed)
+    if bias is None:
+        wanted.insert(2, False)
+    split = 3 + (0 if of_x is None else len(of_x.leaves))
+    wants_x, wants_weight = (wanted[0], *wanted[3:split]), (wanted[1], *wanted[split:])
+    of_layer = any(wants_x), any(wants_weight), wanted[2]
+    snapped_x = x if of_x is None or not of_layer[1] else apply(x, of_x)
+    snapped_weight = weight if of_weight is None or not of_layer[0] else apply(weight, of_weight)
+    d_x, d_weight, d_bias = ctx.operation.gradients(upstream, snapped_x, snapped_weight, of_layer)
+    d_first: Sequence[Tensor | None] = [None for _ in leaves[: split - 3]]
+    d_second: Sequence[Tensor | None] = [None for _ in leaves[split - 3 :]]
+    if of_x is not None and d_x is not None:
+        d_x, *d_first = of_x.gradients_in_graph(x, d_x, leaves[: split - 3], wants_x)
+    if of_weight is not None and d_weight is not None:
+        d_weight, *d_second = of_weight.gradients_in_graph(weight, d_weight, leaves[split - 3 :], wants_weight)
+    return d_x, d_weight, d_bias, *d_first, *d_second
 
 
 def _in_graph(ctx: Any) -> Callable[..., Tensor]:
@@ -181,6 +215,17 @@ def _in_graph(ctx: Any) -> Callable[..., Tensor]:
     return function
 
 
+@functools.lru_cache(maxsize=256)
+def _operation_of(own_class: type) -> Callable[[Any, Tensor], Operation | None] | None:
+    """Return how to make a function of a layer; None where its class computes anything of its own."""
+    for cls, make in _OPERATIONS.items():
+        if issubclass(own_class, cls):
+            computes = ("forward", "_conv_forward", "weight", "bias")
+            alike = all(getattr(own_class, name, None) is getattr(cls, name, None) for name in computes)
+            return make if alike else None
+    return None
+
+
 class Quantizer(Protocol):
     """What `call` asks of a quantizer."""
 
@@ -189,7 +234,12 @@ class Quantizer(Protocol):
 
 
 def call(
-    layer: nn.Module, x: Any, quantizers: tuple[Quantizer | None, Quantizer | None], *, watched: Sequence[nn.Module]
+    layer: nn.Module,
+    own_class: type,
+    x: Any,
+    quantizers: tuple[Quantizer | None, Quantizer | None],
+    *,
+    watched: Sequence[nn.Module],
 ) -> Tensor | None:
     """Return what a layer gives for its only argument, in training; None: call the parts one by one.
 
@@ -197,6 +247,8 @@ def call(
     ----------
     layer : Module
         The layer.
+    own_class : type
+        Its class, without what wrapping adds.
     x : object
         The argument.
     quantizers : pair of Quantizer or None
@@ -204,26 +256,66 @@ def call(
     watched : sequence of Module
         The modules that are not called here; none may have a hook.
     """
-    make = _OPERATIONS.get(type(layer))
+    make = _operation_of(own_class)
     if make is None or torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return None
     parameters = layer._parameters  # noqa: SLF001 - attributes of modules cost ten times as much
     weight, bias = parameters.get("weight"), parameters.get("bias")
-    tensors = (x, weight) if bias is None else (x, weight, bias)
-    if weight is None or not eligible.fits(*tensors) or x.numel() == 0 or "forward" in layer.__dict__:
+    if weight is None or "bias" not in parameters or type(x) is not Tensor and type(x) is not nn.Parameter:
         return None
     operation = make(layer, x)
     if operation is None or eligible.is_watched() or eligible.has_hooks(watched):
         return None
-    made: list[FakeQuantization | None] = []
-    leaves: list[Tensor] = []
-    for quantizer, tensor in zip(quantizers, (x, weight), strict=True):
-        found = None if quantizer is None else quantizer.fake_quantization(tensor)
-        if found is None and quantizer is not None:
-            return None
-        made.append(found)
-        leaves += () if found is None else found.leaves
-    if not records(x, weight, *leaves):
+    of_x, of_weight = quantizers
+    first = None if of_x is None else of_x.fake_quantization(x)
+    second = None if of_weight is None else of_weight.fake_quantization(weight)
+    if (first is None and of_x is not None) or (second is None and of_weight is not None):
         return None
+    leaves = (*(() if first is None else first.leaves), *(() if second is None else second.leaves))
+    variables = (*(() if first is None else first.variables), *(() if second is None else second.variables))
+    tensors = (x, weight) if bias is None else (x, weight, bias)
+    if not eligible.fits(*tensors, *variables) or x.numel() == 0 or not records(x, weight, *leaves):
+        return None
+    made = first, second
     y: Tensor = _FusedLayer.apply(operation, made, x, weight, bias, *leaves)  # type: ignore[no-untyped-call] # torch leaves it so
     return y
+
+
+# ---- evaluation -----------------------------------------------------------------------------------------------------
+
+
+def _linear_in_evaluation(_layer: nn.Linear, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return F.linear(x, weight, bias)
+
+
+def _convolution_in_evaluation(layer: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    y: Tensor = layer._conv_forward(x, weight, bias)  # noqa: SLF001 - the class's own, see `_operation_of`
+    return y
+
+
+_IN_EVALUATION = {_linear: _linear_in_evaluation, _convolution: _convolution_in_evaluation}
+
+
+def evaluate(
+    layer: nn.Module,
+    own_class: type,
+    x: Any,
+    quantizers: tuple[cache.Quantizer | None, cache.Quantizer | None],
+    *,
+    watched: Sequence[nn.Module],
+) -> Tensor | None:
+    """Return what a layer gives for its only argument, in evaluation; None: call the parts one by one.
+
+    Parameters are those of `call`. No quantizer may have a part in the autograd graph: deployed ones have none.
+    """
+    make = _operation_of(own_class)
+    if make is None:
+        return None
+    parameters = layer._parameters  # noqa: SLF001 - as above
+    weight = parameters.get("weight")
+    if weight is None or "bias" not in parameters or not eligible.fits(x, weight):
+        return None
+    if x.numel() == 0 or eligible.are_modules_watched() or eligible.has_hooks(watched):
+        return None
+    found = cache.layer(*quantizers, x, weight)
+    return None if found is None else _IN_EVALUATION[make](layer, *found, parameters["bias"])

@@ -14,7 +14,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import carray  # type: ignore[attr-defined] # numba says not what it exports
+from numba import carray, types  # type: ignore[attr-defined] # numba says not what it exports
+from numba.extending import intrinsic
 
 from trainable_torch.kernels.native import PART
 
@@ -187,3 +188,28 @@ def learned(  # noqa: PLR0913, PLR0917 - as above
                     left[i] += right[i]
                 count -= half
             totals[kind, line] = added[0]
+
+
+@intrinsic  # type: ignore[untyped-decorator] # numba is untyped
+def as_pointer(_context: Any, _address: Any) -> Any:
+    """Return an integer as an address."""
+
+    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], context.get_value_type(types.voidptr))
+
+    return types.voidptr(types.int64), generate
+
+
+def same(table: Any, pieces: int) -> int:
+    """Return 1 if pieces of memory equal their copies, else 0; the table has two addresses and a size for each."""
+    rows = carray(table, (pieces, 3), np.int64)
+    for piece in range(pieces):
+        size = rows[piece, 2]
+        found = carray(as_pointer(rows[piece, 0]), size, np.uint8)
+        copy = carray(as_pointer(rows[piece, 1]), size, np.uint8)
+        differs = np.uint8(0)
+        for i in range(size):
+            differs |= found[i] ^ copy[i]
+        if differs:
+            return 0
+    return 1

@@ -10,6 +10,7 @@ import ctypes
 import functools
 import itertools
 import os
+import struct
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -53,6 +54,9 @@ class Compiled(NamedTuple):
     symmetric_gradients: Loop
     uniform: Loop
     uniform_gradients: Loop
+    same: Callable[[int, int], int]
+    forward: Callable[[bytes, bytes, int], None]
+    backward: Callable[[bytes, bytes, int], None]
 
 
 @functools.cache
@@ -86,7 +90,7 @@ _loops: Callable[[], Compiled] = compiled  # type: ignore[assignment] # who call
 
 
 def _compile_all(numba: Any) -> Compiled:
-    from trainable_torch.kernels import grid_loops, loops  # noqa: PLC0415 - they need numba
+    from trainable_torch.kernels import grid_loops, layer_loops, loops  # noqa: PLC0415 - they need numba
 
     return Compiled(
         _compile(numba, loops.snap, 7, 7),
@@ -96,19 +100,23 @@ def _compile_all(numba: Any) -> Compiled:
         _compile(numba, grid_loops.symmetric_gradients, 4, 3, floats=3),
         _compile(numba, grid_loops.uniform, 3, 2, floats=1),
         _compile(numba, grid_loops.uniform_gradients, 6, 3, floats=2),
+        _compile(numba, loops.same, 1, 1, result="int64"),
+        _compile(numba, layer_loops.forward, 2, 1),
+        _compile(numba, layer_loops.backward, 2, 1),
     )
 
 
-def _compile(numba: Any, loop: Loop, addresses: int, numbers: int, floats: int = 0) -> Loop:
+def _compile(
+    numba: Any, loop: Callable[..., Any], addresses: int, numbers: int, floats: int = 0, result: str = "void"
+) -> Any:
     """Compile a function of so many addresses, floats and integers, in this order."""
     arguments = [numba.types.voidptr] * addresses, [numba.float64] * floats, [numba.int64] * numbers
-    signature = numba.void(*itertools.chain(*arguments))
+    signature = getattr(numba, result)(*itertools.chain(*arguments))
     try:
         made = numba.cfunc(signature, cache=True)(loop)
     except (OSError, RuntimeError):  # there is no place to keep it
         made = numba.cfunc(signature)(loop)
-    called: Loop = made.ctypes
-    return called
+    return made.ctypes
 
 
 Pointers = tuple[int, int, int, int, int]
@@ -236,11 +244,17 @@ def snap(x: Tensor, grid: Block | Given, where: Lines, *, marking: bool = False)
     inverse, scale, low, high, ends = grid.pointers
     marks, marked = None, 0
     if marking:
-        marks = (ctypes.c_uint8 * (where.number * -(-where.length // PART)))()
-        marked = ctypes.addressof(marks)
+        marks, marked = marks_of(where)
     numbers = marking, where.size, where.channels, ends, where.length
     _run(_loops().snap, where, x.data_ptr(), y.data_ptr(), marked, inverse, scale, low, high, *numbers)
     return y, marks
+
+
+def snap_one_line(x: Tensor, grid: Block | Given) -> Tensor:
+    """Return a small contiguous `x` snapped to a grid of one scale: the same with less around it."""
+    y, size = torch.empty_like(x), x.numel()
+    _loops().snap(x.data_ptr(), y.data_ptr(), 0, *grid.pointers[:4], 0, size, 1, 1, size, 0, 1)
+    return y
 
 
 def pass_inside(
@@ -307,6 +321,117 @@ def _place(x: Tensor, upstream: Tensor, *, reuse: bool) -> tuple[Tensor, Tensor]
         return upstream, upstream if reuse else torch.empty_like(x)
     upstream = torch.empty_like(x).copy_(upstream)
     return upstream, upstream
+
+
+# ---- a small layer's two quantizers in one call ---------------------------------------------------------------------
+
+INTEGERS, SLOTS = 16, 21
+"""How many integers a part's table has, and how many numbers in all."""
+
+_forward_table, _backward_table = struct.Struct("=12q32x4d8x").pack, struct.Struct("=16q5d").pack
+
+
+def rows(channels: int) -> tuple[Any, int]:
+    """Return a place for a grid's numbers, and its address."""
+    place = (ctypes.c_float * (4 * channels))()
+    return place, ctypes.addressof(place)
+
+
+def marks_of(where: Lines) -> tuple[Marks, int]:
+    """Return a place for the marks of a tensor, and its address."""
+    place = (ctypes.c_uint8 * (where.number * -(-where.length // PART)))()
+    return place, ctypes.addressof(place)
+
+
+def block_of(form: Form, made: tuple[Any, int], shape: tuple[int, ...]) -> Block:
+    """Return what the loops made of a grid in `rows` as a block."""
+    numbers, place = made
+    channels = len(numbers) // 4
+    row, centered = 4 * channels, form.centered
+    pointers = place, place + row, place + 2 * row, place + 3 * row, 1 if centered else channels
+    ends = (float(form.quant_min), float(form.quant_max)) if centered else None
+    return Block(pointers, torch.frombuffer(numbers, dtype=torch.float32).view(4, channels), shape, ends)
+
+
+def forward_part(
+    form: Form, variables: Sequence[Tensor], x: Tensor, where: Lines, rows: int, marks: int
+) -> tuple[Tensor, bytes]:
+    """Return where one tensor is snapped to, and the table that says so; `rows` and `marks` are addresses."""
+    y = torch.empty_like(x)
+    lowest, per_step, whole = _constants(form)
+    first, last = variables[0].data_ptr(), variables[-1].data_ptr()
+    return y, _forward_table(
+        x.data_ptr(), y.data_ptr(), marks, rows, first, last, form.centered, whole,
+        where.size, where.channels, where.length, where.number, lowest, per_step, form.quant_min, form.quant_max,
+    )  # fmt: skip
+
+
+def backward_part(
+    form: Form, variables: Sequence[Tensor], x: Tensor, upstream: Tensor, where: Lines, rows: int, marks: int,
+    gradients: Sequence[Tensor], gradient_scale: float, *, closed: bool,
+) -> bytes:  # fmt: skip
+    """Return the table that says where one tensor's gradients come from, and that they go there."""
+    lowest, per_step, whole = _constants(form)
+    first, last = variables[0].data_ptr(), variables[-1].data_ptr()
+    d_first, d_last = (gradients[0].data_ptr(), gradients[-1].data_ptr()) if gradients else (0, 0)
+    return _backward_table(
+        x.data_ptr(), upstream.data_ptr(), marks, rows, first, last, form.centered, whole,
+        where.size, where.channels, where.length, where.number, d_first, d_last, bool(gradients), closed,
+        lowest, per_step, form.quant_min, form.quant_max, gradient_scale,
+    )  # fmt: skip
+
+
+@functools.lru_cache(maxsize=1024)
+def _constants(form: Form) -> tuple[float, float, int]:
+    """Return the lowest threshold or width, the scale for each of a threshold, and what makes it whole: see the loops."""
+    if form.centered:
+        low, steps, power_of_two = form.arguments
+        return low, 1.0 / steps, power_of_two
+    return form.arguments[0], 0.0, form.quant_max - form.quant_min
+
+
+def run_forward(tables: Sequence[bytes]) -> None:
+    """Make the grids and snap the tensors of one or two tables."""
+    _loops().forward(tables[0], tables[-1], len(tables))
+
+
+def run_backward(tables: Sequence[bytes]) -> None:
+    """Pass the gradients of one or two tables."""
+    _loops().backward(tables[0], tables[-1], len(tables))
+
+
+# ---- bytes ----------------------------------------------------------------------------------------------------------
+
+
+class Bytes:
+    """Copies of some pieces of memory, to tell later whether the same is there still.
+
+    Parameters
+    ----------
+    pieces : sequence of (object, int, int)
+        What keeps the memory, the address, and the number of bytes.
+    """
+
+    __slots__ = ("_copies", "_kept", "_places", "_table")
+
+    def __init__(self, pieces: Sequence[tuple[object, int, int]]) -> None:
+        self._kept = [kept for kept, _, _ in pieces]
+        self._places = [(place, size) for _, place, size in pieces]
+        self._copies = [ctypes.string_at(place, size) for place, size in self._places]
+        rows = [
+            (place, ctypes.cast(copy, ctypes.c_void_p).value or 0, size)
+            for (place, size), copy in zip(self._places, self._copies, strict=True)
+        ]
+        self._table = (ctypes.c_int64 * (3 * len(rows)))(*itertools.chain(*rows))
+
+    def are_there(self) -> bool:
+        """Return whether every piece of memory is as it was; all of them must be there still."""
+        if compiled() is not None:
+            return bool(_loops().same(ctypes.addressof(self._table), len(self._places)))
+        return all(
+            ctypes.string_at(place, size) == copy
+            for (place, size), copy in zip(self._places, self._copies, strict=True)
+        )
 
 
 # ---- threads --------------------------------------------------------------------------------------------------------

@@ -81,7 +81,7 @@ class _FakeQuantize(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor, scale: Tensor, _zero_point: Tensor, low: End, high: End, _gradient_scale: float) -> Tensor:
+    def forward(x: Tensor, scale: Tensor, _zero_point: Tensor, low: End, high: End, _gradient_scale: End) -> Tensor:
         """Return `x` snapped to the grid."""
         # Each argument is spelled out: where nothing needs a gradient, torch.compile counts them, and with `*args` it
         # would pass a context first.
@@ -90,17 +90,24 @@ class _FakeQuantize(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG004 - torch's signature
         """Keep the input and the grid; nothing the size of the tensor besides."""
-        x, scale, _, low, high, ctx.gradient_scale = inputs
+        x, scale, _, low, high, gradient_scale = inputs
         ends = (low, high) if isinstance(low, Tensor) else ()
+        factor = (gradient_scale,) if isinstance(gradient_scale, Tensor) else ()
         ctx.plain_ends = None if ends else (low, high)
-        ctx.save_for_backward(x, scale, *ends)
+        ctx.plain_scale = None if factor else gradient_scale
+        ctx.save_for_backward(x, scale, *ends, *factor)
 
     @staticmethod
     def saved(ctx: Any) -> tuple[Tensor, Tensor, End, End]:
         """Return input, scale and ends."""
         x, scale, *ends = ctx.saved_tensors
-        low, high = ctx.plain_ends or ends
+        low, high = ctx.plain_ends or ends[:2]
         return x, scale, low, high
+
+    @staticmethod
+    def gradient_scale(ctx: Any) -> Any:
+        """Return what the gradients of the grid are multiplied by."""
+        return ctx.saved_tensors[-1] if ctx.plain_scale is None else ctx.plain_scale
 
 
 class _Ste(_FakeQuantize):
@@ -119,7 +126,8 @@ class _Lsq(_FakeQuantize):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         """Pass the gradient strictly inside the range; give scale and zero point theirs."""
         gradients = lsq_gradients(upstream, *_Lsq.saved(ctx), ctx.needs_input_grad[:3])
-        d_scale, d_zero = (None if each is None else each * ctx.gradient_scale for each in gradients[1:])
+        factor = _Lsq.gradient_scale(ctx)
+        d_scale, d_zero = (None if each is None else each * factor for each in gradients[1:])
         return gradients[0], d_scale, d_zero, None, None, None
 
 
@@ -127,7 +135,10 @@ def fake_quantize(x: Tensor, grid: Grid, rule: Rule) -> Tensor:
     """Return `x` snapped to the grid, in the graph of `x` and, if the rule learns, of the grid."""
     result: Tensor
     if isinstance(rule, Lsq):
-        result = _Lsq.apply(x, grid.scale, grid.zero_point, *grid.ends, rule.gradient_scale)  # type: ignore[no-untyped-call] # torch leaves it so
+        factor: Any = rule.gradient_scale
+        if torch.compiler.is_compiling():  # where a size is dynamic it is no number, which no function there may take
+            factor = torch.full((), factor, dtype=torch.float32, device=x.device)
+        result = _Lsq.apply(x, grid.scale, grid.zero_point, *grid.ends, factor)  # type: ignore[no-untyped-call] # torch leaves it so
     else:
         result = _Ste.apply(x, grid.scale.detach(), grid.zero_point.detach(), *grid.ends, 1.0)  # type: ignore[no-untyped-call]
     return result

@@ -29,6 +29,11 @@ from trainable_torch.grid import Grid
 _CALLED = "__call__", "forward", "quantize", "fake_quantize", "rule", "grid"
 """What stands between a call and the kernels: whoever replaces one of these is called."""
 
+RESHAPED = (
+    "if the weight has another shape than when it was wrapped, calibrate(qmodel, force=True) makes new thresholds."
+)
+"""Hint for a weight that doesn't fit its thresholds any more."""
+
 
 class BasePytorchTrainableQuantizer(
     nn.Module, BaseTrainableQuantizer, metaclass=UnlistedSubclass, of=BaseInferableQuantizer
@@ -102,7 +107,9 @@ class BasePytorchTrainableQuantizer(
     def quantize(self, x: Tensor, training: bool) -> Tensor:  # noqa: FBT001 - mctq's call
         """Return `x` fake-quantized on the selected width's grid; a method that mixes widths overrides it."""
         made = None if torch.compiler.is_compiling() else self._made(x)
-        return self.fake_quantize(x, self.grid(x.dim()), training) if made is None else kernels.apply(x, made)
+        if made is None or not made.fits(x):
+            return self.fake_quantize(x, self.grid(x.dim()), training)
+        return kernels.apply(x, made)
 
     # ---- calling ----------------------------------------------------------------------------------------------------
 
@@ -136,7 +143,7 @@ class BasePytorchTrainableQuantizer(
         return quantized if quantized.dtype == inputs.dtype else quantized.to(inputs.dtype)
 
     def fake_quantization(self, x: Tensor) -> kernels.FakeQuantization | None:
-        """Return what `forward` does with a float32 tensor, where that is a rule on a grid of plain tensors; else None.
+        """Return what `forward` does with a float32 tensor, where that is a rule on a grid; else None.
 
         Raises
         ------
@@ -152,6 +159,21 @@ class BasePytorchTrainableQuantizer(
             self._check_channels(x.shape)
         return self._made(x)
 
+    def dependencies(self) -> kernels.Dependencies | None:
+        """Return what the values depend on besides the input; None where a method does something of its own."""
+        fields = self.__dict__
+        if not _follows_rule(type(self)) or not fields.keys().isdisjoint(_CALLED):
+            return None
+        if not self._enabled or not self.calibrated:
+            return None
+        width = self.structure.width or self.selected_width
+        return (self._forms[width], self._axis), self._variables(width)
+
+    def snapping(self, x: Tensor) -> kernels.Snapping:
+        """Return what snaps tensors of as many dimensions to the grid as it is now, where there are `dependencies`."""
+        width = self.structure.width or self.selected_width
+        return kernels.snapping(self._forms[width], self._variables(width), self._scale_shape(x.dim()))
+
     def _made(self, x: Tensor) -> kernels.FakeQuantization | None:
         cls: Any = type(self)
         if not _follows_rule(cls) or not self.__dict__.keys().isdisjoint(_CALLED):
@@ -159,12 +181,13 @@ class BasePytorchTrainableQuantizer(
         width = self.structure.width or self.selected_width
         form, shape = self._forms[width], self._scale_shape(x.dim())
         rule = self.rule(x.numel() // (math.prod(shape) or 1), form.quant_max)
-        return None if rule is None else kernels.prepared(x, form, self._variables(width), shape, rule)
+        return None if rule is None else kernels.FakeQuantization(form, self._variables(width), shape, rule)
 
     def _check_channels(self, shape: torch.Size) -> None:
         axis, channels = self._axis, self.structure.shape[0]
         if axis is not None and (not -len(shape) <= axis < len(shape) or shape[axis] != channels):
-            raise ShapeMismatchError(self.subject, f"{channels} channels along axis {axis}", f"shape {tuple(shape)}")
+            expected = f"{channels} channels along axis {axis}"
+            raise ShapeMismatchError(self.subject, expected, f"shape {tuple(shape)}", RESHAPED)
 
     def grid(self, ndim: int, width: int | None = None) -> Grid:
         """Return the grid of one width (default: the selected one) for a tensor of `ndim` dimensions."""
@@ -172,7 +195,10 @@ class BasePytorchTrainableQuantizer(
         return self._forms[width].grid(self._variables(width), self._scale_shape(ndim))
 
     def _variables(self, width: int) -> list[Tensor]:
-        return [getattr(self, name) for name in self.structure.names[width]]
+        names, fields = self.structure.names[width], self.__dict__
+        place: Any = fields["_parameters"] if self.learns_grid else fields["_buffers"]
+        # a look into the dictionary costs a tenth of an attribute; a variable that something computes is not in it
+        return [getattr(self, name) if place.get(name) is None else place[name] for name in names]
 
     def _scale_shape(self, ndim: int) -> tuple[int, ...]:
         axis, shape = self._axis, self.structure.shape
@@ -196,6 +222,11 @@ class BasePytorchTrainableQuantizer(
             )
             for width in self.structure.widths
         }
+
+    def switch_off(self) -> None:
+        """Pass tensors on as they are from here on; see core's base class."""
+        super().switch_off()
+        self._enabled = False
 
     def convert2inferable(self) -> inferable.InferableQuantizer:
         """Return mctq's inferable quantizer, mended, with the trained numbers; this quantizer goes on as it is.
@@ -296,6 +327,13 @@ class BasePytorchTrainableQuantizer(
     def _apply(self, fn: Any, recurse: bool = True) -> BasePytorchTrainableQuantizer:  # noqa: FBT001, FBT002 - torch's signature
         """Move the variables; they stay float32 whatever dtype the model is cast to."""
         super()._apply(lambda tensor: inferable.keep_float32(fn, tensor), recurse)  # type: ignore[no-untyped-call] # torch leaves it so
+        return self
+
+    def train(self, mode: bool = True) -> BasePytorchTrainableQuantizer:  # noqa: FBT001, FBT002 - torch's signature
+        """Set the mode; no fake-quantized weight is kept through training."""
+        if mode:
+            kernels.forget(self)
+        super().train(mode)
         return self
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+
+import torch
 from mct_quantizers import QuantizationTarget, mark_quantizer
 
 from trainable_core import enums
@@ -10,7 +13,7 @@ from trainable_core.reference import lsq
 from trainable_torch import ops
 from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer
 from trainable_torch.quantizers.ste import METHODS
-from trainable_torch.ranks import world_size
+from trainable_torch.ranks import has_group, world_size
 
 
 class LsqQuantizer(BasePytorchTrainableQuantizer):
@@ -30,8 +33,18 @@ class LsqQuantizer(BasePytorchTrainableQuantizer):
     def rule(self, sharing: int, quant_max: int) -> ops.Lsq:
         """Return LSQ for as many elements as share a scale."""
         if self.quantization_config.target is enums.QuantizationTarget.Activation:
-            sharing *= world_size() if self.ranks is None else self.ranks
-        return ops.Lsq(lsq.gradient_scale(sharing, quant_max))
+            if self.ranks is not None:
+                sharing *= self.ranks
+            elif has_group():
+                sharing *= world_size()
+        if torch.compiler.is_compiling():  # which would trace through the cache
+            return ops.Lsq(lsq.gradient_scale(sharing, quant_max))
+        return _rule(sharing, quant_max)
+
+
+@functools.lru_cache(maxsize=4096)
+def _rule(sharing: int, quant_max: int) -> ops.Lsq:
+    return ops.Lsq(lsq.gradient_scale(sharing, quant_max))
 
 
 @mark_quantizer(QuantizationTarget.Weights, METHODS, TrainingMethod.LSQ)

@@ -11,6 +11,8 @@ from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer
 
 METHODS = [QuantizationMethod.SYMMETRIC, QuantizationMethod.POWER_OF_TWO, QuantizationMethod.UNIFORM]
 
+_STE = ops.Ste()
+
 
 class SteQuantizer(BasePytorchTrainableQuantizer):
     """Fixed grid, identity gradient inside the range; see `trainable_core.reference.ste`."""
@@ -19,7 +21,7 @@ class SteQuantizer(BasePytorchTrainableQuantizer):
 
     def rule(self, sharing: int, quant_max: int) -> ops.Ste:  # noqa: ARG002 - the base's signature
         """Return the straight-through estimator."""
-        return ops.Ste()
+        return _STE
 
 
 @mark_quantizer(QuantizationTarget.Weights, METHODS, TrainingMethod.STE)
