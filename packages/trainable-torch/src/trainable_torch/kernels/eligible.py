@@ -141,10 +141,7 @@ def is_watched() -> bool:
 def are_modules_watched() -> bool:
     """Return whether anything looks at all modules or at all functions."""
     return (
-        _has_global_hooks is None
-        or _count_function_modes is None
-        or _has_global_hooks()
-        or _count_function_modes() > 0
+        _has_global_hooks is None or _count_function_modes is None or _has_global_hooks() or _count_function_modes() > 0
     )
 
 
@@ -154,8 +151,7 @@ def has_hooks(modules: Iterable[nn.Module]) -> bool:
         state = module.__dict__
         if (
             "forward" in state
-            or
-            state["_forward_pre_hooks"]
+            or state["_forward_pre_hooks"]
             or state["_forward_hooks"]
             or state["_backward_pre_hooks"]
             or state["_backward_hooks"]

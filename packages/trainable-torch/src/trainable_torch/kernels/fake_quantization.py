@@ -353,7 +353,11 @@ class _PassInside(torch.autograd.Function):
         """Return the same of the gradient that comes."""
         (x,) = ctx.saved_tensors
         if not eligible.fits_backward(upstream):
-            return by_autograd(lambda each: ctx.made.plain(each, *ctx.made.leaves), [x], [True], upstream)[0], None, None
+            return (
+                by_autograd(lambda each: ctx.made.plain(each, *ctx.made.leaves), [x], [True], upstream)[0],
+                None,
+                None,
+            )
         if torch.is_grad_enabled():
             return _PassInside.apply(upstream, x, ctx.made), None, None  # type: ignore[no-untyped-call]
         return ctx.made.pass_inside(x, upstream), None, None

@@ -159,10 +159,12 @@ class _FusedLayer(torch.autograd.Function):
         d_x, d_weight, d_bias = ctx.operation.gradients(upstream, snapped_x, snapped_weight, of_layer)
         del snapped_x, snapped_weight
         # the layer's operation has just made these gradients, so theirs may take their places
-        (d_x, *d_first), (d_weight, *d_second) = gradients_together((
-            Gradient(of_x, x, d_x, leaves[:split], needs_of[0], ctx.marks[0]),
-            Gradient(of_weight, weight, d_weight, leaves[split:], needs_of[1], ctx.marks[1]),
-        ))
+        (d_x, *d_first), (d_weight, *d_second) = gradients_together(
+            (
+                Gradient(of_x, x, d_x, leaves[:split], needs_of[0], ctx.marks[0]),
+                Gradient(of_weight, weight, d_weight, leaves[split:], needs_of[1], ctx.marks[1]),
+            )
+        )
         if sums is not None:
             d_first = of_x.leaf_gradients(leaves[:split], sums)
         return None, None, d_x, d_weight, d_bias, *d_first, *d_second
@@ -182,7 +184,11 @@ def _gradients_in_graph(ctx: Any, upstream: Tensor) -> Sequence[Tensor | None]:
     """Return the gradients that are wanted, themselves in the autograd graph, as where a backward is differentiated."""
     x, weight, bias, *leaves = ctx.saved_tensors
     of_x, of_weight = ctx.made
-    needed = [need for need, each in zip(ctx.needs_input_grad[2:], (x, weight, bias, *leaves), strict=True) if each is not None]
+    needed = [
+        need
+        for need, each in zip(ctx.needs_input_grad[2:], (x, weight, bias, *leaves), strict=True)
+        if each is not None
+    ]
     wanted = eligible.wanted(ctx, needed)
     if bias is None:
         wanted.insert(2, False)
