@@ -77,7 +77,7 @@ class KerasQuantizer(BaseTrainableQuantizer):
             x = self.ops.off_the_edge(x, self.functions.stop_gradient(grid.scale))
         return self.functions.show_shape(self.fake_quantize(x, grid, training), x)
 
-    variable_type: ClassVar[type]
+    variable_type: ClassVar[Any]
     """The framework's variables."""
 
     def adopt(self, name: str, variable: Any) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from mct_quantizers.common.base_inferable_quantizer import BaseInferableQuantizer
@@ -285,7 +285,8 @@ class BasePytorchTrainableQuantizer(
                     f"{self.subject}: variable {name!r}", problem, "pass a float32 nn.Parameter."
                 )
             learns = variable.requires_grad if trained is None else trained
-            self.register_parameter(name, variable.requires_grad_(learns and not self.freeze_quant_params))
+            variable.requires_grad_(learns and not self.freeze_quant_params)
+            self.register_parameter(name, cast("nn.Parameter", variable))
         else:
             value = torch.as_tensor(variable).to(torch.float32)
             if self.learns_grid if trained is None else trained:
