@@ -260,7 +260,14 @@ def test_a_config(subject: Any, call: Any, error: Any, facts: Any):
     params(
         "range and threshold", "UNIFORM", {RANGE_MIN: 0.0, RANGE_MAX: 1.0, THRESHOLD: 1.0}, "'threshold'", "not both"
     ),
-    params("a range with a sign", "UNIFORM", {RANGE_MIN: 0.0, RANGE_MAX: 1.0, SIGNED: False}, "'is_signed'"),
+    params(
+        "a range against its sign", "UNIFORM", {RANGE_MIN: -1.0, RANGE_MAX: 1.0, SIGNED: False}, "'is_signed'", "-1"
+    ),
+    params(
+        "two axes", "SYMMETRIC", {THRESHOLD: np.ones((2, 1, 3))}, "'threshold'", "more than one axis", **PER_CHANNEL
+    ),
+    params("ragged lists", "SYMMETRIC", {THRESHOLD: [[1.0], [1.0, 2.0]]}, "'threshold'", "differ", **PER_CHANNEL),
+    params("another axis", "SYMMETRIC", {THRESHOLD: np.ones((1, 2, 1))}, "'threshold'", "axis 1", **PER_CHANNEL),
     params("zero threshold", "UNIFORM", {THRESHOLD: 0.0}, "'threshold'", "positive"),
     params(
         "ends of different length",

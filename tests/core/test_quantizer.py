@@ -285,10 +285,11 @@ class NoConversion(NoQuantizer):
 @pytest.mark.parametrize(
     ("cls", "problem"),
     [
-        (marked(quantization_target=None), "not marked"),
-        (marked(quantization_method=[]), "not marked"),
-        (marked(quantization_method=None), "not marked"),
-        (marked(identifier=None), "not marked"),
+        (marked(quantization_target=None, quantization_method=None), "not marked"),
+        (marked(quantization_target=None), "no quantization_target"),
+        (marked(quantization_method=[]), "no quantization_method"),
+        (marked(quantization_method=None), "no quantization_method"),
+        (marked(identifier=None), "no identifier"),
         (marked(quantization_target=ForeignTarget.Bias), "Bias"),
         (marked(quantization_target="Weights"), "Weights"),
         (marked(quantization_method=[ForeignMethod.LOGARITHMIC]), "LOGARITHMIC"),
@@ -392,10 +393,32 @@ def test_what_is_not_a_config_is_refused(config: Any) -> None:
 
 def test_a_class_that_is_not_marked_can_not_be_built() -> None:
     class Unmarked(WeightsQuantizer):
-        identifier = None
+        quantization_target = None
+        quantization_method = None
 
     with pytest.raises(QuantizerDefinitionError, match="Unmarked"):
         Unmarked(weights_config())
+
+
+def test_a_class_without_an_identifier_can_be_built_and_not_looked_up() -> None:
+    class Nameless(WeightsQuantizer):
+        identifier = None
+
+    assert Nameless(weights_config()).training_method == "Nameless"
+    with pytest.raises(QuantizerDefinitionError, match="its mark has no identifier"):
+        keys_of(Nameless, "home")
+
+
+def test_quantizer_parameters_show_variables_and_groups() -> None:
+    quantizer = WeightsQuantizer(weights_config())
+    assert quantizer.quantizer_parameters == {}
+    quantizer.initialize_quantization((2, 3), "weight", None)
+    told = quantizer.quantizer_parameters
+    assert list(told) == [THRESHOLD]
+    assert told[THRESHOLD]["var"] is quantizer.get_quantizer_variable(THRESHOLD)
+    assert told[THRESHOLD]["group"] is VariableGroup.QPARAMS
+    with pytest.raises(TypeError):
+        told[THRESHOLD] = {}  # type: ignore[index] # what is being tested
 
 
 def test_a_variable_is_found_by_its_name() -> None:

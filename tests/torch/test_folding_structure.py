@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch.nn.utils import parametrizations, parametrize
 
 from tests.torch.models import vectors, weights_only
 from tests.torch.test_folding import Graph, outcome, settled
-from trainable_core.errors import DocumentError, ModelError
+from trainable_core.errors import DocumentError, ModelError, NothingQuantizedWarning
 from trainable_torch import calibrate, describe, finalize, load, save, wrap
 from trainable_torch.folding import fold_batch_norm
 
@@ -663,16 +664,18 @@ def test_layers_that_are_not_registered_are_left_alone(example):
         def __init__(self):
             super().__init__()
             self.layers = [conv(), norm()]
-            self.norm = norm()
+            self.norm, self.last = norm(), conv()
 
         def forward(self, x):
-            return self.norm(self.layers[1](self.layers[0](x)))
+            return self.last(self.norm(self.layers[1](self.layers[0](x))).relu())
 
     model, x = Hidden().eval(), vectors(*IMAGE)
     model.layers[1].eval()
     before = model(x)
-    qmodel = wrap(model, weights_only(), **({"example": x} if example else {}))
-    assert list(describe(qmodel).left_out) == ["norm"]
+    how = {**weights_only(), "rules": [{"match": {"name": "last"}, "skip": True}]}
+    with pytest.warns(NothingQuantizedWarning):
+        qmodel = wrap(model, how, **({"example": x} if example else {}))
+    assert list(describe(qmodel).left_out) == ["norm", "last"]
     assert torch.equal(qmodel.eval()(x), before)
 
 
@@ -965,3 +968,41 @@ def test_a_file_for_another_model_is_refused(tmp_path):
     save(calibrate(wrap(nn.Sequential(conv(), norm()), weights_only())), tmp_path / "model.safetensors")
     with pytest.raises(DocumentError, match="another architecture"):
         load(tmp_path / "model.safetensors", nn.Sequential(conv(), nn.ReLU()))
+
+
+# ---- what no function of PyTorch shows ------------------------------------------------------------------------------
+
+
+def twice(x: torch.Tensor) -> torch.Tensor:
+    return x * 2
+
+
+SCRIPTED: list[Any] = []
+"""Filled by the test: scripting warns, and a script can't be copied with a model."""
+
+
+class Doubles(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x * 2
+
+
+UNSEEN = {
+    "a script": lambda m, x: m.norm(y := m.conv(x)) + SCRIPTED[0](y),
+    "a script module": lambda m, x: m.norm(y := m.conv(x)) + m.script(y),
+    "an autograd function": lambda m, x: m.norm(y := m.conv(x)) + Doubles.apply(y),
+    "an operator": lambda m, x: m.norm(y := m.conv(x)) + torch.ops.aten.mul.Tensor(y, y),
+    "an array": lambda m, x: m.norm(y := m.conv(x)) + torch.from_numpy(y.detach().numpy()),
+    "a script of a parameter": lambda m, x: m.norm(m.conv(x)) + SCRIPTED[0](m.conv.weight).sum(),
+    "a script of a statistic": lambda m, x: m.norm(m.conv(x)) + SCRIPTED[0](m.norm.running_mean).sum(),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # models that have them still exist
+@pytest.mark.parametrize("how", UNSEEN)
+def test_whoever_uses_an_output_or_a_parameter_below_pytorchs_functions_is_seen_too(how):
+    script = torch.jit.script(nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU()).double().eval())
+    model, x = Graph(UNSEEN[how], conv=conv(), norm=norm(), script=script), vectors(*IMAGE)
+    model = Untraced(model)
+    SCRIPTED[:] = [torch.jit.script(twice)]
+    assert ("other users" if "of a" not in how else "other code") in reason(model, x, example=x)

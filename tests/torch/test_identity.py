@@ -297,6 +297,12 @@ def test_parts_called_by_themselves_read_quantized_weights():
     assert torch.equal(part(x), qmodel[0](x))
 
 
+def test_forwards_that_are_called_without_the_hooks_read_quantized_weights():
+    model, x = ReadsWeights(), x_of(4, 8)
+    qmodel = ready(model)
+    assert torch.equal(qmodel.forward(x), with_quantized_weights(model, qmodel)(x))
+
+
 def test_a_method_that_is_no_forward_says_that_the_model_runs():
     model, x = ReadsInAMethod(), x_of(4, 8)
     qmodel = ready(model)

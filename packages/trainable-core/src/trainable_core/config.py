@@ -20,10 +20,10 @@ from pydantic import (
     model_validator,
 )
 
-from trainable_core.constants import MIN_THRESHOLD, SIGNED
+from trainable_core.constants import MIN_THRESHOLD, RANGE_MIN, SIGNED
 from trainable_core.enums import QuantizationMethod, QuantizationTarget
 from trainable_core.errors import InvalidArgumentError
-from trainable_core.validation import MAX_THRESHOLD, check_params, check_widths, plain
+from trainable_core.validation import MAX_THRESHOLD, check_params, check_widths, plain, shape_of
 
 SCHEMA_VERSION = 1
 
@@ -99,7 +99,24 @@ MinThreshold = Annotated[float, Field(ge=0, le=MAX_THRESHOLD), BeforeValidator(n
 StrictBool = Annotated[bool, Field(strict=True), BeforeValidator(plain)]
 
 
-class TrainableQuantizerCandidateConfig(Document):
+class _SeedConfig(Document):
+    """A config whose fields may be given by position, in the seed's order."""
+
+    positional: ClassVar[tuple[str, ...]]
+
+    def __init__(self, *arguments: Any, **fields: Any) -> None:
+        names = type(self).positional
+        if len(arguments) > len(names):
+            problem = f"takes {len(names)} arguments by position, {', '.join(names)}; got {len(arguments)}"
+            raise InvalidArgumentError(type(self).__name__, problem)
+        given = dict(zip(names, arguments, strict=False))
+        twice = [name for name in given if name in fields]
+        if twice:
+            raise InvalidArgumentError(type(self).__name__, f"{', '.join(twice)}: given by position and by name")
+        super().__init__(**given, **fields)
+
+
+class TrainableQuantizerCandidateConfig(_SeedConfig):
     """One bit width, with its own params, that a quantizer may choose.
 
     Parameters
@@ -109,6 +126,8 @@ class TrainableQuantizerCandidateConfig(Document):
     quantization_params : dict
         As in the configs; ``{}`` takes the config's own params.
     """
+
+    positional: ClassVar[tuple[str, ...]] = ("n_bits", "quantization_params")
 
     n_bits: NBits
     quantization_params: Params = Field(default_factory=dict)
@@ -122,7 +141,7 @@ def _check_candidates(found: list[TrainableQuantizerCandidateConfig]) -> list[Tr
 Candidates = Annotated[list[TrainableQuantizerCandidateConfig], AfterValidator(_check_candidates)]
 
 
-class _QuantizerConfig(Document):
+class _QuantizerConfig(_SeedConfig):
     """What weights and activation configs share: neutral names and the checks."""
 
     target: ClassVar[QuantizationTarget]
@@ -162,8 +181,9 @@ class _QuantizerConfig(Document):
 
     @property
     def signed(self) -> bool:
-        """Whether a symmetric grid reaches below zero; weights and params that don't say are signed."""
-        return bool(self.quantization_params.get(SIGNED, True))
+        """Whether a symmetric grid reaches below zero; ranges, and params that don't say, count as signed."""
+        params = self.quantization_params
+        return RANGE_MIN in params or bool(params.get(SIGNED, True))
 
     def _prefixed(self, name: str) -> Any:
         return getattr(self, f"{self.prefix}_{name}")
@@ -188,6 +208,7 @@ class _QuantizerConfig(Document):
         for where, n_bits, params in checked:
             try:
                 channels = check_params(params, self.quantization_method, n_bits, self.target)
+                self._check_axes(params)
             except ValueError as error:
                 message = f"{where}: {error}"
                 raise ValueError(message) from None
@@ -203,6 +224,18 @@ class _QuantizerConfig(Document):
             raise ValueError(message)
         return self
 
+    def _check_axes(self, params: Mapping[str, Any]) -> None:
+        """Raise ValueError for params that are shaped to broadcast along another axis than the channels'."""
+        axis = self.channels_axis
+        for key, value in params.items():
+            shape = shape_of(value)
+            several = [index for index, size in enumerate(shape) if size > 1]
+            if len(shape) <= 1 or not several or axis is None:
+                continue
+            if not -len(shape) <= axis < len(shape) or axis % len(shape) != several[0]:
+                message = f"{key!r} of shape {shape} has its values along axis {several[0]}, the channel axis is {axis}"
+                raise ValueError(message)
+
 
 class TrainableQuantizerWeightsConfig(_QuantizerConfig):
     """How a weights tensor is quantized.
@@ -216,7 +249,7 @@ class TrainableQuantizerWeightsConfig(_QuantizerConfig):
     weights_quantization_params : dict
         ``{THRESHOLD: t}`` for SYMMETRIC and POWER_OF_TWO, ``{RANGE_MIN: a, RANGE_MAX: b}`` or ``{THRESHOLD: t}`` (the
         range ``[-t, t]``, or ``[0, t]`` with ``SIGNED: False``) for UNIFORM; numbers, or one per channel, in the units
-        of the weights. ``{}`` means not calibrated yet.
+        of the weights; per channel also shaped to broadcast, such as (C, 1, 1, 1). ``{}`` means not calibrated yet.
     enable_weights_quantization : bool
         Whether to quantize at all.
     weights_channels_axis : int or None
@@ -231,6 +264,16 @@ class TrainableQuantizerWeightsConfig(_QuantizerConfig):
 
     target: ClassVar[QuantizationTarget] = QuantizationTarget.Weights
     prefix: ClassVar[str] = "weights"
+    positional: ClassVar[tuple[str, ...]] = (
+        "weights_quantization_method",
+        "weights_n_bits",
+        "weights_quantization_params",
+        "enable_weights_quantization",
+        "weights_channels_axis",
+        "weights_per_channel_threshold",
+        "min_threshold",
+        "weights_quantization_candidates",
+    )
 
     weights_quantization_method: MethodField
     weights_n_bits: NBits
@@ -275,6 +318,14 @@ class TrainableQuantizerActivationConfig(_QuantizerConfig):
 
     target: ClassVar[QuantizationTarget] = QuantizationTarget.Activation
     prefix: ClassVar[str] = "activation"
+    positional: ClassVar[tuple[str, ...]] = (
+        "activation_quantization_method",
+        "activation_n_bits",
+        "activation_quantization_params",
+        "enable_activation_quantization",
+        "min_threshold",
+        "activation_quantization_candidates",
+    )
 
     activation_quantization_method: MethodField
     activation_n_bits: NBits

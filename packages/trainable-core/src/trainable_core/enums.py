@@ -20,7 +20,19 @@ class TrainingMethod(str, Enum):
         return self.value
 
 
-class QuantizationMethod(Enum):
+class _AsInMctq(Enum):
+    """Base of the enums that `mct_quantizers` has too: members are equal to its members, so code may compare either."""
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Enum) and type(other).__name__ == type(self).__name__:
+            return bool(self.name == other.name and self.value == other.value)
+        return NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self.name)  # as every enum's
+
+
+class QuantizationMethod(_AsInMctq):
     """Which grid a tensor is quantized on; names and values are those of `mct_quantizers.QuantizationMethod`."""
 
     POWER_OF_TWO = 0
@@ -37,7 +49,7 @@ LUT_METHODS = (QuantizationMethod.LUT_POT_QUANTIZER, QuantizationMethod.LUT_SYM_
 """Grids that are look-up tables: thresholds times values of a list, without a scale."""
 
 
-class QuantizationTarget(Enum):
+class QuantizationTarget(_AsInMctq):
     """What is quantized; names and values are those of `mct_quantizers.QuantizationTarget`."""
 
     Activation = "Activation"

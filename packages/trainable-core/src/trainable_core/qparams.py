@@ -36,7 +36,7 @@ from trainable_core.config import TrainableQuantizerConfig
 from trainable_core.constants import RANGE_MAX, RANGE_MIN, SIGNED, THRESHOLD
 from trainable_core.enums import LUT_METHODS, QuantizationMethod
 from trainable_core.errors import ShapeMismatchError, UnsupportedConfigError
-from trainable_core.validation import MAX_THRESHOLD, check_params
+from trainable_core.validation import MAX_THRESHOLD, check_params, flat
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -276,7 +276,7 @@ def variables_from_params(params: Mapping[str, Any], method: QuantizationMethod)
     """
     if not set(params) - {SIGNED}:
         return {}
-    values = {key: np.asarray(value, np.float32) for key, value in params.items() if key != SIGNED}
+    values = {key: np.asarray(flat(value), np.float32) for key, value in params.items() if key != SIGNED}
     if method is QuantizationMethod.UNIFORM and THRESHOLD in values:
         high = values[THRESHOLD]
         return {RANGE_MIN: -high if params.get(SIGNED, True) else np.zeros_like(high), RANGE_MAX: high}

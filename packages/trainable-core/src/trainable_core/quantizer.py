@@ -6,6 +6,7 @@ import operator
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -19,7 +20,7 @@ from trainable_core.config import (
     config_document,
     config_from_document,
 )
-from trainable_core.constants import SIGNED
+from trainable_core.constants import RANGE_MIN, SIGNED
 from trainable_core.enums import QuantizationMethod, QuantizationTarget, VariableGroup
 from trainable_core.errors import (
     InvalidArgumentError,
@@ -30,10 +31,13 @@ from trainable_core.errors import (
 )
 from trainable_core.key import identifier_text
 from trainable_core.reference.method import Method, TrainingForward
-from trainable_core.registry.marks import keys_of
+from trainable_core.registry.marks import marks_of
 from trainable_core.validation import check_params, plain
 
 Q = TypeVar("Q", bound="BaseTrainableQuantizer")
+
+_PACKAGES = ("trainable_core", "trainable_torch", "trainable_keras")
+"""Where the base classes are."""
 
 
 @dataclass(frozen=True)
@@ -128,26 +132,24 @@ class BaseTrainableQuantizer:
         self.freeze_quant_params = freeze_quant_params
         self.subject = type(self).__name__
         self.signed = quantization_config.signed
-        self.calibrated = False
+        self._calibrated = False
         self.tensor_ndim = 0
         self.structure = Structure()
         self._variable_groups: dict[str, VariableGroup] = {}
 
     @classmethod
     def _check_config(cls, config: TrainableQuantizerConfig) -> None:
-        keys = keys_of(cls, cls.backend)
+        target, methods = marks_of(cls)
         if not isinstance(config, TrainableQuantizerWeightsConfig | TrainableQuantizerActivationConfig):
             raise InvalidArgumentError(
                 cls.__name__,
                 f"the first argument must be a trainable quantizer config, got {type(config).__name__}",
                 "build a TrainableQuantizerWeightsConfig or TrainableQuantizerActivationConfig.",
             )
-        if config.target is not keys[0].target:
-            raise UnsupportedConfigError(
-                cls.__name__, f"it quantizes {keys[0].target}, the config is for {config.target}"
-            )
-        if config.quantization_method not in {key.method for key in keys}:
-            offered = ", ".join(str(key.method) for key in keys)
+        if config.target is not target:
+            raise UnsupportedConfigError(cls.__name__, f"it quantizes {target}, the config is for {config.target}")
+        if config.quantization_method not in methods:
+            offered = ", ".join(map(str, methods))
             raise UnsupportedConfigError(
                 cls.__name__, f"quantization method {config.quantization_method} is not one of: {offered}"
             )
@@ -235,8 +237,8 @@ class BaseTrainableQuantizer:
 
     @property
     def training_method(self) -> str:
-        """Name of the training method the class is registered under."""
-        return identifier_text(self.identifier)
+        """Name of the training method the class is registered under; the class's own where its mark has none."""
+        return type(self).__name__ if self.identifier is None else identifier_text(self.identifier)
 
     def activation_quantization(self) -> bool:
         """Return whether this quantizer is for activations."""
@@ -250,6 +252,15 @@ class BaseTrainableQuantizer:
     def variable_names(self) -> tuple[str, ...]:
         """Names of the quantizer's variables, in the order they were added."""
         return tuple(self._variable_groups)
+
+    @property
+    def quantizer_parameters(self) -> Mapping[str, Mapping[str, Any]]:
+        """The variables with their groups, ``{name: {"var": variable, "group": group}}``; to be read, not written."""
+        told = {
+            name: MappingProxyType({"var": self.get_quantizer_variable(name), "group": group})
+            for name, group in self._variable_groups.items()
+        }
+        return MappingProxyType(told)
 
     def get_quantizer_variable(self, name: str) -> Any:
         """Return the variable added under `name`.
@@ -296,7 +307,7 @@ class BaseTrainableQuantizer:
         except TypeError as error:
             raise ShapeMismatchError(f"{self.subject} {name!r}: tensor_shape", "integers", tensor_shape) from error
         variable_shape = qparams.variable_shape(config, shape, f"{self.subject} {name!r}")
-        if self.variable_names:
+        if self.structure.widths:
             if self.structure.shape != variable_shape:
                 raise QuantizerStateError(f"{self.subject} {name!r}", "already initialized for another shape")
         else:
@@ -373,7 +384,7 @@ class BaseTrainableQuantizer:
             values = qparams.variables_from_params(given, config.quantization_method)
             if not values:
                 raise InvalidArgumentError(self.subject, f"no numbers for width {width}: {dict(given)}")
-            signs.add(bool(given.get(SIGNED, self.signed)))
+            signs.add(self.signed if RANGE_MIN in given else bool(given.get(SIGNED, self.signed)))
             for key, variable in self.grid_variables(width).items():
                 value, shape = values[key], tuple(variable.shape)
                 if value.size != 1 and value.shape != shape:
@@ -390,6 +401,22 @@ class BaseTrainableQuantizer:
         """Pass tensors on as they are from here on, and deploy nothing, as if the config had said so."""
         name = f"enable_{self.quantization_config.prefix}_quantization"
         self.quantization_config = self.quantization_config.model_copy(update={name: False})
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether the quantizer has its numbers; one that makes and deploys its variables by itself always has."""
+        return self._calibrated or self.deploys_itself
+
+    @calibrated.setter
+    def calibrated(self, value: bool) -> None:
+        self._calibrated = value
+
+    @property
+    def deploys_itself(self) -> bool:
+        """Whether the class's own methods initialize and convert it, without the base class's variables."""
+        made = {name: getattr(type(self), name).__module__ for name in ("initialize_quantization", "convert2inferable")}
+        foreign = all(module.partition(".")[0] not in _PACKAGES for module in made.values())
+        return foreign and not self.structure.widths
 
     def require_calibrated(self) -> None:
         """Raise QuantizerStateError unless the quantizer has its numbers."""

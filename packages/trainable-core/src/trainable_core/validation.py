@@ -70,8 +70,42 @@ def check_widths(widths: list[int]) -> list[int]:
     return widths
 
 
+def shape_of(value: Any) -> tuple[int, ...]:
+    """Return the shape of a parameter: () of a number, (C,) of a list, (C, 1, 1, 1) of one shaped to broadcast.
+
+    Raises
+    ------
+    ValueError
+        When lists inside it differ in length, or more than one axis has several values.
+    """
+    if not isinstance(value, list):
+        return ()
+    shapes = {shape_of(item) for item in value}
+    if len(shapes) > 1:
+        message = f"lists inside it differ in shape: {sorted(shapes)}"
+        raise ValueError(message)
+    shape = (len(value), *(shapes.pop() if shapes else ()))
+    if sum(size > 1 for size in shape) > 1:
+        message = f"values of shape {shape} differ along more than one axis; a quantizer has one channel axis"
+        raise ValueError(message)
+    return shape
+
+
+def flat(value: Any) -> Any:
+    """Return a parameter that is shaped to broadcast as a plain list; numbers and plain lists as they are."""
+    while isinstance(value, list) and any(isinstance(item, list) for item in value):
+        value = [each for item in value for each in item]
+    return value
+
+
 def _numbers(key: str, value: Any) -> list[float]:
     """Return the parameter's numbers, one per channel, all finite."""
+    try:
+        shape_of(value)
+    except ValueError as error:
+        message = f"{key!r} must be a number or a list of numbers: {error}"
+        raise ValueError(message) from None
+    value = flat(value)
     items: list[Any] = list(value) if isinstance(value, Sequence) and not isinstance(value, str | bytes) else [value]
     if not items:
         message = f"{key!r} must not be empty"
@@ -112,9 +146,6 @@ def _check_range(params: Mapping[str, Any]) -> list[float]:
     if missing:
         message = f"UNIFORM needs {RANGE_MIN!r} and {RANGE_MAX!r} (or {THRESHOLD!r}); missing: {', '.join(missing)}"
         raise ValueError(message)
-    if SIGNED in params:
-        message = f"{SIGNED!r} goes with {THRESHOLD!r}; a range says by its ends whether it is signed"
-        raise ValueError(message)
     lows, highs = _numbers(RANGE_MIN, params[RANGE_MIN]), _numbers(RANGE_MAX, params[RANGE_MAX])
     if len(lows) != len(highs):
         message = f"{RANGE_MIN!r} has {len(lows)} values, {RANGE_MAX!r} has {len(highs)}"
@@ -123,6 +154,9 @@ def _check_range(params: Mapping[str, Any]) -> list[float]:
         if not low < high:
             message = f"{RANGE_MIN!r} must be less than {RANGE_MAX!r}, got [{low!r}, {high!r}]"
             raise ValueError(message)
+    if params.get(SIGNED) is False and min(lows) < 0:
+        message = f"{SIGNED!r} is false, and the range reaches down to {min(lows)!r}"
+        raise ValueError(message)
     return lows
 
 

@@ -6,6 +6,7 @@ from torch import nn
 
 from trainable_core.backend.description import Description, describe_quantizer
 from trainable_torch.holder import ActivationQuantizationHolder
+from trainable_torch.operations import CONTAINER
 from trainable_torch.ranks import require_whole
 from trainable_torch.wrapper import QuantizationWrapper
 from trainable_torch.wrapping import state_of
@@ -41,7 +42,7 @@ def describe(qmodel: nn.Module) -> Description:
                 plan = state.plans[name or "model"]
                 rows.append(describe_quantizer(plan.layer, attribute, plan.weights[attribute], quantizer))
         elif isinstance(module, ActivationQuantizationHolder):
-            layer, tensor = _place(name)
+            layer, tensor = _place(name.removeprefix(f"{CONTAINER}."))
             plan = state.plans[layer]
             assert plan.activation is not None  # noqa: S101 - there is a holder, so there was a plan for it
             rows.append(describe_quantizer(plan.layer, tensor, plan.activation, module.activation_holder_quantizer))

@@ -39,6 +39,12 @@ class ActivationQuantizationHolder(nn.Module, metaclass=UnlistedSubclass, of=Pyt
         self.observer = None
         activation_holder_quantizer.initialize_quantization(None, "activation", self)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; one of mctq's stock quantizers, which are no modules, may take the place of a module."""
+        if name == "activation_holder_quantizer" and not isinstance(value, nn.Module):
+            self._modules.pop(name, None)
+        super().__setattr__(name, value)
+
     @property
     def trainable_quantizer(self) -> BasePytorchTrainableQuantizer | None:
         """The quantizer while it is trainable, None once it is inferable."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import types
-from collections.abc import Callable, Iterable
+import weakref
+from collections.abc import Callable, Iterable, MutableMapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,7 +13,8 @@ from torch.nn.utils import parametrize
 
 from trainable_core.errors import ModelError, QuantizerStateError
 
-_made: dict[tuple[type, type, tuple[str, ...]], type] = {}
+_made: MutableMapping[tuple[type, type, tuple[str, ...]], type] = weakref.WeakValueDictionary()
+"""The classes made so far; one goes when no layer is of it any more."""
 
 
 class WeightProperty(property):

@@ -48,11 +48,21 @@ _BY_OP: dict[str, tuple[type[nn.Module], ...]] = {
 _KINDS |= {cls: _kind(op) for op, classes in _BY_OP.items() for cls in classes}
 
 FUNCTIONS: dict[Any, str] = {
-    **dict.fromkeys((operator.add, operator.iadd, operator.sub, torch.add, torch.sub, "add", "add_", "sub"), "add"),
-    **dict.fromkeys((operator.mul, operator.imul, torch.mul, "mul", "mul_"), "mul"),
-    **dict.fromkeys((torch.cat, torch.concat, torch.stack), "cat"),
     **dict.fromkeys(
-        (operator.matmul, torch.matmul, torch.bmm, "matmul", "bmm", F.scaled_dot_product_attention), "matmul"
+        (
+            operator.add, operator.iadd, operator.sub, operator.isub, torch.add, torch.sub, torch.subtract, torch.rsub,
+            "add", "add_", "sub", "sub_", "subtract", "__rsub__",
+        ),
+        "add",
+    ),
+    **dict.fromkeys((operator.mul, operator.imul, torch.mul, torch.multiply, "mul", "mul_", "multiply"), "mul"),
+    **dict.fromkeys((torch.cat, torch.concat, torch.concatenate, torch.stack), "cat"),
+    **dict.fromkeys(
+        (
+            operator.matmul, torch.matmul, torch.bmm, torch.mm, "matmul", "bmm", "mm", "__rmatmul__",
+            F.scaled_dot_product_attention,
+        ),
+        "matmul",
     ),
     **dict.fromkeys(
         (

@@ -6,7 +6,6 @@ what only a run knows: shapes, and in which module an operation was called.
 
 from __future__ import annotations
 
-import copy
 import gc
 import weakref
 from collections import Counter
@@ -18,19 +17,22 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from trainable_core.calibration.batches import inputs_of
 from trainable_core.errors import ModelError
+from trainable_torch.copying import copied
 from trainable_torch.dataflow import SIZE_ATTRIBUTES, reads_values
 from trainable_torch.kernels import eligible
 from trainable_torch.layers import kind_of
+from trainable_torch.operands import operands, operation_kind
 from trainable_torch.overrides import change_of, own_class, tensors_of
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 WITH_OWN_OPERATION = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
 """Layers that call one function with their weight and bias."""
-SHAPE, OWNER = "shape", "owner"
-"""Keys in a node's ``meta``: the shape of its result, and the name of the module in whose forward it was called."""
+SHAPE, OPERATION = "shape", "operation"
+"""Keys in a node's ``meta``: the shape of its result; of a functional operation, its module, op kind and ordinal."""
 
 
 @dataclass
@@ -50,6 +52,8 @@ class Run:
         How often each module was called.
     last : mapping of str to list of bool
         By layer: whether each call's last operation was the layer's own, with its own weight and bias.
+    operations : mapping of str to list
+        By module: of each call, op kind and number of inputs of the functional operations, in order.
     """
 
     graph: fx.Graph
@@ -57,6 +61,7 @@ class Run:
     users: dict[str, set[str]] = field(default_factory=dict)
     calls: Counter[str] = field(default_factory=Counter)
     last: dict[str, list[bool]] = field(default_factory=dict)
+    operations: dict[str, list[tuple[tuple[str, int], ...]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -104,8 +109,8 @@ def _trained(model: nn.Module, example: Any) -> Run | str:
 
 def _run(model: nn.Module, example: Any, *, training: bool) -> Run:
     """Return what a run of a copy shows; batch norms keep their statistics."""
-    copied = copy.deepcopy(model).train(training)
-    for module in copied.modules():
+    run = copied(model).train(training)
+    for module in run.modules():
         if isinstance(module, eligible.NORMALIZATION):
             module.training = False
             continue
@@ -114,12 +119,12 @@ def _run(model: nn.Module, example: Any, *, training: bool) -> Run:
             _show_bias(module)
     if not callable(example) or isinstance(example, Tensor | Mapping):
         example = example if isinstance(example, Mapping) else inputs_of(example)
-        if any(parameter.is_meta for parameter in copied.parameters()):
+        if any(parameter.is_meta for parameter in run.parameters()):
             example = _on_meta(example)
-    recorder = _Recorder(copied)
-    devices = sorted({each.device for each in copied.parameters() if each.is_cuda}, key=str)
-    with torch.random.fork_rng(devices), torch.no_grad(), recorder.hooked(), recorder:
-        recorder.keep(_call(copied, example))
+    recorder = _Recorder(run)
+    devices = sorted({each.device for each in run.parameters() if each.is_cuda}, key=str)
+    with torch.random.fork_rng(devices), torch.no_grad(), recorder.hooked(), _Below(recorder), recorder:
+        recorder.keep(_call(run, example))
     return recorder.finish()
 
 
@@ -152,7 +157,9 @@ def is_leaf(module: nn.Module) -> bool:
     """Return whether a run, like a trace, shows a module as one operation: a layer, or a module of PyTorch."""
     if kind_of(module) is not None:
         return True
-    return type(module).__module__.startswith(("torch.nn.", "torch.ao.nn.")) and not isinstance(module, nn.Sequential)
+    if isinstance(module, nn.Sequential | nn.ModuleList | nn.ModuleDict):
+        return False
+    return type(module).__module__.startswith(("torch.nn.", "torch.ao.nn."))
 
 
 class _Recorder(TorchFunctionMode):
@@ -166,6 +173,7 @@ class _Recorder(TorchFunctionMode):
         for name, module in model.named_modules(remove_duplicate=False):
             self.names.setdefault(module, name)
         self.stack: list[nn.Module] = []
+        self.operations: list[list[tuple[str, int]]] = []
         self.leaf_calls: list[_LeafCall] = []
         self.nodes: dict[int, tuple[weakref.ref[Tensor], fx.Node]] = {}
         self.owned: dict[int, str] = {}
@@ -175,6 +183,7 @@ class _Recorder(TorchFunctionMode):
                     self.owned.setdefault(id(tensor), f"{name}.{attribute}".lstrip("."))
         self.output: Any = None
         self.is_aside = False
+        self.depth = 0
 
     # ---- modules ----------------------------------------------------------------------------------------------------
 
@@ -183,6 +192,8 @@ class _Recorder(TorchFunctionMode):
         """Watch every call of a module."""
         handles: list[Any] = []
         for module in self.names:
+            if isinstance(module, torch.jit.ScriptModule):
+                continue  # it takes no hooks
             handles += [
                 module.register_forward_pre_hook(self._enter, with_kwargs=True),
                 module.register_forward_hook(self._leave, with_kwargs=True, always_call=True),
@@ -199,17 +210,20 @@ class _Recorder(TorchFunctionMode):
             if is_leaf(module):
                 self.leaf_calls.append(_LeafCall(module, _tensors((args, kwargs))))
         self.stack.append(module)
+        self.operations.append([])
 
     def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        while self.stack and self.stack.pop() is not module:
-            pass
+        left, operations = self.stack.pop(), self.operations.pop()
+        while left is not module:  # an exception has left the ones inside
+            left, operations = self.stack.pop(), self.operations.pop()
+        if not self.leaf_calls:
+            self.run.operations.setdefault(self.names[module], []).append(tuple(operations))
         if not self.leaf_calls or self.leaf_calls[-1].module is not module or module in self.stack:
             return
         call = self.leaf_calls.pop()
         name = self.names[module]
         with self._aside():
-            node = self._node("call_module", name, args, kwargs, output)
-        node.meta[OWNER] = self.names[self.stack[-1]] if self.stack else ""
+            self._node("call_module", name, args, kwargs, output)
         self.run.last.setdefault(name, []).append(call.ends_with_own_operation(output))
 
     # ---- functions --------------------------------------------------------------------------------------------------
@@ -235,12 +249,21 @@ class _Recorder(TorchFunctionMode):
                 self.run.readers.setdefault(self.owned[id(tensor)], set()).add(here)
             if self.leaf_calls and id(tensor) in self.nodes and not self.leaf_calls[-1].has(tensor):
                 self._use(tensor)  # a layer that reads more than it is given
-        result = func(*args, **kwargs)
+        kind = operation_kind(func)
+        inputs = len(operands(func, args, kwargs)) if kind else 0
+        self.depth += 1
+        try:
+            result = func(*args, **kwargs)
+        finally:
+            self.depth -= 1
         if self.leaf_calls:
             self.leaf_calls[-1].note(name, args, kwargs, result)
         elif read:
             node = self._node("call_function", func, args, kwargs, result, name)
-            node.meta[OWNER] = here
+            if kind and inputs and self.stack:
+                ordinal = sum(each == kind for each, _ in self.operations[-1])
+                self.operations[-1].append((kind, inputs))
+                node.meta[OPERATION] = (here, kind, ordinal)
         return result
 
     @contextmanager
@@ -285,6 +308,17 @@ class _Recorder(TorchFunctionMode):
         self.nodes[id(tensor)] = weakref.ref(tensor), node
         return node
 
+    def note_use(self, tensors: list[Tensor]) -> None:
+        """Note that somebody unknown looks at tensors."""
+        here = self.names[self.stack[-1]] if self.stack and self.leaf_calls else "somewhere"
+        for tensor in tensors:
+            name = self.owned.get(id(tensor))
+            if name is not None:
+                self.run.readers.setdefault(name, set()).add(here)
+                self.run.users.setdefault(name, set()).add(here)
+            elif id(tensor) in self.nodes and not (self.leaf_calls and self.leaf_calls[-1].has(tensor)):
+                self._use(tensor)
+
     def _use(self, tensor: Tensor) -> None:
         self.run.graph.create_node("call_function", _read, (self._node_of(tensor),))
 
@@ -303,6 +337,20 @@ class _Recorder(TorchFunctionMode):
                 self.run.graph.create_node("call_function", _read, (node,))
         self.output = None
         return self.run
+
+
+class _Below(TorchDispatchMode):
+    """Sees what is computed without a function of PyTorch's Python interface: by scripts and extensions."""
+
+    def __init__(self, recorder: _Recorder) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # PyTorch's has no annotations
+        self.recorder = recorder
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call an operator, and note its inputs as used unless a function that is written down has called it."""
+        if self.recorder.depth == 0 and not self.recorder.is_aside:
+            self.recorder.note_use(_tensors((args, kwargs or {})))
+        return func(*args, **(kwargs or {}))
 
 
 def _read(*values: Any) -> None:

@@ -22,7 +22,8 @@ from trainable_torch.kernels import eligible
 MARK = "_trainable_model"
 """Attribute by which each module of a wrapped model knows the model's `Membership`."""
 
-_CALLS = {nn.Module._call_impl.__code__}  # noqa: SLF001 - what runs a module's hooks and forward
+_CALLS = frozenset(("forward", "_call_impl", "__call__"))
+"""Names of the functions that call a module: its own, and those of PyTorch that run its hooks as well."""
 
 
 class Membership:
@@ -81,7 +82,8 @@ def _is_called(membership: Membership) -> bool:
     """Return whether a module of a model is being called further up the stack."""
     frame: FrameType | None = sys._getframe(2)  # noqa: SLF001 - the standard library has no other way up the stack
     while frame is not None:
-        if frame.f_code in _CALLS and _is_of(frame.f_locals.get("self"), membership):
+        code = frame.f_code
+        if code.co_name in _CALLS and code.co_argcount and _is_of(frame.f_locals.get(code.co_varnames[0]), membership):
             return True
         frame = frame.f_back
     return False
@@ -89,7 +91,9 @@ def _is_called(membership: Membership) -> bool:
 
 def _is_of(module: Any, membership: Membership) -> bool:
     """Return whether a module that is called belongs to a model, or is the compiled form of one that does."""
-    attributes = getattr(module, "__dict__", {})
+    if not isinstance(module, nn.Module):
+        return False
+    attributes = module.__dict__
     if attributes.get(MARK) is membership:
         return True
     compiled = attributes.get("_modules", {}).get("_orig_mod")

@@ -26,7 +26,7 @@ from trainable_core.documents.model import (
     recipe_of,
     switch_off_quantizers,
 )
-from trainable_core.errors import DocumentError, ModelError, TrainableError
+from trainable_core.errors import DocumentError, ModelError, RuleError, TrainableError
 from trainable_torch.finalized import finalize
 from trainable_torch.ranks import require_whole
 from trainable_torch.training import quantizers_of
@@ -77,7 +77,9 @@ def save(qmodel: nn.Module, path: str | PathLike[str]) -> None:
             first[identity] = name
             tensors[name] = value.detach().to("cpu").contiguous().clone()
     header = header_of(FORMAT, state, quantizers_of(qmodel))
-    more = {"aliases": aliases, "training": qmodel.training, "folded": state.folded}
+    more: dict[str, Any] = {"aliases": aliases, "training": qmodel.training, "folded": state.folded}
+    if state.structure:
+        more["structure"] = state.structure
     text = json.dumps({**header, **more})
     try:
         content = to_bytes(tensors, {FORMAT: text, DIGEST: digest(text, tensors)})
@@ -126,9 +128,12 @@ def load(path: str | PathLike[str], model: nn.Module) -> nn.Module:
         raise ModelError(f"load needs the float torch.nn.Module, got {type(model).__name__}")
     recipe = recipe_of(path, metadata)
     try:
-        qmodel = wrapped(model, recipe, folded=metadata.get("folded"))
-    except ModelError as error:
-        raise DocumentError(path, f"it is for another architecture: {error.problem}") from error
+        known: dict[str, Any] = {name: metadata[name] for name in ("folded", "structure") if name in metadata}
+        qmodel = wrapped(model, recipe, known=known)
+    except (ModelError, RuleError) as error:
+        if isinstance(error, RuleError) and "structure" not in known:
+            raise
+        raise DocumentError(path, f"it is for another architecture: {error}") from error
     except pydantic.ValidationError as error:  # its rules add up to a config that is refused
         raise DocumentError(path, f"its recipe is damaged: {error}") from error
     switch_off_quantizers(path, metadata, quantizers_of(qmodel), state_of(qmodel))
@@ -155,6 +160,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             folded = metadata.get("folded", {})  # a file of release 0.1.0 may have none
             if not isinstance(folded, dict) or not all(isinstance(name, str) for name in folded.values()):
                 raise DocumentError(path, "its header has 'folded' that is no mapping of names")
+            check_structure(path, metadata.get("structure"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - the file is no mapping
             if header.get(DIGEST) != digest(text, tensors):
                 raise DocumentError(path, f"damaged: its content does not have the {DIGEST} that was written with it")
@@ -169,6 +175,20 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             raise DocumentError(path, f"{name!r} shares the tensor of {source!r}, which is missing")
         tensors[name] = tensors[source]
     return metadata, tensors
+
+
+def check_structure(path: Any, structure: Any) -> None:
+    """Refuse a header's structure that `wrap` did not note; None where a file has none."""
+    if structure is None:
+        return
+    calls = structure.get("calls") if isinstance(structure, dict) else None
+    names = [name for call in calls if isinstance(call, list) and len(call) == 2 for name in call] if calls else []  # noqa: PLR2004 - two names
+    if not isinstance(calls, list) or len(names) != 2 * len(calls):
+        raise DocumentError(path, "its header has a 'structure' without calls")
+    if not all(isinstance(name, str) or name is None for name in names):
+        raise DocumentError(path, "its header has a 'structure' with calls that are no names")
+    if not isinstance(structure.get("operations"), dict):
+        raise DocumentError(path, "its header has a 'structure' without operations")
 
 
 def _fill(path: Any, qmodel: nn.Module, tensors: dict[str, Tensor]) -> None:

@@ -7,6 +7,7 @@ traced still shows its layers' order, which is what folding needs.
 from __future__ import annotations
 
 import copy
+import operator
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping
@@ -19,12 +20,14 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F  # noqa: N812 - the name everyone reads
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from trainable_torch.dataflow import SIZE_ATTRIBUTES, SIZE_METHODS, reads_values
 from trainable_torch.kernels import eligible
-from trainable_torch.layers import FUNCTIONS, kind_of
+from trainable_torch.layers import kind_of
 from trainable_torch.observing import OWN_OPERATIONS, SHAPE, name_of
+from trainable_torch.operands import operation_kind
 
 _DROPOUTS: dict[Any, Any] = {
     F.dropout: nn.Dropout,
@@ -285,7 +288,7 @@ def tensors_read(module: nn.Module) -> tuple[set[int], set[int]]:
     read: set[int] = set()
     asked: set[int] = set()
     for training in (True, False):
-        with _Reads(read, asked):
+        with _ReadsBelow(read), _Reads(read, asked):
             traced = _graph(module, training=training)
         for node in traced.graph.nodes:
             if node.op == "get_attr":
@@ -310,6 +313,18 @@ class _Reads(TorchFunctionMode):
         self.asked |= given
         if name_of(func) not in SIZE_ATTRIBUTES | SIZE_METHODS:
             self.read |= given
+        return func(*args, **(kwargs or {}))
+
+
+class _ReadsBelow(TorchDispatchMode):
+    """Notes the tensors that are read without a function of PyTorch's Python interface, as scripts read them."""
+
+    def __init__(self, read: set[int]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # PyTorch's has no annotations
+        self.read = read
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.read.update(id(each) for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor))
         return func(*args, **(kwargs or {}))
 
 
@@ -374,7 +389,7 @@ def _rank_of_function(model: nn.Module, node: fx.Node) -> int | None:
             return len(sizes[0]) if isinstance(sizes[0], list | tuple) else None
         return len(sizes) or None
     ranks = [rank_of(model, each) for each in node.all_input_nodes if not _is_size(each)]
-    elementwise = FUNCTIONS.get(node.target) in ("activation", "add", "mul") or node.target in _DROPOUTS
+    elementwise = operation_kind(node.target) in ("activation", "add", "mul") or node.target in _DROPOUTS
     return max(ranks) if elementwise and ranks and None not in ranks else None  # type: ignore[type-var]
 
 
@@ -403,8 +418,42 @@ def function_op(node: fx.Node) -> str | None:
     """Return the op kind of a functional node, None when it is not one we quantize."""
     if node.op not in ("call_function", "call_method"):
         return None
-    op = FUNCTIONS.get(node.target)
+    op = operation_kind(node.target)
     return op if op and any(each.op != "get_attr" for each in quantizable_inputs(node)) else None
+
+
+_OUT_OF_PLACE: dict[Any, Any] = {
+    operator.iadd: operator.add, operator.isub: operator.sub, operator.imul: operator.mul,
+    "add_": "add", "sub_": "sub", "mul_": "mul", "relu_": "relu", torch.relu_: torch.relu, F.relu_: F.relu,
+}  # fmt: skip
+"""What computes the same without changing its first argument."""
+
+
+def made_out_of_place(node: fx.Node) -> bool:
+    """Let an operation leave its first argument as it is; return false where somebody would notice.
+
+    Quantizers stand before and behind an operation. What it writes into a tensor would not pass through them.
+    """
+    told = node.kwargs.get("inplace") is True or any(each is True for each in node.args[1:])
+    if node.target not in _OUT_OF_PLACE and not (told and operation_kind(node.target) == "activation"):
+        return True
+    changed = node.args[0] if node.args else None
+    if not isinstance(changed, fx.Node) or not _is_new(changed):
+        return False
+    places = {each: place for place, each in enumerate(node.graph.nodes)}
+    if any(places[user] > places[node] for user in changed.users):
+        return False
+    node.target = _OUT_OF_PLACE.get(node.target, node.target)
+    node.args = tuple(False if each is True else each for each in node.args)
+    node.kwargs = {name: False if name == "inplace" else value for name, value in node.kwargs.items()}
+    return True
+
+
+def _is_new(node: fx.Node) -> bool:
+    """Return whether a value shares its memory with no other one: a layer or an operation has made it."""
+    if KEPT in node.meta:
+        return False
+    return node.op == "call_module" or (operation_kind(node.target) is not None and node.op.startswith("call_"))
 
 
 def quantizable_inputs(node: fx.Node) -> list[fx.Node]:
@@ -425,7 +474,7 @@ def _is_size(node: fx.Node) -> bool:
     return bool(node.all_input_nodes) and all(_is_size(each) for each in node.all_input_nodes)
 
 
-def through_identities(part: fx.GraphModule, node: fx.Node) -> fx.Node | None:
+def through_identities(part: nn.Module, node: fx.Node) -> fx.Node | None:
     """Return the only user of a node's value, looking past identities and dropout; None when there are several."""
     while len(node.users) == 1:
         (user,) = node.users

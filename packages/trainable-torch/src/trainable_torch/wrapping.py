@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,11 +24,13 @@ from trainable_torch.folding import fold_batch_norm
 from trainable_torch.holder import ActivationQuantizationHolder
 from trainable_torch.kernels import eligible
 from trainable_torch.layers import kind_of, layer_info, leave_fused_paths
-from trainable_torch.observing import observe
+from trainable_torch.observing import OPERATION, Observed, observe
+from trainable_torch.operations import Held, Operation, Operations, hold, install, learned
 from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer
 from trainable_torch.tracing import (
     Untraceable,
     function_op,
+    made_out_of_place,
     quantizable_inputs,
     through_identities,
     trace,
@@ -90,17 +94,39 @@ def wrap(model: nn.Module, recipe: RecipeSource, example: Any = None) -> nn.Modu
 
 
 def wrapped(
-    model: nn.Module, recipe: RecipeSource, *, example: Any = None, folded: Mapping[str, str] | None = None
+    model: nn.Module, recipe: RecipeSource, *, example: Any = None, known: Mapping[str, Any] | None = None
 ) -> nn.Module:
-    """Return what `wrap` returns; `folded` says which batch norms an earlier `wrap` folded, so that nothing is guessed.
+    """Return what `wrap` returns; with `known`, structure is what an earlier `wrap` found, and nothing is looked at.
 
     Parameters
     ----------
     model, recipe, example
         As for `wrap`.
-    folded : mapping of str to str, optional
-        Layer by batch norm.
+    known : mapping, optional
+        ``folded`` and ``structure`` of an earlier model's `WrappedState`.
     """
+    known = known or {}
+    root, state = _copy_of(model), WrappedState(QuantizationRecipe.of(recipe))
+    observed = None if example is None else observe(root, example)
+    if state.recipe.fold_batch_norm:
+        state.folded, kept = fold_batch_norm(root, observed, known.get("folded"))
+        state.left_out |= {name: f"batch norm not folded: {reason}" for name, reason in kept.items()}
+    look = _look(root, state.recipe, state, observed, known.get("structure", {}))
+    plans = state.recipe.resolve(look.infos, unseen=state.left_out.get("functional operations", ""))
+    if state.recipe.quantizes_outputs:
+        plans = behind_activations(state.recipe, plans, look.calls)
+    _quantize(look, state.note(plans), state)
+    warn_if_nothing_is_quantized(type(model).__name__, plans, stacklevel=4)
+    leave_fused_paths(look.root)
+    reading.mark(look.root)
+    setattr(look.root, STATE, state)
+    if scheduled_quantizers(look.root):  # else every forward would look for them
+        look.root.register_forward_pre_hook(count_step)
+    return look.root
+
+
+def _copy_of(model: nn.Module) -> nn.Module:
+    """Return a copy of a model that can be wrapped."""
     if not isinstance(model, nn.Module):
         raise ModelError(f"wrap needs a torch.nn.Module, got {type(model).__module__}.{type(model).__name__}")
     if isinstance(model, torch.jit.ScriptModule):
@@ -110,38 +136,36 @@ def wrapped(
         )
     if any(isinstance(m, QuantizationWrapper | ActivationQuantizationHolder) for m in model.modules()):
         raise QuantizerStateError(type(model).__name__, "it is wrapped already", "wrap the float model.")
-    recipe = QuantizationRecipe.of(recipe)
-    _check_lazy(model)
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if isinstance(tensor, (nn.parameter.UninitializedParameter, nn.parameter.UninitializedBuffer)):
+            raise ModelError(f"{name!r} has no shape yet", "call the model once with an example before wrapping it.")
     try:
-        root = copied(model)
+        return copied(model)
     except Exception as error:
         raise ModelError(f"{type(model).__name__} can't be copied: {error}") from error
-    state = WrappedState(recipe)
-    observed = None if example is None else observe(root, example)
-    if recipe.fold_batch_norm:
-        state.folded, kept = fold_batch_norm(root, observed, folded)
-        state.left_out |= {name: f"batch norm not folded: {reason}" for name, reason in kept.items()}
-    root, kinds, infos, nodes = _look(root, recipe, state)
-    plans = recipe.resolve(infos, unseen=state.left_out.get("functional operations", ""))
-    if recipe.quantizes_outputs:
-        plans = behind_activations(recipe, plans, _calls(root, nodes))
-    tensors = itertools.chain(root.parameters(), root.buffers())
+
+
+def _quantize(look: _Look, plans: list[LayerPlan], state: WrappedState) -> None:
+    """Give layers and functional operations their quantizers."""
+    held: dict[str, Held] = {}
+    tensors = itertools.chain(look.root.parameters(), look.root.buffers())
     quantizers = _Quantizers(next((each.device for each in tensors if not each.is_meta), None))
-    for plan in state.note(plans):
+    for plan in plans:
         name = plan.layer.name
-        if name in nodes:
-            _hold_node(root, nodes[name], plan, quantizers)
+        if name in look.nodes:
+            _hold_node(look.root, look.nodes[name], plan, quantizers)
+        elif name in look.named:
+            assert plan.activation is not None  # noqa: S101 - an operation has no weights
+            build_holder = functools.partial(quantizers.holder, plan.activation)
+            held[name] = hold(look.root, look.named[name], plan.placement, build_holder)
         else:
-            _wrap_layer(root, kinds[name], plan, quantizers, state)
-    warn_if_nothing_is_quantized(type(model).__name__, plans, stacklevel=4)
-    if isinstance(root, fx.GraphModule):
-        root.recompile()
-    leave_fused_paths(root)
-    reading.mark(root)
-    setattr(root, STATE, state)
-    if scheduled_quantizers(root):  # else every forward would look for them
-        root.register_forward_pre_hook(count_step)
-    return root
+            _wrap_layer(look.root, look.kinds[name], plan, quantizers, state)
+    if isinstance(look.root, fx.GraphModule):
+        look.root.recompile()
+    if look.operations is not None:
+        state.structure = {"operations": look.operations.to_document(), "calls": [list(call) for call in look.calls]}
+        if held:
+            install(look.root, look.operations, list(look.named.values()), held)
 
 
 def count_step(module: nn.Module, _args: Any) -> None:
@@ -160,42 +184,93 @@ def scheduled_quantizers(model: nn.Module) -> list[BasePytorchTrainableQuantizer
     ]
 
 
-def _check_lazy(model: nn.Module) -> None:
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if isinstance(tensor, (nn.parameter.UninitializedParameter, nn.parameter.UninitializedBuffer)):
-            raise ModelError(f"{name!r} has no shape yet", "call the model once with an example before wrapping it.")
+@dataclass
+class _Look:
+    """What a model consists of.
+
+    Parameters
+    ----------
+    root : Module
+        The model, or its graph where that shows functional operations.
+    infos : list of LayerInfo
+        Its layers and functional operations.
+    kinds : dict of str to LayerKind
+        Those of its layers.
+    nodes : dict of str to fx.Node
+        Functional operations of the graph.
+    operations : Operations, optional
+        Functional operations that an example showed, because the model can't be traced.
+    named : dict of str to Operation
+        The same by name.
+    calls : list of Call
+        Calls of layers and functional operations, where quantizers may stand at outputs.
+    """
+
+    root: nn.Module
+    infos: list[LayerInfo] = field(default_factory=list)
+    kinds: dict[str, LayerKind] = field(default_factory=dict)
+    nodes: dict[str, fx.Node] = field(default_factory=dict)
+    operations: Operations | None = None
+    named: dict[str, Operation] = field(default_factory=dict)
+    calls: list[Call] = field(default_factory=list)
 
 
 def _look(
-    model: nn.Module, recipe: QuantizationRecipe, state: WrappedState
-) -> tuple[nn.Module, dict[str, LayerKind], list[LayerInfo], dict[str, fx.Node]]:
-    """Return the model (as a graph where functional operations matter), its layers, and its functional nodes."""
-    kinds: dict[str, LayerKind] = {}
-    infos: list[LayerInfo] = []
+    model: nn.Module,
+    recipe: QuantizationRecipe,
+    state: WrappedState,
+    observed: Observed | None,
+    known: Mapping[str, Any],
+) -> _Look:
+    """Return the model's layers, and its functional operations where they matter."""
+    look = _Look(model)
     for name, module, kind in _layers(model):
         if kind is not None and not kind.unsupported:
-            kinds[name] = kind
-            infos.append(layer_info(name, module, kind))
+            look.kinds[name] = kind
+            look.infos.append(layer_info(name, module, kind))
             continue
         info = _left_out(name, module, kind, state)
         if module is not model or not any(True for _ in model.children()):  # a rule can't name the whole of them
-            infos.append(info)
-    nodes: dict[str, fx.Node] = {}
-    if (recipe.quantizes_outputs or recipe.matches_functional(infos)) and kind_of(model) is None:
-        traced = trace(model)
-        if isinstance(traced, Untraceable):
-            state.left_out["functional operations"] = traced.reason
-        else:
-            model = traced
-            for node in traced.graph.nodes:
-                op = function_op(node)
-                if op is not None:
-                    name = node.name
-                    while name in kinds or name in nodes:  # a module, called elsewhere, may have the same name
-                        name += "_function"
-                    nodes[name] = node
-                    infos.append(LayerInfo(name, op))
-    return model, kinds, infos, nodes
+            look.infos.append(info)
+    wanted = recipe.quantizes_outputs or recipe.matches_functional(look.infos)
+    if "operations" in known:
+        look.operations = Operations.from_document(known["operations"])
+    elif wanted and kind_of(model) is None:
+        _look_at_operations(look, state, observed)
+    if look.operations is not None:
+        look.named = {each.name: each for each in look.operations.named(look.kinds)}
+        look.infos += [LayerInfo(each.name, each.kind) for each in look.named.values()]
+    if "calls" in known:
+        look.calls = [(name, after) for name, after in known["calls"]]
+    elif recipe.quantizes_outputs:
+        look.calls = _calls(look, observed)
+    return look
+
+
+def _look_at_operations(look: _Look, state: WrappedState, observed: Observed | None) -> None:
+    """Add the model's functional operations to what is known of it, or the reason why they can't be known."""
+    traced = trace(look.root)
+    if isinstance(traced, Untraceable):
+        found = traced.reason if observed is None else learned(look.root, observed)
+        if isinstance(found, str):
+            state.left_out["functional operations"] = found
+            return
+        state.left_out |= {f"operations of {name or 'model'}": reason for name, reason in found.left_out.items()}
+        look.operations = found
+        return
+    look.root = traced
+    for node in traced.graph.nodes:
+        op = function_op(node)
+        if op is None:
+            continue
+        name = node.name
+        while name in look.kinds or name in look.nodes:  # a module, called elsewhere, may have the same name
+            name += "_function"
+        if not made_out_of_place(node):
+            state.left_out[name] = "it changes a tensor in place that is used elsewhere as well"
+            continue
+        look.nodes[name] = node
+        look.infos.append(LayerInfo(name, op))
 
 
 def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module, LayerKind | None]]:
@@ -297,22 +372,32 @@ def _hold_node(root: Any, node: fx.Node, plan: LayerPlan, quantizers: _Quantizer
         node.replace_input_with(source, held)
 
 
-def _calls(model: nn.Module, nodes: dict[str, fx.Node]) -> list[Call]:
-    """Return every call of a layer or functional node that is seen, with the activation that alone uses its output."""
-    parts = [("", model)] if isinstance(model, fx.GraphModule) else traced_parts(model)
-    modules: dict[nn.Module, str] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
-        modules.setdefault(module, name)
-    functions = {node: name for name, node in nodes.items()}
+def _calls(look: _Look, observed: Observed | None) -> list[Call]:
+    """Return every call of a layer or operation that is seen, with the activation that alone uses its output.
 
-    def named(part: fx.GraphModule, node: fx.Node) -> str:
+    A model that can't be traced shows those of the example, in both modes, or without one those in its traceable parts.
+    """
+    modules: dict[nn.Module, str] = {}
+    for name, module in look.root.named_modules(remove_duplicate=False):
+        modules.setdefault(module, name)
+    functions = {node: name for name, node in look.nodes.items()}
+    operations = {(each.module, each.kind, each.ordinal): each.name for each in look.named.values()}
+
+    def named(part: nn.Module, node: fx.Node) -> str:
         if node.op == "call_module":
             return modules.get(part.get_submodule(str(node.target)), "")
-        return functions.get(node, "")
+        return functions.get(node, "") or operations.get(node.meta.get(OPERATION, ()), "")
 
+    parts: list[tuple[nn.Module, fx.Graph]]
+    if isinstance(look.root, fx.GraphModule):
+        parts = [(look.root, look.root.graph)]
+    elif observed is not None and not isinstance(observed.trained, str):
+        parts = [(look.root, observed.evaluated.graph), (look.root, observed.trained.graph)]
+    else:
+        parts = [(part, part.graph) for _, part in traced_parts(look.root)]
     calls: list[Call] = []
-    for _, part in parts:
-        for node in part.graph.nodes:
+    for part, graph in parts:
+        for node in graph.nodes:
             name = named(part, node)
             if name:
                 user = through_identities(part, node)
@@ -321,7 +406,7 @@ def _calls(model: nn.Module, nodes: dict[str, fx.Node]) -> list[Call]:
     return calls
 
 
-def _op(part: fx.GraphModule, node: fx.Node) -> str | None:
+def _op(part: nn.Module, node: fx.Node) -> str | None:
     if node.op == "call_module":
         kind = kind_of(part.get_submodule(str(node.target)))
         return kind.op if kind else None

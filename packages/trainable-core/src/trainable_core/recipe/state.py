@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from trainable_core.recipe.document import SKIPPED, QuantizationRecipe
 from trainable_core.recipe.plan import LayerPlan
@@ -25,6 +26,8 @@ class WrappedState:
         Layer by the batch norm folded into it.
     finalized : bool
         Whether its quantizers are inferable.
+    structure : dict
+        What a backend learned of the model's structure from an example, JSON-clean: `load` has no example.
     """
 
     recipe: QuantizationRecipe
@@ -32,6 +35,7 @@ class WrappedState:
     left_out: dict[str, str] = field(default_factory=dict)
     folded: dict[str, str] = field(default_factory=dict)
     finalized: bool = False
+    structure: dict[str, Any] = field(default_factory=dict)
 
     def note(self, plans: Iterable[LayerPlan]) -> list[LayerPlan]:
         """Take in what becomes of the layers, and return the plans of those that get quantizers.

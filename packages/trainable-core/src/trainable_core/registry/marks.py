@@ -27,20 +27,37 @@ def named(enum: type[E], argument: str, value: object) -> E:
 def keys_of(cls: type, backend: str) -> list[Key]:
     """Return every key that a class marked with ``@mark_quantizer`` answers to in a backend.
 
-    Enum members of `mct_quantizers` are read by name, so core needs no import of it.
-
     Raises
     ------
     QuantizerDefinitionError
         When the marks are missing or unknown, or when an argument after the config has no default.
     """
+    target, methods = marks_of(cls)
+    identifier = getattr(cls, "identifier", None)
+    if identifier is None:
+        raise QuantizerDefinitionError(cls, "its mark has no identifier, under which it would be looked up")
+    return [Key(backend, target, identifier_text(identifier), method) for method in methods]
+
+
+def marks_of(cls: type) -> tuple[QuantizationTarget, list[QuantizationMethod]]:
+    """Return what a class marked with ``@mark_quantizer`` quantizes, and on which grids; it need have no identifier.
+
+    Enum members of `mct_quantizers` are read by name, so core needs no import of it.
+
+    Raises
+    ------
+    QuantizerDefinitionError
+        As `keys_of` does.
+    """
     if not isinstance(cls, type):
         raise QuantizerDefinitionError(cls, "it is not a class")
     target = getattr(cls, "quantization_target", None)
     methods = getattr(cls, "quantization_method", None)
-    identifier = getattr(cls, "identifier", None)
-    if target is None or not methods or identifier is None:
+    if target is None and not methods:
         raise QuantizerDefinitionError(cls, "it is not marked with @mark_quantizer")
+    if target is None or not methods:
+        missing = "quantization_target" if target is None else "quantization_method"
+        raise QuantizerDefinitionError(cls, f"its mark has no {missing}")
     for verb in ("initialize_quantization", "convert2inferable"):
         if not callable(getattr(cls, verb, None)):
             raise QuantizerDefinitionError(cls, f"it has no method {verb!r}")
@@ -57,4 +74,4 @@ def keys_of(cls: type, backend: str) -> list[Key]:
         methods = [QuantizationMethod[method.name] for method in methods]
     except (KeyError, AttributeError, TypeError) as error:
         raise QuantizerDefinitionError(cls, f"target {target!r} or methods {methods!r} are unknown") from error
-    return [Key(backend, target, identifier_text(identifier), method) for method in methods]
+    return target, methods

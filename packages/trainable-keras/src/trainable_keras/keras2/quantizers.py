@@ -51,6 +51,7 @@ class BaseKerasTrainableQuantizer(
     scheduler = KerasLinearAnnealingScheduler
     inferable_class = staticmethod(inferable.class_of)
     sign_is_a_variable = True
+    variable_type = tf.Variable
 
     def __init__(self, quantization_config: TrainableQuantizerConfig, freeze_quant_params: bool = False) -> None:  # noqa: FBT001, FBT002 - the seed's signature
         keras.layers.Layer.__init__(self, dtype="float32", autocast=False)
@@ -129,7 +130,7 @@ class BaseKerasTrainableQuantizer(
         """Whether the quantizer has its numbers, however they came into its variables."""
         if not self._has_numbers:
             self.calibrated = self.has_numbers()
-        return bool(self._has_numbers)
+        return bool(self._has_numbers) or self.deploys_itself
 
     @calibrated.setter
     def calibrated(self, value: bool) -> None:

@@ -51,6 +51,7 @@ class BaseKerasTrainableQuantizer(
     scheduler = KerasLinearAnnealingScheduler
     inferable_class = staticmethod(inferable.class_of)
     sign_is_a_variable = False
+    variable_type = keras.Variable
 
     def __init__(self, quantization_config: TrainableQuantizerConfig, freeze_quant_params: bool = False) -> None:  # noqa: FBT001, FBT002 - the seed's signature
         keras.layers.Layer.__init__(self, dtype="float32", autocast=False)
@@ -153,6 +154,13 @@ class BaseKerasTrainableQuantizer(
             self.learned.append(name)
             created.trainable = self.trainable and not self.freeze_quant_params
         return created
+
+    def adopt(self, name: str, variable: keras.Variable) -> None:
+        """Keep a variable that somebody else made; it learns if it is trainable, and as long as nothing is frozen."""
+        super().adopt(name, variable)
+        if variable.trainable:
+            self.learned.append(name)
+            variable.trainable = self.trainable and not self.freeze_quant_params
 
     def all_variables(self) -> dict[str, keras.Variable]:
         """Return all variables of the layer by name."""

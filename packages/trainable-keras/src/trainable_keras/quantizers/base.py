@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from trainable_core.constants import RANGE_MAX, RANGE_MIN, SIGNED, THRESHOLD
 from trainable_core.enums import QuantizationMethod, QuantizationTarget, VariableGroup
-from trainable_core.errors import QuantizerStateError, ShapeMismatchError
+from trainable_core.errors import InvalidArgumentError, QuantizerStateError, ShapeMismatchError
 from trainable_core.quantizer import BaseTrainableQuantizer
 from trainable_keras.functions import Functions, Tensor
 from trainable_keras.grid import Grid, GridMaker
@@ -76,6 +76,13 @@ class KerasQuantizer(BaseTrainableQuantizer):
         if not type(self).fake_quantize.__module__.startswith(BUILT_IN):  # it may round as it likes
             x = self.ops.off_the_edge(x, self.functions.stop_gradient(grid.scale))
         return self.functions.show_shape(self.fake_quantize(x, grid, training), x)
+
+    variable_type: ClassVar[type]
+    """The framework's variables."""
+
+    def adopt(self, name: str, variable: Any) -> None:
+        """Keep a variable that somebody else made."""
+        setattr(self, name, variable)
 
     # ---- what each Keras writes -------------------------------------------------------------------------------------
 
@@ -150,9 +157,28 @@ class KerasQuantizer(BaseTrainableQuantizer):
     def add_quantizer_variable(
         self, name: str, variable: Any, group: VariableGroup = VariableGroup.QPARAMS, *, trained: bool | None = None
     ) -> None:
-        """Own a float32 variable; see core's base class."""
-        learns = self.learns_grid if trained is None else trained
-        setattr(self, name, self.new_variable(name, np.asarray(variable, np.float32), trainable=learns))
+        """Own a float32 variable; see core's base class.
+
+        A variable of Keras, such as one that ``layer.add_weight`` returned, is kept as the object it is, and learns if
+        it is trainable.
+
+        Raises
+        ------
+        InvalidArgumentError
+            When the name is that of another attribute, or a variable has another dtype.
+        """
+        if name not in self._variable_groups and hasattr(self, name):
+            problem = "the quantizer has another attribute of that name"
+            raise InvalidArgumentError(f"{self.subject}: variable {name!r}", problem)
+        if isinstance(variable, self.variable_type):
+            dtype = getattr(variable.dtype, "name", variable.dtype)
+            if dtype != "float32":
+                problem = f"a variable of {dtype} would have to be copied"
+                raise InvalidArgumentError(f"{self.subject}: variable {name!r}", problem, "make it float32.")
+            self.adopt(name, variable)
+        else:
+            learns = self.learns_grid if trained is None else trained
+            setattr(self, name, self.new_variable(name, np.asarray(variable, np.float32), trainable=learns))
         self._variable_groups[name] = group
 
     def get_trainable_variables(self, group: VariableGroup) -> list[Any]:

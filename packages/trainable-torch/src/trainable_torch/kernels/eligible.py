@@ -49,6 +49,10 @@ _current_backward = _private(
 )
 _will_execute = _private("torch._C._will_engine_execute_node", "a differentiated backward pass computes all gradients")
 
+_call = _private("torch.nn.Module._call_impl", "functional operations of models that can't be traced stay float")
+CALL_CODE: Any = getattr(_call, "__code__", None)
+"""The code that runs whenever a module is called; its local ``self`` is the module. None where it is not known."""
+
 CONVOLUTION_BACKWARD: Any = _private("torch.ops.aten.convolution_backward.default", _PARTS)
 """All gradients of a convolution in one call, or None."""
 

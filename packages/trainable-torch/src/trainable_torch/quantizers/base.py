@@ -20,7 +20,7 @@ from trainable_core.backend.unlisted import UnlistedSubclass
 from trainable_core.config import TrainableQuantizerConfig
 from trainable_core.constants import SIGNED
 from trainable_core.enums import VariableGroup
-from trainable_core.errors import QuantizerStateError, ShapeMismatchError
+from trainable_core.errors import InvalidArgumentError, QuantizerStateError, ShapeMismatchError
 from trainable_core.quantizer import BaseTrainableQuantizer
 from trainable_torch import grid as grids
 from trainable_torch import inferable, kernels, ops
@@ -150,8 +150,9 @@ class BasePytorchTrainableQuantizer(
         QuantizerStateError, ShapeMismatchError
             As `forward` does.
         """
-        if not self._enabled:
-            return None
+        cls: Any = type(self)
+        if not self._enabled or not _follows_rule(cls):
+            return None  # called by itself, it raises what it has to
         if not self.calibrated:
             self.require_calibrated()
         if self._axis is not None:
@@ -260,12 +261,36 @@ class BasePytorchTrainableQuantizer(
     def add_quantizer_variable(
         self, name: str, variable: Any, group: VariableGroup = VariableGroup.QPARAMS, *, trained: bool | None = None
     ) -> None:
-        """Own a float32 tensor: as a parameter when it is trained, else as a buffer; see core's base class."""
-        value = torch.as_tensor(variable).detach().to(torch.float32)
-        if self.learns_grid if trained is None else trained:
-            self.register_parameter(name, nn.Parameter(value, requires_grad=not self.freeze_quant_params))
+        """Own a float32 tensor: as a parameter when it is trained, else as a buffer; see core's base class.
+
+        A `torch.nn.Parameter`, such as one of the layer's, is kept as the object it is, and learns unless it is frozen
+        or needs no gradient.
+
+        Raises
+        ------
+        InvalidArgumentError
+            When the name can't be an attribute, or a tensor that needs a gradient would have to be copied.
+        """
+        if not isinstance(name, str) or "." in name or (name not in self._variable_groups and hasattr(self, name)):
+            problem = "a variable's name has no dots and is not that of another attribute"
+            raise InvalidArgumentError(f"{self.subject}: variable {name!r}", problem)
+        given = isinstance(variable, nn.Parameter)
+        if isinstance(variable, Tensor) and (given or variable.requires_grad):
+            if not given or variable.dtype != torch.float32:
+                problem = (
+                    f"a {type(variable).__name__} of {variable.dtype} that needs a gradient would have to be copied"
+                )
+                raise InvalidArgumentError(
+                    f"{self.subject}: variable {name!r}", problem, "pass a float32 nn.Parameter."
+                )
+            learns = variable.requires_grad if trained is None else trained
+            self.register_parameter(name, variable.requires_grad_(learns and not self.freeze_quant_params))
         else:
-            self.register_buffer(name, value)
+            value = torch.as_tensor(variable).to(torch.float32)
+            if self.learns_grid if trained is None else trained:
+                self.register_parameter(name, nn.Parameter(value, requires_grad=not self.freeze_quant_params))
+            else:
+                self.register_buffer(name, value)
         self._variable_groups[name] = group
 
     def get_trainable_variables(self, group: VariableGroup) -> list[Tensor]:
@@ -316,9 +341,7 @@ class BasePytorchTrainableQuantizer(
         if sign is not None and not sign.is_meta:
             self._signed = bool(sign)
             self._decide_forms()
-        variables = (
-            [v for width in self.widths for v in self.grid_variables(width).values()] if self.variable_names else []
-        )
+        variables = [v for width in self.structure.widths for v in self.grid_variables(width).values()]
         if variables and not any(variable.is_meta for variable in variables):
             self.calibrated = not any(bool(variable.isnan().all()) for variable in variables)
 
