@@ -50,7 +50,7 @@ ARCHITECTURE = (
 )  # the session `examples` runs that one
 
 
-ON_EVERY_ENGINE = [f"tests/keras/test_{name}.py" for name in ("engines", "folding", "frozen", "plugins")]
+ON_EVERY_ENGINE = [f"tests/keras/test_{name}.py" for name in ("engines", "frozen", "plugins")]
 
 
 @check("lint")
@@ -107,7 +107,7 @@ def tests_keras(session: nox.Session) -> None:
 @check("tests-keras-jax")
 def tests_keras_jax(session: nox.Session) -> None:
     """Test trainable-keras on the JAX engine: wrap, calibrate, fit, finalize, save and load; layers, plugins."""
-    pytest(session, KERAS_JAX_TESTS, *PARALLEL, *ON_EVERY_ENGINE, env=keras_on("jax"))
+    pytest(session, KERAS_JAX_TESTS, *PARALLEL, *ON_EVERY_ENGINE, "tests/keras/test_folding.py", env=keras_on("jax"))
 
 
 @check("tests-keras-torch")

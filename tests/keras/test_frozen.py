@@ -67,7 +67,33 @@ def composite() -> keras.Model:
     return keras.Sequential([keras.Input((4,)), Holding(name="first"), kl.Dense(3, name="second")])
 
 
-MODELS: list[Callable[[], keras.Model]] = [sequential, functional, nested, nested_graph, composite]
+def recurrent() -> keras.Model:
+    """Its weights are those of a layer inside the layer."""
+    layers = [kl.Reshape((2, 2)), kl.LSTM(5, name="first"), kl.Dense(3, name="second")]
+    return keras.Sequential([keras.Input((4,)), *layers])
+
+
+class Plain(keras.Model):
+    """A model without a graph."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.one, self.other = kl.Dense(5, name="first"), kl.Dense(3, name="second")
+
+    def call(self, x: Any, training: bool | None = None) -> Any:
+        """Return the output."""
+        return self.other(self.one(x))
+
+
+def subclassed() -> keras.Model:
+    model = Plain()
+    model(tensor(vectors(2, 4)))
+    return model
+
+
+MODELS: list[Callable[[], keras.Model]] = [
+    sequential, functional, nested, nested_graph, composite, recurrent, subclassed
+]  # fmt: skip
 each_model = pytest.mark.parametrize("make", MODELS, ids=lambda make: make.__name__)
 
 

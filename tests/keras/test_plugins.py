@@ -157,7 +157,7 @@ def test_tensorflows_functions_compute_in_its_graphs_whatever_the_engine(
     quantizer = made(formula, method, n_bits, per_channel=per_channel)
     x = at_ties(quantizer)
     expected = call(quantizer.convert2inferable(), x)
-    run = tensorflow.function(lambda v: quantizer(v), autograph=False)
+    run = tensorflow.function(quantizer, autograph=False)
     assert np.array_equal(run(tensorflow.constant(x)).numpy(), expected)
 
 

@@ -122,10 +122,10 @@ class View:
         return any(self._owners.get(id(variable), 0) > 1 for variable in layer.variables)
 
     def train_together(self, layer: Any, norm: Any) -> bool:
-        """Return whether all weights of a layer and of a batch norm are trained, or none of them is."""
+        """Return whether all weights that folding brings together are trained, or none of them is."""
         trained = {id(weight) for each in (layer, norm) for weight in each.trainable_weights}
-        statistics = {id(norm.moving_mean), id(norm.moving_variance)}
-        weights = [weight for each in (layer, norm) for weight in each.weights if id(weight) not in statistics]
+        kernels = [self.find_weight(layer, name) for name in ("kernel", DEPTHWISE_KERNEL, "pointwise_kernel", "bias")]
+        weights = [weight for weight in [*kernels, norm.gamma, norm.beta] if weight is not None]
         return len({id(weight) in trained for weight in weights}) < 2  # noqa: PLR2004 - both answers
 
     def can_have_a_bias(self, layer: Any) -> bool:

@@ -36,7 +36,7 @@ class HalfUp:
 
     def __init__(self, functions: Functions) -> None:
         self._f = functions
-        self.off_the_edge = self._make_off_the_edge()
+        self._moved = functools.cache(self._make_moved)
         self._forward = functools.cache(self._make_forward)
         self._ste = functools.cache(self._make_ste)
         self._lsq = functools.cache(self._make_lsq)
@@ -70,6 +70,22 @@ class HalfUp:
     def _clip(self, codes: Tensor, quant_min: int, quant_max: int) -> Tensor:
         return self._f.minimum(self._f.maximum(codes, float(quant_min)), float(quant_max))
 
+    def off_the_edge(self, x: Tensor, scale: Tensor) -> Tensor:
+        """Return `x`, moved off the one float32 on which ways of rounding half up disagree; float32.
+
+        The largest float32 below 0.5 rounds down, but ``floor(v + 0.5)`` rounds it up, because the sum is rounded to
+        1. An input of exactly half a step may come out there, as ``x * (1 / scale)`` rounds twice. Moved by its last
+        bit it is below for every way of rounding. The gradient passes as it is.
+
+        Parameters
+        ----------
+        x : Tensor, float32
+            Real values.
+        scale : Tensor, float32, broadcastable to `x`
+            Step between grid points.
+        """
+        return self._moved()(x, scale)
+
     def ste_fake_quantize(self, x: Tensor, grid: GridNumbers) -> Tensor:
         """Return `x` snapped to the grid, gradient by `trainable_core.reference.ste`; float32."""
         function = self._ste(grid.quant_min, grid.quant_max, grid.centered)
@@ -98,13 +114,8 @@ class HalfUp:
         sharing = self._f.maximum(size / scales * replicas, 1.0)
         return self._f.rsqrt(sharing * max(quant_max, 1))
 
-    def _make_off_the_edge(self) -> Function:
-        """Return a function of input and scale that gives the input, moved off the one float32 below half a step.
-
-        The largest float32 below 0.5 rounds down, but ``floor(v + 0.5)`` rounds it up, because the sum is rounded to
-        1. An input of exactly half a step may come out there, as ``x * (1 / scale)`` rounds twice. Moved by its last
-        bit it is below for every way of rounding. The gradient passes as it is.
-        """
+    def _make_moved(self) -> Function:
+        """Return the function that `off_the_edge` is."""
         f = self._f
 
         def moved(x: Tensor, scale: Tensor) -> Tensor:
@@ -114,7 +125,8 @@ class HalfUp:
         def backward(upstream: Tensor, _: Tensor, __: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
             return upstream, f.zeros_like(scale)
 
-        return f.with_gradient(f.fused(moved), backward)
+        made: Function = f.with_gradient(f.fused(moved), backward)
+        return made
 
     def _make_forward(self, quant_min: int, quant_max: int) -> Function:
         """Return fake quantization: of an input, a scale and, unless the grid is centered, a zero point."""

@@ -127,10 +127,11 @@ class DqaQuantizer(KerasQuantizer):
         chosen = candidates[0]
         for index, candidate in enumerate(candidates[1:], start=1):
             chosen = f.where(winner == index, candidate, chosen)
+        chosen = f.show_shape(chosen, x)
         if not training:
             return chosen
         attention = self.attention()
-        mixed = sum(attention[index] * candidate for index, candidate in enumerate(candidates))
+        mixed = f.show_shape(sum(attention[index] * candidate for index, candidate in enumerate(candidates)), x)
         ended = f.read(self.step) >= min(dqa.schedule_end(self.temperature), LAST_STEP)
         return f.where(ended, chosen, mixed)
 
