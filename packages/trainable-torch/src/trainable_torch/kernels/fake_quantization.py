@@ -100,7 +100,7 @@ class FakeQuantization:
     def block(self) -> native.Block | native.Given:
         """Return the grid's numbers for the native loops."""
         if self._block is None:
-            if self._rows is not None:
+            if self._rows is not None and isinstance(self.form, Form):
                 self._block = native.block_of(self.form, self._rows, self.shape)
             elif isinstance(self.form, Form):
                 self._block = native.grid_of(self.form, self.variables, self.shape)
@@ -151,10 +151,16 @@ class FakeQuantization:
         The input's gradient takes the place of `upstream`; other parameters are those of `gradients`.
         """
         where = self._lines
-        if where is None or self._rows is None or upstream.is_neg() or upstream.stride() != x.stride():
+        if (
+            where is None
+            or self._rows is None
+            or not isinstance(self.form, Form)
+            or upstream.is_neg()
+            or upstream.stride() != x.stride()
+        ):
             return None
         learns = isinstance(self.rule, Lsq) and True in needs[1:]
-        found = [torch.empty_like(each) for each in leaves] if learns else []
+        found: list[Any] = [torch.empty_like(each) for each in leaves] if learns else []
         factor = self.rule.gradient_scale if isinstance(self.rule, Lsq) else 0.0
         closed = isinstance(self.rule, Ste)
         marked = ctypes.addressof(marks) if marks is not None and closed else 0
@@ -218,7 +224,7 @@ class FakeQuantization:
     def gradients_in_graph(
         self, x: Tensor, upstream: Tensor, leaves: Sequence[Tensor], needs: Sequence[bool]
     ) -> Gradients:
-        """Return the gradients that are needed, in the autograd graph of the upstream gradient, the input and the leaves.
+        """Return the gradients that are needed, in the autograd graph of upstream gradient, input and leaves.
 
         That of the input passes or not: whether it does, changes nowhere continuously. Those of the leaves are
         expressions of tensors.

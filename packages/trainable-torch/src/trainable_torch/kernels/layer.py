@@ -304,7 +304,10 @@ def _convolution_in_evaluation(layer: Any, x: Tensor, weight: Tensor, bias: Tens
     return y
 
 
-_IN_EVALUATION = {_linear: _linear_in_evaluation, _convolution: _convolution_in_evaluation}
+_IN_EVALUATION: dict[Any, Callable[..., Tensor]] = {
+    _linear: _linear_in_evaluation,
+    _convolution: _convolution_in_evaluation,
+}
 
 
 def evaluate(

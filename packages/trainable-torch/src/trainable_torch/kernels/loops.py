@@ -190,14 +190,16 @@ def learned(  # noqa: PLR0913, PLR0917 - as above
             totals[kind, line] = added[0]
 
 
-@intrinsic  # type: ignore[untyped-decorator] # numba is untyped
-def as_pointer(_context: Any, _address: Any) -> Any:
+def _as_pointer(_context: Any, _address: Any) -> Any:
     """Return an integer as an address."""
 
     def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         return builder.inttoptr(arguments[0], context.get_value_type(types.voidptr))
 
     return types.voidptr(types.int64), generate
+
+
+as_pointer: Any = intrinsic(_as_pointer)
 
 
 def same(table: Any, pieces: int) -> int:

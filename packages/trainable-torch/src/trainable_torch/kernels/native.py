@@ -419,7 +419,7 @@ class Bytes:
         self._places = [(place, size) for _, place, size in pieces]
         self._copies = [ctypes.string_at(place, size) for place, size in self._places]
         rows = [
-            (place, ctypes.cast(copy, ctypes.c_void_p).value or 0, size)
+            (place, ctypes.cast(ctypes.c_char_p(copy), ctypes.c_void_p).value or 0, size)
             for (place, size), copy in zip(self._places, self._copies, strict=True)
         ]
         self._table = (ctypes.c_int64 * (3 * len(rows)))(*itertools.chain(*rows))

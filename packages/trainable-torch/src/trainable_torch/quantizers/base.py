@@ -161,8 +161,9 @@ class BasePytorchTrainableQuantizer(
 
     def dependencies(self) -> kernels.Dependencies | None:
         """Return what the values depend on besides the input; None where a method does something of its own."""
+        cls: Any = type(self)
         fields = self.__dict__
-        if not _follows_rule(type(self)) or not fields.keys().isdisjoint(_CALLED):
+        if not _follows_rule(cls) or not fields.keys().isdisjoint(_CALLED):
             return None
         if not self._enabled or not self.calibrated:
             return None
