@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.core.exhaustive_search import error, exhaustive_search
-from trainable_core.calibration import calibrate_weights
+from trainable_core.calibration import calibrate_weights, row_search
 from trainable_core.calibration.measure import power_error
 from trainable_core.calibration.observer import Float32
 from trainable_core.calibration.row_measure import TILE, condensed
@@ -149,6 +149,28 @@ class TestPromises:
         assert (found <= at_extremes).all()
         changed = (together != extremes).any(axis=0)
         assert (found < at_extremes)[changed].all()
+
+    @pytest.mark.parametrize("size", [5, 9, 127, 128, 130])  # short rows are laid out otherwise
+    @pytest.mark.parametrize("method", sorted(P))
+    def test_a_lone_row_is_summed_up_as_among_others(self, size, method):
+        rows = np.stack([made(name, 1, size) for name in sorted(KINDS)])
+        for grid, n_bits in ((SYMMETRIC, 1), (SYMMETRIC, 8), (UNIFORM, 4)):
+            kind = GridKind(grid, n_bits, signed=True, min_threshold=MIN_THRESHOLD)
+            together = search_rows(kind, rows, P[method])
+            alone = [search_rows(kind, row[None], P[method]) for row in rows]
+            np.testing.assert_array_equal(together, np.concatenate(alone, axis=1))
+
+    @pytest.mark.parametrize("grid", [SYMMETRIC, UNIFORM])
+    @pytest.mark.parametrize("n_bits", [5, 6, 7, 8])
+    def test_leaving_out_fine_candidates_costs_little(self, grid, n_bits, monkeypatch):
+        rows = np.stack([made(name, seed, 300) for name in sorted(KINDS) for seed in range(8)])
+        kind = GridKind(grid, n_bits, signed=True, min_threshold=MIN_THRESHOLD)
+        some = search_rows(kind, rows, 2.0)
+        monkeypatch.setattr(row_search, "MANY", rows.shape[1] + 1)
+        every = search_rows(kind, rows, 2.0)
+        errors, least = power_error(rows, None, [kind.qparams(some), kind.qparams(every)], 2.0)
+        assert (errors <= 1.001 * least).mean() >= 0.99
+        assert errors.sum() <= 1.0001 * least.sum()
 
     @pytest.mark.parametrize("grid", GRIDS)
     @pytest.mark.parametrize("n_bits", [3, 8])

@@ -26,7 +26,12 @@ DEPTH = 16
 """Near the ends of a sorted row, a part of it that is condensed holds up to this share of the values beyond it."""
 
 LONG = 128
-"""NumPy's loops run along rows that are not shorter than this."""
+"""NumPy's loops run along rows that are not shorter than this; shorter rows are laid out with the channels last."""
+
+BLAS = 2**13
+"""Longest part of a row that BLAS sums up: longer ones it shares among threads, and their number changes the sum."""
+
+_products_of_rows = getattr(np, "vecdot", None)  # NumPy 2 has it
 
 
 @dataclass(frozen=True)
@@ -94,8 +99,31 @@ def short_buffers() -> Iterator[None]:
         np.setbufsize(before)
 
 
+def _dots(first: Float32, second: Float32) -> Float32 | Float64:
+    """Return the products of the rows of one array with those of another, or with its only row."""
+    if _products_of_rows is None:
+        return np.asarray(np.einsum("ij,ij->i", first, np.broadcast_to(second, first.shape)))
+    sums: Float64 = np.zeros(len(first))
+    for start in range(0, first.shape[1], BLAS):
+        part = slice(start, start + BLAS)
+        sums += _products_of_rows(first[:, part], second[:, part])
+    return sums
+
+
+def _down(subscripts: str, *operands: Float32) -> Float32:
+    """Return sums down the columns, in the order of the rows: NumPy sums up a lone column in another order."""
+    if operands[0].shape[1] > 1:
+        return np.asarray(np.einsum(subscripts, *operands))
+    pairs = [np.repeat(each, 2, axis=1) if each.ndim > 1 else each for each in operands]
+    return np.asarray(np.einsum(subscripts, *pairs)[:1])
+
+
 class RowMeasure:
-    """Sums over rows (C, n) of the p-th power of the distance to the nearest level, in steps, in float32."""
+    """Sums over rows (C, n) of the p-th power of the distance to the nearest level, in steps, in float32.
+
+    Short rows are kept with the channels along the last axis: NumPy's loops are as long as the last axis, and each of
+    them costs as much as some hundred values.
+    """
 
     def __init__(
         self,
@@ -106,10 +134,14 @@ class RowMeasure:
         per_row: bool,
         precise: bool,
     ) -> None:
-        self.rows, self.weights, self.exponent, self.per_row, self.precise = rows, weights, exponent, per_row, precise
-        self.columns = min(rows.shape[1], TILE)
-        self.height = min(max(TILE // self.columns, 1), len(rows))
-        self.buffers = [np.empty((self.height, self.columns), np.float32) for _ in range(3)]
+        self.channels_last = rows.shape[1] < LONG
+        self.rows = np.ascontiguousarray(rows.T) if self.channels_last else rows
+        self.weights, self.exponent, self.per_row, self.precise = weights, exponent, per_row, precise
+        self.count, self.length = rows.shape
+        self.columns = min(self.length, TILE)
+        self.height = min(max(TILE // self.columns, 1), self.count)
+        shape = (self.columns, self.height) if self.channels_last else (self.height, self.columns)
+        self.buffers = [np.empty(shape, np.float32) for _ in range(3)]
 
     def __call__(
         self,
@@ -128,11 +160,12 @@ class RowMeasure:
         for top in range(0, index.size, self.height):
             part = slice(top, top + self.height)
             rows = self._picked(index[part])
+            count = rows.shape[-1] if self.channels_last else len(rows)
             for candidate in np.flatnonzero(wanted[:, part].any(axis=1)).tolist():
                 (chosen,) = np.nonzero(wanted[candidate, part])
-                some = 4 * chosen.size < 3 * len(rows)  # else copying costs more than measuring them all
+                some = (8 if self.channels_last else 4) * chosen.size < 3 * count  # else copying costs more
                 where: slice | Int64 = top + chosen if some else part
-                measured = rows[chosen] if some else rows
+                measured = rows if not some else rows.take(chosen, axis=1) if self.channels_last else rows[chosen]
                 clip = bool(clips[candidate, where].any())
                 sums[candidate, where] = self._sums(measured, levels, candidate, where, clip=clip, rounding=rounding)
         return sums
@@ -140,10 +173,10 @@ class RowMeasure:
     def with_gains(self, levels: Levels) -> tuple[Float64, Float64]:
         """Return the sums (S, C), and by how much of itself each step should grow: least squares for its codes."""
         sums, products, squares = (np.zeros(levels.scale.shape) for _ in range(3))
-        for top in range(0, len(self.rows), self.height):
+        for top in range(0, self.count, self.height):
             part = slice(top, top + self.height)
-            for left in range(0, self.rows.shape[1], self.columns):
-                tile = self.rows[part, left : left + self.columns]
+            rows = self.rows[:, part] if self.channels_last else self.rows[part]
+            for left, tile in self._tiles(rows):
                 for candidate in range(len(sums)):
                     distance, codes = self._distance(tile, levels, candidate, part, clip=True, rounding=True)
                     sums[candidate, part] += self._dot(distance, distance, left)
@@ -154,14 +187,24 @@ class RowMeasure:
     def _picked(self, index: Int64) -> Float32:
         """Return some rows in ascending order, without a copy where they are neighbours."""
         first, last = index[0], index[-1]
-        return self.rows[first : last + 1] if last - first == index.size - 1 else self.rows[index]
+        neighbours = last - first == index.size - 1
+        if self.channels_last:
+            return self.rows[:, first : last + 1] if neighbours else self.rows.take(index, axis=1)
+        return self.rows[first : last + 1] if neighbours else self.rows[index]
+
+    def _tiles(self, rows: Float32) -> Iterator[tuple[int, Float32]]:
+        """Yield the first column of each tile of rows, and the tile."""
+        if self.channels_last:
+            yield 0, rows
+            return
+        for left in range(0, self.length, self.columns):
+            yield left, rows[:, left : left + self.columns]
 
     def _sums(
         self, rows: Float32, levels: Levels, candidate: int, where: slice | Int64, *, clip: bool, rounding: bool
     ) -> Float64:
-        sums = np.zeros(len(rows))
-        for left in range(0, rows.shape[1], self.columns):
-            tile = rows[:, left : left + self.columns]
+        sums: Float64 = np.zeros(rows.shape[-1] if self.channels_last else len(rows))
+        for left, tile in self._tiles(rows):
             distance, _ = self._distance(tile, levels, candidate, where, clip=clip, rounding=rounding)
             if self.exponent == 2:  # noqa: PLR2004 - the squared error
                 sums += self._dot(distance, distance, left)
@@ -172,33 +215,38 @@ class RowMeasure:
             sums += self._sum(distance, left)
         return sums
 
-    def _sum(self, costs: Float32, left: int) -> Float32:
-        """Return the sums along the rows of a tile that starts at column `left`."""
+    def _sum(self, costs: Float32, left: int) -> Float32 | Float64:
+        """Return the weighted sums along the rows of a tile that starts at column `left`."""
+        if self.channels_last:
+            weights = [] if self.weights is None else [self.weights]
+            return _down("ij->j" if self.weights is None else "ij,i->j", costs, *weights)
         if self.weights is None:
             return np.asarray(np.einsum("ij->i", costs))
-        return np.asarray(np.einsum("ij,j->i", costs, self.weights[left : left + costs.shape[1]]))
+        return _dots(costs, self.weights[None, left : left + costs.shape[1]])
 
-    def _dot(self, first: Float32, second: Float32, left: int) -> Float32:
-        """Return the sums of products along the rows of a tile that starts at column `left`."""
-        if self.weights is None:
-            return np.asarray(np.einsum("ij,ij->i", first, second))
-        product = self.buffers[2][: len(first), : first.shape[1]]
-        return self._sum(np.multiply(first, second, out=product), left)  # twice as fast as one einsum of the three
+    def _dot(self, first: Float32, second: Float32, left: int) -> Float32 | Float64:
+        """Return the weighted sums of products along the rows of a tile that starts at column `left`."""
+        if self.weights is not None:
+            product = self.buffers[2][: len(first), : first.shape[1]]
+            return self._sum(np.multiply(first, second, out=product), left)  # twice as fast as one einsum of the three
+        return _down("ij,ij->j", first, second) if self.channels_last else _dots(first, second)
 
     def _distance(
         self, tile: Float32, levels: Levels, candidate: int, where: slice | Int64, *, clip: bool, rounding: bool
     ) -> tuple[Float32, Float32]:
         """Return the distances of values from their levels, in steps, and the codes; both in buffers."""
-        steps, codes, product = (buffer[: len(tile), : tile.shape[1]] for buffer in self.buffers)
-        scale = levels.scale[candidate, where, None]
+        steps, codes, product = (buffer[: tile.shape[0], : tile.shape[1]] for buffer in self.buffers)
+        scale, first, last = (
+            each[candidate, where] if self.channels_last else each[candidate, where, None]
+            for each in (levels.scale, levels.first, levels.last)
+        )
         inverse = np.float32(1) / scale
         np.multiply(tile, inverse, out=steps)
         rounded = np.rint(steps, out=codes) if rounding else steps
         if clip:
-            first, last = levels.first[candidate, where, None], levels.last[candidate, where, None]
             if not self.per_row:
-                np.clip(rounded, first[0, 0], last[0, 0], out=codes)
-            elif tile.shape[1] >= LONG:
+                np.clip(rounded, first.flat[0], last.flat[0], out=codes)
+            elif not self.channels_last:
                 np.clip(rounded, first, last, out=codes)
             else:  # on short rows, NumPy clips slowly by bounds that differ from row to row
                 np.minimum(np.maximum(rounded, first, out=codes), last, out=codes)
