@@ -255,13 +255,10 @@ class Forward:
         self.__dict__.update(state)
         _in_eager_mode()
 
-    @property
-    def __signature__(self) -> inspect.Signature:
-        """What the module's own forward takes; whoever inspects the model asks for it."""
-        return inspect.signature(self._own_forward())
-
     def __getattr__(self, name: str) -> Any:
-        """Return what a function has and an object hasn't, from the module's own forward, for `torch.export`."""
+        """Return what a function has and an object hasn't, from the module's own forward: its signature and the like."""
+        if name == "__signature__":
+            return inspect.signature(self._own_forward())
         if name not in _OF_FUNCTIONS:
             raise AttributeError(name)
         return getattr(self._own_forward(), name)

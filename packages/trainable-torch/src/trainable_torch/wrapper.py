@@ -183,12 +183,23 @@ class QuantizationWrapper(Reads, nn.Module, metaclass=UnlistedSubclass, of=Pytor
     input_holders: nn.ModuleDict
     output_holder: Any
 
-    def __new__(cls, module: Any = None, weights_quantizers: Any = None, *args: Any, **kwargs: Any) -> Any:
+    def __new__(  # noqa: PLR0913 - as `__init__`, and without arguments to copy one
+        cls,
+        module: Any = None,
+        weights_quantizers: Any = None,
+        weight_values: Any = None,
+        op_call_args: Any = None,  # noqa: ARG004 - for `__init__`
+        op_call_kwargs: Any = None,  # noqa: ARG004 - as above
+        is_inputs_as_list: bool = False,  # noqa: ARG004, FBT001, FBT002 - as above; mctq's signature
+        *,
+        input_holders: Any = None,  # noqa: ARG004 - as above
+        input_names: Any = None,  # noqa: ARG004 - as above
+        output_holder: Any = None,  # noqa: ARG004 - as above
+    ) -> Any:
         """Return the layer itself, with a class made of two; for a function a module of its own."""
         if not isinstance(module, nn.Module):
             return object.__new__(cls)
-        values = args[0] if args else kwargs.get("weight_values")
-        if values:
+        if weight_values:
             problem = "a layer has weights by name; constants by position are for functions"
             raise InvalidArgumentError("QuantizationWrapper", problem)
         _check(weights_quantizers, module, {})

@@ -296,7 +296,7 @@ def call(
 
 
 def _linear_in_evaluation(_layer: nn.Linear, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return F.linear(x, weight, bias)
+    return F.linear(x.contiguous(), weight, bias)  # else it may be another kernel where a gradient is needed
 
 
 def _convolution_in_evaluation(layer: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

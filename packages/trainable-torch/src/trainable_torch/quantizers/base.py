@@ -228,7 +228,7 @@ class BasePytorchTrainableQuantizer(
         """Pass tensors on as they are from here on; see core's base class."""
         super().switch_off()
         self._enabled = False
-        self.requires_grad_(False)  # DistributedDataParallel would wait for gradients
+        self.requires_grad_(requires_grad=False)  # DistributedDataParallel would wait for gradients
 
     def convert2inferable(self) -> inferable.InferableQuantizer:
         """Return mctq's inferable quantizer, mended, with the trained numbers; this quantizer goes on as it is.
