@@ -559,7 +559,7 @@ class _Overwritten:
     """
 
     def __init__(self) -> None:
-        self._pairs: list[tuple[Tensor, Tensor, Any]] = []
+        self._pairs: list[tuple[Tensor, Tensor, Any, Any]] = []
 
     def watching(self, holder: Any) -> Any:
         """Return a function that quantizes as the holder does, and remembers."""
@@ -568,7 +568,7 @@ class _Overwritten:
             if not isinstance(x, Tensor):
                 return holder(x)
             quantized = holder(x.clone())
-            self._pairs.append((x, quantized, _state(quantized)))
+            self._pairs.append((x, quantized, _state(quantized), quantized.grad_fn))
             return quantized
 
         return quantize
@@ -576,7 +576,7 @@ class _Overwritten:
     def passed_on(self, outputs: Any, call: _Call) -> Any:
         """Return the outputs, after writing into the inputs what the layer wrote into the quantized ones."""
         seen = False
-        for x, quantized, before in self._pairs:
+        for x, quantized, before, node in self._pairs:
             if _is_compiling():
                 written = outputs is quantized
             else:
@@ -584,8 +584,11 @@ class _Overwritten:
                 written = not _is_same(now, before)
             if written:
                 seen = True
-                x.copy_(quantized)
-                outputs = x if outputs is quantized else outputs
+                # where autograd has not seen it, it is not to see it here
+                unseen = quantized.requires_grad and quantized.grad_fn is node
+                with torch.set_grad_enabled(torch.is_grad_enabled() and not unseen):
+                    x.copy_(quantized)
+                outputs = x if outputs is quantized and not unseen else outputs
         if call.overwrites is None and not _is_compiling():
             call.overwrites = seen
         return outputs
