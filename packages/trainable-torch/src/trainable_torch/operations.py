@@ -256,7 +256,7 @@ class Forward:
         _in_eager_mode()
 
     def __getattr__(self, name: str) -> Any:
-        """Return what a function has and an object hasn't, from the module's own forward: its signature and the like."""
+        """Return what a function has and an object hasn't, such as a signature, from the module's own forward."""
         if name == "__signature__":
             return inspect.signature(self._own_forward())
         if name not in _OF_FUNCTIONS:
