@@ -491,24 +491,26 @@ class QuantizationWrapper(Reads, nn.Module, metaclass=UnlistedSubclass, of=Pytor
         call: _Call = self.__dict__[CALL]
         if "read_names" not in vars(type(self)):
             stand_in_front(type(self))
-        own: Any = type(self).own_class.forward.__get__(self) if call.forward is None else call.forward
         if call.is_inputs_as_list:
             args = (list(args),)
         args += tuple(call.op_call_args)
         if isinstance(self, nn.Linear | nn.MultiheadAttention | nn.RNNBase):
             args, kwargs = self._with_one_kernel(args, kwargs)
-        if not call.quantizes:
-            return own(*args, **kwargs)
-        if _is_compiling():
-            return own(*args, **kwargs)
+        if not call.quantizes or _is_compiling():
+            return self._own_forward(call, args, kwargs)
         before = _values.by_layer
         quantized = self.get_quantized_weights()
         _values.by_layer = {**before, **{(id(self), name): value for name, value in quantized.items()}}
         try:
             with kernels.recomputed([*quantized.values(), *args, *kwargs.values()]):
-                return own(*args, **kwargs)
+                return self._own_forward(call, args, kwargs)
         finally:
             _values.by_layer = before
+
+    def _own_forward(self, call: _Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if call.forward is not None:
+            return call.forward(*args, **kwargs)
+        return type(self).own_class.forward(self, *args, **kwargs)
 
     def _call_function(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call a function with its constants quantized."""

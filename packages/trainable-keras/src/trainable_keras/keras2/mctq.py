@@ -13,6 +13,7 @@ from trainable_core.quantizer import BaseTrainableQuantizer
 from trainable_keras.copying import join
 from trainable_keras.framework import Framework
 from trainable_keras.graph import children
+from trainable_keras.inferable import difference, probe
 from trainable_keras.keras2.copying import Copier, plain_copy
 from trainable_keras.keras2.engine import keras, to_numpy
 from trainable_keras.keras2.folding import FoldedBatchNormalization
@@ -20,7 +21,6 @@ from trainable_keras.keras2.holder import ActivationQuantizationHolder
 from trainable_keras.keras2.inferable import InferableQuantizer
 from trainable_keras.keras2.tracing import graph_of
 from trainable_keras.keras2.wrapper import QuantizationWrapper
-from trainable_keras.mctq import difference, probe
 from trainable_keras.parts import KerasPart
 
 
