@@ -99,25 +99,12 @@ _values = _Values()
 class _Call:
     """How a wrapped layer is called.
 
-    Parameters
-    ----------
-    input_names : tuple of str
-        Names of its positional arguments.
-    op_call_args, op_call_kwargs, is_inputs_as_list
-        As mctq's.
-    forward : callable or None
-        What somebody put into the layer in the place of its class's forward.
-    function : callable or None
-        What is called where no layer is.
-    weight_values : dict
-        Constants of a function.
-    quantizes : bool
-        Whether weights are quantized; calibration sees the model without.
-    overwrites : bool or None
-        Whether the layer writes into its inputs though it has no attribute ``inplace`` that says so; None: not known
-        yet, as of a class that is not PyTorch's before its first call.
-    read : dict of str to bool
-        Whether each weight has been read through its quantizer so far.
+    Its positional arguments have `input_names`. The next three are mctq's. `forward` is what somebody put into the
+    layer in the place of its class's forward; `function` is what is called where no layer is, with its constants in
+    `weight_values`. `quantizes` says whether weights are quantized, which calibration switches off. `overwrites` says
+    whether the layer writes into its inputs though it has no attribute ``inplace`` that says so; None where that is not
+    known yet, as of a class that is not PyTorch's before its first call. `read` says whether each weight has been read
+    through its quantizer so far.
     """
 
     input_names: tuple[str, ...]
