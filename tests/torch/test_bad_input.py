@@ -62,7 +62,9 @@ from trainable_torch import (
     parameter_groups,
     register_layer,
     regularization,
+    running,
     save,
+    to_mctq,
     wrap,
 )
 from trainable_torch.quantizers import (
@@ -284,6 +286,10 @@ def test_what_the_models_own_forward_raises_passes_and_the_model_is_as_it_was(ba
 @table(
     row("finalize a float model", "float", finalize, ModelError, "Sequential", "wrap"),
     row("finalize nothing", "float", lambda _: finalize(None), ModelError, "NoneType"),
+    row("run a float model", "float", lambda m: running(m).__enter__(), ModelError, "Sequential", "wrap"),
+    row("run nothing", "float", lambda _: running(None).__enter__(), ModelError, "NoneType"),
+    row("a float model of mctq's classes", "float", to_mctq, ModelError, "Sequential", "wrap"),
+    row("nothing of mctq's classes", "float", lambda _: to_mctq(None), ModelError, "NoneType"),
     row(
         "finalize before calibration",
         "wrapped",
@@ -509,7 +515,7 @@ def with_head(classes: int) -> nn.Module:
 OTHERS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "fewer layers": (lambda: network()[:4], DocumentError, "head.weight"),
     "a wider layer": (lambda: with_head(4), DocumentError, "'head.weight'"),
-    "one layer more": (lambda: nn.Sequential(network(), nn.Linear(3, 3)), DocumentError, "1.weight"),
+    "one layer more": (lambda: nn.Sequential(network(), nn.Linear(3, 3)), DocumentError, "another architecture"),
     "no model": (lambda: None, ModelError, "NoneType"),
     "a wrapped model": (MODELS["wrapped"], QuantizerStateError, "wrapped already"),
 }
@@ -759,7 +765,9 @@ def test_every_public_verb_is_tried():
         parameter_groups,
         register_layer,
         regularization,
+        running,
         save,
+        to_mctq,
         wrap,
     }
     assert {getattr(trainable_torch, name) for name in trainable_torch.__all__} - tried == {trainable_torch.Grid}

@@ -85,6 +85,7 @@ def mutated_tensors(tensors, rng):
     return tensors
 
 
+@pytest.mark.filterwarnings("ignore::trainable_core.errors.NothingQuantizedWarning")  # a forged recipe may say so
 def test_a_forged_file_loads_or_is_refused(saved, tmp_path):
     """Well formed, with the digest that belongs to it, and anything for a header and for tensors."""
     _, content = saved

@@ -31,6 +31,7 @@ NAMES = {
     "torch.ops.aten.convolution_backward.default": False,
     "torch.nn.modules.batchnorm._NormBase": True,
     "torch._C._will_engine_execute_node": True,
+    "torch.nn.Module._call_impl": True,
     "torch.autograd.Function._backward_cls": True,
 }
 """Every private name, and whether a layer and its quantizers are one node without it."""

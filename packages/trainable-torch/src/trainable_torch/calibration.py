@@ -19,6 +19,7 @@ from trainable_core.calibration.model import ModelCalibration
 from trainable_core.calibration.unseen import Sight, value_text
 from trainable_core.errors import CalibrationError, ShapeMismatchError
 from trainable_core.qparams import variable_shape
+from trainable_core.quantizer import Structure
 from trainable_torch.holder import ActivationQuantizationHolder
 from trainable_torch.kernels import eligible
 from trainable_torch.quantizers.base import RESHAPED, BasePytorchTrainableQuantizer
@@ -307,7 +308,10 @@ def _renew(quantizer: BasePytorchTrainableQuantizer, channels: tuple[int, ...]) 
     if axis is not None:
         shape[axis] = channels[0]
     first = _variables(quantizer)[0]
+    for name in quantizer.variable_names:
+        delattr(quantizer, name)
     quantizer._variable_groups = {}  # noqa: SLF001 - what it is initialized by
+    quantizer.structure = Structure()
     quantizer.calibrated = False
     with first.device:
         quantizer.initialize_quantization(shape, quantizer.subject, None)

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from trainable_core.errors import ModelError
 from trainable_torch.kernels import eligible
 
 MARK = "_trainable_model"
@@ -24,6 +25,10 @@ MARK = "_trainable_model"
 
 _CALLS = frozenset(("forward", "_call_impl", "__call__"))
 """Names of the functions that call a module: its own, and those of PyTorch that run its hooks as well."""
+
+
+_MANAGERS = ("torch.distributed.", "torch.optim.", "accelerate.", "deepspeed.")
+"""Packages that move, shard and replace parameters, also while a model runs; what they read is the parameter."""
 
 
 class Membership:
@@ -34,7 +39,7 @@ class _Thread(threading.local):
     """The models that a thread said it runs, innermost last."""
 
     def __init__(self) -> None:
-        self.models: list[Membership | None] = []
+        self.models: list[Membership] = []
 
 
 _thread = _Thread()
@@ -60,8 +65,17 @@ def running(qmodel: nn.Module) -> Iterator[None]:
     ----------
     qmodel : Module
         A wrapped or finalized model, or a part of one.
+
+    Raises
+    ------
+    ModelError
+        When it is neither.
     """
-    _thread.models.append(qmodel.__dict__.get(MARK))
+    membership = qmodel.__dict__.get(MARK) if isinstance(qmodel, nn.Module) else None
+    if membership is None:
+        problem = f"{type(qmodel).__name__} was not made by trainable_torch.wrap"
+        raise ModelError(problem, "qmodel = trainable_torch.wrap(model, recipe).")
+    _thread.models.append(membership)
     try:
         yield
     finally:
@@ -81,12 +95,20 @@ def is_running(layer: nn.Module) -> bool:
 def _is_called(membership: Membership) -> bool:
     """Return whether a module of a model is being called further up the stack."""
     frame: FrameType | None = sys._getframe(2)  # noqa: SLF001 - the standard library has no other way up the stack
+    while frame is not None and _module_of(frame).startswith("trainable_torch."):
+        frame = frame.f_back
+    if frame is not None and _module_of(frame).startswith(_MANAGERS):
+        return False
     while frame is not None:
         code = frame.f_code
         if code.co_name in _CALLS and code.co_argcount and _is_of(frame.f_locals.get(code.co_varnames[0]), membership):
             return True
         frame = frame.f_back
     return False
+
+
+def _module_of(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__", ""))
 
 
 def _is_of(module: Any, membership: Membership) -> bool:
