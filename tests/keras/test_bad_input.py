@@ -67,6 +67,7 @@ from trainable_keras import (
     register_layer,
     regularization,
     save,
+    to_mctq,
     wrap,
 )
 from trainable_keras.graph import layers_within
@@ -274,6 +275,7 @@ def test_a_wrong_call_of_calibrate_is_refused(state: str, call: Any, error: Any,
 @table(
     row("finalize a float model", "float", finalize, ModelError, "Sequential", "wrap"),
     row("finalize nothing", "float", lambda _: finalize(None), ModelError, "NoneType"),
+    row("nothing of mctq's classes", "float", lambda _: to_mctq(None), ModelError, "NoneType"),
     row(
         "finalize before calibration",
         "wrapped",
@@ -580,6 +582,7 @@ def test_every_public_verb_is_tried() -> None:
         register_layer,
         regularization,
         save,
+        to_mctq,
         wrap,
     }
     assert {getattr(trainable_keras, name) for name in trainable_keras.__all__} - tried == {trainable_keras.Grid}

@@ -299,6 +299,7 @@ def test_a_place_that_cant_be_written_is_told(name: Any, fact: str, tmp_path: Pa
     assert [each.name for each in tmp_path.iterdir()] == ["file"]
 
 
+@pytest.mark.filterwarnings("ignore::trainable_core.errors.NothingQuantizedWarning")  # of the last one
 @pytest.mark.parametrize(
     "make", [lambda: dense(4, 5), network, lambda: keras.Sequential([keras.Input((4,)), kl.ReLU()])]
 )

@@ -163,7 +163,11 @@ class KerasInferableQuantizer:
         f = self.functions
         values = f.stop_gradient(f.cast(inputs, "float32"))
         zero_point = f.read(self.grid_zero_point) if self.method() is QuantizationMethod.UNIFORM else None
-        snapped = self.ops.snap(values, f.read(self.grid_scale), zero_point, self.quant_min, self.quant_max)
+        # hidden as in training: else Grappler multiplies it into the operations around, in the deployed model alone
+        snapped = self.ops.snap(
+            values, f.hide_shape(f.read(self.grid_scale)), zero_point, self.quant_min, self.quant_max
+        )
+        snapped = f.show_shape(snapped, values)
         return f.cast(snapped, f.dtype_of(inputs))
 
     @property
