@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import keras
+from keras.src.models.functional import Functional
 from keras.src.ops.function import map_graph  # there is no public name for what follows
 from keras.src.ops.node import KerasHistory, Node
 from keras.src.utils.tracking import Tracker
@@ -45,6 +46,8 @@ class Copier(ModelCopier):
         nodes = [
             node for graph in graphs for level in getattr(graph, "_nodes_by_depth", {}).values() for node in level
         ]
+        self._stale: set[int] = set()
+        self._models = {id(graph) for graph in graphs}
         kept = {id(node) for node in nodes}
         for operation in {id(node.operation): node.operation for node in nodes}.values():
             self._nodes[id(operation)] = [each for each in operation._inbound_nodes if id(each) in kept]  # noqa: SLF001 - where the graph is
@@ -54,6 +57,9 @@ class Copier(ModelCopier):
         if isinstance(value, KerasHistory):
             return self._history(value)
         if isinstance(value, keras.KerasTensor) and not self._is_in_graph(value):
+            return value
+        if isinstance(value, Functional) and id(value) not in self._models:
+            self._stale.add(id(value))  # what a Sequential model was before it got its last layers
             return value
         if is_shared(value) or of_tensorflow(value, "is_shared"):
             return value
@@ -111,7 +117,7 @@ class Copier(ModelCopier):
         if hasattr(value, "_nodes_by_depth"):
             self._graphs.append(made)
         if isinstance(value, Tracker):
-            self.later(lambda: _mend_tracker(made))
+            self.later(lambda: _mend_tracker(made, self._stale))
         if gone:
             self.later(lambda: _forget(made, [self.copied(each) for each in gone]))
 
@@ -160,7 +166,9 @@ def track_parameters(layer: Any) -> None:
         layer._track_variables()  # noqa: SLF001 - as above
 
 
-def _mend_tracker(tracker: Any) -> None:
+def _mend_tracker(tracker: Any, stale: Collection[int]) -> None:
+    for _, store in tracker.config.values():
+        store[:] = [each for each in store if id(each) not in stale]
     tracker.stored_ids = {name: {id(each) for each in store} for name, (_, store) in tracker.config.items()}
 
 
