@@ -10,7 +10,6 @@ import pytest
 
 from tests.keras.framework import (
     ENGINE,
-    FRAMEWORK,
     dtype_name,
     dtype_policy,
     integers,

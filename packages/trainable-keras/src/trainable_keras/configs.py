@@ -83,7 +83,9 @@ class ConfigKit(Kit):
             raise ModelError(f"{subject}: it can't be made again from its own config: {error}", hint) from error
         layers = [len(getattr(each, "layers", ())) for each in (layer, again)]
         if layers[1] > layers[0]:
-            raise ModelError(f"{subject}: made again from its own config it has {layers[1]} layers, not {layers[0]}", hint)
+            raise ModelError(
+                f"{subject}: made again from its own config it has {layers[1]} layers, not {layers[0]}", hint
+            )
 
     def become(self, layer: Any) -> None:
         """Make a layer what its config said, if it is built.

@@ -131,7 +131,8 @@ class ModelCopier(ABC):
     def belongs(self, value: Any) -> bool:
         """Return whether an object is a layer, a variable or the like, so that a function that holds it is copied."""
 
-    def finish(self, copied: Any) -> None:
+    @abstractmethod
+    def finish(self) -> None:
         """Put right what a copy attribute by attribute leaves wrong."""
 
     # ---- copying ----------------------------------------------------------------------------------------------------
@@ -148,7 +149,7 @@ class ModelCopier(ABC):
         with made_again(model, ""):
             made = self.copied(model)
             self._drain()
-            self.finish(made)
+            self.finish()
         return made
 
     def copy_of(self, original: Any) -> Any:
@@ -233,10 +234,12 @@ class ModelCopier(ABC):
                 if name not in {"__dict__", "__weakref__"} and hasattr(value, name):
                     object.__setattr__(made, name, self.copied(getattr(value, name)))
 
-    def _array(self, value: np.ndarray[Any, Any]) -> Any:
+    def copied_array(self, value: np.ndarray[Any, Any]) -> Any:
+        """Return a copy of an array."""
         return copy.deepcopy(value)
 
-    def _tuple(self, value: tuple[Any, ...]) -> Any:
+    def copied_tuple(self, value: tuple[Any, ...]) -> Any:
+        """Return a tuple with copies of its items; itself where nothing in it is copied."""
         items = [self.copied(each) for each in value]
         if all(new is old for new, old in zip(items, value, strict=True)):
             return value
@@ -244,7 +247,8 @@ class ModelCopier(ABC):
             return self._copies[id(value)]
         return type(value)(*items) if hasattr(value, "_fields") else tuple.__new__(type(value), items)
 
-    def _list(self, value: list[Any]) -> Any:
+    def copied_list(self, value: list[Any]) -> Any:
+        """Return a list that will have copies of the items."""
         made = type(value).__new__(type(value))
         self._copies[id(value)] = made
 
@@ -255,13 +259,14 @@ class ModelCopier(ABC):
         self._unfilled.append(fill)
         return made
 
-    def _dict(self, value: dict[Any, Any]) -> Any:
+    def copied_dict(self, value: dict[Any, Any]) -> Any:
+        """Return a dictionary that will have copies of the items."""
         made = type(value).__new__(type(value))
         self._copies[id(value)] = made
         put = OrderedDict.__setitem__ if isinstance(value, OrderedDict) else dict.__setitem__
 
         def fill() -> None:
-            if isinstance(value, defaultdict):
+            if isinstance(value, defaultdict) and isinstance(made, defaultdict):
                 made.default_factory = self.copied(value.default_factory)
             for key, each in list(dict.items(value)):
                 put(made, self.copied(key), self.copied(each))
@@ -270,7 +275,8 @@ class ModelCopier(ABC):
         self._unfilled.append(fill)
         return made
 
-    def _set(self, value: Collection[Any]) -> Any:
+    def copied_set(self, value: Collection[Any]) -> Any:
+        """Return a set with copies of the items."""
         if isinstance(value, frozenset):
             return type(value)(self.copied(each) for each in value)
         made: Any = type(value).__new__(type(value))
@@ -284,7 +290,8 @@ class ModelCopier(ABC):
         self.later(fill)  # an item's hash may ask for what is not filled yet
         return made
 
-    def _deque(self, value: deque[Any]) -> Any:
+    def copied_deque(self, value: deque[Any]) -> Any:
+        """Return a queue that will have copies of the items."""
         made: deque[Any] = type(value)(maxlen=value.maxlen)
         self._copies[id(value)] = made
         self._unfilled.append(lambda: made.extend(self.copied(each) for each in value))
@@ -294,14 +301,16 @@ class ModelCopier(ABC):
         if hasattr(value, "__dict__"):
             vars(made).update({name: self.copied(each) for name, each in vars(value).items()})
 
-    def _partial(self, value: functools.partial[Any]) -> Any:
+    def copied_partial(self, value: functools.partial[Any]) -> Any:
+        """Return a partial function of copies."""
         arguments = {name: self.copied(each) for name, each in value.keywords.items()}
         return type(value)(self.copied(value.func), *map(self.copied, value.args), **arguments)
 
-    def _method(self, value: types.MethodType) -> Any:
+    def copied_method(self, value: types.MethodType) -> Any:
+        """Return the method of the copy of its object."""
         return types.MethodType(self.copied(value.__func__), self.copied(value.__self__))
 
-    def _function(self, value: types.FunctionType) -> Any:
+    def copied_function(self, value: types.FunctionType) -> Any:
         """Return the function, or one of its own for the copy where it closes over what belongs to the model."""
         if not self._holds(value, set()):
             return value
@@ -343,24 +352,25 @@ class ModelCopier(ABC):
             inside = list(value.values())
         return any(self._holds(each, done) for each in inside)
 
-    def _weak(self, value: weakref.ref[Any]) -> Any:
+    def copied_weak(self, value: weakref.ref[Any]) -> Any:
+        """Return a weak reference to the copy of what it leads to."""
         referent = value()
         return value if referent is None else weakref.ref(self.copied(referent))
 
 
 _MAKERS: list[tuple[Any, Callable[[Any, Any], Any]]] = [
-    (np.ndarray, ModelCopier._array),
-    (tuple, ModelCopier._tuple),
-    (list, ModelCopier._list),
-    (dict, ModelCopier._dict),
-    ((set, frozenset), ModelCopier._set),
-    (deque, ModelCopier._deque),
-    (functools.partial, ModelCopier._partial),
-    (types.MethodType, ModelCopier._method),
-    (types.FunctionType, ModelCopier._function),
+    (np.ndarray, ModelCopier.copied_array),
+    (tuple, ModelCopier.copied_tuple),
+    (list, ModelCopier.copied_list),
+    (dict, ModelCopier.copied_dict),
+    ((set, frozenset), ModelCopier.copied_set),
+    (deque, ModelCopier.copied_deque),
+    (functools.partial, ModelCopier.copied_partial),
+    (types.MethodType, ModelCopier.copied_method),
+    (types.FunctionType, ModelCopier.copied_function),
     (_LOCKS, lambda _, value: type(value)() if isinstance(value, _LOCKS[1]) else threading.Lock()),
     (threading.local, lambda _, value: type(value)()),
-    (weakref.ref, ModelCopier._weak),
+    (weakref.ref, ModelCopier.copied_weak),
 ]
 """How values of Python's own types are copied."""
 
@@ -377,11 +387,8 @@ def _set_state(made: Any, state: Any) -> None:
 
 def _is_plain(cls: type) -> bool:
     """Return whether a class leaves copying to Python."""
-    return (
-        not hasattr(cls, "__deepcopy__")
-        and cls.__reduce_ex__ is object.__reduce_ex__
-        and cls.__reduce__ is object.__reduce__
-    )
+    names = ("__reduce_ex__", "__reduce__")
+    return not hasattr(cls, "__deepcopy__") and all(getattr(cls, name) is getattr(object, name) for name in names)
 
 
 def _is_filled(cell: types.CellType) -> bool:

@@ -27,4 +27,6 @@ def _rows(parts: Sequence[KerasPart]) -> Iterator[DescriptionRow]:
                 yield describe_quantizer(plan.layer, attribute, plan.weights[attribute], quantizer)
         for holder in holders_of(part):
             assert plan.activation is not None  # noqa: S101 - there is a holder, so there was a plan for it
-            yield describe_quantizer(plan.layer, told_of(holder).tensor, plan.activation, holder.activation_holder_quantizer)
+            yield describe_quantizer(
+                plan.layer, told_of(holder).tensor, plan.activation, holder.activation_holder_quantizer
+            )

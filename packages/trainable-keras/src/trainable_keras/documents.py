@@ -43,9 +43,7 @@ def header_of(
     }
 
 
-def place_numbers(
-    path: object, quantizers: Mapping[str, BaseTrainableQuantizer], inferable: Mapping[str, Any]
-) -> None:
+def place_numbers(path: object, quantizers: Mapping[str, BaseTrainableQuantizer], inferable: Mapping[str, Any]) -> None:
     """Give quantizers some numbers of the right width and sign so that they convert; a file's replace them.
 
     Quantizers go by their place on both sides.

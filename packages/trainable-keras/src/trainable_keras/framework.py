@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from trainable_core.recipe.layers import LayerInfo, LayerKind
 from trainable_keras import layers
+from trainable_keras.configs import ConfigKit
 from trainable_keras.functions import Functions
 from trainable_keras.graph import Graph, direct_layers
 from trainable_keras.layers import LayerTypes
-from trainable_keras.configs import ConfigKit
 from trainable_keras.parts import KerasHolder, KerasWrapper
 from trainable_keras.two_classes import own_class
 
@@ -110,7 +110,9 @@ class Framework(ABC):
     def tells_its_layers(self, layer: Any) -> bool:
         """Return whether a layer's own config has those of all layers inside, by which they are made again."""
         graph, own = self.graph(layer), own_class(layer)
-        if graph is None or any(not _is_of_keras(getattr(own, name)) for name in ("__init__", "get_config", "from_config")):
+        if graph is None or any(
+            not _is_of_keras(getattr(own, name)) for name in ("__init__", "get_config", "from_config")
+        ):
             return False
         told = {id(each) for each in layer.layers}
         return all(id(each) in told for each in direct_layers(layer))

@@ -132,7 +132,9 @@ def held_by(layer: Any) -> dict[str, Any]:
 
 def attributes(layer: Any) -> list[tuple[str, Any]]:
     """Return a layer's attributes without those of Keras's, TensorFlow's and our own account."""
-    return [(name, value) for name, value in held_by(layer).items() if name not in _OWN and not name.startswith(_ACCOUNTS)]
+    return [
+        (name, value) for name, value in held_by(layer).items() if name not in _OWN and not name.startswith(_ACCOUNTS)
+    ]
 
 
 def structure(layer: Any, graph_of: Callable[[Any], Graph | None]) -> Iterator[tuple[str, Any]]:

@@ -184,7 +184,9 @@ class LayerTypes:
     def _of_cells(self, layer: Any) -> LayerKind | None:
         """Return how a recurrent layer with cells that were given to it is quantized: by all its cells' kinds."""
         stacked = isinstance(layer.cell, self._layers.StackedRNNCells)
-        cells = {f"cell.cells.{i}": cell for i, cell in enumerate(layer.cell.cells)} if stacked else {"cell": layer.cell}
+        cells = (
+            {f"cell.cells.{i}": cell for i, cell in enumerate(layer.cell.cells)} if stacked else {"cell": layer.cell}
+        )
         weights: dict[str, int] = {}
         for place, cell in cells.items():
             kind = self.kind_of(cell)

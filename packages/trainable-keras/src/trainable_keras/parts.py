@@ -15,7 +15,7 @@ from trainable_core.errors import CalibrationError, InvalidArgumentError, ModelE
 from trainable_core.quantizer import BaseTrainableQuantizer
 from trainable_core.recipe.plan import LayerPlan
 from trainable_keras.layers import weight_path
-from trainable_keras.two_classes import OfTwoClasses, base_class, held, let_read
+from trainable_keras.two_classes import OfTwoClasses, base_class, held, let_read, own_class
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -280,7 +280,7 @@ class KerasWrapper(KerasPart, OfTwoClasses):
             values, kwargs = quantize_inputs(self, args, kwargs, training)
         quantizes = self.weights_quantizers and told_of(self).quantizes_weights
         with held(self.quantized_for_call(training) if quantizes else {}):
-            outputs = type(self)._own.call(self, *values, **kwargs)
+            outputs = own_class(self).call(self, *values, **kwargs)
         return quantize_output(self, outputs, training)
 
     def quantized_for_call(self, training: Any, attributes: Iterable[str] | None = None) -> dict[int, Any]:

@@ -12,8 +12,16 @@ _CONTAINERS = frozenset({"ListWrapper", "_DictWrapper", "_TupleWrapper"})
 
 def is_shared(value: Any) -> bool:
     """Return whether a value can't change, so that a copied layer shares it."""
-    unchanging = (tf.Tensor, tf.DType, tf.TensorShape, tf.TypeSpec, tf.lookup.StaticHashTable, tf.data.Dataset,
-                  tf.distribute.Strategy, tf.Graph)
+    unchanging = (
+        tf.Tensor,
+        tf.DType,
+        tf.TensorShape,
+        tf.TypeSpec,
+        tf.lookup.StaticHashTable,
+        tf.data.Dataset,
+        tf.distribute.Strategy,
+        tf.Graph,
+    )
     return isinstance(value, unchanging)
 
 

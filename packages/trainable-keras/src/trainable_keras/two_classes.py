@@ -133,7 +133,7 @@ class OfTwoClasses:
 
     def get_build_config(self) -> Any:
         """Return how the layer was built, or nothing where `get_config` tells it: Keras 2 would build it twice."""
-        return type(self)._own.get_build_config(self) if _NOW.plainly else None
+        return own_class(self).get_build_config(self) if _NOW.plainly else None
 
     def _told_now(self) -> dict[str, Any]:
         """Return what the layer is beside one of its own class; JSON-clean."""
@@ -163,17 +163,17 @@ class Pending(OfTwoClasses):
 
     def build_from_config(self, config: Any) -> None:
         """Build the layer, and make it what it was."""
-        type(self)._own.build_from_config(self, config)
+        own_class(self).build_from_config(self, config)
         self._kit.become(self)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the layer; make it what it was when that has built it."""
-        own = type(self)._own
+        own = own_class(self)
         outputs = own.__call__(self, *args, **kwargs)
         self._kit.become(self)
         return outputs
 
-    def load_own_variables(self, store: Any) -> None:
+    def load_own_variables(self, _: Any) -> None:
         """Refuse to read variables before the layer is what it was.
 
         Raises
@@ -204,7 +204,7 @@ class Passing(OfTwoClasses):
 
 
 @functools.cache
-def class_of_two(base: type[Any], own: type[Any], names: frozenset[str]) -> type[Any]:
+def class_of_two(base: Any, own: Any, names: frozenset[str]) -> Any:
     """Return a class made of one of ours and a layer's own, in which some attributes are quantized weights."""
     body: dict[str, Any] = {
         "__doc__": own.__doc__,
@@ -214,23 +214,18 @@ def class_of_two(base: type[Any], own: type[Any], names: frozenset[str]) -> type
         "_names": names,
         **{name: _reading(name) for name in names},
     }
-    for cls in base._behind:  # noqa: SLF001 - ours
-        for name, value in vars(cls).items():
-            if isinstance(value, types.FunctionType | property | classmethod) and hasattr(own, name):
-                if not any(name in vars(ours) for ours in base.__mro__[: base.__mro__.index(base._behind[0])]):  # noqa: SLF001
-                    body[name] = inspect.getattr_static(own, name)
+    ours = base.__mro__[: min((base.__mro__.index(cls) for cls in base._behind), default=0)]  # noqa: SLF001 - ours
+    for name in {name: None for cls in base._behind for name in vars(cls)}:  # noqa: SLF001 - ours
+        does = inspect.getattr_static(own, name, None)
+        if isinstance(does, types.FunctionType | property | classmethod) and not any(name in vars(cls) for cls in ours):
+            body[name] = does
     if base._wraps_call:  # noqa: SLF001 - ours
         body["call"] = _call_of(base, own)
     made = type(own)(own.__name__, (base, own), body)
-    saving, package, name = base._kit.saving, base._kit.package, registered_name(base)  # noqa: SLF001 - ours
+    saving, package, name = base._kit.saving, base._kit.package, base.__name__  # noqa: SLF001 - ours
     saving.register_keras_serializable(package, name)(made)
     saving.get_custom_objects()[f"{package}>{name}"] = base  # any class made of it reads what another one wrote
     return made
-
-
-def registered_name(base: type[Any]) -> str:
-    """Return the name under which Keras knows one of our classes, without its package."""
-    return base.__name__
 
 
 def _call_of(base: Any, own: Any) -> Any:
@@ -257,7 +252,8 @@ def add_class(layer: Any, base: type[Any], names: frozenset[str] = frozenset()) 
     """Give a layer a class made of one of ours and its own, in the place of the one it has."""
     cls = type(layer)
     names |= cls._names if issubclass(cls, OfTwoClasses) else frozenset()
-    layer.__class__ = class_of_two(base, own_class(layer), names)
+    made: Any = class_of_two
+    layer.__class__ = made(base, own_class(layer), names)
 
 
 @contextmanager
@@ -288,8 +284,8 @@ def _reading(name: str) -> property:
 
 
 def value_of(layer: Any, name: str, variable: Any) -> Any:
-    """Return what a layer's attribute gives that leads to a quantized weight: its quantized value while a model runs."""
-    kit: Kit = type(layer)._kit
+    """Return what an attribute that leads to a quantized weight gives: its quantized value while a model runs."""
+    kit: Kit = type(layer)._kit  # noqa: SLF001 - ours
     if not kit.running():
         return variable
     host, attribute = vars(layer)[READINGS].by_name[name]
@@ -338,7 +334,7 @@ def let_read(owner: Any, base: type[Any], variable: Any, host: Any, attribute: s
     add_class(owner, base, names)
     readings = vars(owner).setdefault(READINGS, Readings())
     readings.by_name.update(dict.fromkeys(names, (host, attribute)))
-    return min(names)
+    return min(map(str, names))
 
 
 # ---- configs --------------------------------------------------------------------------------------------------------
@@ -357,6 +353,6 @@ def plainly() -> Iterator[None]:
 
 def own_document(layer: Any) -> dict[str, Any]:
     """Return what Keras writes of a layer as if it had only its own class."""
-    kit: Kit = type(layer)._kit
+    kit: Kit = type(layer)._kit  # noqa: SLF001 - ours
     with plainly(), as_its_own_class(layer):
         return kit.document(layer)

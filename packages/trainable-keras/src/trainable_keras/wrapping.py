@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from trainable_core.backend.building import build_quantizer
@@ -79,7 +80,7 @@ def wrap(framework: Framework, model: Any, recipe: RecipeSource, names: Names | 
     wrapping = Wrapping(framework, state, seen, folding, copier)
     wrapping.fold()
     wrapping.quantize_layers()
-    wrapping.quantize_operations(wrapped)
+    wrapping.quantize_operations()
     wrapping.compose(wrapped)
     note(framework, wrapped, state)
     return wrapped
@@ -261,16 +262,15 @@ class Wrapping:
             if plan is not None and (plan.weights or plan.activation is not None):
                 self._quantize(self._copier.copy_of(layer), name, plan)
 
-    def quantize_operations(self, model: Any) -> None:
+    def quantize_operations(self) -> None:
         """Put holders around the functional operations that a plan is for."""
-        planned = {name for name in self._seen.operations if self._plans.get(name) is not None}
-        planned = {name for name in planned if self._plans[name].activation is not None}
-        for prefix, graph in self._seen.graphs.items():
-            copied = self._copier.copy_of(graph)
-            if any(join(prefix, each.name) in planned for each in self._framework.graph(copied).operations):
-                self._framework.rerun(
-                    copied, lambda each, args, kwargs, at=prefix: self._call(each, join(at, each.name), args, kwargs)
-                )
+        names = (name for name in self._seen.operations if name in self._plans)
+        planned = {name for name in names if self._plans[name].activation is not None}
+        for prefix, original in self._seen.graphs.items():
+            graph = self._framework.graph(original)
+            assert graph is not None  # noqa: S101 - it was one when it was seen
+            if any(join(prefix, each.name) in planned for each in graph.operations):
+                self._framework.rerun(self._copier.copy_of(original), partial(self._call, prefix))
 
     def compose(self, model: Any) -> None:
         """Let what holds quantized layers that its own config doesn't tell of tell of them."""
@@ -304,8 +304,9 @@ class Wrapping:
         told_of(holder).plan, told_of(holder).tensor = plan, tensor
         return holder
 
-    def _call(self, operation: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _call(self, prefix: str, operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call a functional operation with activation quantizers at its inputs or behind it."""
+        name = join(prefix, operation.name)
         plan = None if self._framework.is_layer(operation) else self._plans.get(name)
         if plan is None or plan.activation is None:
             return operation(*args, **kwargs)

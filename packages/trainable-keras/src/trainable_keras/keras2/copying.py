@@ -123,7 +123,7 @@ class Copier(ModelCopier):
         """Return whether an object is a layer, a variable or the like."""
         return isinstance(value, keras.layers.Layer | tf.Variable)
 
-    def finish(self, copied: Any) -> None:
+    def finish(self) -> None:
         """Give graphs their nodes by the copies' own identity."""
         for node in self._copied_nodes:
             _mend_node(node)
@@ -255,5 +255,3 @@ def layers_inside(layer: Any) -> list[Any]:
 def listed(layer: Any) -> list[Any]:
     """Return the variables a layer created itself, in the order it did, whether trainable or not."""
     return [*layer._trainable_weights, *layer._non_trainable_weights]  # noqa: SLF001 - the order without the state
-
-

@@ -23,8 +23,15 @@ from trainable_keras.two_classes import Composite, Pending, Within, add_class
 
 _ROOT = keras.layers.Layer.__module__.partition(".")[0]
 _base_layer_utils: Any = importlib.import_module(f"{_ROOT}.src.engine.base_layer_utils")
+_autocast: Any = importlib.import_module(f"{_ROOT}.src.mixed_precision.autocast_variable")
 PACKAGE = "trainable_keras.keras2"
 _registered = keras.saving.register_keras_serializable(package=PACKAGE)
+
+
+def read_uncast(variable: Any) -> Any:
+    """Return a variable's value as a tensor, also while mixed precision casts what layers read."""
+    with _autocast.enable_auto_cast_variables(None):
+        return read(variable)
 
 
 class Kit2(ConfigKit):
@@ -120,7 +127,7 @@ class QuantizationWrapper(KerasWrapper, KerasQuantizationWrapper):  # type: igno
     class_of = staticmethod(class_of)
     holder_class = ActivationQuantizationHolder
     find_weight = staticmethod(TYPES.find_weight)
-    value_of = staticmethod(read)
+    value_of = staticmethod(read_uncast)
 
     def __new__(cls, layer: Any, weights_quantizers: Any, **_: Any) -> Any:
         """Return the layer, of two classes."""

@@ -43,9 +43,7 @@ class Copier(ModelCopier):
         self._layers: list[Any] = []
         layers = layers_within(model)
         graphs = [*layers, *(graph for layer in layers if (graph := getattr(layer, "_functional", None)) is not None)]
-        nodes = [
-            node for graph in graphs for level in getattr(graph, "_nodes_by_depth", {}).values() for node in level
-        ]
+        nodes = [node for graph in graphs for level in getattr(graph, "_nodes_by_depth", {}).values() for node in level]
         self._stale: set[int] = set()
         self._models = {id(graph) for graph in graphs}
         kept = {id(node) for node in nodes}
@@ -137,7 +135,7 @@ class Copier(ModelCopier):
         """Return whether an object is a layer, a variable or the like."""
         return isinstance(value, keras.Operation | keras.Variable | keras.metrics.Metric)
 
-    def finish(self, copied: Any) -> None:
+    def finish(self) -> None:
         """Give graphs their nodes by the copies' own identity, and what the engine keeps of each layer."""
         for operation in {id(node.operation): node.operation for node in self._copied_nodes()}.values():
             for node in operation._inbound_nodes:  # noqa: SLF001 - where the graph is
@@ -204,9 +202,7 @@ def remade(layer: Any, name: str, **changes: Any) -> Any:
             made.build_from_config(layer.get_build_config())
     with unlocked(layer):
         for attribute, value in vars(made).items():
-            if attribute in changes:
-                setattr(layer, attribute, value)
-            elif isinstance(value, keras.Variable) and vars(layer).get(attribute) is None:
+            if attribute in changes or (isinstance(value, keras.Variable) and vars(layer).get(attribute) is None):
                 setattr(layer, attribute, value)
     return layer
 

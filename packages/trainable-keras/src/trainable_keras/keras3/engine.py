@@ -29,6 +29,7 @@ if not hasattr(keras, "ops"):
 from keras import ops
 from keras.src.backend.common import global_state  # there are no public names for these
 from keras.src.backend.common.symbolic_scope import in_symbolic_scope
+from keras.src.backend.common.variables import AutocastScope
 
 Tensor = Any
 """A tensor of the engine that Keras runs on."""
@@ -193,6 +194,12 @@ def call_context() -> Any:
 def dtype_read(variable: keras.Variable) -> str:
     """Return the dtype in which a layer reads a variable: mixed precision casts it."""
     return str(keras.backend.standardize_dtype(variable.value.dtype))
+
+
+def read_uncast(variable: keras.Variable) -> Tensor:
+    """Return a variable's value as a tensor, also while mixed precision casts what layers read."""
+    with AutocastScope(None):
+        return read(variable)
 
 
 def infers_shapes() -> bool:

@@ -10,7 +10,7 @@ import keras
 from trainable_core.quantizer import BaseTrainableQuantizer
 from trainable_keras.configs import BIASED, ConfigKit
 from trainable_keras.keras3.copying import remade, scopes, unlocked
-from trainable_keras.keras3.engine import call_context, dtype_read, read
+from trainable_keras.keras3.engine import call_context, dtype_read, read_uncast
 from trainable_keras.keras3.folding import FoldedBatchNormalization
 from trainable_keras.keras3.holder import ActivationQuantizationHolder
 from trainable_keras.keras3.inferable import class_of
@@ -112,7 +112,7 @@ class QuantizationWrapper(KerasWrapper, keras.layers.Layer):  # type: ignore[mis
     class_of = staticmethod(class_of)
     holder_class = ActivationQuantizationHolder
     find_weight = staticmethod(TYPES.find_weight)
-    value_of = staticmethod(read)
+    value_of = staticmethod(read_uncast)
 
     def __new__(cls, layer: Any, weights_quantizers: Any, **_: Any) -> Any:
         """Return the layer, of two classes."""
