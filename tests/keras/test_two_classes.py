@@ -295,5 +295,3 @@ def test_a_graph_of_its_own_with_quantized_operations_is_not_written(tmp_path: P
     assert near(qmodel, qmodel, x)
     with pytest.raises(TrainableError, match="functional operation"):
         qmodel.save(tmp_path / "model.keras")
-
-

@@ -115,7 +115,8 @@ class Framework(ABC):
         ):
             return False
         told = {id(each) for each in layer.layers}
-        return all(id(each) in told for each in direct_layers(layer))
+        given = self.module.layers.InputLayer  # a Sequential model of Keras 2 does not list its own
+        return all(id(each) in told or isinstance(each, given) for each in direct_layers(layer))
 
     @staticmethod
     @abstractmethod

@@ -62,6 +62,9 @@ class Kit(ABC):
     saving: ClassVar[Any]
     """Keras's module of that name."""
 
+    goes_by_registration: ClassVar[bool]
+    """Whether a class is looked up by the name that it is registered under before that which it has."""
+
     pending: ClassVar[type[Any]]
     """Its class of layers that are not built yet."""
 
@@ -221,7 +224,8 @@ def class_of_two(base: Any, own: Any, names: frozenset[str]) -> Any:
             body[name] = does
     if base._wraps_call:  # noqa: SLF001 - ours
         body["call"] = _call_of(base, own)
-    made = type(own)(own.__name__, (base, own), body)
+    called = own.__name__ if base._kit.goes_by_registration else base.__name__  # noqa: SLF001 - ours
+    made = type(own)(called, (base, own), body)
     saving, package, name = base._kit.saving, base._kit.package, base.__name__  # noqa: SLF001 - ours
     saving.register_keras_serializable(package, name)(made)
     saving.get_custom_objects()[f"{package}>{name}"] = base  # any class made of it reads what another one wrote

@@ -38,6 +38,7 @@ class Kit2(ConfigKit):
     """What layers of two classes ask of Keras 2."""
 
     package = PACKAGE
+    goes_by_registration = False
     saving = keras.saving
 
     def running(self) -> bool:

@@ -27,6 +27,7 @@ class Kit3(ConfigKit):
     """What layers of two classes ask of Keras 3."""
 
     package = PACKAGE
+    goes_by_registration = True
     saving = keras.saving
 
     def running(self) -> bool:
