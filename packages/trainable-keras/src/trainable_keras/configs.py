@@ -60,7 +60,7 @@ class ConfigKit(Kit):
         for place, each in structure(layer, self.graph):
             if isinstance(each, KerasHolder):
                 raise ModelError(
-                    f"{type(layer).__name__} {layer.name!r} can't be saved by Keras: it holds {each.name!r}, the "
+                    f"{own_class(layer).__name__} {layer.name!r} can't be saved by Keras: it holds {each.name!r}, the "
                     "quantizer of a functional operation, in a graph that its class makes by itself",
                     "use trainable_keras.save.",
                 )
@@ -74,7 +74,7 @@ class ConfigKit(Kit):
 
     def _require_readable(self, layer: Any) -> None:
         """Raise ModelError for a layer that can't be made again from its own config."""
-        subject = f"{type(layer).__name__} {layer.name!r} can't be saved by Keras"
+        subject = f"{own_class(layer).__name__} {layer.name!r} can't be saved by Keras"
         hint = "give its class a get_config that from_config can read, or use trainable_keras.save."
         try:
             with plainly(), as_its_own_class(layer):
@@ -113,7 +113,7 @@ class ConfigKit(Kit):
         found = dict(structure(layer, self.graph)) if places else {}
         if missing := places - set(found):
             raise ModelError(
-                f"{type(layer).__name__} {layer.name!r} was saved with layers that it does not have now: "
+                f"{own_class(layer).__name__} {layer.name!r} was saved with layers that it does not have now: "
                 f"{sorted(missing)}",
                 "load it with the class that it was saved with.",
             )

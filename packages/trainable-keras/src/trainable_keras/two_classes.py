@@ -224,7 +224,8 @@ def class_of_two(base: Any, own: Any, names: frozenset[str]) -> Any:
             body[name] = does
     if base._wraps_call:  # noqa: SLF001 - ours
         body["call"] = _call_of(base, own)
-    called = own.__name__ if base._kit.goes_by_registration else base.__name__  # noqa: SLF001 - ours
+    registered = f"{base._kit.package}>{base.__name__}"  # noqa: SLF001 - ours
+    called = own.__name__ if base._kit.goes_by_registration else registered  # noqa: SLF001 - ours
     made = type(own)(called, (base, own), body)
     saving, package, name = base._kit.saving, base._kit.package, base.__name__  # noqa: SLF001 - ours
     saving.register_keras_serializable(package, name)(made)
