@@ -44,7 +44,7 @@ class Shift(kl.Layer):
     offset: np.ndarray = np.zeros(4, np.float32)
 
     def call(self, x: Any) -> Any:
-        return x + self.offset
+        return x + tensor(self.offset)
 
     def save_own_variables(self, store: Any) -> None:
         store["offset"] = self.offset
@@ -222,7 +222,9 @@ def test_layers_inside_layers_are_quantized_and_saved(name: str, tmp_path: Path)
     deployed = trainable_keras.finalize(qmodel)
     for each in (qmodel, deployed):
         each.save(tmp_path / "model.keras")
-        assert same(call(keras.models.load_model(tmp_path / "model.keras"), x), call(each, x))
+        (loaded,), (saved,) = call(keras.models.load_model(tmp_path / "model.keras"), x), call(each, x)
+        # PyTorch adds the products of a matrix in an order that depends on where its operands lie in memory
+        assert np.abs(loaded - saved).max() <= (2.0**-20 if ENGINE == "torch" else 0)
         trainable_keras.save(each, tmp_path / "own")
         assert same(call(trainable_keras.load(tmp_path / "own", make()[0]), x), call(each, x))
     assert same(call(deployed, x), call(qmodel, x))
@@ -293,5 +295,5 @@ def test_a_graph_of_its_own_with_quantized_operations_is_not_written(tmp_path: P
     x = tensor(vectors(8, 4))
     qmodel = quantized(Graph(), x, {**FINE, "rules": [rule]})
     assert near(qmodel, qmodel, x)
-    with pytest.raises(TrainableError, match="functional operation"):
+    with pytest.raises(TrainableError, match="can't be saved by Keras"):
         qmodel.save(tmp_path / "model.keras")

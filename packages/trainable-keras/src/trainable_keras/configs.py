@@ -101,9 +101,7 @@ class ConfigKit(Kit):
         layer.__class__ = own_class(layer)
         inside = told.get("inside") or NOTHING
         self._restore_inside(layer, inside)
-        if told.get("passing"):
-            self.pass_on(layer)
-        elif told.get("quantization"):
+        if told.get("quantization"):
             self.restore(layer, told["quantization"])
         else:
             self.compose(layer)

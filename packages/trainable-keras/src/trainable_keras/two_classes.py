@@ -105,6 +105,10 @@ class Kit(ABC):
         """Return what became of the layers inside a layer, by their places in it; JSON-clean."""
 
     @abstractmethod
+    def pass_on(self, layer: Any) -> None:
+        """Let a batch norm pass on what it gets: its work is done by the layer before it."""
+
+    @abstractmethod
     def become(self, layer: Any) -> None:
         """Make a layer what its config said, if it is built."""
 
@@ -148,7 +152,10 @@ class OfTwoClasses:
         config = dict(config)
         told = config.pop(KEY)
         layer = cls._kit.of_document({**told["class"], "config": config})
-        if told.keys() - {"class", "build"}:
+        if told.get("passing"):
+            cls._kit.pass_on(layer)
+            layer.built = True
+        elif told.keys() - {"class", "build"}:
             add_class(layer, cls._kit.pending)
             vars(layer)[PENDING] = told
             if told["build"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import weakref
 from collections.abc import Callable, Sequence
@@ -226,7 +227,8 @@ def build_configs(layer: Any) -> list[dict[str, Any] | None]:
     for each in [layer, *layers_inside(layer)]:
         config = own_class(each).get_build_config(each) if each.built else None
         # a shape of unknown rank says nothing, and is no JSON
-        configs.append(None if config is None or isinstance(config["input_shape"], tf.TensorShape) else config)
+        shape = None if config is None else config["input_shape"]
+        configs.append(None if shape is None or isinstance(shape, tf.TensorShape) else config)
     return configs
 
 
@@ -240,8 +242,11 @@ def _build(layer: Any, rest: list[dict[str, Any] | None]) -> None:
     config = rest.pop(0) if rest else None
     with tf.name_scope(layer.name):  # names like "conv/kernel", which a build outside of a call would not give
         if config and not layer.built:
-            with tf.init_scope(), tf.name_scope(layer.name):
+            with tf.init_scope(), tf.name_scope(layer.name), contextlib.suppress(ValueError):
+                # TensorFlow 2.15 notes no shape for some recurrent layers; they are built as they are called
                 layer.build_from_config(config)
+            if not layer.built:
+                return
             keras.layers.Layer.build(layer, config["input_shape"])  # a layer's own build may not note the shape
         for each in direct_layers(layer):
             _build(each, rest)

@@ -10,8 +10,9 @@ import tensorflow as tf
 from mct_quantizers import KerasQuantizationWrapper
 
 from trainable_keras.configs import BIASED, ConfigKit
+from trainable_keras.copying import attributes_without
 from trainable_keras.keras2.copying import build_by, build_configs, remade
-from trainable_keras.keras2.engine import keras, read, untracked
+from trainable_keras.keras2.engine import keras, read
 from trainable_keras.keras2.folding import FoldedBatchNormalization
 from trainable_keras.keras2.holder import ActivationQuantizationHolder
 from trainable_keras.keras2.inferable import class_of
@@ -59,12 +60,12 @@ class Kit2(ConfigKit):
 
     def document(self, layer: Any) -> dict[str, Any]:
         """Return what Keras writes of a layer."""
-        document: dict[str, Any] = keras.saving.serialize_keras_object(layer)
+        document: dict[str, Any] = keras.layers.serialize(layer)
         return document
 
     def of_document(self, document: Mapping[str, Any]) -> Any:
         """Return the layer that `document` was called on, not built."""
-        return keras.saving.deserialize_keras_object(dict(document))
+        return keras.layers.deserialize({key: value for key, value in document.items() if value is not None})
 
     def build_config(self, layer: Any) -> Any:
         """Return how a layer and those inside it were built; JSON-clean."""
@@ -73,8 +74,6 @@ class Kit2(ConfigKit):
     def build(self, layer: Any, config: Any) -> None:
         """Build a layer as `build_config` says."""
         build_by(layer, config)
-        if config[0]:
-            layer.built = True
 
     def add_bias(self, layer: Any) -> None:
         """Give a built layer the bias that it got when a batch norm was folded into it."""
@@ -83,11 +82,9 @@ class Kit2(ConfigKit):
 
     def forget_variables(self, layer: Any) -> None:
         """Take its variables from a layer."""
-        for name, value in list(vars(layer).items()):
-            if isinstance(value, tf.Variable):
-                delattr(layer, name)
-                with untracked(layer):
-                    setattr(layer, name, None)
+        names = {name for name, value in vars(layer).items() if isinstance(value, tf.Variable)}
+        left = attributes_without(layer, names)
+        vars(layer).update({**left, **dict.fromkeys(names), "_trainable_weights": [], "_non_trainable_weights": []})
 
 
 KIT = Kit2()
