@@ -12,7 +12,7 @@ from torch.nn import functional as F  # noqa: N812 - the name everyone reads
 
 import trainable_torch
 from tests.torch.models import assert_the_graph_can_be_used_twice, bytes_kept, quantized
-from trainable_torch import kernels, ops
+from trainable_torch import finalize, kernels, ops
 from trainable_torch.kernels import layer as fused_layer
 from trainable_torch.kernels import native, tier
 from trainable_torch.quantizers import LsqWeightsQuantizer, SteActivationQuantizer
@@ -435,3 +435,15 @@ def test_every_pair_of_rules_fits_together():
         found, expected = results(model, x), by_parts(results, model, x)
         assert torch.equal(found[0], expected[0])
         assert all(torch.equal(found[2][name], expected[2][name]) for name in found[2])
+
+
+@pytest.mark.usefixtures("kernels_of")
+@layers
+@methods
+def test_a_deployed_layer_takes_an_input_that_needs_a_gradient(layer, method):
+    """As that of a layer behind another one's weights does where gradients are on."""
+    model, x = case(layer, "LSQ", method)
+    deployed = finalize(model)
+    with torch.no_grad():
+        expected = deployed(x)
+    assert torch.equal(deployed(x.clone().requires_grad_()), expected)

@@ -463,4 +463,4 @@ class Snapping:
             x, where = native.lines(x, self._shape)
             if where is not None:
                 return native.snap(x, self._block, where)[0]
-        return passes.snap(x, self._numbers)
+        return passes.snap(x.detach(), self._numbers)
