@@ -13,7 +13,10 @@ import pkgutil
 import sys
 from pathlib import Path
 
-NEEDS_AN_EXTRA = ("trainable_core.conformance", "trainable_torch.kernels.grid_loops", "trainable_torch.kernels.loops")
+NEEDS_AN_EXTRA = (
+    "trainable_core.conformance",
+    *(f"trainable_torch.kernels.{name}" for name in ("grid_loops", "layer_loops", "loops")),
+)
 
 
 def check(name: str, left_out: tuple[str, ...]) -> str:
