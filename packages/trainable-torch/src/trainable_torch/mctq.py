@@ -27,7 +27,7 @@ from trainable_core.errors import ModelError, QuantizerStateError
 from trainable_torch.finalized import finalize
 from trainable_torch.holder import ActivationQuantizationHolder
 from trainable_torch.inferable import InferableQuantizer
-from trainable_torch.layers import kind_of
+from trainable_torch.layers import kind_of, leave_fused_paths
 from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer
 from trainable_torch.ranks import require_whole
 from trainable_torch.wrapper import QuantizationWrapper
@@ -92,7 +92,7 @@ def to_mctq(model: nn.Module, example: Any = None) -> nn.Module:
     for each in stock.values():
         each.replace()
     converted = _cleaned(copied)
-    _leave_fused_paths(converted)
+    leave_fused_paths(converted)
     _check_code(model, converted, {name: each.part for name, each in stock.items()}, example, refusals)
     refusals.raise_if_any()
     return converted
@@ -304,15 +304,6 @@ def _cleaned(model: nn.Module) -> nn.Module:
 
 def _is_ours_class(cls: type) -> bool:
     return cls.__module__.partition(".")[0] in _OURS
-
-
-def _leave_fused_paths(model: nn.Module) -> None:
-    """Make PyTorch's transformer layers call their children: fused kernels would read float weights."""
-    for module in model.modules():
-        if isinstance(module, nn.TransformerEncoderLayer):
-            module.activation_relu_or_gelu = 0
-        elif isinstance(module, nn.TransformerEncoder):
-            module.enable_nested_tensor = module.use_nested_tensor = False
 
 
 # ---- what the model's code does with the layers ---------------------------------------------------------------------
