@@ -84,21 +84,29 @@ def running(qmodel: nn.Module) -> Iterator[None]:
 
 def is_running(layer: nn.Module) -> bool:
     """Return whether the model that a wrapped layer belongs to is running in this thread; a lone layer never is."""
-    if torch.compiler.is_compiling() or (eligible.is_in_backward() and torch.is_grad_enabled()):
+    if torch.compiler.is_compiling():
+        return True
+    reader = _reader()
+    if reader is not None and _module_of(reader).startswith(_MANAGERS):
+        return False
+    if eligible.is_in_backward() and torch.is_grad_enabled():
         return True
     membership = layer.__dict__.get(MARK)
     if membership is None:
         return False
-    return membership in _thread.models or _is_called(membership)
+    return membership in _thread.models or _is_called(membership, reader)
 
 
-def _is_called(membership: Membership) -> bool:
-    """Return whether a module of a model is being called further up the stack."""
-    frame: FrameType | None = sys._getframe(2)  # noqa: SLF001 - the standard library has no other way up the stack
+def _reader() -> FrameType | None:
+    """Return the frame of the code that reads a weight: the first that is not ours."""
+    frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 - the standard library has no other way up the stack
     while frame is not None and _module_of(frame).startswith("trainable_torch."):
         frame = frame.f_back
-    if frame is not None and _module_of(frame).startswith(_MANAGERS):
-        return False
+    return frame
+
+
+def _is_called(membership: Membership, frame: FrameType | None) -> bool:
+    """Return whether a module of a model is being called in a frame or further up the stack."""
     while frame is not None:
         code = frame.f_code
         if code.co_name in _CALLS and code.co_argcount and _is_of(frame.f_locals.get(code.co_varnames[0]), membership):
