@@ -528,6 +528,8 @@ def test_the_inputs_of_layers_that_are_only_read_are_left_in_float(tmp_path):
     qmodel.train()(x).sum().backward()
     learning = {name: parameter.grad for name, parameter in qmodel.named_parameters() if parameter.requires_grad}
     assert [name for name, grad in learning.items() if grad is None] == ["read.bias", "turned.bias"]  # never read
+    freeze_quant_params(freeze_quant_params(qmodel), frozen=False)
+    assert {name for name, parameter in qmodel.named_parameters() if parameter.requires_grad} == set(learning)
     deployed = finalize(qmodel.eval())
     body = deployed.body
     with torch.no_grad():

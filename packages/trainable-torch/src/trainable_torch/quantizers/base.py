@@ -254,7 +254,7 @@ class BasePytorchTrainableQuantizer(
         for name in self.variable_names:
             variable = self.get_quantizer_variable(name)
             if isinstance(variable, nn.Parameter):
-                variable.requires_grad_(not frozen)
+                variable.requires_grad_(self._enabled and not frozen)  # one that is switched off has nothing to learn
                 if frozen:
                     variable.grad = None
 
