@@ -28,6 +28,8 @@ class WrappedState:
         Whether its quantizers are inferable.
     structure : dict
         What a backend learned of the model's structure from an example, JSON-clean: `load` has no example.
+    origins : dict of str to str
+        For layers that have moved since the model was wrapped: their names then, by those now.
     """
 
     recipe: QuantizationRecipe
@@ -36,6 +38,7 @@ class WrappedState:
     folded: dict[str, str] = field(default_factory=dict)
     finalized: bool = False
     structure: dict[str, Any] = field(default_factory=dict)
+    origins: dict[str, str] = field(default_factory=dict)
 
     def note(self, plans: Iterable[LayerPlan]) -> list[LayerPlan]:
         """Take in what becomes of the layers, and return the plans of those that get quantizers.
