@@ -53,12 +53,12 @@ def quantized(layer, x):
 
 class Lambda(Model):
     def arrange(self):
-        self.step = lambda x: self.one(x)
+        self.step = lambda x: 1 * self.one(x)
 
 
 class Default(Model):
     def arrange(self):
-        self.step = lambda x, layer=self.one: layer(x)
+        self.step = lambda x, layer=self.one: 1 * layer(x)
 
 
 class KeywordDefault(Model):
@@ -76,12 +76,12 @@ class ClosureOfAClosure(Model):
         def inner(x):
             return layers[0](x)
 
-        self.step = lambda x: inner(x)
+        self.step = lambda x: 1 * inner(x)
 
 
 class InAContainer(Model):
     def arrange(self):
-        self.steps = {"a": [(lambda x: self.one(x),)]}
+        self.steps = {"a": [(lambda x: 1 * self.one(x),)]}
 
     def step(self, x):
         return self.steps["a"][0][0](x)
@@ -95,7 +95,7 @@ class PartialOfAClosure(Model):
 class InAnObject(Model):
     def arrange(self):
         self.held = type("Held", (), {})()
-        self.held.function = lambda x: self.one(x)
+        self.held.function = lambda x: 1 * self.one(x)
 
     def step(self, x):
         return self.held.function(x)
@@ -110,7 +110,7 @@ class ReadsInAClosure(Model):
 class PatchedForward(Model):
     def arrange(self):
         own = self.one.forward
-        self.one.forward = lambda x: own(x)
+        self.one.forward = lambda x: 1 * own(x)
 
     def step(self, x):
         return self.one(x)

@@ -1,8 +1,9 @@
-"""Other ways to a wrapped layer than its own attributes: its parameters under other names, and its forward in a list."""
+"""Other ways to a wrapped layer than by its name: its parameters under other names, and its forward in a list."""
 
 from __future__ import annotations
 
 import types
+from collections.abc import Iterator
 from typing import Any
 
 from torch import fx, nn
@@ -40,7 +41,9 @@ def read_aliases(root: nn.Module, state: WrappedState) -> None:
         aliases = {
             key: owners[id(weight)]
             for key, weight in module._parameters.items()  # noqa: SLF001 - own ones, without children's
-            if weight is not None and id(weight) in owners and key not in (*own, *getattr(type(module), "read_names", ()))
+            if weight is not None
+            and id(weight) in owners
+            and key not in (*own, *getattr(type(module), "read_names", ()))
         }
         if not aliases or _is_skipped(name, state):
             continue
@@ -100,29 +103,27 @@ def rebind_forwards(root: nn.Module) -> None:
 def unregistered_layers(root: nn.Module) -> dict[str, str]:
     """Return the layers that a model holds without having registered them, with what that means."""
     registered = set(root.modules())
-    found: dict[str, str] = {}
+    why = "it is not registered as a submodule, so it is neither quantized nor among the model's parameters"
+    return {
+        f"{path}.{name}".rstrip("."): why
+        for at, module in root.named_modules()
+        for key, value in vars(module).items()
+        if key not in ("_modules", "_parameters", "_buffers")
+        for path, each in _modules_in(value, f"{at}.{key}".lstrip("."), depth=4)
+        if each not in registered
+        for name, layer in each.named_modules()
+        if layer not in registered and (kind := kind_of(layer)) is not None and kind.weights
+    }
 
-    def look(value: Any, path: str, depth: int) -> None:
-        if isinstance(value, nn.Module):
-            for name, layer in value.named_modules() if value not in registered else ():
-                kind = kind_of(layer)
-                if layer not in registered and kind is not None and kind.weights:
-                    found.setdefault(
-                        f"{path}.{name}".rstrip("."),
-                        "it is not registered as a submodule, so it is neither quantized nor among the model's parameters",
-                    )
-        elif depth and isinstance(value, dict):
-            for key, each in value.items():
-                look(each, f"{path}[{key!r}]", depth - 1)
-        elif depth and isinstance(value, list | tuple):
-            for index, each in enumerate(value):
-                look(each, f"{path}[{index}]", depth - 1)
-        elif depth:
-            for each in parts_of(value):
-                look(each, path, depth - 1)
 
-    for name, module in root.named_modules():
-        for key, value in vars(module).items():
-            if key not in ("_modules", "_parameters", "_buffers"):
-                look(value, f"{name}.{key}".lstrip("."), 4)
-    return found
+def _modules_in(value: Any, path: str, *, depth: int) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the modules in a container, partial, bound method or closure, with their places."""
+    if isinstance(value, nn.Module):
+        yield path, value
+    elif depth and isinstance(value, dict):
+        for key, each in value.items():
+            yield from _modules_in(each, f"{path}[{key!r}]", depth=depth - 1)
+    elif depth:
+        indexed = isinstance(value, list | tuple)
+        for index, each in enumerate(parts_of(value)):
+            yield from _modules_in(each, f"{path}[{index}]" if indexed else path, depth=depth - 1)

@@ -26,8 +26,8 @@ from trainable_torch.holder import ActivationQuantizationHolder
 from trainable_torch.kernels import eligible
 from trainable_torch.quantizers.base import RESHAPED, BasePytorchTrainableQuantizer
 from trainable_torch.ranks import require_whole, world_size
-from trainable_torch.wrapper import QuantizationWrapper
 from trainable_torch.state import state_of
+from trainable_torch.wrapper import QuantizationWrapper
 
 
 def calibrate(

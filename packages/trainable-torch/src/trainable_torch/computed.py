@@ -27,7 +27,11 @@ _MOVES = frozenset(
 """Operations whose results hold values of their input, zeros, and negated values: all on its grid."""
 _SCALES = frozenset(("mul", "__mul__", "__rmul__", "multiply", "div", "__truediv__", "divide", "truediv"))
 """Operations that only change the scale of the grid, by a number."""
-_OTHER = frozenset(("__get__", "__set__", "__repr__", "backward", "register_hook", "has_names")) | SIZE_METHODS | SIZE_ATTRIBUTES
+_OTHER = (
+    frozenset(("__get__", "__set__", "__repr__", "backward", "register_hook", "has_names"))
+    | SIZE_METHODS
+    | SIZE_ATTRIBUTES
+)
 
 
 def keeps_the_grid(name: str, tensors: int, *, numbers: bool) -> bool:

@@ -89,7 +89,9 @@ class _Closures:
         return self.moved[id(value)][1]
 
     def _move(self, function: types.FunctionType) -> None:
-        changed = [cell for cell in function.__closure__ or () if not is_empty(cell) and self._changes(cell.cell_contents)]
+        changed = [
+            cell for cell in function.__closure__ or () if not is_empty(cell) and self._changes(cell.cell_contents)
+        ]
         new = [cell for cell in changed if id(cell) not in self.cells]
         for cell in new:  # functions may share a variable, and still do
             self.cells[id(cell)] = types.CellType()
@@ -147,7 +149,7 @@ def reached_by_name(model: nn.Module, result: nn.Module) -> dict[str, str]:
         if reached:
             what = inspect.getattr_static(function, "__qualname__", "a function")
             found[path] = (
-                f"{what} uses {reached[0]!r} of the given model by a global name: what it computes with it stays float, "
-                "and trains the given model; let the function be a method, or give it the module as an argument"
+                f"{what} uses {reached[0]!r} of the given model by a global name: what it computes with it stays "
+                "float, and trains the given model; let the function be a method, or give it the module as an argument"
             )
     return found

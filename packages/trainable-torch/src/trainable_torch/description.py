@@ -10,9 +10,8 @@ from trainable_torch.holder import ActivationQuantizationHolder
 from trainable_torch.layers import kind_of
 from trainable_torch.operations import CONTAINER
 from trainable_torch.ranks import require_whole
-from trainable_torch.wrapper import QuantizationWrapper
 from trainable_torch.state import added_layers, plan_of, present_state
-
+from trainable_torch.wrapper import QuantizationWrapper
 
 NEVER_READ = "no forward has read this weight so far"
 """What is told of a weight that has a quantizer, and has not passed through it though the model has run."""
@@ -43,9 +42,9 @@ def describe(qmodel: nn.Module) -> Description:
     unread: dict[str, int] = {}
     seen: dict[int, list[bool]] = {}  # by the parameter, which layers may share
     held: set[nn.Module] = set()
-    for name, module in qmodel.named_modules():
+    for path, module in qmodel.named_modules():
+        name = path or "model"
         if isinstance(module, QuantizationWrapper):
-            name = name or "model"
             for attribute, weight, _ in module.get_weights_vars():
                 seen.setdefault(id(weight), []).append(module.weights_read[attribute])
                 unread[f"{name}.{attribute}"] = id(weight)

@@ -5,12 +5,11 @@ from __future__ import annotations
 from torch import nn
 
 from trainable_core.backend.building import require_calibrated
-from trainable_core.recipe.state import WrappedState
 from trainable_torch.copying import copied
 from trainable_torch.holder import ActivationQuantizationHolder
 from trainable_torch.ranks import require_whole
 from trainable_torch.reading import MARK
-from trainable_torch.state import state_of
+from trainable_torch.state import STATE, state_of
 from trainable_torch.training import quantizers_of
 from trainable_torch.wrapper import QuantizationWrapper
 from trainable_torch.wrapping import count_step
@@ -54,13 +53,9 @@ def finalize(qmodel: nn.Module) -> nn.Module:
     for key, hook in list(deployed._forward_pre_hooks.items()):  # noqa: SLF001 - there is no public way to find a hook
         if hook is count_step:
             del deployed._forward_pre_hooks[key]  # noqa: SLF001
-    states = {id(state): state for state in (state_of(deployed), *map(_state_on, deployed.modules())) if state is not None}
-    for state in states.values():
-        state.finalized = True
+    for module in deployed.modules():
+        for state in (vars(module).get(STATE), getattr(vars(module).get(MARK), "state", None)):
+            if state is not None:
+                state.finalized = True
+    state_of(deployed).finalized = True
     return deployed
-
-
-def _state_on(module: nn.Module) -> WrappedState | None:
-    """Return the state of the model that a module belongs to, of which it may be a part."""
-    membership = vars(module).get(MARK)
-    return None if membership is None else membership.state

@@ -150,7 +150,9 @@ def _dtype_obstacle(module: nn.Module, kind: LayerKind) -> str:
             # of a computed one nothing is asked: to compute it may change what the layer keeps
             weight = getattr(weight, "_parameters", {}).get(part, getattr(weight, "_modules", {}).get(part))
         if isinstance(weight, Tensor) and not weight.is_floating_point():
-            return f"its weight is of type {str(weight.dtype).removeprefix('torch.')}, and only real numbers are quantized"
+            return (
+                f"its weight is of type {str(weight.dtype).removeprefix('torch.')}, and only real numbers are quantized"
+            )
     return ""
 
 

@@ -21,7 +21,11 @@ def with_cells(function: types.FunctionType, cells: Mapping[int, types.CellType]
     )
     result.__kwdefaults__ = function.__kwdefaults__
     result.__dict__.update(vars(function))
-    result.__qualname__, result.__doc__, result.__module__ = function.__qualname__, function.__doc__, function.__module__
+    result.__qualname__, result.__doc__, result.__module__ = (
+        function.__qualname__,
+        function.__doc__,
+        function.__module__,
+    )
     result.__annotations__ = function.__annotations__
     return result
 
@@ -75,54 +79,65 @@ def exchanged_in(module: nn.Module, exchange: Callable[[Any], Any]) -> None:
     exchange : callable
         Returns what stands in the place of a function or bound method.
     """
-    seen: set[int] = set()
+    exchanging = _Exchanging(exchange)
+    for name, value in list(vars(module).items()):
+        if name not in _REGISTERED:
+            new = exchanging.result_for(value, _DEPTH)
+            if new is not value:
+                vars(module)[name] = new
 
-    def exchanged(value: Any, depth: int) -> Any:
+
+class _Exchanging:
+    """Exchanges functions in what it is given; containers that can be changed stay the same objects."""
+
+    def __init__(self, exchange: Callable[[Any], Any]) -> None:
+        self.exchange = exchange
+        self.seen: set[int] = set()
+
+    def result_for(self, value: Any, depth: int) -> Any:
+        """Return what stands in the place of a value."""
         if isinstance(value, types.FunctionType):
-            return exchange(value)
+            return self.exchange(value)
         if isinstance(value, types.MethodType):
-            found = exchange(value)
-            if found is not value:
-                return found
-            function = exchange(value.__func__)
-            return value if function is value.__func__ else types.MethodType(function, value.__self__)
-        if depth == 0 or id(value) in seen:
+            return self._method(value)
+        if depth == 0 or id(value) in self.seen:
             return value
-        if isinstance(value, dict):
-            seen.add(id(value))
-            for key, each in list(value.items()):
-                new = exchanged(each, depth - 1)
-                if new is not each:
-                    value[key] = new
-        elif isinstance(value, list):
-            seen.add(id(value))
-            for index, each in enumerate(value):
-                new = exchanged(each, depth - 1)
-                if new is not each:
-                    value[index] = new
-        elif type(value) is tuple:
-            new = tuple(exchanged(each, depth - 1) for each in value)
-            return value if all(one is other for one, other in zip(new, value, strict=True)) else new
-        elif isinstance(value, functools.partial):
-            function = exchanged(value.func, depth - 1)
-            args = exchanged(tuple(value.args), depth - 1)
-            keywords = {name: exchanged(each, depth - 1) for name, each in value.keywords.items()}
-            same = all(keywords[name] is each for name, each in value.keywords.items())
-            if function is not value.func or args is not value.args or not same:
-                new = type(value)(function, *args, **keywords)
-                vars(new).update(vars(value))
-                return new
+        if type(value) is tuple:
+            return self._tuple(value, depth)
+        if isinstance(value, functools.partial):
+            return self._partial(value, depth)
+        if isinstance(value, dict | list):
+            self._fill(value, depth)
         elif _is_plain_object(value):
-            seen.add(id(value))
-            exchanged(vars(value), depth - 1)
+            self._fill(vars(value), depth)
         return value
 
-    for name, value in list(vars(module).items()):
-        if name in _REGISTERED:
-            continue
-        new = exchanged(value, _DEPTH)
-        if new is not value:
-            vars(module)[name] = new
+    def _fill(self, container: Any, depth: int) -> None:
+        self.seen.add(id(container))
+        for key, each in list(container.items() if isinstance(container, dict) else enumerate(container)):
+            new = self.result_for(each, depth - 1)
+            if new is not each:
+                container[key] = new
+
+    def _method(self, method: types.MethodType) -> Any:
+        found = self.exchange(method)
+        if found is not method:
+            return found
+        function = self.exchange(method.__func__)
+        return method if function is method.__func__ else types.MethodType(function, method.__self__)
+
+    def _tuple(self, values: tuple[Any, ...], depth: int) -> tuple[Any, ...]:
+        new = tuple(self.result_for(each, depth - 1) for each in values)
+        return values if all(one is other for one, other in zip(new, values, strict=True)) else new
+
+    def _partial(self, value: functools.partial[Any], depth: int) -> functools.partial[Any]:
+        function, args = self.result_for(value.func, depth - 1), self._tuple(value.args, depth)
+        keywords = {name: self.result_for(each, depth - 1) for name, each in value.keywords.items()}
+        if function is value.func and args is value.args and all(keywords[k] is v for k, v in value.keywords.items()):
+            return value
+        new = type(value)(function, *args, **keywords)
+        vars(new).update(vars(value))
+        return new
 
 
 def _is_plain_object(value: Any) -> bool:

@@ -29,8 +29,8 @@ from trainable_core.documents.model import (
 from trainable_core.errors import DocumentError, ModelError, RuleError, TrainableError
 from trainable_torch.finalized import finalize
 from trainable_torch.ranks import require_whole
-from trainable_torch.training import quantizers_of
 from trainable_torch.state import present_state, state_of
+from trainable_torch.training import quantizers_of
 from trainable_torch.wrapping import wrapped
 
 FORMAT = "trainable-torch"
@@ -131,7 +131,9 @@ def load(path: str | PathLike[str], model: nn.Module) -> nn.Module:
         raise ModelError(f"load needs the float torch.nn.Module, got {type(model).__name__}")
     recipe = recipe_of(path, metadata)
     try:
-        known: dict[str, Any] = {name: metadata[name] for name in ("folded", "structure", "origins") if name in metadata}
+        known: dict[str, Any] = {
+            name: metadata[name] for name in ("folded", "structure", "origins") if name in metadata
+        }
         qmodel = wrapped(model, recipe, known=known)
     except (ModelError, RuleError) as error:
         if isinstance(error, RuleError) and "structure" not in known:

@@ -167,7 +167,7 @@ def _is_of_torch(path: str) -> bool:
 
 
 def probe_graph(layer: nn.Module) -> fx.Graph | None:
-    """Return the trace of a layer's own forward, in which the modules inside are single operations; None without one."""
+    """Return the trace of a layer's own forward, with the modules inside as single operations; None without one."""
     if type(layer).__module__.startswith("torch.nn.") or "forward" in vars(layer):
         return None
     try:

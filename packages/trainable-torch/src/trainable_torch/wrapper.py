@@ -446,7 +446,7 @@ class QuantizationWrapper(Reads, nn.Module, metaclass=UnlistedSubclass, of=Pytor
         attributes = weights._attributes  # noqa: SLF001 - as above
         if len(holders) > 1 or len(attributes) > 1 or not call.quantizes or call.forward is not None:
             return None
-        if call.op_call_args or call.op_call_kwargs:
+        if call.op_call_args or call.op_call_kwargs or getattr(x, "is_nested", False):
             return None
         watched: list[Any] = []
         of_x = of_weight = None

@@ -43,6 +43,7 @@ from trainable_torch.tracing import (
 from trainable_torch.wrapper import QuantizationWrapper
 from trainable_torch.writes import written
 
+
 def wrap(model: nn.Module, recipe: RecipeSource, example: Any = None) -> nn.Module:
     """Return a new model whose weights and activations are quantized while it trains.
 

@@ -1,7 +1,7 @@
 """Which weights a model's forward writes into: a constraint, a mask, or an average that is kept by hand.
 
-Such code means the float parameter, and reads it in the forward, where a quantized layer shows its quantized weight: what
-it writes would be lost. It is found in the source.
+Such code means the float parameter, and reads it in the forward, where a quantized layer shows its quantized weight:
+what it writes would be lost. It is found in the source.
 """
 
 from __future__ import annotations
@@ -76,7 +76,9 @@ def _writes(cls: Any) -> frozenset[Write]:
                 continue
             own = next((each.args.args[0].arg for each in ast.walk(tree) if _takes_arguments(each)), "self")
             found |= {write for target in _targets(tree) if (write := _held(target, own)) is not None}
-            waiting += [node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and _is(node.value, own)]
+            waiting += [
+                node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and _is(node.value, own)
+            ]
     return frozenset(found)
 
 

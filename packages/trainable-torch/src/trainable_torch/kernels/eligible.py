@@ -40,6 +40,7 @@ if not hasattr(Tensor, "_version"):
     _missing["torch.Tensor._version"] = PLAIN_WAY
     _CAN_TELL = False
 
+
 def _differentiates_forward() -> bool:
     """Return whether tangents are computed with the values, as in ``torch.autograd.forward_ad.dual_level``."""
     level: int = getattr(forward_ad, "_current_level", -1)
@@ -183,14 +184,15 @@ def saved_tensors_are_watched() -> bool:
 
 
 _is_wrapped = _private(
-    "torch._C._functorch.is_functorch_wrapped_tensor", "nothing is calibrated that passes through a transform such as vmap"
+    "torch._C._functorch.is_functorch_wrapped_tensor",
+    "nothing is calibrated that passes through a transform such as vmap",
 )
 _unwrapped = _private("torch._C._functorch.get_unwrapped")
 _outside_of_transforms = _private("torch._C._DisableFuncTorch")
 
 
 def values_of(tensor: Tensor) -> Any:
-    """Return a tensor's values as a NumPy array of float32; of a batch, where ``vmap`` shows parts of it, all of them."""
+    """Return a tensor's values as a NumPy array of float32; all of a batch of which ``vmap`` shows parts."""
     values = tensor.detach().to("cpu", torch.float32)
     if None in (_is_wrapped, _unwrapped, _outside_of_transforms):
         return values.numpy()
