@@ -251,8 +251,16 @@ def ends_with_own_operation(layer: nn.Module) -> bool:
     A convolution that pads its input first does; one that computes its weight, or adds something, does not. False where
     tracing can't tell.
     """
+    return own_operations(layer) is not None
+
+
+def own_operations(layer: nn.Module) -> list[fx.Node] | None:
+    """Return the operation of a layer's class on its own weight and bias, in train mode and in eval mode.
+
+    None where its forward does not end with it, or tracing can't tell.
+    """
     if "forward" in vars(layer) or type(layer).__call__ is not nn.Module.__call__:
-        return False  # the tracer takes the class's forward
+        return None  # the tracer takes the class's forward
     probe = layer.__new__(type(layer))
     probe.__dict__.update(layer.__dict__)
     probe._parameters = dict(layer._parameters)  # noqa: SLF001 - the layer's own stay as they are
@@ -263,21 +271,22 @@ def ends_with_own_operation(layer: nn.Module) -> bool:
             warnings.simplefilter("ignore")
             graphs = [_graph(probe, training=training).graph for training in (True, False)]
     except Exception:  # noqa: BLE001 - a forward may raise anything on a proxy
-        return False
-    return all(map(_ends_with_own_operation, graphs))
+        return None
+    found = [_own_operation(graph) for graph in graphs]
+    return None if None in found else cast("list[fx.Node]", found)
 
 
-def _ends_with_own_operation(graph: fx.Graph) -> bool:
+def _own_operation(graph: fx.Graph) -> fx.Node | None:
     (output,) = [node for node in graph.nodes if node.op == "output"]
     last = output.args[0]
     if not isinstance(last, fx.Node) or last.op != "call_function" or called(last) not in OWN_OPERATIONS:
-        return False
+        return None
     named = dict(zip(("input", "weight", "bias"), last.args, strict=False)) | last.kwargs
     for name in ("weight", "bias"):
         own: list[fx.Node] = [node for node in graph.nodes if node.op == "get_attr" and node.target == name]
         if len(own) != 1 or own[0] is not named.get(name) or readers(own[0]) != [last]:
-            return False
-    return True
+            return None
+    return last
 
 
 def tensors_read(module: nn.Module) -> tuple[set[int], set[int]]:
