@@ -310,7 +310,9 @@ def _biases_checked(qmodel: nn.Module) -> Iterator[None]:
     if not any(wrapper.quantizes_bias for wrapper in _wrappers(qmodel)):
         yield
         return
-    before = [(q, q.calibrated, q.quantization_config, {n: v.clone() for n, v in q.state_dict().items()}) for q in quantizers]
+    before = [
+        (q, q.calibrated, q.quantization_config, {n: v.clone() for n, v in q.state_dict().items()}) for q in quantizers
+    ]
     yield
     try:
         check_biases(qmodel)

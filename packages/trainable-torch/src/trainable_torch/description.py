@@ -39,7 +39,9 @@ def describe(qmodel: nn.Module) -> Description:
     float_biases: dict[str, str] = {}
     for name, module in qmodel.named_modules():
         if isinstance(module, BiasQuantizer) and module.is_switched_off:
-            float_biases[module.subject] = "it stays float: the quantizer of the layer's input or weight is switched off"
+            float_biases[module.subject] = (
+                "it stays float: the quantizer of the layer's input or weight is switched off"
+            )
         if isinstance(module, QuantizationWrapper):
             unread |= {f"{name or 'model'}.{attribute}": not read for attribute, read in module.weights_read.items()}
             for attribute, quantizer in module.weights_quantizers.items():

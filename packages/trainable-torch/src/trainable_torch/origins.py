@@ -134,7 +134,9 @@ def inputs_of_calls(graphs: Graphs, named: Named, quantized: set[str]) -> dict[s
             name = named(part, node)
             if name:
                 inputs = _inputs(part, node)
-                found.setdefault(name, []).append([_origin(part, each, named, quantized, places, known) for each in inputs])
+                found.setdefault(name, []).append(
+                    [_origin(part, each, named, quantized, places, known) for each in inputs]
+                )
     return found
 
 
@@ -181,55 +183,63 @@ def _made_here(
     part: nn.Module, node: fx.Node, named: Named, quantized: set[str], places: dict[fx.Node, str]
 ) -> Origin | Sequence[fx.Node]:
     """Return the origin of what a node makes, or the nodes whose values it passes on."""
-
-    def unknown(reason: str) -> Origin:
-        return Origin("", places[node], reason)
-
     changed = next((user for user in node.users if _changes(part, user, node, named)), None)
+    found: Origin | Sequence[fx.Node] | str
     if changed is not None:
-        return unknown(f"{changed.name} changes it in place")
-    if node.op not in ("call_module", "call_function", "call_method"):
-        return unknown("it is an input of the model" if node.op == "placeholder" else "it is a tensor of the model")
-    name = named(part, node)
-    if node.op == "call_module":
-        module = part.get_submodule(str(node.target))
-        hook = hook_of(module)
-        if hook and (name in quantized or _passes(module)):
-            return unknown(f"{name} has a {hook}")
-        kind = kind_of(module)
-        if name in quantized:
-            several = kind is not None and kind.op in _SEVERAL
-            return unknown(f"{name} returns several tensors") if several else Origin(name)
-        if _passes(module):
-            return [each for each in node.all_input_nodes[:1]]
-        return unknown(f"{name or node.name} has no quantizer behind it")
+        found = f"{changed.name} changes it in place"
+    elif node.op == "call_module":
+        found = _made_by_module(part, node, named(part, node), quantized)
+    elif node.op in ("call_function", "call_method"):
+        found = _made_by_function(part, node, named, quantized)
+    else:
+        found = "it is an input of the model" if node.op == "placeholder" else "it is a tensor of the model"
+    return Origin("", places[node], found) if isinstance(found, str) else found
+
+
+def _made_by_module(part: nn.Module, node: fx.Node, name: str, quantized: set[str]) -> Origin | Sequence[fx.Node] | str:
+    """Return the origin of a module's output, the node whose values it passes on, or why neither is known."""
+    module = part.get_submodule(str(node.target))
+    hook = hook_of(module)
+    if hook and (name in quantized or _passes(module)):
+        return f"{name} has a {hook}"
+    if name in quantized:
+        return f"{name} returns several tensors" if _returns_several(module) else Origin(name)
+    return node.all_input_nodes[:1] if _passes(module) else f"{name or node.name} has no quantizer behind it"
+
+
+def _made_by_function(
+    part: nn.Module, node: fx.Node, named: Named, quantized: set[str]
+) -> Origin | Sequence[fx.Node] | str:
+    """Return the origin of a function's result, the nodes whose values it passes on, or why neither is known."""
+    name, function = named(part, node), called(node)
     if name in quantized:
         return Origin(name)
-    if called(node) in ("getitem", "__getitem__"):
-        return _item(part, node, named, quantized) or unknown("it is one of several tensors")
-    if called(node) in ("cat", "concat", "concatenate", "stack"):
+    if function in ("getitem", "__getitem__"):
+        return _item(part, node, named, quantized)
+    if function in ("cat", "concat", "concatenate", "stack"):
         return node.all_input_nodes
-    if node.target is getattr and node.args[1] in ("T", "mT"):
+    transposed = node.target is getattr and node.args[1] in ("T", "mT")
+    if transposed or (_passes_function(node) and node.all_input_nodes):
         return node.all_input_nodes[:1]
-    if _passes_function(node) and node.all_input_nodes:
-        return node.all_input_nodes[:1]
-    return unknown(f"{name or called(node).strip('_')} has no quantizer behind it")
+    return f"{name or function.strip('_')} has no quantizer behind it"
 
 
-def _item(
-    part: nn.Module, node: fx.Node, named: Named, quantized: set[str]
-) -> Origin | Sequence[fx.Node] | None:
-    """Return the origin of an item or a slice; None where it is not known."""
+def _item(part: nn.Module, node: fx.Node, named: Named, quantized: set[str]) -> Origin | Sequence[fx.Node] | str:
+    """Return the origin of an item or a slice, the node that it is of, or why neither is known."""
     base = node.args[0]
     if not isinstance(base, fx.Node):
-        return None
-    if base.op == "call_module":
-        kind = kind_of(part.get_submodule(str(base.target)))
-        if kind is not None and kind.op in _SEVERAL:
-            name = named(part, base)
-            first = node.args[1] == 0 and name in quantized and not hook_of(part.get_submodule(str(base.target)))
-            return Origin(name) if first else None
-    return [base]
+        return "it is an item of what is no tensor"
+    module = part.get_submodule(str(base.target)) if base.op == "call_module" else None
+    if module is None or not _returns_several(module):
+        return [base]
+    name = named(part, base)
+    first = node.args[1] == 0 and name in quantized and not hook_of(module)
+    return Origin(name) if first else f"it is an output of {name or base.name} without a quantizer"
+
+
+def _returns_several(module: nn.Module) -> bool:
+    kind = kind_of(module)
+    return kind is not None and kind.op in _SEVERAL
 
 
 def _passes(module: nn.Module) -> bool:

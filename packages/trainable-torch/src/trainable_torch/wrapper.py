@@ -381,6 +381,13 @@ class QuantizationWrapper(Reads, nn.Module, metaclass=UnlistedSubclass, of=Pytor
         """Whether the layer's bias is an integer on the grid of its sums of products."""
         return BIAS_QUANTIZER in self._modules
 
+    @torch.no_grad()
+    def integer_bias(self) -> tuple[str, Tensor] | None:
+        """Return the attribute of an int32 bias and its value in real units; None where the bias is float."""
+        call: _Call = self.__dict__[CALL]
+        bias = self._weight_of(call.bias) if self.quantizes_bias else None
+        return None if bias is None else (call.bias, self.quantized_bias(bias).clone())
+
     def check_bias(self) -> None:
         """Raise IntegerRangeError when int32 does not hold a code of the layer's quantized bias."""
         quantizer: Any = self._modules.get(BIAS_QUANTIZER)
@@ -483,9 +490,7 @@ class QuantizationWrapper(Reads, nn.Module, metaclass=UnlistedSubclass, of=Pytor
             if not _are(BasePytorchTrainableQuantizer, quantizers):
                 return None
             kernels.forget(of_weight)
-            outputs = kernels.call_layer(
-                self, type(self).own_class, x, quantizers, watched=watched, on_grid=on_grid
-            )
+            outputs = kernels.call_layer(self, type(self).own_class, x, quantizers, watched=watched, on_grid=on_grid)
         elif _are(InferableQuantizer, quantizers) or (not torch.is_grad_enabled() and _are(_OURS, quantizers)):
             outputs = kernels.evaluate_layer(
                 self, type(self).own_class, x, quantizers, watched=watched, on_grid=on_grid

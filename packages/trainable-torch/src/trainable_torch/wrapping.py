@@ -393,12 +393,10 @@ def _input_holders(plan: LayerPlan, look: _Look, quantizers: _Quantizers) -> _Ho
     if plan.float_inputs is None:
         return {}
     needed = look.routes.inputs.get(name, {})
-    return {
-        key: functools.partial(quantizers.of_tensor, tensor, plan.float_inputs) for key, tensor in needed.items()
-    }
+    return {key: functools.partial(quantizers.of_tensor, tensor, plan.float_inputs) for key, tensor in needed.items()}
 
 
-def _wrap_layer(  # noqa: PLR0913 - what it wraps with what
+def _wrap_layer(
     root: nn.Module,
     kind: LayerKind,
     plan: LayerPlan,

@@ -42,8 +42,9 @@ def bias_scale(scale_x: Any, scale_w: Any, groups: int = 1) -> Float32:
     Notes
     -----
     The product is rounded to float32 once. That is what both runtimes compute with: ONNX Runtime multiplies the two
-    float32 scales, and requantizes with ``float32(float32(scale_x * scale_w) / scale_y)``; TensorFlow Lite multiplies
-    them in float64, where the product is exact, and stores the scale of the bias as float32.
+    float32 scales, and requantizes with ``float32(float32(scale_x * scale_w) / scale_y)``; so does TensorFlow Lite per
+    tensor, while per channel it multiplies them in float64, where the product is exact. Both store the scale of the
+    bias as float32.
 
     Examples
     --------
