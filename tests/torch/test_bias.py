@@ -249,7 +249,7 @@ OUTPUTS = how(placement="outputs", rules=[{"match": {"name": "0"}, "activations"
             "2.bias",
             "1 has no quantizer",
         ),
-        (TwoWays(), how(placement="outputs", rules=FIRST_TWO), "shared.bias", "behind several quantizers: first, second"),
+        (TwoWays(), how(placement="outputs", rules=FIRST_TWO), "shared.bias", "several quantizers: first, second"),
         (nn.Sequential(nn.LSTM(4, 4)), how(), "0.bias_ih_l0", "inside of the layer"),
         (nn.LSTMCell(4, 4), how(), "model.bias_ih", "inside of the layer"),
         (nn.MultiheadAttention(4, 2), how(), "model.in_proj_bias", "inside of the layer"),

@@ -77,6 +77,14 @@ def on_conv(between: Callable[[Tensor], Tensor]) -> nn.Module:
 
 FIRST = {"match": {"name": "conv"}, "activations": {"placement": "integer"}}
 
+
+class Dropping(nn.Module):
+    """Dropout as a function."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(x, 0.5, self.training)
+
+
 PASSING: dict[str, Callable[[Tensor], Tensor]] = {
     "nothing": nn.Identity(),
     "flatten": nn.Flatten(),
@@ -104,6 +112,7 @@ PASSING: dict[str, Callable[[Tensor], Tensor]] = {
     "F.pad by reflection": lambda x: F.pad(x, (1, 1), mode="reflect"),
     "F.interpolate": lambda x: F.interpolate(x, scale_factor=2),
     "F.dropout": lambda x: F.dropout(x, 0.5, training=False),
+    "F.dropout in training": nn.Sequential(Dropping(), nn.Flatten()),
     "repeat": lambda x: x.repeat(1, 2, 1, 1),
     "cat with itself": lambda x: torch.flip(x, (1,)),
     "detach and clone": lambda x: x.detach().clone(),
@@ -150,6 +159,7 @@ def softened(x: Tensor) -> Tensor:
 NOT_PASSING: dict[str, Callable[[Tensor], Tensor]] = {
     "square root": lambda x: x.abs().sqrt(),
     "division": lambda x: x / 3,
+    "dropout that stays": lambda x: F.dropout(x, 0.3, training=True),
     "half precision": lambda x: x.half().float(),
     "padding with ones": nn.ConstantPad2d(1, 1.0),
     "F.pad with ones": lambda x: F.pad(x, (1, 1), value=1.0),

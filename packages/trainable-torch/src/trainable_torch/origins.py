@@ -16,9 +16,19 @@ from trainable_torch.layers import kind_of
 from trainable_torch.observing import OPERATION, WITH_OWN_OPERATION, Observed
 from trainable_torch.operands import operation_kind
 from trainable_torch.overrides import change_of, change_of_class, hook_of, own_class
-from trainable_torch.tracing import EXAMPLE_HELPS, called, own_operations, quantizable_inputs, traced_parts
+from trainable_torch.tracing import (
+    DROPOUTS,
+    EXAMPLE_HELPS,
+    called,
+    dropout_arguments,
+    own_operations,
+    quantizable_inputs,
+    traced_parts,
+)
 
 Graphs = list[tuple[nn.Module, fx.Graph]]
+TRAINED = "trained"
+"""Key in a node's ``meta`` when it was called in train mode, in which dropout is no obstacle."""
 Named = Callable[[nn.Module, fx.Node], str]
 """What a node of a part's graph is called: the name of a layer or functional operation, or empty."""
 
@@ -37,7 +47,6 @@ _PASSING = frozenset(
         "index_select", "getitem", "__getitem__", "chunk", "split", "tensor_split", "unbind", "unfold", "flip", "roll",
         "rot90", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "amax", "T", "mT", "float",
         "max_pool1d", "max_pool2d", "max_pool3d", "adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d",
-        "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout", "feature_dropout",
     )
 )  # fmt: skip
 """Names of functions and methods whose results hold values of their first argument, and zeros."""
@@ -74,6 +83,8 @@ def graphs_of(root: nn.Module, observed: Observed | None) -> Graphs:
     if isinstance(root, fx.GraphModule):
         return [(root, root.graph)]
     if observed is not None and not isinstance(observed.trained, str):
+        for node in observed.trained.graph.nodes:
+            node.meta[TRAINED] = True
         return [(root, observed.evaluated.graph), (root, observed.trained.graph)]
     return [(part, part.graph) for _, part in traced_parts(root)]
 
@@ -199,12 +210,14 @@ def _made_here(
 def _made_by_module(part: nn.Module, node: fx.Node, name: str, quantized: set[str]) -> Origin | Sequence[fx.Node] | str:
     """Return the origin of a module's output, the node whose values it passes on, or why neither is known."""
     module = part.get_submodule(str(node.target))
-    hook = hook_of(module)
-    if hook and (name in quantized or _passes(module)):
-        return f"{name} has a {hook}"
     if name in quantized:
+        if module._forward_hooks:  # noqa: SLF001 - they run behind the quantizer
+            return f"{name} has a forward hook"
         return f"{name} returns several tensors" if _returns_several(module) else Origin(name)
-    return node.all_input_nodes[:1] if _passes(module) else f"{name or node.name} has no quantizer behind it"
+    if not _passes(module):
+        return f"{name or node.name} has no quantizer behind it"
+    hook = hook_of(module)
+    return f"{name} has a {hook}" if hook else node.all_input_nodes[:1]
 
 
 def _made_by_function(
@@ -233,7 +246,7 @@ def _item(part: nn.Module, node: fx.Node, named: Named, quantized: set[str]) -> 
     if module is None or not _returns_several(module):
         return [base]
     name = named(part, base)
-    first = node.args[1] == 0 and name in quantized and not hook_of(module)
+    first = node.args[1] == 0 and name in quantized and not module._forward_hooks  # noqa: SLF001 - as above
     return Origin(name) if first else f"it is an output of {name or base.name} without a quantizer"
 
 
@@ -253,6 +266,8 @@ def _passes(module: nn.Module) -> bool:
 
 def _passes_function(node: fx.Node) -> bool:
     name = called(node).lstrip("_") if not called(node).startswith("__") else called(node)
+    if node.target in DROPOUTS:
+        return TRAINED in node.meta or not dropout_arguments(node)["training"]
     if name == "pad":
         named = dict(zip(("input", "pad", "mode", "value"), node.args, strict=False)) | node.kwargs
         return named.get("mode", "constant") != "constant" or not named.get("value")
@@ -291,6 +306,8 @@ def float_functions(graphs: Graphs, named: Named) -> dict[str, str]:
     found: dict[str, str] = {}
     for part, graph in graphs:
         for node in graph.nodes:
+            if node.target is F.scaled_dot_product_attention:
+                found.setdefault(named(part, node) or node.name, "its softmax is computed in float")
             if node.op not in ("call_function", "call_method") or named(part, node) or operation_kind(node.target):
                 continue
             name = called(node)
@@ -319,8 +336,9 @@ def bias_obstacle(layer: nn.Module) -> str:
     if base is None:
         return ""
     changed = change_of(layer, base)
-    computed = parametrize.is_parametrized(layer, "weight") and not change_of_class(type(layer).__bases__[0], base)
-    if not changed or computed:
+    if parametrize.is_parametrized(layer) and changed.endswith((" has its own weight", " has its own bias")):
+        changed = change_of_class(type(layer).__bases__[0], base)  # PyTorch's properties compute them
+    if not changed:
         return ""
     for operation in own_operations(layer) or [None]:
         node = operation.args[0] if operation is not None and operation.args else None

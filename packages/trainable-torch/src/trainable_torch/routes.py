@@ -101,9 +101,13 @@ def routes(
             if needed:
                 found.inputs[name] = needed
         if plan.bias == "int32":
-            found.biases[name] = _producer(plan, names[0], fed[names[0]], found.inputs.get(name, {}))
+            first = names[0] if names else ""
+            not_told = {Origin("", reason="register_layer(..., inputs=...) does not say what it is given")}
+            found.biases[name] = _producer(plan, first, fed.get(first, not_told), found.inputs.get(name, {}))
         if plan.integer and plan.layer.op not in INTEGER_OPS and not plan.layer.clamps and plan.layer.op in _ISLANDS:
             found.islands[name] = _ISLANDS[plan.layer.op]
+        elif plan.integer and plan.layer.weights and not plan.weights:
+            found.islands[name] = "its weights are float"
     return found
 
 

@@ -29,7 +29,7 @@ from trainable_torch.layers import kind_of
 from trainable_torch.observing import OWN_OPERATIONS, SHAPE, name_of
 from trainable_torch.operands import operation_kind
 
-_DROPOUTS: dict[Any, Any] = {
+DROPOUTS: dict[Any, Any] = {
     F.dropout: nn.Dropout,
     F.dropout1d: nn.Dropout1d,
     F.dropout2d: nn.Dropout2d,
@@ -37,6 +37,7 @@ _DROPOUTS: dict[Any, Any] = {
     F.alpha_dropout: nn.AlphaDropout,
     F.feature_alpha_dropout: nn.FeatureAlphaDropout,
 }
+"""The modules of dropout, by their functions."""
 
 
 KEPT = "kept"
@@ -201,7 +202,11 @@ def _difference(one: fx.GraphModule, other: fx.GraphModule) -> fx.Node | None:
     }
     first: fx.Node
     for first, second in zip(one.graph.nodes, other.graph.nodes, strict=False):  # the last ones tell the lengths
-        starts_dropping = first.target in _DROPOUTS and not _dropout(first)["training"] and _dropout(second)["training"]
+        starts_dropping = (
+            first.target in DROPOUTS
+            and not dropout_arguments(first)["training"]
+            and dropout_arguments(second)["training"]
+        )
         if _content(one, first, places) != _content(other, second, places) or starts_dropping:
             return first
     return None
@@ -210,8 +215,8 @@ def _difference(one: fx.GraphModule, other: fx.GraphModule) -> fx.Node | None:
 def _content(traced: fx.GraphModule, node: fx.Node, places: Mapping[fx.Node, int]) -> Any:
     """Return what a node does, comparable between traces."""
     arguments = (node.args, node.kwargs)
-    if node.target in _DROPOUTS:
-        arguments = ((), {name: value for name, value in _dropout(node).items() if name != "training"})
+    if node.target in DROPOUTS:
+        arguments = ((), {name: value for name, value in dropout_arguments(node).items() if name != "training"})
     told = fx.map_arg(arguments, lambda each: None if _is_option(each) else ("node", places[each]))
     if node.op == "get_attr" and str(node.target).startswith("_tensor_constant"):
         constant = getattr(traced, str(node.target))
@@ -219,7 +224,7 @@ def _content(traced: fx.GraphModule, node: fx.Node, places: Mapping[fx.Node, int
     return node.op, node.target, told
 
 
-def _dropout(node: fx.Node) -> dict[str, Any]:
+def dropout_arguments(node: fx.Node) -> dict[str, Any]:
     """Return a dropout function's arguments by name."""
     defaults = {"p": 0.5, "training": node.target not in (F.alpha_dropout, F.feature_alpha_dropout), "inplace": False}
     return {**defaults, **dict(zip(("input", *defaults), node.args, strict=False)), **node.kwargs}
@@ -231,14 +236,14 @@ def _dropouts_of(trained: fx.GraphModule, evaluated: fx.GraphModule) -> list[fx.
     return [
         node
         for node, other in pairs
-        if node.target in _DROPOUTS and _dropout(node)["training"] and not _dropout(other)["training"]
+        if node.target in DROPOUTS and dropout_arguments(node)["training"] and not dropout_arguments(other)["training"]
     ]
 
 
 def _make_module(traced: fx.GraphModule, node: fx.Node) -> None:
     """Put a module in the place of a dropout function."""
-    arguments, name = _dropout(node), f"{node.name}_dropout"
-    traced.add_submodule(name, _DROPOUTS[node.target](p=arguments["p"], inplace=arguments["inplace"]))
+    arguments, name = dropout_arguments(node), f"{node.name}_dropout"
+    traced.add_submodule(name, DROPOUTS[node.target](p=arguments["p"], inplace=arguments["inplace"]))
     with traced.graph.inserting_after(node):
         replaced = traced.graph.call_module(name, (arguments["input"],))
     node.replace_all_uses_with(replaced)
@@ -398,7 +403,7 @@ def _rank_of_function(model: nn.Module, node: fx.Node) -> int | None:
             return len(sizes[0]) if isinstance(sizes[0], list | tuple) else None
         return len(sizes) or None
     ranks = [rank_of(model, each) for each in node.all_input_nodes if not _is_size(each)]
-    elementwise = operation_kind(node.target) in ("activation", "add", "mul") or node.target in _DROPOUTS
+    elementwise = operation_kind(node.target) in ("activation", "add", "mul") or node.target in DROPOUTS
     return max(ranks) if elementwise and ranks and None not in ranks else None  # type: ignore[type-var]
 
 

@@ -267,10 +267,9 @@ def _look(
         look.clamps = set(known.get("clamps", ()))
     elif recipe.quantizes_outputs:
         look.graphs = graphs_of(look.root, observed)
-        look.calls = _calls(look)
-        look.clamps = {
-            look.names(part, node) for part, graph in look.graphs for node in graph.nodes if clamps_node(node)
-        }
+        named = look.names
+        look.calls = _calls(look, named)
+        look.clamps = {named(part, node) for part, graph in look.graphs for node in graph.nodes if clamps_node(node)}
     look.infos += [LayerInfo(each.name, each.kind, clamps=each.name in look.clamps) for each in look.named.values()]
     return look
 
@@ -476,22 +475,22 @@ def _routes(look: _Look, plans: list[LayerPlan], recipe: QuantizationRecipe) -> 
     if not recipe.quantizes_float_inputs and not recipe.quantizes_biases:
         return Routes()
     quantized = {p.layer.name for p in plans if p.activation is not None and p.placement == "outputs"}
-    calls = inputs_of_calls(look.graphs, look.names, quantized)
+    named = look.names
+    calls = inputs_of_calls(look.graphs, named, quantized)
     kinds = {name: (look.layer(name), kind) for name, kind in look.kinds.items()}
     operands = {name: len(quantizable_inputs(node)) for name, node in look.nodes.items()}
     operands |= {name: operation.inputs for name, operation in look.named.items()}
     found = routes(plans, kinds, operands, calls)
     if recipe.quantizes_float_inputs:
-        found.islands |= float_functions(look.graphs, look.names)
+        found.islands |= float_functions(look.graphs, named)
     return found
 
 
-def _calls(look: _Look) -> list[Call]:
+def _calls(look: _Look, named: Named) -> list[Call]:
     """Return every call of a layer or operation that is seen, with the activation that alone uses its output.
 
     A model that can't be traced shows those of the example, in both modes, or without one those in its traceable parts.
     """
-    named = look.names
     calls: list[Call] = []
     for part, graph in look.graphs:
         for node in graph.nodes:
