@@ -249,8 +249,8 @@ def test_every_output_gets_a_quantizer_and_of_inputs_the_models(
 ):
     qmodel = ready_with(model(), how(), PICTURE, example)
     assert quantized_tensors(qmodel) == {
-        "stem: input", "relu: output", "body: output", f"{relu}: output", "side: output", f"{cat}: output", f"{mean}: output",
-        "fc: output",
+        "stem: input", "relu: output", "body: output", f"{relu}: output", "side: output", f"{cat}: output",
+        f"{mean}: output", "fc: output",
     }  # fmt: skip
     assert trainable_torch.describe(qmodel).islands == {}
     assert trainable_torch.describe(qmodel).biases == {

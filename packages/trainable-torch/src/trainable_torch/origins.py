@@ -157,7 +157,7 @@ def _inputs(part: nn.Module, node: fx.Node) -> list[fx.Node]:
     module = part.get_submodule(str(node.target))
     kind = kind_of(module)
     names = ("input",) if kind is None else kind.inputs
-    given = dict(zip(names, node.args, strict=False)) | node.kwargs
+    given: dict[str, Any] = dict(zip(names, node.args, strict=False)) | node.kwargs
     return [given[name] for name in names if isinstance(given.get(name), fx.Node)]
 
 
@@ -340,7 +340,8 @@ def bias_obstacle(layer: nn.Module) -> str:
         changed = change_of_class(type(layer).__bases__[0], base)  # PyTorch's properties compute them
     if not changed:
         return ""
-    for operation in own_operations(layer) or [None]:
+    operations: Sequence[fx.Node | None] = own_operations(layer) or [None]
+    for operation in operations:
         node = operation.args[0] if operation is not None and operation.args else None
         while isinstance(node, fx.Node) and node.op != "placeholder" and _passes_function(node):
             node = node.args[0] if node.args else None
