@@ -283,7 +283,8 @@ def call(
         return None
     of_x, of_weight = quantizers
     first = second = None
-    tensors, leaves = [x, weight] if bias is None else [x, weight, bias], ()
+    tensors = [x, weight] if bias is None else [x, weight, bias]
+    leaves: Sequence[Tensor] = ()
     if of_x is not None:
         first = of_x.fake_quantization(x)
         if first is None:
