@@ -320,7 +320,7 @@ class _RowSearch:
             if octaves.shape[1] > 1:
                 octaves = octaves[:, index]
             ends[:, end] = self.extremes[end, index] * np.exp2(octaves)
-        return self.kind.bounded_quickly(ends)
+        return self.kind.bound_in_place(ends)
 
     def widest_of(self, ends: Float32 | Float64, levels: Levels) -> Levels:
         """Return the range (1, C) that holds the levels of the first candidate and of all that come after it."""

@@ -101,8 +101,8 @@ class GridKind:
         high = threshold.astype(np.float64)
         return np.stack([-high if self.signed else np.zeros_like(high), high], axis=-2)
 
-    def bounded_quickly(self, ends: Float32) -> Float32:
-        """Return what `bounded` does of ends that are not NaN, in place: float32 numbers, shape (..., 2, C)."""
+    def bound_in_place(self, ends: Float32) -> Float32:
+        """Bound ends (..., 2, C) as `bounded` does, where zero lies between them as in multiples of the `extremes`."""
         low, high = ends[..., 0, :], ends[..., 1, :]
         if self.method is not QuantizationMethod.UNIFORM:
             np.clip(high, lower_bound(self.min_threshold), np.float32(MAX_THRESHOLD), out=high)
