@@ -250,6 +250,7 @@ def call(
     quantizers: tuple[Quantizer | None, Quantizer | None],
     *,
     watched: Sequence[nn.Module],
+    on_grid: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor | None:
     """Return what a layer gives for its only argument; None where the parts are to be called one by one.
 
@@ -268,10 +269,12 @@ def call(
         Those of the argument and of the weight, if these are quantized.
     watched : sequence of Module
         The modules that are not called here; none may have a hook.
+    on_grid : callable, optional
+        Quantizes the bias.
     """
     make = _operation_of(own_class)
     if not layer.training:
-        return _evaluated(layer, make, x, quantizers, watched)
+        return _evaluated(layer, make, x, quantizers, watched, on_grid)
     if make is None or not torch.is_grad_enabled() or not eligible.is_unwatched():
         return None
     parameters = layer._parameters  # noqa: SLF001 - attributes of modules cost ten times as much
@@ -299,7 +302,8 @@ def call(
         leaves = (*leaves, *second.leaves)
     if not eligible.are_plain(tensors) or x.numel() == 0 or not records(x, weight, *leaves):
         return None
-    y: Tensor = _apply(operation, (first, second), x, weight, bias, *leaves)
+    of_layer = bias if bias is None or on_grid is None else on_grid(bias)
+    y: Tensor = _apply(operation, (first, second), x, weight, of_layer, *leaves)
     # the float layer returns a view where it has flattened the input, and a view can't be detached in place
     return y.view(y.shape) if isinstance(operation, Linear) and bias is not None and x.dim() > 2 else y  # noqa: PLR2004
 
@@ -328,6 +332,7 @@ def _evaluated(
     x: Any,
     quantizers: tuple[cache.Quantizer | None, cache.Quantizer | None],
     watched: Sequence[nn.Module],
+    on_grid: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor | None:
     """Return what `call` does in evaluation; `make` is what `_operation_of` says of the layer's class."""
     if make is None:
@@ -339,4 +344,8 @@ def _evaluated(
     if x.numel() == 0 or eligible.are_modules_watched() or eligible.has_hooks(watched):
         return None
     found = cache.layer(*quantizers, x, weight)
-    return None if found is None else _IN_EVALUATION[make](layer, *found, parameters["bias"])
+    if found is None:
+        return None
+    bias = parameters["bias"]
+    of_layer = bias if bias is None or on_grid is None else on_grid(bias)
+    return _IN_EVALUATION[make](layer, *found, of_layer)
