@@ -9,7 +9,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from trainable_torch.grid import Grid
-from trainable_torch.kernels import Lsq, Rule, Ste, fake_quantize, snap
+from trainable_torch.kernels import fake_quantize, snap
+from trainable_torch.kernels.plain import Lsq, Rule, Ste
 
 __all__ = ["Lsq", "Rule", "Ste", "fake_quantize", "lsq_fake_quantize", "snap", "ste_fake_quantize"]
 
