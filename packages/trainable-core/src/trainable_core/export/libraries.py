@@ -1,0 +1,32 @@
+"""The libraries that targets need, imported when they are used; none of them is a dependency of trainable-core."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from trainable_core.errors import MissingLibraryError
+
+
+def library(name: str, purpose: str, extra: str = "onnx") -> Any:
+    """Return an installed library's module.
+
+    Parameters
+    ----------
+    name : str
+        Name of the module.
+    purpose : str
+        What needs it, for the error.
+    extra : str
+        The extra of trainable-core and of the backends that brings it; empty where none does.
+
+    Raises
+    ------
+    MissingLibraryError
+        When it is not installed, or can't be imported; says how to install it.
+    """
+    try:
+        return import_module(name)
+    except ImportError as error:
+        install = f"pip install 'trainable-core[{extra}]'" if extra else f"pip install {name.partition('.')[0]}"
+        raise MissingLibraryError(name.partition(".")[0], purpose, str(error), install) from error
