@@ -115,7 +115,7 @@ def _write_mctq(deployed: nn.Module, path: Any, example: Any) -> ExportReport:
 
 def require_finalized(model: nn.Module, verb: str) -> None:
     """Refuse a model with quantizers that are still trainable, or were made by others."""
-    for name, quantizer in _quantizers(model):
+    for name, quantizer in named_quantizers(model):
         if isinstance(quantizer, BasePytorchTrainableQuantizer):
             if quantizer.quantization_config.enabled:
                 problem = f"{quantizer.subject} is still trainable"
@@ -126,7 +126,7 @@ def require_finalized(model: nn.Module, verb: str) -> None:
             raise UnsupportedConfigError(verb, problem, "a quantizer's convert2inferable returns one of this package.")
 
 
-def _quantizers(model: nn.Module) -> list[tuple[str, Any]]:
+def named_quantizers(model: nn.Module) -> list[tuple[str, Any]]:
     """Return every quantizer in use with a name, the same one several times where it is shared."""
     found: list[tuple[str, Any]] = []
     for name, module in model.named_modules():
@@ -268,10 +268,11 @@ def _traced(deployed: nn.Module, example: Any) -> Any:
         raise MissingLibraryError("torch", "export", f"torch {torch.__version__} has no torch.onnx.ops.symbolic", "pip install 'torch>=2.8'")
     model = copied(deployed).eval()
     names: dict[int, str] = {}
-    for name, quantizer in _quantizers(model):
+    for name, quantizer in named_quantizers(model):
         if isinstance(quantizer, InferableQuantizer):
             names.setdefault(id(quantizer), name)
-            quantizer.forward = functools.partial(_as_node, names[id(quantizer)])  # type: ignore[method-assign] # of a copy
+            quantizer.forward = functools.partial(_as_node, names[id(quantizer)])
+    _store_biases(model)
     call = Call.of(example).repeated()
     try:
         with torch.no_grad(), warnings.catch_warnings():
@@ -284,6 +285,22 @@ def _traced(deployed: nn.Module, example: Any) -> Any:
         raise ModelError(problem, "torch.onnx.export(model, (batch,), dynamo=True) must take the float model.") from error
     assert written is not None  # noqa: S101 - it returns a program unless it is given a file
     return written.model_proto
+
+
+def _store_biases(model: nn.Module) -> None:
+    """Put the biases that a model computes with into the parameters of a copy that is traced."""
+    for module in model.modules():
+        stored = module.integer_bias() if isinstance(module, QuantizationWrapper) else None
+        if stored is not None:
+            name, value = stored
+            path, _, attribute = name.rpartition(".")
+            owner = module.get_submodule(path)
+            owner._parameters[attribute] = nn.Parameter(value, requires_grad=False)  # noqa: SLF001 - past our class's reading
+            module.bias_quantizer.forward = _unchanged
+
+
+def _unchanged(bias: Tensor) -> Tensor:
+    return bias
 
 
 OPSET = 20

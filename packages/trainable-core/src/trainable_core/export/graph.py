@@ -41,7 +41,10 @@ class Graph:
         graph = model.graph
         self.name = graph.name or "model"
         self.opsets: dict[str, int] = {each.domain: each.version for each in model.opset_import}
-        self.inputs, self.outputs = list(graph.input), list(graph.output)
+        copied = type(graph)()
+        copied.input.extend(graph.input)
+        copied.output.extend(graph.output)
+        self.inputs, self.outputs = list(copied.input), list(copied.output)
         self.constants: dict[str, Array] = {
             each.name: self.onnx.numpy_helper.to_array(each) for each in graph.initializer
         }
@@ -59,9 +62,9 @@ class Graph:
                     self.constants[node.output[0]] = value
                     self.shapes[node.output[0]] = value.shape
                     continue
-            copied = self.onnx.NodeProto()
-            copied.CopyFrom(node)
-            self.nodes.append(copied)
+            own = self.onnx.NodeProto()
+            own.CopyFrom(node)
+            self.nodes.append(own)
         self._names = {each.name for each in graph.input} | set(self.constants)
         self._names |= {name for node in self.nodes for name in node.output}
 
@@ -167,6 +170,9 @@ class Graph:
         """Return the graph as a model; constants become initializers."""
         onnx = self.onnx
         initializers = [onnx.numpy_helper.from_array(np.ascontiguousarray(v), k) for k, v in self.constants.items()]
+        for each in [*self.nodes, *self.inputs, *self.outputs]:  # the tracer's notes, with paths of the machine
+            del each.metadata_props[:]
+            each.doc_string = ""
         graph = onnx.helper.make_graph(self.nodes, self.name, self.inputs, self.outputs, initializers)
         domains = {node.domain for node in self.nodes} | {""}
         opsets = [onnx.helper.make_opsetid(name, self.opsets.get(name, 1)) for name in sorted(domains)]

@@ -15,7 +15,7 @@ import numpy as np
 from trainable_core.export.containers import Container, for_activation, for_weight
 from trainable_core.export.graph import Array, Graph, Node, attribute
 from trainable_core.export.libraries import library
-from trainable_core.export.passes import HIGH, LOW, MOVES, Records, clip_ends, is_quantizer, spelled
+from trainable_core.export.passes import HIGH, LOW, MOVES, Records, calls_of, clip_ends, is_quantizer
 from trainable_core.export.source import QuantizerRecord
 from trainable_core.integer.products import sum_scale
 from trainable_core.integer.requantization import INT32_MAX, INT32_MIN
@@ -65,8 +65,8 @@ class Lowered:
         With QuantizeLinear and DequantizeLinear.
     weights : dict of str to list of str
         Names of the constants with a weight's stored codes, by the name of its quantizer.
-    activations : dict of str to list of str
-        Names of the tensors with stored codes that a quantizer gave, one for each of its calls.
+    activations : dict of str to dict of int to str
+        Names of the tensors with stored codes that a quantizer gave, by the number of its call.
     boxes : dict of str to Container
         How the codes under a name are stored.
     biases : dict of str to str
@@ -77,7 +77,7 @@ class Lowered:
 
     graph: Graph
     weights: dict[str, list[str]] = field(default_factory=dict)
-    activations: dict[str, list[str]] = field(default_factory=dict)
+    activations: dict[str, dict[int, str]] = field(default_factory=dict)
     boxes: dict[str, Container] = field(default_factory=dict)
     biases: dict[str, str] = field(default_factory=dict)
     kept_float: dict[str, str] = field(default_factory=dict)
@@ -119,9 +119,11 @@ class _Lowering:
 
     def _forget_unused(self) -> None:
         names = set(self.graph.constants) | {name for node in self.graph.nodes for name in node.output}
-        for table in (self.result.weights, self.result.activations):
-            for key, found in list(table.items()):
-                table[key] = [name for name in found if name in names]
+        for key, found in list(self.result.weights.items()):
+            self.result.weights[key] = [name for name in found if name in names]
+        for calls in self.result.activations.values():
+            for call in [call for call, name in calls.items() if name not in names]:
+                del calls[call]
         self.result.boxes = {name: box for name, box in self.result.boxes.items() if name in names}
 
     # ---- quantizers -------------------------------------------------------------------------------------------------
@@ -142,7 +144,7 @@ class _Lowering:
             stored = np.clip(affine.quantize(value, record.grid) - record.grid.quant_min, low, high).astype(box.dtype)
             name = self.graph.add_constant(f"{record.name}.constant_codes", stored)
             self.coded[result] = Coded(name, box, scale, zero_point)
-            self.result.activations.setdefault(record.name, []).append(name)
+            self._called(node, name)
             return
         before = self.coded.get(source)
         if before is not None:
@@ -150,8 +152,12 @@ class _Lowering:
         else:
             coded = self._fresh(node, source, box, (low, high), guarded=False)
         self.coded[result] = Coded(coded, box, scale, zero_point)
-        for name in spelled(node):
-            self.result.activations.setdefault(name.decode(), []).append(coded)
+        self._called(node, coded)
+
+    def _called(self, node: Node, codes: str) -> None:
+        """Note the codes of the calls that a node stands for."""
+        for name, call in calls_of(node):
+            self.result.activations.setdefault(name, {})[call] = codes
 
     def _again(self, node: Node, before: Coded, box: Container, ends: tuple[int, int]) -> str:
         """Quantize what is quantized already: on the same grid it is clipped, on another one it is dequantized first."""
@@ -398,10 +404,10 @@ def bias_codes(bias: Array, scale: Array) -> Array | None:
     (array([ 6, -1], dtype=int32), None)
     """
     with np.errstate(over="ignore", invalid="ignore"):
-        steps = np.rint(bias.astype(np.float64) / np.asarray(scale, np.float64))
-        if not (np.abs(steps) <= INT32_MAX).all():
+        steps = np.rint(bias.astype(np.float64) / np.asarray(scale, np.float64)).astype(np.float32)
+        if not (np.abs(steps) < -float(INT32_MIN)).all():
             return None
-        back = steps.astype(np.float32) * np.asarray(scale, np.float32)
+        back = steps * np.asarray(scale, np.float32)
     return steps.astype(np.int32) if np.array_equal(back, bias) else None
 
 

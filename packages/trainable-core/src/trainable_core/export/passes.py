@@ -8,6 +8,7 @@ only moves or clips them; a linear layer of any rank becomes a ``Gemm``; a mean 
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,6 +29,10 @@ LOW, HIGH = "low", "high"
 """Attributes of a ``Quantize`` node: the ends that its codes are clipped to, where they are not those of the grid."""
 
 
+CALL, ALSO = "call", "also"
+"""Attributes of a ``Quantize`` node: which of the quantizer's calls it is, and calls of others that it stands for."""
+
+
 def is_quantizer(node: Node) -> bool:
     """Return whether a node stands for a quantizer."""
     return bool(node.domain == DOMAIN and node.op_type == QUANTIZE)
@@ -35,7 +40,7 @@ def is_quantizer(node: Node) -> bool:
 
 def simplify(graph: Graph, records: Records) -> None:
     """Carry out every rewrite."""
-    for step in (remove_identities, use_gemm, pool_globally, convolve_directly):
+    for step in (number_calls, remove_identities, use_gemm, pool_globally, convolve_directly):
         step(graph, records)
         graph.sweep()
     merge_quantizers(graph, records)
@@ -76,14 +81,25 @@ def merge_quantizers(graph: Graph, records: Records) -> None:
         same = first.setdefault(key, node)
         if same is not node and node.output[0] not in outputs:
             graph.rename_reads(node.output[0], same.output[0])
-            also = [*(attribute(same, "also") or []), *spelled(node)]
-            set_attribute(graph, same, "also", also)
+            also = [f"{call} {name}" for name, call in [*calls_of(same)[1:], *calls_of(node)]]
+            set_attribute(graph, same, ALSO, also)
     graph.sweep()
 
 
-def spelled(node: Node) -> list[bytes]:
-    """Return the names of all quantizers that a node stands for."""
-    return [attribute(node, "name").encode(), *(attribute(node, "also") or [])]
+def number_calls(graph: Graph, _records: Records) -> None:
+    """Note on each quantizer's node which of the quantizer's calls it is, before any node moves."""
+    counts: Counter[str] = Counter()
+    for node in graph.nodes:
+        if is_quantizer(node):
+            name = attribute(node, "name")
+            set_attribute(graph, node, CALL, counts[name])
+            counts[name] += 1
+
+
+def calls_of(node: Node) -> list[tuple[str, int]]:
+    """Return the quantizers' calls that a node stands for: name, and which of its calls; the node's own first."""
+    also = [each.decode().partition(" ") for each in attribute(node, ALSO) or []]
+    return [(attribute(node, "name"), int(attribute(node, CALL, 0))), *((name, int(call)) for call, _, name in also)]
 
 
 def set_attribute(graph: Graph, node: Node, name: str, value: Any) -> None:

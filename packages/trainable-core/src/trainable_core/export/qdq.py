@@ -38,7 +38,7 @@ def build(source: Source) -> tuple[Any, list[islands.Island]]:
         "versions": versions,
         "recipe": dict(source.recipe),
         "quantizers": [_entry(each, lowered) for each in source.quantizers.values()],
-        "biases": {name: lowered.biases[name] for name in lowered.biases},
+        "biases": lowered.biases,
         "islands": [asdict(each) for each in found],
     }
     files.describe_in(model, header)
@@ -47,7 +47,8 @@ def build(source: Source) -> tuple[Any, list[islands.Island]]:
 
 def _entry(record: QuantizerRecord, lowered: Lowered) -> dict[str, Any]:
     """Return what the metadata say of a quantizer: its grid, and where its codes are."""
-    table = lowered.activations if record.codes is None else lowered.weights
+    calls = lowered.activations.get(record.name, {})
+    codes = [calls.get(call) for call in range(max(calls, default=-1) + 1)]
     return {
         "name": record.name,
         "layer": record.layer,
@@ -56,7 +57,7 @@ def _entry(record: QuantizerRecord, lowered: Lowered) -> dict[str, Any]:
         "quant_min": record.grid.quant_min,
         "quant_max": record.grid.quant_max,
         "is_weight": record.codes is not None,
-        "codes": table.get(record.name, []),
+        "codes": codes if record.codes is None else lowered.weights.get(record.name, []),
     }
 
 

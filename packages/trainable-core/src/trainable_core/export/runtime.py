@@ -80,8 +80,18 @@ def _is_large(model: Any) -> bool:
 
 
 def kernels_of(optimized: Any) -> dict[str, str]:
-    """Return the kernel that makes each tensor, by the graph that the runtime made for itself."""
-    return {name: node.op_type for node in optimized.graph.node for name in node.output if name}
+    """Return the kernel that computes each tensor, by the graph that the runtime made for itself.
+
+    A runtime lays tensors out as its kernels want them; what only moves values is looked through.
+    """
+    made = {name: node for node in optimized.graph.node for name in node.output if name}
+    found = {}
+    for name in made:
+        node = made[name]
+        while node.op_type in ("Transpose", "Reshape", "ReorderOutput") and node.input[0] in made:
+            node = made[node.input[0]]
+        found[name] = node.op_type
+    return found
 
 
 @dataclass(frozen=True)

@@ -113,6 +113,8 @@ class VerificationReport:
     outputs : Difference
         Between the outputs of the file as it is, and of the one whose codes were watched: real numbers, so what is counted
         is whether they are equal bit for bit.
+    results : dict of str to float
+        The largest distance between the framework's and the runtime's values, by the name of the output.
     processor : Processor
         What it ran on.
     batches : int
@@ -124,6 +126,7 @@ class VerificationReport:
     changed: dict[str, str] = field(default_factory=dict)
     islands: list[dict[str, str]] = field(default_factory=list)
     outputs: Difference = field(default_factory=Difference)
+    results: dict[str, float] = field(default_factory=dict)
     processor: Processor = field(default_factory=lambda: Processor("", ()))
     batches: int = 0
 
@@ -253,7 +256,7 @@ class Verification:
         known = set(self.graph.constants) | set(self.graph.producers())
         for entry in self.metadata["quantizers"]:
             if not entry["is_weight"]:
-                found += [(entry, name, index) for index, name in enumerate(entry["codes"]) if name in known]
+                found += [(entry, name, index) for index, name in enumerate(entry["codes"]) if name in known]  # None: no output depends on it
         return found
 
     def _row(self, entry: Mapping[str, Any], codes: str) -> LayerRow:
@@ -346,6 +349,12 @@ class Verification:
                 row.framework.add(self._counted(name, runtime), calls[index])
         self.report.batches += 1
         return {name: found[name] for name in self.runtime.own}
+
+    def note_result(self, name: str, runtime: Array, framework: Array) -> None:
+        """Note how far an output of the runtime is from the framework's, in real numbers."""
+        if runtime.shape == framework.shape and runtime.size:
+            distance = float(np.max(np.abs(runtime.astype(np.float64) - framework.astype(np.float64))))
+            self.report.results[name] = max(self.report.results.get(name, 0.0), distance)
 
     def _given(self, found: Mapping[str, Array]) -> dict[str, Array]:
         """Return the codes behind float islands as the runtime found them."""
