@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import io
+import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from os import PathLike
@@ -105,8 +108,6 @@ def export(
 
 
 def _write_mctq(deployed: nn.Module, path: Any, example: Any) -> ExportReport:
-    import io  # noqa: PLC0415 - a buffer, for this target alone
-
     buffer = io.BytesIO()
     torch.save(to_mctq(deployed, example), buffer)
     write_atomically(as_path(path), buffer.getvalue())
@@ -275,8 +276,7 @@ def _traced(deployed: nn.Module, example: Any) -> Any:
     _store_biases(model)
     call = Call.of(example).repeated()
     try:
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the exporter's own, about its internals
+        with torch.no_grad(), _without_remarks():
             program = torch.export.export(model, call.args, call.kwargs, dynamic_shapes=call.dynamic(), strict=False)
             written = torch.onnx.export(program, dynamo=True, verbose=False, opset_version=OPSET)
     except Exception as error:
@@ -285,6 +285,19 @@ def _traced(deployed: nn.Module, example: Any) -> Any:
         raise ModelError(problem, "torch.onnx.export(model, (batch,), dynamo=True) must take the float model.") from error
     assert written is not None  # noqa: S101 - it returns a program unless it is given a file
     return written.model_proto
+
+
+@contextlib.contextmanager
+def _without_remarks() -> Iterator[None]:
+    """Silence what the exporter warns and logs of its own internals."""
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.WARNING))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 def _store_biases(model: nn.Module) -> None:

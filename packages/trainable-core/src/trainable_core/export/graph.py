@@ -169,7 +169,7 @@ class Graph:
     def to_model(self, producer: str = "trainable", version: str = "") -> Any:
         """Return the graph as a model; constants become initializers."""
         onnx = self.onnx
-        initializers = [onnx.numpy_helper.from_array(np.ascontiguousarray(v), k) for k, v in self.constants.items()]
+        initializers = [onnx.numpy_helper.from_array(np.asarray(v, order="C"), k) for k, v in self.constants.items()]
         for each in [*self.nodes, *self.inputs, *self.outputs]:  # the tracer's notes, with paths of the machine
             del each.metadata_props[:]
             each.doc_string = ""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from trainable_core.export.containers import Container
 from trainable_core.export.graph import Graph, Node, attribute, layer_of
 from trainable_core.export.lowering import Lowered
@@ -67,7 +69,7 @@ class _Search:
             self.floats.update(node.output)
             if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
                 continue
-            reason = self._reason(node)
+            reason = "" if is_barrier(self.graph, node) else self._reason(node)
             if reason:
                 found.append(Island(layer_of(node) or node.name, node.op_type, reason))
         return found
@@ -104,6 +106,14 @@ class _Search:
         if not quantizers:
             return "its output is not quantized"
         return f"its output is read by {len(readers)} quantizers and others; an integer kernel gives one"
+
+
+def is_barrier(graph: Graph, node: Node) -> bool:
+    """Return whether a node only keeps a runtime from replacing the float operation before it."""
+    if node.op_type != "Max" or len(node.input) != 2:  # noqa: PLR2004 - a value and the lowest number
+        return False
+    lowest = graph.constants.get(node.input[1])
+    return lowest is not None and lowest.size == 1 and bool(lowest == np.finfo(np.float32).min)
 
 
 def unfit(graph: Graph, node: Node, producers: dict[str, Node], boxes: dict[str, Container]) -> str:

@@ -28,6 +28,10 @@ OPSET = 21
 PRODUCTS = {"Conv": 0, "Gemm": 1}
 """Operations with a bias, and the axis of the output channels in their weight as it is stored."""
 
+APPROXIMATED = frozenset(("LeakyRelu", "ReduceMean", "Sigmoid", "Softmax"))
+"""Float operations that ONNX Runtime would replace, between quantized tensors, by tables and integers of its own. What
+these give differs from the trained model in up to a tenth of the codes; a ``Max`` with the lowest number keeps them float."""
+
 SELECTS = MOVES | {"Split", "MaxPool", "Pad", "Relu", "Concat", "Gather", "Expand", "Tile", "Shape"}
 """Operations that can be done to codes."""
 
@@ -99,6 +103,7 @@ class _Lowering:
         self.numbers: dict[tuple[Any, ...], str] = {}
         self.readers = graph.readers()
         self.moved: dict[str, Coded] = {}
+        self.nodes_of_quantizers: list[Node] = []
 
     def run(self) -> Lowered:
         """Lower every node."""
@@ -107,6 +112,10 @@ class _Lowering:
                 self._quantizer(node)
             elif not self._on_codes(node):
                 self._in_float(node)
+        for node in self.nodes_of_quantizers:
+            for name, call, result in calls_of(node):
+                if result in self.coded:
+                    self.result.activations.setdefault(name, {})[call] = self.coded[result].name
         for info in self.graph.outputs:
             if info.name in self.coded:
                 self.made.append(self._dequantize(self.coded[info.name], info.name))
@@ -144,7 +153,7 @@ class _Lowering:
             stored = np.clip(affine.quantize(value, record.grid) - record.grid.quant_min, low, high).astype(box.dtype)
             name = self.graph.add_constant(f"{record.name}.constant_codes", stored)
             self.coded[result] = Coded(name, box, scale, zero_point)
-            self._called(node, name)
+            self.nodes_of_quantizers.append(node)
             return
         before = self.coded.get(source)
         if before is not None:
@@ -152,12 +161,7 @@ class _Lowering:
         else:
             coded = self._fresh(node, source, box, (low, high), guarded=False)
         self.coded[result] = Coded(coded, box, scale, zero_point)
-        self._called(node, coded)
-
-    def _called(self, node: Node, codes: str) -> None:
-        """Note the codes of the calls that a node stands for."""
-        for name, call in calls_of(node):
-            self.result.activations.setdefault(name, {})[call] = codes
+        self.nodes_of_quantizers.append(node)
 
     def _again(self, node: Node, before: Coded, box: Container, ends: tuple[int, int]) -> str:
         """Quantize what is quantized already: on the same grid it is clipped, on another one it is dequantized first."""
@@ -181,9 +185,20 @@ class _Lowering:
             clipped = self.graph.fresh(f"{source}_clipped")
             self.made.append(self.graph.make("Clip", [source, *names], [clipped], like=node))
             source, narrow = clipped, False
+        source = self._apart(node, source)
         codes = self.graph.fresh(f"{node.output[0]}_codes")
         self.made.append(self.graph.make("QuantizeLinear", [source, scale, zero_point], [codes], like=node))
         return self._clipped(node, codes, box, ends) if narrow or (guarded and box.is_byte) else codes
+
+    def _apart(self, node: Node, source: str) -> str:
+        """Return the tensor to quantize, with a node in between where a runtime would take an approximation instead."""
+        before = next((each for each in reversed(self.made) if source in each.output), None)
+        if before is None or before.domain or before.op_type not in APPROXIMATED:
+            return source
+        lowest = self._number(np.asarray(np.finfo(np.float32).min, np.float32))
+        kept = self.graph.fresh(f"{source}_kept")
+        self.made.append(self.graph.make("Max", [source, lowest], [kept], like=node))
+        return kept
 
     def _clipped(self, node: Node, codes: str, box: Container, ends: tuple[int, int]) -> str:
         limits = [self._number(np.asarray(end, box.dtype)) for end in ends]

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from trainable_core.export.containers import BYTE
 from trainable_core.export.graph import Graph, Node, attribute
 from trainable_core.export.source import DOMAIN, QUANTIZE, QuantizerRecord
 from trainable_core.export.subpixel import Phases
@@ -29,8 +30,9 @@ LOW, HIGH = "low", "high"
 """Attributes of a ``Quantize`` node: the ends that its codes are clipped to, where they are not those of the grid."""
 
 
-CALL, ALSO = "call", "also"
-"""Attributes of a ``Quantize`` node: which of the quantizer's calls it is, and calls of others that it stands for."""
+CALL, RESULT, ALSO = "call", "result", "also"
+"""Attributes of a ``Quantize`` node: which of the quantizer's calls it is, the tensor that the quantizer gave before nodes
+moved, and calls of others that it stands for."""
 
 
 def is_quantizer(node: Node) -> bool:
@@ -81,7 +83,11 @@ def merge_quantizers(graph: Graph, records: Records) -> None:
         same = first.setdefault(key, node)
         if same is not node and node.output[0] not in outputs:
             graph.rename_reads(node.output[0], same.output[0])
-            also = [f"{call} {name}" for name, call in [*calls_of(same)[1:], *calls_of(node)]]
+            theirs = [
+                (name, call, same.output[0] if result == node.output[0] else result)
+                for name, call, result in calls_of(node)
+            ]
+            also = [f"{call}\t{result}\t{name}" for name, call, result in [*calls_of(same)[1:], *theirs]]
             set_attribute(graph, same, ALSO, also)
     graph.sweep()
 
@@ -93,13 +99,19 @@ def number_calls(graph: Graph, _records: Records) -> None:
         if is_quantizer(node):
             name = attribute(node, "name")
             set_attribute(graph, node, CALL, counts[name])
+            set_attribute(graph, node, RESULT, node.output[0])
             counts[name] += 1
 
 
-def calls_of(node: Node) -> list[tuple[str, int]]:
-    """Return the quantizers' calls that a node stands for: name, and which of its calls; the node's own first."""
-    also = [each.decode().partition(" ") for each in attribute(node, ALSO) or []]
-    return [(attribute(node, "name"), int(attribute(node, CALL, 0))), *((name, int(call)) for call, _, name in also)]
+def calls_of(node: Node) -> list[tuple[str, int, str]]:
+    """Return the quantizers' calls that a node stands for, its own first.
+
+    Each has the name of the quantizer, which of its calls it is, and the tensor that the quantizer gave in the source,
+    which the codes are compared at.
+    """
+    own = (attribute(node, "name"), int(attribute(node, CALL, 0)), attribute(node, RESULT, node.output[0]))
+    also = [each.decode().split("\t", 2) for each in attribute(node, ALSO) or []]
+    return [own, *((name, int(call), result) for call, result, name in also)]
 
 
 def set_attribute(graph: Graph, node: Node, name: str, value: Any) -> None:
@@ -154,8 +166,13 @@ def _swap(graph: Graph, before: Node, quantizer: Node) -> None:
 
 def _lets_pass(graph: Graph, node: Node, quantizer: Node, records: Records) -> bool:
     """Return whether a quantizer may stand before a node; clips it where the node clips."""
-    if node.op_type in MOVES or node.op_type == "MaxPool":
+    if node.op_type in MOVES:
         return True
+    if node.op_type == "MaxPool":  # runtimes pool no 16-bit codes
+        grid = records[attribute(quantizer, "name")].grid
+        return grid.quant_max - grid.quant_min < 2**BYTE
+    if node.op_type == "Gather":
+        return node.input[0] not in graph.constants and node.input[1] in graph.constants
     if node.op_type == "Pad":
         value = graph.constant(node.input[2]) if len(node.input) > 2 and node.input[2] else np.zeros(())  # noqa: PLR2004
         return value is not None and not np.any(value)
@@ -262,27 +279,38 @@ def _is_weight(graph: Graph, producers: dict[str, Node], records: Records, name:
 
 
 def pool_globally(graph: Graph, _records: Records) -> None:
-    """Make a mean over all positions of each channel a ``GlobalAveragePool``."""
+    """Make a mean over all but two axes a ``GlobalAveragePool``, with the two axes in front."""
     replacements: dict[int, list[Node]] = {}
     for node in graph.nodes:
         rank = graph.rank(node.input[0]) if node.input else None
-        if node.op_type != "ReduceMean" or node.domain or rank is None or rank < 3:  # noqa: PLR2004 - with positions
+        if node.op_type != "ReduceMean" or node.domain or rank is None:
             continue
         axes = graph.constant(node.input[1]) if len(node.input) > 1 and node.input[1] else attribute(node, "axes")
-        if axes is None or sorted(int(axis) % rank for axis in np.asarray(axes).reshape(-1)) != list(range(2, rank)):
-            continue
-        source, result = node.input[0], node.output[0]
-        if attribute(node, "keepdims", 1):
-            replacements[id(node)] = [graph.make("GlobalAveragePool", [source], [result], like=node)]
-            continue
-        pooled = graph.fresh(f"{result}_pooled")
-        shape = graph.shapes[source]
-        graph.shapes[pooled] = (*shape[:2], *(1,) * (rank - 2))
-        replacements[id(node)] = [
-            graph.make("GlobalAveragePool", [source], [pooled], like=node),
-            graph.make("Flatten", [pooled], [result], like=node, axis=1),
-        ]
+        reduced = [] if axes is None else sorted(int(axis) % rank for axis in np.asarray(axes).reshape(-1))
+        kept = [axis for axis in range(rank) if axis not in reduced]
+        if reduced and len(kept) == 2:  # noqa: PLR2004 - rows and channels
+            replacements[id(node)] = _pooled(graph, node, kept, reduced)
     graph.replace(replacements)
+
+
+def _pooled(graph: Graph, node: Node, kept: list[int], reduced: list[int]) -> list[Node]:
+    source, result = node.input[0], node.output[0]
+    shape, made, order = graph.shapes[source], [], [*kept, *reduced]
+    if order != sorted(order):
+        turned = graph.fresh(f"{source}_turned")
+        graph.shapes[turned] = tuple(shape[axis] for axis in order)
+        made.append(graph.make("Transpose", [source], [turned], like=node, perm=order))
+        source = turned
+    keeps = bool(attribute(node, "keepdims", 1))
+    if keeps and order == sorted(order):
+        return [*made, graph.make("GlobalAveragePool", [source], [result], like=node)]
+    pooled = graph.fresh(f"{result}_pooled")
+    graph.shapes[pooled] = (shape[kept[0]], shape[kept[1]], *(1,) * len(reduced))
+    made.append(graph.make("GlobalAveragePool", [source], [pooled], like=node))
+    if keeps:
+        back = [order.index(axis) for axis in range(len(order))]
+        return [*made, graph.make("Transpose", [pooled], [result], like=node, perm=back)]
+    return [*made, graph.make("Flatten", [pooled], [result], like=node, axis=1)]
 
 
 # ---- transposed convolutions ----------------------------------------------------------------------------------------
@@ -339,7 +367,9 @@ def _phases(graph: Graph, node: Node, records: Records) -> list[Node] | None:
     weight = graph.fresh(f"{result}_weight")
     placeholder = graph.add_constant(f"{weight}_codes", np.zeros((), np.float32))
     graph.shapes[weight] = records[spread].codes.shape  # type: ignore[union-attr] # a weight's record
-    made = [graph.make(QUANTIZE, [placeholder], [weight], domain=DOMAIN, like=node, name=spread)]
+    quantizer = graph.make(QUANTIZE, [placeholder], [weight], domain=DOMAIN, like=node)
+    set_attribute(graph, quantizer, "name", spread)
+    made = [quantizer]
     inputs = [source, weight]
     if len(node.input) > 2 and node.input[2]:  # noqa: PLR2004 - a bias
         bias = graph.constant(node.input[2])

@@ -13,10 +13,12 @@ from trainable_core.errors import InvalidArgumentError
 from trainable_core.export import files
 from trainable_core.export.graph import Array, Graph
 from trainable_core.export.interpreter import Interpreter
+from trainable_core.export.passes import MOVES
 from trainable_core.export.runtime import Processor, Runtime, processor
+from trainable_core.integer.certificate import are_powers_of_two
 
 ALLOWED = 0.002
-"""Share of a tensor's codes in which framework and runtime may differ where nothing certifies equality."""
+"""Share of all codes in which framework and runtime may differ where nothing certifies equality."""
 
 Codes = Mapping[str, Sequence[Array]]
 """By the name of a quantizer: the codes that each of its calls gave, counted from zero."""
@@ -85,6 +87,8 @@ class LayerRow:
         Between NumPy and the runtime; None behind a float island.
     framework : Difference or None
         Between the framework and the runtime; None where there is no model.
+    must_be_equal : bool
+        Whether the layer and all before it are certified exact.
     """
 
     layer: str
@@ -94,6 +98,7 @@ class LayerRow:
     certificate: str = ""
     numpy: Difference | None = None
     framework: Difference | None = None
+    must_be_equal: bool = False
 
 
 @dataclass
@@ -138,11 +143,19 @@ class VerificationReport:
             where = f"{row.layer}: {row.tensor}"
             if row.numpy is not None and row.numpy.different:
                 found.append(f"{where}: {_told(row.numpy)} between NumPy and the runtime")
-            if row.framework is not None and row.framework.share > ALLOWED:
-                found.append(f"{where}: {_told(row.framework)} between the model and the runtime")
+            if row.framework is not None and row.framework.different and row.must_be_equal:
+                found.append(f"{where}: {_told(row.framework)} between the model and the runtime, which are certified")
+        if self.share > ALLOWED:
+            found.append(f"{self.share:.2%} of all codes differ between the model and the runtime")
         if self.outputs.different:
             found.append("the file gives other outputs when its codes are not looked at")
         return found
+
+    @property
+    def share(self) -> float:
+        """The share of all codes that differ between the model and the runtime."""
+        compared = [row.framework for row in self.rows if row.framework is not None]
+        return sum(each.different for each in compared) / max(sum(each.codes for each in compared), 1)
 
     @property
     def ok(self) -> bool:
@@ -240,10 +253,13 @@ class Verification:
         self.report.changed |= self._named(files.changes_in(self.model, self.metadata))
         names = list(dict.fromkeys(codes for _, codes, _ in self.calls))
         made = self.graph.producers()
+        self.zero_points = {name: self._zero_point(name) for name in names}
         self.watched = [name for name in names if name in made]
         self.runtime = Runtime(self.model, self.watched)
         self.plain = Runtime(self.model)
         self.interpreter = Interpreter(self.graph)
+        self.producers = self.graph.producers()
+        self.certain = self._certain()
         self.behind_float = self._behind_float()
         self.rows = {codes: self._row(entry, codes) for entry, codes, _ in self.calls}
         order = {name: index for index, name in enumerate(made)}
@@ -266,7 +282,28 @@ class Verification:
         certificate = self.interpreter.certificate(source)
         if certificate is not None:
             told = "exact" if certificate.exact else "sums exact" if certificate.fits else "sums too long"
-        return LayerRow(entry["layer"], entry["tensor"], codes, kernel, told)
+        row = LayerRow(entry["layer"], entry["tensor"], codes, kernel, told)
+        row.must_be_equal = source in self.certain
+        return row
+
+    def _certain(self) -> set[str]:
+        """Return the codes that the framework must give too: from certified layers with nothing else before them."""
+        found = {each.name for each in self.graph.inputs}
+        for node in self.graph.nodes:
+            result = node.output[0]
+            unit = self.interpreter.units.get(result)
+            if unit is not None:
+                certificate = self.interpreter.certificate(result)
+                before = {self.producers[each].input[0] for each in unit.inputs if each}
+                if certificate is not None and certificate.exact and before <= found | set(self.graph.constants):
+                    found.add(result)
+            elif node.op_type == "QuantizeLinear":
+                scale = self.graph.constants[node.input[1]]
+                if node.input[0] in found and are_powers_of_two(scale):
+                    found.add(result)
+            elif node.op_type in ("Clip", "MaxPool", *MOVES) and node.input[0] in found:
+                found.update(node.output)
+        return found
 
     def _source_of(self, codes: str) -> str:
         """Return the name of the codes that a QuantizeLinear gives, before they are clipped and moved."""
@@ -367,13 +404,22 @@ class Verification:
 
     def _counted(self, name: str, codes: Array) -> Array:
         """Return stored codes counted from the code of zero."""
-        made, readers = self.graph.producers(), self.graph.readers()
-        del made
-        reader = next((each for each in readers.get(name, []) if each.op_type == "DequantizeLinear"), None)
-        if reader is not None:
-            return codes.astype(np.int64) - self.graph.constants[reader.input[2]]
-        node = self.graph.producers()[self._source_of(name)]
-        return codes.astype(np.int64) - self.graph.constants[node.input[2]]
+        return codes.astype(np.int64) - self.zero_points[name]
+
+    def _zero_point(self, name: str) -> int:
+        """Return the stored code of zero of an activation, from whoever quantizes or reads it."""
+        readers = self.graph.readers()
+        waiting = [self._source_of(name), name]
+        made = self.graph.producers()
+        node = made.get(waiting[0])
+        if node is not None and node.op_type == "QuantizeLinear":
+            return int(self.graph.constants[node.input[2]])
+        while waiting:
+            for node in readers.get(waiting.pop(), []):
+                if node.op_type == "DequantizeLinear":
+                    return int(self.graph.constants[node.input[2]])
+                waiting += node.output
+        return 0
 
 
 def _bits(values: Array) -> Array:

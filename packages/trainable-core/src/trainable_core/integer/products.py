@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from trainable_core.integer.requantization import FLOAT32, Requantization
+from trainable_core.integer.requantization import FLOAT32, Requantizer
 from trainable_core.integer.tensor import Int32, Int64, Quantized, clipped
 from trainable_core.qparams import Float32, QParams
 
@@ -162,7 +162,7 @@ def sum_scale(x: QParams, weight: QParams) -> Float32:
 
 
 def requantized(
-    sums: Int32, x: QParams, weight: QParams, output: QParams, axis: int, requantization: Requantization = FLOAT32
+    sums: Int32, x: QParams, weight: QParams, output: QParams, axis: int, requantization: Requantizer = FLOAT32
 ) -> Quantized:
     """Return the codes of a layer's output.
 
@@ -174,7 +174,7 @@ def requantized(
         Grids of input, weight (one scale, or one per output channel) and output.
     axis : int
         Axis of the output channels in `sums`.
-    requantization : Requantization
+    requantization : Requantizer
         The runtime's way of rounding.
     """
     shape = [1] * sums.ndim
@@ -189,7 +189,7 @@ def linear(
     weight: Quantized,
     bias: ArrayLike | None,
     output: QParams,
-    requantization: Requantization = FLOAT32,
+    requantization: Requantizer = FLOAT32,
 ) -> Quantized:
     """Return the codes of a linear layer: ``requantize(x @ weight.T + bias)``.
 
@@ -203,7 +203,7 @@ def linear(
         On the grid ``s_x * s_w``.
     output : QParams
         Grid of the output.
-    requantization : Requantization
+    requantization : Requantizer
         The runtime's way of rounding.
 
     Examples
@@ -217,7 +217,7 @@ def linear(
     return requantized(sums, x.grid, weight.grid, output, -1, requantization)
 
 
-def matmul(x: Quantized, y: Quantized, output: QParams, requantization: Requantization = FLOAT32) -> Quantized:
+def matmul(x: Quantized, y: Quantized, output: QParams, requantization: Requantizer = FLOAT32) -> Quantized:
     """Return the codes of a matrix product of two quantized tensors; `y` may have one scale per column."""
     sums = with_bias(matmul_codes(x.counted, y.counted), None, -1)
     return requantized(sums, x.grid, y.grid, output, -1, requantization)
@@ -229,7 +229,7 @@ def convolution(  # noqa: PLR0913 - a layer's three tensors, its output, its win
     bias: ArrayLike | None,
     output: QParams,
     window: Window = Window(),  # noqa: B008 - frozen
-    requantization: Requantization = FLOAT32,
+    requantization: Requantizer = FLOAT32,
 ) -> Quantized:
     """Return the codes of a convolution: grouped, depthwise, dilated, strided and padded as `window` says.
 
@@ -245,7 +245,7 @@ def convolution(  # noqa: PLR0913 - a layer's three tensors, its output, its win
         Grid of the output.
     window : Window
         Strides, dilations, padding and groups.
-    requantization : Requantization
+    requantization : Requantizer
         The runtime's way of rounding.
     """
     sums = with_bias(convolve_codes(x.counted, weight.counted, window), bias, 1)
@@ -258,7 +258,7 @@ def transposed_convolution(  # noqa: PLR0913 - as above
     bias: ArrayLike | None,
     output: QParams,
     window: Window = Window(),  # noqa: B008 - frozen
-    requantization: Requantization = FLOAT32,
+    requantization: Requantizer = FLOAT32,
 ) -> Quantized:
     """Return the codes of a transposed convolution; as `convolution`, with `weight` of shape (C, O / groups, *K)."""
     sums = with_bias(convolve_transposed_codes(x.counted, weight.counted, window), bias, 1)

@@ -1,4 +1,4 @@
-"""Requantization: from the 32-bit sum of a layer to the codes of its output.
+"""Requantizer: from the 32-bit sum of a layer to the codes of its output.
 
 A layer with input scale ``s_x``, weight scale ``s_w`` and output scale ``s_y`` has a sum ``a`` of products of codes that
 stands for ``a * s_x * s_w``. Its output counted from zero is ``round(a * M)`` with ``M = s_x * s_w / s_y``. Runtimes
@@ -27,7 +27,7 @@ INT32_MIN, INT32_MAX = -(2**31), 2**31 - 1
 
 
 @dataclass(frozen=True)
-class Requantization:
+class Requantizer:
     """One runtime's way from a sum to codes.
 
     Parameters
@@ -118,10 +118,10 @@ def multiply_q31(total: NDArray[Any], multiplier: NDArray[Any]) -> Int64:
     return np.asarray((high >> right) + (remainder > threshold))
 
 
-FLOAT32 = Requantization("float32", float32_multiplier, multiply_float32)
+FLOAT32 = Requantizer("float32", float32_multiplier, multiply_float32)
 """ONNX Runtime and XNNPACK."""
 
-GEMMLOWP = Requantization("gemmlowp", float64_multiplier, multiply_q31)
+GEMMLOWP = Requantizer("gemmlowp", float64_multiplier, multiply_q31)
 """TensorFlow Lite's reference kernels."""
 
 REQUANTIZATIONS = {each.name: each for each in (FLOAT32, GEMMLOWP)}
