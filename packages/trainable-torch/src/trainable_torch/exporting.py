@@ -68,8 +68,8 @@ def export(
         ``onnx``: QuantizeLinear and DequantizeLinear with integer constants, for ONNX Runtime and OpenVINO. ``qonnx``:
         ``Quant`` nodes with the true widths, for FPGA flows. ``mctq``: what `to_mctq` returns, by `torch.save`.
     example : batch
-        A batch as `calibrate` takes them: the model is traced with it. The number of rows of a file is free. ``mctq`` needs
-        it only where `to_mctq` does.
+        A batch as `calibrate` takes them: the model is traced with it. The number of rows of a file is free. ``mctq``
+        needs it only where `to_mctq` does.
     external_data : bool, optional
         Whether large constants go into a second file beside it; by default from one gigabyte on.
 
@@ -172,7 +172,7 @@ def _require_float32(model: nn.Module) -> None:
 
 
 def records(deployed: nn.Module) -> dict[str, QuantizerRecord]:
-    """Return what is told of every quantizer of a deployed model, by name; a shared one has the name of its first place."""
+    """Return what is told of every quantizer of a deployed model, by name; a shared one is named by its first place."""
     found: dict[str, QuantizerRecord] = {}
     seen: set[int] = set()
     for name, module in deployed.named_modules():
@@ -266,7 +266,9 @@ def _traced(deployed: nn.Module, example: Any) -> Any:
     """Return the model as an ONNX graph in which each quantizer is one node."""
     ops = getattr(torch.onnx, "ops", None)
     if ops is None or not hasattr(ops, "symbolic"):
-        raise MissingLibraryError("torch", "export", f"torch {torch.__version__} has no torch.onnx.ops.symbolic", "pip install 'torch>=2.8'")
+        raise MissingLibraryError(
+            "torch", "export", f"torch {torch.__version__} has no torch.onnx.ops.symbolic", "pip install 'torch>=2.8'"
+        )
     model = copied(deployed).eval()
     names: dict[int, str] = {}
     for name, quantizer in named_quantizers(model):
@@ -282,7 +284,9 @@ def _traced(deployed: nn.Module, example: Any) -> Any:
     except Exception as error:
         told = f"{type(error).__name__}: {error}".strip().splitlines()[0]
         problem = f"{type(deployed).__name__} can't be traced for export: {told}"
-        raise ModelError(problem, "torch.onnx.export(model, (batch,), dynamo=True) must take the float model.") from error
+        raise ModelError(
+            problem, "torch.onnx.export(model, (batch,), dynamo=True) must take the float model."
+        ) from error
     assert written is not None  # noqa: S101 - it returns a program unless it is given a file
     return written.model_proto
 
@@ -322,5 +326,7 @@ OPSET = 20
 
 def _as_node(name: str, x: Tensor) -> Tensor:
     """Stand for a quantizer in a trace."""
-    result: Tensor = torch.onnx.ops.symbolic(f"{DOMAIN}::{QUANTIZE}", (x,), {"name": name}, dtype=x.dtype, shape=x.shape, version=1)
+    result: Tensor = torch.onnx.ops.symbolic(
+        f"{DOMAIN}::{QUANTIZE}", (x,), {"name": name}, dtype=x.dtype, shape=x.shape, version=1
+    )
     return result

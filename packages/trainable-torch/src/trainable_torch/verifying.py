@@ -37,9 +37,9 @@ def verify(deployed: nn.Module, path: str | PathLike[str], batches: Iterable[Any
     Returns
     -------
     VerificationReport
-        One row for each quantized activation: which kernel ran, whether equality is certified, and the codes that differ
-        between NumPy and the runtime, and between the model and the runtime. `changed` names each constant of the file
-        that is not the model's. `ok` says whether all is well, and the report prints as a table.
+        One row for each quantized activation: which kernel ran, whether equality is certified, and the codes that
+        differ between NumPy and the runtime, and between the model and the runtime. `changed` names each constant of
+        the file that is not the model's. `ok` says whether all is well, and the report prints as a table.
 
     Raises
     ------
@@ -128,4 +128,3 @@ def _tensors(result: Any) -> Iterator[Tensor]:
     elif isinstance(result, tuple | list):
         for each in result:
             yield from _tensors(each)
-

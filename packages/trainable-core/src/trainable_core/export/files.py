@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
@@ -113,8 +114,8 @@ def write(model: Any, path: Any, external_data: bool | None = None) -> int:  # n
     path : path
         The file.
     external_data : bool, optional
-        Whether large constants go into a second file beside it, ``NAME.DIGEST.data``; by default where they are more than
-        protobuf should hold.
+        Whether large constants go into a second file beside it, ``NAME.DIGEST.data``; by default where they are more
+        than protobuf should hold.
 
     Returns
     -------
@@ -177,8 +178,11 @@ ALIGNED = 4096
 
 
 def _data_files(path: Path) -> list[Path]:
-    """Return the data files that belong to an old file of ours."""
-    return [each for each in path.parent.glob(f"{path.name}.*.data") if len(each.name.split(".")[-2]) == 8] if path.exists() else []  # noqa: PLR2004 - hexadecimal digits
+    """Return the data files that belong to an old file of ours, which are named by eight hexadecimal digits."""
+    if not path.exists():
+        return []
+    pattern = re.compile(re.escape(path.name) + r"\.[0-9a-f]{8}\.data")
+    return [each for each in path.parent.iterdir() if pattern.fullmatch(each.name)]
 
 
 def read(path: Any) -> Any:

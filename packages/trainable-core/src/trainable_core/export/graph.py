@@ -114,7 +114,14 @@ class Graph:
         return name
 
     def make(
-        self, op_type: str, inputs: Sequence[str], outputs: Sequence[str], *, domain: str = "", like: Node = None, **attributes: Any
+        self,
+        op_type: str,
+        inputs: Sequence[str],
+        outputs: Sequence[str],
+        *,
+        domain: str = "",
+        like: Node = None,
+        **attributes: Any,
     ) -> Node:
         """Return a new node, not yet in the graph; with the metadata of the node that it stands for."""
         given = {key: value for key, value in attributes.items() if value is not None}

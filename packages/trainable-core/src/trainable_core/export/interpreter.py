@@ -1,8 +1,8 @@
 """NumPy on the integers of a written file: every code that a runtime must give.
 
 The file is the document: its nodes say what is computed. Between DequantizeLinear and QuantizeLinear the operation is
-carried out on codes (`trainable_core.integer`). What is float in the file is computed by onnx's reference implementation,
-which promises no bits; so codes behind a float island can be given instead, as a runtime found them.
+carried out on codes (`trainable_core.integer`). What is float in the file is computed by onnx's reference
+implementation, which promises no bits; so codes behind a float island can be given instead, as a runtime found them.
 """
 
 from __future__ import annotations
@@ -115,7 +115,9 @@ class Interpreter:
 
     # ---- running ----------------------------------------------------------------------------------------------------
 
-    def run(self, feeds: Mapping[str, Array], wanted: Collection[str], given: Mapping[str, Array] | None = None) -> Arrays:
+    def run(
+        self, feeds: Mapping[str, Array], wanted: Collection[str], given: Mapping[str, Array] | None = None
+    ) -> Arrays:
         """Return the tensors that are wanted.
 
         Parameters
@@ -183,7 +185,9 @@ class Interpreter:
         for name in unit.inputs:
             node = self.producers.get(name)
             codes = None if node is None else known[node.input[0]]
-            found.append(None if node is None or codes is None else Quantized(codes.astype(np.int32), self.grid_of(node)))
+            found.append(
+                None if node is None or codes is None else Quantized(codes.astype(np.int32), self.grid_of(node))
+            )
         return found
 
     def _unit(self, unit: Unit, known: Arrays) -> Array:
@@ -217,7 +221,7 @@ class Interpreter:
     def _reached(self, codes: str, grid: QParams) -> QParams:
         """Return the grid of codes with the ends that a Clip before leaves of it."""
         node = self.producers.get(codes)
-        while node is not None and node.op_type != "Clip" and node.op_type != "QuantizeLinear":
+        while node is not None and node.op_type not in ("Clip", "QuantizeLinear"):
             node = self.producers.get(node.input[0]) if node.input else None
         if node is None or node.op_type != "Clip":
             return grid
@@ -284,7 +288,9 @@ def _window(node: Node, rank: int) -> tuple[tuple[int, ...], Window, bool]:
 def _max_pool(node: Node, codes: Array) -> Array:
     grid = QParams(np.float32(1), np.int32(0), int(np.iinfo(codes.dtype).min), int(np.iinfo(codes.dtype).max))
     kernel, window, ceil = _window(node, codes.ndim - 2)
-    return pooling.max_pool(Quantized(codes.astype(np.int32), grid), kernel, window, ceil=ceil).codes.astype(codes.dtype)
+    return pooling.max_pool(Quantized(codes.astype(np.int32), grid), kernel, window, ceil=ceil).codes.astype(
+        codes.dtype
+    )
 
 
 def _average_pool(node: Node, operands: Sequence[Quantized | None], output: QParams) -> Quantized:
@@ -295,7 +301,9 @@ def _average_pool(node: Node, operands: Sequence[Quantized | None], output: QPar
 
 
 def _concat(node: Node, operands: Sequence[Quantized | None], output: QParams) -> Quantized:
-    return elementwise.concatenate([each for each in operands if each is not None], output, int(attribute(node, "axis")))
+    return elementwise.concatenate(
+        [each for each in operands if each is not None], output, int(attribute(node, "axis"))
+    )
 
 
 _KERNELS: dict[str, Callable[[Node, Sequence[Quantized | None], QParams], Quantized]] = {

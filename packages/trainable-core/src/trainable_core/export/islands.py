@@ -11,15 +11,16 @@ from trainable_core.export.graph import Graph, Node, attribute, layer_of
 from trainable_core.export.lowering import Lowered
 
 INTEGER = frozenset(("Conv", "Gemm", "MatMul", "Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool"))
-"""Operations between DequantizeLinear and QuantizeLinear for which ONNX Runtime has an integer kernel that is predicted."""
+"""Operations between DequantizeLinear and QuantizeLinear for which ONNX Runtime has an integer kernel that is
+predicted."""
 
 FLOAT_RESULT = frozenset(("Gemm", "MatMul"))
 """Those that may give their integer sums in float."""
 
 NO_FLOAT = frozenset(
     (
-        "ArgMax", "ArgMin", "Equal", "Greater", "GreaterOrEqual", "IsInf", "IsNaN", "Less", "LessOrEqual", "NonZero", "Not",
-        "Shape", "Size", "And", "Or", "Xor",
+        "ArgMax", "ArgMin", "Equal", "Greater", "GreaterOrEqual", "IsInf", "IsNaN", "Less", "LessOrEqual", "NonZero",
+        "Not", "Shape", "Size", "And", "Or", "Xor",
     )
 )  # fmt: skip
 """Operations whose result is not made of real numbers, whatever they read."""
@@ -83,7 +84,7 @@ class _Search:
             return int(attribute(node, "to")) in FLOAT_TYPES
         if node.op_type in ("ConstantOfShape", "Range"):
             return False
-        return any(name in self.floats for name in node.input[:1 if node.op_type == "Gather" else None])
+        return any(name in self.floats for name in node.input[: 1 if node.op_type == "Gather" else None])
 
     def _reason(self, node: Node) -> str:
         """Return why a node is not computed in integers; empty where it is."""
@@ -127,7 +128,13 @@ def unfit(graph: Graph, node: Node, producers: dict[str, Node], boxes: dict[str,
             what = "its constant operand" if name in graph.constants else "what it reads"
             return f"{what} is not quantized"
         box = boxes[before.input[0]]
-        problem = _weight(node, box) if index == 1 else wide(box) if index == 0 or node.op_type not in ("Conv", "Gemm") else ""
+        problem = (
+            _weight(node, box)
+            if index == 1
+            else wide(box)
+            if index == 0 or node.op_type not in ("Conv", "Gemm")
+            else ""
+        )
         if problem:
             return problem
     if node.op_type == "Gemm" and (attribute(node, "alpha", 1.0), attribute(node, "beta", 1.0)) != (1.0, 1.0):

@@ -1,8 +1,8 @@
 """From ``Quantize`` nodes to QuantizeLinear, Clip and DequantizeLinear with integer initializers.
 
-What only moves values, as a reshape does, moves codes instead; so between two layers there is nothing but codes. Whatever
-else reads a quantized tensor gets a DequantizeLinear of its own, and a runtime fuses it with the QuantizeLinear nodes
-around into an integer kernel.
+What only moves values, as a reshape does, moves codes instead; so between two layers there is nothing but codes.
+Whatever else reads a quantized tensor gets a DequantizeLinear of its own, and a runtime fuses it with the
+QuantizeLinear nodes around into an integer kernel.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ PRODUCTS = {"Conv": 0, "Gemm": 1}
 
 APPROXIMATED = frozenset(("LeakyRelu", "ReduceMean", "Sigmoid", "Softmax"))
 """Float operations that ONNX Runtime would replace, between quantized tensors, by tables and integers of its own. What
-these give differs from the trained model in up to a tenth of the codes; a ``Max`` with the lowest number keeps them float."""
+these give differs from the trained model in up to a tenth of the codes; a ``Max`` with the lowest number keeps them
+float."""
 
 SELECTS = MOVES | {"Split", "MaxPool", "Pad", "Relu", "Concat", "Gather", "Expand", "Tile", "Shape"}
 """Operations that can be done to codes."""
@@ -164,7 +165,7 @@ class _Lowering:
         self.nodes_of_quantizers.append(node)
 
     def _again(self, node: Node, before: Coded, box: Container, ends: tuple[int, int]) -> str:
-        """Quantize what is quantized already: on the same grid it is clipped, on another one it is dequantized first."""
+        """Quantize what is quantized: on the same grid it is clipped, on another one it is dequantized first."""
         same = all(
             np.array_equal(getattr(before.box, each), getattr(box, each)) for each in ("scale", "zero_point", "dtype")
         )
@@ -181,7 +182,9 @@ class _Lowering:
         scale, zero_point = self._numbers(attribute(node, "name"), box)
         if narrow and not box.is_byte:  # runtimes clip no 16-bit integers
             limits = (np.array(ends, np.int64) - np.int64(box.zero_point)).astype(np.float32) * box.scale
-            names = [self.graph.add_constant(f"{source}_{end}", each) for end, each in zip((LOW, HIGH), limits, strict=True)]
+            names = [
+                self.graph.add_constant(f"{source}_{end}", each) for end, each in zip((LOW, HIGH), limits, strict=True)
+            ]
             clipped = self.graph.fresh(f"{source}_clipped")
             self.made.append(self.graph.make("Clip", [source, *names], [clipped], like=node))
             source, narrow = clipped, False
@@ -290,7 +293,11 @@ class _Lowering:
         if node.op_type == "Relu":
             ends = clip_ends(self.graph, node)
             assert ends is not None  # noqa: S101 - a Relu has constant ends
-            return [source.name, self._number(np.asarray(box.zero_point)), self._number(np.asarray(box.high, box.dtype))]
+            return [
+                source.name,
+                self._number(np.asarray(box.zero_point)),
+                self._number(np.asarray(box.high, box.dtype)),
+            ]
         if node.op_type == "Pad" and attribute(node, "mode", "constant") == "constant":
             value = self.graph.constant(inputs[2]) if len(inputs) > 2 and inputs[2] else np.zeros(())  # noqa: PLR2004
             if value is None or np.any(value):
@@ -325,8 +332,7 @@ class _Lowering:
         return True
 
     def _quantizer_of(self, coded: Coded) -> str:
-        found = next((name for name, codes in self.result.weights.items() if coded.name in codes), coded.name)
-        return found
+        return next((name for name, codes in self.result.weights.items() if coded.name in codes), coded.name)
 
     # ---- everything else --------------------------------------------------------------------------------------------
 
@@ -376,7 +382,7 @@ class _Lowering:
         node.input[1] = name
         return coded
 
-    def _bias(self, node: Node, x: Coded | None, weight: Coded, bias: str, axis: int, result: str) -> None:  # noqa: PLR0913
+    def _bias(self, node: Node, x: Coded | None, weight: Coded, bias: str, axis: int, result: str) -> None:
         """Give a layer its bias in integers, or add it behind the layer where it is on no grid of integers."""
         value = self.graph.constant(bias)
         if value is None or x is None or not x.box.per_tensor or weight.box.axis not in (None, axis):
@@ -389,7 +395,9 @@ class _Lowering:
             del node.input[2]
             return
         name = self.graph.add_constant(f"{bias}.codes", codes)
-        box = Container(codes.dtype, scale, np.zeros_like(scale, np.int32), INT32_MIN, INT32_MAX, 0 if scale.ndim else None)
+        box = Container(
+            codes.dtype, scale, np.zeros_like(scale, np.int32), INT32_MIN, INT32_MAX, 0 if scale.ndim else None
+        )
         key = self.graph.add_constant(f"{bias}.scale", scale)
         zero = self.graph.add_constant(f"{bias}.zero_point", box.zero_point)
         coded = Coded(name, box, key, zero, codes)
@@ -445,7 +453,7 @@ def _along(numbers: Array, axis: int | None, shape: tuple[int, ...]) -> Array:
 
 
 def _channels(scale: Array, zero_point: Array) -> tuple[Array, Array, int | None] | None:
-    """Return the numbers of channels and their axis from arrays of a weight's shape; None where there is no one axis."""
+    """Return the numbers of channels, and their axis, from arrays of a weight's shape; None where there is none."""
     for axis in (None, *range(scale.ndim)):
         index = tuple(slice(None) if i == axis else slice(0, 1) for i in range(scale.ndim))
         if all((each == each[index]).all() for each in (scale, zero_point)):
@@ -458,4 +466,3 @@ def _is_same(one: Coded, other: Coded) -> bool:
     return one.box.dtype == other.box.dtype and all(
         np.array_equal(getattr(one.box, each), getattr(other.box, each)) for each in ("scale", "zero_point", "axis")
     )
-

@@ -1,7 +1,7 @@
 """Rewrites of a graph with ``Quantize`` nodes, each of which leaves every value as it is.
 
-They let integer kernels take more of a graph: a quantizer moves to the operation that makes its values, through whatever
-only moves or clips them; a linear layer of any rank becomes a ``Gemm``; a mean over all positions becomes a
+They let integer kernels take more of a graph: a quantizer moves to the operation that makes its values, through
+whatever only moves or clips them; a linear layer of any rank becomes a ``Gemm``; a mean over all positions becomes a
 ``GlobalAveragePool``; a transposed convolution, for which runtimes have no integer kernel, becomes a convolution.
 """
 
@@ -23,7 +23,9 @@ from trainable_core.reference import affine
 
 Records = dict[str, QuantizerRecord]
 
-MOVES = frozenset(("Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "DepthToSpace", "SpaceToDepth", "Identity"))
+MOVES = frozenset(
+    ("Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "DepthToSpace", "SpaceToDepth", "Identity")
+)
 """Operations whose output's values are values of their first input."""
 
 LOW, HIGH = "low", "high"
@@ -31,8 +33,8 @@ LOW, HIGH = "low", "high"
 
 
 CALL, RESULT, ALSO = "call", "result", "also"
-"""Attributes of a ``Quantize`` node: which of the quantizer's calls it is, the tensor that the quantizer gave before nodes
-moved, and calls of others that it stands for."""
+"""Attributes of a ``Quantize`` node: which of the quantizer's calls it is, the tensor that the quantizer gave before
+nodes moved, and calls of others that it stands for."""
 
 
 def is_quantizer(node: Node) -> bool:
@@ -217,7 +219,7 @@ def use_gemm(graph: Graph, records: Records) -> None:
     producers, readers, outputs = graph.producers(), graph.readers(), graph.output_names()
     replacements: dict[int, list[Node]] = {}
     for node in graph.nodes:
-        if node.op_type != "MatMul" or node.domain or not _is_weight(graph, producers, records, node.input[1]):
+        if node.op_type != "MatMul" or node.domain or not _is_weight(producers, records, node.input[1]):
             continue
         rank, shape = graph.rank(node.input[0]), graph.shapes.get(node.input[1])
         if rank is None or shape is None or len(shape) != 2 or rank < 2 or None in shape:  # noqa: PLR2004 - a matrix
@@ -250,7 +252,10 @@ def _gemm(graph: Graph, node: Node, bias: str, result: str, rank: int, width: in
     flat, product = graph.fresh(f"{x}_flat"), graph.fresh(f"{result}_flat")
     graph.shapes[flat], graph.shapes[product] = (None, shape[-1]), (None, width)
     rows = graph.add_constant(f"{flat}_shape", np.array([-1, shape[-1] or -1], np.int64))
-    made = [graph.make("Reshape", [x, rows], [flat], like=node), graph.make("Gemm", [flat, *inputs], [product], like=node)]
+    made = [
+        graph.make("Reshape", [x, rows], [flat], like=node),
+        graph.make("Gemm", [flat, *inputs], [product], like=node),
+    ]
     unknown = [index for index, size in enumerate(shape[:-1]) if size is None]
     if len(unknown) <= 1:
         sizes = [-1 if size is None else size for size in shape[:-1]] + [width]
@@ -258,7 +263,10 @@ def _gemm(graph: Graph, node: Node, bias: str, result: str, rank: int, width: in
     else:
         whole, lead, back = (graph.fresh(f"{result}_{part}") for part in ("sizes", "lead", "shape"))
         last = graph.add_constant(f"{result}_width", np.array([width], np.int64))
-        ends = [graph.add_constant(f"{result}_{part}", np.array([at], np.int64)) for part, at in (("first", 0), ("last", rank - 1))]
+        ends = [
+            graph.add_constant(f"{result}_{part}", np.array([at], np.int64))
+            for part, at in (("first", 0), ("last", rank - 1))
+        ]
         made += [
             graph.make("Shape", [x], [whole], like=node),
             graph.make("Slice", [whole, *ends], [lead], like=node),
@@ -267,7 +275,7 @@ def _gemm(graph: Graph, node: Node, bias: str, result: str, rank: int, width: in
     return [*made, graph.make("Reshape", [product, back], [result], like=node)]
 
 
-def _is_weight(graph: Graph, producers: dict[str, Node], records: Records, name: str) -> bool:
+def _is_weight(producers: dict[str, Node], records: Records, name: str) -> bool:
     """Return whether a tensor is a quantized weight, perhaps moved."""
     node = producers.get(name)
     while node is not None and node.op_type in MOVES:
@@ -319,9 +327,9 @@ def _pooled(graph: Graph, node: Node, kept: list[int], reduced: list[int]) -> li
 def convolve_directly(graph: Graph, records: Records) -> None:
     """Make each transposed convolution with a quantized weight a convolution whose channels are spread over positions.
 
-    A transposed convolution with stride `s` gives ``s`` outputs for each position of its input. Each of these *phases* is
-    a convolution with a part of the kernel, so all of them together are one convolution with `s` times as many channels,
-    which a transpose interleaves.
+    A transposed convolution with stride `s` gives ``s`` outputs for each position of its input. Each of these *phases*
+    is a convolution with a part of the kernel, so all of them together are one convolution with `s` times as many
+    channels, which a transpose interleaves.
     """
     producers = graph.producers()
     replacements: dict[int, list[Node]] = {}
@@ -378,7 +386,9 @@ def _phases(graph: Graph, node: Node, records: Records) -> list[Node] | None:
         inputs.append(graph.add_constant(f"{node.input[2]}_spread", phases.spread_bias(bias)))
     product = graph.fresh(f"{result}_phases")
     made.append(
-        graph.make("Conv", inputs, [product], like=node, kernel_shape=phases.kernel, pads=phases.pads, group=window.groups)
+        graph.make(
+            "Conv", inputs, [product], like=node, kernel_shape=phases.kernel, pads=phases.pads, group=window.groups
+        )
     )
     sizes = [int(size or 0) for size in shape[2:]]
     graph.shapes[product] = (shape[0], phases.outputs * phases.number, *phases.counts(sizes))
@@ -387,7 +397,13 @@ def _phases(graph: Graph, node: Node, records: Records) -> list[Node] | None:
 
 def _weight_record(graph: Graph, node: Node, records: Records) -> str | None:
     producer = graph.producers().get(node.input[1])
-    return None if producer is None else str(attribute(producer, "name")) if attribute(producer, "name") in records else None
+    return (
+        None
+        if producer is None
+        else str(attribute(producer, "name"))
+        if attribute(producer, "name") in records
+        else None
+    )
 
 
 def _interleave(

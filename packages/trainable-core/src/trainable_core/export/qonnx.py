@@ -29,8 +29,8 @@ def build(source: Source) -> Any:
 
     Notes
     -----
-    A ``Quant`` node gives ``(clip(round(x / scale + zero_point)) - zero_point) * scale``. Weights are float constants that
-    are on their grid already, so every runtime of the format finds the same codes.
+    A ``Quant`` node gives ``(clip(round(x / scale + zero_point)) - zero_point) * scale``. Weights are float constants
+    that are on their grid already, so every runtime of the format finds the same codes.
     """
     graph = Graph(source.model)
     records = dict(source.quantizers)

@@ -86,8 +86,8 @@ def kernels_of(optimized: Any) -> dict[str, str]:
     """
     made = {name: node for node in optimized.graph.node for name in node.output if name}
     found = {}
-    for name in made:
-        node = made[name]
+    for name, maker in made.items():
+        node = maker
         while node.op_type in ("Transpose", "Reshape", "ReorderOutput") and node.input[0] in made:
             node = made[node.input[0]]
         found[name] = node.op_type

@@ -1,6 +1,7 @@
 """A transposed convolution as a convolution: its kernel split into phases, one for each position between two inputs.
 
-Along one axis, with stride ``s``, kernel ``w`` of size ``K`` (zeros of the dilation written out), ``x`` of length ``L``, cut
+Along one axis, with stride ``s``, kernel ``w`` of size ``K`` (zeros of the dilation written out), ``x`` of length
+``L``, cut
 ``p`` at the begin: output ``j`` is ``sum(x[i] * w[k])`` over ``i * s + k = j + p``. With ``j + p = q * s + r`` this is
 ``sum(x[q - m] * w[m * s + r])``, a convolution over ``q`` for each phase ``r``. A kernel of ``M = ceil(K / s)`` taps is
 enough; taps beyond the kernel are zero (Shi et al., 2016, appendix of "Is the deconvolution layer the same as a
@@ -69,8 +70,16 @@ class Phases:
         channels, per_group = self.shape[:2]
         zero = grid.along(record.codes.ndim).zero_point
         counted = record.codes - zero
-        wide = np.zeros((channels, per_group, *(m * s for m, s in zip(self.kernel, self.strides, strict=True))), np.int32)
-        wide[(slice(None), slice(None), *(slice(0, r, d) for r, d in zip(self.reach, self.window.dilations, strict=True)))] = counted
+        wide = np.zeros(
+            (channels, per_group, *(m * s for m, s in zip(self.kernel, self.strides, strict=True))), np.int32
+        )
+        wide[
+            (
+                slice(None),
+                slice(None),
+                *(slice(0, r, d) for r, d in zip(self.reach, self.window.dilations, strict=True)),
+            )
+        ] = counted
         split: list[int] = list(itertools.chain.from_iterable(zip(self.kernel, self.strides, strict=True)))
         taps = wide.reshape(groups, channels // groups, per_group, *split)
         axes_m, axes_r = [3 + 2 * a for a in range(self.rank)], [4 + 2 * a for a in range(self.rank)]

@@ -80,9 +80,9 @@ class LayerRow:
     kernel : str
         The runtime's kernel that gave the codes.
     certificate : str
-        ``exact`` where framework and runtime must agree for any input, ``sums exact`` where the sums fit into 24 bits but a
-        scale is no power of two, ``sums too long`` where they don't; empty where there is no certificate, as behind a float
-        operation.
+        ``exact`` where framework and runtime must agree for any input, ``sums exact`` where the sums fit into 24 bits
+        but a scale is no power of two, ``sums too long`` where they don't; empty where there is no certificate, as
+        behind a float operation.
     numpy : Difference or None
         Between NumPy and the runtime; None behind a float island.
     framework : Difference or None
@@ -112,12 +112,13 @@ class VerificationReport:
     rows : list of LayerRow
         One for each quantized activation, in the order of the graph.
     changed : dict of str to str
-        Constants, and nodes, that are not as the model has them or as they were written, with the layer and what is wrong.
+        Constants, and nodes, that are not as the model has them or as they were written, with the layer and what is
+        wrong.
     islands : list of dict
         What is float in the file, and why.
     outputs : Difference
-        Between the outputs of the file as it is, and of the one whose codes were watched: real numbers, so what is counted
-        is whether they are equal bit for bit.
+        Between the outputs of the file as it is, and of the one whose codes were watched: real numbers, so what is
+        counted is whether they are equal bit for bit.
     results : dict of str to float
         The largest distance between the framework's and the runtime's values, by the name of the output.
     processor : Processor
@@ -272,7 +273,9 @@ class Verification:
         known = set(self.graph.constants) | set(self.graph.producers())
         for entry in self.metadata["quantizers"]:
             if not entry["is_weight"]:
-                found += [(entry, name, index) for index, name in enumerate(entry["codes"]) if name in known]  # None: no output depends on it
+                found += [
+                    (entry, name, index) for index, name in enumerate(entry["codes"]) if name in known
+                ]  # None: no output depends on it
         return found
 
     def _row(self, entry: Mapping[str, Any], codes: str) -> LayerRow:
@@ -319,9 +322,9 @@ class Verification:
         inputs = {each.name for each in self.graph.inputs}
         found = set()
         for node in self.graph.nodes:
-            if node.op_type == "QuantizeLinear" and node.output[0] not in self.interpreter.units:
-                if node.input[0] not in inputs:
-                    found.add(node.output[0])
+            is_unit = node.output[0] in self.interpreter.units
+            if node.op_type == "QuantizeLinear" and not is_unit and node.input[0] not in inputs:
+                found.add(node.output[0])
         return found
 
     def _named(self, changes: Mapping[str, str]) -> dict[str, str]:

@@ -1,9 +1,9 @@
 """A layer's certificate of exactness: whether a framework's float32 forward must give the codes that integers give.
 
-float32 holds whole numbers up to ``2**24``. Where all scales are powers of two, and ``sum|w| * max|a| + |b| < 2**24`` in
-codes for every output channel, each partial sum of the float forward is a whole number of at most 24 bits times a power
-of two. It is then exact in any order of summation, and equals the integer sum. Multiplying it by a power of two is exact
-as well, and both round ties to even. So the codes are equal, for any input.
+float32 holds whole numbers up to ``2**24``. Where all scales are powers of two, and ``sum|w| * max|a| + |b| < 2**24``
+in codes for every output channel, each partial sum of the float forward is a whole number of at most 24 bits times a
+power of two. It is then exact in any order of summation, and equals the integer sum. Multiplying it by a power of two
+is exact as well, and both round ties to even. So the codes are equal, for any input.
 
 Where the sum fits but a scale is no power of two, the integer side is still exact, and the framework's rounding of
 ``code * scale`` may move a value that lies next to a tie to the other code.

@@ -50,7 +50,7 @@ def max_pool(x: Quantized, kernel: Sequence[int], window: Window = Window(), *, 
     return x.moved(lambda codes: windows(codes, kernel, window, below, ceil=ceil).max(axis=axes))
 
 
-def average_pool(  # noqa: PLR0913 - a pooling's kernel, window and two switches
+def average_pool(
     x: Quantized,
     kernel: Sequence[int],
     output: QParams,

@@ -1,8 +1,8 @@
 """Layers that add up products of codes: linear layers, matrix products and convolutions.
 
 All of them compute ``a = sum(w * x) + b`` in 32-bit integers, with codes counted from zero and a bias on the grid
-``s_x * s_w``, and requantize ``a`` to the output's grid (`trainable_core.integer.requantization`). Sums wrap around at 32
-bits as the runtimes' registers do; `trainable_core.integer.certificate` says where they can't.
+``s_x * s_w``, and requantize ``a`` to the output's grid (`trainable_core.integer.requantization`). Sums wrap around at
+32 bits as the runtimes' registers do; `trainable_core.integer.certificate` says where they can't.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def matmul_codes(x: NDArray[Any], y: NDArray[Any]) -> Int64:
     return np.matmul(x.astype(np.int64), y.astype(np.int64))
 
 
-def convolve_codes(x: NDArray[Any], weight: NDArray[Any], window: Window = Window()) -> Int64:  # noqa: B008 - frozen
+def convolve_codes(x: NDArray[Any], weight: NDArray[Any], window: Window = Window()) -> Int64:
     """Return the sums of a convolution of whole numbers; zeros are padded.
 
     Parameters
@@ -119,7 +119,7 @@ def transposed_weight(weight: NDArray[Any], groups: int = 1) -> NDArray[Any]:
     return np.flip(split.reshape(groups * outputs, channels // groups, *kernel), tuple(range(2, weight.ndim)))
 
 
-def convolve_transposed_codes(x: NDArray[Any], weight: NDArray[Any], window: Window = Window()) -> Int64:  # noqa: B008
+def convolve_transposed_codes(x: NDArray[Any], weight: NDArray[Any], window: Window = Window()) -> Int64:
     """Return the sums of a transposed convolution of whole numbers.
 
     Parameters
@@ -134,7 +134,9 @@ def convolve_transposed_codes(x: NDArray[Any], weight: NDArray[Any], window: Win
     rank = x.ndim - 2
     window = window.of_rank(rank)
     kernel = weight.shape[2:]
-    spread = np.zeros((*x.shape[:2], *((n - 1) * s + 1 for n, s in zip(x.shape[2:], window.strides, strict=True))), x.dtype)
+    spread = np.zeros(
+        (*x.shape[:2], *((n - 1) * s + 1 for n, s in zip(x.shape[2:], window.strides, strict=True))), x.dtype
+    )
     spread[(slice(None), slice(None), *(slice(None, None, s) for s in window.strides))] = x
     reach = [(k - 1) * d for k, d in zip(kernel, window.dilations, strict=True)]
     begins = [r - p for r, p in zip(reach, window.pads[:rank], strict=True)]
@@ -223,12 +225,12 @@ def matmul(x: Quantized, y: Quantized, output: QParams, requantization: Requanti
     return requantized(sums, x.grid, y.grid, output, -1, requantization)
 
 
-def convolution(  # noqa: PLR0913 - a layer's three tensors, its output, its window and the runtime's rounding
+def convolution(
     x: Quantized,
     weight: Quantized,
     bias: ArrayLike | None,
     output: QParams,
-    window: Window = Window(),  # noqa: B008 - frozen
+    window: Window = Window(),
     requantization: Requantizer = FLOAT32,
 ) -> Quantized:
     """Return the codes of a convolution: grouped, depthwise, dilated, strided and padded as `window` says.
@@ -252,12 +254,12 @@ def convolution(  # noqa: PLR0913 - a layer's three tensors, its output, its win
     return requantized(sums, x.grid, weight.grid, output, 1, requantization)
 
 
-def transposed_convolution(  # noqa: PLR0913 - as above
+def transposed_convolution(
     x: Quantized,
     weight: Quantized,
     bias: ArrayLike | None,
     output: QParams,
-    window: Window = Window(),  # noqa: B008 - frozen
+    window: Window = Window(),
     requantization: Requantizer = FLOAT32,
 ) -> Quantized:
     """Return the codes of a transposed convolution; as `convolution`, with `weight` of shape (C, O / groups, *K)."""

@@ -1,12 +1,12 @@
-"""Requantizer: from the 32-bit sum of a layer to the codes of its output.
+"""Requantization: from the 32-bit sum of a layer to the codes of its output.
 
-A layer with input scale ``s_x``, weight scale ``s_w`` and output scale ``s_y`` has a sum ``a`` of products of codes that
-stands for ``a * s_x * s_w``. Its output counted from zero is ``round(a * M)`` with ``M = s_x * s_w / s_y``. Runtimes
-differ in how they hold ``M`` and how they round:
+A layer with input scale ``s_x``, weight scale ``s_w`` and output scale ``s_y`` has a sum ``a`` of products of codes
+that stands for ``a * s_x * s_w``. Its output counted from zero is ``round(a * M)`` with ``M = s_x * s_w / s_y``.
+Runtimes differ in how they hold ``M`` and how they round:
 
-- `FLOAT32`: ``M = float32(float32(s_x * s_w) / s_y)``, ``rint(float32(a) * M)``, ties to even. ONNX Runtime's QLinearConv,
-  QLinearMatMul and QGemm (``MlasRequantizeOutput``) and XNNPACK's ``fp32`` requantization, which TensorFlow Lite uses by
-  default.
+- `FLOAT32`: ``M = float32(float32(s_x * s_w) / s_y)``, ``rint(float32(a) * M)``, ties to even. ONNX Runtime's
+  QLinearConv, QLinearMatMul and QGemm (``MlasRequantizeOutput``), and XNNPACK's ``fp32`` requantization, which
+  TensorFlow Lite uses by default.
 - `GEMMLOWP`: ``M = m * 2**e`` with a 31-bit integer ``m``, computed in float64; a doubling high multiplication that
   rounds to nearest, and a rounding right shift (Jacob et al., 2018, section 2.2; gemmlowp's
   ``SaturatingRoundingDoublingHighMul`` and ``RoundingDivideByPOT``). TensorFlow Lite's reference and INT4 kernels.
@@ -70,7 +70,7 @@ def float64_multiplier(input_scale: ArrayLike, weight_scale: ArrayLike, output_s
 
 
 def fixed_point(multiplier: ArrayLike) -> tuple[Int64, Int64]:
-    """Return 31-bit mantissas ``m`` and exponents ``e`` with ``multiplier = m * 2**(e - 31)``, rounded half away from zero.
+    """Return 31-bit mantissas ``m`` and exponents ``e`` with ``multiplier = m * 2**(e - 31)``, rounded half up.
 
     Examples
     --------
