@@ -109,7 +109,7 @@ PASSING: dict[str, Callable[[Tensor], Tensor]] = {
     "unsqueeze": lambda x: x.unsqueeze(1).squeeze(1),
     "F.max_pool2d": lambda x: F.max_pool2d(x, 2),
     "F.pad": lambda x: F.pad(x, (1, 1)),
-    "F.pad by reflection": lambda x: F.pad(x, (1, 1), mode="reflect"),
+    "F.pad by reflection": lambda x: F.pad(x, (1, 1, 1, 1), mode="reflect"),
     "F.interpolate": lambda x: F.interpolate(x, scale_factor=2),
     "F.dropout": lambda x: F.dropout(x, 0.5, training=False),
     "F.dropout in training": nn.Sequential(Dropping(), nn.Flatten()),
@@ -249,8 +249,8 @@ def test_every_output_gets_a_quantizer_and_of_inputs_the_models(
 ):
     qmodel = ready_with(model(), how(), PICTURE, example)
     assert quantized_tensors(qmodel) == {
-        "stem: input", "relu: output", f"{relu}: output", "side: output", f"{cat}: output", f"{mean}: output",
-        "fc: output",
+        "stem: input", "relu: output", "body: output", f"{relu}: output", "side: output", f"{cat}: output",
+        f"{mean}: output", "fc: output",
     }  # fmt: skip
     assert trainable_torch.describe(qmodel).islands == {}
     assert trainable_torch.describe(qmodel).biases == {

@@ -137,7 +137,8 @@ def _scale_of(quantizer: Any, subject: str) -> Tensor:
 
 
 def _codes(bias: Tensor, scale: Tensor) -> Tensor:
-    return torch.round(bias / scale).clamp(CODE_MIN, CODE_MAX)
+    codes: Tensor = torch.round(bias / scale).clamp(CODE_MIN, CODE_MAX)
+    return codes
 
 
 class _Snap(torch.autograd.Function):

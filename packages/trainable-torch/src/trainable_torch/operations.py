@@ -148,10 +148,8 @@ class Held:
 def hold(
     root: nn.Module,
     operation: Operation,
-    build: Callable[[str], Any],
     inputs: Mapping[int, Callable[[str], Any]],
-    *,
-    output: bool,
+    output: Callable[[str], Any] | None,
 ) -> Held:
     """Add the quantizers of an operation to a model.
 
@@ -161,18 +159,16 @@ def hold(
         The model; gets a child that holds them.
     operation : Operation
         Which one.
-    build : callable
-        Returns the holder of the output for a subject.
     inputs : mapping of int to callable
-        The same for each input that gets one, by its place.
-    output : bool
-        Whether the output gets one.
+        What returns the holder of each input that gets one, for a subject, by the input's place.
+    output : callable or None
+        The same for the output.
     """
     held = Held(operation.name, operation.inputs)
     path, _, last = operation.name.rpartition(".")
     home = _home(root, path)
-    if output:
-        held.of_output = build(f"{operation.name}: output")
+    if output is not None:
+        held.of_output = output(f"{operation.name}: output")
         home.add_module(f"{last}_output_holder", held.of_output)
     if inputs:
         held.of_inputs = [None] * operation.inputs

@@ -157,7 +157,7 @@ def _inputs(part: nn.Module, node: fx.Node) -> list[fx.Node]:
     module = part.get_submodule(str(node.target))
     kind = kind_of(module)
     names = ("input",) if kind is None else kind.inputs
-    given = dict(zip(names, node.args, strict=False)) | node.kwargs
+    given: dict[str, Any] = dict(zip(names, node.args, strict=False)) | node.kwargs
     return [given[name] for name in names if isinstance(given.get(name), fx.Node)]
 
 
@@ -296,7 +296,7 @@ def _changes(part: nn.Module, user: fx.Node, node: fx.Node, named: Named) -> boo
 
 
 def float_functions(graphs: Graphs, named: Named) -> dict[str, str]:
-    """Return the functions of a graph that are no layer, no known operation, and no mere move of values.
+    """Return the functions between layers that are no known operation and no mere move of values.
 
     Returns
     -------
@@ -305,17 +305,25 @@ def float_functions(graphs: Graphs, named: Named) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     for part, graph in graphs:
-        for node in graph.nodes:
-            if node.target is F.scaled_dot_product_attention:
-                found.setdefault(named(part, node) or node.name, "its softmax is computed in float")
-            if node.op not in ("call_function", "call_method") or named(part, node) or operation_kind(node.target):
-                continue
-            name = called(node)
-            looks = node.target is getattr and node.args[1] in (*SIZE_ATTRIBUTES, "T", "mT")
-            moves = _passes_function(node) or name in SIZE_METHODS or name == "_read"
-            if not looks and not moves and any(_is_value(each) for each in node.all_input_nodes):
-                found.setdefault(node.name, f"no integer kernel is known for the function {name.strip('_')!r}")
-    return found
+        leading: set[fx.Node] = set()  # to a layer or a known operation
+        for node in reversed(graph.nodes):
+            name = named(part, node)
+            if name and node.target is F.scaled_dot_product_attention:
+                found[name] = "its softmax is computed in float"
+            if not name and node in leading and _computes(node):
+                found[node.name] = f"no integer kernel is known for the function {called(node).strip('_')!r}"
+            if name or node in leading:
+                leading.update(node.all_input_nodes)
+    return dict(reversed(found.items()))
+
+
+def _computes(node: fx.Node) -> bool:
+    """Return whether a node is a function that makes new values of values."""
+    if node.op not in ("call_function", "call_method") or operation_kind(node.target) or _passes_function(node):
+        return False
+    if called(node) in SIZE_METHODS or (node.target is getattr and node.args[1] in (*SIZE_ATTRIBUTES, "T", "mT")):
+        return False
+    return any(_is_value(each) for each in node.all_input_nodes)
 
 
 def _is_value(node: fx.Node) -> bool:
@@ -340,7 +348,8 @@ def bias_obstacle(layer: nn.Module) -> str:
         changed = change_of_class(type(layer).__bases__[0], base)  # PyTorch's properties compute them
     if not changed:
         return ""
-    for operation in own_operations(layer) or [None]:
+    operations: Sequence[fx.Node | None] = own_operations(layer) or [None]
+    for operation in operations:
         node = operation.args[0] if operation is not None and operation.args else None
         while isinstance(node, fx.Node) and node.op != "placeholder" and _passes_function(node):
             node = node.args[0] if node.args else None

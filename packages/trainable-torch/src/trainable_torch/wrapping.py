@@ -174,9 +174,9 @@ def _quantize(look: _Look, plans: list[LayerPlan], state: WrappedState) -> None:
         if name in look.nodes:
             _hold_node(look.root, look.nodes[name], plan, quantizers, inputs)
         elif name in look.named:
-            build_holder = functools.partial(quantizers.holder, plan.activation)
+            build_output = functools.partial(quantizers.holder, plan.activation) if output and plan.activation else None
             places = {int(place): make for place, make in inputs.items()}
-            held[name] = hold(look.root, look.named[name], build_holder, places, output=output)
+            held[name] = hold(look.root, look.named[name], places, build_output)
         else:
             _wrap_layer(look.root, look.kinds[name], plan, quantizers, state, inputs)
     if isinstance(look.root, fx.GraphModule):

@@ -290,9 +290,8 @@ def call(
     if not eligible.fits(*tensors, *variables) or x.numel() == 0 or not records(x, weight, *leaves):
         return None
     made = first, second
-    if bias is not None and on_grid is not None:
-        bias = on_grid(bias)
-    y: Tensor = _apply(operation, made, x, weight, bias, *leaves)
+    of_layer = bias if bias is None or on_grid is None else on_grid(bias)
+    y: Tensor = _apply(operation, made, x, weight, of_layer, *leaves)
     # the float layer returns a view where it has flattened the input, and a view can't be detached in place
     return y.view(y.shape) if isinstance(operation, Linear) and bias is not None and x.dim() > 2 else y  # noqa: PLR2004
 
@@ -341,6 +340,5 @@ def evaluate(
     if found is None:
         return None
     bias = parameters["bias"]
-    if bias is not None and on_grid is not None:
-        bias = on_grid(bias)
-    return _IN_EVALUATION[make](layer, *found, bias)
+    of_layer = bias if bias is None or on_grid is None else on_grid(bias)
+    return _IN_EVALUATION[make](layer, *found, of_layer)
