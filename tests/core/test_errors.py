@@ -101,6 +101,12 @@ LEAVES: list[tuple[type[TrainableError], type[Exception], dict[str, Any], list[s
         {"backend": "tf_keras", "problem": "tf.keras is Keras 3", "hint": "pip install tf-keras"},
         ["'tf_keras'", "tf.keras is Keras 3", "pip install tf-keras"],
     ),
+    (
+        errors.MissingLibraryError,
+        ImportError,
+        {"library": "onnx", "purpose": "export", "problem": "No module named 'onnx'", "install": "pip install onnx"},
+        ["export needs onnx", "No module named 'onnx'", "Hint: pip install onnx"],
+    ),
     (errors.ModelError, TypeError, {"problem": "not a wrapped model"}, ["not a wrapped model"]),
     (
         errors.DocumentError,
