@@ -44,6 +44,8 @@ from trainable_torch.ranks import require_whole
 from trainable_torch.wrapper import QuantizationWrapper
 from trainable_torch.wrapping import state_of
 
+EXTRA = "trainable-torch[onnx]"
+
 TARGETS = ("mctq", "onnx", "qonnx")
 """What `export` can write."""
 
@@ -150,8 +152,8 @@ def holder_name(name: str) -> str:
 
 def source_of(deployed: nn.Module, example: Any) -> Source:
     """Return a deployed model as `trainable_core.export` takes it."""
-    library("onnx", "export")
-    library("onnxscript", "export")
+    library("onnx", "export", EXTRA)
+    library("onnxscript", "export", EXTRA)
     if example is None:
         raise InvalidArgumentError("export", "it needs an example, a batch as `calibrate` takes them", "example=batch.")
     _require_float32(deployed)

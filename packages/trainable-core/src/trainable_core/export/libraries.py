@@ -8,7 +8,7 @@ from typing import Any
 from trainable_core.errors import MissingLibraryError
 
 
-def library(name: str, purpose: str, extra: str = "onnx") -> Any:
+def library(name: str, purpose: str, extra: str = "trainable-core[onnx]") -> Any:
     """Return an installed library's module.
 
     Parameters
@@ -18,7 +18,7 @@ def library(name: str, purpose: str, extra: str = "onnx") -> Any:
     purpose : str
         What needs it, for the error.
     extra : str
-        The extra of trainable-core and of the backends that brings it; empty where none does.
+        What is to be installed: a distribution of this project with the extra that brings it.
 
     Raises
     ------
@@ -28,5 +28,4 @@ def library(name: str, purpose: str, extra: str = "onnx") -> Any:
     try:
         return import_module(name)
     except ImportError as error:
-        install = f"pip install 'trainable-core[{extra}]'" if extra else f"pip install {name.partition('.')[0]}"
-        raise MissingLibraryError(name.partition(".")[0], purpose, str(error), install) from error
+        raise MissingLibraryError(name.partition(".")[0], purpose, str(error), f"pip install '{extra}'") from error

@@ -37,9 +37,9 @@ def add(x: Quantized, y: Quantized, output: QParams) -> Quantized:
     Notes
     -----
     ONNX Runtime's QLinearAdd (``MlasQLinearAdd``), in float32 with fused multiplication and addition, as on x86 with
-    AVX2: ``rint(a * r_a + (b * r_b + f))`` with codes ``a, b`` as they are, ``r_a = s_a / s_y``, ``r_b = s_b / s_y`` and
-    ``f = z_y - (r_a * z_a + r_b * z_b)``, where the product with ``z_a`` is fused with the sum. Compared with the kernel
-    on all pairs of codes for 120 sets of scales.
+    AVX2: ``rint(a * r_a + (b * r_b + f))`` with codes ``a, b`` as they are, ``r_a = s_a / s_y``, ``r_b = s_b / s_y``
+    and ``f = z_y - (r_a * z_a + r_b * z_b)``, where the product with ``z_a`` is fused with the sum. Compared with the
+    kernel on all pairs of codes for 120 sets of scales.
     """
     ratio_x, ratio_y = (each.grid.scale / output.scale for each in (x, y))
     zeros = fused_multiply_add(x.grid.zero_point, ratio_x, np.float32(ratio_y * np.float32(y.grid.zero_point)))
