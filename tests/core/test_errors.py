@@ -102,6 +102,12 @@ LEAVES: list[tuple[type[TrainableError], type[Exception], dict[str, Any], list[s
         ["'tf_keras'", "tf.keras is Keras 3", "pip install tf-keras"],
     ),
     (
+        errors.IntegerRangeError,
+        OverflowError,
+        {"subject": "fc.bias", "channel": 3, "count": 2, "value": 1e9, "scale": 1e-3},
+        ["fc.bias", "channel 3", "beyond int32", "1 more channel"],
+    ),
+    (
         errors.MissingLibraryError,
         ImportError,
         {"library": "onnx", "purpose": "export", "problem": "No module named 'onnx'", "install": "pip install onnx"},

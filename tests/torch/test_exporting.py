@@ -249,6 +249,29 @@ def test_channels_with_zero_points_of_their_own_keep_their_codes(tmp_path):
     assert found.share < 0.002
 
 
+def test_weights_alone_are_integers_and_everything_else_float(tmp_path):
+    how = {"target": "onnx", "weights": spec("SYMMETRIC", 4)}
+    model = deployed(Attention(), how)
+    report = export(model, tmp_path / "m.onnx", example=images())
+    assert all(each.op != "Gemm" or "not quantized" in each.reason for each in report.islands)
+    codes = {each.name: each.data_type for each in onnx.load(tmp_path / "m.onnx").graph.initializer}
+    assert codes["qkv.weight.codes"] == onnx.TensorProto.INT8
+    found = verify(model, tmp_path / "m.onnx", [images(3)])
+    assert found.ok
+    assert found.rows == []
+    assert max(found.results.values()) < 1e-5  # sums of at most 64 float32 products of numbers near one, in two orders
+
+
+def test_an_embedding_of_one_scale_is_looked_up_in_codes(tmp_path):
+    how = recipe("SYMMETRIC")
+    how["weights"]["per_channel"] = False
+    ids = torch.arange(6).reshape(2, 3)
+    model = deployed(nn.Sequential(nn.Embedding(6, 4), nn.Linear(4, 2)), how, ids)
+    report = export(model, tmp_path / "m.onnx", example=ids)
+    assert not [each for each in report.islands if each.op == "Gather"]
+    assert verify(model, tmp_path / "m.onnx", [ids.flip(0)]).ok
+
+
 def test_two_quantizers_in_a_row_stay_two(tmp_path):
     """ONNX Runtime merges QuantizeLinear and DequantizeLinear pairs with a scale of its own where it can."""
     how = {**recipe(), "rules": [{"match": {"name": "1"}, "activations": {"n_bits": 6, "placement": "inputs"}}]}
@@ -413,6 +436,13 @@ def test_qonnx_has_quant_nodes_of_the_true_widths(tmp_path):
     assert {node.domain for node in quantizers} == {"qonnx.custom_op.general"}
     assert sorted(set(widths)) == [3.0, 5.0]
     assert widths.count(3.0) == 4  # one for each weight
+
+
+def test_a_file_of_another_target_is_not_run(tmp_path):
+    model = deployed(Residual(), {**recipe(), "target": "qonnx"})
+    export(model, tmp_path / "m.onnx", "qonnx", example=images())
+    with pytest.raises(DocumentError, match="'qonnx'"):
+        verify(model, tmp_path / "m.onnx", [images()])
 
 
 def test_mctq_is_what_to_mctq_returns(tmp_path):

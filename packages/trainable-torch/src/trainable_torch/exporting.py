@@ -276,7 +276,7 @@ def _traced(deployed: nn.Module, example: Any) -> Any:
     for name, quantizer in named_quantizers(model):
         if isinstance(quantizer, InferableQuantizer):
             names.setdefault(id(quantizer), name)
-            quantizer.forward = functools.partial(_as_node, names[id(quantizer)])
+            quantizer.__dict__["forward"] = functools.partial(_as_node, names[id(quantizer)])
     _store_biases(model)
     call = Call.of(example).repeated()
     try:
@@ -315,7 +315,8 @@ def _store_biases(model: nn.Module) -> None:
             path, _, attribute = name.rpartition(".")
             owner = module.get_submodule(path)
             owner._parameters[attribute] = nn.Parameter(value, requires_grad=False)  # noqa: SLF001 - past our class's reading
-            module.bias_quantizer.forward = _unchanged
+            quantizer: Any = module.bias_quantizer
+            quantizer.__dict__["forward"] = _unchanged
 
 
 def _unchanged(bias: Tensor) -> Tensor:

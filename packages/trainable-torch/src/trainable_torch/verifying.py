@@ -101,7 +101,7 @@ class _Watched:
         for name, quantizer in named_quantizers(model):
             if isinstance(quantizer, InferableQuantizer) and id(quantizer) not in names:
                 names[id(quantizer)] = name
-                quantizer.forward = functools.partial(self._told, name, quantizer)
+                quantizer.__dict__["forward"] = functools.partial(self._told, name, quantizer)
 
     def _told(self, name: str, quantizer: InferableQuantizer, x: Tensor) -> Tensor:
         value = type(quantizer).forward(quantizer, x)

@@ -286,7 +286,9 @@ def _window(node: Node, rank: int) -> tuple[tuple[int, ...], Window, bool]:
 
 
 def _max_pool(node: Node, codes: Array) -> Array:
-    grid = QParams(np.float32(1), np.int32(0), int(np.iinfo(codes.dtype).min), int(np.iinfo(codes.dtype).max))
+    grid = QParams(
+        np.ones((), np.float32), np.zeros((), np.int32), int(np.iinfo(codes.dtype).min), int(np.iinfo(codes.dtype).max)
+    )
     kernel, window, ceil = _window(node, codes.ndim - 2)
     return pooling.max_pool(Quantized(codes.astype(np.int32), grid), kernel, window, ceil=ceil).codes.astype(
         codes.dtype

@@ -74,7 +74,7 @@ def remove_identities(graph: Graph, _records: Records) -> None:
 
 def merge_quantizers(graph: Graph, records: Records) -> None:
     """Let several quantizers of one tensor on the same grid be one; runtimes fuse an operation with a single one."""
-    first: dict[tuple[Any, ...], Node] = {}
+    first: dict[tuple[Any, ...], Any] = {}
     outputs = graph.output_names()
     for node in graph.nodes:
         if not is_quantizer(node):
@@ -82,7 +82,7 @@ def merge_quantizers(graph: Graph, records: Records) -> None:
         grid = records[attribute(node, "name")].grid
         numbers = grid.scale.tobytes(), grid.zero_point.tobytes(), grid.quant_min, grid.quant_max, grid.channels_axis
         key = (node.input[0], *numbers, attribute(node, LOW), attribute(node, HIGH))
-        same = first.setdefault(key, node)
+        same: Node = first.setdefault(key, node)
         if same is not node and node.output[0] not in outputs:
             graph.rename_reads(node.output[0], same.output[0])
             theirs = [
@@ -172,7 +172,7 @@ def _lets_pass(graph: Graph, node: Node, quantizer: Node, records: Records) -> b
         return True
     if node.op_type == "MaxPool":  # runtimes pool no 16-bit codes
         grid = records[attribute(quantizer, "name")].grid
-        return grid.quant_max - grid.quant_min < 2**BYTE
+        return bool(grid.quant_max - grid.quant_min < 2**BYTE)
     if node.op_type == "Gather":
         return node.input[0] not in graph.constants and node.input[1] in graph.constants
     if node.op_type == "Pad":

@@ -14,8 +14,7 @@ from trainable_core.export.lowering import Lowered, lower
 from trainable_core.export.passes import simplify
 from trainable_core.export.report import ExportReport
 from trainable_core.export.source import QuantizerRecord, Source
-
-TARGET = "onnx"
+from trainable_core.export.verification import TARGET
 
 
 def build(source: Source) -> tuple[Any, list[islands.Island]]:

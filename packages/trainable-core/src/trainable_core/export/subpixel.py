@@ -93,8 +93,11 @@ class Phases:
     def _grid(self, grid: QParams) -> QParams:
         if grid.channels_axis is None:
             return grid
-        numbers = [np.repeat(np.tile(each, self.window.groups), self.number) for each in (grid.scale, grid.zero_point)]
-        return QParams(numbers[0], numbers[1], grid.quant_min, grid.quant_max, 0)
+
+        def spread(numbers: NDArray[Any]) -> NDArray[Any]:
+            return np.repeat(np.tile(numbers, self.window.groups), self.number)
+
+        return QParams(spread(grid.scale), spread(grid.zero_point), grid.quant_min, grid.quant_max, 0)
 
     def spread_bias(self, bias: NDArray[Any]) -> NDArray[Any]:
         """Return the bias of the convolution's channels."""

@@ -9,13 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from trainable_core.errors import InvalidArgumentError
+from trainable_core.errors import DocumentError, InvalidArgumentError
 from trainable_core.export import files
 from trainable_core.export.graph import Array, Graph
 from trainable_core.export.interpreter import Interpreter
 from trainable_core.export.passes import MOVES
 from trainable_core.export.runtime import Processor, Runtime, processor
 from trainable_core.integer.certificate import are_powers_of_two
+
+TARGET = "onnx"
+"""The target whose files the runtime can run."""
 
 ALLOWED = 0.002
 """Share of all codes in which framework and runtime may differ where nothing certifies equality."""
@@ -248,6 +251,9 @@ class Verification:
     def __init__(self, path: Any) -> None:
         self.model = files.read(path)
         self.metadata = files.metadata_of(self.model, path)
+        if self.metadata.get("target") != TARGET:
+            problem = f"it is for the target {self.metadata.get('target')!r}; files for {TARGET!r} can be verified"
+            raise DocumentError(path, problem)
         self.report = VerificationReport(str(path), islands=list(self.metadata["islands"]), processor=processor())
         self.graph = Graph(self.model)
         self.calls = self._calls()

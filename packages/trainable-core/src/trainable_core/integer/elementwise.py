@@ -53,7 +53,8 @@ def fused_multiply_add(x: ArrayLike, factor: ArrayLike, term: ArrayLike) -> Floa
 
     Codes have at most 16 bits and the factor 24, so float64 holds the product exactly, and the sum to 53 bits.
     """
-    return np.asarray(np.asarray(x, np.float64) * np.asarray(factor, np.float64) + term).astype(np.float32)
+    product = np.asarray(x, np.float64) * np.asarray(factor, np.float64)
+    return np.asarray((product + np.asarray(term, np.float64)).astype(np.float32))
 
 
 def _rounded(values: Float32, output: QParams) -> Quantized:

@@ -61,8 +61,8 @@ def matmul_codes(x: NDArray[Any], y: NDArray[Any]) -> Int64:
     length = x.shape[-1]
     bound = length * int(np.abs(x).max(initial=0)) * int(np.abs(y).max(initial=0))
     if bound < EXACT_FLOAT64:
-        return np.matmul(x.astype(np.float64), y.astype(np.float64)).astype(np.int64)
-    return np.matmul(x.astype(np.int64), y.astype(np.int64))
+        return np.asarray(np.matmul(x.astype(np.float64), y.astype(np.float64)).astype(np.int64))
+    return np.asarray(np.matmul(x.astype(np.int64), y.astype(np.int64)))
 
 
 def convolve_codes(x: NDArray[Any], weight: NDArray[Any], window: Window = Window()) -> Int64:
