@@ -5,15 +5,16 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from trainable_core import qparams
+from trainable_core.constants import SIGNED
 from trainable_core.config import TrainableQuantizerActivationConfig, TrainableQuantizerWeightsConfig
-from trainable_core.conformance.adapter import Adapter, Run
+from trainable_core.conformance.adapter import PLAIN, Adapter, Run, Way
 from trainable_core.key import Key
 from trainable_core.qparams import Float32, QParams
 from trainable_core.reference.method import Method
@@ -53,6 +54,10 @@ class Case:
         How many training steps the quantizer's schedule has counted.
     arguments : dict
         Further arguments of the quantizer class.
+    way : Way
+        How the input is given to the quantizer.
+    repeats : tuple of int
+        An axis, and how often the tensor repeats a smaller one along it: so a large tensor is still plain data.
     """
 
     config: Config
@@ -61,17 +66,73 @@ class Case:
     factors: tuple[float, ...] = (1.0,)
     steps: int = 0
     arguments: dict[str, Any] = field(default_factory=dict)
+    way: Way = PLAIN
+    repeats: tuple[int, int] = (0, 1)
+
+    @property
+    def part(self) -> tuple[Float32, Float32]:
+        """Input and upstream gradient without the repetitions."""
+        axis, times = self.repeats
+        if times == 1:
+            return self.x, self.upstream
+        size = self.x.shape[axis] // times
+        return self.x.take(range(size), axis), self.upstream.take(range(size), axis)
+
+    def repeated(self, axis: int, times: int) -> Case:
+        """Return the case with a tensor that repeats its own along an axis."""
+        x, upstream = (np.concatenate([each] * times, axis) for each in self.part)
+        return replace(self, x=x, upstream=upstream, repeats=(axis, times))
+
+    def labels(self) -> frozenset[str]:
+        """Return what is special about the case, in the words of a report."""
+        width, size = self.config.n_bits, self.x.size
+        said = {f"{self.x.ndim}-D", "1 bit" if width == 1 else "2-4 bits" if width <= 4 else "5-8 bits" if width <= 8 else "9-16 bits"}  # noqa: PLR2004, E501
+        said.add("per tensor" if self.config.channels_axis is None else "per channel")
+        if self.config.channels_axis is not None and self.config.channels_axis < 0:
+            said.add("axis from the end")
+        if not size:
+            said.add("empty")
+        if size >= 2**16:
+            said.add(f">= 2**{size.bit_length() - 1} elements")
+        if self.way.layout != "contiguous":
+            said.add(f"{self.way.layout} input")
+        if self.way.upstream != "contiguous":
+            said.add(f"{self.way.upstream} upstream")
+        if not self.way.input_gradient:
+            said.add("input without gradient")
+        if not np.isfinite(self.x).all():
+            said.add("infinities")
+        if self.steps:
+            said.add("counted steps")
+        if set(self.factors) != {1.0}:
+            said.add("moved variables")
+        if self.config.candidates:
+            said.add("candidates")
+        if self.at_bound():
+            said.add("at a bound")
+        return frozenset(said)
+
+    def at_bound(self) -> bool:
+        """Return whether a threshold, or a range's width, is at its lower bound or below it."""
+        params, bound = self.config.quantization_params, self.config.min_threshold
+        numbers = [np.atleast_1d(np.asarray(value, np.float64)) for key, value in params.items() if key != SIGNED]
+        least = min(self.factors)
+        width = numbers[0] if len(numbers) == 1 else abs(numbers[0]) + abs(numbers[-1])
+        return bool((width * least <= bound).any())
 
     def document(self) -> Document:
         """Return the case as a JSON document."""
+        x, upstream = self.part
         return {
             "config": {"target": self.config.prefix, **self.config.model_dump(mode="json")},
             "arguments": self.arguments,
             "factors": list(self.factors),
             "steps": self.steps,
-            "shape": list(self.x.shape),
-            "x": self.x.reshape(-1).astype(float).tolist(),
-            "upstream": self.upstream.reshape(-1).astype(float).tolist(),
+            "way": asdict(self.way),
+            "repeats": list(self.repeats),
+            "shape": list(x.shape),
+            "x": x.reshape(-1).astype(float).tolist(),
+            "upstream": upstream.reshape(-1).astype(float).tolist(),
         }
 
     @classmethod
@@ -80,7 +141,9 @@ class Case:
         fields = dict(document["config"])
         config = _CONFIGS[fields.pop("target")].model_validate(fields)
         x, upstream = (np.array(document[key], np.float32).reshape(document["shape"]) for key in ("x", "upstream"))
-        return cls(config, x, upstream, tuple(document["factors"]), int(document["steps"]), dict(document["arguments"]))
+        case = cls(config, x, upstream, tuple(document["factors"]), int(document["steps"]), dict(document["arguments"]))
+        axis, times = document.get("repeats", (0, 1))
+        return replace(case.repeated(axis, times) if times > 1 else case, way=Way(**document.get("way", {})))
 
 
 @dataclass(frozen=True)
@@ -90,6 +153,12 @@ class Subject:
     adapter: Adapter
     cls: type[Any]
     key: Key
+    way: Way = PLAIN
+    thorough: bool = False
+
+    def under(self, case: Case, *, thorough: bool = False) -> Subject:
+        """Return the subject as the case's calls see it: inputs are given to it in the case's way."""
+        return replace(self, way=case.way, thorough=thorough)
 
     def __str__(self) -> str:
         return f"{self.key.quantizer_id}-{self.key.target}-{self.key.method}"
@@ -157,8 +226,12 @@ class Subject:
         """Call a quantizer; see `Adapter.run`."""
         place = self.adapter.devices[0] if device is None else device
         return self.adapter.run(
-            quantizer, np.asarray(x), training=training, dtype=dtype, device=place, upstream=upstream
+            quantizer, np.asarray(x), training=training, dtype=dtype, device=place, upstream=upstream, way=self.way
         )
+
+    def deployed(self, quantizer: Any, x: ArrayLike, dtype: str = "float32") -> NDArray[Any]:
+        """Return what ``quantizer.convert2inferable()`` gives for `x`."""
+        return self.adapter.deployed(quantizer)(np.asarray(x), dtype, self.way).values
 
     def values(self, quantizer: Any, x: ArrayLike, *, training: bool = False) -> NDArray[Any]:
         """Return a quantizer's values for `x`."""
@@ -263,18 +336,29 @@ class Counterexample:
                 lines.append(("arguments", json.dumps(self.case.arguments)))
             if set(self.case.factors) != {1.0}:
                 lines.append(("variables", f"times {list(self.case.factors)}"))
+            if self.case.way != PLAIN:
+                lines.append(("way", f"{self.case.way}"))
+            if self.case.repeats[1] > 1:
+                axis, times = self.case.repeats
+                lines.append(("size", f"{self.case.x.size} elements: the input below, {times} times along axis {axis}"))
             if self.case.steps:
                 lines.append(("schedule", f"{self.case.steps} training steps counted"))
-            lines.append(("input", shown(self.case.x)))
+            lines.append(("input", shown(self.case.part[0])))
         lines += [("compared", self.what), ("expected", self.expected), ("got", self.got)]
         if self.case is not None:
             lines.append(("repeat", f"replay({json.dumps(self.document())!r})"))
         return "\n".join(f"{name:<10} {text}" for name, text in lines)
 
 
+MOST_SHOWN = 4096
+
+
 def shown(value: object) -> str:
     """Return a value as text that can be pasted into Python."""
     if isinstance(value, np.ndarray):
+        if value.size > MOST_SHOWN:
+            first = ", ".join(map(str, value.reshape(-1)[:MOST_SHOWN].tolist()))
+            return f"{first}, ... ({value.dtype} of shape {value.shape})"
         listed = json.dumps(value.tolist()).replace("Infinity", "np.inf").replace("NaN", "np.nan")
         return f"np.array({listed}, np.{value.dtype})"
     return str(value)

@@ -16,6 +16,7 @@ from trainable_core.registry.process import default_registry
 
 PrintTable = Callable[[str, Sequence[str], Sequence[Sequence[str]]], None]
 LAW_COLUMNS = ("law", "what holds", "reason")
+COVERAGE_COLUMNS = ("law", "cases", "covered")
 CHECK_COLUMNS = ("backend", "quantizer", "laws that hold", "cases", "seconds", "broken laws")
 
 
@@ -26,7 +27,13 @@ def check_arguments(parser: argparse.ArgumentParser) -> None:
         "--plugin", metavar="NAME", help="only this plugin's; its entry point's or its distribution's name"
     )
     parser.add_argument("--law", metavar="NAME", action="append", help="only this law; may be given more than once")
-    parser.add_argument("--examples", metavar="N", type=_positive, default=50, help="cases per law and quantizer (50)")
+    parser.add_argument(
+        "--examples", metavar="N", type=_positive, help="cases per law and quantizer; by default what the backend says"
+    )
+    parser.add_argument(
+        "--thorough", action="store_true", help="ten times as many cases, every corner, compiled calls: takes an hour"
+    )
+    parser.add_argument("--coverage", action="store_true", help="print for each law what its cases covered")
     parser.add_argument("--seed", metavar="S", type=int, default=0, help="seed of the generated cases (0)")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write a JSON report here")
     parser.add_argument("--laws", action="store_true", help="list the laws and their reasons, and check nothing")
@@ -64,9 +71,18 @@ def check(arguments: argparse.Namespace, print_table: PrintTable) -> int:
     if not subjects:
         raise InvalidArgumentError("trainable check", "no quantizers are registered", ", ".join(INSTALL.values()))
     progress = report.Progress()
-    done = report.run(subjects, laws, examples=arguments.examples, seed=arguments.seed, progress=progress)
+    done = report.run(
+        subjects,
+        laws,
+        examples=arguments.examples,
+        seed=arguments.seed,
+        thorough=arguments.thorough,
+        progress=progress,
+    )
     progress.end()
     print_table(f"conformance with seed {done.seed}", CHECK_COLUMNS, done.rows())
+    if arguments.coverage:
+        print_table("what the cases covered", COVERAGE_COLUMNS, done.coverage())
     for counterexample in done.counterexamples:
         sys.stdout.write(f"\n{counterexample}\n")
     broken = len(done.counterexamples)

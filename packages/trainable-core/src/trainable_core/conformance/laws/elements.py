@@ -20,6 +20,21 @@ def locality(subject: Subject, case: Case) -> None:
     same_bits("the same elements beside NaN", got, expected)
 
 
+@law("A value that is missing must not look like one that was measured.", kind=Kind(least=1))
+def nan_inputs(subject: Subject, case: Case) -> None:
+    """NaN raises nothing and stays NaN, in training, in eval mode and deployed; no other value becomes NaN."""
+    quantizer = subject.quantizer(case)
+    x = case.x.copy()
+    missing = np.arange(x.size).reshape(x.shape) % 3 == 0
+    x[missing] = np.nan
+    for what, values in (
+        ("values in eval mode", subject.values(quantizer, x)),
+        ("values in training", subject.values(quantizer, x, training=True)),
+        ("deployed values", subject.deployed(quantizer, x)),
+    ):
+        require(f"NaN in {what}", np.isnan(values) == missing, missing, np.isnan(values))
+
+
 def _has_oracle(subject: Subject) -> bool:
     return subject.method.oracle is not None
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from trainable_core.conformance.case import Case, Subject, Violation, variables
-from trainable_core.conformance.law import law, require
+from trainable_core.conformance.law import close, law, require, same_bits
 from trainable_core.conformance.oracles import (
     Expected,
     away_from_kinks,
@@ -19,9 +19,10 @@ from trainable_core.conformance.oracles import (
 from trainable_core.conformance.strategies import Kind
 from trainable_core.qparams import Float32
 
-# With moderate thresholds and up to 8 bits no term of a gradient leaves the normal float32 numbers.
-MODERATE = Kind(bits=(1, 8), moderate=True, finite=True)
-EXACT = Kind(bits=(1, 8), exact=True, finite=True)
+# With moderate thresholds no term of a gradient leaves the normal float32 numbers.
+MODERATE = Kind(moderate=True, finite=True, bound=True)
+EXACT = Kind(exact=True, finite=True)
+FIXED = Kind(moderate=True, finite=True, bound=True, fixed_input=True)
 
 
 def _expected(subject: Subject, quantizer: Any, case: Case, *, ends: bool = False) -> tuple[Float32, Expected | None]:
@@ -64,7 +65,7 @@ def gradient_at_ends(subject: Subject, case: Case) -> None:
         _input_gradient(subject, case, ends=True)
 
 
-@law("A threshold whose gradient has a wrong sign or size drifts to its bound.", kind=MODERATE)
+@law("A threshold whose gradient has a wrong sign or size drifts to its bound.", kind=FIXED)
 def variable_gradients(subject: Subject, case: Case) -> None:
     """The variables' gradients are the reference's or the declared surrogate's; without either they are finite."""
     quantizer = subject.quantizer(case)
@@ -82,3 +83,49 @@ def variable_gradients(subject: Subject, case: Case) -> None:
     for name, wanted in expected.variables.items():
         close = np.abs(got[name] - wanted) <= expected.variables_allowed[name]
         require(f"gradient of {name} for upstream {upstream.tolist()}", close, wanted, got[name])
+
+
+@law("A layer in eval mode is trained too, where its batch norm is frozen or its input is optimized.", kind=MODERATE)
+def evaluation_gradients(subject: Subject, case: Case) -> None:
+    """In eval mode, gradients are finite, and those of training where the reference knows no difference."""
+    quantizer = subject.quantizer(case)
+    upstream, expected = _expected(subject, quantizer, case)
+    got = subject.run(quantizer, case.x, training=False, upstream=upstream)
+    require("gradient of the input in eval mode is finite", np.isfinite(_given(got.x)).all(), "finite numbers", got.x)
+    for name, gradient in got.variables.items():
+        require(f"gradient of {name} in eval mode is finite", np.isfinite(gradient), "finite numbers", gradient)
+    if expected is None or subject.method.oracle is None or subject.method.training_forward != "deployed":
+        return
+    close("gradient of the input in eval mode", _given(got.x), expected.x, expected.x_allowed)
+    for name, wanted in expected.variables.items():
+        close(f"gradient of {name} in eval mode", got.variables[name], wanted, expected.variables_allowed[name])
+
+
+def _given(gradient: Any) -> Any:
+    if gradient is None:
+        raise Violation("gradient of the input", "an array", None)
+    return gradient
+
+
+@law(
+    "One infinite or missing value in a batch must not spoil the gradients of all the others.",
+    kind=Kind(moderate=True, finite=True, least=1),
+)
+def nonfinite_inputs(subject: Subject, case: Case) -> None:
+    """Infinities and NaN change no other element's gradient, and an infinity makes no gradient infinite or NaN."""
+    if subject.random:
+        return
+    spoilt = np.arange(case.x.size).reshape(case.x.shape) % 3 == 1
+    expected = _given(subject.run(subject.quantizer(case), case.x, training=True, upstream=case.upstream).x)
+    for extreme in (EXTREME, np.full(1, np.nan, np.float32)):
+        x = np.where(spoilt, np.resize(extreme, case.x.shape), case.x)
+        got = subject.run(subject.quantizer(case), x, training=True, upstream=case.upstream)
+        same_bits("gradient of the other elements", _given(got.x)[~spoilt], expected[~spoilt])
+        if np.isnan(extreme).any():
+            continue
+        require("gradient of infinities is finite", np.isfinite(_given(got.x)), "finite numbers", got.x)
+        for name, gradient in got.variables.items():
+            require(f"gradient of {name} beside infinities is finite", np.isfinite(gradient), "finite numbers", gradient)
+
+
+EXTREME = np.array([np.inf, -np.inf, 3e38, -3e38, 0], np.float32)

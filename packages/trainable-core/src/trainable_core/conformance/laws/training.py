@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from trainable_core.conformance.case import Case, Subject, grid, grid_names, hostile_step, variables
-from trainable_core.conformance.law import law, require, same_bits
+from trainable_core.conformance.law import law, repeatable, require, same_bits
 from trainable_core.conformance.strategies import Kind
 from trainable_core.enums import VariableGroup
 
@@ -80,11 +80,6 @@ def variable_groups(subject: Subject, case: Case) -> None:
         declared,
         others,
     )
-
-
-def repeatable(subject: Subject) -> bool:
-    """Return whether the same training forward gives the same values again."""
-    return not subject.random
 
 
 @law(
