@@ -29,7 +29,8 @@ def row(defect: Defect) -> str:
 
 
 def table(backend: str) -> str:
-    importlib.import_module(f"tests.planted.{backend}_defects")
+    for module in ("defects", "strangers"):
+        importlib.import_module(f"tests.planted.{backend}_{module}")
     return HEAD.format(backend=backend) + "".join(row(defect) for defect in DEFECTS[backend])
 
 

@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("keras", reason="needs Keras 3")
 pytest.importorskip("trainable_keras", reason="needs trainable-keras")
 
-from tests.planted import keras_defects
+from tests.planted import keras_defects, keras_strangers  # noqa: F401 - planted when it is imported
 from tests.planted.defect import DEFECTS, EXAMPLES, SEED, Defect, failures
 from tests.planted.table import listed
 from trainable_core.conformance import LAWS, adapter_of, try_law
@@ -25,7 +25,7 @@ SLOW = {"no_framework_leak"}  # starts a process with the framework; the sound c
 
 @pytest.mark.parametrize("defect", PLANTED, ids=str)
 def test_a_planted_defect_is_rejected(defect: Defect):
-    first = next(failures(defect.cls, defect.caught_by, BEFORE), None)
+    first = next(failures(defect.cls, defect.caught_by, defect.before or BEFORE), None)
     assert first is not None, f"nothing rejects {defect}: {defect.mistake}"
     assert first.law.name == defect.caught_by, first.counterexample
 

@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("trainable_torch")
 
-from tests.planted import torch_defects
+from tests.planted import torch_defects, torch_strangers  # noqa: F401 - planted when it is imported
 from tests.planted.defect import DEFECTS, EXAMPLES, SEED, Defect, failures
 from tests.planted.table import listed
 from trainable_core.conformance import LAWS, adapter_of, try_law
@@ -54,7 +54,7 @@ ALONE = {
 
 @pytest.mark.parametrize("defect", PLANTED, ids=str)
 def test_a_planted_defect_is_rejected(defect: Defect):
-    found = failures(defect.cls, defect.caught_by, BEFORE)
+    found = failures(defect.cls, defect.caught_by, defect.before or BEFORE)
     first = next(found, None)
     assert first is not None, f"nothing rejects {defect}: {defect.mistake}"
     assert first.law.name == defect.caught_by, first.counterexample

@@ -30,6 +30,7 @@ class KerasAdapter(BaseAdapter):
 
     tie_rule, subnormals = TieRule.HALF_UP, False
     devices: tuple[str, ...]
+    cases = 54  # an eager call takes milliseconds, and every shape is traced anew
 
     def __init__(self, framework: Framework) -> None:
         self.framework = framework

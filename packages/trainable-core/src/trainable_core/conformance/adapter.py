@@ -12,7 +12,6 @@ from importlib import import_module
 from typing import Any, Protocol
 
 import numpy as np
-
 from numpy.typing import NDArray
 
 from trainable_core.enums import TieRule
@@ -133,8 +132,8 @@ class Adapter(Protocol):
     """Further ones, which take seconds each."""
     casts: Sequence[str]
     """Names of the dtypes that a whole model can be cast to."""
-    examples: int
-    """Cases per law and quantizer with which ``trainable check`` takes less than five minutes on two cores."""
+    cases: int
+    """Cases per law that the quantizers share out, so that ``trainable check`` of all takes less than five minutes."""
     default_training: Sequence[bool]
     """Which modes a call that does not say `training` can be in."""
 
@@ -228,7 +227,7 @@ class BaseAdapter:
     thorough_modes: Mapping[str, bool] = {}
     casts: Sequence[str] = ()
     default_training: Sequence[bool] = (False,)
-    examples: int = 50
+    cases: int = 600
 
     def interleave(self, quantizer: Any, calls: Sequence[Call], order: Sequence[int]) -> list[Run]:
         """Return the calls' gradients one by one: without a graph there is nothing between forward and backward."""
@@ -252,7 +251,9 @@ class BaseAdapter:
         adapter: Any = self
 
         def step() -> None:
-            adapter.descend(quantizer, {name: np.ones(tuple(each.shape)) for name, each in adapter.trained(quantizer).items()})
+            adapter.descend(
+                quantizer, {name: np.ones(tuple(each.shape)) for name, each in adapter.trained(quantizer).items()}
+            )
 
         return step
 

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from trainable_core import qparams
-from trainable_core.constants import SIGNED
 from trainable_core.config import TrainableQuantizerActivationConfig, TrainableQuantizerWeightsConfig
 from trainable_core.conformance.adapter import PLAIN, Adapter, Run, Way
+from trainable_core.constants import SIGNED
 from trainable_core.key import Key
 from trainable_core.qparams import Float32, QParams
 from trainable_core.reference.method import Method
@@ -26,6 +26,10 @@ _CONFIGS: dict[str, type[Config]] = {
     config.prefix: config for config in (TrainableQuantizerWeightsConfig, TrainableQuantizerActivationConfig)
 }
 Document = dict[str, Any]
+
+
+WIDTHS = {1: "1 bit", 4: "2-4 bits", 8: "5-8 bits", 16: "9-16 bits"}
+"""Words of a report for widths up to these."""
 
 
 class Violation(AssertionError):  # noqa: N818 - a finding, not an error of the kit
@@ -85,8 +89,8 @@ class Case:
 
     def labels(self) -> frozenset[str]:
         """Return what is special about the case, in the words of a report."""
-        width, size = self.config.n_bits, self.x.size
-        said = {f"{self.x.ndim}-D", "1 bit" if width == 1 else "2-4 bits" if width <= 4 else "5-8 bits" if width <= 8 else "9-16 bits"}  # noqa: PLR2004, E501
+        size = self.x.size
+        said = {f"{self.x.ndim}-D", next(words for bits, words in WIDTHS.items() if self.config.n_bits <= bits)}
         said.add("per tensor" if self.config.channels_axis is None else "per channel")
         if self.config.channels_axis is not None and self.config.channels_axis < 0:
             said.add("axis from the end")
@@ -189,6 +193,12 @@ class Subject:
             tie_rule=self.adapter.tie_rule,
         )
 
+    def normal(self, x: Float32) -> Float32:
+        """Return an input without numbers that a backend may treat as zero in one call and not in another."""
+        if self.adapter.subnormals:
+            return x
+        return np.where(np.abs(x) < SMALLEST_SQUARE, np.float32(0), x)
+
     def schedule_end(self, quantizer: Any) -> int | None:
         """Return from how many counted training steps on training values are the deployed ones; None: they never are.
 
@@ -236,6 +246,10 @@ class Subject:
     def values(self, quantizer: Any, x: ArrayLike, *, training: bool = False) -> NDArray[Any]:
         """Return a quantizer's values for `x`."""
         return self.run(quantizer, x, training=training).values
+
+
+SMALLEST_SQUARE = 2.0**-63
+"""Below it, a product of two numbers may be subnormal."""
 
 
 def grid_names(quantizer: Any) -> set[str]:

@@ -22,6 +22,8 @@ SCHEMA_VERSION = 1
 Row = tuple[str, ...]
 THOROUGH = 10
 """How many times as many cases a thorough run has."""
+FEWEST, MOST = 3, 100
+"""Cases per law and quantizer."""
 
 
 @dataclass
@@ -139,10 +141,17 @@ def run(
     for number, (subject, law) in enumerate(pairs, start=1):
         broken = len(report.counterexamples)
         progress(f"{number}/{len(pairs)} {subject} {law.name}" + (f" ({broken} broken)" if broken else ""))
-        many = (THOROUGH if thorough else 1) * subject.adapter.examples if examples is None else examples
+        many = share(subject, subjects, thorough=thorough) if examples is None else examples
         report.verdicts.append(try_law(law, subject, examples=many, seed=seed, thorough=thorough))
     report.seconds = time.monotonic() - started
     return report
+
+
+def share(subject: Subject, subjects: Sequence[Subject], *, thorough: bool) -> int:
+    """Return how many cases per law a quantizer gets: many where few are checked."""
+    together = sum(each.key.backend == subject.key.backend for each in subjects)
+    many = min(max(subject.adapter.cases // together, FEWEST), MOST)
+    return many * THOROUGH if thorough else many
 
 
 class Progress:

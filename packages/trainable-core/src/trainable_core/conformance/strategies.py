@@ -362,7 +362,9 @@ def made(
     if way.layout == EXPANDED and shape:
         x = np.broadcast_to(x[:1], shape).copy()
     if way.upstream == EXPANDED:
-        upstream = np.broadcast_to(upstream.reshape(-1)[:1].reshape((1,) * len(shape)), shape).copy() if size else upstream
+        upstream = (
+            np.broadcast_to(upstream.reshape(-1)[:1].reshape((1,) * len(shape)), shape).copy() if size else upstream
+        )
     case = Case(chosen, x, upstream, by, source.choice(range(5)), dict(arguments), way)
     if not corner.size or not size:
         return case
@@ -396,8 +398,10 @@ def simpler(case: Case) -> Iterator[Case]:
     """Yield cases that are simpler than this one, the simplest first."""
     if case.repeats[1] > 1:
         for times in (1, case.repeats[1] // 2):
-            yield replace(case.repeated(case.repeats[0], 1), repeats=(0, 1)) if times == 1 else case.repeated(
-                case.repeats[0], times
+            yield (
+                replace(case.repeated(case.repeats[0], 1), repeats=(0, 1))
+                if times == 1
+                else case.repeated(case.repeats[0], times)
             )
     if case.way != PLAIN:
         yield replace(case, way=PLAIN)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from trainable_core.conformance.adapter import PLAIN, Run, Way
+from trainable_core.conformance.adapter import PLAIN, Call, Run, Way
 from trainable_keras.conformance import Array, KerasAdapter
 from trainable_keras.keras2.framework import FRAMEWORK
 
@@ -48,20 +48,36 @@ class Keras2Adapter(KerasAdapter):
 
         with tf.device(device):
             given = self.tensor(x, dtype)
-            output, d_x, *found = gradients(call, given, self._learned(quantizer, upstream), upstream, way)
-        where = output.device.rpartition("device:")[2].partition(":")[0]
-        return self._run(quantizer, given, output, where, upstream, d_x, found)
+            found = gradients(call, given, self._learned(quantizer, upstream), upstream, way)
+        where = found[0].device.rpartition("device:")[2].partition(":")[0]
+        return self._run(quantizer, given, found, where, upstream)
 
     def _learned(self, quantizer: Any, upstream: Array | None) -> list[Any]:
         return [] if upstream is None else list(self.trained(quantizer).values())
 
-    def _run(
-        self, quantizer: Any, given: Any, output: Any, where: str, upstream: Array | None, d_x: Any, found: list[Any]
-    ) -> Run:
+    def _run(self, quantizer: Any, given: Any, found: Sequence[Any], where: str, upstream: Array | None) -> Run:
+        output, d_x, *learned = found
         names = [] if upstream is None else list(self.trained(quantizer))
-        variables = {name: self.to_array(each) for name, each in zip(names, found, strict=True)}
+        variables = {name: self.to_array(each) for name, each in zip(names, learned, strict=True)}
         d_x = None if d_x is None else self.to_array(d_x)
         return Run(self.to_array(output), output.dtype.name, where, self.to_array(given), d_x, variables)
+
+    def interleave(self, quantizer: Any, calls: Sequence[Call], order: Sequence[int]) -> list[Run]:
+        taken, runs = [], {}
+        learned = list(self.trained(quantizer).values())
+        for x, upstream in calls:
+            given = tf.constant(x)
+            with tf.GradientTape() as tape:
+                tape.watch(given)
+                output = quantizer(given, True)  # noqa: FBT003 - mctq's call
+            taken.append((tape, given, output, upstream))
+        for index in order:
+            tape, given, output, upstream = taken[index]
+            zero = tf.UnconnectedGradients.ZERO
+            up = tf.constant(upstream)
+            found = [output, *tape.gradient(output, [given, *learned], up, unconnected_gradients=zero)]
+            runs[index] = self._run(quantizer, given, found, self.devices[0], upstream)
+        return [runs[index] for index in range(len(calls))]
 
     def execute(self, quantizer: Any, x: Array, mode: str, *, training: bool, upstream: Array | None) -> Run:
         def call(given: Any) -> Any:
@@ -74,8 +90,7 @@ class Keras2Adapter(KerasAdapter):
         compiled = tf.function(step, input_signature=[signature(x, mode)], jit_compile=mode == "XLA")
         given = tf.constant(x)
         output, *rest = compiled(given)
-        d_x, found = (None, []) if upstream is None else (rest[0], rest[1:])
-        return self._run(quantizer, given, output, self.devices[0], upstream, d_x, found)
+        return self._run(quantizer, given, [output, *(rest or [None])], self.devices[0], upstream)
 
     def second_derivative(self, quantizer: Any, x: Array, upstream: Array, direction: Array) -> Array | None:
         given, up = tf.constant(x), tf.constant(upstream)

@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import functools
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
-from trainable_core.conformance.adapter import PLAIN, Run, Way
+from trainable_core.conformance.adapter import PLAIN, Call, Run, Way
 from trainable_keras.conformance import Array, KerasAdapter
 from trainable_keras.keras3 import graphs
 from trainable_keras.keras3.engine import ENGINE
@@ -64,6 +64,14 @@ class Keras3Adapter(KerasAdapter):
         given_to = {name: d for name, d in zip(trained, d_variables, strict=True) if d is not None}
         name = self.dtype_name(output)
         return Run(self.to_array(output), name, device, self.to_array(given), d_x, {**zeros, **given_to})
+
+    def interleave(self, quantizer: Any, calls: Sequence[Call], order: Sequence[int]) -> list[Run]:
+        trained = self.trained(quantizer)
+        found = graphs.interleave(functools.partial(quantizer, training=True), calls, order, trained)
+        return [
+            self._run(self.tensor(x, "float32"), output, rest, trained, self.devices[0])
+            for (output, *rest), (x, _) in zip(found, calls, strict=True)
+        ]
 
     def execute(self, quantizer: Any, x: Array, mode: str, *, training: bool, upstream: Array | None) -> Run:
         trained = {} if upstream is None else self.trained(quantizer)

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -34,7 +34,7 @@ def execute(
 
     def step(given: Tensor) -> list[Tensor]:
         if upstream is None:
-            found: list[Any] = [call(given), None]
+            found = [call(given), None]
         else:
             up = ops.reshape(ops.convert_to_tensor(upstream), ops.shape(given))
             found = pull_back(call, given, variables, up)
@@ -46,7 +46,10 @@ def execute(
 
         shape = (None, *x.shape[1:]) if mode == UNKNOWN_BATCH and x.ndim else x.shape
         signature = [tf.TensorSpec(shape, tf.float32)]
-        results = iter(tf.function(step, input_signature=signature, jit_compile=mode == "XLA")(tf.constant(x)))
+        compiled = tf.function(
+            step, input_signature=signature, jit_compile=mode == "XLA", autograph=False
+        )  # as `fit` does
+        results = iter(compiled(tf.constant(x)))
     else:
         import jax
 
@@ -56,6 +59,45 @@ def execute(
 
         results = iter(jax.jit(stateless)(x))
     return [None if gone else next(results) for gone in missing]
+
+
+def interleave(
+    call: Callable[[Tensor], Tensor],
+    calls: Sequence[tuple[Array, Array]],
+    order: Sequence[int],
+    variables: Mapping[str, keras.Variable],
+) -> list[list[Any]]:
+    """Return for each call what `pull_back` returns, where all are called before the first gradient is taken."""
+    values, found = [variable.value for variable in variables.values()], {}
+    if ENGINE == "tensorflow":
+        import tensorflow as tf
+
+        taken = []
+        for x, upstream in calls:
+            given = tf.constant(x)
+            with tf.GradientTape() as tape:
+                tape.watch(given)
+                output = call(given)
+            taken.append((tape, given, output, tf.constant(upstream)))
+        for index in order:
+            tape, given, output, up = taken[index]
+            found[index] = [output, *tape.gradient(output, [given, *values], up)]
+    elif ENGINE == "jax":
+        import jax
+
+        def function(x: Tensor, values: list[Tensor]) -> Tensor:
+            with keras.StatelessScope(list(zip(variables.values(), values, strict=True))):
+                return call(x)
+
+        pulled = [jax.vjp(function, jax.numpy.asarray(x), values) for x, _ in calls]
+        for index in order:
+            output, pull = pulled[index]
+            d_x, d_values = pull(jax.numpy.asarray(calls[index][1]))
+            found[index] = [output, d_x, *d_values]
+    else:
+        for index, (x, upstream) in enumerate(calls):
+            found[index] = pull_back(call, ops.convert_to_tensor(x), variables, upstream)
+    return [found[index] for index in range(len(calls))]
 
 
 def second_derivative(call: Callable[[Tensor], Tensor], x: Array, upstream: Array, direction: Array) -> Any:

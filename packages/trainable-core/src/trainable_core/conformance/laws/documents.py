@@ -71,7 +71,7 @@ def state_round_trip(subject: Subject, case: Case) -> None:
 
 @law("A checkpoint of another model must not be half loaded; files are written in any order.", kind=Kind(tensor=False))
 def incomplete_states(subject: Subject, case: Case) -> None:
-    """A state is loaded in whatever order its entries are; one that lacks an entry, or has a foreign one, is refused."""
+    """A state is loaded in any order of its entries; one that lacks an entry, or has a foreign one, is refused."""
     quantizer = subject.quantizer(case)
     state = dict(subject.adapter.entries(quantizer))
     require("entries of the state", state or not quantizer.variable_names, quantizer.variable_names, list(state))

@@ -125,7 +125,9 @@ def nonfinite_inputs(subject: Subject, case: Case) -> None:
             continue
         require("gradient of infinities is finite", np.isfinite(_given(got.x)), "finite numbers", got.x)
         for name, gradient in got.variables.items():
-            require(f"gradient of {name} beside infinities is finite", np.isfinite(gradient), "finite numbers", gradient)
+            require(
+                f"gradient of {name} beside infinities is finite", np.isfinite(gradient), "finite numbers", gradient
+            )
 
 
 EXTREME = np.array([np.inf, -np.inf, 3e38, -3e38, 0], np.float32)

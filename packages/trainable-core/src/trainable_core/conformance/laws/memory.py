@@ -23,10 +23,10 @@ MODERATE = Kind(moderate=True, finite=True)
 def memory_layout(subject: Subject, case: Case) -> None:
     """Values and gradients do not depend on how the input and the upstream gradient lie in memory."""
     plain = replace(subject, way=replace(PLAIN, input_gradient=subject.way.input_gradient))
+    x = subject.normal(case.x)
     for training in (False, True):
         expected, got = (
-            each.run(each.quantizer(case), case.x, training=training, upstream=case.upstream)
-            for each in (plain, subject)
+            each.run(each.quantizer(case), x, training=training, upstream=case.upstream) for each in (plain, subject)
         )
         same_bits(f"values of {subject.way.layout} input", got.values, expected.values)
         if got.x is not None and expected.x is not None:
@@ -45,6 +45,7 @@ def tensor_size(subject: Subject, case: Case) -> None:
     """A tensor that repeats a smaller one has its values and its input gradients, repeated."""
     if not case.x.size or not case.x.ndim:
         return
+    case = replace(case, x=subject.normal(case.x))
     axis, times = case.repeats
     if times == 1:
         channels = case.config.channels_axis
@@ -56,9 +57,7 @@ def tensor_size(subject: Subject, case: Case) -> None:
     small, upstream = whole.part
     for training in (False, True):
         expected = subject.run(subject.quantizer(case, small.shape), small, training=training, upstream=upstream)
-        got = subject.run(
-            subject.quantizer(case, whole.x.shape), whole.x, training=training, upstream=whole.upstream
-        )
+        got = subject.run(subject.quantizer(case, whole.x.shape), whole.x, training=training, upstream=whole.upstream)
         same_bits(f"values of {whole.x.size} elements", got.values, np.concatenate([expected.values] * times, axis))
         if got.x is not None and expected.x is not None:
             repeated = np.concatenate([expected.x] * times, axis)

@@ -31,7 +31,7 @@ def rounded(values: NDArray[Any], dtype: str) -> NDArray[Any]:
 def dtype_gradients(subject: Subject, case: Case) -> None:
     """In every dtype, gradients are those of the float32 computation; the input's has the input's dtype."""
     for dtype in subject.adapter.dtypes[1:]:
-        x = np.asarray(rounded(case.x, dtype), np.float32)
+        x = np.asarray(rounded(subject.normal(case.x), dtype), np.float32)
         x = np.where(np.isfinite(x), x, np.float32(0))
         for training in (False, True):
             got = subject.run(subject.quantizer(case), x, training=training, dtype=dtype, upstream=case.upstream)

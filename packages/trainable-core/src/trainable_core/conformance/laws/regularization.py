@@ -26,7 +26,11 @@ def _at(subject: Subject, case: Case, values: dict[str, Any]) -> float | None:
     return None if term is None else term[0]
 
 
-@law("A term whose gradient is cut off, or has the wrong sign, pulls nothing where it should.", kind=SMALL, about=repeatable)
+@law(
+    "A term whose gradient is cut off, or has the wrong sign, pulls nothing where it should.",
+    kind=SMALL,
+    about=repeatable,
+)
 def regularization_gradient(subject: Subject, case: Case) -> None:
     """The term for the loss is a finite number, the reference's if there is one, and its gradients are its own."""
     quantizer = subject.quantizer(case)

@@ -41,7 +41,7 @@ def schedule_count(subject: Subject, case: Case) -> None:
     subject.deployed(evaluated, case.x)
     compared(subject, "after evaluations", case, evaluated, subject.quantizer(case))
     for calls in (1, 2):
-        subject.run(called, case.x, training=True, upstream=case.upstream)
+        subject.values(called, case.x, training=True)
         expected = subject.quantizer(replace(case, steps=case.steps + calls * counted))
         compared(subject, f"after {calls} training calls", case, subject.adapter.copy(called), expected)
 

@@ -57,16 +57,16 @@ def interleaved_calls(subject: Subject, case: Case) -> None:
             same_sums(f"gradient, {what},", got[index].variables, expected[index].variables, got[index], upstream)
 
 
-@law(
-    "Large batches are accumulated: several backward passes, then one step.", kind=MODERATE, about=repeatable
-)
+@law("Large batches are accumulated: several backward passes, then one step.", kind=MODERATE, about=repeatable)
 def accumulation(subject: Subject, case: Case) -> None:
     """Gradients of several backward passes add up."""
     calls = [(case.x, case.upstream), (case.x * np.float32(0.5), case.upstream)]
     alone = subject.quantizer(case)
     runs = [subject.run(alone, x, training=True, upstream=upstream) for x, upstream in calls]
     got = subject.adapter.accumulate(subject.quantizer(case), calls)
-    require("variables with gradients", sorted(got) == sorted(runs[0].variables), sorted(runs[0].variables), sorted(got))
+    require(
+        "variables with gradients", sorted(got) == sorted(runs[0].variables), sorted(runs[0].variables), sorted(got)
+    )
     for name, gradient in got.items():
         parts = [run.variables[name].astype(np.float64) for run in runs]
         # each part is a sum in an order of its own; see `law.same_sums`
@@ -119,9 +119,7 @@ def _doubled(params: Any) -> dict[str, Any]:
     }
 
 
-@law(
-    "A model is calibrated again on better data; the optimizer that was made before holds its variables.", kind=SMALL
-)
+@law("A model is calibrated again on better data; the optimizer that was made before holds its variables.", kind=SMALL)
 def recalibration(subject: Subject, case: Case) -> None:
     """A second calibration gives what a first one with its numbers gives, in the same variables."""
     config = case.config
@@ -150,6 +148,7 @@ def load_then_deploy(subject: Subject, case: Case) -> None:
     move(quantizer, (2.0,))
     subject.values(quantizer, case.x)
     subject.values(quantizer, case.x, training=True)
+    subject.deployed(quantizer, case.x)
     subject.adapter.restore(quantizer, subject.adapter.save(source))
     expected = subject.values(source, case.x)
     same_bits("values deployed after loading", subject.deployed(quantizer, case.x), expected)
