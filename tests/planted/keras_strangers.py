@@ -111,6 +111,12 @@ class SoundOwn(Own):
 SOUND = [SoundTutorial, SoundOwn]
 
 
+def rebuilt(quantizer, memo):
+    """Return a deep copy of a quantizer whose class has a `__deepcopy__`."""
+    make, arguments = quantizer.__reduce__()
+    return make(*copy.deepcopy(arguments, memo))
+
+
 class Shipped:
     """A deployed quantizer that is a formula."""
 
@@ -255,8 +261,6 @@ class HalfInBackward(Own):
 @broken("interleaved_calls")
 class KeepsItsMaskOnSelf(Own):
     """The backward pass reads the mask from the quantizer, where the next forward has put another one."""
-
-    memory: dict[str, Any] = {}
 
     def fake_quantize(self, x, grid, training):
         low, high = grid.ends
@@ -423,7 +427,7 @@ class CopyStartsOver(DqaQuantizer):
     """A copy's schedule starts again."""
 
     def __deepcopy__(self, memo):
-        again = copy._reconstruct(self, memo, *self.__reduce_ex__(4))
+        again = rebuilt(self, memo)
         again.step.assign(0)
         return again
 
@@ -572,7 +576,7 @@ class DrawsInEval(Tutorial):
 
     def fake_quantize(self, x, grid, training):
         if not training:
-            random.random()
+            random.random()  # noqa: S311 - the mistake
         return super().fake_quantize(x, grid, training)
 
 
@@ -639,12 +643,10 @@ class ByRule(Tutorial):
             held = k.minimum(k.maximum(steps, low), high)
             slope = self.slope(ops.round_half_up(held) - k.where(within, steps, 0.0), x)
             axes = tuple(axis for axis, size in enumerate(scale.shape) if size == 1)
-            summed = (
-                k.sum(upstream * slope, axis=axes or None, keepdims=bool(axes)) if count(x) else k.zeros_like(scale)
-            )
-            return k.where(within, upstream, 0.0), k.reshape(summed, scale.shape) if len(axes) < len(
-                x.shape
-            ) or not scale.shape else k.reshape(summed, scale.shape)
+            if not count(x):
+                return upstream, k.zeros_like(scale)
+            summed = k.sum(upstream * slope, axis=axes, keepdims=True) if axes else k.sum(upstream * slope)
+            return k.where(within, upstream, 0.0), k.reshape(summed, scale.shape)
 
         def forward(x, scale):
             return k.copy(

@@ -127,6 +127,14 @@ class SoundOwn(Own):
 SOUND = [SoundTutorial, SoundOwn]
 
 
+def rebuilt(quantizer, memo):
+    """Return a deep copy of a quantizer whose class has a `__deepcopy__`."""
+    again = type(quantizer).__new__(type(quantizer))
+    memo[id(quantizer)] = again
+    again.__setstate__(copy.deepcopy(quantizer.__dict__, memo))
+    return again
+
+
 # ---- how a tensor lies in memory, and how large it is ---------------------------------------------------------------
 
 
@@ -382,8 +390,7 @@ class KeepsItsInputOnSelf(Own):
 
     def __deepcopy__(self, memo):
         self.__dict__.pop("memory", None)
-        again = self.__reduce_ex__(4)
-        return copy._reconstruct(self, memo, *again)
+        return rebuilt(self, memo)
 
 
 @broken("interleaved_calls")
@@ -650,7 +657,7 @@ class CopyStartsOver(DqaQuantizer):
     """A copy's schedule starts again."""
 
     def __deepcopy__(self, memo):
-        again = copy._reconstruct(self, memo, *self.__reduce_ex__(4))
+        again = rebuilt(self, memo)
         again.step.zero_()
         return again
 
@@ -661,7 +668,7 @@ class SharedStep(DqaQuantizer):
 
     def __deepcopy__(self, memo):
         memo[id(self.step)] = self.step
-        return copy._reconstruct(self, memo, *self.__reduce_ex__(4))
+        return rebuilt(self, memo)
 
 
 @broken("regularization_gradient", identifier="DQA")
@@ -778,7 +785,7 @@ class DrawsInEval(Tutorial):
 
     def fake_quantize(self, x, grid, training):
         if not training:
-            random.random()
+            random.random()  # noqa: S311 - the mistake
         return super().fake_quantize(x, grid, training)
 
 
@@ -819,7 +826,7 @@ class OutputBuffer(Own):
 
     def fake_quantize(self, x, grid, training):
         values = super().fake_quantize(x, grid, training)
-        if training or (torch.is_grad_enabled() and x.requires_grad and x.numel() > 64):
+        if training:
             return values
         buffers = self.__dict__.setdefault("buffers", {})
         buffer = buffers.setdefault(
@@ -829,7 +836,7 @@ class OutputBuffer(Own):
 
     def __deepcopy__(self, memo):
         self.__dict__.pop("buffers", None)
-        return copy._reconstruct(self, memo, *self.__reduce_ex__(4))
+        return rebuilt(self, memo)
 
 
 class Into(torch.autograd.Function):
@@ -877,7 +884,7 @@ class LambdaAttribute(Tutorial):
 
     def __init__(self, quantization_config, freeze_quant_params=False):
         super().__init__(quantization_config, freeze_quant_params)
-        self.rounding = lambda steps: Round.apply(steps)
+        self.rounding = lambda steps: Round.apply(steps)  # noqa: PLW0108 - the mistake
 
     def codes(self, steps):
         return self.rounding(steps)
@@ -930,7 +937,7 @@ class HalvesItsThreshold(Tutorial):
     """Variables are cast with the model."""
 
     def _apply(self, fn, recurse=True):
-        return nn.Module._apply(self, fn, recurse)
+        return nn.Module._apply(self, fn, recurse)  # noqa: SLF001 - the mistake
 
 
 # ---- gradients where tests seldom look ------------------------------------------------------------------------------
@@ -1001,7 +1008,7 @@ class NothingForAFixedInput(ByRule):
 
 @broken("variable_gradients")
 class SumsOverTheFirstAxes(ByRule):
-    """The threshold's gradient is summed over the first three axes: linear and small convolutions alone have no more."""
+    """Half of the threshold's gradient is lost where a tensor has more than three axes."""
 
     def gradients(self, x, scale, upstream, needs):
         d_x, d_scale = super().gradients(x, scale, upstream, needs)
