@@ -238,7 +238,7 @@ def mutants(module: str, source: str) -> Iterator[tuple[Mutant, CodeType]]:
         yield Mutant(module, getattr(node, "lineno", 0), change, place), code
 
 
-class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Imports one module from other code."""
 
     def __init__(self, module: str, code: CodeType) -> None:
@@ -267,7 +267,7 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 def rejected(backend: str, target: Target, code: CodeType | None, stages: Sequence[int]) -> str:
     """Return the law that rejects a module's code, or an empty text; run in a process of its own."""
     if code is not None:
-        sys.meta_path.insert(0, _Finder(target.module, code))
+        sys.meta_path.insert(0, Finder(target.module, code))
     try:
         from trainable_core.conformance import LAWS, try_law  # noqa: PLC0415 - the process decides when
         from trainable_core.conformance.suite import subjects  # noqa: PLC0415
@@ -312,16 +312,19 @@ def in_a_process(backend: str, target: Target, code: CodeType | None, stages: Se
     return answer or "timeout"
 
 
+def path_of(module: str) -> Path:
+    """Return the file of a module of ours, without importing it."""
+    package, *names = module.split(".")
+    return Path(ROOT, "packages", package.replace("_", "-"), "src", package, *names).with_suffix(".py")
+
+
 def run(backend: str, chosen: Sequence[Target], sample: float, seed: int) -> dict[str, Any]:
     """Try the mutants of some modules; return a document."""
     random.seed(seed)
     rows: list[dict[str, Any]] = []
     for target in chosen:
         os.environ.update(dict(target.environment))
-        spec = importlib.util.find_spec(target.module.partition(".")[0])
-        assert spec is not None  # noqa: S101
-        assert spec.submodule_search_locations is not None  # noqa: S101
-        path = Path(spec.submodule_search_locations[0], *target.module.split(".")[1:]).with_suffix(".py")
+        path = path_of(target.module)
         started, counted = time.monotonic(), Counter[str]()
         sound = in_a_process(backend, target, None, STAGES[:1])
         if sound != "survived":
