@@ -403,7 +403,7 @@ class CountsTwice(DqaQuantizer):
         return values
 
 
-@broken("schedule_count", identifier="DQA")
+@broken("schedule_count")
 class CountsEvaluations(DqaQuantizer):
     """An evaluation counts a step."""
 

@@ -15,7 +15,7 @@ from tests.planted.defect import DEFECTS, SEED, Defect, failures
 
 DOCUMENT = Path(__file__).parents[2] / "docs/conformance.md"
 HEAD = "| planted in {backend} | mistake | caught by | examples |\n|---|---|---|---|\n"
-BEFORE = 3
+BEFORE = 0  # that no other law is the first is what the tests require
 
 
 def marked(backend: str) -> re.Pattern[str]:

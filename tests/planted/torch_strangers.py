@@ -24,7 +24,7 @@ SYMMETRIC, POWER_OF_TWO, UNIFORM = (
     QuantizationMethod.POWER_OF_TWO,
     QuantizationMethod.UNIFORM,
 )
-FEW = 3  # cases of the laws that must hold
+FEW = 2  # cases of the laws that must hold
 
 
 def broken(caught_by: str, method: QuantizationMethod = SYMMETRIC, identifier: str = "STRANGER"):
@@ -511,11 +511,10 @@ class NewParametersAtCalibration(LsqQuantizer):
 
 @broken("load_then_deploy")
 class RemembersWhatItDeployed(Tutorial):
-    """What was deployed is deployed again until the next call in training; loading a state is none."""
+    """What was deployed is deployed again until the next call; loading a state is none."""
 
     def forward(self, inputs, training=None):
-        if training or self.training:
-            self.__dict__["ready"] = None
+        self.__dict__["ready"] = None
         return super().forward(inputs, training)
 
     def assign(self, variable, value):
@@ -633,7 +632,7 @@ class CountsInForwardToo(DqaQuantizer):
         return values
 
 
-@broken("schedule_count", identifier="DQA")
+@broken("schedule_count")
 class CountsEvaluations(DqaQuantizer):
     """An evaluation counts a step."""
 

@@ -7,7 +7,8 @@ import copy
 import gc
 import io
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -186,6 +187,12 @@ class TorchAdapter(BaseAdapter):
 
     def random_states(self) -> dict[str, bytes]:
         return {"torch": torch.get_rng_state().numpy().tobytes()}
+
+    @contextmanager
+    def other_random_state(self) -> Iterator[None]:
+        with torch.random.fork_rng(devices=[]):
+            torch.seed()
+            yield
 
     def cast(self, quantizer: Any, dtype: str) -> Any:
         return nn.ModuleList([quantizer]).to(getattr(torch, dtype))[0]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import pickle
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, Protocol
@@ -187,6 +188,9 @@ class Adapter(Protocol):
     def random_states(self) -> Mapping[str, bytes]:
         """Return a digest of each global random state of the framework."""
 
+    def other_random_state(self) -> AbstractContextManager[None]:
+        """Give a context in which the framework's global random state is another one; after it, it is as before."""
+
     def cast(self, quantizer: Any, dtype: str) -> Any:
         """Return the quantizer as it is after a model that holds it is cast to one of `casts`."""
 
@@ -277,6 +281,10 @@ class BaseAdapter:
         """Return nothing: there is no random state beside Python's and NumPy's."""
         return {}
 
+    def other_random_state(self) -> AbstractContextManager[None]:
+        """Change nothing."""
+        return nullcontext()
+
     def cast(self, quantizer: Any, dtype: str) -> Any:
         """Return the quantizer as it is."""
         del dtype
@@ -292,12 +300,23 @@ def random_states(adapter: Adapter) -> dict[str, bytes]:
 
 @contextmanager
 def nothing_random(adapter: Adapter) -> Iterator[list[str]]:
-    """Give the names of the global random states that what runs inside has changed."""
+    """Give the names of the global random states that what runs inside has changed.
+
+    It begins with states that nobody has seen before, so that setting a seed changes them; they are put back.
+    """
     changed: list[str] = []
-    before = random_states(adapter)
-    yield changed
-    after = random_states(adapter)
-    changed += [name for name, digest in before.items() if after[name] != digest]
+    own, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the global one is meant
+    try:
+        with adapter.other_random_state():
+            random.seed(os.urandom(8))
+            np.random.seed(int.from_bytes(os.urandom(4), "little"))  # noqa: NPY002 - as above
+            before = random_states(adapter)
+            yield changed
+            after = random_states(adapter)
+            changed += [name for name, digest in before.items() if after[name] != digest]
+    finally:
+        random.setstate(own)
+        np.random.set_state(numpy)  # noqa: NPY002 - as above
 
 
 def adapter_of(backend: str) -> Adapter:

@@ -193,6 +193,16 @@ class Subject:
             tie_rule=self.adapter.tie_rule,
         )
 
+    @property
+    def element_by_element(self) -> bool:
+        """Whether an element's value follows from the element alone; a method declares it where it does not."""
+        return bool(getattr(self.method, "depends_on", "element") == "element")
+
+    @property
+    def deploys_values(self) -> bool:
+        """Whether the method deploys its values in the place of the float tensor."""
+        return bool(getattr(self.method, "deploys_values", False))
+
     def normal(self, x: Float32) -> Float32:
         """Return an input without numbers that a backend may treat as zero in one call and not in another."""
         if self.adapter.subnormals:
@@ -240,7 +250,8 @@ class Subject:
         )
 
     def deployed(self, quantizer: Any, x: ArrayLike, dtype: str = "float32") -> NDArray[Any]:
-        """Return what ``quantizer.convert2inferable()`` gives for `x`."""
+        """Return what ``quantizer.convert2inferable()`` gives for `x`, or for its values where these are deployed."""
+        x = self.values(quantizer, x) if self.deploys_values else x
         return self.adapter.deployed(quantizer)(np.asarray(x), dtype, self.way).values
 
     def values(self, quantizer: Any, x: ArrayLike, *, training: bool = False) -> NDArray[Any]:

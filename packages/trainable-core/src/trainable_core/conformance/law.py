@@ -32,7 +32,7 @@ def repeatable(subject: Subject) -> bool:
 
 def elementwise(subject: Subject) -> bool:
     """Apply a law where an element's values are its own, in training too, and the same each time."""
-    return not subject.random and not getattr(subject.method, "whole_tensor", False)
+    return not subject.random and subject.element_by_element
 
 
 @dataclass(frozen=True)

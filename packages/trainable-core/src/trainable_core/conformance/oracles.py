@@ -128,7 +128,10 @@ def by_surrogate(quantizer: Any, case: Case, upstream: Float32) -> Expected:
     d_x = (value(x + h, at) - value(x - h, at)) / (2 * h)
     d_scale = _difference(value, x, at, "scale", STEP * at.scale / (single.quant_max - single.quant_min))
     d_zero = _difference(value, x, at, "zero_point", np.full(at.scale.shape, STEP))
-    allowed = np.abs(upstream) * CURVATURE * np.maximum(1.0, np.abs(d_x / np.where(upstream == 0, 1, upstream)))
+    # A float32 quotient is off by up to ``2**n_bits * 2**-24`` step, and the slope of a surrogate that looks at the
+    # place between two codes is taken to change by no more than four over a step.
+    curvature = CURVATURE + 4 * (single.quant_max - single.quant_min + 1) * 2.0**-24
+    allowed = np.abs(upstream) * curvature * np.maximum(1.0, np.abs(d_x / np.where(upstream == 0, 1, upstream)))
     if not quantizer.learns_grid:
         return Expected(d_x, allowed, {}, {})
     reach = float(single.quant_max - single.quant_min)
@@ -136,7 +139,7 @@ def by_surrogate(quantizer: Any, case: Case, upstream: Float32) -> Expected:
     sizes_zero = at.reduce(np.abs(upstream) * at.along(x.ndim).scale)
     learned = GridGradients(at.reduce(d_scale), at.reduce(d_zero), sizes, sizes_zero)
     expected, variables_allowed = through_variables(quantizer, case, learned)
-    factor = CURVATURE / ((case.x.size + 16) * EPSILON)  # the curvature's error instead of float32's
+    factor = curvature / ((case.x.size + 16) * EPSILON)  # the curvature's error instead of float32's
     return Expected(d_x, allowed, expected, {name: value * factor for name, value in variables_allowed.items()})
 
 

@@ -116,7 +116,7 @@ def corners(subject: Subject, kind: Kind) -> list[Corner]:
         made.append(Corner(rank=ranks.get(layout, 3), way=Way(upstream=layout)))
     if kind.fixed_input:
         made += [Corner(way=Way(input_gradient=False)), Corner(rank=4, way=Way(input_gradient=False))]
-    return made + [Corner(rank=2, size=size) for size in adapter.sizes]
+    return made + [Corner(rank=4, size=size) for size in adapter.sizes]
 
 
 class Source:

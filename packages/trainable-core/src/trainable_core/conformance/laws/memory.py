@@ -8,7 +8,7 @@ import numpy as np
 
 from trainable_core.conformance.adapter import PLAIN
 from trainable_core.conformance.case import Case, Subject
-from trainable_core.conformance.law import elementwise, law, repeatable, same_bits, same_sums
+from trainable_core.conformance.law import elementwise, law, same_bits, same_sums
 from trainable_core.conformance.strategies import Kind
 
 MODERATE = Kind(moderate=True, finite=True)
@@ -18,7 +18,7 @@ MODERATE = Kind(moderate=True, finite=True)
     "Transposed weights, slices and channels-last images are the same tensors; a loss's sum has a gradient of one "
     "number for all.",
     kind=MODERATE,
-    about=repeatable,
+    about=elementwise,
 )
 def memory_layout(subject: Subject, case: Case) -> None:
     """Values and gradients do not depend on how the input and the upstream gradient lie in memory."""

@@ -94,7 +94,8 @@ def convert_midway(subject: Subject, case: Case) -> None:
     for each in (straight, quantizer):
         train(subject, each, case)
     deployed = subject.adapter.deployed(quantizer)
-    first = deployed(case.x, "float32", subject.way).values
+    given = subject.values(quantizer, case.x) if subject.deploys_values else case.x
+    first = deployed(given, "float32", subject.way).values
     for _ in range(2):
         expected, got = (
             subject.run(each, case.x, training=True, upstream=case.upstream) for each in (straight, quantizer)
@@ -107,7 +108,7 @@ def convert_midway(subject: Subject, case: Case) -> None:
         for each in (straight, quantizer):
             train(subject, each, case)
     move(quantizer, (3.0,))
-    again = deployed(case.x, "float32", subject.way).values
+    again = deployed(given, "float32", subject.way).values
     same_bits("what was deployed before the training went on", again, first)
 
 
