@@ -22,6 +22,7 @@ import random
 import signal
 import sys
 import time
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -32,10 +33,13 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/results"
 SLOW = {"no_framework_leak"}  # starts an interpreter; about imports
-STAGES = (4, 24)
+STAGES = (3, 12)
 """Cases per law: of a first look, and for what survives it."""
 TIMEOUT = 120
 """Seconds after which a mutant counts as rejected: a loop that never ends."""
+
+Row = dict[str, Any]
+"""A mutant and what rejected it."""
 
 BINARY: dict[type[ast.operator], type[ast.operator]] = {
     ast.Add: ast.Sub,
@@ -84,19 +88,21 @@ TARGETS = {
         Target("trainable_torch.quantizers.ste", ("STE",)),
         Target("trainable_torch.quantizers.lsq", ("LSQ",)),
         Target("trainable_torch.quantizers.dqa", ("DQA",)),
+        Target("trainable_torch.quantizers.base", ("LSQ",)),
         Target("trainable_torch.annealing", ("DQA",)),
-        Target("trainable_torch.grid", (), PLAIN),
-        Target("trainable_torch.kernels.plain", (), PLAIN),
-        Target("trainable_torch.kernels.passes", (), PASSES),
-        Target("trainable_torch.kernels.fake_quantization", (), PASSES),
+        Target("trainable_torch.grid", ("LSQ",), PLAIN),
+        Target("trainable_torch.kernels.plain", ("STE", "LSQ"), PLAIN),
+        Target("trainable_torch.kernels.passes", ("STE", "LSQ"), PASSES),
+        Target("trainable_torch.kernels.fake_quantization", ("STE", "LSQ"), PASSES),
     ],
     "keras": [
         Target("trainable_keras.quantizers.ste", ("STE",)),
         Target("trainable_keras.quantizers.lsq", ("LSQ",)),
         Target("trainable_keras.quantizers.dqa", ("DQA",)),
+        Target("trainable_keras.quantizers.base", ("LSQ",)),
         Target("trainable_keras.keras3.annealing", ("DQA",)),
-        Target("trainable_keras.grid"),
-        Target("trainable_keras.ops"),
+        Target("trainable_keras.grid", ("LSQ",)),
+        Target("trainable_keras.ops", ("STE", "LSQ")),
     ],
 }
 WARM = {"torch": ("torch", "mct_quantizers"), "keras": ("keras", "tensorflow", "mct_quantizers")}
@@ -231,10 +237,12 @@ def mutants(module: str, source: str) -> Iterator[tuple[Mutant, CodeType]]:
         node, other = again.found[place]
         change = f"{ast.unparse(node)} -> {ast.unparse(other)}"
         broken = ast.fix_missing_locations(_Replace(node, other).visit(fresh))
-        try:
-            code = compile(broken, module, "exec")
-        except (SyntaxError, TypeError, ValueError):
-            continue
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a mutant may be odd
+            try:
+                code = compile(broken, module, "exec")
+            except (SyntaxError, TypeError, ValueError):
+                continue
         yield Mutant(module, getattr(node, "lineno", 0), change, place), code
 
 
@@ -318,35 +326,57 @@ def path_of(module: str) -> Path:
     return Path(ROOT, "packages", package.replace("_", "-"), "src", package, *names).with_suffix(".py")
 
 
-def run(backend: str, chosen: Sequence[Target], sample: float, seed: int) -> dict[str, Any]:
-    """Try the mutants of some modules; return a document."""
-    random.seed(seed)
-    rows: list[dict[str, Any]] = []
-    for target in chosen:
+def chosen_mutants(targets: Sequence[Target], sample: float, seed: int) -> list[tuple[Target, Mutant, CodeType]]:
+    """Return a sample of the mutants of some modules, in an order in which every beginning is a fair sample too."""
+    drawn = random.Random(seed)  # noqa: S311 - a sample, no secret
+    made = [
+        (target, mutant, code)
+        for target in targets
+        for mutant, code in mutants(target.module, path_of(target.module).read_text(encoding="utf-8"))
+    ]
+    drawn.shuffle(made)
+    return made[: round(sample * len(made))]
+
+
+def run(backend: str, targets: Sequence[Target], sample: float, seed: int, log: Path, seconds: float) -> list[Row]:
+    """Try mutants until the time is over; what is in the log was tried before. Return a row for each that was tried."""
+    started = time.monotonic()
+    rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.exists() else []
+    done = {(row["module"], row["place"]) for row in rows}
+    sound: set[str] = set()
+    for target, mutant, code in chosen_mutants(targets, sample, seed):
+        if (mutant.module, mutant.place) in done:
+            continue
+        if time.monotonic() - started > seconds:
+            break
         os.environ.update(dict(target.environment))
-        path = path_of(target.module)
-        started, counted = time.monotonic(), Counter[str]()
-        sound = in_a_process(backend, target, None, STAGES[:1])
-        if sound != "survived":
-            message = f"{target.module} is rejected as it is: {sound}"
-            raise SystemExit(message)
-        for mutant, code in mutants(target.module, path.read_text(encoding="utf-8")):
-            if random.random() >= sample:  # noqa: S311 - a sample, no secret
-                continue
-            by = in_a_process(backend, target, code, STAGES)
-            counted["survived" if by == "survived" else "rejected"] += 1
-            rows.append({**asdict(mutant), "by": by})
-            if by == "survived":
-                print(f"  survived {mutant.module}:{mutant.line} {mutant.change}", flush=True)
-        seconds = time.monotonic() - started
-        print(f"{target.module}: {dict(counted)} in {seconds:.0f} s", flush=True)
+        if target.module not in sound:
+            by = in_a_process(backend, target, None, STAGES[:1])
+            if by != "survived":
+                message = f"{target.module} is rejected as it is: {by}"
+                raise SystemExit(message)
+            sound.add(target.module)
+        by = in_a_process(backend, target, code, STAGES)
         for name, _ in target.environment:
             os.environ.pop(name)
+        rows.append({**asdict(mutant), "by": by})
+        with log.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(rows[-1]) + "\n")
+        print(f"{by:<24} {mutant.module}:{mutant.line} {mutant.change}", flush=True)
+    return rows
+
+
+def summary(backend: str, rows: Sequence[Row], all_mutants: int) -> dict[str, Any]:
+    """Return a document on the mutants that were tried."""
     survived = [row for row in rows if row["by"] == "survived"]
+    modules = Counter(row["module"] for row in rows)
+    kept = Counter(row["module"] for row in survived)
     return {
         "backend": backend,
-        "mutants": len(rows),
+        "mutants": all_mutants,
+        "tried": len(rows),
         "rejected": len(rows) - len(survived),
+        "modules": {name: f"{count - kept[name]} of {count}" for name, count in sorted(modules.items())},
         "by": dict(Counter(row["by"] for row in rows).most_common()),
         "survived": survived,
     }
@@ -356,19 +386,24 @@ def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("backend", choices=sorted(TARGETS))
-    parser.add_argument("--module", action="append", help="only this module")
+    parser.add_argument("--module", action="append", help="only this module; may be given more than once")
     parser.add_argument("--sample", type=float, default=1.0, help="share of the mutants that are tried")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the sample")
+    parser.add_argument("--seed", type=int, default=0, help="seed of their order")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no further one after this time")
+    parser.add_argument("--log", type=Path, help="file of results, one a line; what is in it is not tried again")
     parser.add_argument("--write", action="store_true", help="write the document into benchmarks/results")
     arguments = parser.parse_args()
     for name in WARM[arguments.backend]:
         importlib.import_module(name)
     importlib.import_module("trainable_core.conformance.strategies")
-    chosen = [each for each in TARGETS[arguments.backend] if not arguments.module or each.module in arguments.module]
-    document = run(arguments.backend, chosen, arguments.sample, arguments.seed)
+    backend = arguments.backend
+    targets = [each for each in TARGETS[backend] if not arguments.module or each.module in arguments.module]
+    log = arguments.log or ROOT / ".nox" / f"mutation-{backend}.jsonl"
+    rows = run(backend, targets, arguments.sample, arguments.seed, log, arguments.seconds)
+    document = summary(backend, rows, len(chosen_mutants(targets, 1.0, 0)))
     print(json.dumps({name: value for name, value in document.items() if name != "survived"}, indent=2))
     if arguments.write:
-        path = RESULTS / f"mutation-{arguments.backend}.json"
+        path = RESULTS / f"mutation-{backend}.json"
         path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 

@@ -151,7 +151,7 @@ def test_moving_multiplies_grid_variables():
 @pytest.mark.parametrize("law", [law for law in LAWS.values() if law.about(SUBJECTS[0])], ids=lambda law: law.name)
 @every_subject
 def test_the_reference_keeps_every_law(law, subject):
-    verdict = try_law(law, subject)
+    verdict = try_law(law, subject, examples=20)
     assert verdict.holds, verdict.counterexample
 
 

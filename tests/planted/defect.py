@@ -22,7 +22,7 @@ class Defect:
     cls: type[Any]
     caught_by: str
     before: int | None = None
-    """Cases of the laws that must hold; None for as many as the test of the backend has."""
+    """Cases of the laws that must hold; None for as many as the test of the backend has, 0 to try none of them."""
 
     def __str__(self) -> str:
         return self.cls.__name__

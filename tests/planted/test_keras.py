@@ -25,7 +25,7 @@ SLOW = {"no_framework_leak"}  # starts a process with the framework; the sound c
 
 @pytest.mark.parametrize("defect", PLANTED, ids=str)
 def test_a_planted_defect_is_rejected(defect: Defect):
-    first = next(failures(defect.cls, defect.caught_by, defect.before or BEFORE), None)
+    first = next(failures(defect.cls, defect.caught_by, BEFORE if defect.before is None else defect.before), None)
     assert first is not None, f"nothing rejects {defect}: {defect.mistake}"
     assert first.law.name == defect.caught_by, first.counterexample
 

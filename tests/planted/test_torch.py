@@ -54,7 +54,7 @@ ALONE = {
 
 @pytest.mark.parametrize("defect", PLANTED, ids=str)
 def test_a_planted_defect_is_rejected(defect: Defect):
-    found = failures(defect.cls, defect.caught_by, defect.before or BEFORE)
+    found = failures(defect.cls, defect.caught_by, BEFORE if defect.before is None else defect.before)
     first = next(found, None)
     assert first is not None, f"nothing rejects {defect}: {defect.mistake}"
     assert first.law.name == defect.caught_by, first.counterexample

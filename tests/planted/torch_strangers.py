@@ -14,6 +14,7 @@ from mct_quantizers import QuantizationMethod, QuantizationTarget, mark_quantize
 from torch import Tensor, nn
 
 from tests.planted.defect import planted
+from trainable_core.reference import lsq
 from trainable_torch import BasePytorchTrainableQuantizer, Grid, ops
 from trainable_torch.quantizers.dqa import DqaQuantizer
 from trainable_torch.quantizers.lsq import LsqQuantizer
@@ -305,9 +306,9 @@ class ProductOfMasks(torch.autograd.Function):
     """LSQ with its cases added up as products with masks."""
 
     @staticmethod
-    def forward(ctx, x, scale, values, low, high):
+    def forward(ctx, x, scale, values, low, high, factor):
         ctx.save_for_backward(x, scale)
-        ctx.ends = low, high
+        ctx.ends, ctx.factor = (low, high), factor
         return values.clone()
 
     @staticmethod
@@ -317,19 +318,18 @@ class ProductOfMasks(torch.autograd.Function):
         steps = x * scale.reciprocal()
         inside = ((steps > low) & (steps < high)).float()
         slope = inside * (steps.round() - steps) + (steps >= high) * high + (steps <= low) * low
-        d_scale = (upstream * slope).sum_to_size(scale.shape)
-        return upstream * inside, d_scale, None, None, None
+        d_scale = (upstream * slope).sum_to_size(scale.shape) * ctx.factor
+        return upstream * inside, d_scale, None, None, None, None
 
 
-@broken("nonfinite_inputs")
-class MaskedByAProduct(BasePytorchTrainableQuantizer):
+@broken("nonfinite_inputs", identifier="LSQ")
+class MaskedByAProduct(LsqQuantizer):
     """Outside of the range the rounding error is multiplied by zero; that of an infinity is not a number."""
-
-    learns_grid = True
 
     def fake_quantize(self, x, grid, training):
         values = ops.snap(x.detach(), grid.scale.detach(), *grid.ends)
-        return ProductOfMasks.apply(x, grid.scale, values, *grid.ends)
+        factor = lsq.gradient_scale(x.numel() // max(grid.scale.numel(), 1), grid.quant_max)
+        return ProductOfMasks.apply(x, grid.scale, values, *grid.ends, factor)
 
 
 @broken("nonfinite_inputs")

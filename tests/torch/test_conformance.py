@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 FEW = 5  # what is tested here is the way in; the laws have their own number of cases
 
 
-@conformance_checks(backend="torch", plugin="torch")
+@conformance_checks(backend="torch", plugin="torch", examples=5)  # for each of 18 quantizers: 90 cases per law
 def test_built_in_quantizers_keep_every_law(check):
     check()
 

@@ -188,7 +188,9 @@ def shapes(source: Source, kind: Kind, corner: Corner) -> tuple[int, ...]:
     rank = rank if corner.rank is None else corner.rank
     if rank >= MANY_DIMENSIONS:
         sizes = [min(size, FEW) for size in sizes]
-    if corner.size or corner.way:
+    if corner.size:
+        sizes = [FEW for _ in sizes]
+    if corner.way:
         sizes = [max(size, 1) for size in sizes]
     shape = tuple(sizes[:rank])
     if corner.empty:
@@ -297,7 +299,7 @@ def inputs(source: Source, grid: QParams, shape: tuple[int, ...], kind: Kind) ->
     steps = np.choose(which, [code, code + 0.5, code + 0.5, end, anywhere, anywhere, code, code])
     with np.errstate(over="ignore", under="ignore"):
         values = (steps.astype(np.float32).reshape(shape) * along.scale).astype(np.float32).reshape(size)
-    values = nudged(values, np.where(which == 0, 0, ulps))
+    values = nudged(values, np.where(which <= 1, 0, ulps))  # codes, and one kind of ties, stay as they are
     special = SPECIAL[payload % len(SPECIAL)]
     values = np.choose(which, [values] * 6 + [special, payload.view(np.float32)])
     values = np.where(np.isnan(values), np.float32(-1.5), values)
