@@ -10,7 +10,7 @@ from trainable_core.hookspecs import Backend
 from trainable_core.key import Key
 from trainable_core.reference.method import Method
 from trainable_core.registry.marks import keys_of
-from trainable_core.registry.methods import check_declared, declaration_of
+from trainable_core.registry.methods import check_class, check_declared, declaration_of
 from trainable_core.registry.plugins import Plugin
 
 
@@ -77,6 +77,7 @@ def quantizer_row(plugin: Plugin, cls: Any, backend: str) -> QuantizerRow:
         message = f"{cls.__qualname__} is for backend {own!r}, not {backend!r}; return [] for other names than your own"
         raise TypeError(message)
     methods = tuple(dict.fromkeys(key.method for key in keys))
+    check_class(cls, keys[0].quantizer_id, keys[0].target)
     declared = getattr(cls, "declaration", None)
     if declared is not None and declared.name == keys[0].quantizer_id:
         check_declared(cls, declared, keys[0].target, methods)

@@ -199,7 +199,7 @@ def count_step(quantizers: Iterable[Any], training: Any) -> None:
         each
         for each in quantizers
         if isinstance(each, BaseKerasTrainableQuantizer)
-        and type(each).advance is not BaseTrainableQuantizer.advance
+        and each.has_schedule
         and each.quantization_config.enabled
         and each.calibrated  # if not, its call is refused, and nothing is to have changed
     ]

@@ -103,7 +103,7 @@ class BaseKerasTrainableQuantizer(
         training : bool, optional
             Whether the model trains; by default what Keras says.
         """
-        if training and type(self).advance is not BaseTrainableQuantizer.advance:
+        if training and self.has_schedule:
             self.advance()
         if training:
             term = self.regularization()

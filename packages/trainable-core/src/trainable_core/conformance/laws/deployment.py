@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from trainable_core.conformance.case import Case, Subject, hostile_step, move
+from trainable_core.conformance.declared import deployed_input
 from trainable_core.conformance.law import law, same_bits
 
 
@@ -11,15 +12,16 @@ def deployment(subject: Subject, case: Case) -> None:
     """In eval mode, values are those of ``convert2inferable()``, bit for bit, also after the variables have changed."""
     quantizer = subject.quantizer(case)
     values = subject.values(quantizer, case.x)
-    same_bits("deployed values", subject.adapter.deploy(quantizer, case.x), values)
+    same_bits("deployed values", subject.adapter.deploy(quantizer, deployed_input(subject, quantizer, case)), values)
     move(quantizer, (1.3, 0.7))
     moved = subject.values(quantizer, case.x)
-    same_bits("deployed values after the variables changed", subject.adapter.deploy(quantizer, case.x), moved)
+    given = deployed_input(subject, quantizer, case)
+    same_bits("deployed values after the variables changed", subject.adapter.deploy(quantizer, given), moved)
     hostile_step(subject, quantizer, case, 0)
     hostile = subject.values(quantizer, case.x)
     same_bits(
         "deployed values after an optimizer step with extreme gradients",
-        subject.adapter.deploy(quantizer, case.x),
+        subject.adapter.deploy(quantizer, deployed_input(subject, quantizer, case)),
         hostile,
     )
 
