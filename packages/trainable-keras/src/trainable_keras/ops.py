@@ -41,6 +41,7 @@ class HalfUp:
         self._ste = functools.cache(self._make_ste)
         self._lsq = functools.cache(self._make_lsq)
         self._finite_gradient = functools.cache(self._make_finite_gradient)
+        self._straight_through = functools.cache(self._make_straight_through)
         self._exp2 = functools.cache(self._make_exp2)
 
     def exp2(self, u: Tensor) -> Tensor:
@@ -51,6 +52,20 @@ class HalfUp:
         infinite.
         """
         return self._exp2()(u)
+
+    def straight_through(self, values: Tensor, smooth: Tensor) -> Tensor:
+        """Return `values`, bit for bit, with the gradient of `smooth`.
+
+        It is what ``smooth + stop_gradient(values - smooth)`` means; in float32 that sum is not always `values`.
+
+        Parameters
+        ----------
+        values : Tensor
+            What is returned; it gets no gradient.
+        smooth : Tensor, same shape
+            What the gradient goes to, as it comes.
+        """
+        return self._straight_through()(values, smooth)
 
     def finite_gradient(self, x: Tensor) -> Tensor:
         """Return `x`; what comes back as its gradient and is not finite becomes 0."""
@@ -139,6 +154,18 @@ class HalfUp:
             return (f.where(f.isfinite(upstream), upstream, f.zeros_like(upstream)),)
 
         made: Function = f.with_gradient(identity, backward)
+        return made
+
+    def _make_straight_through(self) -> Function:
+        f = self._f
+
+        def first(values: Tensor, smooth: Tensor) -> Tensor:  # noqa: ARG001 - it gets the gradient
+            return values + 0.0
+
+        def backward(upstream: Tensor, _: Tensor, values: Tensor, __: Tensor) -> tuple[Tensor, ...]:
+            return f.zeros_like(values), upstream
+
+        made: Function = f.with_gradient(first, backward)
         return made
 
     def _make_exp2(self) -> Function:

@@ -25,6 +25,7 @@ __all__ = [
     "lsq_fake_quantize",
     "snap",
     "ste_fake_quantize",
+    "straight_through",
 ]
 
 
@@ -72,6 +73,42 @@ class _Exp2(torch.autograd.Function):
         """Multiply by the derivative, ``2**u ln 2``."""
         (output,) = ctx.saved_tensors
         return upstream * output * math.log(2.0)
+
+
+def straight_through(values: Tensor, smooth: Tensor) -> Tensor:
+    """Return `values`, bit for bit, with the gradient of `smooth`.
+
+    It is what ``smooth + (values - smooth).detach()`` means; in float32 that sum is not always `values`.
+
+    Parameters
+    ----------
+    values : Tensor
+        What is returned; it gets no gradient.
+    smooth : Tensor, same shape
+        What the gradient goes to, as it comes.
+    """
+    result: Tensor = _StraightThrough.apply(values, smooth)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _StraightThrough(torch.autograd.Function):
+    """The first argument, with a gradient for the second."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(values: Tensor, smooth: Tensor) -> Tensor:  # noqa: ARG004 - it gets the gradient
+        """Return the values."""
+        return values.view_as(values)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        """Keep nothing."""
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[None, Tensor]:  # noqa: ARG004 - torch's signature
+        """Pass the gradient to the second argument."""
+        return None, upstream
 
 
 def finite_gradient(x: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from trainable_core.qparams import Float64, QParams
 RELATIVE_STEP = 1e-6
 """Relative distance of the differences of `encode_grid`: in float64, their error is about its square."""
 
-VARIABLE_STEP = 2.0**-12
+VARIABLE_STEP = 2.0**-18
 """Distance of the differences in a method's own variable, relative to it where it is larger than 1."""
 
 Function = Callable[..., Any]

@@ -101,14 +101,21 @@ def through_variables(
     return through_parameters(quantizer, values, found), allowed_through_parameters(quantizer, values, allowed)
 
 
-STEP = 2.0**-12
-"""Distance of the finite differences, in steps of the grid."""
+STEP = 2.0**-20
+"""Distance of the finite differences, in steps of the grid; float64 leaves 2**-32 of a step's derivative."""
+
+MARGIN = 2.0**-10
+"""Distance from ties and ends, in steps of the grid, below which nothing is compared.
+
+It is more than what a difference in the scale or the zero point moves, and than ``2**8 * 2**-24``, by which float32 may
+be off.
+"""
 
 CURVATURE = 2.0**-12
-"""Largest relative error of a central difference.
+"""Largest relative error of a central difference, and of the float32 gradient that is compared with it.
 
-``h**2 / 6 * f'''/f'`` with h = 2**-12 and a surrogate up to 100 times as steep as a straight line leaves
-``100**2 / 6 * 2**-24 < 2**-13``; the other half is for float32.
+A surrogate whose second derivative jumps, as where two pieces of it meet, leaves ``h / 4 * f''/f'``: with h = 2**-20,
+and one up to 100 times as steep as a straight line, below 2**-15.
 """
 
 
@@ -174,7 +181,6 @@ def away_from_kinks(quantizer: Any, case: Case) -> Float32:
     low, high = affine.ends(at, case.x.ndim)
     with np.errstate(invalid="ignore", over="ignore"):
         quotient = case.x.astype(np.float64) / at.along(case.x.ndim).scale
-    # A difference in the scale moves `quotient` by up to STEP inside, one in the zero point moves the ends by STEP.
     to_tie = np.abs(np.abs(quotient - np.rint(quotient)) - 0.5)
     to_end = np.minimum(np.abs(quotient - low), np.abs(quotient - high))
-    return np.where((to_tie > 4 * STEP) & (to_end > 4 * STEP), case.upstream, np.float32(0))
+    return np.where((to_tie > MARGIN) & (to_end > MARGIN), case.upstream, np.float32(0))

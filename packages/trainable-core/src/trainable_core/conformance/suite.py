@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from trainable_core.conformance import laws as _registers_them  # noqa: F401 - a law is registered when its module is imported
 from trainable_core.conformance.adapter import Adapter, adapter_of
 from trainable_core.conformance.case import Case, Counterexample, Subject, Violation, shown
+from trainable_core.conformance.expected import checked_expectations
 from trainable_core.conformance.law import LAWS, Law, named_laws
 from trainable_core.enums import LUT_METHODS
 from trainable_core.errors import InvalidArgumentError, UnsupportedConfigError, nearest
@@ -294,16 +295,8 @@ def conformance_checks(
         raise InvalidArgumentError(
             f"backend {backend!r}, plugin {plugin!r}", "no quantizer is registered to be checked"
         )
-    expected = dict(expected_failures or {})
     names = {str(check) for check in made} | {check.law.name for check in made}
-    for name, reason in expected.items():
-        if name not in names:
-            hint = nearest(name, names).strip().removeprefix("Hint: ")
-            raise InvalidArgumentError(
-                f"expected failure {name!r}", "it is neither a law nor a check of this test", hint
-            )
-        if not reason.strip():
-            raise InvalidArgumentError(f"expected failure {name!r}", "it has no reason", "say why it fails.")
+    expected = checked_expectations(expected_failures or {}, names)
     parameters = []
     for check in made:
         why = expected.get(str(check), expected.get(check.law.name))

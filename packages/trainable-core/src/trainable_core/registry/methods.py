@@ -130,6 +130,21 @@ def check_class(cls: type[Any], name: str, target: QuantizationTarget) -> None:
             raise QuantizerDefinitionError(cls, "it declares grid_parameters, which are trained only with learns_grid")
 
 
+def check_estimator(cls: type[Any]) -> None:
+    """Require that a class says how a tensor is fake-quantized: it has one of the methods that its base names.
+
+    Raises
+    ------
+    QuantizerDefinitionError
+        When it has none of them.
+    """
+    base = next((each for each in cls.__mro__ if "estimated_by" in vars(each)), None)
+    names: tuple[str, ...] = () if base is None else base.estimated_by  # type: ignore[attr-defined] # seen a line above
+    if names and all(getattr(cls, name) is getattr(base, name) for name in names):
+        missing = f"it has no `{names[0]}`, nor any of {', '.join(names[1:])}"
+        raise QuantizerDefinitionError(cls, f"{missing}: nothing says how a tensor is fake-quantized")
+
+
 def check_declared(cls: type[Any], declared: Method, target: QuantizationTarget, grids: tuple[Any, ...]) -> None:
     """Require that a class is marked for nothing, and takes no arguments, but what its ``declaration`` says.
 

@@ -47,6 +47,7 @@ class BaseKerasTrainableQuantizer(
     """
 
     backend: ClassVar[str] = "tf_keras"
+    estimated_by = ("fake_quantize", "quantized", "call", "__call__")
     functions, ops, grids = FUNCTIONS, OPS, GRIDS
     scheduler = KerasLinearAnnealingScheduler
     inferable_class = staticmethod(inferable.class_of)

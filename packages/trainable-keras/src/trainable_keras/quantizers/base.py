@@ -31,6 +31,10 @@ class KerasQuantizer(BaseTrainableQuantizer):
     joins it with a method.
     """
 
+    if TYPE_CHECKING:
+        estimated_by: ClassVar[tuple[str, ...]]
+        """Methods one of which a training method writes."""
+
     functions: ClassVar[Functions]
     """What the framework does with tensors."""
 

@@ -59,6 +59,9 @@ class BasePytorchTrainableQuantizer(
 
     backend: ClassVar[str] = "torch"
 
+    estimated_by: ClassVar[tuple[str, ...]] = ("fake_quantize", "rule", "quantize", "forward", "__call__")
+    """Methods one of which a training method writes."""
+
     scheduler = PytorchLinearAnnealingScheduler
     """Schedule whose step may be a tensor, such as `current_step`."""
 
