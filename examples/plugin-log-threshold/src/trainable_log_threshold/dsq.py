@@ -61,24 +61,25 @@ class Dsq:
         """Return the options."""
         return {"soft_steps": self.soft_steps, "alpha_weight": self.alpha_weight}
 
-    def surrogate(self, x: Array, grid: Any, upstream: Array) -> Any:
-        """Return the soft quantization itself: the backward pass is its derivative, in the soft steps and later."""
-        return soft_quantization(x, grid)
+    def surrogate(self, x: Array, grid: Any, upstream: Array, values: Array, variables: Mapping[str, Array]) -> Any:
+        """Return what the backward pass differentiates: the soft quantization, moved to the values of the forward."""
+        soft = soft_quantization(x, grid)
+        error = values / grid.scale - soft(x, grid, variables)
+        return lambda x, grid, variables: (soft(x, grid, variables) + error) * grid.scale
 
     def penalty(self, variables: Mapping[str, Array], steps: int) -> float:
         """Return the term of the loss, in NumPy; the first training step has counted one."""
         return float(self.weight_at(max(steps - 1, 0)) * np.clip(variables["alpha"], LOWEST, HIGHEST).mean())
 
 
-def soft_quantization(x: Array, grid: Any) -> Callable[[Array, Any, Mapping[str, Array]], Array]:
-    """Return the function of equations 3 to 6, in the intervals in which `x` is."""
-    here = np.floor(_clipped(x, grid))
-    middle = here + 0.5
+def soft_quantization(at: Array, grid: Any) -> Callable[[Array, Any, Mapping[str, Array]], Array]:
+    """Return the function of equations 3 to 6, in steps of the grid, in the intervals in which `at` is."""
+    middle = np.floor(_clipped(at, grid)) + 0.5
 
     def soft(x: Array, grid: Any, variables: Mapping[str, Array]) -> Array:
         alpha = np.clip(variables["alpha"], LOWEST, HIGHEST)
         phi = np.tanh(np.log(2 / alpha - 1) * (_clipped(x, grid) - middle)) / (1 - alpha)
-        return np.asarray((middle + phi / 2) * grid.scale)
+        return np.asarray(middle + phi / 2)
 
     return soft
 

@@ -1,7 +1,6 @@
 # ruff: noqa: D101, D102, FBT001 - signatures and meaning are those of the base class
 """DSQ for PyTorch."""
 
-
 from mct_quantizers import QuantizationTarget, mark_quantizer
 from torch import Tensor
 

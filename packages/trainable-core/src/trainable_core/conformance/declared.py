@@ -45,7 +45,8 @@ class Surrogate:
     upstream : float64 array
         The upstream gradient.
     values : float32 array, optional
-        What the training forward gave; for methods whose `surrogate` takes ``values``, because they are random.
+        What the training forward gave, for a method whose `surrogate` takes ``values``; one that takes ``variables``
+        gets the method's own variables.
     """
 
     def __init__(
@@ -58,8 +59,9 @@ class Surrogate:
         }
         self._axis = quantizer.quantization_config.channels_axis
         self._threshold = tuple(quantizer.structure.shape)
-        random = "values" in inspect.signature(quantizer.surrogate).parameters
-        further = {"values": values} if random else {}
+        asked = inspect.signature(quantizer.surrogate).parameters
+        known = {"values": values, "variables": {name: self._along(value) for name, value in self.own.items()}}
+        further = {name: value for name, value in known.items() if name in asked}
         self._function: Function = quantizer.surrogate(x, at.along(self.ndim), upstream, **further)
         self._takes_variables = len(inspect.signature(self._function).parameters) > 2  # noqa: PLR2004 - input and grid
 
@@ -67,8 +69,8 @@ class Surrogate:
         """Return the function's values for an input, a grid and the method's own variables."""
         if not self._takes_variables:
             return np.asarray(self._function(x, at.along(self.ndim)))
-        given = self.own if own is None else own
-        return np.asarray(self._function(x, at.along(self.ndim), {name: self._along(v) for name, v in given.items()}))
+        shaped = {name: self._along(value) for name, value in (self.own if own is None else own).items()}
+        return np.asarray(self._function(x, at.along(self.ndim), shaped))
 
     def _along(self, value: Float64) -> Float64:
         """Return a value per channel shaped to broadcast against the input, as `QParams.along` does."""

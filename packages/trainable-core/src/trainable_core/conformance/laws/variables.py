@@ -13,7 +13,11 @@ from trainable_core.conformance.law import law, require
 from trainable_core.conformance.laws.channels import axis_of, one_of, take_over, with_fields
 from trainable_core.conformance.strategies import Kind
 from trainable_core.enums import VariableGroup
+from trainable_core.qparams import variables_from_params
 from trainable_core.reference import affine
+
+TURNS = 4
+"""Tensors that a gradient may arrive from: where a channel is one element, some are inside the range."""
 
 SWEEP = 33
 """Elements of a channel in the tensors that are made here."""
@@ -31,6 +35,12 @@ MODERATE = Kind(bits=(3, 8), moderate=True, finite=True)
 def declared_variables(subject: Subject, case: Case) -> None:
     """Each variable that the method declares is there, trained, in its group, and has the declared shape and value."""
     quantizer = subject.fresh(case)
+    if subject.method.grid_parameters:
+        expected = variables_from_params(case.config.quantization_params, subject.key.method)
+        for key, value in quantizer.grid_numbers(quantizer.selected_width).items():
+            there = np.broadcast_to(expected[key], value.shape)
+            near = np.abs(value - there) <= CLOSE * np.max([np.abs(each) for each in expected.values()], axis=0)
+            require(f"{key} after calibration, encoded and decoded", near, there, value)
     trained = subject.adapter.trained(quantizer)
     values = variables(quantizer)
     for own in subject.method.own:
@@ -76,16 +86,16 @@ def gradients_arrive(subject: Subject, case: Case) -> None:
 
 
 def _without_gradient(subject: Subject, case: Case) -> set[str]:
-    quantizer, x = _on_sweep(subject, case, beyond=False)
     found: set[str] = set()
-    for turn in range(4):
-        upstream = np.resize(np.array([1, -2, 0.5, 3, -1], np.float32), x.shape) * (1 + turn)
-        run = subject.run(quantizer, np.roll(x, turn).reshape(x.shape), training=True, upstream=upstream)
+    for turn in range(TURNS):
+        quantizer, x = _on_sweep(subject, case, beyond=False, turn=turn)
+        upstream = np.resize(np.array([1, -2, 0.5, 3, -1], np.float32), x.shape)
+        run = subject.run(quantizer, x, training=True, upstream=upstream)
         found |= {name for name, gradient in run.variables.items() if np.any(gradient)}
     return set(subject.adapter.trained(quantizer)) - found
 
 
-def _on_sweep(subject: Subject, case: Case, *, beyond: bool) -> tuple[Any, NDArray[np.float32]]:
+def _on_sweep(subject: Subject, case: Case, *, beyond: bool, turn: int = 0) -> tuple[Any, NDArray[np.float32]]:
     """Return a quantizer with the case's variables, and values over and beyond its range, or only beyond it."""
     axis, shape = axis_of(case.config, max(case.x.ndim, 1)), [1] * max(case.x.ndim, 2)
     if case.config.channels_axis is not None:
@@ -98,7 +108,7 @@ def _on_sweep(subject: Subject, case: Case, *, beyond: bool) -> tuple[Any, NDArr
     at = grid(quantizer)
     low, high = affine.ends(at, len(shape))
     scale = at.along(len(shape)).scale
-    share = (np.arange(int(np.prod(shape))) * 0.618).reshape(shape) % 1.0
+    share = ((np.arange(int(np.prod(shape))) + turn) * 0.618).reshape(shape) % 1.0
     if beyond:
         steps = np.where(share < 0.5, low - 4 - 8 * share, high + 4 + 8 * share)  # noqa: PLR2004 - one half
     else:
