@@ -29,8 +29,8 @@ def row(defect: Defect) -> str:
 
 
 def table(backend: str) -> str:
-    for module in ("defects", "strangers"):
-        importlib.import_module(f"tests.planted.{backend}_{module}")
+    for module in (Path(__file__).parent).glob(f"{backend}_*.py"):
+        importlib.import_module(f"tests.planted.{module.stem}")
     return HEAD.format(backend=backend) + "".join(row(defect) for defect in DEFECTS[backend])
 
 

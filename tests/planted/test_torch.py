@@ -11,7 +11,9 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("trainable_torch")
 
-from tests.planted import torch_defects, torch_strangers  # noqa: F401 - planted when it is imported
+from mct_quantizers import QuantizationMethod, QuantizationTarget, mark_quantizer
+
+from tests.planted import torch_defects, torch_strangers, torch_variables  # noqa: F401 - planted when it is imported
 from tests.planted.defect import DEFECTS, EXAMPLES, SEED, Defect, failures
 from tests.planted.table import listed
 from trainable_core.conformance import LAWS, adapter_of, try_law
@@ -40,6 +42,10 @@ ALONE = {
     "input_gradient": "AnotherSurrogate",
     "gradient_at_ends": "OpenRange",
     "variable_gradients": "WrongSign",
+    "declared_variables": "InAnotherGroup",
+    "gradients_arrive": "DetachedVariable",
+    "per_channel_gradients": "SummedOverChannels",
+    "gradient_direction": "NegatedVariable",
     "bounded_thresholds": "NanThreshold",
     "freeze": "FreezeAfterTheFact",
     "variable_groups": "HiddenParameter",
@@ -89,7 +95,15 @@ def test_the_documentation_lists_every_defect():
     assert listed("torch") == [(str(defect), defect.mistake, defect.caught_by) for defect in PLANTED]
 
 
-@pytest.mark.parametrize("subject", subjects_of(torch_defects.Sound, adapter_of("torch")), ids=str)
+def sound(cls):
+    """Return a class that defects are planted in, as a subject; a mark has been put on its subclasses only."""
+    marked = mark_quantizer(QuantizationTarget.Weights, [QuantizationMethod.SYMMETRIC], "SOUND")
+    return subjects_of(marked(type(cls.__name__, (cls,), {"__module__": cls.__module__})), adapter_of("torch"))
+
+
+@pytest.mark.parametrize(
+    "subject", [*subjects_of(torch_defects.Sound, adapter_of("torch")), *sound(torch_variables.Sound)], ids=str
+)
 def test_the_quantizer_that_defects_are_planted_in_is_sound(subject):
     verdicts = [try_law(law, subject, examples=EXAMPLES, seed=SEED) for law in LAWS.values() if law.about(subject)]
     assert [verdict.counterexample for verdict in verdicts if not verdict.holds] == []

@@ -200,3 +200,21 @@ def test_a_check_raises_its_counterexample():
     verdict = next(v for v in check_quantizer(TiesUp, "torch", laws=["tie_rule"], seed=0))
     with pytest.raises(ConformanceError, match="tie_rule"):
         raise ConformanceError(verdict.counterexample)
+
+
+@pytest.mark.parametrize(
+    ("expect", "code", "told"),
+    [
+        ("tie_rule=the method rounds up", 0, "all 1 checks passed, 1 broken as expected"),
+        ("TIES-Weights-SYMMETRIC-tie_rule=the method rounds up", 0, "broken as expected: the method rounds up"),
+        ("zero=why not", 1, "expected to be broken, and holds: why not"),
+        ("tie_rul=a typo", 2, "did you mean 'tie_rule'"),
+        ("tie_rule=", 2, "no reason"),
+        ("tie_rule", 2, "no reason"),
+    ],
+)
+def test_the_command_takes_expected_failures(broken_plugin, capsys, expect, code, told):
+    law = "zero" if expect.startswith("zero") else "tie_rule"
+    assert main(["check", "--plugin", "broken", "--law", law, "--examples", "20", "--expect", expect]) == code
+    output = capsys.readouterr()
+    assert told in output.out + output.err

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from trainable_core import qparams
 from trainable_core.config import TrainableQuantizerActivationConfig, TrainableQuantizerWeightsConfig
 from trainable_core.conformance.adapter import PLAIN, Adapter, Run, Way
-from trainable_core.constants import SIGNED
+from trainable_core.constants import SIGNED, THRESHOLD
 from trainable_core.key import Key
 from trainable_core.qparams import Float32, QParams
 from trainable_core.reference.method import Method
@@ -272,19 +272,32 @@ def grid_names(quantizer: Any) -> set[str]:
 def move(quantizer: Any, factors: tuple[float, ...]) -> None:
     """Change variables as training could: multiply those of the grid by the factors, add factor - 1 to the others."""
     grid = grid_names(quantizer)
+
+    def factor(index: int, shape: tuple[int, ...]) -> Float32:
+        return np.resize(np.roll(np.array(factors, np.float32), -index), shape)
+
+    for width in quantizer.widths if quantizer.grid_parameters else ():  # these stand for numbers that are multiplied
+        numbers = quantizer.grid_numbers(width)
+        moved = {key: value * factor(index, value.shape) for index, (key, value) in enumerate(numbers.items())}
+        if THRESHOLD in moved:  # what was too small to be decoded has no logarithm
+            moved[THRESHOLD] = np.maximum(moved[THRESHOLD], np.finfo(np.float32).tiny)
+        for key, value in quantizer.encoded(moved).items():
+            quantizer.assign(quantizer.grid_variables(width)[key], value)
     for index, name in enumerate(quantizer.variable_names):
+        if name in grid and quantizer.grid_parameters:
+            continue
         variable = quantizer.get_quantizer_variable(name)
         value = np.asarray(quantizer.to_numpy(variable), np.float32)
-        by = np.resize(np.roll(np.array(factors, np.float32), -index), value.shape)
+        by = factor(index, value.shape)
         quantizer.assign(variable, (value * by if name in grid else value + (by - 1)).astype(np.float32))
 
 
 def grid(quantizer: Any, width: int | None = None) -> QParams:
-    """Return the grid of the quantizer's variables, computed by core and not by the quantizer."""
+    """Return the grid of the quantizer's numbers, computed by core and not by the quantizer."""
     config = quantizer.quantization_config
     width = quantizer.selected_width if width is None else width
     return qparams.from_variables(
-        {name: quantizer.to_numpy(variable) for name, variable in quantizer.grid_variables(width).items()},
+        quantizer.grid_numbers(width),
         config.quantization_method,
         width,
         signed=quantizer.signed,

@@ -18,6 +18,7 @@ from trainable_core.conformance import laws as _registers_them  # noqa: F401 - a
 from trainable_core.conformance import strategies
 from trainable_core.conformance.adapter import Adapter, adapter_of
 from trainable_core.conformance.case import Case, Counterexample, Subject, Violation, shown
+from trainable_core.conformance.expected import checked_expectations
 from trainable_core.conformance.law import LAWS, Law, named_laws
 from trainable_core.conformance.strategies import Corner
 from trainable_core.enums import LUT_METHODS
@@ -375,16 +376,8 @@ def conformance_checks(
         raise InvalidArgumentError(
             f"backend {backend!r}, plugin {plugin!r}", "no quantizer is registered to be checked"
         )
-    expected = dict(expected_failures or {})
     names = {str(check) for check in made} | {check.law.name for check in made}
-    for name, reason in expected.items():
-        if name not in names:
-            hint = nearest(name, names).strip().removeprefix("Hint: ")
-            raise InvalidArgumentError(
-                f"expected failure {name!r}", "it is neither a law nor a check of this test", hint
-            )
-        if not reason.strip():
-            raise InvalidArgumentError(f"expected failure {name!r}", "it has no reason", "say why it fails.")
+    expected = checked_expectations(expected_failures or {}, names)
     parameters = []
     for check in made:
         why = expected.get(str(check), expected.get(check.law.name))

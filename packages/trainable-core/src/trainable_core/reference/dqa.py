@@ -310,6 +310,7 @@ METHOD = Method(
     ),
     training_forward="soft",
     schedule_end=lambda arguments: schedule_end(_schedule_of(arguments)),
+    counts_steps=True,
     conformance_arguments=(
         {
             "temperature": {"t_start": 0, "t_end": 3, "initial_val": 2.0, "target_val": 0.1},

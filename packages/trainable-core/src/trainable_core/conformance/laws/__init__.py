@@ -12,6 +12,7 @@ MODULES = (
     "tensors",
     "deployment",
     "gradients",
+    "variables",
     "precision",
     "training",
     "sequences",

@@ -5,11 +5,16 @@ from __future__ import annotations
 import numpy as np
 
 from trainable_core.conformance.case import Case, Subject
+from trainable_core.conformance.declared import element_by_element
 from trainable_core.conformance.law import law, require, same_bits
 from trainable_core.conformance.strategies import Kind
 
 
-@law("If it did, the value of an element would change with the batch that it is in.", kind=Kind(least=1))
+@law(
+    "If it did, the value of an element would change with the batch that it is in.",
+    kind=Kind(least=1),
+    about=element_by_element,
+)
 def locality(subject: Subject, case: Case) -> None:
     """An element's value does not depend on the other elements, even where these are NaN."""
     quantizer = subject.quantizer(case)

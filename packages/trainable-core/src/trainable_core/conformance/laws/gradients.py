@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from trainable_core.conformance.adapter import Run
 from trainable_core.conformance.case import Case, Subject, Violation, variables
+from trainable_core.conformance.declared import declares_surrogate
 from trainable_core.conformance.law import close, elementwise, law, require, same_bits, same_sums
 from trainable_core.conformance.oracles import (
     Expected,
@@ -14,7 +16,6 @@ from trainable_core.conformance.oracles import (
     by_oracle,
     by_surrogate,
     decided,
-    declares_surrogate,
 )
 from trainable_core.conformance.strategies import Kind
 from trainable_core.qparams import Float32
@@ -25,21 +26,25 @@ EXACT = Kind(exact=True, finite=True)
 FIXED = Kind(moderate=True, finite=True, bound=True, fixed_input=True)
 
 
-def _expected(subject: Subject, quantizer: Any, case: Case, *, ends: bool = False) -> tuple[Float32, Expected | None]:
-    """Return the gradients to expect, and their upstream: zero where rounding or a kink leaves them undecided."""
-    if subject.method.oracle is not None:
+def _run(subject: Subject, quantizer: Any, case: Case, *, ends: bool = False) -> tuple[Run, Float32, Expected | None]:
+    """Return a training run, its upstream (zero where rounding or a kink decides), and the gradients to expect."""
+    oracle, surrogate = subject.method.oracle is not None, declares_surrogate(subject)
+    upstream = case.upstream
+    if oracle:
         upstream = decided(subject, quantizer, case, ends=ends)
-        return upstream, by_oracle(subject, quantizer, case, upstream)
-    if declares_surrogate(subject):
+    elif surrogate:
         upstream = away_from_kinks(quantizer, case)
-        return upstream, by_surrogate(quantizer, case, upstream)
-    return case.upstream, None
+    expected = by_oracle(subject, quantizer, case, upstream) if oracle else None
+    run = subject.run(quantizer, case.x, training=True, upstream=upstream)
+    if surrogate and not oracle:
+        expected = by_surrogate(subject, quantizer, case, upstream, run.values)
+    return run, upstream, expected
 
 
 def _input_gradient(subject: Subject, case: Case, *, ends: bool = False) -> None:
     quantizer = subject.quantizer(case)
-    upstream, expected = _expected(subject, quantizer, case, ends=ends)
-    got = subject.run(quantizer, case.x, training=True, upstream=upstream).x
+    run, upstream, expected = _run(subject, quantizer, case, ends=ends)
+    got = run.x
     if got is None:
         raise Violation("gradient of the input", "an array", None)
     require("shape of the input's gradient", got.shape == case.x.shape, case.x.shape, got.shape)
@@ -69,8 +74,8 @@ def gradient_at_ends(subject: Subject, case: Case) -> None:
 def variable_gradients(subject: Subject, case: Case) -> None:
     """The variables' gradients are the reference's or the declared surrogate's; without either they are finite."""
     quantizer = subject.quantizer(case)
-    upstream, expected = _expected(subject, quantizer, case)
-    got = subject.run(quantizer, case.x, training=True, upstream=upstream).variables
+    run, upstream, expected = _run(subject, quantizer, case)
+    got = run.variables
     shapes = {name: value.shape for name, value in variables(quantizer).items()}
     for name, gradient in got.items():
         if name not in shapes:
@@ -89,13 +94,15 @@ def variable_gradients(subject: Subject, case: Case) -> None:
 def evaluation_gradients(subject: Subject, case: Case) -> None:
     """In eval mode, gradients are finite, and those of training where the reference knows no difference."""
     quantizer = subject.quantizer(case)
-    upstream, expected = _expected(subject, quantizer, case)
+    defined = subject.method.oracle is not None
+    upstream = decided(subject, quantizer, case, ends=False) if defined else case.upstream
     got = subject.run(quantizer, case.x, training=False, upstream=upstream)
     require("gradient of the input in eval mode is finite", np.isfinite(_given(got.x)).all(), "finite numbers", got.x)
     for name, gradient in got.variables.items():
         require(f"gradient of {name} in eval mode is finite", np.isfinite(gradient), "finite numbers", gradient)
-    if expected is None or subject.method.oracle is None or subject.method.training_forward != "deployed":
+    if not defined or subject.method.training_forward != "deployed":
         return
+    expected = by_oracle(subject, quantizer, case, upstream)
     close("gradient of the input in eval mode", _given(got.x), expected.x, expected.x_allowed)
     for name, wanted in expected.variables.items():
         close(f"gradient of {name} in eval mode", got.variables[name], wanted, expected.variables_allowed[name])

@@ -73,7 +73,7 @@ def variable_groups(subject: Subject, case: Case) -> None:
     require(
         "grid variables in group QPARAMS", of_qparams & grids == expected, sorted(expected), sorted(of_qparams & grids)
     )
-    declared, others = sorted(subject.method.own_variables), sorted(set(learned) - grids)
+    declared, others = sorted(subject.method.own_names), sorted(set(learned) - grids)
     require(
         "variables that learn beside the grid's, compared with the declared `own_variables`",
         others == declared,
