@@ -4,7 +4,7 @@
 a constant, a call that is dropped, two arguments that are swapped, a condition that is negated. Each is imported in a
 process of its own, which has the framework already, and every law is tried on the quantizers that the module serves
 until one is broken. What survives a few cases meets more of them. ``benchmarks/results/mutation-<backend>.json`` lists
-the mutants that nothing rejects; ``benchmarks/results/mutation.md`` says of each why.
+the mutants that nothing rejects; ``docs/mutation.md`` says of each why.
 """
 
 from __future__ import annotations

@@ -56,6 +56,12 @@ ALONE = {
     "deepcopy": "KeepsItsOutput",
     "refusals": "SilentBeforeCalibration",
 }
+# Laws without such a defect, and why.
+NOT_ALONE = {
+    "memory_layout": "all laws give their tensors in these layouts",
+    "tensor_size": "all laws meet tensors of these sizes",
+    "graph_execution": "PyTorch's modes take seconds; Keras's graphs show it in test_keras.py",
+}
 
 
 @pytest.mark.parametrize("defect", PLANTED, ids=str)
@@ -64,7 +70,7 @@ def test_a_planted_defect_is_rejected(defect: Defect):
     first = next(found, None)
     assert first is not None, f"nothing rejects {defect}: {defect.mistake}"
     assert first.law.name == defect.caught_by, first.counterexample
-    if ALONE[defect.caught_by] == str(defect):
+    if ALONE.get(defect.caught_by) == str(defect):
         assert [verdict.law.name for verdict in found] == [], f"{defect} was to be seen by one law only"
 
 
@@ -87,7 +93,8 @@ def test_a_framework_leak_is_rejected_by_its_law_alone(leaking):
 
 
 def test_every_law_is_the_only_one_to_catch_something():
-    assert {*ALONE, "no_framework_leak"} == set(LAWS)
+    assert {*ALONE, *NOT_ALONE, "no_framework_leak"} == set(LAWS)
+    assert not ALONE.keys() & NOT_ALONE.keys()
     assert set(ALONE.values()) <= {str(defect) for defect in PLANTED}
 
 

@@ -6,6 +6,7 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from mct_quantizers import QuantizationMethod, QuantizationTarget, mark_quantizer
@@ -15,6 +16,7 @@ from trainable_core.conformance import ConformanceError, check_quantizer, confor
 from trainable_core.conformance.template import write_plugin
 from trainable_core.errors import InvalidArgumentError
 from trainable_core.registry import process as registry
+from trainable_torch.conformance import ADAPTER, laid_out
 from trainable_torch.quantizers import SteWeightsQuantizer
 
 ROOT = Path(__file__).parents[2]
@@ -218,3 +220,44 @@ def test_the_command_takes_expected_failures(broken_plugin, capsys, expect, code
     assert main(["check", "--plugin", "broken", "--law", law, "--examples", "20", "--expect", expect]) == code
     output = capsys.readouterr()
     assert told in output.out + output.err
+
+
+@pytest.mark.parametrize(
+    ("layout", "shape"),
+    [
+        ("transposed", (2, 3)),
+        ("strided", (2, 3)),
+        ("expanded", (4, 3)),
+        ("channels_last", (2, 3, 4, 5)),
+        ("channels_last_3d", (2, 3, 4, 5, 6)),
+    ],
+)
+def test_the_adapter_lays_tensors_out_as_it_says(layout, shape):
+    x = torch.arange(float(torch.Size(shape).numel())).reshape(shape)
+    x = x[:1].expand(shape).contiguous() if layout == "expanded" else x
+    laid = laid_out(x, layout)
+    assert torch.equal(laid, x)
+    assert laid.stride() != x.stride()
+    assert laid_out(x[:0], layout).shape == x[:0].shape
+    assert laid_out(torch.tensor(1.0), layout).item() == 1.0
+
+
+def observed(function):
+    """Return what the adapter observes of a quantizer that is a function."""
+
+    class Called(torch.nn.Module):
+        def forward(self, x, training):
+            return function(x)
+
+    x = np.ones(3, np.float32)
+    return ADAPTER.observe(Called(), x, x, training=True)
+
+
+def test_the_adapter_observes_what_a_call_leaves_behind():
+    kept: list[torch.Tensor] = []
+    nothing = observed(lambda x: x * 2)
+    assert (nothing.kept, nothing.shared, nothing.upstream_changed) == ((), (), False)
+    assert (nothing.mode_changed, nothing.recorded) == (False, (True, False))
+    assert observed(lambda x: (kept.append(x), x * 2)[1]).kept == ("the input",)
+    assert observed(lambda x: x.view(-1)).shared == ("the input", "an earlier output")
+    assert observed(lambda x: x.detach() * 2).recorded == (False, False)
