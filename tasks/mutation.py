@@ -82,14 +82,15 @@ class Target:
     environment: tuple[tuple[str, str], ...] = ()
 
 
+# Without numba: it would compile the loops once more for every mutant.
 PLAIN, PASSES = ((("TRAINABLE_TORCH_KERNELS", tier),) for tier in ("plain", "passes"))
 TARGETS = {
     "torch": [
-        Target("trainable_torch.quantizers.ste", ("STE",)),
-        Target("trainable_torch.quantizers.lsq", ("LSQ",)),
-        Target("trainable_torch.quantizers.dqa", ("DQA",)),
-        Target("trainable_torch.quantizers.base", ("LSQ",)),
-        Target("trainable_torch.annealing", ("DQA",)),
+        Target("trainable_torch.quantizers.ste", ("STE",), PASSES),
+        Target("trainable_torch.quantizers.lsq", ("LSQ",), PASSES),
+        Target("trainable_torch.quantizers.dqa", ("DQA",), PASSES),
+        Target("trainable_torch.quantizers.base", ("LSQ",), PASSES),
+        Target("trainable_torch.annealing", ("DQA",), PASSES),
         Target("trainable_torch.grid", ("LSQ",), PLAIN),
         Target("trainable_torch.kernels.plain", ("STE", "LSQ"), PLAIN),
         Target("trainable_torch.kernels.passes", ("STE", "LSQ"), PASSES),

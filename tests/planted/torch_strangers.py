@@ -456,6 +456,14 @@ class DeploysTheLastForward(Tutorial):
         self.__dict__["last"] = super().convert2inferable()
         return values
 
+    def assign(self, variable, value):
+        self.__dict__["last"] = None
+        super().assign(variable, value)
+
+    def _load_from_state_dict(self, *arguments):
+        self.__dict__["last"] = None
+        super()._load_from_state_dict(*arguments)
+
     def convert2inferable(self):
         self.require_calibrated()
         return copy.deepcopy(self.__dict__.get("last")) or super().convert2inferable()

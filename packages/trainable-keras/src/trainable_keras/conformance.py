@@ -71,7 +71,7 @@ class KerasAdapter(BaseAdapter):
         held = {"the input": weakref.ref(given), "the output": weakref.ref(output)}
         del given, output
         if any(reference() is not None for reference in held.values()):
-            gc.collect()  # what only a cycle holds is not kept
+            gc.collect(1)  # what only a cycle holds is not kept; it is young
         return Observed(tuple(name for name, reference in held.items() if reference() is not None))
 
     def collected(self, quantizer: Any, x: Array) -> list[float]:

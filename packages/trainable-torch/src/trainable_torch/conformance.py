@@ -155,7 +155,7 @@ class TorchAdapter(BaseAdapter):
         del given, output, earlier, unrecorded
         quantizer.zero_grad()
         if any(reference() is not None for reference in held.values()):
-            gc.collect()  # what only a cycle holds is not kept
+            gc.collect(1)  # what only a cycle holds is not kept; it is young
         kept = [name for name, reference in held.items() if reference() is not None]
         unequal = not np.array_equal(to_numpy(up), upstream)
         return Observed(tuple(kept), tuple(shared) if x.size else (), unequal, changed, recorded)
