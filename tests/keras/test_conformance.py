@@ -147,14 +147,14 @@ def install(tmp_path, monkeypatch):
     monkeypatch.undo()
     registry.default_registry().reset()
     for module in set(sys.modules) - loaded:
-        if module.startswith(("trainable_ewgs", "trainable_fade")):
+        if module.startswith(("trainable_ewgs", "trainable_fade", "trainable_log_threshold")):
             del sys.modules[module]
 
 
-def check(plugin: str) -> int:
-    laws = [part for law in SHORT for part in ("--law", law)]
-    assert set(SHORT) <= set(LAWS)
-    return main(["check", "--backend", "keras", "--plugin", plugin, "--examples", str(FEW), *laws])
+def check(plugin: str, backend: str = "keras", more: tuple[str, ...] = ()) -> int:
+    assert {*SHORT, *more} <= set(LAWS)
+    laws = [part for law in (*SHORT, *more) for part in ("--law", law)]
+    return main(["check", "--backend", backend, "--plugin", plugin, "--examples", str(FEW), *laws])
 
 
 of_keras_3 = only_keras(3, "what plugins register for `keras`")
@@ -171,6 +171,13 @@ def test_a_new_plugin_keeps_the_laws_as_it_is_written(tmp_path, install, capsys)
 def test_the_example_plugin_keeps_the_laws(install, capsys):
     install(ROOT / "examples/plugin-ewgs/src", "trainable-ewgs", "ewgs = trainable_ewgs.plugin")
     assert check("ewgs") == 0, capsys.readouterr().out
+
+
+def test_methods_with_variables_of_their_own_keep_the_laws(install, capsys):
+    source = ROOT / "examples/plugin-log-threshold/src"
+    install(source, "trainable-log-threshold", "log_threshold = trainable_log_threshold.plugin")
+    more = ("per_channel", "declared_variables", "gradients_arrive", "per_channel_gradients", "schedule_resume")
+    assert check("log_threshold", BACKEND, more) == 0, capsys.readouterr().out
 
 
 @of_keras_3

@@ -24,7 +24,8 @@ class Sound(BasePytorchTrainableQuantizer):
         low, high = grid.ends
         steps = grid.steps(x).clamp(low, high)
         codes = steps.detach().round() + 0.0
-        return (codes + self.share_for(x) * (steps - codes)) * grid.scale if training else codes * grid.scale
+        mixed = codes + self.share_for(x) * (steps - codes) if training else ops.straight_through(codes, steps)
+        return mixed * grid.scale
 
 
 @broken("declared_variables")

@@ -99,8 +99,8 @@ class Blend(BasePytorchTrainableQuantizer):
         steps = inside(grid.steps(x), grid)
         codes = steps.detach().round() + 0.0
         if not training:
-            return codes * grid.scale
-        return (codes + self.share_for(x) * (steps - codes)) * grid.scale.detach()
+            return ops.straight_through(codes, steps) * grid.scale
+        return (codes + self.share_for(x) * (steps - codes)) * grid.scale
 
     def surrogate(self, x, grid, upstream):
         codes = np.rint(clipped(x, grid))

@@ -12,7 +12,7 @@ import torch
 from mct_quantizers import QuantizationMethod, QuantizationTarget, mark_quantizer
 
 from trainable_core.cli import main
-from trainable_core.conformance import ConformanceError, check_quantizer, conformance_checks, replay, subjects
+from trainable_core.conformance import LAWS, ConformanceError, check_quantizer, conformance_checks, replay, subjects
 from trainable_core.conformance.template import write_plugin
 from trainable_core.errors import InvalidArgumentError
 from trainable_core.registry import process as registry
@@ -167,7 +167,7 @@ def install(tmp_path, monkeypatch):
     monkeypatch.undo()
     registry.default_registry().reset()
     for module in set(sys.modules) - loaded:
-        if module.startswith(("trainable_ewgs", "trainable_fade")):
+        if module.startswith(("trainable_ewgs", "trainable_fade", "trainable_log_threshold")):
             del sys.modules[module]
 
 
@@ -180,6 +180,22 @@ def test_a_new_plugin_keeps_every_law_as_it_is_written(tmp_path, install, capsys
 def test_the_example_plugin_keeps_every_law(install, capsys):
     install(ROOT / "examples/plugin-ewgs/src", "trainable-ewgs", "ewgs = trainable_ewgs.plugin")
     assert main(["check", "--plugin", "ewgs", "--examples", str(FEW)]) == 0, capsys.readouterr().out
+
+
+def test_methods_with_variables_of_their_own_keep_every_law(install, capsys):
+    source = ROOT / "examples/plugin-log-threshold/src"
+    install(source, "trainable-log-threshold", "log_threshold = trainable_log_threshold.plugin")
+    slow = {"no_framework_leak"}  # it starts an interpreter for each class and grid
+    laws = [part for law in LAWS if law not in slow for part in ("--law", law)]
+    assert main(["check", "--plugin", "log_threshold", "--backend", "torch", "--examples", "3", *laws]) == 0, (
+        capsys.readouterr().out
+    )
+
+
+@pytest.mark.parametrize(("method", "lines"), [("tqt", 40), ("dsq", 50)])
+def test_the_estimators_are_short(method, lines):
+    source = ROOT / f"examples/plugin-log-threshold/src/trainable_log_threshold/torch_{method}.py"
+    assert len(source.read_text().splitlines()) <= lines
 
 
 def test_the_example_plugin_is_chosen_by_a_recipe(install):

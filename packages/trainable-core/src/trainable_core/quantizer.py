@@ -644,7 +644,7 @@ class BaseTrainableQuantizer:
         if document.variables:
             quantizer._restore(document.variables, document.tensor_ndim)
             quantizer.signed, quantizer.calibrated = document.signed, True
-        if cls.counts_steps and quantizer.variable_names:
+        if isinstance(step, int) and cls.counts_steps and quantizer.variable_names:
             quantizer.counted_steps = step
         return quantizer
 

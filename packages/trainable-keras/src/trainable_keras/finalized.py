@@ -29,6 +29,6 @@ def _store_values(framework: Framework, parts: Iterable[Any]) -> None:
     wrappers = [part for part in parts if hasattr(part, "get_weights_vars")]
     weights = {id(w): (w, q) for wrapper in wrappers for _, w, q in wrapper.get_weights_vars()}  # shared weights once
     for weight, quantizer in weights.values():
-        if quantizer.deploys_values and quantizer.quantization_config.enabled:
+        if getattr(quantizer, "deploys_values", False) and quantizer.quantization_config.enabled:  # not inferable yet
             values = quantizer(framework.functions.read(weight), training=False)
             framework.assign(weight, framework.functions.to_numpy(values))

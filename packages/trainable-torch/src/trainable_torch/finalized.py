@@ -71,5 +71,5 @@ def _store_values(deployed: nn.Module) -> None:
     wrappers = [module for module in deployed.modules() if isinstance(module, QuantizationWrapper)]
     weights = {id(w): (w, q) for wrapper in wrappers for _, w, q in wrapper.get_weights_vars()}  # tied weights once
     for weight, quantizer in weights.values():
-        if quantizer.deploys_values and quantizer.quantization_config.enabled:
+        if getattr(quantizer, "deploys_values", False) and quantizer.quantization_config.enabled:  # not inferable yet
             weight.copy_(quantizer(weight, training=False))

@@ -72,7 +72,8 @@ class _Exp2(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> Tensor:
         """Multiply by the derivative, ``2**u ln 2``."""
         (output,) = ctx.saved_tensors
-        return upstream * output * math.log(2.0)
+        gradient: Tensor = upstream * output * math.log(2.0)
+        return gradient
 
 
 def straight_through(values: Tensor, smooth: Tensor) -> Tensor:

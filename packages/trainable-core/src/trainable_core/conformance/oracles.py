@@ -149,7 +149,13 @@ def by_surrogate(
     allowed = np.abs(upstream) * curvature * np.maximum(1.0, np.abs(d_x / np.where(upstream == 0, 1, upstream)))
     trained = set(subject.adapter.trained(quantizer))
     own, own_sizes = surrogate.own_gradients(x, at, upstream.astype(np.float64), trained)
-    own_allowed = {name: size * (curvature + (x.size + 16) * EPSILON) for name, size in own_sizes.items()}
+    # Terms may cancel in one element: each is rounded relative to an output of up to the whole range.
+    outputs = np.abs(upstream) * at.along(x.ndim).scale * float(single.quant_max - single.quant_min)
+    own_allowed = {
+        name: size * (curvature + (x.size + 16) * EPSILON)
+        + 64 * EPSILON * (at.reduce(outputs) if size.shape == at.scale.shape else outputs.sum())
+        for name, size in own_sizes.items()
+    }
     if not quantizer.learns_grid:
         return Expected(d_x, allowed, own, own_allowed)
     reach = float(single.quant_max - single.quant_min)

@@ -124,7 +124,8 @@ def check_class(cls: type[Any], name: str, target: QuantizationTarget) -> None:
         raise QuantizerDefinitionError(cls, "it declares deploys_values, and only weights can be stored as values")
     if declared.grid_parameters:
         for method in ("encode_grid", "decode_grid"):
-            if next((vars(base) for base in cls.__mro__ if method in vars(base)), {}).get("__module__") == BASE:
+            owner = next((base.__module__ for base in cls.__mro__ if method in vars(base)), BASE)
+            if owner == BASE:
                 raise QuantizerDefinitionError(cls, f"it declares grid_parameters and has no method {method!r}")
         if not declared.learns_grid:
             raise QuantizerDefinitionError(cls, "it declares grid_parameters, which are trained only with learns_grid")

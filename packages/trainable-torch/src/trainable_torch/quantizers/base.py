@@ -31,8 +31,6 @@ from trainable_torch.grid import Grid
 _CALLED = "__call__", "forward", "quantize", "fake_quantize", "rule", "grid"
 """What stands between a call and the kernels: whoever replaces one of these is called."""
 
-LAST_STEP = torch.iinfo(torch.int64).max
-
 RESHAPED = (
     "if the weight has another shape than when it was wrapped, calibrate(qmodel, force=True) makes new thresholds."
 )
@@ -333,7 +331,7 @@ class BasePytorchTrainableQuantizer(
         soft, deployed : Tensor
             Values in training, of one shape; the gradient comes from the one that is returned.
         """
-        return torch.where(self.step >= min(end, LAST_STEP), deployed, soft)
+        return torch.where(self.step.to(torch.float64) >= float(end), deployed, soft)
 
     def freeze(self, frozen: bool = True) -> None:  # noqa: FBT001, FBT002 - reads as a fact
         """Stop the quantizer's variables from learning, or let them learn again."""

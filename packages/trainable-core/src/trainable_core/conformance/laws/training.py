@@ -91,6 +91,7 @@ def schedule_resume(subject: Subject, case: Case) -> None:
     """A quantizer that is restored from a saved state continues its schedule where it was."""
     calibrated = replace(case, factors=(1.0,))  # the law `state_round_trip` covers the variables
     straight = subject.quantizer(calibrated)
+    subject.run(straight, case.x, training=True, upstream=case.upstream)  # what it keeps of that must be saved
     resumed = subject.fresh(calibrated)
     subject.adapter.restore(resumed, subject.adapter.save(straight))
     for _ in range(2):

@@ -36,10 +36,10 @@ def declared_variables(subject: Subject, case: Case) -> None:
     """Each variable that the method declares is there, trained, in its group, and has the declared shape and value."""
     quantizer = subject.fresh(case)
     if subject.method.grid_parameters:
-        expected = variables_from_params(case.config.quantization_params, subject.key.method)
+        given = variables_from_params(case.config.quantization_params, subject.key.method)
         for key, value in quantizer.grid_numbers(quantizer.selected_width).items():
-            there = np.broadcast_to(expected[key], value.shape)
-            near = np.abs(value - there) <= CLOSE * np.max([np.abs(each) for each in expected.values()], axis=0)
+            there = np.broadcast_to(given[key], value.shape)
+            near = np.abs(value - there) <= CLOSE * np.max([np.abs(each) for each in given.values()], axis=0)
             require(f"{key} after calibration, encoded and decoded", near, there, value)
     trained = subject.adapter.trained(quantizer)
     values = variables(quantizer)
@@ -174,7 +174,11 @@ def gradient_direction(subject: Subject, case: Case) -> None:
         variable = quantizer.get_quantizer_variable(name)
         value = np.array(quantizer.to_numpy(variable), np.float32)
         share = 0.25 if name in shared else 0.05  # through a power of two, or little enough for a curve
-        by = np.where(value == 0, share, np.abs(value) * share).astype(np.float32)
+        if name not in shared:
+            by = np.maximum(np.abs(value), 1) * share
+        else:  # an end of a range at zero stays there
+            by = np.abs(value) * share if not subject.method.grid_parameters else np.full(value.shape, share)
+        by = by.astype(np.float32)
         found = []
         for moved in (value + by, value - by):
             quantizer.assign(variable, moved)
@@ -183,7 +187,7 @@ def gradient_direction(subject: Subject, case: Case) -> None:
         change = found[0] - found[1]
         if not np.isfinite(change).all() or np.abs(change).sum() < np.abs(found[0]).sum() * CLOSE:
             continue  # rounded away, as within one power of two
-        gradient = subject.run(quantizer, x, training=True, upstream=np.sign(change).astype(np.float32)).variables[name]
-        if np.any(gradient) and np.sum(gradient * by) < 0:
-            expected = "a positive sum"
-            raise Violation(f"gradient of {name} where values grow with it", expected, gradient)
+        run = subject.run(quantizer, x, training=True, upstream=np.sign(change).astype(np.float32))
+        gradient, largest = run.variables[name], max(np.abs(each).max() for each in run.variables.values())
+        if np.abs(gradient).max() > CLOSE * largest and np.sum(gradient * by) < 0:  # more than what rounding leaves
+            raise Violation(f"gradient of {name} where values grow with it", "a positive sum", gradient)
