@@ -42,8 +42,8 @@ def regularization_gradient(subject: Subject, case: Case) -> None:
     oracle = subject.method.oracle
     if oracle is not None and oracle.regularization is not None:
         steps = subject.state(quantizer, case)
-        expected, allowed = oracle.regularization(steps)
-        close("regularization", np.asarray(term[0]), np.asarray(expected), allowed)
+        expected, distance = oracle.regularization(steps)
+        close("regularization", np.asarray(term[0]), np.asarray(expected), distance)
     own = variables(quantizer)
     for name, gradient in term[1].items():
         for place in np.ndindex(own[name].shape):
@@ -76,4 +76,5 @@ def regularization_once(subject: Subject, case: Case) -> None:
     term = subject.adapter.regularization(quantizer)
     expected = [] if term is None else [term[0]]
     require("number of terms", len(collected) == len(expected), len(expected), len(collected))
-    same_bits("terms that one call in training adds", np.float32(collected), np.float32(expected))
+    adds = "terms that one call in training adds"
+    same_bits(adds, np.asarray(collected, np.float32), np.asarray(expected, np.float32))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from trainable_core.conformance.case import Case, Subject
 from trainable_core.conformance.law import law, repeatable, same_bits
 from trainable_core.conformance.strategies import Kind
@@ -21,7 +23,7 @@ def compared(subject: Subject, what: str, case: Case, got: Any, expected: Any) -
             same_bits(f"gradient of {name} {what}", first.variables[name], gradient)
     terms = [subject.adapter.regularization(each) for each in (got, expected)]
     if terms[0] is not None and terms[1] is not None:
-        same_bits(f"regularization {what}", terms[0][0], terms[1][0])  # type: ignore[arg-type] # numbers are arrays here
+        same_bits(f"regularization {what}", np.asarray(terms[0][0]), np.asarray(terms[1][0]))
 
 
 def _calibrated(case: Case) -> Case:
