@@ -38,6 +38,9 @@ def graph_execution(subject: Subject, case: Case) -> None:
             where = f"in {mode}, training={training}"
             if exact:
                 same_bits(f"values {where}", got.values, expected.values)
+                if not training:  # `fit` and `evaluate` make graphs of their own of one layer
+                    again = adapter.execute(quantizer, case.x, mode, training=False, upstream=None)
+                    same_bits(f"values of a second graph {where}", again.values, expected.values)
             elif not training or subject.method.training_forward == "deployed":
                 at = grid(quantizer)
                 scale = at.along(case.x.ndim).scale.astype(np.float64)
