@@ -13,7 +13,7 @@ pytest.importorskip("trainable_torch")
 
 from mct_quantizers import QuantizationMethod, QuantizationTarget, mark_quantizer
 
-from tests.planted import torch_defects, torch_strangers, torch_variables  # noqa: F401 - planted when it is imported
+from tests.planted import torch_defects, torch_strangers, torch_variables
 from tests.planted.defect import DEFECTS, EXAMPLES, SEED, Defect, failures
 from tests.planted.table import listed
 from trainable_core.conformance import LAWS, adapter_of, try_law
@@ -142,4 +142,12 @@ def sound(cls):
 )
 def test_the_quantizer_that_defects_are_planted_in_is_sound(subject):
     verdicts = [try_law(law, subject, examples=EXAMPLES, seed=SEED) for law in LAWS.values() if law.about(subject)]
+    assert [verdict.counterexample for verdict in verdicts if not verdict.holds] == []
+
+
+@pytest.mark.parametrize(
+    "subject", [s for cls in torch_strangers.SOUND for s in subjects_of(cls, adapter_of("torch"))], ids=str
+)
+def test_what_strangers_make_mistakes_in_is_sound(subject):
+    verdicts = [try_law(law, subject, examples=8, seed=SEED) for law in LAWS.values() if law.about(subject)]
     assert [verdict.counterexample for verdict in verdicts if not verdict.holds] == []
