@@ -14,10 +14,8 @@ class DsqQuantizer(dsq.Dsq, BasePytorchTrainableQuantizer):
         return self.read_variable("alpha", ndim).clamp(dsq.LOWEST, dsq.HIGHEST)
 
     def fake_quantize(self, x: Tensor, grid: Grid, training: bool) -> Tensor:
-        alpha, (low, high) = (
-            self.alpha_for(x.dim()),
-            (grid.quant_min - grid.zero_point, grid.quant_max - grid.zero_point),
-        )
+        alpha = self.alpha_for(x.dim())
+        low, high = grid.quant_min - grid.zero_point, grid.quant_max - grid.zero_point
         steps = grid.steps(x).clamp(low, high)
         middle = steps.detach().floor() + 0.5
         soft = middle + ((2 / alpha - 1).log() * (steps - middle)).tanh() / (1 - alpha) / 2
