@@ -441,6 +441,25 @@ def test_whoever_reads_the_bias_while_the_model_runs_gets_the_quantized_one():
     assert layer.bias is layer.float_weight("bias")  # outside of a forward
 
 
+class OnlyRead(Parent):
+    """Computes with a child's weight and bias, and never calls the child."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.proj.weight, self.proj.bias)
+
+
+def test_a_bias_whose_inputs_quantizer_is_switched_off_stays_float_and_is_told():
+    x = vectors(2, 4)
+    qmodel = ready(OnlyRead(), how(), x)
+    deployed = trainable_torch.finalize(qmodel)
+    for model in (qmodel.eval(), deployed):
+        described = trainable_torch.describe(model)
+        assert described.biases == {}
+        assert "switched off" in described.left_out["proj.bias"]
+        weight = model.proj.get_quantized_weights()["weight"]
+        assert torch.equal(model(x), F.linear(x, weight, model.proj.float_weight("bias")))
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_a_model_of_another_dtype_computes_its_biases_in_float32(dtype: torch.dtype):
     x = images()
