@@ -19,7 +19,7 @@ from trainable_core.calibration.unseen import Sight, value_text
 from trainable_core.quantizer import BaseTrainableQuantizer
 from trainable_keras.framework import Framework
 from trainable_keras.graph import layers_within
-from trainable_keras.parts import KerasHolder, KerasWrapper
+from trainable_keras.parts import KerasHolder, KerasWrapper, told_of
 from trainable_keras.training import forget_functions
 from trainable_keras.wrapping import state_of, trainable_quantizers
 
@@ -98,16 +98,16 @@ class KerasCalibration(ModelCalibration):
         wrappers = self._wrappers()
         try:
             for wrapper in wrappers:
-                wrapper.keep(quantizes_weights=False)
+                told_of(wrapper).quantizes_weights = False
             for holder, observer in observers.items():
-                holder.keep(observer=observer)
+                told_of(holder).observer = observer
             with self.framework.eagerly(), self._put_back(), self._in_inference(these=training):
                 yield
         finally:
             for holder in observers:
-                holder.keep(observer=None)
+                told_of(holder).observer = None
             for wrapper in wrappers:
-                wrapper.keep(quantizes_weights=True)
+                told_of(wrapper).quantizes_weights = True
 
     @contextmanager
     def _put_back(self) -> Iterator[None]:

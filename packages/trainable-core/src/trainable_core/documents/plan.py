@@ -58,6 +58,7 @@ class _State(Section):
     left_out: dict[str, str]
     folded: dict[str, str]
     finalized: StrictBool
+    structure: dict[str, Any] = {}
 
 
 def plan_document(plan: LayerPlan) -> dict[str, Any]:
@@ -95,6 +96,7 @@ def state_document(state: WrappedState) -> dict[str, Any]:
         "left_out": dict(state.left_out),
         "folded": dict(state.folded),
         "finalized": state.finalized,
+        "structure": dict(state.structure),
     }
 
 
@@ -114,4 +116,5 @@ def state_from_document(document: Mapping[str, Any]) -> WrappedState:
         state.left_out,
         state.folded,
         finalized=state.finalized,
+        structure=state.structure,
     )

@@ -11,7 +11,7 @@ from trainable_core.backend.building import require_quantizer
 from trainable_core.enums import QuantizationTarget
 from trainable_keras.keras3.engine import Tensor, errors_as_they_are, to_numpy
 from trainable_keras.keras3.inferable import class_of
-from trainable_keras.parts import KerasHolder
+from trainable_keras.parts import KerasHolder, told_of
 
 
 @keras.saving.register_keras_serializable(package="trainable_keras")
@@ -46,7 +46,7 @@ class ActivationQuantizationHolder(KerasHolder, keras.layers.Layer):  # type: ig
         """Return the input quantized."""
         if not keras.backend.is_float_dtype(keras.backend.standardize_dtype(inputs.dtype)):
             return inputs
-        if self.observer is not None:
+        if told_of(self).observer is not None:
             with errors_as_they_are():
                 self.observe(to_numpy(ops.cast(inputs, "float32")))
             return inputs
