@@ -40,7 +40,7 @@ def header_of(
     """
     return {
         **model.header_of(form, state, quantizers),
-        "layers": list(state.structure[NAMES]),
+        "layers": list(state.structure.get(NAMES, state.plans)),
         "signs": {name: q.signed for name, q in quantizers.items() if q.stores_sign},
         "inferable": {name: quantizer.get_config() for name, quantizer in inferable.items()},
     }

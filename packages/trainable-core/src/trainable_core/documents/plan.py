@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from pydantic import Field
+
 from trainable_core.config import StrictBool, config_document, config_from_document
 from trainable_core.recipe.document import QuantizationRecipe
 from trainable_core.recipe.layers import LayerInfo, WeightInfo
@@ -58,7 +60,7 @@ class _State(Section):
     left_out: dict[str, str]
     folded: dict[str, str]
     finalized: StrictBool
-    structure: dict[str, Any] = {}
+    structure: dict[str, Any] = Field(default_factory=dict)
 
 
 def plan_document(plan: LayerPlan) -> dict[str, Any]:

@@ -202,15 +202,16 @@ class StockModel:
         else:
             inputs = [_input_like(tensor) for tensor in model.inputs]
             known = {id(old): new for old, new in zip(model.inputs, inputs, strict=True)}
+
+            def new(value: Any) -> Any:
+                return known.get(id(value), value)
+
             for call in graph.nodes:
-                args, kwargs = tf.nest.map_structure(lambda value: known.get(id(value), value), (call.args, call.kwargs))
-                outputs = self._call(call.operation, args, kwargs)
-                known |= {id(old): new for old, new in zip(call.outputs, tf.nest.flatten(outputs), strict=True)}
+                outputs = self._call(call.operation, *tf.nest.map_structure(new, (call.args, call.kwargs)))
+                known.update({id(old): each for old, each in zip(call.outputs, tf.nest.flatten(outputs), strict=True)})
             # as they were given: one tensor, a list or a dictionary
             given = (model._nested_inputs, model._nested_outputs)  # noqa: SLF001 - nowhere else
-            made = _class_for(model, keras.Model)(
-                *tf.nest.map_structure(lambda tensor: known[id(tensor)], given), name=model.name
-            )
+            made = _class_for(model, keras.Model)(*tf.nest.map_structure(new, given), name=model.name)
         if not model.trainable:
             made._trainable = False  # noqa: SLF001 - the setter would freeze every layer inside too
         return made
