@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import trainable_keras
-from tests.keras.framework import ENGINE, functions, keras, kl, numpy, only_keras, tensor
+from tests.keras.framework import ENGINE, KERAS_VERSION, functions, keras, kl, numpy, only_keras, tensor
 from tests.keras.models import call, network, recipe, same, vectors, weights_only
 from trainable_core.errors import ModelError, TrainableError
 from trainable_keras.graph import layers_within
@@ -241,22 +241,86 @@ def test_the_output_does_not_move_when_a_weight_is_what_it_is_quantized_to() -> 
         assert same(call(qmodel, x), before), name
 
 
+@keras.saving.register_keras_serializable(package="tests")
+class Block(kl.Layer):
+    """A layer of the user's that keeps others in an attribute, a list and a dictionary."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.first = kl.Dense(4)
+        self.more = [kl.Dense(4), kl.Dense(4)]
+        self.by_name = {"last": kl.Dense(3)}
+
+    def build(self, shape: Any) -> None:
+        """Build the layers inside."""
+        for each in (self.first, *self.more, self.by_name["last"]):
+            each.build(shape)
+        self.built = True
+
+    def call(self, x: Any) -> Any:
+        """Return the output."""
+        for each in (self.first, *self.more, self.by_name["last"]):
+            x = each(x)
+        return x
+
+    def compute_output_shape(self, shape: Any) -> Any:
+        """Return the output's shape."""
+        return (*shape[:-1], 3)
+
+
+def with_block() -> tuple[Any, Any]:
+    given = keras.Input((4,))
+    return keras.Model(given, kl.Dense(2)(Block()(given))), tensor(vectors(8, 4))
+
+
+def folded() -> tuple[Any, Any]:
+    layers = [kl.Conv2D(4, 3, use_bias=False), kl.BatchNormalization(), kl.ReLU(), kl.Flatten(), kl.Dense(2)]
+    return keras.Sequential([keras.Input((5, 5, 2)), *layers]), tensor(vectors(2, 5, 5, 2))
+
+
+IN_FILES: dict[str, Callable[[], tuple[Any, Any]]] = {
+    **{name: INSIDE[name][0] for name in ("Bidirectional", "TimeDistributed", "stacked", "ConvLSTM")},
+    "adapted": normalized,
+    "block": with_block,
+    "folded": folded,
+}
+FORMATS = [".keras", ".h5", ""] if KERAS_VERSION == 2 else [".keras", ".h5"]
+"""Ends of the names of files that Keras reads whole models from; without one it is a SavedModel."""
+
 READS = """
 import sys, numpy as np
 import tests.keras.test_two_classes as t
-loaded = t.keras.models.load_model(sys.argv[1])
-np.save(sys.argv[2], t.numpy(loaded(t.tensor(t.vectors(2, 6, 4)))))
+for _ in range(2):  # so that Keras gives other names than in the process that wrote the files
+    t.kl.Dense(1), t.kl.LSTM(1), t.kl.Bidirectional(t.kl.LSTM(1)), t.Block()
+for name, make in t.IN_FILES.items():
+    model, x = make()
+    for end in t.FORMATS:
+        loaded = t.keras.models.load_model(f"{sys.argv[1]}/{name}{end}")
+        np.save(f"{sys.argv[1]}/{name}{end}.npy", t.call(loaded, x)[0])
+    qmodel = t.trainable_keras.wrap(model, t.FINE)
+    qmodel.load_weights(f"{sys.argv[1]}/{name}.weights.h5")
+    np.save(f"{sys.argv[1]}/{name}.weights.npy", t.call(qmodel, x)[0])
+    again = t.trainable_keras.load(f"{sys.argv[1]}/{name}.own", make()[0])
+    np.save(f"{sys.argv[1]}/{name}.own.npy", t.call(again, x)[0])
 """
 
 
-def test_a_new_process_reads_the_file(tmp_path: Path) -> None:
-    model, x = INSIDE["Bidirectional"][0]()
-    qmodel = quantized(model, x)
-    qmodel.save(tmp_path / "model.keras")
-    arguments = [str(tmp_path / "model.keras"), str(tmp_path / "out.npy")]
+@pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
+def test_a_new_process_reads_every_format(tmp_path: Path) -> None:
+    expected = {}
+    for name, make in IN_FILES.items():
+        model, x = make()
+        qmodel = quantized(model, x)
+        expected[name] = call(qmodel, x)[0]
+        for end in FORMATS:
+            qmodel.save(tmp_path / f"{name}{end}")
+        qmodel.save_weights(tmp_path / f"{name}.weights.h5")
+        trainable_keras.save(qmodel, tmp_path / f"{name}.own")
     settings = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
-    subprocess.run([sys.executable, "-W", "ignore", "-c", READS, *arguments], env=settings, cwd=ROOT, check=True)
-    assert np.array_equal(np.load(tmp_path / "out.npy"), numpy(qmodel(x)))
+    subprocess.run([sys.executable, "-W", "ignore", "-c", READS, str(tmp_path)], env=settings, cwd=ROOT, check=True)
+    for name, output in expected.items():
+        for end in (*FORMATS, ".weights", ".own"):
+            assert np.array_equal(np.load(tmp_path / f"{name}{end}.npy"), output), name + end
 
 
 def test_a_file_does_not_depend_on_what_was_built_before(tmp_path: Path) -> None:

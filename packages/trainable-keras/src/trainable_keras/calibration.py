@@ -129,15 +129,23 @@ class KerasCalibration(ModelCalibration):
             yield
 
     @contextmanager
-    def watching(self, sights: Mapping[Any, Sight], *, readers: bool = False) -> Iterator[None]:  # noqa: ARG002 - Keras has no way to see who reads a variable
-        """Note what reaches each of some holders, and how their layers are called."""
+    def watching(self, sights: Mapping[Any, Sight], *, readers: bool = False) -> Iterator[None]:
+        """Note what reaches each of some holders, how their layers are called, and if asked who reads the weights."""
         owners = {holder: wrapper for wrapper in self._wrappers() for holder in wrapper.holders}
         replaced = [(holder, partial(_value_noted, sight)) for holder, sight in sights.items()]
         replaced += [
             (owners[holder], partial(_call_noted, sight)) for holder, sight in sights.items() if holder in owners
         ]
+        watched = {id(each): told_of(each) for each in owners.values()}.values() if readers else ()
         with _calls_replaced(replaced):
-            yield
+            try:
+                for holder, sight in sights.items():
+                    if readers and holder in owners:
+                        told_of(owners[holder]).sights.append(sight)
+                yield
+            finally:
+                for told in watched:
+                    told.sights.clear()
 
     def _wrappers(self) -> list[KerasWrapper]:
         return [layer for layer in self.layers if isinstance(layer, KerasWrapper)]

@@ -103,8 +103,9 @@ def fill(
     model.check_names(path, header["signs"], quantizers)
     model.freeze_quantizers(path, header["frozen"], quantizers)
     wanted = variables_of()
-    shapes = {name: tuple(variable.shape) for name, variable in wanted.items()}
-    model.check_shapes(path, shapes, {name: array.shape for name, array in arrays.items()})
+    found = {name: array.shape for name, array in arrays.items()}
+    shapes = {name: _expected(tuple(variable.shape), found.get(name, ())) for name, variable in wanted.items()}
+    model.check_shapes(path, shapes, found)
     for name, variable in wanted.items():
         assign(variable, arrays[name])
     for name, sign in header["signs"].items():
@@ -112,6 +113,12 @@ def fill(
     for quantizer in quantizers.values():
         grid = [v for width in quantizer.structure.widths for v in quantizer.grid_variables(width).values()]
         quantizer.calibrated = not any(np.isnan(quantizer.to_numpy(variable)).all() for variable in grid)
+
+
+def _expected(shape: tuple[int | None, ...], found: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape that a file's array must have: an adapted layer of Keras 2 leaves some dimensions open."""
+    open_to = (*found, *(0 for _ in shape))
+    return tuple(size if known is None else known for known, size in zip(shape, open_to, strict=False))
 
 
 def by_place(values: Sequence[Any], name_of: Callable[[Any], str]) -> dict[str, Any]:

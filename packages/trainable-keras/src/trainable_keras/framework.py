@@ -162,6 +162,11 @@ class Framework(ABC):
         setattr(model, name, value)
 
     @staticmethod
+    def strategy_of(model: Any) -> AbstractContextManager[Any]:  # noqa: ARG004 - Keras 2 asks the model
+        """Return the scope of the distribution strategy that a model was made under, if Keras remembers it."""
+        return nullcontext()
+
+    @staticmethod
     def eagerly() -> AbstractContextManager[None]:
         """Return a context in which calls run eagerly, so that values are seen."""
         return nullcontext()

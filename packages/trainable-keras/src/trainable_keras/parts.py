@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from trainable_core.backend.building import require_quantizer
 from trainable_core.calibration import Observer
+from trainable_core.calibration.unseen import Sight
 from trainable_core.documents.plan import plan_document, plan_from_document
 from trainable_core.documents.quantizer import quantizer_document, quantizer_from_document
 from trainable_core.enums import QuantizationMethod, QuantizationTarget
@@ -45,6 +46,8 @@ class Told:
         Weights that a call of the model has read through their quantizers.
     observer : Observer, optional
         What a holder shows its values to.
+    sights : list of Sight
+        What notes who reads the layer's weights, while calibration looks why a holder saw nothing.
     """
 
     plan: LayerPlan | None = None
@@ -55,6 +58,7 @@ class Told:
     quantizes_weights: bool = True
     read: set[str] = field(default_factory=set)
     observer: Observer | None = None
+    sights: list[Sight] = field(default_factory=list)
 
     def noted_config(self) -> dict[str, Any]:
         """Return the part of a config that tells plan and notes; JSON-clean."""
@@ -113,6 +117,12 @@ class KerasHolder(KerasPart):
         """The quantizer while it is trainable, None once it is inferable."""
         quantizer = self.activation_holder_quantizer
         return quantizer if isinstance(quantizer, BaseTrainableQuantizer) else None
+
+    @property
+    def deployable_quantizer(self) -> Any | None:
+        """The quantizer while it is trainable and switched on."""
+        quantizer = self.trainable_quantizer
+        return quantizer if quantizer is not None and quantizer.quantization_config.enabled else None
 
     def observe(self, values: NDArray[Any]) -> None:
         """Let the observer see float32 values.

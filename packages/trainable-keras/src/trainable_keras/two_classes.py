@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 import threading
 import types
 from abc import ABC, abstractmethod
@@ -313,16 +314,26 @@ def _reading(name: str) -> property:
 def value_of(layer: Any, name: str, variable: Any) -> Any:
     """Return what an attribute that leads to a quantized weight gives: its quantized value while a model runs."""
     kit: Kit = type(layer)._kit  # noqa: SLF001 - ours
-    if not kit.running():
+    value = _NOW.values.get(id(variable))
+    if value is None and not kit.running():
         return variable
     host, attribute = vars(layer)[READINGS].by_name[name]
     told = vars(host)[TOLD]
     told.read.add(attribute)
-    if id(variable) in _NOW.values:
-        return kit.cast_like(_NOW.values[id(variable)], variable)
-    if not told.quantizes_weights:
-        return variable
-    return kit.cast_like(host.quantized_for_call(kit.training(), [attribute])[id(variable)], variable)
+    for sight in told.sights:
+        sight.read(_reader())
+    if value is None:
+        if not told.quantizes_weights:
+            return variable
+        value = host.quantized_for_call(kit.training(), [attribute])[id(variable)]
+    return kit.cast_like(value, variable)
+
+
+def _reader() -> str:
+    """Return the name of the method, or of the function, that reads an attribute."""
+    frame = sys._getframe(3)  # noqa: SLF001 - this function, `value_of` and the property's are above it
+    name, owner = frame.f_code.co_name, frame.f_locals.get("self")
+    return name if owner is None else f"{own_class(owner).__name__}.{name}"
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from trainable_keras.documents import NAMES
 from trainable_keras.folding import Folding, folded_copy, plan_folding
 from trainable_keras.framework import Framework
 from trainable_keras.graph import Graph, children, layers_within
-from trainable_keras.parts import KerasPart, parts_among, told_of
+from trainable_keras.parts import KerasHolder, KerasPart, parts_among, told_of
 from trainable_keras.two_classes import Passing
 
 STATE = "trainable_state"
@@ -78,12 +78,13 @@ def wrap(framework: Framework, model: Any, recipe: RecipeSource, names: Names | 
     seen = Seen(model, framework, folding, state)
     seen.plan(recipe, state, names)
     copier = framework.copier(framework)
-    wrapped = copier.copy(model)
-    wrapping = Wrapping(framework, state, seen, folding, copier)
-    wrapping.fold()
-    wrapping.quantize_layers()
-    wrapping.quantize_operations()
-    wrapping.compose(wrapped)
+    with framework.strategy_of(model):
+        wrapped = copier.copy(model)
+        wrapping = Wrapping(framework, state, seen, folding, copier)
+        wrapping.fold()
+        wrapping.quantize_layers()
+        wrapping.quantize_operations()
+        wrapping.compose(wrapped)
     note(framework, wrapped, state)
     return wrapped
 
@@ -298,7 +299,11 @@ class Wrapping:
             graph = self._framework.graph(original)
             assert graph is not None  # noqa: S101 - it was one when it was seen
             if any(join(prefix, each.name) in planned for each in graph.operations):
-                self._framework.rerun(self._copier.copy_of(original), partial(self._call, prefix))
+                model = self._copier.copy_of(original)
+                self._framework.rerun(model, partial(self._call, prefix))
+                if not model.trainable:
+                    for holder in (each for each in layers_within(model) if isinstance(each, KerasHolder)):
+                        holder.trainable = False
 
     def compose(self, model: Any) -> None:
         """Let what holds quantized layers that its own config doesn't tell of tell of them."""

@@ -22,7 +22,7 @@ _node: Any = importlib.import_module(f"{_ROOT}.src.engine.node")
 _functional: Any = importlib.import_module(f"{_ROOT}.src.engine.functional")
 
 _OF_NODES = frozenset({"_inbound_nodes_value", "_outbound_nodes_value"})
-_OF_ONE_LAYER = frozenset({"_obj_reference_counts_dict", "_compiled_trainable_state"})
+_OF_ONE_LAYER = frozenset({"_compiled_trainable_state"})
 _OF_TRAINING = frozenset(
     {
         "optimizer", "compiled_loss", "compiled_metrics", "loss", "loss_weights", "_run_eagerly", "_is_compiled",
@@ -78,10 +78,22 @@ class Copier(ModelCopier):
             for each in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
                 self.copied(each)  # now, so that all is filled when the container takes it
             return tensorflow_values.container(value, self.copied, self.later)
+        if type(value).__name__ == "ObjectIdentityDictionary":  # how often a layer's attributes lead to each object
+            return self._by_identity(value)
         if hasattr(value, "true_dtype") and isinstance(value, tf.Variable):  # mixed precision casts it as it is read
             return self._object(value)
         made = tensorflow_values.copied(value)
         return NOT_SPECIAL if made is None else made
+
+    def _by_identity(self, value: Any) -> Any:
+        made = type(value)()
+
+        def fill() -> None:
+            for key, count in value.items():
+                made[self.copied(key)] = count
+
+        self._unfilled.append(fill)
+        return made
 
     def _kept(self, history: Any) -> int | None:
         """Return the place among the copied nodes of the one that made a tensor, None where it is not copied."""

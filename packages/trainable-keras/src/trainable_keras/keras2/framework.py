@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from trainable_core.errors import ModelError
 from trainable_keras.framework import Framework, functions_run_eagerly
-from trainable_keras.keras2.copying import Copier, listed, remade, rerun
+from trainable_keras.keras2.copying import Copier, listed, remade, rerun, strategy_of
 from trainable_keras.keras2.engine import keras, short_name, untracked
 from trainable_keras.keras2.folding import FoldedBatchNormalization
 from trainable_keras.keras2.functions import FUNCTIONS
@@ -44,6 +44,7 @@ class Keras2(Framework):
     op = staticmethod(op_of)
     remade = staticmethod(remade)
     rerun = staticmethod(rerun)
+    strategy_of = staticmethod(strategy_of)
     created_variables = staticmethod(listed)
     variable_name = staticmethod(short_name)
 

@@ -80,8 +80,8 @@ class ActivationQuantizationHolder(
 
     def convert_to_inferable_quantizers(self) -> None:
         """Put the inferable quantizer in the trainable one's place; does nothing the second time."""
-        if self.trainable_quantizer is not None:
-            self.activation_holder_quantizer = self.trainable_quantizer.convert2inferable()
+        if self.deployable_quantizer is not None:
+            self.activation_holder_quantizer = self.deployable_quantizer.convert2inferable()
 
     def get_config(self) -> dict[str, Any]:
         """Return what `from_config` rebuilds the holder from; JSON-clean."""

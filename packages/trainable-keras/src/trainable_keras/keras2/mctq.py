@@ -12,7 +12,7 @@ from mct_quantizers import KerasActivationQuantizationHolder, KerasQuantizationW
 from trainable_core.backend.inferable import Refusals
 from trainable_core.quantizer import BaseTrainableQuantizer
 from trainable_keras.configs import BIASED
-from trainable_keras.copying import copy_model, join
+from trainable_keras.copying import attributes_without, copy_model, join
 from trainable_keras.framework import Framework
 from trainable_keras.graph import ADDED, Graph, children
 from trainable_keras.inferable import difference, probe
@@ -279,9 +279,10 @@ def _class_for(model: Any, base: Any) -> Any:
 
 def _float(wrapper: Any) -> Any:
     """Return a quantized layer as one of its own class, without quantizers."""
-    for name in (*ADDED, READINGS, TOLD, BIASED):
-        if name in vars(wrapper):
-            delattr(wrapper, name)
+    added = [vars(wrapper)[name] for name in ADDED]
+    left = attributes_without(wrapper, {*ADDED, READINGS, TOLD, BIASED})
+    tracked = [each for each in wrapper._self_tracked_trackables if all(each is not one for one in added)]  # noqa: SLF001 - there is no public way
+    vars(wrapper).clear()
+    vars(wrapper).update(left, _self_tracked_trackables=tracked, _inbound_nodes_value=[], _outbound_nodes_value=[])
     wrapper.__class__ = own_class(wrapper)
-    vars(wrapper).update(_inbound_nodes_value=[], _outbound_nodes_value=[])
     return wrapper

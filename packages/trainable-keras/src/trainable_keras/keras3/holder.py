@@ -60,8 +60,8 @@ class ActivationQuantizationHolder(KerasHolder, keras.layers.Layer):  # type: ig
 
     def convert_to_inferable_quantizers(self) -> None:
         """Put the inferable quantizer in the trainable one's place; does nothing the second time."""
-        if self.trainable_quantizer is not None:
-            inferable = self.trainable_quantizer.convert2inferable()
+        if self.deployable_quantizer is not None:
+            inferable = self.deployable_quantizer.convert2inferable()
             self._tracker.unlock()
             self._tracker.untrack(self.activation_holder_quantizer)
             self.activation_holder_quantizer = inferable
