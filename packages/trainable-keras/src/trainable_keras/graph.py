@@ -19,8 +19,8 @@ PASSING = frozenset(
 _ACCOUNTS = ("_self_", "_obj_reference", "_trainable_")
 """Beginnings of the attributes that Keras, TensorFlow and we keep an account in."""
 
-ADDED = ("weights_quantizers", "input_holders", "output_holder")
-"""Attributes that a quantized layer has more."""
+ADDED = ("weights_quantizers", "input_holders", "output_holder", "quantizing_layers")
+"""Attributes that a quantized layer has more; the last one on Keras 2."""
 
 _OWN = frozenset(
     {

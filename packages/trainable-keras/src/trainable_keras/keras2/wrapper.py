@@ -10,6 +10,7 @@ import tensorflow as tf
 from mct_quantizers import KerasQuantizationWrapper
 
 from trainable_core.backend.unlisted import UnlistedSubclass
+from trainable_core.errors import ModelError
 from trainable_keras.configs import BIASED, ConfigKit
 from trainable_keras.copying import attributes_without
 from trainable_keras.keras2.copying import build_by, build_configs, remade
@@ -21,7 +22,7 @@ from trainable_keras.keras2.layers import TYPES
 from trainable_keras.keras2.quantizers import count_step
 from trainable_keras.keras2.tracing import graph_of
 from trainable_keras.parts import KerasWrapper, deployed_quantizers, freeze_like, start_wrapper, variable_of
-from trainable_keras.two_classes import Composite, Pending, Within, add_class
+from trainable_keras.two_classes import Composite, Pending, Within, add_class, own_class
 
 _ROOT = keras.layers.Layer.__module__.partition(".")[0]
 _base_layer_utils: Any = importlib.import_module(f"{_ROOT}.src.engine.base_layer_utils")
@@ -66,7 +67,11 @@ class Kit2(ConfigKit):
 
     def of_document(self, document: Mapping[str, Any]) -> Any:
         """Return the layer that `document` was called on, not built."""
-        return keras.layers.deserialize({key: value for key, value in document.items() if value is not None})
+        told = {key: value for key, value in document.items() if value is not None}
+        name = told["class_name"]
+        stock = getattr(keras.layers, name, None)  # Keras does not find all of its own layers
+        known = {name: stock} if stock is not None and told.get("registered_name", name) == name else None
+        return keras.layers.deserialize(told, custom_objects=known)
 
     def build_config(self, layer: Any) -> Any:
         """Return how a layer and those inside it were built; JSON-clean."""
@@ -155,9 +160,9 @@ class QuantizationWrapper(
 
     def _hold(self, weights: dict[str, Any], inputs: dict[str, Any], output: Any) -> None:
         """Keep quantizers and holders, in this order: files go by it."""
-        self.weights_quantizers = weights
-        self.input_holders = inputs
-        self.output_holder = output
+        # Keras tracks the list alone: it could not read a SavedModel with a name such as "cell.kernel" in a dictionary
+        vars(self).update(weights_quantizers=weights, input_holders=inputs, output_holder=output)
+        self.quantizing_layers = [*weights.values(), *self.holders]
         freeze_like(self)
 
     def quantized_for_call(self, training: Any, attributes: Iterable[str] | None = None) -> dict[int, Any]:
@@ -188,6 +193,18 @@ class CompositeLayer(Composite):
     """A layer with quantized layers inside."""
 
     _kit = KIT
+
+    @property
+    def _tracking_metadata(self) -> str:
+        """Refuse to be part of a SavedModel that Keras is to read again; a SavedModel to serve has no metadata.
+
+        Raises
+        ------
+        ModelError
+            Always: Keras reads the layers inside before the layer is built, and their quantizers would be lost.
+        """
+        problem = f"layer {self.name!r} ({own_class(self).__name__}) with quantized layers inside"  # type: ignore[attr-defined] # a layer's
+        raise ModelError(f"{problem} can't be read from a SavedModel", "save the model as a .keras file.")
 
 
 @_registered
