@@ -80,13 +80,13 @@ def types(session: nox.Session) -> None:
 @check("tests-core")
 def tests_core(session: nox.Session) -> None:
     """Test trainable-core in an environment without any framework."""
-    pytest(session, CORE_TESTS, "tests/core", "tests/artifacts", "tests/examples", "tests/architecture")
+    pytest(session, CORE_TESTS, *PARALLEL, "tests/core", "tests/artifacts", "tests/examples", "tests/architecture")
 
 
 @check("tests-torch")
 def tests_torch(session: nox.Session) -> None:
-    """Test trainable-torch, and trainable-core again beside an installed backend."""
-    tests = ["tests/core", "tests/torch", "tests/artifacts", "tests/examples", *ARCHITECTURE]
+    """Test trainable-torch; `minimums` runs trainable-core's tests beside an installed backend."""
+    tests = ["tests/torch", "tests/artifacts", "tests/examples", *ARCHITECTURE]
     pytest(session, TORCH_TESTS, *PARALLEL, *tests, env=ONE_THREAD)
 
 

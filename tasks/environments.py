@@ -90,7 +90,7 @@ TRAINERS = ("scikit-learn", "transformers", "lightning", "accelerate")  # the li
 WITH_KERAS = (*CORE, "-e", "packages/trainable-keras", "pytest-xdist", "scikit-learn")
 
 LINT = Environment("lint", ["ruff", "numpydoc", "import-linter"])
-CORE_TESTS = Environment("core", CORE)
+CORE_TESTS = Environment("core", [*CORE, "pytest-xdist"])
 # The type checker is here because it needs torch's own annotations, and a second installation of torch is a gigabyte.
 TORCH_TESTS = Environment("torch", [*WITH_TORCH, *TRAINERS, "mypy", "nox", "types-PyYAML"])
 KERAS_TESTS = Environment("keras", [*WITH_KERAS, "keras", "tensorflow-cpu"])

@@ -163,6 +163,20 @@ class ShapeMismatchError(TrainableError, ValueError):
         super().__init__(f"{subject}: expected {expected}, got {got}" + (f"\nHint: {hint}" if hint else ""))
 
 
+class IntegerRangeError(TrainableError, OverflowError):
+    """Raised when a bias has codes that int32 does not hold."""
+
+    def __init__(self, subject: str, channel: int, count: int, value: float, scale: float) -> None:
+        self.subject, self.channel, self.count = subject, channel, count
+        self.value, self.scale = value, scale
+        more = f"; so are those of {count - 1} more channels" if count > 1 else ""
+        super().__init__(
+            f"{subject}: its code of channel {channel} is beyond int32: {value:.6g} in steps of {scale:.6g}{more}\n"
+            "Hint: a larger min_threshold of the layer's weights makes the steps larger; a rule with "
+            '"bias": "float" leaves the bias in float.'
+        )
+
+
 class QuantizerStateError(TrainableError, RuntimeError):
     """Raised when a call comes at the wrong time: not initialized, not calibrated, already trained."""
 

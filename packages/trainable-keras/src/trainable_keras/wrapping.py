@@ -9,7 +9,7 @@ from typing import Any
 
 from trainable_core.backend.building import build_quantizer, warn_if_nothing_is_quantized
 from trainable_core.documents.plan import state_document, state_from_document
-from trainable_core.errors import DocumentError, ModelError, QuantizerStateError
+from trainable_core.errors import DocumentError, ModelError, QuantizerStateError, UnsupportedConfigError
 from trainable_core.quantizer import BaseTrainableQuantizer
 from trainable_core.recipe.document import QuantizationRecipe, RecipeSource
 from trainable_core.recipe.layers import HOLDS, LayerInfo, LayerKind
@@ -65,6 +65,7 @@ def wrap(framework: Framework, model: Any, recipe: RecipeSource, names: Names | 
     if parts_of(model):
         raise QuantizerStateError(type(model).__name__, "it is wrapped already", "wrap the float model.")
     recipe = QuantizationRecipe.of(recipe)
+    _check_fields(framework, recipe)
     if not model.built:
         raise ModelError(
             f"{type(model).__name__} is not built: it has no weights yet",
@@ -87,6 +88,17 @@ def wrap(framework: Framework, model: Any, recipe: RecipeSource, names: Names | 
         wrapping.compose(wrapped)
     note(framework, wrapped, state)
     return wrapped
+
+
+def _check_fields(framework: Framework, recipe: QuantizationRecipe) -> None:
+    """Refuse what a recipe may say but Keras layers can't do yet."""
+    hint = "train the model with trainable-torch, or leave the field out."
+    if recipe.quantizes_biases:
+        problem = f"the backend {framework.backend} can't train biases as integers yet"
+        raise UnsupportedConfigError("bias: int32", problem, hint)
+    if recipe.quantizes_float_inputs:
+        problem = f"the backend {framework.backend} can't place quantizers for integer models yet"
+        raise UnsupportedConfigError("placement: integer", problem, hint)
 
 
 def parts_of(model: Any) -> list[Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from trainable_core.backend.description import Description, describe_quantizer
+from trainable_torch.bias import BiasQuantizer
 from trainable_torch.holder import ActivationQuantizationHolder
 from trainable_torch.operations import CONTAINER
 from trainable_torch.ranks import require_whole
@@ -35,7 +36,12 @@ def describe(qmodel: nn.Module) -> Description:
     require_whole(qmodel, "describe")
     rows = []
     unread: dict[str, bool] = {}
+    float_biases: dict[str, str] = {}
     for name, module in qmodel.named_modules():
+        if isinstance(module, BiasQuantizer) and module.is_switched_off:
+            float_biases[module.subject] = (
+                "it stays float: the quantizer of the layer's input or weight is switched off"
+            )
         if isinstance(module, QuantizationWrapper):
             unread |= {f"{name or 'model'}.{attribute}": not read for attribute, read in module.weights_read.items()}
             for attribute, quantizer in module.weights_quantizers.items():
@@ -44,12 +50,16 @@ def describe(qmodel: nn.Module) -> Description:
         elif isinstance(module, ActivationQuantizationHolder):
             layer, tensor = _place(name.removeprefix(f"{CONTAINER}."))
             plan = state.plans[layer]
-            assert plan.activation is not None  # noqa: S101 - there is a holder, so there was a plan for it
-            rows.append(describe_quantizer(plan.layer, tensor, plan.activation, module.activation_holder_quantizer))
-    left_out = dict(state.left_out)
+            of_tensor = plan.float_inputs if plan.integer and tensor != "output" else plan.activation
+            assert of_tensor is not None  # noqa: S101 - there is a holder, so there was a plan for it
+            rows.append(describe_quantizer(plan.layer, tensor, of_tensor, module.activation_holder_quantizer))
+    left_out = state.left_out | float_biases
     if not all(unread.values()):  # the model has run, by forwards that are not compiled
         left_out |= {name: "no forward has read this weight so far" for name, never in unread.items() if never}
-    return Description(tuple(rows), left_out, dict(state.folded), finalized=state.finalized)
+    biases = {bias: source for bias, source in state.biases.items() if bias not in float_biases}
+    return Description(
+        tuple(rows), left_out, dict(state.folded), state.finalized, biases=biases, islands=dict(state.islands)
+    )
 
 
 def _place(name: str) -> tuple[str, str]:

@@ -9,7 +9,7 @@ from trainable_torch.copying import copied
 from trainable_torch.holder import ActivationQuantizationHolder
 from trainable_torch.ranks import require_whole
 from trainable_torch.training import quantizers_of
-from trainable_torch.wrapper import QuantizationWrapper
+from trainable_torch.wrapper import QuantizationWrapper, check_biases
 from trainable_torch.wrapping import count_step, state_of
 
 
@@ -32,11 +32,19 @@ def finalize(qmodel: nn.Module) -> nn.Module:
         When the model is not wrapped, or sharded over ranks.
     QuantizerStateError
         When a quantizer has no numbers yet; names the layers.
+    IntegerRangeError
+        When int32 does not hold the code of a bias; names the layer.
     """
     state_of(qmodel)
     require_whole(qmodel, "finalize")
     quantizers = quantizers_of(qmodel)
     require_calibrated(quantizers.values(), type(qmodel).__name__, "trainable_torch")
+    check_biases(qmodel)
+    return converted(qmodel)
+
+
+def converted(qmodel: nn.Module) -> nn.Module:
+    """Return what `finalize` returns, whatever the biases are: `load` fills them in later."""
     deployed = copied(qmodel).eval()
     inferable = {
         id(q): q.convert2inferable() for q in quantizers_of(deployed).values() if q.quantization_config.enabled

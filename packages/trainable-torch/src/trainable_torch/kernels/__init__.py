@@ -30,7 +30,7 @@ To add a fast path for an operation, write it beside `layer`'s and hold it again
 method, nothing here has to change.
 """
 
-from trainable_torch.kernels.cache import Dependencies, evaluated, forget
+from trainable_torch.kernels.cache import Dependencies, dependencies_of, evaluated, forget
 from trainable_torch.kernels.eligible import remarks
 from trainable_torch.kernels.fake_quantization import FakeQuantization, Snapping, apply, fake_quantize, snap, snapping
 from trainable_torch.kernels.layer import call as call_layer
@@ -47,6 +47,7 @@ __all__ = [
     "Ste",
     "apply",
     "call_layer",
+    "dependencies_of",
     "evaluate_layer",
     "evaluated",
     "fake_quantize",

@@ -250,6 +250,7 @@ def call(
     quantizers: tuple[Quantizer | None, Quantizer | None],
     *,
     watched: Sequence[nn.Module],
+    on_grid: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor | None:
     """Return what a layer gives for its only argument, in training; None: call the parts one by one.
 
@@ -265,6 +266,8 @@ def call(
         Those of the argument and of the weight, if these are quantized.
     watched : sequence of Module
         The modules that are not called here; none may have a hook.
+    on_grid : callable, optional
+        Quantizes the bias.
     """
     make = _operation_of(own_class)
     if make is None or torch.compiler.is_compiling() or not torch.is_grad_enabled():
@@ -287,7 +290,8 @@ def call(
     if not eligible.fits(*tensors, *variables) or x.numel() == 0 or not records(x, weight, *leaves):
         return None
     made = first, second
-    y: Tensor = _apply(operation, made, x, weight, bias, *leaves)
+    of_layer = bias if bias is None or on_grid is None else on_grid(bias)
+    y: Tensor = _apply(operation, made, x, weight, of_layer, *leaves)
     # the float layer returns a view where it has flattened the input, and a view can't be detached in place
     return y.view(y.shape) if isinstance(operation, Linear) and bias is not None and x.dim() > 2 else y  # noqa: PLR2004
 
@@ -317,6 +321,7 @@ def evaluate(
     quantizers: tuple[cache.Quantizer | None, cache.Quantizer | None],
     *,
     watched: Sequence[nn.Module],
+    on_grid: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor | None:
     """Return what a layer gives for its only argument, in evaluation; None: call the parts one by one.
 
@@ -332,4 +337,8 @@ def evaluate(
     if x.numel() == 0 or eligible.are_modules_watched() or eligible.has_hooks(watched):
         return None
     found = cache.layer(*quantizers, x, weight)
-    return None if found is None else _IN_EVALUATION[make](layer, *found, parameters["bias"])
+    if found is None:
+        return None
+    bias = parameters["bias"]
+    of_layer = bias if bias is None or on_grid is None else on_grid(bias)
+    return _IN_EVALUATION[make](layer, *found, of_layer)
