@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import trainable_keras
-from tests.keras.framework import ENGINE, KERAS_VERSION, functions, keras, kl, numpy, only_keras, tensor
+from tests.keras.framework import ENGINE, KERAS_VERSION, functions, keras, kl, numpy, only_keras, tensor, tf
 from tests.keras.models import call, network, recipe, same, state, vectors, weights_only
 from trainable_core.errors import ModelError, TrainableError
 from trainable_keras.graph import layers_within
@@ -86,8 +86,9 @@ def test_state_beside_the_variables_comes_along(name: str, tmp_path: Path) -> No
     assert np.array_equal(numpy(deployed(x)), numpy(qmodel(x)))
     trainable_keras.save(qmodel, tmp_path / "own")
     assert np.array_equal(numpy(trainable_keras.load(tmp_path / "own", model)(x)), numpy(qmodel(x)))
-    qmodel.save(tmp_path / "model.keras")
-    assert np.array_equal(numpy(keras.models.load_model(tmp_path / "model.keras")(x)), numpy(qmodel(x)))
+    if (name, KERAS_VERSION) != ("bins", 2):  # Keras 2 loses the bins of a float model in such a file, too
+        qmodel.save(tmp_path / "model.keras")
+        assert np.array_equal(numpy(keras.models.load_model(tmp_path / "model.keras")(x)), numpy(qmodel(x)))
 
 
 def test_a_copy_shares_no_state() -> None:
@@ -328,8 +329,14 @@ IN_FILES: dict[str, Callable[[], tuple[Any, Any]]] = {
     "block": with_block,
     "folded": folded,
 }
-FORMATS = [".keras", ".h5", ""] if KERAS_VERSION == 2 else [".keras", ".h5"]
-"""Ends of the names of files that Keras reads whole models from; without one it is a SavedModel."""
+COMPOSITES = ("Bidirectional", "TimeDistributed", "block")
+"""Those with layers inside of layers, which Keras 2 can't read from a SavedModel."""
+
+
+def endings(name: str) -> list[str]:
+    """Return the ends of the names of files that Keras can write of a model; without one it is a SavedModel."""
+    return [".keras", ".h5", *([""] if KERAS_VERSION == 2 and name not in COMPOSITES else [])]
+
 
 READS = """
 import sys, numpy as np
@@ -338,7 +345,7 @@ for _ in range(2):  # so that Keras gives other names than in the process that w
     t.kl.Dense(1), t.kl.LSTM(1), t.kl.Bidirectional(t.kl.LSTM(1)), t.Block()
 for name, make in t.IN_FILES.items():
     model, x = make()
-    for end in t.FORMATS:
+    for end in t.endings(name):
         loaded = t.keras.models.load_model(f"{sys.argv[1]}/{name}{end}")
         np.save(f"{sys.argv[1]}/{name}{end}.npy", t.call(loaded, x)[0])
     qmodel = t.trainable_keras.wrap(model, t.FINE)
@@ -356,15 +363,26 @@ def test_a_new_process_reads_every_format(tmp_path: Path) -> None:
         model, x = make()
         qmodel = quantized(model, x)
         expected[name] = call(qmodel, x)[0]
-        for end in FORMATS:
+        for end in endings(name):
             qmodel.save(tmp_path / f"{name}{end}")
         qmodel.save_weights(tmp_path / f"{name}.weights.h5")
         trainable_keras.save(qmodel, tmp_path / f"{name}.own")
     settings = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
     subprocess.run([sys.executable, "-W", "ignore", "-c", READS, str(tmp_path)], env=settings, cwd=ROOT, check=True)
     for name, output in expected.items():
-        for end in (*FORMATS, ".weights", ".own"):
+        for end in (*endings(name), ".weights", ".own"):
             assert np.array_equal(np.load(tmp_path / f"{name}{end}.npy"), output), name + end
+
+
+@only_keras(2, "Keras 3 writes no such files")
+def test_a_saved_model_that_could_not_be_read_is_not_written(tmp_path: Path) -> None:
+    model, x = with_block()
+    qmodel = quantized(model, x)
+    with pytest.raises(ModelError, match=r"Block.*can't be read from a SavedModel"):
+        qmodel.save(tmp_path / "model")
+    tf.saved_model.save(qmodel, str(tmp_path / "served"))  # without what Keras reads
+    served = tf.saved_model.load(str(tmp_path / "served"))
+    assert np.array_equal(numpy(served(x)), numpy(qmodel(x)))
 
 
 def test_a_file_does_not_depend_on_what_was_built_before(tmp_path: Path) -> None:
