@@ -80,13 +80,13 @@ def types(session: nox.Session) -> None:
 @check("tests-core")
 def tests_core(session: nox.Session) -> None:
     """Test trainable-core in an environment without any framework."""
-    pytest(session, CORE_TESTS, "tests/core", "tests/artifacts", "tests/examples", "tests/architecture")
+    pytest(session, CORE_TESTS, *PARALLEL, "tests/core", "tests/artifacts", "tests/examples", "tests/architecture")
 
 
 @check("tests-torch")
 def tests_torch(session: nox.Session) -> None:
-    """Test trainable-torch, and trainable-core again beside an installed backend."""
-    tests = ["tests/core", "tests/torch", "tests/artifacts", "tests/examples", *ARCHITECTURE]
+    """Test trainable-torch; `minimums` runs trainable-core's tests beside an installed backend."""
+    tests = ["tests/torch", "tests/artifacts", "tests/examples", *ARCHITECTURE]
     pytest(session, TORCH_TESTS, *PARALLEL, *tests, env=ONE_THREAD)
 
 
@@ -171,6 +171,13 @@ def planted(session: nox.Session) -> None:
     pytest(session, TORCH_TESTS, *PARALLEL, "tests/planted/test_torch.py", env=ONE_THREAD)
     log = {"TF_CPP_MIN_LOG_LEVEL": "3"}
     pytest(session, KERAS_TESTS, *PARALLEL, "tests/planted/test_keras.py", env={**ONE_THREAD, **log})
+
+
+@check("mutation", default=False)  # takes an hour
+def mutation(session: nox.Session) -> None:
+    """Break our own quantizers and kernels by machine, and count what the conformance kit rejects; `-- --write`."""
+    TORCH_TESTS.run(session, "-m", "tasks.mutation", "torch", *session.posargs, env=ONE_THREAD)
+    KERAS_TESTS.run(session, "-m", "tasks.mutation", "keras", *session.posargs, env=keras_on("tensorflow"))
 
 
 @check("plugin")

@@ -328,10 +328,26 @@ def rule(what: str, *facts: str, **fields: Any) -> Row:
     recipe("a part that is a word", "weights", weights="LSQ"),
     ("keyed by number", {1: WEIGHTS}, QuantizationRecipe.of, ValidationError, ("1: Keys should be strings",)),
     recipe("another version", "schema_version", schema_version=2),
-    recipe("unknown target", "target", "mctq", target="tflite"),
+    recipe("unknown target", "target", "'mctq', 'onnx', 'tflite', 'qonnx'", "did you mean 'tflite'", target="tflit"),
+    recipe("a target that is no word", "target", "8 is not one of", target=8),
+    recipe("unknown bias", "bias", "'float', 'int32'", "did you mean 'int32'", bias="int8"),
+    recipe("no bias", "bias", "None is not one of", bias=None),
+    recipe("a bias that is a truth", "bias", "True is not one of", bias=True),
+    recipe(
+        "unknown bias of a rule",
+        "rules.0.bias",
+        "did you mean 'float'",
+        weights=WEIGHTS,
+        rules=[{"match": {"op": "linear"}, "bias": "floot"}],
+    ),
     recipe("a number for a truth", "fold_batch_norm", fold_batch_norm=1),
     recipe("per channel activations", "activations.per_channel", activations={**WEIGHTS, "per_channel": True}),
-    recipe("nowhere", "activations.placement", "'inputs' or 'outputs'", activations={**WEIGHTS, "placement": "middle"}),
+    recipe(
+        "nowhere",
+        "activations.placement",
+        "'inputs', 'outputs' or 'integer'",
+        activations={**WEIGHTS, "placement": "middle"},
+    ),
     recipe(
         "a range with a sign", "activations", "signed", activations={**WEIGHTS, "method": "UNIFORM", "signed": True}
     ),

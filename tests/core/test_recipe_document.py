@@ -636,6 +636,8 @@ def test_the_schema_accepts_the_designs_example():
         {"calibration": {"percentile": 0}},
         {"calibration": {"percentile": 101}},
         {"target": "elsewhere"},
+        {"bias": "int8"},
+        {"rules": [{"match": {"op": "conv"}, "bias": "int8"}]},
         {"rules": [{"skip": True}]},
         {"rule": []},
         {"schema_version": 2},

@@ -1,29 +1,10 @@
 """What becomes of each layer, and what a wrapped model knows about itself."""
 
-import pytest
-
 from tests.core.home_backend import weights_config
-from trainable_core.enums import QuantizationMethod, QuantizationTarget
-from trainable_core.errors import UnsupportedConfigError
 from trainable_core.recipe.document import SKIPPED, QuantizationRecipe
 from trainable_core.recipe.layers import LayerInfo, WeightInfo
-from trainable_core.recipe.plan import QuantizerPlan, check_target
+from trainable_core.recipe.plan import QuantizerPlan
 from trainable_core.recipe.state import WrappedState
-
-
-@pytest.mark.parametrize("method", QuantizationMethod, ids=str)
-@pytest.mark.parametrize("target", QuantizationTarget, ids=str)
-def test_the_target_expresses_every_grid_but_wide_tables_and_symmetric_tables_of_activations(
-    target: QuantizationTarget, method: QuantizationMethod
-):
-    for n_bits in range(1, 17):
-        table = method in (QuantizationMethod.LUT_POT_QUANTIZER, QuantizationMethod.LUT_SYM_QUANTIZER)
-        missing = target is QuantizationTarget.Activation and method is QuantizationMethod.LUT_SYM_QUANTIZER
-        if missing or (table and n_bits > 8):
-            with pytest.raises(UnsupportedConfigError, match=f"layer: mctq.*{method}"):
-                check_target("mctq", "layer", method, n_bits, target)
-        else:
-            check_target("mctq", "layer", method, n_bits, target)
 
 
 def test_equal_plans_are_equal():

@@ -18,7 +18,7 @@ from trainable_core.calibration import Observer
 from trainable_core.calibration.batches import inputs_of
 from trainable_core.calibration.model import ModelCalibration
 from trainable_core.calibration.unseen import Sight, value_text
-from trainable_core.errors import CalibrationError, ShapeMismatchError
+from trainable_core.errors import CalibrationError, IntegerRangeError, ShapeMismatchError
 from trainable_core.qparams import variable_shape
 from trainable_core.quantizer import Structure
 from trainable_torch.computed import Uses, reason
@@ -27,7 +27,7 @@ from trainable_torch.kernels import eligible
 from trainable_torch.quantizers.base import RESHAPED, BasePytorchTrainableQuantizer
 from trainable_torch.ranks import require_whole, world_size
 from trainable_torch.state import state_of
-from trainable_torch.wrapper import QuantizationWrapper
+from trainable_torch.wrapper import QuantizationWrapper, check_biases
 
 
 def calibrate(
@@ -74,6 +74,8 @@ def calibrate(
         When every quantizer has its numbers and `force` is false, or when the model is finalized.
     CalibrationError
         When there are no batches, values are not finite, or another rank failed.
+    IntegerRangeError
+        When int32 does not hold the code of a bias with these thresholds.
     UnseenTensorsError
         When quantized tensors were never seen; the message names all of them, and why.
 
@@ -92,7 +94,7 @@ def calibrate(
     state = state_of(qmodel)
     require_whole(qmodel, "calibrate")
     _leave_meta(qmodel)
-    with _fitted_to_shapes(qmodel, force=force and not state.finalized):
+    with _fitted_to_shapes(qmodel, force=force and not state.finalized), _biases_checked(qmodel):
         TorchCalibration(qmodel, state).run(
             batches,
             forward,
@@ -321,6 +323,26 @@ def _fitted_to_shapes(qmodel: nn.Module, *, force: bool) -> Iterator[None]:
     except BaseException:
         for quantizer, attributes in before:
             quantizer.__dict__.update(attributes)
+        raise
+
+
+@contextmanager
+def _biases_checked(qmodel: nn.Module) -> Iterator[None]:
+    """Check the codes of int32 biases in the end; give quantizers back what they had before when one is refused."""
+    quantizers = [m for m in qmodel.modules() if isinstance(m, BasePytorchTrainableQuantizer)]
+    if not any(wrapper.quantizes_bias for wrapper in _wrappers(qmodel)):
+        yield
+        return
+    before = [
+        (q, q.calibrated, q.quantization_config, {n: v.clone() for n, v in q.state_dict().items()}) for q in quantizers
+    ]
+    yield
+    try:
+        check_biases(qmodel)
+    except IntegerRangeError:
+        for quantizer, calibrated, config, variables in before:
+            quantizer.load_state_dict(variables)
+            quantizer.calibrated, quantizer.quantization_config = calibrated, config
         raise
 
 

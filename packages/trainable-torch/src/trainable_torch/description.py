@@ -6,6 +6,7 @@ from torch import nn
 
 from trainable_core.backend.description import Description, DescriptionRow, describe_quantizer
 from trainable_core.recipe.plan import LayerPlan
+from trainable_torch.bias import BiasQuantizer
 from trainable_torch.holder import ActivationQuantizationHolder
 from trainable_torch.layers import kind_of
 from trainable_torch.operations import CONTAINER
@@ -42,8 +43,13 @@ def describe(qmodel: nn.Module) -> Description:
     unread: dict[str, int] = {}
     seen: dict[int, list[bool]] = {}  # by the parameter, which layers may share
     held: set[nn.Module] = set()
+    float_biases: dict[str, str] = {}
     for path, module in qmodel.named_modules():
         name = path or "model"
+        if isinstance(module, BiasQuantizer) and module.is_switched_off:
+            float_biases[module.subject] = (
+                "it stays float: the quantizer of the layer's input or weight is switched off"
+            )
         if isinstance(module, QuantizationWrapper):
             for attribute, weight, _ in module.get_weights_vars():
                 seen.setdefault(id(weight), []).append(module.weights_read[attribute])
@@ -57,18 +63,22 @@ def describe(qmodel: nn.Module) -> Description:
             rows += [] if module.output_holder is None else [_row(plan, "output", module.output_holder)]
             held |= set(module.holders)
         elif isinstance(module, ActivationQuantizationHolder) and module not in held:
-            operation, tensor = _place(name.removeprefix(f"{CONTAINER}."))
+            operation, tensor = place_of_holder(name.removeprefix(f"{CONTAINER}."))
             rows.append(_row(state.plans[operation], tensor, module))
-    left_out = dict(state.left_out)
+    left_out = state.left_out | float_biases
     if any(map(any, seen.values())):  # the model has run, by forwards that are not compiled
         left_out |= {name: NEVER_READ for name, weight in unread.items() if not any(seen[weight])}
     left_out |= _added(qmodel)
-    return Description(tuple(rows), left_out, dict(state.folded), finalized=state.finalized)
+    biases = {bias: source for bias, source in state.biases.items() if bias not in float_biases}
+    return Description(
+        tuple(rows), left_out, dict(state.folded), state.finalized, biases=biases, islands=dict(state.islands)
+    )
 
 
 def _row(plan: LayerPlan, tensor: str, holder: ActivationQuantizationHolder) -> DescriptionRow:
-    assert plan.activation is not None  # noqa: S101 - there is a holder, so there was a plan for it
-    return describe_quantizer(plan.layer, tensor, plan.activation, holder.activation_holder_quantizer)
+    of_tensor = plan.float_inputs if plan.integer and tensor != "output" else plan.activation
+    assert of_tensor is not None  # noqa: S101 - there is a holder, so there was a plan for it
+    return describe_quantizer(plan.layer, tensor, of_tensor, holder.activation_holder_quantizer)
 
 
 def _added(qmodel: nn.Module) -> dict[str, str]:
@@ -79,7 +89,7 @@ def _added(qmodel: nn.Module) -> dict[str, str]:
     return {name: why for name, kind in kinds.items() if kind is not None and (kind.weights or kind.unsupported)}
 
 
-def _place(name: str) -> tuple[str, str]:
+def place_of_holder(name: str) -> tuple[str, str]:
     """Return layer and tensor of a holder, from its name.
 
     Names are such as ``fc.input_holders.input``, ``fc.output_holder`` and ``add_input_0_holder``.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 from trainable_core.backend.building import require_calibrated
@@ -11,7 +12,7 @@ from trainable_torch.ranks import require_whole
 from trainable_torch.reading import MARK
 from trainable_torch.state import STATE, state_of
 from trainable_torch.training import quantizers_of
-from trainable_torch.wrapper import QuantizationWrapper
+from trainable_torch.wrapper import QuantizationWrapper, check_biases
 from trainable_torch.wrapping import count_step
 
 
@@ -34,12 +35,21 @@ def finalize(qmodel: nn.Module) -> nn.Module:
         When the model is not wrapped, or sharded over ranks.
     QuantizerStateError
         When a quantizer has no numbers yet; names the layers.
+    IntegerRangeError
+        When int32 does not hold the code of a bias; names the layer.
     """
     state_of(qmodel)
     require_whole(qmodel, "finalize")
     quantizers = quantizers_of(qmodel)
     require_calibrated(quantizers.values(), type(qmodel).__name__, "trainable_torch")
+    check_biases(qmodel)
+    return converted(qmodel)
+
+
+def converted(qmodel: nn.Module) -> nn.Module:
+    """Return what `finalize` returns, whatever the biases are: `load` fills them in later."""
     deployed = copied(qmodel).eval()
+    _store_values(deployed)
     inferable = {
         id(q): q.convert2inferable() for q in quantizers_of(deployed).values() if q.quantization_config.enabled
     }
@@ -59,3 +69,13 @@ def finalize(qmodel: nn.Module) -> nn.Module:
                 state.finalized = True
     state_of(deployed).finalized = True
     return deployed
+
+
+@torch.no_grad()
+def _store_values(deployed: nn.Module) -> None:
+    """Put the quantized values in the place of float weights whose method deploys these; see `deploys_values`."""
+    wrappers = [module for module in deployed.modules() if isinstance(module, QuantizationWrapper)]
+    weights = {id(w): (w, q) for wrapper in wrappers for _, w, q in wrapper.get_weights_vars()}  # tied weights once
+    for weight, quantizer in weights.values():
+        if getattr(quantizer, "deploys_values", False) and quantizer.quantization_config.enabled:  # not inferable yet
+            weight.copy_(quantizer(weight, training=False))

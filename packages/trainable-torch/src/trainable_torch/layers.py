@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,24 +18,34 @@ from trainable_torch.kernels import eligible
 
 
 def _kind(
-    op: str, weights: Mapping[str, int] | None = None, inputs: tuple[str, ...] = ("input",), unsupported: str = ""
+    op: str,
+    weights: Mapping[str, int] | None = None,
+    inputs: tuple[str, ...] = ("input",),
+    bias: str = "",
+    bias_obstacle: str = "",
 ) -> LayerKind:
     """Return a kind whose input has PyTorch's usual name."""
-    return LayerKind(op, dict(weights or {}), inputs, unsupported)
+    return LayerKind(op, dict(weights or {}), inputs, bias=bias, bias_obstacle=bias_obstacle)
+
+
+_INSIDE = "it is added inside of the layer, to products of tensors that no quantizer makes"
+"""Why the biases of layers with several steps can't be integers."""
 
 
 _KINDS: dict[type[nn.Module], LayerKind] = {
-    nn.Linear: _kind("linear", {"weight": 0}),
-    nn.Bilinear: _kind("linear", {"weight": 0}, ("input1", "input2")),
-    nn.Conv1d: _kind("conv", {"weight": 0}),
-    nn.Conv2d: _kind("conv", {"weight": 0}),
-    nn.Conv3d: _kind("conv", {"weight": 0}),
-    nn.ConvTranspose1d: _kind("conv_transpose", {"weight": 1}),
-    nn.ConvTranspose2d: _kind("conv_transpose", {"weight": 1}),
-    nn.ConvTranspose3d: _kind("conv_transpose", {"weight": 1}),
+    nn.Linear: _kind("linear", {"weight": 0}, bias="bias"),
+    nn.Bilinear: _kind(
+        "linear", {"weight": 0}, ("input1", "input2"), "bias", "it is added to products of three tensors"
+    ),
+    nn.Conv1d: _kind("conv", {"weight": 0}, bias="bias"),
+    nn.Conv2d: _kind("conv", {"weight": 0}, bias="bias"),
+    nn.Conv3d: _kind("conv", {"weight": 0}, bias="bias"),
+    nn.ConvTranspose1d: _kind("conv_transpose", {"weight": 1}, bias="bias"),
+    nn.ConvTranspose2d: _kind("conv_transpose", {"weight": 1}, bias="bias"),
+    nn.ConvTranspose3d: _kind("conv_transpose", {"weight": 1}, bias="bias"),
     nn.Embedding: _kind("embedding", {"weight": 0}),
     nn.EmbeddingBag: _kind("embedding", {"weight": 0}),
-    nn.RNNCellBase: _kind("recurrent", {"weight_ih": 0, "weight_hh": 0}),
+    nn.RNNCellBase: _kind("recurrent", {"weight_ih": 0, "weight_hh": 0}, bias="bias_ih", bias_obstacle=_INSIDE),
 }
 
 _BY_OP: dict[str, tuple[type[nn.Module], ...]] = {
@@ -82,7 +93,11 @@ FUNCTIONS: dict[Any, str] = {
 
 
 def register_layer(
-    cls: type[nn.Module], op: str, weights: Mapping[str, int] | None = None, inputs: tuple[str, ...] = ("input",)
+    cls: type[nn.Module],
+    op: str,
+    weights: Mapping[str, int] | None = None,
+    inputs: tuple[str, ...] = ("input",),
+    bias: str | None = None,
 ) -> None:
     """Tell how a module type of your own is quantized.
 
@@ -96,6 +111,9 @@ def register_layer(
         Axis of the output channels, by weight attribute.
     inputs : tuple of str
         Names of its tensor arguments, in positional order.
+    bias : str, optional
+        Attribute of the bias, which the layer adds to the products of its first argument and its weight, and to nothing
+        else; ``bias: int32`` quantizes it.
 
     Raises
     ------
@@ -104,19 +122,21 @@ def register_layer(
     """
     if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
         raise InvalidArgumentError("register_layer", f"{cls!r} is not a subclass of torch.nn.Module")
-    _KINDS[cls] = declared_kind(op, weights, inputs)
+    _KINDS[cls] = declared_kind(op, weights, inputs, bias)
 
 
 def _attention(module: Any) -> LayerKind:
     fused = module.in_proj_weight is not None
     projections = ("in_proj_weight",) if fused else ("q_proj_weight", "k_proj_weight", "v_proj_weight")
-    return LayerKind("attention", dict.fromkeys((*projections, "out_proj.weight"), 0), ("query", "key", "value"))
+    weights = dict.fromkeys((*projections, "out_proj.weight"), 0)
+    inputs = ("query", "key", "value")
+    return LayerKind("attention", weights, inputs, bias="in_proj_bias", bias_obstacle=_INSIDE)
 
 
 def _recurrent(module: nn.RNNBase) -> LayerKind:
     """Return the kind of a recurrent layer: its kernels of every direction and depth, and its projections."""
     names = [name for weights in module._all_weights for name in weights if name.startswith("weight")]  # noqa: SLF001 - no public list
-    return _kind("recurrent", dict.fromkeys(names, 0))
+    return _kind("recurrent", dict.fromkeys(names, 0), bias="bias_ih_l0", bias_obstacle=_INSIDE)
 
 
 _BY_MODULE: dict[type[nn.Module], Callable[[Any], LayerKind]] = {
@@ -159,7 +179,7 @@ def _dtype_obstacle(module: nn.Module, kind: LayerKind) -> str:
 def _declared_kind(module: nn.Module) -> LayerKind | None:
     """Return the kind of a module's type."""
     if isinstance(module, torch.jit.ScriptModule):
-        return _kind("other", unsupported="it is compiled by TorchScript, and its code reads its weights itself")
+        return LayerKind("other", unsupported="it is compiled by TorchScript, and its code reads its weights itself")
     for cls in type(module).__mro__:
         if cls in _BY_MODULE:
             return _BY_MODULE[cls](module)
@@ -168,7 +188,7 @@ def _declared_kind(module: nn.Module) -> LayerKind | None:
             return kind
     cls = type(module)
     if cls.__name__ == "Conv1D" and cls.__module__.startswith("transformers."):
-        return LayerKind("linear", {"weight": 1}, ("x",))  # a linear layer stored transposed
+        return LayerKind("linear", {"weight": 1}, ("x",), bias="bias")  # a linear layer stored transposed
     return None
 
 
@@ -186,7 +206,7 @@ def kind_of(module: nn.Module) -> LayerKind | None:
         return None
     groups = getattr(module, "groups", 1)
     if kind.op == "conv" and groups != 1 and groups == getattr(module, "in_channels", None):
-        kind = LayerKind("depthwise_conv", kind.weights, kind.inputs)
+        kind = replace(kind, op="depthwise_conv")
     obstacle = _embedding_obstacle(module) or _dtype_obstacle(module, kind)
     return LayerKind(kind.op, {}, kind.inputs, obstacle) if obstacle else kind
 
@@ -212,7 +232,13 @@ def layer_info(name: str, module: nn.Module, kind: LayerKind) -> LayerInfo:
             )
         return tuple(weight.shape) if isinstance(weight, Tensor) else None
 
-    return layers.layer_info(name, module, kind, shape_of)
+    info = layers.layer_info(name, module, kind, shape_of)
+    known = (*kind.weights, kind.bias)
+    other = next((each for each, p in module._parameters.items() if p is not None and each not in known), "")  # noqa: SLF001 - own ones
+    if info.weights and not kind.bias and other:
+        problem = f"register_layer(..., bias=...) does not say whether {other!r} is the bias"
+        return replace(info, bias=other, bias_obstacle=problem)
+    return info
 
 
 def leave_fused_paths(model: nn.Module) -> None:

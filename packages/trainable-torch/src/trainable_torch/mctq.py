@@ -138,9 +138,11 @@ class _Stock:
         self.weights: dict[Any, Any] = {}
         self.before: Any = None
         self.behind: Any = None
+        self.bias: tuple[str, Tensor] | None = None
         if isinstance(part, ActivationQuantizationHolder):
             self.behind = self._holder(part, "activation")
             return
+        self.bias = part.integer_bias()
         for attribute, weight, quantizer in part.get_weights_vars():
             built = self._quantizer(quantizer, str(attribute), weight)
             if built is not None:
@@ -208,6 +210,8 @@ class _Stock:
             made = self.behind if self.behind is not None else nn.Identity()
         else:
             layer = plain_layer(self.part)
+            if self.bias is not None:  # mctq's layers have float biases, and this one is on its grid
+                layer._parameters[self.bias[0]] = nn.Parameter(self.bias[1], requires_grad=False)  # noqa: SLF001 - as below
             parts = {"input_holder": self.before, "layer": self._wrapped(layer), "output_holder": self.behind}
             needed = OrderedDict((name, part) for name, part in parts.items() if part is not None)
             made = nn.Sequential(needed) if len(needed) > 1 else needed["layer"]

@@ -137,15 +137,20 @@ def _calls(run: Run, name: str) -> set[tuple[tuple[str, int], ...]]:
 
 @dataclass
 class Held:
-    """An operation with its quantizers: of its inputs in order, or the one of its output; none where it stays float."""
+    """An operation with its quantizers: of its inputs in order, and of its output; none where it stays float."""
 
     name: str
     inputs: int
-    of_inputs: list[ActivationQuantizationHolder] = field(default_factory=list)
+    of_inputs: list[ActivationQuantizationHolder | None] = field(default_factory=list)
     of_output: ActivationQuantizationHolder | None = None
 
 
-def hold(root: nn.Module, operation: Operation, placement: str, build: Callable[[str], Any]) -> Held:
+def hold(
+    root: nn.Module,
+    operation: Operation,
+    inputs: Mapping[int, Callable[[str], Any]],
+    output: Callable[[str], Any] | None,
+) -> Held:
     """Add the quantizers of an operation to a model.
 
     Parameters
@@ -154,21 +159,22 @@ def hold(root: nn.Module, operation: Operation, placement: str, build: Callable[
         The model; gets a child that holds them.
     operation : Operation
         Which one.
-    placement : {"inputs", "outputs"}
-        Where they stand.
-    build : callable
-        Returns a holder for a subject.
+    inputs : mapping of int to callable
+        What returns the holder of each input that gets one, for a subject, by the input's place.
+    output : callable or None
+        The same for the output.
     """
     held = Held(operation.name, operation.inputs)
     path, _, last = operation.name.rpartition(".")
     home = _home(root, path)
-    if placement == "outputs":
-        held.of_output = build(f"{operation.name}: output")
+    if output is not None:
+        held.of_output = output(f"{operation.name}: output")
         home.add_module(f"{last}_output_holder", held.of_output)
-    else:
-        for index in range(operation.inputs):
-            held.of_inputs.append(build(f"{operation.name}: input {index}"))
-            home.add_module(f"{last}_input_{index}_holder", held.of_inputs[-1])
+    if inputs:
+        held.of_inputs = [None] * operation.inputs
+    for index, make in inputs.items():
+        held.of_inputs[index] = make(f"{operation.name}: input {index}")
+        home.add_module(f"{last}_input_{index}_holder", held.of_inputs[index])
     return held
 
 
@@ -368,7 +374,10 @@ class _Operations(TorchFunctionMode):
         changed = args[0] if is_in_place(func, args, kwargs) else None
         given = {id(tensor): tensor if tensor is not changed else tensor.clone() for tensor in tensors}
         if held.of_inputs:
-            given = {key: holder(tensor) for (key, tensor), holder in zip(given.items(), held.of_inputs, strict=True)}
+            given = {
+                key: tensor if holder is None else holder(tensor)
+                for (key, tensor), holder in zip(given.items(), held.of_inputs, strict=True)
+            }
             if changed is not None and id(changed) in given:
                 given[id(changed)] = given[id(changed)].clone()
         result = func(*replaced(args, given), **replaced(kwargs, given))

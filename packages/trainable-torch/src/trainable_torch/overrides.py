@@ -52,14 +52,19 @@ def change_of(module: nn.Module, base: type[nn.Module]) -> str:
     patched = [name for name in vars(module) if callable(getattr(base, name, None)) and name not in _HARMLESS]
     if patched:
         return f"its {patched[0]} is replaced on the instance"
-    for cls in type(module).__mro__:
+    return change_of_class(type(module), base)
+
+
+def change_of_class(own: type, base: type[nn.Module]) -> str:
+    """Return what makes a call of one of a subclass's instances another than one of its base class; see `change_of`."""
+    for cls in own.__mro__:
         if cls is base or cls in base.__mro__:
             continue
         changed = [name for name in vars(cls) if name not in _HARMLESS and (name in _READ or hasattr(base, name))]
         if changed:
-            return f"{type(module).__name__} has its own {'forward' if 'forward' in changed else changed[0]}"
+            return f"{own.__name__} has its own {'forward' if 'forward' in changed else changed[0]}"
         if inspect.isfunction(vars(cls).get("__getattr__")):
-            return f"{type(module).__name__} has its own __getattr__"
+            return f"{own.__name__} has its own __getattr__"
     return ""
 
 

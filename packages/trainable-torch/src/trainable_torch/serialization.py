@@ -27,7 +27,7 @@ from trainable_core.documents.model import (
     switch_off_quantizers,
 )
 from trainable_core.errors import DocumentError, ModelError, RuleError, TrainableError
-from trainable_torch.finalized import finalize
+from trainable_torch.finalized import converted
 from trainable_torch.ranks import require_whole
 from trainable_torch.state import present_state, state_of
 from trainable_torch.training import quantizers_of
@@ -145,7 +145,7 @@ def load(path: str | PathLike[str], model: nn.Module) -> nn.Module:
     if metadata["finalized"]:
         for quantizer in quantizers_of(qmodel).values():
             placeholder(quantizer)
-        qmodel = finalize(qmodel)
+        qmodel = converted(qmodel)
     _fill(path, qmodel, tensors)
     freeze_quantizers(path, metadata["frozen"], quantizers_of(qmodel))
     return qmodel.train(metadata["training"])

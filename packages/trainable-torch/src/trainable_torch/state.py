@@ -92,13 +92,13 @@ def _state_here(model: nn.Module, membership: Membership) -> WrappedState:
         for name, plan in whole.plans.items()
         if name in names or name not in membership.names
     }
-    return WrappedState(
-        whole.recipe,
-        {name: replace(plan, layer=replace(plan.layer, name=name)) for name, plan in plans.items()},
-        _renamed(whole.left_out, names, membership),
-        {names[norm]: names[layer] for norm, layer in whole.folded.items() if norm in names and layer in names},
-        finalized=whole.finalized,
-        structure=whole.structure,
+    return replace(
+        whole,
+        plans={name: replace(plan, layer=replace(plan.layer, name=name)) for name, plan in plans.items()},
+        left_out=_renamed(whole.left_out, names, membership),
+        folded={names[norm]: names[layer] for norm, layer in whole.folded.items() if norm in names and layer in names},
+        biases=_renamed(whole.biases, names, membership),
+        islands=_renamed(whole.islands, names, membership),
         origins={new or "model": old or "model" for old, new in names.items()},
     )
 

@@ -29,7 +29,7 @@ from trainable_torch.layers import kind_of
 from trainable_torch.observing import OWN_OPERATIONS, SHAPE, name_of
 from trainable_torch.operands import operation_kind
 
-_DROPOUTS: dict[Any, Any] = {
+DROPOUTS: dict[Any, Any] = {
     F.dropout: nn.Dropout,
     F.dropout1d: nn.Dropout1d,
     F.dropout2d: nn.Dropout2d,
@@ -37,6 +37,7 @@ _DROPOUTS: dict[Any, Any] = {
     F.alpha_dropout: nn.AlphaDropout,
     F.feature_alpha_dropout: nn.FeatureAlphaDropout,
 }
+"""The modules of dropout, by their functions."""
 
 
 KEPT = "kept"
@@ -214,7 +215,11 @@ def _difference(one: fx.GraphModule, other: fx.GraphModule) -> fx.Node | None:
     }
     first: fx.Node
     for first, second in zip(one.graph.nodes, other.graph.nodes, strict=False):  # the last ones tell the lengths
-        starts_dropping = first.target in _DROPOUTS and not _dropout(first)["training"] and _dropout(second)["training"]
+        starts_dropping = (
+            first.target in DROPOUTS
+            and not dropout_arguments(first)["training"]
+            and dropout_arguments(second)["training"]
+        )
         if _content(one, first, places) != _content(other, second, places) or starts_dropping:
             return first
     return None
@@ -223,8 +228,8 @@ def _difference(one: fx.GraphModule, other: fx.GraphModule) -> fx.Node | None:
 def _content(traced: fx.GraphModule, node: fx.Node, places: Mapping[fx.Node, int]) -> Any:
     """Return what a node does, comparable between traces."""
     arguments = (node.args, node.kwargs)
-    if node.target in _DROPOUTS:
-        arguments = ((), {name: value for name, value in _dropout(node).items() if name != "training"})
+    if node.target in DROPOUTS:
+        arguments = ((), {name: value for name, value in dropout_arguments(node).items() if name != "training"})
     told = fx.map_arg(arguments, lambda each: None if _is_option(each) else ("node", places[each]))
     if node.op == "get_attr" and str(node.target).startswith("_tensor_constant"):
         constant = getattr(traced, str(node.target))
@@ -232,7 +237,7 @@ def _content(traced: fx.GraphModule, node: fx.Node, places: Mapping[fx.Node, int
     return node.op, node.target, told
 
 
-def _dropout(node: fx.Node) -> dict[str, Any]:
+def dropout_arguments(node: fx.Node) -> dict[str, Any]:
     """Return a dropout function's arguments by name."""
     defaults = {"p": 0.5, "training": node.target not in (F.alpha_dropout, F.feature_alpha_dropout), "inplace": False}
     return {**defaults, **dict(zip(("input", *defaults), node.args, strict=False)), **node.kwargs}
@@ -244,14 +249,14 @@ def _dropouts_of(trained: fx.GraphModule, evaluated: fx.GraphModule) -> list[fx.
     return [
         node
         for node, other in pairs
-        if node.target in _DROPOUTS and _dropout(node)["training"] and not _dropout(other)["training"]
+        if node.target in DROPOUTS and dropout_arguments(node)["training"] and not dropout_arguments(other)["training"]
     ]
 
 
 def _make_module(traced: fx.GraphModule, node: fx.Node) -> None:
     """Put a module in the place of a dropout function."""
-    arguments, name = _dropout(node), f"{node.name}_dropout"
-    traced.add_submodule(name, _DROPOUTS[node.target](p=arguments["p"], inplace=arguments["inplace"]))
+    arguments, name = dropout_arguments(node), f"{node.name}_dropout"
+    traced.add_submodule(name, DROPOUTS[node.target](p=arguments["p"], inplace=arguments["inplace"]))
     with traced.graph.inserting_after(node):
         replaced = traced.graph.call_module(name, (arguments["input"],))
     node.replace_all_uses_with(replaced)
@@ -264,8 +269,16 @@ def ends_with_own_operation(layer: nn.Module) -> bool:
     A convolution that pads its input first does; one that computes its weight, or adds something, does not. False where
     tracing can't tell.
     """
+    return own_operations(layer) is not None
+
+
+def own_operations(layer: nn.Module) -> list[fx.Node] | None:
+    """Return the operation of a layer's class on its own weight and bias, in train mode and in eval mode.
+
+    None where its forward does not end with it, or tracing can't tell.
+    """
     if "forward" in vars(layer) or type(layer).__call__ is not nn.Module.__call__:
-        return False  # the tracer takes the class's forward
+        return None  # the tracer takes the class's forward
     probe = layer.__new__(type(layer))
     probe.__dict__.update(layer.__dict__)
     probe._parameters = dict(layer._parameters)  # noqa: SLF001 - the layer's own stay as they are
@@ -276,21 +289,22 @@ def ends_with_own_operation(layer: nn.Module) -> bool:
             warnings.simplefilter("ignore")
             graphs = [_graph(probe, training=training).graph for training in (True, False)]
     except Exception:  # noqa: BLE001 - a forward may raise anything on a proxy
-        return False
-    return all(map(_ends_with_own_operation, graphs))
+        return None
+    found = [_own_operation(graph) for graph in graphs]
+    return None if None in found else cast("list[fx.Node]", found)
 
 
-def _ends_with_own_operation(graph: fx.Graph) -> bool:
+def _own_operation(graph: fx.Graph) -> fx.Node | None:
     (output,) = [node for node in graph.nodes if node.op == "output"]
     last = output.args[0]
     if not isinstance(last, fx.Node) or last.op != "call_function" or called(last) not in OWN_OPERATIONS:
-        return False
+        return None
     named = dict(zip(("input", "weight", "bias"), last.args, strict=False)) | last.kwargs
     for name in ("weight", "bias"):
         own: list[fx.Node] = [node for node in graph.nodes if node.op == "get_attr" and node.target == name]
         if len(own) != 1 or own[0] is not named.get(name) or readers(own[0]) != [last]:
-            return False
-    return True
+            return None
+    return last
 
 
 def tensors_read(module: nn.Module) -> tuple[set[int], set[int]]:
@@ -402,7 +416,7 @@ def _rank_of_function(model: nn.Module, node: fx.Node) -> int | None:
             return len(sizes[0]) if isinstance(sizes[0], list | tuple) else None
         return len(sizes) or None
     ranks = [rank_of(model, each) for each in node.all_input_nodes if not _is_size(each)]
-    elementwise = operation_kind(node.target) in ("activation", "add", "mul") or node.target in _DROPOUTS
+    elementwise = operation_kind(node.target) in ("activation", "add", "mul") or node.target in DROPOUTS
     return max(ranks) if elementwise and ranks and None not in ranks else None  # type: ignore[type-var]
 
 

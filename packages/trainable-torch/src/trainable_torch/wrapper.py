@@ -105,7 +105,7 @@ class _Call:
     `weight_values`. `quantizes` says whether weights are quantized, which calibration switches off. `overwrites` says
     whether the layer writes into its inputs though it has no attribute ``inplace`` that says so; None where that is not
     known yet, as of a class that is not PyTorch's before its first call. `read` says whether each weight has been read
-    through its quantizer so far.
+    through its quantizer so far. `bias` is the attribute of a bias that is quantized, or empty.
     """
 
     input_names: tuple[str, ...]
@@ -118,6 +118,7 @@ class _Call:
     quantizes: bool = True
     overwrites: bool | None = False
     read: dict[Any, bool] = field(default_factory=dict)
+    bias: str = ""
 
 
 class _Part(Reads):
@@ -161,6 +162,8 @@ class QuantizationWrapper(Reads, nn.Module, metaclass=UnlistedSubclass, of=Pytor
         Names of the layer's positional arguments, in order.
     output_holder : ActivationQuantizationHolder, optional
         Quantizer of the output; of the first one when the layer returns a tuple.
+    bias : str
+        Attribute of a bias that the layer's `bias_quantizer` quantizes, which is set later; empty where none does.
 
     Raises
     ------
@@ -198,6 +201,7 @@ class QuantizationWrapper(Reads, nn.Module, metaclass=UnlistedSubclass, of=Pytor
         input_holders: Any = None,  # noqa: ARG004 - as above
         input_names: Any = None,  # noqa: ARG004 - as above
         output_holder: Any = None,  # noqa: ARG004 - as above
+        bias: str = "",
     ) -> Any:
         """Return the layer itself, with a class made of two; for a function a module of its own."""
         if not isinstance(module, nn.Module):
@@ -218,14 +222,14 @@ class QuantizationWrapper(Reads, nn.Module, metaclass=UnlistedSubclass, of=Pytor
                 changed.append((part, type(part)))
                 become(part, _Part, of_part)
             changed.append((module, type(module)))
-            become(module, cls, names, _ATTRIBUTES)
+            become(module, cls, names | {bias} - {""}, (*_ATTRIBUTES, BIAS_QUANTIZER) if bias else _ATTRIBUTES)
         except TrainableError:
             for each, own in changed:
                 object.__setattr__(each, "__class__", own)
             raise
         return module
 
-    def __init__(  # noqa: PLR0913 - mctq's six, and three of ours
+    def __init__(  # noqa: PLR0913 - mctq's six, and four of ours
         self,
         module: Any,
         weights_quantizers: Mapping[Any, Any],
@@ -237,8 +241,10 @@ class QuantizationWrapper(Reads, nn.Module, metaclass=UnlistedSubclass, of=Pytor
         input_holders: Mapping[str, ActivationQuantizationHolder] | None = None,
         input_names: Sequence[str] = ("input",),
         output_holder: ActivationQuantizationHolder | None = None,
+        bias: str = "",
     ) -> None:
         call = _Call(tuple(input_names), list(op_call_args or []), dict(op_call_kwargs or {}), is_inputs_as_list)
+        call.bias = bias
         if module is self:
             call.forward = self.__dict__.pop("forward", None)
             call.overwrites = (
@@ -288,7 +294,8 @@ class QuantizationWrapper(Reads, nn.Module, metaclass=UnlistedSubclass, of=Pytor
         if value is None and not is_running(self):
             return weight
         call: _Call = self.__dict__[CALL]
-        call.read[name] = True
+        if name in call.read:
+            call.read[name] = True
         if not call.quantizes:
             return weight
         return self._quantized(name, weight) if value is None else value
@@ -375,7 +382,38 @@ class QuantizationWrapper(Reads, nn.Module, metaclass=UnlistedSubclass, of=Pytor
             if getattr(hook, "name", getattr(hook, "_tensor_name", None)) in type(self).read_names:
                 hook(self, ())
 
+    def quantized_bias(self, bias: Tensor) -> Tensor:
+        """Return the layer's bias on the grid of the layer's sums of products, where it has a `bias_quantizer`."""
+        quantizer = self._modules.get(BIAS_QUANTIZER)
+        if quantizer is None:
+            return bias
+        if _is_compiling() or self.training or (torch.is_grad_enabled() and bias.requires_grad):
+            result: Tensor = quantizer(bias)
+            return result
+        return kernels.evaluated(quantizer, bias, lambda: quantizer(bias))
+
+    @property
+    def quantizes_bias(self) -> bool:
+        """Whether the layer's bias is an integer on the grid of its sums of products."""
+        return BIAS_QUANTIZER in self._modules
+
+    @torch.no_grad()
+    def integer_bias(self) -> tuple[str, Tensor] | None:
+        """Return the attribute of an int32 bias and its value in real units; None where the bias is float."""
+        call: _Call = self.__dict__[CALL]
+        bias = self._weight_of(call.bias) if self.quantizes_bias else None
+        return None if bias is None else (call.bias, self.quantized_bias(bias).clone())
+
+    def check_bias(self) -> None:
+        """Raise IntegerRangeError when int32 does not hold a code of the layer's quantized bias."""
+        quantizer: Any = self._modules.get(BIAS_QUANTIZER)
+        bias = self._weight_of(self.__dict__[CALL].bias) if quantizer is not None else None
+        if bias is not None and not bias.is_meta:
+            quantizer.check(bias)
+
     def _quantized(self, attribute: str | int, weight: Tensor) -> Tensor:
+        if attribute == self.__dict__[CALL].bias:
+            return self.quantized_bias(weight)
         quantizer = self.weights_quantizers[attribute]
         trainable = isinstance(quantizer, BasePytorchTrainableQuantizer)
 
@@ -461,15 +499,14 @@ class QuantizationWrapper(Reads, nn.Module, metaclass=UnlistedSubclass, of=Pytor
                 return None
             watched.append(of_weight)
         quantizers = of_x, of_weight
+        on_grid = self.quantized_bias if call.bias else None
         if self.training:
             if not _are(BasePytorchTrainableQuantizer, quantizers):
                 return None
             kernels.forget(of_weight)
-            outputs = kernels.call_layer(self, type(self).own_class, x, quantizers, watched=watched)
-        elif _are(InferableQuantizer, quantizers) or (not torch.is_grad_enabled() and _are(_OURS, quantizers)):
-            outputs = kernels.evaluate_layer(self, type(self).own_class, x, quantizers, watched=watched)
-        else:
+        elif not _are(InferableQuantizer, quantizers) and (torch.is_grad_enabled() or not _are(_OURS, quantizers)):
             return None
+        outputs = kernels.call_layer(self, type(self).own_class, x, quantizers, watched=watched, on_grid=on_grid)
         if outputs is not None and of_weight is not None:
             call.read["weight"] = True
         return outputs
@@ -501,6 +538,9 @@ class QuantizationWrapper(Reads, nn.Module, metaclass=UnlistedSubclass, of=Pytor
             return self._own_forward(call, args, kwargs)
         before = _values.by_layer
         quantized = self.get_quantized_weights()
+        bias = self._weight_of(call.bias) if call.bias else None
+        if bias is not None:
+            quantized[call.bias] = self.quantized_bias(bias)
         _values.by_layer = {**before, **{(id(self), name): value for name, value in quantized.items()}}
         try:
             with kernels.recomputed([*quantized.values(), *args, *kwargs.values()]):
@@ -556,7 +596,16 @@ def _first_held(outputs: Any, holder: Any) -> Any:
     return holder(outputs)
 
 
+def check_biases(qmodel: nn.Module) -> None:
+    """Raise IntegerRangeError when int32 does not hold the code of a bias that is an integer; names the layer."""
+    for module in qmodel.modules():
+        if isinstance(module, QuantizationWrapper):
+            module.check_bias()
+
+
 _ATTRIBUTES = "weights_quantizers", "input_holders", "output_holder"
+BIAS_QUANTIZER = "bias_quantizer"
+"""Attribute of a wrapped layer that holds the `BiasQuantizer` of its bias, where it has one."""
 
 
 def _may_overwrite(layer: Any, call: _Call) -> bool:

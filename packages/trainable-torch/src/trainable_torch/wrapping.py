@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import fx, nn
 from torch.nn.utils import parametrize
 
 from trainable_core.backend.building import build_quantizer, warn_if_nothing_is_quantized
-from trainable_core.errors import ModelError, QuantizerStateError
+from trainable_core.errors import ModelError, QuantizerStateError, UnsupportedConfigError
 from trainable_core.recipe.document import QuantizationRecipe, RecipeSource
 from trainable_core.recipe.layers import HOLDS, LayerInfo, LayerKind
 from trainable_core.recipe.placement import Call, behind_activations
@@ -21,14 +21,27 @@ from trainable_core.recipe.plan import LayerPlan, QuantizerPlan
 from trainable_core.recipe.state import WrappedState
 from trainable_torch import computed, reading
 from trainable_torch.aliases import read_aliases, rebind_forwards, unregistered_layers
+from trainable_torch.bias import BiasQuantizer
 from trainable_torch.copying import copied, reached_by_name
 from trainable_torch.folding import fold_batch_norm
 from trainable_torch.holder import ActivationQuantizationHolder
 from trainable_torch.kernels import eligible
 from trainable_torch.layers import is_computed, kind_of, layer_info, leave_fused_paths
-from trainable_torch.observing import OPERATION, Observed, observe
+from trainable_torch.observing import TRANSPOSED, Observed, observe
 from trainable_torch.operations import Held, Operation, Operations, hold, install, learned
+from trainable_torch.origins import (
+    Graphs,
+    Named,
+    bias_obstacle,
+    clamps_module,
+    clamps_node,
+    float_functions,
+    graphs_of,
+    inputs_of_calls,
+    names_in,
+)
 from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer
+from trainable_torch.routes import OWN, Routes, routes
 from trainable_torch.state import keep
 from trainable_torch.state import state_of as state_of  # noqa: PLC0414 - it is known by this module's name
 from trainable_torch.tracing import (
@@ -38,7 +51,6 @@ from trainable_torch.tracing import (
     quantizable_inputs,
     through_identities,
     trace,
-    traced_parts,
 )
 from trainable_torch.wrapper import QuantizationWrapper
 from trainable_torch.writes import written
@@ -102,6 +114,11 @@ def wrapped(
     plans = _resolved(state, look)
     if state.recipe.quantizes_outputs:
         plans = behind_activations(state.recipe, plans, look.calls)
+    if known.get("structure"):
+        look.routes = Routes.from_document(known["structure"].get("routes", _NO_ROUTES))
+    else:
+        look.routes = _routes(look, plans, state.recipe)
+    state.islands = dict(look.routes.islands)
     _quantize(look, state.note(plans), state)
     warn_if_nothing_is_quantized(type(model).__name__, plans, stacklevel=4)
     leave_fused_paths(look.root)
@@ -149,20 +166,28 @@ def _quantize(look: _Look, plans: list[LayerPlan], state: WrappedState) -> None:
     quantizers = _Quantizers(next((each.device for each in tensors if not each.is_meta), None))
     for plan in plans:
         name = plan.layer.name
+        inputs = _input_holders(plan, look, quantizers)
+        output = plan.activation is not None and plan.placement == "outputs"
         if name in look.nodes:
-            _hold_node(look.root, look.nodes[name], plan, quantizers)
+            _hold_node(look.root, look.nodes[name], plan, quantizers, inputs)
         elif name in look.named:
-            assert plan.activation is not None  # noqa: S101 - an operation has no weights
-            build_holder = functools.partial(quantizers.holder, plan.activation)
-            held[name] = hold(look.root, look.named[name], plan.placement, build_holder)
+            build_output = functools.partial(quantizers.holder, plan.activation) if output and plan.activation else None
+            places = {int(place): make for place, make in inputs.items()}
+            held[name] = hold(look.root, look.named[name], places, build_output)
         else:
-            _wrap_layer(look.root, look.kinds[name], plan, quantizers, state)
+            _wrap_layer(look.root, look.kinds[name], plan, quantizers, state, inputs)
     read_aliases(look.root, state)
     rebind_forwards(look.root)
     if isinstance(look.root, fx.GraphModule):
         look.root.recompile()
+    _quantize_biases(look, held, state)
     if look.operations is not None:
-        state.structure = {"operations": look.operations.to_document(), "calls": [list(call) for call in look.calls]}
+        state.structure = {
+            "operations": look.operations.to_document(),
+            "calls": [list(call) for call in look.calls],
+            "clamps": sorted(look.clamps),
+            "routes": look.routes.to_document(),
+        }
         if held:
             install(look.root, look.operations, list(look.named.values()), held)
 
@@ -177,10 +202,7 @@ def count_step(module: nn.Module, _args: Any) -> None:
 
 def scheduled_quantizers(model: nn.Module) -> list[BasePytorchTrainableQuantizer]:
     """Return the quantizers whose method counts steps."""
-    default = BasePytorchTrainableQuantizer.advance
-    return [
-        m for m in model.modules() if isinstance(m, BasePytorchTrainableQuantizer) and type(m).advance is not default
-    ]
+    return [m for m in model.modules() if isinstance(m, BasePytorchTrainableQuantizer) and m.has_schedule]
 
 
 @dataclass
@@ -198,6 +220,18 @@ class _Look:
     operations: Operations | None = None
     named: dict[str, Operation] = field(default_factory=dict)
     calls: list[Call] = field(default_factory=list)
+    graphs: Graphs = field(default_factory=list)
+    clamps: set[str] = field(default_factory=set)
+    routes: Routes = field(default_factory=Routes)
+
+    def layer(self, name: str) -> Any:
+        """Return the layer of a name; a model that is itself a layer is called ``model``."""
+        return self.root if name == "model" and kind_of(self.root) is not None else self.root.get_submodule(name)
+
+    @property
+    def names(self) -> Named:
+        """What tells the names of the graphs' nodes."""
+        return names_in(self.root, self.nodes, self.named.values())
 
 
 def _look(
@@ -212,7 +246,7 @@ def _look(
     for name, module, kind in _layers(model):
         if kind is not None and not kind.unsupported:
             look.kinds[name] = kind
-            look.infos.append(layer_info(name, module, kind))
+            look.infos.append(_layer_info(name, module, kind, recipe))
             state.left_out |= _beside(name, module, kind)
             found = computed.of_layer(module, kind.weights)
             state.left_out |= {f"{name}.{key}": computed.reason(operation) for key, operation in found.items()}
@@ -227,12 +261,23 @@ def _look(
         _look_at_operations(look, state, observed)
     if look.operations is not None:
         look.named = {each.name: each for each in look.operations.named(look.kinds)}
-        look.infos += [LayerInfo(each.name, each.kind) for each in look.named.values()]
     if "calls" in known:
         look.calls = [(name, after) for name, after in known["calls"]]
+        look.clamps = set(known.get("clamps", ()))
     elif recipe.quantizes_outputs:
-        look.calls = _calls(look, observed)
+        look.graphs = graphs_of(look.root, observed)
+        named = look.names
+        look.calls = _calls(look, named)
+        look.clamps = {named(part, node) for part, graph in look.graphs for node in graph.nodes if clamps_node(node)}
+    look.infos += [LayerInfo(each.name, each.kind, clamps=each.name in look.clamps) for each in look.named.values()]
     return look
+
+
+def _layer_info(name: str, module: nn.Module, kind: LayerKind, recipe: QuantizationRecipe) -> LayerInfo:
+    info = replace(layer_info(name, module, kind), clamps=clamps_module(module))
+    if info.bias and not info.bias_obstacle and recipe.quantizes_biases:
+        return replace(info, bias_obstacle=bias_obstacle(module))
+    return info
 
 
 def _look_at_operations(look: _Look, state: WrappedState, observed: Observed | None) -> None:
@@ -258,7 +303,7 @@ def _look_at_operations(look: _Look, state: WrappedState, observed: Observed | N
             state.left_out[name] = "it changes a tensor in place that is used elsewhere as well"
             continue
         look.nodes[name] = node
-        look.infos.append(LayerInfo(name, op))
+        look.infos.append(LayerInfo(name, op, clamps=clamps_node(node)))
 
 
 def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module, LayerKind | None]]:
@@ -322,6 +367,7 @@ class _Quantizers:
 
     def __init__(self, device: torch.device | None) -> None:
         self.device = device
+        self._of_tensors: dict[str, list[tuple[QuantizerPlan, ActivationQuantizationHolder]]] = {}
         self._shared: dict[int, list[tuple[Any, QuantizerPlan, BasePytorchTrainableQuantizer]]] = {}
 
     def for_weight(self, weight: Any, plan: QuantizerPlan, subject: str) -> BasePytorchTrainableQuantizer:
@@ -333,13 +379,48 @@ class _Quantizers:
         shared.append((weight, plan, quantizer))
         return quantizer
 
+    def of_tensor(self, tensor: str, plan: QuantizerPlan, subject: str) -> ActivationQuantizationHolder:
+        """Return the holder of a tensor, which everything that is given the tensor shares."""
+        known = self._of_tensors.setdefault(tensor, [])
+        for other_plan, holder in known:
+            if other_plan == plan:
+                return holder
+        known.append((plan, self.holder(plan, subject)))
+        return known[-1][1]
+
     def holder(self, plan: QuantizerPlan, subject: str) -> ActivationQuantizationHolder:
         holder = ActivationQuantizationHolder(build(plan, subject))
         return holder if self.device is None else holder.to(self.device)
 
 
+_Holders = Mapping[str, Callable[[str], ActivationQuantizationHolder]]
+"""What makes the quantizer of each input that gets one, by the input: it is told what the quantizer is called."""
+
+
+def _input_holders(plan: LayerPlan, look: _Look, quantizers: _Quantizers) -> _Holders:
+    """Return what makes the quantizers of the inputs of a layer or operation."""
+    name = plan.layer.name
+    if plan.activation is not None and plan.placement == "inputs":
+        if name in look.nodes:
+            keys = [str(index) for index in range(len(quantizable_inputs(look.nodes[name])))]
+        elif name in look.named:
+            keys = [str(index) for index in range(look.named[name].inputs)]
+        else:
+            keys = list(look.kinds[name].inputs)
+        return dict.fromkeys(keys, functools.partial(quantizers.holder, plan.activation))
+    if plan.float_inputs is None:
+        return {}
+    needed = look.routes.inputs.get(name, {})
+    return {key: functools.partial(quantizers.of_tensor, tensor, plan.float_inputs) for key, tensor in needed.items()}
+
+
 def _wrap_layer(
-    root: nn.Module, kind: LayerKind, plan: LayerPlan, quantizers: _Quantizers, state: WrappedState
+    root: nn.Module,
+    kind: LayerKind,
+    plan: LayerPlan,
+    quantizers: _Quantizers,
+    state: WrappedState,
+    inputs: _Holders,
 ) -> None:
     """Give a layer its quantizers; it stays where it is, and where it can't have them, as it is."""
     name = plan.layer.name
@@ -350,61 +431,87 @@ def _wrap_layer(
         for part in attribute.split("."):
             weight = getattr(weight, part)
         weights[attribute] = quantizers.for_weight(weight, weight_plan, f"{name}.{attribute}")
-    inputs, output = {}, None
-    if plan.activation is not None and plan.placement == "inputs":
-        inputs = {each: quantizers.holder(plan.activation, f"{name}: {each}") for each in kind.inputs}
-    elif plan.activation is not None:
+    holders = {each: make(f"{name}: {each}") for each, make in inputs.items()}
+    output = None
+    if plan.activation is not None and plan.placement == "outputs":
         output = quantizers.holder(plan.activation, f"{name}: output")
+    bias = plan.layer.bias if plan.bias == "int32" else ""
     try:
-        QuantizationWrapper(layer, weights, input_holders=inputs, input_names=kind.inputs, output_holder=output)
+        QuantizationWrapper(
+            layer, weights, input_holders=holders, input_names=kind.inputs, output_holder=output, bias=bias
+        )
     except ModelError as error:
         state.left_out[name] = error.problem
 
 
-def _hold_node(root: Any, node: fx.Node, plan: LayerPlan, quantizers: _Quantizers) -> None:
-    """Put activation quantizers at a functional node's inputs or behind it."""
-    assert plan.activation is not None  # noqa: S101 - a functional node has no weights, and empty plans don't come here
+def _quantize_biases(look: _Look, held: Mapping[str, Held], state: WrappedState) -> None:
+    """Give the layers with int32 biases what puts these on their grids, once all holders are there."""
+    for name, producer in look.routes.biases.items():
+        plan, layer = state.plans[name], look.layer(name)
+        if not isinstance(layer, QuantizationWrapper):
+            continue  # it can't be wrapped, which its reason tells
+        subject = f"{name}.{plan.layer.bias}"
+        if producer == OWN:
+            source: Any = layer.input_holders[look.kinds[name].inputs[0]]
+        elif producer in look.nodes:
+            source = look.root.get_submodule(f"{producer}_output_holder")
+        elif producer in look.named:
+            source = held[producer].of_output
+        else:
+            source = getattr(look.layer(producer), "output_holder", None)
+        if source is None:
+            reason = state.left_out.get(producer, "it has no quantizer")
+            raise UnsupportedConfigError(subject, f"bias: int32 needs the quantizer of {producer}: {reason}")
+        groups = layer.groups if isinstance(layer, TRANSPOSED) else 1
+        (attribute,) = plan.weights
+        layer.bias_quantizer = BiasQuantizer(source, layer.weights_quantizers, attribute, groups, subject)
+        state.biases[subject] = f"{name}: input" if producer == OWN else f"{producer}: output"
+
+
+def _hold_node(root: Any, node: fx.Node, plan: LayerPlan, quantizers: _Quantizers, inputs: _Holders) -> None:
+    """Put activation quantizers at a functional node's inputs and behind it."""
     layer = plan.layer.name
-    if plan.placement == "outputs":
+    sources = quantizable_inputs(node)
+    for place, make in inputs.items():
+        name, source = f"{layer}_input_{place}_holder", sources[int(place)]
+        root.add_submodule(name, make(f"{layer}: input {place}"))
+        with root.graph.inserting_before(node):
+            held = root.graph.call_module(name, (source,))
+        node.replace_input_with(source, held)
+    if plan.activation is not None and plan.placement == "outputs":
         name = f"{layer}_output_holder"
         root.add_submodule(name, quantizers.holder(plan.activation, f"{layer}: output"))
         with root.graph.inserting_after(node):
             held = root.graph.call_module(name, (node,))
         node.replace_all_uses_with(held, delete_user_cb=lambda user: user is not held)
-        return
-    for index, source in enumerate(quantizable_inputs(node)):
-        name = f"{layer}_input_{index}_holder"
-        root.add_submodule(name, quantizers.holder(plan.activation, f"{layer}: input {index}"))
-        with root.graph.inserting_before(node):
-            held = root.graph.call_module(name, (source,))
-        node.replace_input_with(source, held)
 
 
-def _calls(look: _Look, observed: Observed | None) -> list[Call]:
+_NO_ROUTES: dict[str, Any] = Routes().to_document()
+
+
+def _routes(look: _Look, plans: list[LayerPlan], recipe: QuantizationRecipe) -> Routes:
+    """Return how the model's layers and operations are fed."""
+    if not recipe.quantizes_float_inputs and not recipe.quantizes_biases:
+        return Routes()
+    quantized = {p.layer.name for p in plans if p.activation is not None and p.placement == "outputs"}
+    named = look.names
+    calls = inputs_of_calls(look.graphs, named, quantized)
+    kinds = {name: (look.layer(name), kind) for name, kind in look.kinds.items()}
+    operands = {name: len(quantizable_inputs(node)) for name, node in look.nodes.items()}
+    operands |= {name: operation.inputs for name, operation in look.named.items()}
+    found = routes(plans, kinds, operands, calls)
+    if recipe.quantizes_float_inputs:
+        found.islands |= float_functions(look.graphs, named)
+    return found
+
+
+def _calls(look: _Look, named: Named) -> list[Call]:
     """Return every call of a layer or operation that is seen, with the activation that alone uses its output.
 
     A model that can't be traced shows those of the example, in both modes, or without one those in its traceable parts.
     """
-    modules: dict[nn.Module, str] = {}
-    for name, module in look.root.named_modules(remove_duplicate=False):
-        modules.setdefault(module, name)
-    functions = {node: name for name, node in look.nodes.items()}
-    operations = {(each.module, each.kind, each.ordinal): each.name for each in look.named.values()}
-
-    def named(part: nn.Module, node: fx.Node) -> str:
-        if node.op == "call_module":
-            return modules.get(part.get_submodule(str(node.target)), "")
-        return functions.get(node, "") or operations.get(node.meta.get(OPERATION, ()), "")
-
-    parts: list[tuple[nn.Module, fx.Graph]]
-    if isinstance(look.root, fx.GraphModule):
-        parts = [(look.root, look.root.graph)]
-    elif observed is not None and not isinstance(observed.trained, str):
-        parts = [(look.root, observed.evaluated.graph), (look.root, observed.trained.graph)]
-    else:
-        parts = [(part, part.graph) for _, part in traced_parts(look.root)]
     calls: list[Call] = []
-    for part, graph in parts:
+    for part, graph in look.graphs:
         for node in graph.nodes:
             name = named(part, node)
             if name:

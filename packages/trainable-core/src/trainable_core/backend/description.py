@@ -106,12 +106,18 @@ class Description:
         Layer by the name of the batch norm folded into it.
     finalized : bool
         Whether the quantizers are inferable.
+    biases : mapping of str to str
+        By the name of each int32 bias, the tensor whose scale times that of the layer's weight is its scale.
+    islands : mapping of str to str
+        Why, by the name of each layer or operation that is computed in float between quantizers.
     """
 
     rows: tuple[DescriptionRow, ...]
     left_out: Mapping[str, str] = field(default_factory=dict)
     folded: Mapping[str, str] = field(default_factory=dict)
     finalized: bool = False
+    biases: Mapping[str, str] = field(default_factory=dict)
+    islands: Mapping[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the description as a JSON-clean document."""
@@ -132,6 +138,11 @@ class Description:
         lines.insert(1, "  ".join("-" * width for width in widths))
         if self.folded:
             lines += ["", "batch norm folded:", *(f"  {norm} -> {layer}" for norm, layer in self.folded.items())]
+        if self.biases:
+            lines += ["", "int32 biases, and the input that their scales come from:"]
+            lines += [f"  {bias}: {tensor}" for bias, tensor in self.biases.items()]
+        if self.islands:
+            lines += ["", "computed in float:", *(f"  {name}: {reason}" for name, reason in self.islands.items())]
         if self.left_out:
             lines += ["", "not quantized:", *(f"  {name}: {reason}" for name, reason in self.left_out.items())]
         return "\n".join(lines)

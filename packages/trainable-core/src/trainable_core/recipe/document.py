@@ -21,20 +21,27 @@ from trainable_core.config import (
     TrainableQuantizerWeightsConfig,
 )
 from trainable_core.constants import SIGNED
-from trainable_core.enums import QuantizationTarget
+from trainable_core.enums import LUT_METHODS, QuantizationTarget
 from trainable_core.errors import DocumentError, RuleError, UnsupportedConfigError
-from trainable_core.recipe.layers import INTEGER_INPUT_OPS, OPS, LayerInfo, WeightInfo
-from trainable_core.recipe.plan import LayerPlan, QuantizerPlan, check_target
+from trainable_core.recipe.layers import INTEGER_INPUT_OPS, INTEGER_OPS, OPS, LayerInfo, WeightInfo
+from trainable_core.recipe.plan import LayerPlan, QuantizerPlan
 from trainable_core.recipe.sections import (
     ActivationsSection,
+    BiasField,
     CalibrationSection,
     Section,
     TensorSection,
     WeightsSection,
+    one_of,
 )
+from trainable_core.targets.known import TARGETS
+from trainable_core.targets.target import Bias, Target
 from trainable_core.validation import check_text, plain
 
 S = TypeVar("S", bound=TensorSection)
+
+BIAS_HINT = 'a rule {"match": {"name": ...}, "bias": "float"} leaves the bias in float.'
+"""What to do about a bias that can't be an integer."""
 
 SKIPPED = "skipped by a rule"
 """Reason of a layer that a rule leaves alone."""
@@ -104,12 +111,15 @@ class Rule(Section):
         layers that are quantized anyway.
     skip : bool, optional
         True leaves the layers alone, False takes an earlier skip back.
+    bias : {"float", "int32"}, optional
+        How the layers' biases are represented.
     """
 
     match: Match
     weights: dict[str, Any] = Field(default_factory=dict)
     activations: dict[str, Any] = Field(default_factory=dict)
     skip: StrictBool | None = None
+    bias: BiasField | None = None
 
     @field_validator("weights", "activations")
     @classmethod
@@ -121,8 +131,8 @@ class Rule(Section):
 
     @model_validator(mode="after")
     def _changes_something(self) -> "Rule":
-        if not self.weights and not self.activations and self.skip is None:
-            message = "a rule changes weights, activations or skip; this one changes nothing"
+        if not self.weights and not self.activations and self.skip is None and self.bias is None:
+            message = "a rule changes weights, activations, bias or skip; this one changes nothing"
             raise ValueError(message)
         return self
 
@@ -136,8 +146,11 @@ class QuantizationRecipe(Document):
         What holds for every layer; left out, only rules quantize.
     calibration : CalibrationSection
         How thresholds are found.
-    target : {"mctq"}
-        What the result is deployed with; a grid it can't express is refused when wrapping.
+    bias : {"float", "int32"}
+        How the biases of layers with quantized weights are represented, in training and after: as they are, or as
+        int32 codes on the grid of the layer's sums of products, which integer kernels compute with.
+    target : {"mctq", "onnx", "tflite", "qonnx"}
+        What the result is deployed with; what it can't express is refused when wrapping.
     fold_batch_norm : bool
         Whether batch normalization is folded into the convolution or linear layer before it.
     rules : list of Rule
@@ -159,7 +172,8 @@ class QuantizationRecipe(Document):
     weights: WeightsSection | None = None
     activations: ActivationsSection | None = None
     calibration: CalibrationSection = CalibrationSection()
-    target: Literal["mctq"] = "mctq"
+    bias: BiasField = "float"
+    target: Annotated[Literal["mctq", "onnx", "tflite", "qonnx"], BeforeValidator(one_of(*TARGETS))] = "mctq"
     fold_batch_norm: StrictBool = True
     rules: list[Rule] = Field(default_factory=list)
 
@@ -200,10 +214,10 @@ class QuantizationRecipe(Document):
         Raises
         ------
         RuleError
-            When a rule matches no layer, asks matched layers for weights none of them has, or asks only layers that
-            can't be quantized.
+            When a rule matches no layer, asks matched layers for weights or a bias none of them has, or asks only
+            layers that can't be quantized.
         UnsupportedConfigError
-            When a layer's grid can't be expressed by the target.
+            When a layer's grid or bias can't be expressed by the target, or its bias can't be an integer.
         pydantic.ValidationError
             When rules add up to an incomplete or wrong config.
         """
@@ -239,9 +253,22 @@ class QuantizationRecipe(Document):
     @property
     def quantizes_outputs(self) -> bool:
         """Whether any activation quantizer may stand at an output."""
-        placements = [self.activations.placement] if self.activations else []
-        placements += [rule.activations.get("placement", "inputs") for rule in self.rules]
-        return "outputs" in placements
+        return not self._placements <= {"inputs"}
+
+    @property
+    def quantizes_float_inputs(self) -> bool:
+        """Whether any layer is to have quantizers of the inputs that no other quantizer reaches."""
+        return "integer" in self._placements
+
+    @property
+    def quantizes_biases(self) -> bool:
+        """Whether any bias may be an integer."""
+        return "int32" in (self.bias, *(rule.bias for rule in self.rules))
+
+    @property
+    def _placements(self) -> set[str]:
+        placements = {self.activations.placement} if self.activations else set()
+        return placements | {rule.activations.get("placement", "inputs") for rule in self.rules}
 
     def plan_of(self, layer: LayerInfo, rules: Sequence[Rule]) -> LayerPlan:
         """Return what becomes of a layer by the defaults and some rules, whatever they match.
@@ -255,10 +282,11 @@ class QuantizationRecipe(Document):
         activations: dict[str, Any] | None = (
             self.activations.model_dump(exclude_unset=True) if self.activations else None
         )
-        asked = bool(layer.weights) or bool(self.activations and self.activations.placement == "outputs")
-        skip = False
+        asked = bool(layer.weights) or bool(self.activations and self.activations.placement != "inputs")
+        skip, bias = False, self.bias
         for rule in rules:
             skip = skip if rule.skip is None else rule.skip
+            bias = rule.bias or bias
             if rule.weights and layer.weights:
                 weights = {**(weights or {}), **rule.weights}
             if rule.activations:
@@ -275,7 +303,8 @@ class QuantizationRecipe(Document):
             for attribute, info in layer.weights.items()
             if weights_section is not None and weights_section.enabled
         }
-        placement: Literal["inputs", "outputs"] = activations_section.placement if activations_section else "inputs"
+        asked_place = activations_section.placement if activations_section else "inputs"
+        placement: Literal["inputs", "outputs"] = "inputs" if asked_place == "inputs" else "outputs"
         activation = None
         reason = ""
         if activations_section is not None and activations_section.enabled:
@@ -285,13 +314,46 @@ class QuantizationRecipe(Document):
                 activation = self._activation_plan(layer, activations_section)
         if not plans and activation is None and layer.weights:
             reason = reason or "the recipe quantizes neither its weights nor its activations"
-        return LayerPlan(layer, plans, activation, placement, reason)
+        integer = asked_place == "integer" and activation is not None
+        return LayerPlan(
+            layer,
+            plans,
+            activation,
+            placement,
+            reason,
+            bias=self._bias_of(layer, plans, bias),
+            integer=integer,
+            float_inputs=activation if integer and layer.op in INTEGER_OPS else None,
+        )
+
+    @property
+    def _target(self) -> Target:
+        return TARGETS[self.target]
+
+    def _bias_of(self, layer: LayerInfo, weights: Mapping[str, QuantizerPlan], asked: Bias) -> Bias:
+        """Return how a layer's bias is represented: as asked where its weights are quantized, else in float."""
+        if not weights or not layer.bias:
+            return "float"
+        subject = f"{layer.name}.{layer.bias}"
+        if asked == "int32":
+            tables = any(plan.config.quantization_method in LUT_METHODS for plan in weights.values())
+            problem = "its weights are values of a table, without a scale" if tables else layer.bias_obstacle
+            problem = problem or ("it has several quantized weights" if len(weights) > 1 else "")
+            if problem:
+                raise UnsupportedConfigError(subject, f"bias: int32 is not possible: {problem}", BIAS_HINT)
+        self._target.check_bias(subject, asked)
+        return asked
 
     def _weights_plan(
         self, layer: LayerInfo, attribute: str, info: WeightInfo, section: WeightsSection
     ) -> QuantizerPlan:
-        check_target(
-            self.target, f"{layer.name}.{attribute}", section.method, section.n_bits, QuantizationTarget.Weights
+        self._target.check_grid(
+            f"{layer.name}.{attribute}",
+            QuantizationTarget.Weights,
+            section.method,
+            (section.n_bits, *(section.candidates or ())),
+            op=layer.op,
+            per_channel=section.per_channel,
         )
         config = TrainableQuantizerWeightsConfig(
             weights_quantization_method=section.method,
@@ -306,7 +368,9 @@ class QuantizationRecipe(Document):
         return QuantizerPlan(config, section.training_method, section.arguments)
 
     def _activation_plan(self, layer: LayerInfo, section: ActivationsSection) -> QuantizerPlan:
-        check_target(self.target, layer.name, section.method, section.n_bits, QuantizationTarget.Activation)
+        self._target.check_grid(
+            layer.name, QuantizationTarget.Activation, section.method, (section.n_bits, *(section.candidates or ()))
+        )
         config = TrainableQuantizerActivationConfig(
             activation_quantization_method=section.method,
             activation_n_bits=section.n_bits,
@@ -349,8 +413,12 @@ def _check_rule(index: int, rule: Rule, matched: Sequence[LayerInfo], layers: Se
     quantizable = [layer for layer in matched if not layer.obstacle]
     names = [layer.name for layer in layers if not layer.obstacle]
     if quantizable:
+        problem = ""
         if rule.weights and not any(layer.weights for layer in quantizable):
             problem = "none of its layers has weights to quantize"
+        elif rule.bias and not any(layer.bias for layer in quantizable):
+            problem = "none of its layers has a bias beside quantized weights"
+        if problem:
             raise RuleError(text, problem, [layer.name for layer in quantizable])
         return
     holding = [each.name for each in matched if any(name.startswith(f"{each.name}.") for name in names)]
@@ -363,7 +431,7 @@ def _check_rule(index: int, rule: Rule, matched: Sequence[LayerInfo], layers: Se
     elif holding and not rule.match.plain:
         problem = f"it matches no layer, but modules that hold layers ({', '.join(holding)}): name one of them in full,"
         problem += f" or the layers inside, as in {holding[0] + '.*'!r}"
-    elif rule.weights or rule.activations:
+    elif rule.weights or rule.activations or rule.bias:
         reasons = "; ".join(f"{layer.name}: {layer.obstacle}" for layer in matched)
         problem = f"none of its layers can be quantized ({reasons})"
     if problem:

@@ -27,6 +27,11 @@ OPS = (
 )
 """Framework-neutral kinds of layers and functional operations."""
 
+INTEGER_OPS = frozenset(
+    {"conv", "depthwise_conv", "conv_transpose", "linear", "pooling", "add", "mul", "cat", "matmul"}
+)
+"""Ops that integer kernels compute; the others are islands in float between quantizers."""
+
 INTEGER_INPUT_OPS = frozenset({"embedding"})
 """Ops whose inputs are indices: nothing to quantize there."""
 
@@ -48,15 +53,21 @@ class LayerKind:
         Names of the tensor arguments that an activation quantizer may stand at, in positional order.
     unsupported : str
         Why the weights can't be quantized; empty where they can.
+    bias : str
+        Attribute of the bias, which is added to the layer's products; empty where there is none.
+    bias_obstacle : str
+        Why the bias can't be an integer on the grid of the products; empty where it can.
     """
 
     op: str
     weights: Mapping[str, int] = field(default_factory=dict)
     inputs: tuple[str, ...] = ("inputs",)
     unsupported: str = ""
+    bias: str = ""
+    bias_obstacle: str = ""
 
 
-def declared_kind(op: Any, weights: Any, inputs: Any) -> LayerKind:
+def declared_kind(op: Any, weights: Any, inputs: Any, bias: Any = None) -> LayerKind:
     """Return the kind that a user's ``register_layer`` declares.
 
     Raises
@@ -67,7 +78,7 @@ def declared_kind(op: Any, weights: Any, inputs: Any) -> LayerKind:
     Examples
     --------
     >>> declared_kind("linear", {"kernel": -1}, ("inputs",))
-    LayerKind(op='linear', weights={'kernel': -1}, inputs=('inputs',), unsupported='')
+    LayerKind(op='linear', weights={'kernel': -1}, inputs=('inputs',), unsupported='', bias='', bias_obstacle='')
     """
     if op not in OPS:
         raise InvalidArgumentError("register_layer", f"op {op!r} is not one of {', '.join(OPS)}")
@@ -79,7 +90,9 @@ def declared_kind(op: Any, weights: Any, inputs: Any) -> LayerKind:
         raise InvalidArgumentError("register_layer", f"weights must map attribute names to axes, got {weights!r}")
     if not isinstance(inputs, tuple | list) or not all(isinstance(name, str) for name in inputs):
         raise InvalidArgumentError("register_layer", f"inputs must be a tuple of argument names, got {inputs!r}")
-    return LayerKind(op, dict(axes), tuple(inputs))
+    if bias is not None and not isinstance(bias, str):
+        raise InvalidArgumentError("register_layer", f"bias must be the name of an attribute, got {bias!r}")
+    return LayerKind(op, dict(axes), tuple(inputs), bias=bias or "")
 
 
 @dataclass(frozen=True)
@@ -104,12 +117,22 @@ class LayerInfo:
         Weights that can be quantized, by attribute name; empty for operations without.
     obstacle : str
         Why nothing of it can be quantized; empty where something can. Rules may name such a layer, to skip it.
+    bias : str
+        Attribute of its bias; empty where it has none.
+    bias_obstacle : str
+        Why the bias can't be an integer on the grid of the layer's products; empty where it can.
+    clamps : bool
+        Whether it is an activation function that only clamps, as ReLU does: kernels compute it on codes, together with
+        the layer before it.
     """
 
     name: str
     op: str
     weights: Mapping[str, WeightInfo] = field(default_factory=dict)
     obstacle: str = ""
+    bias: str = ""
+    bias_obstacle: str = ""
+    clamps: bool = False
 
 
 def layer_info(
@@ -126,7 +149,7 @@ def layer_info(
     kind : LayerKind
         How it is quantized.
     shape_of : callable
-        Returns the shape of one of its weights, or None for a name that is not a weight.
+        Returns the shape of one of its weights or of its bias, or None for a name that is neither.
 
     Raises
     ------
@@ -150,4 +173,5 @@ def layer_info(
         if not -len(shape) <= axis < len(shape):
             raise ShapeMismatchError(f"{name}.{attribute}", f"an axis of a tensor of shape {shape}", axis)
         weights[attribute] = WeightInfo(shape, axis % len(shape))
-    return LayerInfo(name, kind.op, weights)
+    bias = kind.bias if weights and kind.bias and shape_of(kind.bias) is not None else ""
+    return LayerInfo(name, kind.op, weights, bias=bias, bias_obstacle=kind.bias_obstacle if bias else "")

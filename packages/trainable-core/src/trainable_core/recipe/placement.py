@@ -66,10 +66,13 @@ class _Moving:
         for index, matched in enumerate(recipe.matched(layers)):
             for each in matched:
                 self.rules[layers[each].name] |= {index}
+        clamps = {layer.name for layer in layers if layer.clamps}
         followers: dict[str, list[str | None]] = {}
         for name, after in calls:
             if name in self.held:
-                followers.setdefault(name, []).append(after if after in self.held else None)
+                # in integers a layer's output is a code before any function that is more than a clamp of codes
+                follows = after in self.held and (after in clamps or not self.held[name].integer)
+                followers.setdefault(name, []).append(after if follows else None)
         self.called = Counter({name: len(after) for name, after in followers.items()})
         self.moved: dict[str, Counter[str | None]] = {
             name: Counter(after) for name, after in followers.items() if None not in after

@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from trainable_core.config import TrainableQuantizerConfig
-from trainable_core.enums import LUT_METHODS, QuantizationMethod, QuantizationTarget
-from trainable_core.errors import UnsupportedConfigError
 from trainable_core.recipe.layers import LayerInfo
+from trainable_core.targets.target import Bias
 
 
 @dataclass(frozen=True)
@@ -37,6 +36,13 @@ class LayerPlan:
         Where the activation quantizer stands.
     reason : str
         Why nothing is quantized; empty where something is.
+    bias : {"float", "int32"}
+        How its bias is represented. An int32 bias is a code on the grid of the layer's sums of products, whose scale is
+        that of its input times that of its weight.
+    integer : bool
+        Whether it is to be computed in integers: placement ``integer``.
+    float_inputs : QuantizerPlan or None
+        The quantizer of each of its inputs that no other quantizer reaches; None where those stay as they are.
     """
 
     layer: LayerInfo
@@ -44,21 +50,6 @@ class LayerPlan:
     activation: QuantizerPlan | None
     placement: Literal["inputs", "outputs"]
     reason: str = ""
-
-
-def check_target(target: str, subject: str, method: QuantizationMethod, n_bits: int, kind: QuantizationTarget) -> None:
-    """Refuse a grid that the deployment target has no inferable quantizer for.
-
-    Raises
-    ------
-    UnsupportedConfigError
-        Names the layer. mctq's look-up tables hold 8-bit codes, and activations have no LUT_SYM_QUANTIZER.
-    """
-    if method not in LUT_METHODS:
-        return
-    if n_bits > 8:  # noqa: PLR2004 - mctq's LUT_VALUES_BITWIDTH
-        raise UnsupportedConfigError(
-            subject, f"{target} can't express {method} with {n_bits} bits", "use at most 8 bits."
-        )
-    if kind is QuantizationTarget.Activation and method is QuantizationMethod.LUT_SYM_QUANTIZER:
-        raise UnsupportedConfigError(subject, f"{target} has no {method} for activations", "use LUT_POT_QUANTIZER.")
+    bias: Bias = "float"
+    integer: bool = False
+    float_inputs: QuantizerPlan | None = None

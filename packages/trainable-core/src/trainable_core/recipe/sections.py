@@ -1,7 +1,9 @@
 """The sections of a recipe: how weights and activations are quantized, and how thresholds are found."""
 
+import difflib
+from collections.abc import Callable
 from enum import Enum
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
 from pydantic.json_schema import SkipJsonSchema
@@ -33,6 +35,21 @@ def _identifier(value: object) -> object:
     return identifier_text(value) if isinstance(value, Enum) else check_text(value)
 
 
+def one_of(*names: str) -> Callable[[Any], Any]:
+    """Return a check that a value is one of some names; its ValueError says which name is closest."""
+
+    def check(value: Any) -> Any:
+        if value in names and isinstance(value, str):
+            return value
+        close = difflib.get_close_matches(str(value), names, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        message = f"{value!r} is not one of {', '.join(map(repr, names))}{hint}"
+        raise ValueError(message)
+
+    return check
+
+
+BiasField = Annotated[Literal["float", "int32"], BeforeValidator(one_of("float", "int32"))]
 Identifier = Annotated[str, Field(min_length=1), BeforeValidator(_identifier)]
 Arguments = Annotated[dict[str, JsonValue], BeforeValidator(plain)]
 
@@ -88,13 +105,14 @@ class ActivationsSection(TensorSection):
     ----------
     signed : bool, optional
         Whether a symmetric grid reaches below zero; by default calibration looks.
-    placement : {"inputs", "outputs"}
-        At the inputs of layers with weights, or at the outputs of all layers and, where the model can be traced,
-        functional operations.
+    placement : {"inputs", "outputs", "integer"}
+        At the inputs of layers with weights; or at the outputs of all layers and, where the model can be traced,
+        functional operations; or, for a model that is to run in integers, at these outputs and at every input of a
+        layer or operation that no quantizer reaches, such as the model's.
     """
 
     signed: StrictBool | None = None
-    placement: Literal["inputs", "outputs"] = "inputs"
+    placement: Literal["inputs", "outputs", "integer"] = "inputs"
 
     @model_validator(mode="after")
     def _sign_goes_with_threshold(self) -> "ActivationsSection":

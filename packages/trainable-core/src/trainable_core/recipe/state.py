@@ -26,6 +26,10 @@ class WrappedState:
         Layer by the batch norm folded into it.
     finalized : bool
         Whether its quantizers are inferable.
+    biases : dict of str to str
+        By the name of each bias that is an integer: the tensor whose scale times that of the weight is its scale.
+    islands : dict of str to str
+        Why, by the name of each layer or operation that is computed in float between quantizers.
     structure : dict
         What a backend learned of the model's structure from an example, JSON-clean: `load` has no example.
     origins : dict of str to str
@@ -37,6 +41,8 @@ class WrappedState:
     left_out: dict[str, str] = field(default_factory=dict)
     folded: dict[str, str] = field(default_factory=dict)
     finalized: bool = False
+    biases: dict[str, str] = field(default_factory=dict)
+    islands: dict[str, str] = field(default_factory=dict)
     structure: dict[str, Any] = field(default_factory=dict)
     origins: dict[str, str] = field(default_factory=dict)
 
@@ -55,6 +61,6 @@ class WrappedState:
                 self.left_out.setdefault(name, plan.reason)
             if not plan.layer.obstacle:
                 self.plans[name] = plan
-            if plan.weights or plan.activation is not None:
+            if plan.weights or plan.activation is not None or plan.float_inputs is not None:
                 quantized.append(plan)
         return quantized

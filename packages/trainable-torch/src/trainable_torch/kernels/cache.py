@@ -156,7 +156,8 @@ class Quantizer(Protocol):
         """Return what snaps tensors like this one to the grid as it is now, outside of the graph."""
 
 
-def _dependencies(quantizer: Any) -> Dependencies:
+def dependencies_of(quantizer: Any) -> Dependencies:
+    """Return what the values of any quantizer depend on besides its input."""
     found: Dependencies | None = quantizer.dependencies() if hasattr(type(quantizer), "dependencies") else None
     return (_settings(quantizer), [*quantizer.parameters(), *quantizer.buffers()]) if found is None else found
 
@@ -225,7 +226,7 @@ def evaluated(quantizer: nn.Module, weight: Tensor, compute: Callable[[], Tensor
     hooked = quantizer._forward_hooks or quantizer._forward_pre_hooks  # noqa: SLF001 - they must run
     if hooked or tier.wanted() == tier.PLAIN or not eligible.is_eager(weight):
         return compute()
-    settings, tensors = _dependencies(quantizer)
+    settings, tensors = dependencies_of(quantizer)
     known = WEIGHTS.get(quantizer)
     everything = weight, *tensors
     if known is not None and known.holds(settings, everything):

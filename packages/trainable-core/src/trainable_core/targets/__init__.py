@@ -1,0 +1,1 @@
+"""Targets: what a model can be deployed with, and what each of them can express."""
