@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 from trainable_core.backend.description import Description, DescriptionRow, describe_quantizer
@@ -75,7 +77,7 @@ def describe(qmodel: nn.Module) -> Description:
     )
 
 
-def _row(plan: LayerPlan, tensor: str, holder: ActivationQuantizationHolder) -> DescriptionRow:
+def _row(plan: LayerPlan, tensor: str, holder: Any) -> DescriptionRow:
     of_tensor = plan.float_inputs if plan.integer and tensor != "output" else plan.activation
     assert of_tensor is not None  # noqa: S101 - there is a holder, so there was a plan for it
     return describe_quantizer(plan.layer, tensor, of_tensor, holder.activation_holder_quantizer)

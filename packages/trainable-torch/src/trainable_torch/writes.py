@@ -51,7 +51,8 @@ def written(model: nn.Module, name: str, layer: nn.Module, attribute: str) -> st
         wanted = {("self", key)} if depth == len(steps) else {(steps[-1], key), ("", key)}
         if each is layer and depth < len(steps):
             wanted = {(steps[-1], key)}
-        found = wanted & _writes(type(each))
+        cls: Any = type(each)
+        found = wanted & _writes(cls)
         if found:
             return f"{type(each).__name__}.forward"
     return ""

@@ -171,9 +171,9 @@ def fake_quantize(x: Tensor, grid: Grid, rule: Rule) -> Tensor:
         factor: Any = rule.gradient_scale
         if torch.compiler.is_compiling():  # where a size is dynamic it is no number, which no function there may take
             factor = torch.full((), factor, dtype=torch.float32, device=x.device)
-        function = _LsqForward if forward else _Lsq
-        result = function.apply(x, grid.scale, grid.zero_point, *grid.ends, factor)  # type: ignore[no-untyped-call] # torch leaves it so
+        of_lsq = _LsqForward if forward else _Lsq
+        result = of_lsq.apply(x, grid.scale, grid.zero_point, *grid.ends, factor)  # type: ignore[no-untyped-call] # torch leaves it so
     else:
-        function = _SteForward if forward else _Ste
-        result = function.apply(x, grid.scale.detach(), grid.zero_point.detach(), *grid.ends, 1.0)  # type: ignore[no-untyped-call]
+        of_ste = _SteForward if forward else _Ste
+        result = of_ste.apply(x, grid.scale.detach(), grid.zero_point.detach(), *grid.ends, 1.0)  # type: ignore[no-untyped-call]
     return result
