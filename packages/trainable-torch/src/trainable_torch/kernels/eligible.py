@@ -169,6 +169,7 @@ def is_unwatched() -> bool:
         or _CANT_WATCH
         or torch.compiler.is_compiling()
         or tier.wanted() == tier.PLAIN
+        or _differentiates_forward()
         or _transforms_are_active()
         or _count_dispatch_modes()
         or _tracing_state() is not None
