@@ -16,6 +16,7 @@ def trainable_register_backend() -> Backend:
         tie_rule=TieRule.HALF_EVEN,
         verbs="trainable_torch",
         remarks="trainable_torch.kernels.eligible:remarks",
+        quantizer_base="trainable_torch.quantizers:BasePytorchTrainableQuantizer",
     )
 
 
