@@ -127,7 +127,7 @@ def _scale_of(quantizer: Any, subject: str) -> Tensor:
     """Return the scale of a quantizer's grid, without dimensions or along the channels."""
     if isinstance(quantizer, BasePytorchTrainableQuantizer):
         quantizer.require_calibrated()
-        scale = quantizer.grid(quantizer.tensor_ndim).scale.detach()
+        scale: Tensor = quantizer.grid(quantizer.tensor_ndim).scale.detach()
     elif isinstance(quantizer, InferableQuantizer):
         scale = quantizer.grid_scale.detach()
     else:
