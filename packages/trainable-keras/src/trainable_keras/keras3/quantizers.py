@@ -47,6 +47,7 @@ class BaseKerasTrainableQuantizer(
     """
 
     backend: ClassVar[str] = "keras"
+    estimated_by = ("fake_quantize", "quantized", "call", "__call__")
     functions, ops, grids = FUNCTIONS, OPS, GRIDS
     scheduler = KerasLinearAnnealingScheduler
     inferable_class = staticmethod(inferable.class_of)
@@ -75,7 +76,8 @@ class BaseKerasTrainableQuantizer(
             with errors_as_they_are():
                 self.require_calibrated()
                 self.check_input(inputs)
-            if (tensorflow := foreign_tensorflow(inputs)) is not None:
+            tensorflow = foreign_tensorflow(inputs)  # no assignment expression: AutoGraph can't read one
+            if tensorflow is not None:
                 return self._in_graph_of(tensorflow, inputs, bool(training))
         return super().__call__(inputs, training=training, **kwargs)
 
@@ -103,7 +105,7 @@ class BaseKerasTrainableQuantizer(
         training : bool, optional
             Whether the model trains; by default what Keras says.
         """
-        if training and type(self).advance is not BaseTrainableQuantizer.advance:
+        if training and self.has_schedule:
             self.advance()
         if training:
             term = self.regularization()
