@@ -74,12 +74,14 @@ class Dsq:
 
 def soft_quantization(at: Array, grid: Any) -> Callable[[Array, Any, Mapping[str, Array]], Array]:
     """Return the function of equations 3 to 6, in steps of the grid, in the intervals in which `at` is."""
-    middle = np.floor(_clipped(at, grid)) + 0.5
+    steps = _clipped(at, grid)
+    middle = np.floor(steps) + 0.5
+    inside = (steps > grid.quant_min - grid.zero_point) & (steps < grid.quant_max - grid.zero_point)
 
     def soft(x: Array, grid: Any, variables: Mapping[str, Array]) -> Array:
         alpha = np.clip(variables["alpha"], LOWEST, HIGHEST)
         phi = np.tanh(np.log(2 / alpha - 1) * (_clipped(x, grid) - middle)) / (1 - alpha)
-        return np.asarray(middle + phi / 2)
+        return np.where(inside, middle + phi / 2, _clipped(x, grid))
 
     return soft
 

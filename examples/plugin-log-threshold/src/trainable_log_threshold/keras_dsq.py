@@ -19,6 +19,7 @@ class DsqQuantizer(dsq.Dsq, KerasQuantizer):
         here = f.stop_gradient(steps)
         middle = f.floor(here) + 0.5
         soft = middle + f.tanh(f.log(2.0 / alpha - 1.0) * (steps - middle)) / (1.0 - alpha) / 2.0
+        soft = f.where(f.all_of(steps > low, steps < high), soft, steps)  # the ends of the range are its ends
         codes = self.ops.round_half_up(here)
         values = self.until(self.schedule_end, f.stop_gradient(soft), codes) if training else codes
         return self.ops.straight_through(values, soft) * grid.scale
