@@ -71,6 +71,7 @@ from trainable_keras import (
     wrap,
 )
 from trainable_keras.graph import layers_within
+from trainable_keras.parts import told_of
 
 BUILTIN = internal("quantizers").BUILTIN
 BaseKerasTrainableQuantizer = internal("quantizers").BaseKerasTrainableQuantizer
@@ -99,8 +100,8 @@ def as_it_is(model: Any) -> dict[str, Any]:
         "values": state(model),
         "layers": [(id(layer), layer.name, layer.trainable) for layer in layers],
         "variables": [(id(variable), variable.trainable) for variable in model.variables],
-        "holders": [layer.observer for layer in layers if isinstance(layer, ActivationQuantizationHolder)],
-        "wrappers": [layer.quantizes_weights for layer in layers if isinstance(layer, QuantizationWrapper)],
+        "holders": [told_of(layer).observer for layer in layers if isinstance(layer, ActivationQuantizationHolder)],
+        "wrappers": [told_of(layer).quantizes_weights for layer in layers if isinstance(layer, QuantizationWrapper)],
         "calibrated": [layer.calibrated for layer in layers if isinstance(layer, BaseKerasTrainableQuantizer)],
         "description": str(describe(model)) if wrapped and isinstance(model, keras.Model) else "",
     }

@@ -32,6 +32,7 @@ from trainable_core.enums import CalibrationMethod
 from trainable_core.errors import CalibrationError, QuantizerStateError, ThresholdsKeptWarning, UnseenTensorsError
 from trainable_keras import QuantizationWrapper, calibrate, describe, finalize, wrap
 from trainable_keras.graph import layers_within
+from trainable_keras.parts import told_of
 from trainable_keras.training import quantizers_of
 
 
@@ -107,8 +108,8 @@ def test_only_quantizers_change() -> None:
     before = [to_numpy(variable).tobytes() for variable in kept]
     calibrate(qmodel, [images()])
     assert [to_numpy(variable).tobytes() for variable in kept] == before
-    assert all(wrapper.quantizes_weights for wrapper in wrappers(qmodel))
-    assert all(holder.observer is None for wrapper in wrappers(qmodel) for holder in wrapper.holders)
+    assert all(told_of(wrapper).quantizes_weights for wrapper in wrappers(qmodel))
+    assert all(told_of(holder).observer is None for wrapper in wrappers(qmodel) for holder in wrapper.holders)
 
 
 def test_batches_may_be_arrays_tensors_tuples_or_lists_and_come_from_a_generator() -> None:
@@ -245,7 +246,7 @@ def test_values_that_are_not_finite_are_told_with_the_layer(value: float) -> Non
     assert caught.value.subject == "fc: inputs"
     assert state(qmodel) == before
     assert {row.state for row in describe(qmodel).rows} == {"not calibrated"}
-    assert all(holder.observer is None for wrapper in wrappers(qmodel) for holder in wrapper.holders)
+    assert all(told_of(holder).observer is None for wrapper in wrappers(qmodel) for holder in wrapper.holders)
     calibrate(qmodel, [vectors(8, 4)])  # as if nothing had been
 
 

@@ -12,7 +12,7 @@ from tests.keras.framework import FRAMEWORK, functions, keras, kl, numpy, tensor
 from tests.keras.models import call, dense, ready, same, spec, vectors, weights_only
 from trainable_core.errors import ModelError, QuantizerStateError
 from trainable_keras import QuantizationWrapper, describe, finalize, wrap
-from trainable_keras.copying import check_same_shapes, copy_model, join, made_again, own_variables
+from trainable_keras.copying import copy_model, join, made_again, own_variables
 from trainable_keras.graph import attributes, children, layers_within
 
 
@@ -105,22 +105,15 @@ def test_what_keras_raises_names_the_layer_and_our_own_errors_pass(raised: Excep
     assert ("'a.fc' (SimpleNamespace)" in str(caught.value)) is (seen is ModelError)
 
 
-def test_a_graph_that_can_not_be_copied_names_the_model() -> None:
+def test_what_can_not_be_copied_names_the_model() -> None:
     class Broken(FRAMEWORK.copier):
-        def copy_graph(self, model: Any, prefix: str) -> Any:
+        def fill(self, value: Any, made: Any) -> None:
             message = "nothing there"
             raise KeyError(message)
 
     model = dense()
-    with pytest.raises(ModelError, match=rf"model '{model.name}' can't be copied: .*nothing there"):
-        Broken(FRAMEWORK, lambda layer, name: None).copy(model)
-
-
-def test_variables_of_other_shapes_than_before_are_refused() -> None:
-    one, other = dense(4, 3).layers[-1], dense(4, 2).layers[-1]
-    check_same_shapes(one.weights, dense(4, 3).layers[-1].weights, "fc", one)
-    with pytest.raises(ModelError, match=r"\(4, 2\).*\(4, 3\)"):
-        check_same_shapes(one.weights, other.weights, "fc", one)
+    with pytest.raises(ModelError, match=rf"'{model.name}' .*can't be copied: .*nothing there"):
+        Broken(FRAMEWORK).copy(model)
 
 
 def test_names_are_joined_with_a_dot() -> None:

@@ -38,7 +38,7 @@ def test_a_header_tells_signs_and_inferable_quantizers_too():
 
 def test_placed_numbers_make_a_quantizer_convert():
     made = quantizer()
-    place_numbers("file", [made], {"fc.kernel": {"num_bits": 4}})
+    place_numbers("file", {"fc.kernel": made}, {"fc.kernel": {"num_bits": 4}})
     assert made.calibrated
     assert made.current_qparams().quant_max == 15
 
@@ -62,7 +62,7 @@ class PointingQuantizer(NumpySte):
 @pytest.mark.parametrize("width", PointingQuantizer.widths)
 def test_a_method_with_several_widths_selects_the_deployed_one_in_its_own_way(width):
     made = quantizer(cls=PointingQuantizer)
-    place_numbers("file", [made], {"fc.kernel": {"num_bits": width}})
+    place_numbers("file", {"fc.kernel": made}, {"fc.kernel": {"num_bits": width}})
     assert made.selected_width == width
     assert made.current_qparams().quant_max == 2**width - 1
 
@@ -71,7 +71,7 @@ def test_a_method_with_several_widths_selects_the_deployed_one_in_its_own_way(wi
 def test_a_deployed_width_that_the_quantizer_has_no_grid_for_is_refused(width):
     made = quantizer()
     with pytest.raises(DocumentError, match=r"fc\.kernel.*bits, this model's has 4"):
-        place_numbers("file", [made], {"fc.kernel": {"num_bits": width}})
+        place_numbers("file", {"fc.kernel": made}, {"fc.kernel": {"num_bits": width}})
     assert not made.calibrated
 
 
@@ -80,14 +80,14 @@ def test_a_method_that_cannot_select_a_width_is_told_what_to_write():
         widths = (2, 4)
 
     made = quantizer(cls=Fixed)
-    place_numbers("file", [made], {"fc.kernel": {"num_bits": 2}})
+    place_numbers("file", {"fc.kernel": made}, {"fc.kernel": {"num_bits": 2}})
     with pytest.raises(QuantizerStateError, match="select_width"):
-        place_numbers("file", [made], {"fc.kernel": {"num_bits": 4}})
+        place_numbers("file", {"fc.kernel": made}, {"fc.kernel": {"num_bits": 4}})
 
 
 def test_a_quantizer_that_the_file_lacks_is_named():
     with pytest.raises(DocumentError, match=r"fc\.kernel"):
-        place_numbers("file", [quantizer()], {})
+        place_numbers("file", {"fc.kernel": quantizer()}, {})
 
 
 @pytest.mark.parametrize("key", ["signs", "frozen"])

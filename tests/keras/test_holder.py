@@ -10,7 +10,6 @@ import pytest
 
 from tests.keras.framework import (
     ENGINE,
-    FRAMEWORK,
     dtype_name,
     dtype_policy,
     integers,
@@ -28,6 +27,7 @@ from trainable_core.calibration import Observer
 from trainable_core.config import TrainableQuantizerActivationConfig
 from trainable_core.errors import CalibrationError, QuantizerStateError
 from trainable_keras import ActivationQuantizationHolder
+from trainable_keras.parts import told_of
 
 InferableQuantizer = internal("inferable").InferableQuantizer
 SteActivationQuantizer = internal("quantizers").SteActivationQuantizer
@@ -91,7 +91,7 @@ def test_integers_pass_untouched(dtype: str) -> None:
 
 def observe(holder: Any, observer: Any = OBSERVER) -> None:
     """Let a holder show what passes to an observer, a new one by default, or to none any more."""
-    FRAMEWORK.keep(holder, "observer", Observer() if observer is OBSERVER else observer)
+    told_of(holder).observer = Observer() if observer is OBSERVER else observer
 
 
 def test_while_an_observer_is_set_values_are_seen_and_passed_on() -> None:
@@ -99,7 +99,7 @@ def test_while_an_observer_is_set_values_are_seen_and_passed_on() -> None:
     observe(holder)
     x = vectors(40)
     assert np.array_equal(numpy(holder(tensor(x))), x)
-    assert (holder.observer.minimum, holder.observer.maximum) == (x.min(), x.max())
+    assert (told_of(holder).observer.minimum, told_of(holder).observer.maximum) == (x.min(), x.max())
     observe(holder, None)
     assert not np.array_equal(numpy(holder(tensor(x))), x)
 
@@ -118,7 +118,7 @@ def test_an_observer_sees_every_float_type(dtype: str) -> None:
     holder = ActivationQuantizationHolder(SteActivationQuantizer(config(threshold=1.0)))
     observe(holder)
     holder(tensor([0.5, -2.0], dtype))
-    assert (holder.observer.minimum, holder.observer.maximum) == (-2.0, 0.5)
+    assert (told_of(holder).observer.minimum, told_of(holder).observer.maximum) == (-2.0, 0.5)
 
 
 def test_what_is_not_finite_is_told_with_the_tensor() -> None:

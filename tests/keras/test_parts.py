@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,19 @@ from trainable_core.enums import QuantizationMethod, QuantizationTarget
 from trainable_core.errors import UnknownQuantizerError
 from trainable_keras import ActivationQuantizationHolder, QuantizationWrapper
 from trainable_keras.graph import layers_within
-from trainable_keras.parts import KerasHolder, KerasWrapper, parts_among
+from trainable_keras.parts import (
+    KerasHolder,
+    KerasWrapper,
+    Told,
+    argument_names,
+    deployed_quantizers,
+    own_config,
+    parts_among,
+    quantize_inputs,
+    quantize_output,
+    told_of,
+)
+from trainable_keras.two_classes import TOLD
 
 quantizers = internal("quantizers")
 class_of = internal("inferable").class_of
@@ -41,7 +54,7 @@ def activation(**params: Any) -> TrainableQuantizerActivationConfig:
 
 def holder() -> ActivationQuantizationHolder:
     made = ActivationQuantizationHolder(quantizers.LsqActivationQuantizer(activation(threshold=4.0)), name="hold")
-    made.keep(tensor="inputs")
+    told_of(made).tensor = "inputs"
     return made
 
 
@@ -66,20 +79,18 @@ def doubled(value: Any, training: Any = None) -> Any:
     return value * 2
 
 
-class Arguments(KerasWrapper):
-    """The arguments of a layer's call, which need no layer."""
-
-    def __init__(self, names: tuple[str, ...], held: tuple[str, ...], output: Any = None) -> None:
-        self.input_names, self.input_holders = names, dict.fromkeys(held, doubled)
-        self.output_holder = output
+def arguments(names: tuple[str, ...], held: tuple[str, ...], output: Any = None) -> Any:
+    """Return what stands for a layer whose call has these arguments, some of them held."""
+    told = Told(input_names=names)
+    return SimpleNamespace(**{TOLD: told}, input_holders=dict.fromkeys(held, doubled), output_holder=output)
 
 
 def test_inputs_are_quantized_by_position_by_name_and_in_lists() -> None:
-    made = Arguments(("inputs.0", "inputs.1", "mask"), ("inputs.1", "mask"))
-    assert made.argument_names() == ["inputs", "mask"]
-    assert made.quantize_inputs([[1, 2]], {"mask": 3}, None) == ([[1, 4]], {"mask": 6})
-    assert made.quantize_inputs([(1, 2), 3], {}, None) == ([(1, 4), 6], {})
-    assert made.quantize_inputs([[1]], {"mask": None}, None) == ([[1]], {"mask": None})
+    made = arguments(("inputs.0", "inputs.1", "mask"), ("inputs.1", "mask"))
+    assert argument_names(("inputs.0", "inputs.1", "mask")) == ["inputs", "mask"]
+    assert quantize_inputs(made, [[1, 2]], {"mask": 3}, None) == ([[1, 4]], {"mask": 6})
+    assert quantize_inputs(made, [(1, 2), 3], {}, None) == ([(1, 4), 6], {})
+    assert quantize_inputs(made, [[1]], {"mask": None}, None) == ([[1]], {"mask": None})
 
 
 @pytest.mark.parametrize(
@@ -92,41 +103,38 @@ def test_inputs_are_quantized_by_position_by_name_and_in_lists() -> None:
     ],
 )
 def test_an_attention_layers_key_is_its_value(given: Any, kwargs: Any, values: Any, named: Any) -> None:
-    made = Arguments(("query", "value", "key"), ("value", "key"))
-    assert made.quantize_inputs(given, kwargs, None) == (values, named)
+    made = arguments(("query", "value", "key"), ("value", "key"))
+    assert quantize_inputs(made, given, kwargs, None) == (values, named)
 
 
 def test_of_several_outputs_the_first_is_quantized() -> None:
-    made = Arguments(("inputs",), (), doubled)
-    assert made.quantize_output(3, None) == 6
-    assert made.quantize_output((3, 4), None) == (6, 4)
-    assert Arguments(("inputs",), ()).quantize_output((3, 4), None) == (3, 4)
+    made = arguments(("inputs",), (), doubled)
+    assert quantize_output(made, 3, None) == 6
+    assert quantize_output(made, (3, 4), None) == (6, 4)
+    assert quantize_output(arguments(("inputs",), ()), (3, 4), None) == (3, 4)
 
 
 def test_deployed_quantizers_are_made_without_changing_the_wrapper() -> None:
     made = wrapper()
-    deployed = made.deployed_quantizers()
+    deployed = deployed_quantizers(made)
     assert type(deployed["kernel"]) is class_of(QuantizationTarget.Weights, QuantizationMethod.SYMMETRIC)
     assert type(made.weights_quantizers["kernel"]) is quantizers.LsqWeightsQuantizer
     made.convert_to_inferable_quantizers()
-    assert made.deployed_quantizers()["kernel"] is made.weights_quantizers["kernel"]
+    assert deployed_quantizers(made)["kernel"] is made.weights_quantizers["kernel"]
     assert numpy(made.get_quantized_weights()["kernel"]).tolist() == QUANTIZED
 
 
 @pytest.mark.parametrize("deployed", [False, True], ids=["trainable", "deployed"])
 def test_a_wrapper_comes_back_from_its_config(deployed: bool) -> None:
-    made = wrapper(input_holders={"inputs": holder()}, output_holder=holder(), name="wrapped")
-    made.keep(notes={"some": "thing"})
+    made = wrapper(input_holders={"inputs": holder()}, output_holder=holder())
+    told_of(made).notes = {"some": "thing"}
     if deployed:
         made.convert_to_inferable_quantizers()
     again = QuantizationWrapper.from_config(json.loads(json.dumps(made.get_config())))
-    assert again.own_config() == made.own_config()
-    assert again.layer.get_config() == made.layer.get_config()
-    assert (again.name, again.notes, again.plan) == ("wrapped", {"some": "thing"}, None)
-    assert [each.tensor for each in again.holders] == ["inputs", "inputs"]
-    around = made.around(made.layer)
-    assert around.layer is made.layer
-    assert around.own_config() == made.own_config()
+    assert own_config(again) == own_config(made)
+    assert json.loads(json.dumps(again.get_config())) == json.loads(json.dumps(made.get_config()))
+    assert (again.name, told_of(again).notes, told_of(again).plan) == ("fc", {"some": "thing"}, None)
+    assert [told_of(each).tensor for each in again.holders] == ["inputs", "inputs"]
 
 
 def test_a_holder_in_a_wrapper_is_not_a_part_of_its_own() -> None:

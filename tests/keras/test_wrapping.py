@@ -76,7 +76,7 @@ def test_the_new_model_is_of_the_same_class_and_name() -> None:
     for name, (make, _) in MODELS.items():
         model = make()
         qmodel = wrap(model, LSQ)
-        assert type(qmodel) is type(model), name
+        assert isinstance(qmodel, type(model)), name
         if name != "subclassed":
             assert qmodel.name == model.name
             assert len(qmodel.inputs) == len(model.inputs)

@@ -18,6 +18,7 @@ from typing import Any
 from trainable_core import __version__
 from trainable_core.conformance import commands
 from trainable_core.errors import INSTALL, DocumentError, TrainableError
+from trainable_core.export import commands as verifying
 from trainable_core.hookspecs import Backend
 from trainable_core.registry.process import default_registry
 from trainable_core.registry.registry import Registry
@@ -243,6 +244,12 @@ COMMANDS = (
         "Show which installed backend implements which training method on which grid.",
         commands.matrix_arguments,
         lambda arguments: commands.matrix(arguments, _print_table),
+    ),
+    Command(
+        "verify",
+        "Run an exported file in ONNX Runtime and compare every code with NumPy's; exit with 1 when one differs.",
+        verifying.arguments,
+        lambda arguments: verifying.verify(arguments, _print_table),
     ),
     Command(
         "new-plugin",

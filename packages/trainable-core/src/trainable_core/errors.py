@@ -252,6 +252,14 @@ class FrameworkError(TrainableError, ImportError):
         super().__init__(f"backend {backend!r}: {problem}\nHint: {hint}")
 
 
+class MissingLibraryError(TrainableError, ImportError):
+    """Raised when a library that a target needs is not installed, or can't be imported."""
+
+    def __init__(self, library: str, purpose: str, problem: str, install: str) -> None:
+        self.library, self.purpose, self.problem, self.install = library, purpose, problem, install
+        super().__init__(f"{purpose} needs {library}, which can't be imported: {problem}\nHint: {install}")
+
+
 class DocumentError(TrainableError, ValueError):
     """Raised when a saved file is truncated, foreign, damaged, or does not fit the model."""
 

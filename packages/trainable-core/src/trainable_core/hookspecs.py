@@ -42,8 +42,9 @@ class Backend:
     conformance : str, optional
         Import path of the module with the adapter for the conformance kit; by default ``<verbs>.conformance``.
     remarks : str, optional
-        Import path of a function that ``trainable doctor`` calls, e.g. ``"trainable_torch.kernels:remarks"``: without
-        arguments it returns a list of sentences about this installation, such as what is slower than it could be.
+        Import path of a function that ``trainable doctor`` calls, e.g. ``"trainable_torch.kernels.eligible:remarks"``:
+        without arguments it returns a list of sentences about this installation, such as what is slower than it could
+        be.
     quantizer_base : str, optional
         Import path of the class that its quantizers are subclasses of, e.g.
         ``"trainable_torch:BasePytorchTrainableQuantizer"``; other classes are refused when the backend is asked for.

@@ -19,7 +19,7 @@ from trainable_core.calibration.unseen import Sight, value_text
 from trainable_core.quantizer import BaseTrainableQuantizer
 from trainable_keras.framework import Framework
 from trainable_keras.graph import layers_within
-from trainable_keras.parts import KerasHolder, KerasWrapper
+from trainable_keras.parts import KerasHolder, KerasWrapper, told_of
 from trainable_keras.training import forget_functions
 from trainable_keras.wrapping import state_of, trainable_quantizers
 
@@ -98,16 +98,16 @@ class KerasCalibration(ModelCalibration):
         wrappers = self._wrappers()
         try:
             for wrapper in wrappers:
-                wrapper.keep(quantizes_weights=False)
+                told_of(wrapper).quantizes_weights = False
             for holder, observer in observers.items():
-                holder.keep(observer=observer)
+                told_of(holder).observer = observer
             with self.framework.eagerly(), self._put_back(), self._in_inference(these=training):
                 yield
         finally:
             for holder in observers:
-                holder.keep(observer=None)
+                told_of(holder).observer = None
             for wrapper in wrappers:
-                wrapper.keep(quantizes_weights=True)
+                told_of(wrapper).quantizes_weights = True
 
     @contextmanager
     def _put_back(self) -> Iterator[None]:
@@ -129,15 +129,23 @@ class KerasCalibration(ModelCalibration):
             yield
 
     @contextmanager
-    def watching(self, sights: Mapping[Any, Sight], *, readers: bool = False) -> Iterator[None]:  # noqa: ARG002 - Keras has no way to see who reads a variable
-        """Note what reaches each of some holders, and how their layers are called."""
+    def watching(self, sights: Mapping[Any, Sight], *, readers: bool = False) -> Iterator[None]:
+        """Note what reaches each of some holders, how their layers are called, and if asked who reads the weights."""
         owners = {holder: wrapper for wrapper in self._wrappers() for holder in wrapper.holders}
         replaced = [(holder, partial(_value_noted, sight)) for holder, sight in sights.items()]
         replaced += [
             (owners[holder], partial(_call_noted, sight)) for holder, sight in sights.items() if holder in owners
         ]
+        watched = {id(each): told_of(each) for each in owners.values()}.values() if readers else ()
         with _calls_replaced(replaced):
-            yield
+            try:
+                for holder, sight in sights.items():
+                    if readers and holder in owners:
+                        told_of(owners[holder]).sights.append(sight)
+                yield
+            finally:
+                for told in watched:
+                    told.sights.clear()
 
     def _wrappers(self) -> list[KerasWrapper]:
         return [layer for layer in self.layers if isinstance(layer, KerasWrapper)]

@@ -7,24 +7,40 @@ from typing import Any
 
 from trainable_core.backend.description import Description, DescriptionRow, describe_quantizer
 from trainable_keras.framework import Framework
-from trainable_keras.parts import KerasPart, KerasWrapper, holders_of
+from trainable_keras.parts import KerasPart, KerasWrapper, holders_of, plan_of, told_of
 from trainable_keras.wrapping import parts_of, state_of
 
 
 def describe(framework: Framework, qmodel: Any) -> Description:
     """Return what `wrap` made of a model; see `trainable_keras.describe`."""
     state = state_of(framework, qmodel)
-    rows = tuple(_rows(parts_of(qmodel)))
-    return Description(rows, dict(state.left_out), dict(state.folded), finalized=state.finalized)
+    parts = parts_of(qmodel)
+    return Description(
+        tuple(_rows(parts)), state.left_out | _unread(parts), dict(state.folded), finalized=state.finalized
+    )
+
+
+def _unread(parts: Sequence[KerasPart]) -> dict[str, str]:
+    """Return the quantized weights that no forward pass has read so far, once one has read any."""
+    wrappers = [part for part in parts if isinstance(part, KerasWrapper)]
+    if not any(told_of(wrapper).read for wrapper in wrappers):
+        return {}  # the model has not run yet
+    return {
+        f"{plan_of(wrapper).layer.name}.{attribute}": "no forward pass has read this weight so far"
+        for wrapper in wrappers
+        for attribute in wrapper.weights_quantizers
+        if attribute not in told_of(wrapper).read
+    }
 
 
 def _rows(parts: Sequence[KerasPart]) -> Iterator[DescriptionRow]:
     for part in parts:
-        plan = part.plan
-        assert plan is not None  # noqa: S101 - `wrap` puts a plan on every part
+        plan = plan_of(part)
         if isinstance(part, KerasWrapper):
             for attribute, quantizer in part.weights_quantizers.items():
                 yield describe_quantizer(plan.layer, attribute, plan.weights[attribute], quantizer)
         for holder in holders_of(part):
             assert plan.activation is not None  # noqa: S101 - there is a holder, so there was a plan for it
-            yield describe_quantizer(plan.layer, holder.tensor, plan.activation, holder.activation_holder_quantizer)
+            yield describe_quantizer(
+                plan.layer, told_of(holder).tensor, plan.activation, holder.activation_holder_quantizer
+            )

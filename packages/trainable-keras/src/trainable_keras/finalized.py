@@ -17,9 +17,10 @@ def finalize(framework: Framework, qmodel: Any) -> Any:
     state = state_of(framework, qmodel)
     require_calibrated(trainable_quantizers(qmodel), type(qmodel).__name__, "trainable_keras")
     deployed = copy_model(framework, qmodel)
-    _store_values(framework, parts_of(deployed))
-    for part in parts_of(deployed):
-        part.convert_to_inferable_quantizers()
+    with framework.strategy_of(qmodel):
+        _store_values(framework, parts_of(deployed))
+        for part in parts_of(deployed):
+            part.convert_to_inferable_quantizers()
     note(framework, deployed, replace(state, finalized=True))
     return deployed
 

@@ -15,10 +15,12 @@ from numpy.typing import NDArray
 
 from trainable_core.recipe.layers import LayerInfo, LayerKind
 from trainable_keras import layers
+from trainable_keras.configs import ConfigKit
 from trainable_keras.functions import Functions
-from trainable_keras.graph import Graph
+from trainable_keras.graph import Graph, direct_layers
 from trainable_keras.layers import LayerTypes
 from trainable_keras.parts import KerasHolder, KerasWrapper
+from trainable_keras.two_classes import own_class
 
 
 @contextmanager
@@ -30,6 +32,10 @@ def functions_run_eagerly(tensorflow: Any) -> Iterator[None]:
         yield
     finally:
         tensorflow.config.run_functions_eagerly(eager)
+
+
+def _is_of_keras(function: Any) -> bool:
+    return str(function.__module__).partition(".")[0] in {"keras", "tf_keras", "tensorflow"}
 
 
 class Framework(ABC):
@@ -64,6 +70,9 @@ class Framework(ABC):
     stock_copy: ClassVar[Any] = None
     """What copies a deployed model with mct-quantizers' own layers; None where these can't be built."""
 
+    kit: ClassVar[ConfigKit]
+    """What layers of two classes ask of it."""
+
     # ---- what is in a model -----------------------------------------------------------------------------------------
 
     @staticmethod
@@ -94,10 +103,23 @@ class Framework(ABC):
     @staticmethod
     @abstractmethod
     def remade(layer: Any, name: str, **changes: Any) -> Any:
-        """Return a layer made again from its config, with other values for some of it, built.
+        """Give a layer other values for some of its config, and the variables that it then has more; return it."""
 
-        Its weights are copied when nothing is changed.
-        """
+    @staticmethod
+    @abstractmethod
+    def rerun(model: Any, call: Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]) -> None:
+        """Run through a model's graph anew, with ``call(operation, args, kwargs)`` at the place of each call."""
+
+    def tells_its_layers(self, layer: Any) -> bool:
+        """Return whether a layer's own config has those of all layers inside, by which they are made again."""
+        graph, own = self.graph(layer), own_class(layer)
+        if graph is None or any(
+            not _is_of_keras(getattr(own, name)) for name in ("__init__", "get_config", "from_config")
+        ):
+            return False
+        told = {id(each) for each in layer.layers}
+        given = self.module.layers.InputLayer  # a Sequential model of Keras 2 does not list its own
+        return all(id(each) in told or isinstance(each, given) for each in direct_layers(layer))
 
     @staticmethod
     @abstractmethod
@@ -138,6 +160,11 @@ class Framework(ABC):
     def keep(model: Any, name: str, value: Any) -> None:
         """Set an attribute of a model as it is."""
         setattr(model, name, value)
+
+    @staticmethod
+    def strategy_of(model: Any) -> AbstractContextManager[Any]:  # noqa: ARG004 - Keras 2 asks the model
+        """Return the scope of the distribution strategy that a model was made under, if Keras remembers it."""
+        return nullcontext()
 
     @staticmethod
     def eagerly() -> AbstractContextManager[None]:

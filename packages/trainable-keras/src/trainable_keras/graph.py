@@ -6,7 +6,7 @@ asked here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +16,20 @@ PASSING = frozenset(
 """Layer types that pass their input on in inference."""
 
 
-_ACCOUNTS = ("_self_", "_obj_reference")
-"""Beginnings of the attributes that Keras and TensorFlow keep their own account in."""
+_ACCOUNTS = ("_self_", "_obj_reference", "_trainable_")
+"""Beginnings of the attributes that Keras, TensorFlow and we keep an account in."""
+
+ADDED = ("weights_quantizers", "input_holders", "output_holder", "quantizing_layers")
+"""Attributes that a quantized layer has more; the last one on Keras 2."""
+
+_OWN = frozenset(
+    {
+        "_layers", "_modules", "_torch_params", "_tracker", "_inbound_nodes", "_outbound_nodes", "_functional",
+        "_operations", "_nodes", "_nodes_by_depth", "_operations_by_depth", "_input_layers", "_output_layers",
+        "_layer_call_argspecs", "_layers_by_depth", *ADDED,
+    }
+)  # fmt: skip
+"""Names of such attributes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,11 +124,47 @@ def direct_layers(layer: Any) -> list[Any]:
     return list(layer._flatten_layers(include_self=False, recursive=False))  # noqa: SLF001 - as above
 
 
+def held_by(layer: Any) -> dict[str, Any]:
+    """Return all attributes that are on a layer itself.
+
+    On PyTorch a layer keeps the layers in its attributes among its modules.
+    """
+    return {**vars(layer), **vars(layer).get("_modules", {})}
+
+
 def attributes(layer: Any) -> list[tuple[str, Any]]:
-    """Return a layer's attributes without those of Keras's and TensorFlow's own account."""
+    """Return a layer's attributes without those of Keras's, TensorFlow's and our own account."""
     return [
-        (name, value) for name, value in vars(layer).items() if name != "_layers" and not name.startswith(_ACCOUNTS)
+        (name, value) for name, value in held_by(layer).items() if name not in _OWN and not name.startswith(_ACCOUNTS)
     ]
+
+
+def structure(layer: Any, graph_of: Callable[[Any], Graph | None]) -> Iterator[tuple[str, Any]]:
+    """Yield (place, layer) of every layer inside a layer, each once.
+
+    Places don't depend on names that Keras gave: they are attributes, and in a graph the order of its layers.
+
+    Parameters
+    ----------
+    layer : layer
+        The outer layer.
+    graph_of : callable
+        Returns the graph of a model, None of what has none.
+    """
+    yield from _structure(layer, "", graph_of, {id(layer)})
+
+
+def _structure(
+    layer: Any, prefix: str, graph_of: Callable[[Any], Graph | None], done: set[int]
+) -> Iterator[tuple[str, Any]]:
+    graph = graph_of(layer)
+    inside = [] if graph is None else [(str(index), each) for index, each in enumerate(layer.layers)]
+    for name, each in [*inside, *children(layer, numbered=True)]:
+        if id(each) not in done:
+            done.add(id(each))
+            place = f"{prefix}.{name}" if prefix else name
+            yield place, each
+            yield from _structure(each, place, graph_of, done)
 
 
 def layers_in(value: Any, name: str, held: Collection[int]) -> Iterator[tuple[str, Any]]:
@@ -141,12 +189,32 @@ def layers_in(value: Any, name: str, held: Collection[int]) -> Iterator[tuple[st
             yield from layers_in(item, f"{name}.{key}", held)
 
 
-def children(layer: Any) -> Iterator[tuple[str, Any]]:
-    """Yield (name, layer) of the layers that a layer holds in attributes, each once."""
-    held = {id(each) for each in direct_layers(layer)}
+def _anything_in(value: Any) -> list[tuple[Any, Any]]:
+    """Return the items of a dictionary, or a value by itself."""
+    return list(value.items()) if isinstance(value, Mapping) else [(None, value)]
+
+
+def children(layer: Any, *, numbered: bool = False) -> Iterator[tuple[str, Any]]:
+    """Yield (name, layer) of the layers that a layer holds, each once.
+
+    Parameters
+    ----------
+    layer : layer
+        The outer layer.
+    numbered : bool
+        Whether layers that no attribute leads to are called by their place, which no other model's layers change,
+        instead of by their name.
+    """
+    ours = {id(each) for name in ADDED for _, each in _anything_in(held_by(layer).get(name))}
+    direct = [each for each in direct_layers(layer) if id(each) not in ours]
+    held = {id(each) for each in direct}
     done: set[int] = set()
     for attribute, value in attributes(layer):
         for name, each in layers_in(value, attribute, held):
             if id(each) not in done:
                 done.add(id(each))
                 yield name, each
+    for index, each in enumerate(direct):
+        if id(each) not in done:
+            done.add(id(each))
+            yield (f"layers.{index}" if numbered else each.name), each

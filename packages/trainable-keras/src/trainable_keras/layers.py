@@ -29,7 +29,8 @@ def _attention(inputs: tuple[str, ...]) -> LayerKind:
 
 
 _MERGING = (f"inputs{LIST}",)
-_RECURRENT = LayerKind("recurrent", {"cell.kernel": -1, "cell.recurrent_kernel": -1}, ("sequences",))
+_OF_A_CELL = {"kernel": -1, "recurrent_kernel": -1}
+_RECURRENT = LayerKind("recurrent", {f"cell.{name}": axis for name, axis in _OF_A_CELL.items()}, ("sequences",))
 
 KINDS: dict[str, LayerKind] = {
     "Dense": LayerKind("linear", {"kernel": -1}),
@@ -45,7 +46,8 @@ KINDS: dict[str, LayerKind] = {
     ),
     "Embedding": LayerKind("embedding", {"embeddings": 0}),
     "MultiHeadAttention": _attention(("query", "value", "key")),
-    **dict.fromkeys(("LSTM", "GRU", "SimpleRNN"), _RECURRENT),
+    **dict.fromkeys(("LSTM", "GRU", "SimpleRNN", "ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D"), _RECURRENT),
+    **dict.fromkeys(("LSTMCell", "GRUCell", "SimpleRNNCell"), LayerKind("recurrent", _OF_A_CELL)),
     **dict.fromkeys(
         (
             "BatchNormalization", "LayerNormalization", "GroupNormalization", "UnitNormalization",
@@ -166,7 +168,7 @@ class LayerTypes:
             if kind is not None:
                 break
         else:
-            return None
+            return self._of_cells(layer) if isinstance(layer, self._layers.RNN) else None
         if isinstance(layer, self._layers.EinsumDense):
             try:
                 axis = einsum_channels_axis(layer.equation)
@@ -179,6 +181,20 @@ class LayerTypes:
             return replace(kind, inputs=tuple(f"{name}.{index}" for index in range(len(shapes))))
         return kind
 
+    def _of_cells(self, layer: Any) -> LayerKind | None:
+        """Return how a recurrent layer with cells that were given to it is quantized: by all its cells' kinds."""
+        stacked = isinstance(layer.cell, self._layers.StackedRNNCells)
+        cells = (
+            {f"cell.cells.{i}": cell for i, cell in enumerate(layer.cell.cells)} if stacked else {"cell": layer.cell}
+        )
+        weights: dict[str, int] = {}
+        for place, cell in cells.items():
+            kind = self.kind_of(cell)
+            if kind is None or not kind.weights:
+                return None
+            weights |= {f"{place}.{attribute}": axis for attribute, axis in kind.weights.items()}
+        return replace(_RECURRENT, weights=weights)
+
     def find_weight(self, layer: Any, attribute: str) -> Any | None:
         """Return the variable that an attribute path of a layer leads to, None when it leads to none."""
         owner, name = weight_path(layer, attribute)[-1]
@@ -189,11 +205,15 @@ class LayerTypes:
 def weight_path(layer: Any, attribute: str) -> list[tuple[Any, str]]:
     """Return (owner, attribute) for each step of an attribute path: the last is the weight's owner and its name.
 
-    A sublayer that Keras keeps in a private attribute is found by its public name.
+    A sublayer that Keras keeps in a private attribute is found by its public name, one in a list by its index.
     """
     steps: list[tuple[Any, str]] = []
     owner = layer
     for part in attribute.split("."):
+        if isinstance(owner, list | tuple):
+            steps.append((owner, part))
+            owner = owner[int(part)] if part.isdigit() and int(part) < len(owner) else None
+            continue
         name = part if hasattr(owner, part) else f"_{part}"
         steps.append((owner, name))
         owner = getattr(owner, name, None)

@@ -2,72 +2,114 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from trainable_core.backend.building import require_quantizer
 from trainable_core.calibration import Observer
+from trainable_core.calibration.unseen import Sight
 from trainable_core.documents.plan import plan_document, plan_from_document
 from trainable_core.documents.quantizer import quantizer_document, quantizer_from_document
 from trainable_core.enums import QuantizationMethod, QuantizationTarget
-from trainable_core.errors import CalibrationError, InvalidArgumentError, ModelError
+from trainable_core.errors import CalibrationError, InvalidArgumentError, ModelError, QuantizerStateError
 from trainable_core.quantizer import BaseTrainableQuantizer
 from trainable_core.recipe.plan import LayerPlan
+from trainable_keras.layers import weight_path
+from trainable_keras.two_classes import TOLD, OfTwoClasses, base_class, held, let_read, own_class
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-P = TypeVar("P", bound="KerasPart")
 H = TypeVar("H", bound="KerasHolder")
-W = TypeVar("W", bound="KerasWrapper")
+
+
+@dataclass(eq=False)
+class Told:
+    """What is known of a quantized layer, or of a holder, beside its quantizers.
+
+    Parameters
+    ----------
+    plan : LayerPlan, optional
+        By which it was made.
+    notes : dict, optional
+        What `wrap` noted of the whole model, on the first of its parts.
+    tensor : str
+        Which tensor a holder quantizes.
+    input_names : tuple of str
+        Names of a layer's tensor arguments, in positional order.
+    weights : dict of str to (layer, str)
+        Where each quantized weight is kept: in which layer, under which attribute.
+    quantizes_weights : bool
+        Whether weights are quantized; not while the model is calibrated.
+    read : set of str
+        Weights that a call of the model has read through their quantizers.
+    observer : Observer, optional
+        What a holder shows its values to.
+    sights : list of Sight
+        What notes who reads the layer's weights, while calibration looks why a holder saw nothing.
+    """
+
+    plan: LayerPlan | None = None
+    notes: dict[str, Any] | None = None
+    tensor: str = ""
+    input_names: tuple[str, ...] = ()
+    weights: dict[str, tuple[Any, str]] = field(default_factory=dict)
+    quantizes_weights: bool = True
+    read: set[str] = field(default_factory=set)
+    observer: Observer | None = None
+    sights: list[Sight] = field(default_factory=list)
+
+    def noted_config(self) -> dict[str, Any]:
+        """Return the part of a config that tells plan and notes; JSON-clean."""
+        return {"plan": None if self.plan is None else plan_document(self.plan), "notes": self.notes}
+
+    def keep_noted(self, config: Mapping[str, Any]) -> None:
+        """Take plan and notes from a config."""
+        plan = config["plan"]
+        self.plan, self.notes = None if plan is None else plan_from_document(plan), config["notes"]
+
+
+def told_of(part: Any) -> Told:
+    """Return what is known of a quantized layer or a holder."""
+    told: Told = vars(part)[TOLD]
+    return told
+
+
+def plan_of(part: Any) -> LayerPlan:
+    """Return the plan by which `wrap` made a quantized layer or a holder."""
+    plan = told_of(part).plan
+    assert plan is not None  # noqa: S101 - `wrap` puts a plan on every part
+    return plan
 
 
 class KerasPart:
-    """What a wrapper and a holder share: the plan they were made by, and what `wrap` noted on the first of a model."""
+    """A quantized layer, or a holder."""
 
     backend: ClassVar[str]
     """Name of the backend in the registry."""
 
     name: str
-    plan: LayerPlan | None
-    notes: dict[str, Any] | None
 
     @staticmethod
     def class_of(target: QuantizationTarget, method: QuantizationMethod) -> type[Any]:
         """Return the backend's deployed class of a target and a grid."""
         raise NotImplementedError
 
-    def keep(self, **values: Any) -> None:
-        """Set attributes as they are; a backend whose Keras makes containers of its own of them overrides it."""
-        for name, value in values.items():
-            setattr(self, name, value)
-
     @classmethod
     def quantizer_of(cls, document: Mapping[str, Any]) -> Any:
         """Return the quantizer that `quantizer_document` was called on."""
         return quantizer_from_document(document, cls.backend, cls.class_of)
-
-    def noted_config(self) -> dict[str, Any]:
-        """Return the part of `get_config` that tells plan and notes; JSON-clean."""
-        return {"plan": None if self.plan is None else plan_document(self.plan), "notes": self.notes}
-
-    def keep_noted(self: P, config: Mapping[str, Any]) -> P:  # noqa: PYI019 - Self is not in Python 3.10
-        """Take plan and notes from a config; returns the layer."""
-        plan = config["plan"]
-        self.keep(plan=None if plan is None else plan_from_document(plan), notes=config["notes"])
-        return self
 
 
 class KerasHolder(KerasPart):
     """An activation quantization holder."""
 
     activation_holder_quantizer: Any
-    observer: Observer | None
-    tensor: str
 
     def start(self, quantizer: Any) -> None:
         """Initialize the quantizer and what the holder knows; called once, by its constructor."""
-        self.keep(observer=None, plan=None, tensor="", notes=None)
+        vars(self)[TOLD] = Told()
         quantizer.initialize_quantization(None, "activation", self)
 
     @property
@@ -75,6 +117,12 @@ class KerasHolder(KerasPart):
         """The quantizer while it is trainable, None once it is inferable."""
         quantizer = self.activation_holder_quantizer
         return quantizer if isinstance(quantizer, BaseTrainableQuantizer) else None
+
+    @property
+    def deployable_quantizer(self) -> Any | None:
+        """The quantizer while it is trainable and switched on."""
+        quantizer = self.trainable_quantizer
+        return quantizer if quantizer is not None and quantizer.quantization_config.enabled else None
 
     def observe(self, values: NDArray[Any]) -> None:
         """Let the observer see float32 values.
@@ -84,9 +132,10 @@ class KerasHolder(KerasPart):
         CalibrationError
             When they are not finite; names the tensor.
         """
-        assert self.observer is not None  # noqa: S101 - that is when it is called
+        observer = told_of(self).observer
+        assert observer is not None  # noqa: S101 - that is when it is called
         try:
-            self.observer.update(values)
+            observer.update(values)
         except CalibrationError as error:
             subject = getattr(self.activation_holder_quantizer, "subject", "activation")
             hint = "look for the layer whose output diverges, or the bad batch."
@@ -98,30 +147,30 @@ class KerasHolder(KerasPart):
 
     def get_config(self) -> dict[str, Any]:
         """Return what `from_config` rebuilds the holder from; JSON-clean."""
-        quantizer = quantizer_document(self.activation_holder_quantizer)
-        return {"name": self.name, "quantizer": quantizer, "tensor": self.tensor, **self.noted_config()}
+        quantizer, told = quantizer_document(self.activation_holder_quantizer), told_of(self)
+        return {"name": self.name, "quantizer": quantizer, "tensor": told.tensor, **told.noted_config()}
 
     @classmethod
     def from_config(cls: type[H], config: Mapping[str, Any]) -> H:  # noqa: PYI019 - Self is not in Python 3.10
         """Return a holder equal to the one that `get_config` was called on."""
         make: Callable[..., H] = cls
         holder = make(cls.quantizer_of(config["quantizer"]), name=config["name"])
-        holder.keep(tensor=config["tensor"])
-        return holder.keep_noted(config)
+        told_of(holder).tensor = config["tensor"]
+        told_of(holder).keep_noted(config)
+        return holder
 
 
-class KerasWrapper(KerasPart):
-    """A quantization wrapper of one layer."""
+class KerasWrapper(KerasPart, OfTwoClasses):
+    """A quantized layer: it has a class made of this one and its own, and is the same object that it was."""
 
-    layer: Any
     weights_quantizers: dict[str, Any]
     input_holders: dict[str, Any]
-    input_names: tuple[str, ...]
     output_holder: Any
-    quantizes_weights: bool
 
     holder_class: ClassVar[type[KerasHolder]]
     """The backend's holder."""
+
+    # ---- what each Keras writes -------------------------------------------------------------------------------------
 
     @staticmethod
     def find_weight(layer: Any, attribute: str) -> Any | None:
@@ -132,6 +181,8 @@ class KerasWrapper(KerasPart):
     def value_of(variable: Any) -> Any:
         """Return a variable's value as a tensor."""
         raise NotImplementedError
+
+    # ---- making one -------------------------------------------------------------------------------------------------
 
     @classmethod
     def weight_of(cls, layer: Any, attribute: str) -> Any:
@@ -164,11 +215,15 @@ class KerasWrapper(KerasPart):
         ------
         ModelError
             When it is no layer, or not built.
+        QuantizerStateError
+            When it is wrapped already.
         InvalidArgumentError
             When the quantizers are no mapping from its weights to quantizers of weights.
         """
         if not isinstance(layer, layer_class):
             raise ModelError(f"QuantizationWrapper needs a keras.layers.Layer, got {type(layer).__name__}")
+        if isinstance(layer, KerasPart):
+            raise QuantizerStateError(layer.name, "it is quantized already", "wrap the float layer.")
         if not layer.built:
             raise ModelError(f"layer {layer.name!r} is not built", "build the model, or call it once with an example.")
         if not isinstance(weights_quantizers, Mapping):
@@ -181,13 +236,23 @@ class KerasWrapper(KerasPart):
             require_quantizer(quantizer, QuantizationTarget.Weights, f"QuantizationWrapper: {attribute!r}")
             cls.weight_of(layer, attribute)
 
-    def initialize_quantizers(self) -> None:
-        """Initialize the quantizers of the layer's weights; called once, by the constructor."""
-        for attribute, quantizer in self.weights_quantizers.items():
-            shape = tuple(self.weight_of(self.layer, attribute).shape)
-            quantizer.initialize_quantization(shape, attribute, self)
-
     # ---- mctq's interface -------------------------------------------------------------------------------------------
+
+    @property
+    def layer(self) -> Any:
+        """The quantized layer, which is this one; a layer that has an attribute of that name keeps it."""
+        return {**vars(self), **vars(self).get("_modules", {})}.get("layer", self)  # PyTorch has layers among modules
+
+    @layer.setter
+    def layer(self, value: Any) -> None:
+        vars(self)["layer"] = value
+
+    def __dir__(self) -> list[str]:
+        """Return the attribute names without those of properties that lead to what another attribute leads to.
+
+        Keras walks through the attributes of a layer as it saves and loads it.
+        """
+        return [name for name in super().__dir__() if name != "holders" and (name != "layer" or self.layer is not self)]
 
     @property
     def is_weights_quantization(self) -> bool:
@@ -201,24 +266,16 @@ class KerasWrapper(KerasPart):
 
     def get_weights_vars(self) -> list[tuple[str, Any, Any]]:
         """Return (attribute, float weight, quantizer) of each quantized weight."""
-        return [(name, self.weight_of(self.layer, name), q) for name, q in self.weights_quantizers.items()]
+        return [(name, variable_of(self, name), q) for name, q in self.weights_quantizers.items()]
 
-    def get_quantized_weights(self, training: Any = None) -> dict[str, Any]:
-        """Return each quantized weight's quantized value, by attribute."""
+    def get_quantized_weights(self, training: Any = None, attributes: Iterable[str] | None = None) -> dict[str, Any]:
+        """Return each quantized weight's quantized value, or that of some, by attribute."""
         quantized = {}
-        for attribute, weight, quantizer in self.get_weights_vars():
+        for attribute in self.weights_quantizers if attributes is None else attributes:
+            weight, quantizer = variable_of(self, attribute), self.weights_quantizers[attribute]
             arguments = {"training": training} if isinstance(quantizer, BaseTrainableQuantizer) else {}
             quantized[attribute] = quantizer(self.value_of(weight), **arguments)
         return quantized
-
-    def deployed_quantizers(self) -> dict[str, Any]:
-        """Return the weights' quantizers, trainable ones converted: all of them, or an error and nothing changed."""
-        return {
-            name: quantizer.convert2inferable() if isinstance(quantizer, BaseTrainableQuantizer) else quantizer
-            for name, quantizer in self.weights_quantizers.items()
-        }
-
-    # ---- calling ----------------------------------------------------------------------------------------------------
 
     @property
     def holders(self) -> list[Any]:
@@ -226,63 +283,37 @@ class KerasWrapper(KerasPart):
         inputs = list(self.input_holders.values())
         return inputs if self.output_holder is None else [*inputs, self.output_holder]
 
-    def argument_names(self) -> list[str]:
-        """Return the names of the layer's tensor arguments, a list of tensors once."""
-        return list(dict.fromkeys(name.partition(".")[0] for name in self.input_names))
+    # ---- calling ----------------------------------------------------------------------------------------------------
 
-    def quantize_inputs(
-        self, given: Sequence[Any], kwargs: dict[str, Any], training: Any
-    ) -> tuple[list[Any], dict[str, Any]]:
-        """Return the layer's arguments with those quantized that have a holder.
+    _wraps_call = True
 
-        Parameters
-        ----------
-        given : sequence
-            Positional arguments.
-        kwargs : dict
-            The others.
-        training : bool or tensor, optional
-            Whether the model trains.
-        """
-        values, names = list(given), self.argument_names()
-        if "key" in names and len(values) <= names.index("key") and kwargs.get("key") is None:
-            # an attention layer's key is its value, before either is quantized
-            position = names.index("value")
-            kwargs = {**kwargs, "key": values[position] if position < len(values) else kwargs["value"]}
-        for name, holder in self.input_holders.items():
-            argument, _, item = name.partition(".")
-            position = names.index(argument)
-            if position < len(values):
-                values[position] = _held(values[position], item, holder, training)
-            elif kwargs.get(argument) is not None:
-                kwargs = {**kwargs, argument: _held(kwargs[argument], item, holder, training)}
-        return values, kwargs
+    def call(self, *args: Any, **kwargs: Any) -> Any:
+        """Return what the layer's own class makes of its quantized inputs and weights, quantized where it is to be."""
+        training = kwargs.get("training")
+        if training is None:
+            training = self._kit.training()
+        values: Sequence[Any] = args
+        if self.input_holders:
+            values, kwargs = quantize_inputs(self, args, kwargs, training)
+        quantizes = self.weights_quantizers and told_of(self).quantizes_weights
+        with held(self.quantized_for_call(training) if quantizes else {}):
+            outputs = own_class(self).call(self, *values, **kwargs)
+        return quantize_output(self, outputs, training)
 
-    def quantize_output(self, outputs: Any, training: Any) -> Any:
-        """Return the layer's output quantized where it has a holder; of several the first."""
-        if self.output_holder is None:
-            return outputs
-        if isinstance(outputs, tuple | list):
-            return type(outputs)((self.output_holder(outputs[0], training=training), *outputs[1:]))
-        return self.output_holder(outputs, training=training)
+    def quantized_for_call(self, training: Any, attributes: Iterable[str] | None = None) -> dict[int, Any]:
+        """Return the quantized values of the layer's weights, or of some, by the ``id`` of each."""
+        quantized = self.get_quantized_weights(training, attributes)
+        return {id(variable_of(self, attribute)): value for attribute, value in quantized.items()}
 
     # ---- saving -----------------------------------------------------------------------------------------------------
 
-    def own_config(self) -> dict[str, Any]:
-        """Return what `get_config` tells beside the layer; JSON-clean."""
-        return {
-            "name": self.name,
-            "weights_quantizers": {name: quantizer_document(q) for name, q in self.weights_quantizers.items()},
-            "input_holders": {name: holder.get_config() for name, holder in self.input_holders.items()},
-            "input_names": list(self.input_names),
-            "output_holder": None if self.output_holder is None else self.output_holder.get_config(),
-            **self.noted_config(),
-        }
+    def _told_now(self) -> dict[str, Any]:
+        return {"quantization": own_config(self), "inside": self._kit.inside_of(self)}
 
     @classmethod
-    def of_config(cls: type[W], config: Mapping[str, Any], layer: Any) -> W:  # noqa: PYI019 - Self is not in Python 3.10
-        """Return the wrapper that `own_config` tells of, around a layer."""
-        make: Callable[..., W] = cls
+    def of_config(cls, config: Mapping[str, Any], layer: Any) -> Any:
+        """Quantize a layer as a config tells; returns the layer."""
+        make: Callable[..., Any] = cls
         holder, output = cls.holder_class.from_config, config["output_holder"]
         wrapper = make(
             layer,
@@ -290,17 +321,121 @@ class KerasWrapper(KerasPart):
             input_holders={name: holder(each) for name, each in config["input_holders"].items()},
             input_names=config["input_names"],
             output_holder=None if output is None else holder(output),
-            name=config["name"],
         )
-        return wrapper.keep_noted(config)
+        told_of(wrapper).keep_noted(config)
+        return wrapper
 
-    def around(self: W, layer: Any) -> W:  # noqa: PYI019 - Self is not in Python 3.10
-        """Return a wrapper with equal quantizers around another layer, such as a copy of this one's."""
-        return self.of_config(self.own_config(), layer)
+
+def variable_of(wrapper: Any, attribute: str) -> Any:
+    """Return the float variable of a quantized weight, also while the model runs."""
+    owner, name = told_of(wrapper).weights[attribute]
+    return vars(owner)[name]
+
+
+def own_config(wrapper: Any) -> dict[str, Any]:
+    """Return what makes a layer the quantized one that it is; JSON-clean."""
+    told, output = told_of(wrapper), wrapper.output_holder
+    return {
+        "weights_quantizers": {name: quantizer_document(q) for name, q in wrapper.weights_quantizers.items()},
+        "input_holders": {name: holder.get_config() for name, holder in wrapper.input_holders.items()},
+        "input_names": list(told.input_names),
+        "output_holder": None if output is None else output.get_config(),
+        **told.noted_config(),
+    }
+
+
+def deployed_quantizers(wrapper: Any) -> dict[str, Any]:
+    """Return the quantizers of a layer's weights, trainable ones converted: all, or an error and nothing changed."""
+    return {
+        name: quantizer.convert2inferable() if isinstance(quantizer, BaseTrainableQuantizer) else quantizer
+        for name, quantizer in wrapper.weights_quantizers.items()
+    }
+
+
+def start_wrapper(
+    wrapper: Any, within: type[Any], weights_quantizers: Mapping[str, Any], input_names: Sequence[str]
+) -> None:
+    """Let reads of a layer's weights go through their quantizers; called once, by the wrapper's constructor.
+
+    Parameters
+    ----------
+    wrapper : KerasWrapper
+        The layer, which has the wrapper's class already.
+    within : type
+        The class of layers inside it that have some of these weights.
+    weights_quantizers : mapping of str to quantizer
+        By attribute.
+    input_names : sequence of str
+        Names of the layer's tensor arguments, in positional order.
+    """
+    told = vars(wrapper)[TOLD] = Told(input_names=tuple(input_names))
+    for attribute in weights_quantizers:
+        owner, _ = weight_path(wrapper, attribute)[-1]
+        base = base_class(wrapper) if owner is wrapper else within
+        name = let_read(owner, base, wrapper.weight_of(wrapper, attribute), wrapper, attribute)
+        told.weights[attribute] = (owner, name)
+
+
+def freeze_like(wrapper: Any) -> None:
+    """Let quantizers of a layer that does not train not train either."""
+    if not wrapper.trainable:
+        for each in [*wrapper.weights_quantizers.values(), *wrapper.holders]:
+            each.trainable = False
+
+
+# ---- calling --------------------------------------------------------------------------------------------------------
+
+
+def argument_names(input_names: Sequence[str]) -> list[str]:
+    """Return the names of a layer's tensor arguments, a list of tensors once."""
+    return list(dict.fromkeys(name.partition(".")[0] for name in input_names))
+
+
+def quantize_inputs(
+    wrapper: Any, given: Sequence[Any], kwargs: dict[str, Any], training: Any
+) -> tuple[list[Any], dict[str, Any]]:
+    """Return a layer's arguments with those quantized that have a holder.
+
+    Parameters
+    ----------
+    wrapper : KerasWrapper
+        The layer.
+    given : sequence
+        Positional arguments.
+    kwargs : dict
+        The others.
+    training : bool or tensor, optional
+        Whether the model trains.
+    """
+    values, names = list(given), argument_names(told_of(wrapper).input_names)
+    if "key" in names and len(values) <= names.index("key") and kwargs.get("key") is None:
+        # an attention layer's key is its value, before either is quantized
+        position = names.index("value")
+        kwargs = {**kwargs, "key": values[position] if position < len(values) else kwargs["value"]}
+    for name, holder in wrapper.input_holders.items():
+        argument, _, item = name.partition(".")
+        position = names.index(argument)
+        if position < len(values):
+            values[position] = _held(values[position], item, holder, training)
+        elif kwargs.get(argument) is not None:
+            kwargs = {**kwargs, argument: _held(kwargs[argument], item, holder, training)}
+    return values, kwargs
+
+
+def quantize_output(wrapper: Any, outputs: Any, training: Any) -> Any:
+    """Return a layer's output quantized where it has a holder; of several the first."""
+    holder = wrapper.output_holder
+    if holder is None:
+        return outputs
+    if isinstance(outputs, tuple | list):
+        return type(outputs)((holder(outputs[0], training=training), *outputs[1:]))
+    return holder(outputs, training=training)
 
 
 def _held(value: Any, item: str, holder: Any, training: Any) -> Any:
     """Return an argument quantized, or a list with one of its items quantized."""
+    if not item and isinstance(value, list | tuple):
+        item = "0"  # Keras 2 passes a recurrent layer's states with its input
     if not item:
         return holder(value, training=training)
     values = list(value)

@@ -2,29 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from trainable_core.backend.building import build_quantizer, warn_if_nothing_is_quantized
 from trainable_core.documents.plan import state_document, state_from_document
-from trainable_core.errors import ModelError, QuantizerStateError, UnsupportedConfigError
+from trainable_core.errors import DocumentError, ModelError, QuantizerStateError, UnsupportedConfigError
 from trainable_core.quantizer import BaseTrainableQuantizer
 from trainable_core.recipe.document import QuantizationRecipe, RecipeSource
 from trainable_core.recipe.layers import HOLDS, LayerInfo, LayerKind
 from trainable_core.recipe.placement import Call, behind_activations
 from trainable_core.recipe.plan import LayerPlan, QuantizerPlan
 from trainable_core.recipe.state import WrappedState
-from trainable_keras.copying import copy_model, join
+from trainable_keras.configs import BIASED
+from trainable_keras.copying import ModelCopier, join
+from trainable_keras.documents import NAMES
 from trainable_keras.folding import Folding, folded_copy, plan_folding
 from trainable_keras.framework import Framework
 from trainable_keras.graph import Graph, children, layers_within
-from trainable_keras.parts import parts_among
+from trainable_keras.parts import KerasHolder, KerasPart, parts_among, told_of
+from trainable_keras.two_classes import Passing
 
 STATE = "trainable_state"
 """Attribute of a wrapped model that holds its `WrappedState`."""
 
 
-def wrap(framework: Framework, model: Any, recipe: RecipeSource) -> Any:
+@dataclass(frozen=True)
+class Names:
+    """What a file calls the layers of a model, in the model's order: rules of its recipe are meant by these names.
+
+    Parameters
+    ----------
+    path : object
+        The file, for errors.
+    names : sequence of str
+        Names of all its layers, and of functional operations where the recipe was for these too.
+    """
+
+    path: object
+    names: Sequence[str]
+
+    def of(self, infos: Sequence[LayerInfo], operations: Collection[str]) -> list[LayerInfo]:
+        """Return those infos that the file has names for: all, or those of layers.
+
+        Raises
+        ------
+        DocumentError
+            When the model has another number of layers.
+        """
+        layers = [info for info in infos if info.name not in operations]
+        for found in (layers, list(infos)):
+            if len(found) == len(self.names):
+                return found
+        problem = f"it is for another architecture: it has {len(self.names)} layers, this model has {len(layers)}"
+        raise DocumentError(self.path, problem)
+
+
+def wrap(framework: Framework, model: Any, recipe: RecipeSource, names: Names | None = None) -> Any:
     """Return a new model whose weights and activations are quantized while it trains; see `trainable_keras.wrap`."""
     if parts_of(model):
         raise QuantizerStateError(type(model).__name__, "it is wrapped already", "wrap the float model.")
@@ -41,9 +77,15 @@ def wrap(framework: Framework, model: Any, recipe: RecipeSource) -> Any:
     state.folded = folding.folded
     state.left_out |= {name: f"batch norm not folded: {reason}" for name, reason in folding.kept.items()}
     seen = Seen(model, framework, folding, state)
-    seen.plan(recipe, state)
-    wrapping = Wrapping(framework, state, seen.kinds, folding)
-    wrapped = copy_model(framework, model, wrapping.replace, wrapping.call_operation)
+    seen.plan(recipe, state, names)
+    copier = framework.copier(framework)
+    with framework.strategy_of(model):
+        wrapped = copier.copy(model)
+        wrapping = Wrapping(framework, state, seen, folding, copier)
+        wrapping.fold()
+        wrapping.quantize_layers()
+        wrapping.quantize_operations()
+        wrapping.compose(wrapped)
     note(framework, wrapped, state)
     return wrapped
 
@@ -81,8 +123,8 @@ def state_of(framework: Framework, model: Any) -> WrappedState:
     if isinstance(state, WrappedState):
         return state
     for part in parts_of(model):
-        if part.notes is not None:
-            state = state_from_document(part.notes)
+        if (notes := told_of(part).notes) is not None:
+            state = state_from_document(notes)
             framework.keep(model, STATE, state)
             return state
     raise ModelError(
@@ -95,7 +137,7 @@ def note(framework: Framework, model: Any, state: WrappedState) -> None:
     """Keep what is known of a wrapped model: on it, and in the config of its first part, which Keras saves."""
     framework.keep(model, STATE, state)
     for part in parts_of(model)[:1]:
-        part.keep(notes=state_document(state))
+        told_of(part).notes = state_document(state)
 
 
 class Seen:
@@ -115,6 +157,8 @@ class Seen:
 
     def __init__(self, model: Any, framework: Framework, folding: Folding, state: WrappedState) -> None:
         self.kinds: dict[str, LayerKind] = {}
+        self.layers: dict[str, Any] = {}
+        self.graphs: dict[str, Any] = {}
         self.operations: dict[str, Any] = {}
         self.in_order: list[LayerInfo] = []
         self.calls: list[Call] = []
@@ -132,17 +176,27 @@ class Seen:
         """What core needs to know of the layers; functional operations left out."""
         return [info for info in self.in_order if info.name not in self.operations]
 
-    def plan(self, recipe: QuantizationRecipe, state: WrappedState) -> None:
+    def plan(self, recipe: QuantizationRecipe, state: WrappedState, names: Names | None = None) -> None:
         """Note the plan of each layer and functional operation, and why what is not quantized is not."""
         operations: dict[str, Any] = {}
-        if recipe.quantizes_outputs or recipe.matches_functional(self.infos):
+        if names is None and (recipe.quantizes_outputs or recipe.matches_functional(self.infos)):
             operations = self.operations
             if not self._is_graph:
                 state.left_out["functional operations"] = "only functional and Sequential models have a graph"
         infos = [info for info in self.in_order if info.name not in self.operations or info.name in operations]
-        plans = recipe.resolve(infos, unseen=state.left_out.get("functional operations", ""))
+        if names is not None:
+            infos = names.of(self.in_order, self.operations)
+        told = [info.name for info in infos] if names is None else list(names.names)
+        called = {info.name: name for info, name in zip(infos, told, strict=True)}
+        plans = recipe.resolve(
+            [replace(info, name=name) for info, name in zip(infos, told, strict=True)],
+            unseen=state.left_out.get("functional operations", ""),
+        )
         if recipe.quantizes_outputs:
-            plans = behind_activations(recipe, plans, self.calls)
+            calls = [(called[name], called.get(after or "")) for name, after in self.calls if name in called]
+            plans = behind_activations(recipe, plans, calls)
+        plans = [replace(plan, layer=info) for plan, info in zip(plans, infos, strict=True)]
+        state.structure[NAMES] = told
         state.note(plans)
         warn_if_nothing_is_quantized(self._model_name, plans, stacklevel=5)
 
@@ -153,23 +207,30 @@ class Seen:
             return
         self._done.add(id(layer))
         kind = self._framework.kind(layer)
+        graph = None if kind is not None else self._framework.graph(layer)
         if kind is not None:
             self._note(layer, name or "model", kind)
-        elif (graph := self._framework.graph(layer)) is not None:
-            self._leave_out(name, HOLDS)
+            if kind.weights:
+                return  # weights of layers inside are named by their paths
+        inside = list(children(layer))
+        if kind is None:
+            self._note_unknown(layer, name, inside, is_graph=graph is not None)
+        if graph is not None:
+            self.graphs[name] = layer
             self._look_into_graph(graph, name)
+        for child_name, child in inside:
+            self._look(child, join(name, child_name))
+
+    def _note_unknown(self, layer: Any, name: str, inside: Sequence[tuple[str, Any]], *, is_graph: bool) -> None:
+        """Note a layer of no known kind, and whether it has weights that only it knows what to do with."""
+        held = {id(variable) for _, child in inside for variable in child.variables}
+        if any(id(variable) not in held for variable in layer.trainable_variables):
+            reason = f"{type(layer).__name__} is of no known kind; see register_layer"
+            self._state.left_out[name or "model"] = reason
+            self._leave_out(name or ("" if inside else "model"), reason)
         else:
-            inside = list(children(layer))
-            held = {id(variable) for _, child in inside for variable in child.variables}
-            if any(id(variable) not in held for variable in layer.trainable_variables):
-                reason = f"{type(layer).__name__} is of no known kind; see register_layer"
-                self._state.left_out[name or "model"] = reason
-                self._leave_out(name or ("" if inside else "model"), reason)
-            else:
-                nothing = f"{type(layer).__name__} has no weights and is of no known kind"
-                self._leave_out(name, HOLDS if inside else nothing)
-            for child_name, child in inside:
-                self._look(child, join(name, child_name))
+            nothing = f"{type(layer).__name__} has no weights and is of no known kind"
+            self._leave_out(name, HOLDS if inside or is_graph else nothing)
 
     def _leave_out(self, name: str, obstacle: str, op: str = "other") -> None:
         """Note a layer that can't be quantized, so that rules may name it; not the model, of which they can't."""
@@ -182,6 +243,7 @@ class Seen:
             self._leave_out(name, kind.unsupported, kind.op)
             return
         self.kinds[name] = kind
+        self.layers[name] = layer
         self.in_order.append(self._framework.info(name, layer, kind))
 
     def _look_into_graph(self, graph: Graph, prefix: str) -> None:
@@ -200,7 +262,7 @@ class Seen:
 
 
 class Wrapping:
-    """What comes in the place of each layer and around each functional operation.
+    """What becomes of the layers and functional operations of a copied model.
 
     Parameters
     ----------
@@ -208,41 +270,63 @@ class Wrapping:
         The model's Keras.
     state : WrappedState
         Has the plans.
-    kinds : mapping of str to LayerKind
-        How each layer is quantized, by its name.
+    seen : Seen
+        The layers of the original by their names, and how each is quantized.
     folding : Folding
         Which batch norms go into which layers.
+    copier : ModelCopier
+        Has made the copy.
     """
 
     def __init__(
-        self, framework: Framework, state: WrappedState, kinds: Mapping[str, LayerKind], folding: Folding
+        self, framework: Framework, state: WrappedState, seen: Seen, folding: Folding, copier: ModelCopier
     ) -> None:
         self._framework = framework
         self._plans = state.plans
-        self._kinds = kinds
+        self._seen = seen
         self._folding = folding
+        self._copier = copier
 
-    def replace(self, layer: Any, name: str) -> Any | None:
-        """Return the wrapped layer, or a layer with a batch norm in it; None where nothing changes."""
-        if not self._framework.is_layer(layer):
-            return None  # see `call_operation`
-        if id(layer) in self._folding.gone:
-            dtype = self._framework.dtype_policy(layer)
-            return self._framework.passing(name=layer.name, dtype=dtype)
-        name = name or "model"
-        norm = self._folding.norms.get(id(layer))
-        plan = self._plans.get(name)
-        quantized = plan is not None and (plan.weights or plan.activation is not None)
-        if norm is None and not quantized:
-            return None
-        if norm is None:
-            copied = self._framework.remade(layer, name)
-        else:
-            copied = folded_copy(self._framework, layer, norm, name)
-        return self._wrapped(copied, name, plan) if plan is not None and quantized else copied
+    def fold(self) -> None:
+        """Let layers do the work of the batch norms behind them."""
+        for key, norm in self._folding.norms.items():
+            layer = self._copier.copy_with_id(key)
+            if not layer.use_bias:
+                vars(layer)[BIASED] = True
+            folded_copy(self._framework, layer, norm, layer.name)
+            self._framework.kit.pass_on(self._copier.copy_of(norm))
 
-    def _wrapped(self, layer: Any, name: str, plan: LayerPlan) -> Any:
-        kind = self._kinds[name]
+    def quantize_layers(self) -> None:
+        """Make quantized layers of those that a plan is for."""
+        for name, layer in self._seen.layers.items():
+            plan = self._plans.get(name)
+            if plan is not None and (plan.weights or plan.activation is not None):
+                self._quantize(self._copier.copy_of(layer), name, plan)
+
+    def quantize_operations(self) -> None:
+        """Put holders around the functional operations that a plan is for."""
+        names = (name for name in self._seen.operations if name in self._plans)
+        planned = {name for name in names if self._plans[name].activation is not None}
+        for prefix, original in self._seen.graphs.items():
+            graph = self._framework.graph(original)
+            assert graph is not None  # noqa: S101 - it was one when it was seen
+            if any(join(prefix, each.name) in planned for each in graph.operations):
+                model = self._copier.copy_of(original)
+                self._framework.rerun(model, partial(self._call, prefix))
+                if not model.trainable:
+                    for holder in (each for each in layers_within(model) if isinstance(each, KerasHolder)):
+                        holder.trainable = False
+
+    def compose(self, model: Any) -> None:
+        """Let what holds quantized layers that its own config doesn't tell of tell of them."""
+        for layer in layers_within(model):
+            inside = [each for each in layers_within(layer) if each is not layer]
+            quantized = any(isinstance(each, KerasPart | Passing) for each in inside)
+            if quantized and not isinstance(layer, KerasPart) and not self._framework.tells_its_layers(layer):
+                self._framework.kit.compose(layer)
+
+    def _quantize(self, layer: Any, name: str, plan: LayerPlan) -> None:
+        kind = self._seen.kinds[name]
         inputs, output = {}, None
         if plan.activation is not None and plan.placement == "inputs":
             inputs = {each: self._held(plan, name, each) for each in kind.inputs}
@@ -250,9 +334,8 @@ class Wrapping:
             output = self._held(plan, name, "output")
         weights = {attribute: self._built(each, f"{name}.{attribute}") for attribute, each in plan.weights.items()}
         make: Any = self._framework.wrapper
-        wrapper = make(layer, weights, input_holders=inputs, input_names=kind.inputs, output_holder=output)
-        wrapper.keep(plan=plan)
-        return wrapper
+        make(layer, weights, input_holders=inputs, input_names=kind.inputs, output_holder=output)
+        told_of(layer).plan = plan
 
     def _built(self, plan: QuantizerPlan, subject: str) -> Any:
         """Return the quantizer of a plan."""
@@ -263,12 +346,13 @@ class Wrapping:
         assert plan.activation is not None  # noqa: S101 - holders are made only where there is a plan for them
         make: Any = self._framework.holder
         holder = make(self._built(plan.activation, f"{name}: {tensor}"), name=layer_name)
-        holder.keep(plan=plan, tensor=tensor)
+        told_of(holder).plan, told_of(holder).tensor = plan, tensor
         return holder
 
-    def call_operation(self, operation: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _call(self, prefix: str, operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call a functional operation with activation quantizers at its inputs or behind it."""
-        plan = self._plans.get(name)
+        name = join(prefix, operation.name)
+        plan = None if self._framework.is_layer(operation) else self._plans.get(name)
         if plan is None or plan.activation is None:
             return operation(*args, **kwargs)
         if plan.placement == "outputs":

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from trainable_torch.grid import Grid
-from trainable_torch.kernels import Lsq, Rule, Ste, fake_quantize, snap
+from trainable_torch.kernels import fake_quantize, snap
+from trainable_torch.kernels.plain import Lsq, Rule, Ste
 
 __all__ = [
     "Lsq",

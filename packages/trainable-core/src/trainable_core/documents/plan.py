@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from pydantic import Field
+
 from trainable_core.config import StrictBool, config_document, config_from_document
 from trainable_core.recipe.document import QuantizationRecipe
 from trainable_core.recipe.layers import LayerInfo, WeightInfo
@@ -58,6 +60,7 @@ class _State(Section):
     left_out: dict[str, str]
     folded: dict[str, str]
     finalized: StrictBool
+    structure: dict[str, Any] = Field(default_factory=dict)
 
 
 def plan_document(plan: LayerPlan) -> dict[str, Any]:
@@ -95,6 +98,7 @@ def state_document(state: WrappedState) -> dict[str, Any]:
         "left_out": dict(state.left_out),
         "folded": dict(state.folded),
         "finalized": state.finalized,
+        "structure": dict(state.structure),
     }
 
 
@@ -114,4 +118,5 @@ def state_from_document(document: Mapping[str, Any]) -> WrappedState:
         state.left_out,
         state.folded,
         finalized=state.finalized,
+        structure=state.structure,
     )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from trainable_keras.folding import PassingLayer
 from trainable_keras.keras2.engine import keras
+from trainable_keras.two_classes import Passing
 
 
 @keras.saving.register_keras_serializable(package="trainable_keras.keras2")
-class FoldedBatchNormalization(PassingLayer, keras.layers.Layer):  # type: ignore[misc] # TensorFlow is untyped
+class FoldedBatchNormalization(Passing, PassingLayer, keras.layers.Layer):  # type: ignore[misc] # TensorFlow is untyped
     """What stands in the place of a batch norm whose work is done by the layer before: passes everything on."""

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from trainable_core.errors import ModelError
 from trainable_keras.framework import Framework, functions_run_eagerly
-from trainable_keras.keras2.copying import Copier, listed, plain_copy
+from trainable_keras.keras2.copying import Copier, listed, remade, rerun, strategy_of
 from trainable_keras.keras2.engine import keras, short_name, untracked
 from trainable_keras.keras2.folding import FoldedBatchNormalization
 from trainable_keras.keras2.functions import FUNCTIONS
@@ -20,7 +20,7 @@ from trainable_keras.keras2.layers import TYPES, is_layer
 from trainable_keras.keras2.mctq import stock_copy
 from trainable_keras.keras2.quantizers import BaseKerasTrainableQuantizer
 from trainable_keras.keras2.tracing import graph_of, op_of
-from trainable_keras.keras2.wrapper import QuantizationWrapper
+from trainable_keras.keras2.wrapper import KIT, QuantizationWrapper
 
 
 class Keras2(Framework):
@@ -37,11 +37,14 @@ class Keras2(Framework):
     passing = FoldedBatchNormalization
     copier = Copier
     stock_copy = staticmethod(stock_copy)
+    kit = KIT
 
     graph = staticmethod(graph_of)
     is_layer = staticmethod(is_layer)
     op = staticmethod(op_of)
-    remade = staticmethod(plain_copy)
+    remade = staticmethod(remade)
+    rerun = staticmethod(rerun)
+    strategy_of = staticmethod(strategy_of)
     created_variables = staticmethod(listed)
     variable_name = staticmethod(short_name)
 

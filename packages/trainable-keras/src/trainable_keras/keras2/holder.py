@@ -12,10 +12,10 @@ from trainable_core.backend.building import require_quantizer
 from trainable_core.backend.unlisted import UnlistedSubclass
 from trainable_core.enums import QuantizationTarget
 from trainable_core.errors import CalibrationError
-from trainable_keras.keras2.engine import Tensor, keras, plainly, to_numpy, unconverted, untracked
+from trainable_keras.keras2.engine import Tensor, keras, plainly, to_numpy, unconverted
 from trainable_keras.keras2.inferable import class_of
 from trainable_keras.keras2.quantizers import count_step
-from trainable_keras.parts import KerasHolder
+from trainable_keras.parts import KerasHolder, told_of
 
 
 @keras.saving.register_keras_serializable(package="trainable_keras.keras2")
@@ -51,11 +51,6 @@ class ActivationQuantizationHolder(
         self.start(activation_holder_quantizer)
         self.built = True
 
-    def keep(self, **values: Any) -> None:
-        """Set attributes as they are; Keras would make containers of its own of them."""
-        with untracked(self):
-            super().keep(**values)
-
     def build(self, input_shape: Any) -> None:
         """Do nothing but note the shape: the quantizer's variables are there from the start."""
         keras.layers.Layer.build(self, input_shape)
@@ -68,7 +63,7 @@ class ActivationQuantizationHolder(
     def _call(self, inputs: Tensor, training: Any) -> Tensor:
         if not inputs.dtype.is_floating:
             return inputs
-        if self.observer is not None:
+        if told_of(self).observer is not None:
             if tf.executing_eagerly():
                 self._show(inputs)
             return inputs
@@ -85,8 +80,8 @@ class ActivationQuantizationHolder(
 
     def convert_to_inferable_quantizers(self) -> None:
         """Put the inferable quantizer in the trainable one's place; does nothing the second time."""
-        if self.trainable_quantizer is not None:
-            self.activation_holder_quantizer = self.trainable_quantizer.convert2inferable()
+        if self.deployable_quantizer is not None:
+            self.activation_holder_quantizer = self.deployable_quantizer.convert2inferable()
 
     def get_config(self) -> dict[str, Any]:
         """Return what `from_config` rebuilds the holder from; JSON-clean."""

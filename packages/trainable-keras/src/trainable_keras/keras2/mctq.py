@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import tensorflow as tf
@@ -10,18 +11,18 @@ from mct_quantizers import KerasActivationQuantizationHolder, KerasQuantizationW
 
 from trainable_core.backend.inferable import Refusals
 from trainable_core.quantizer import BaseTrainableQuantizer
-from trainable_keras.copying import join
+from trainable_keras.configs import BIASED
+from trainable_keras.copying import attributes_without, copy_model, join
 from trainable_keras.framework import Framework
-from trainable_keras.graph import children
+from trainable_keras.graph import ADDED, Graph, children
 from trainable_keras.inferable import difference, probe
-from trainable_keras.keras2.copying import Copier, plain_copy
 from trainable_keras.keras2.engine import keras, to_numpy
 from trainable_keras.keras2.folding import FoldedBatchNormalization
 from trainable_keras.keras2.holder import ActivationQuantizationHolder
 from trainable_keras.keras2.inferable import InferableQuantizer
 from trainable_keras.keras2.tracing import graph_of
-from trainable_keras.keras2.wrapper import QuantizationWrapper
-from trainable_keras.parts import KerasPart
+from trainable_keras.parts import KerasPart, argument_names, told_of
+from trainable_keras.two_classes import READINGS, TOLD, own_class
 
 
 def stock_copy(framework: Framework, model: Any) -> Any:
@@ -32,11 +33,11 @@ def stock_copy(framework: Framework, model: Any) -> Any:
     UnsupportedConfigError
         When mctq can't express something; names every layer and tensor.
     """
-    stock = Stock()
-    for name, part, in_graph in _parts(model, "", in_graph=False):
+    stock, copied = Stock(), copy_model(framework, model)
+    for name, part, in_graph in _parts(copied, "", in_graph=False):
         stock.check(name, part, in_graph=in_graph)
     stock.refusals.raise_if_any()
-    return StockCopier(framework, stock).copy(model)
+    return StockModel(stock).made(copied)
 
 
 def _parts(layer: Any, name: str, *, in_graph: bool) -> Iterator[tuple[str, Any, bool]]:
@@ -51,6 +52,34 @@ def _parts(layer: Any, name: str, *, in_graph: bool) -> Iterator[tuple[str, Any,
             yield from _parts(child, join(name, child_name), in_graph=False)
 
 
+@dataclass
+class Wrapped:
+    """A quantized layer and what is around it.
+
+    Parameters
+    ----------
+    layer : layer
+        The layer, of two classes until mctq's counterpart is asked for.
+    weights : dict of str to quantizer
+        Its quantizers.
+    names : list of str
+        Names of its tensor arguments.
+    inputs : dict of str to ActivationQuantizationHolder
+        What its inputs pass through.
+    output : ActivationQuantizationHolder, optional
+        What its output passes through.
+    stock : layer, optional
+        mctq's counterpart, once it is made.
+    """
+
+    layer: Any
+    weights: dict[str, Any]
+    names: list[str]
+    inputs: dict[str, Any]
+    output: Any
+    stock: Any = None
+
+
 class Stock:
     """mctq's counterparts of a model's quantizers."""
 
@@ -58,7 +87,7 @@ class Stock:
         self.refusals = Refusals("to_mctq")
         self.quantizers: dict[int, Any] = {}
         self._holders: dict[int, Any] = {}
-        self._wrappers: dict[int, Any] = {}
+        self.wrapped: dict[int, Wrapped] = {}
 
     def check(self, name: str, part: Any, *, in_graph: bool) -> None:
         """Build mctq's quantizers of a part, or note why they can't be."""
@@ -67,8 +96,15 @@ class Stock:
         if isinstance(part, ActivationQuantizationHolder):
             self._check_holder(name, "activation", part)
             return
-        if getattr(part.layer, "compute_dtype", "float32") != "float32":
-            self.refusals.add(name, f"it computes in {part.layer.compute_dtype}, and mctq's quantizers in float32 only")
+        self.wrapped[id(part)] = Wrapped(
+            part,
+            dict(part.weights_quantizers),
+            argument_names(told_of(part).input_names),
+            dict(part.input_holders),
+            part.output_holder,
+        )
+        if part.compute_dtype != "float32":
+            self.refusals.add(name, f"it computes in {part.compute_dtype}, and mctq's quantizers in float32 only")
         for attribute, weight, quantizer in part.get_weights_vars():
             if "." in attribute:
                 reason = "mctq's wrapper quantizes a layer's own weights, and this one is of a layer inside"
@@ -123,51 +159,75 @@ class Stock:
             self.refusals.raise_if_any()
         return value if stock is None else stock(value)
 
-    def layer(self, wrapper: Any, name: str) -> Any:
+    def layer(self, wrapped: Wrapped) -> Any:
         """Return mctq's wrapper of a layer, or the layer where no weight is quantized."""
-        if id(wrapper) not in self._wrappers:
-            layer = plain_copy(wrapper.layer, name)
-            weights = {
-                a: self.quantizers[id(q)] for a, q in wrapper.weights_quantizers.items() if id(q) in self.quantizers
-            }
-            stock = KerasQuantizationWrapper(layer, weights, name=wrapper.name) if weights else layer
-            if not wrapper.trainable:
-                stock.trainable = False
-            self._wrappers[id(wrapper)] = stock
-        return self._wrappers[id(wrapper)]
+        if wrapped.stock is None:
+            weights = {n: self.quantizers[id(q)] for n, q in wrapped.weights.items() if id(q) in self.quantizers}
+            trains, layer = wrapped.layer.trainable, _float(wrapped.layer)
+            wrapped.stock = KerasQuantizationWrapper(layer, weights, name=layer.name) if weights else layer
+            if not trains:
+                wrapped.stock.trainable = False
+        return wrapped.stock
 
 
-def _passing(layer: Any, name: str) -> Any:  # noqa: ARG001 - as `Replace` has it
-    """Return a layer of Keras's own that passes its input on, in the place of ours."""
-    return keras.layers.Activation("linear", name=layer.name) if isinstance(layer, FoldedBatchNormalization) else None
-
-
-class StockCopier(Copier):
-    """Copies one deployed model; wrappers and holders become mctq's.
+class StockModel:
+    """Makes graphs anew with mctq's wrappers and holders in the place of ours.
 
     Parameters
     ----------
-    framework : Framework
-        Keras 2.
     stock : Stock
         Has the quantizers.
     """
 
-    def __init__(self, framework: Framework, stock: Stock) -> None:
-        super().__init__(framework, _passing)
+    def __init__(self, stock: Stock) -> None:
         self._stock = stock
+        self._made: dict[int, Any] = {}
 
-    def call(self, operation: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call the copy of a layer at its place in a copied graph, with its holders before and behind it."""
+    def made(self, layer: Any) -> Any:
+        """Return what comes in the place of a layer: itself, but for graphs and batch norms that are folded."""
+        if id(layer) not in self._made:
+            vars(layer).update(_inbound_nodes_value=[], _outbound_nodes_value=[])  # it is called in another graph now
+            if isinstance(layer, FoldedBatchNormalization):
+                self._made[id(layer)] = keras.layers.Activation("linear", name=layer.name)
+            else:
+                graph = graph_of(layer)
+                self._made[id(layer)] = layer if graph is None else self._graph(layer, graph)
+        return self._made[id(layer)]
+
+    def _graph(self, model: Any, graph: Graph) -> Any:
+        if isinstance(model, keras.Sequential):
+            (given,) = (_input_like(tensor) for tensor in model.inputs)
+            layers = [given._keras_history.layer, *(new for each in model.layers for new in self._in_sequence(each))]  # noqa: SLF001 - its input layer
+            made = _class_for(model, keras.Sequential)(layers, name=model.name)
+        else:
+            inputs = [_input_like(tensor) for tensor in model.inputs]
+            known = {id(old): new for old, new in zip(model.inputs, inputs, strict=True)}
+
+            def new(value: Any) -> Any:
+                return known.get(id(value), value)
+
+            for call in graph.nodes:
+                outputs = self._call(call.operation, *tf.nest.map_structure(new, (call.args, call.kwargs)))
+                known.update({id(old): each for old, each in zip(call.outputs, tf.nest.flatten(outputs), strict=True)})
+            # as they were given: one tensor, a list or a dictionary
+            given = (model._nested_inputs, model._nested_outputs)  # noqa: SLF001 - nowhere else
+            made = _class_for(model, keras.Model)(*tf.nest.map_structure(new, given), name=model.name)
+        if not model.trainable:
+            made._trainable = False  # noqa: SLF001 - the setter would freeze every layer inside too
+        return made
+
+    def _call(self, operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call what comes in the place of a layer, with holders before and behind it."""
         stock = self._stock
         if isinstance(operation, ActivationQuantizationHolder):
             return stock.hold(args[0] if args else kwargs["inputs"], operation, operation.name)
         if isinstance(operation, FoldedBatchNormalization):
-            return self.copy(operation, name)(*args[:1])
-        if not isinstance(operation, QuantizationWrapper):
-            return super().call(operation, name, args, kwargs)
-        values, names = list(args), operation.argument_names()
-        for tensor, holder in operation.input_holders.items():
+            return self.made(operation)(*args[:1])
+        wrapped = stock.wrapped.get(id(operation))
+        if wrapped is None:
+            return self.made(operation)(*args, **kwargs)
+        values, names = list(args), wrapped.names
+        for tensor, holder in wrapped.inputs.items():
             argument, _, item = tensor.partition(".")
             holder_name = f"{operation.name}_{tensor.replace('.', '_')}_holder"
             index = names.index(argument)
@@ -182,23 +242,47 @@ class StockCopier(Copier):
                 held = stock.hold(value, holder, holder_name)
             given[0][given[1]] = held
         kwargs |= dict(zip(names[1:], values[1:], strict=False))  # mctq's wrapper takes one argument by position
-        outputs = stock.layer(operation, name)(*values[:1], **kwargs)
-        behind, holder_name = operation.output_holder, f"{operation.name}_output_holder"
+        behind, holder_name = wrapped.output, f"{operation.name}_output_holder"
+        outputs = stock.layer(wrapped)(*values[:1], **kwargs)
         if behind is None:
             return outputs
         if isinstance(outputs, tuple | list):
             return type(outputs)((stock.hold(outputs[0], behind, holder_name), *outputs[1:]))
         return stock.hold(outputs, behind, holder_name)
 
-    def in_sequence(self, layer: Any, name: str) -> list[Any]:
+    def _in_sequence(self, layer: Any) -> list[Any]:
         """Return what comes in the place of a layer of a Sequential model."""
         stock = self._stock
         if isinstance(layer, ActivationQuantizationHolder):
             held = stock.holder(layer, layer.name)
             return [] if held is None else [held]
-        if not isinstance(layer, QuantizationWrapper):
-            return super().in_sequence(layer, name)
-        before = [stock.holder(h, f"{layer.name}_{each}_holder") for each, h in layer.input_holders.items()]
-        behind = layer.output_holder
+        wrapped = stock.wrapped.get(id(layer))
+        if wrapped is None:
+            return [self.made(layer)]
+        before = [stock.holder(h, f"{layer.name}_{each}_holder") for each, h in wrapped.inputs.items()]
+        behind = wrapped.output
         after = [] if behind is None else [stock.holder(behind, f"{layer.name}_output_holder")]
-        return [each for each in [*before, stock.layer(layer, name), *after] if each is not None]
+        return [each for each in [*before, stock.layer(wrapped), *after] if each is not None]
+
+
+def _input_like(tensor: Any) -> Any:
+    """Return a symbolic input like a model's."""
+    layer = tensor._keras_history.layer  # noqa: SLF001 - where its config is
+    return type(layer).from_config(layer.get_config()).output
+
+
+def _class_for(model: Any, base: Any) -> Any:
+    """Return the class to make a graph of: the model's own if it takes what Keras's takes."""
+    own = own_class(model)
+    return own if vars(own).get("__init__") is None or own is base else base
+
+
+def _float(wrapper: Any) -> Any:
+    """Return a quantized layer as one of its own class, without quantizers."""
+    added = [vars(wrapper)[name] for name in ADDED]
+    left = attributes_without(wrapper, {*ADDED, READINGS, TOLD, BIASED})
+    tracked = [each for each in wrapper._self_tracked_trackables if all(each is not one for one in added)]  # noqa: SLF001 - there is no public way
+    vars(wrapper).clear()
+    vars(wrapper).update(left, _self_tracked_trackables=tracked, _inbound_nodes_value=[], _outbound_nodes_value=[])
+    wrapper.__class__ = own_class(wrapper)
+    return wrapper

@@ -13,11 +13,17 @@ from trainable_keras.graph import Call, Graph
 from trainable_keras.keras2.engine import keras
 from trainable_keras.keras2.layers import TYPES, is_operation
 from trainable_keras.layers import FUNCTIONS_OF_TENSORFLOW
+from trainable_keras.two_classes import own_class
 
 
 def graph_of(model: Any) -> Graph | None:
-    """Return the calls of a functional or Sequential model, None of what has no graph."""
+    """Return the calls of a functional or Sequential model, None of what has no graph.
+
+    A model with a `call` of its own class has none: what it runs is not known.
+    """
     if not (isinstance(model, keras.Model) and getattr(model, "_is_graph_network", False)):
+        return None
+    if str(own_class(model).call.__module__).partition(".")[0] != keras.Model.__module__.partition(".")[0]:
         return None
     by_depth = model._nodes_by_depth  # noqa: SLF001 - as said above
     nodes = [node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth] if not node.is_input]

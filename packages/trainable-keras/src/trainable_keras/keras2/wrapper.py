@@ -1,27 +1,102 @@
-"""The quantization wrapper: mctq's, mended."""
+"""Quantized layers of Keras 2: the classes that come before a layer's own; see `trainable_keras.two_classes`."""
 
 from __future__ import annotations
 
-import inspect
-import itertools
-from collections.abc import Mapping, Sequence
+import importlib
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
 from mct_quantizers import KerasQuantizationWrapper
 
 from trainable_core.backend.unlisted import UnlistedSubclass
-from trainable_keras.keras2.copying import build_by, build_configs
-from trainable_keras.keras2.engine import Tensor, keras, read, untracked
+from trainable_core.errors import ModelError
+from trainable_keras.configs import BIASED, ConfigKit
+from trainable_keras.copying import attributes_without
+from trainable_keras.keras2.copying import build_by, build_configs, remade
+from trainable_keras.keras2.engine import keras, read
+from trainable_keras.keras2.folding import FoldedBatchNormalization
 from trainable_keras.keras2.holder import ActivationQuantizationHolder
 from trainable_keras.keras2.inferable import class_of
 from trainable_keras.keras2.layers import TYPES
 from trainable_keras.keras2.quantizers import count_step
-from trainable_keras.layers import weight_path
-from trainable_keras.parts import KerasWrapper
+from trainable_keras.keras2.tracing import graph_of
+from trainable_keras.parts import KerasWrapper, deployed_quantizers, freeze_like, start_wrapper, variable_of
+from trainable_keras.two_classes import Composite, Pending, Within, add_class, own_class
+
+_ROOT = keras.layers.Layer.__module__.partition(".")[0]
+_base_layer_utils: Any = importlib.import_module(f"{_ROOT}.src.engine.base_layer_utils")
+_autocast: Any = importlib.import_module(f"{_ROOT}.src.mixed_precision.autocast_variable")
+PACKAGE = "trainable_keras.keras2"
+_registered = keras.saving.register_keras_serializable(package=PACKAGE)
 
 
-@keras.saving.register_keras_serializable(package="trainable_keras.keras2")
+def read_uncast(variable: Any) -> Any:
+    """Return a variable's value as a tensor, also while mixed precision casts what layers read."""
+    with _autocast.enable_auto_cast_variables(None):
+        return read(variable)
+
+
+class Kit2(ConfigKit):
+    """What layers of two classes ask of Keras 2."""
+
+    package = PACKAGE
+    goes_by_registration = False
+    saving = keras.saving
+
+    def running(self) -> bool:
+        """Return whether a layer is being called in this thread."""
+        return bool(_base_layer_utils.call_context().in_call)
+
+    def training(self) -> Any:
+        """Return what the layer that is being called was told of training; None when nothing is known."""
+        return _base_layer_utils.call_context().training
+
+    def cast_like(self, value: Any, variable: Any) -> Any:
+        """Return a tensor in the dtype in which a layer reads a variable."""
+        return tf.cast(value, getattr(variable, "_cast_dtype", variable.dtype))
+
+    def graph(self, layer: Any) -> Any:
+        """Return the calls of a functional or Sequential model, None of what has no graph."""
+        return graph_of(layer)
+
+    def document(self, layer: Any) -> dict[str, Any]:
+        """Return what Keras writes of a layer."""
+        document: dict[str, Any] = keras.layers.serialize(layer)
+        return document
+
+    def of_document(self, document: Mapping[str, Any]) -> Any:
+        """Return the layer that `document` was called on, not built."""
+        told = {key: value for key, value in document.items() if value is not None}
+        name = told["class_name"]
+        stock = getattr(keras.layers, name, None)  # Keras does not find all of its own layers
+        known = {name: stock} if stock is not None and told.get("registered_name", name) == name else None
+        return keras.layers.deserialize(told, custom_objects=known)
+
+    def build_config(self, layer: Any) -> Any:
+        """Return how a layer and those inside it were built; JSON-clean."""
+        return build_configs(layer) if layer.built else None
+
+    def build(self, layer: Any, config: Any) -> None:
+        """Build a layer as `build_config` says."""
+        build_by(layer, config)
+
+    def add_bias(self, layer: Any) -> None:
+        """Give a built layer the bias that it got when a batch norm was folded into it."""
+        remade(layer, layer.name, use_bias=True)
+        vars(layer)[BIASED] = True
+
+    def forget_variables(self, layer: Any) -> None:
+        """Take its variables from a layer."""
+        names = {name for name, value in vars(layer).items() if isinstance(value, tf.Variable)}
+        left = attributes_without(layer, names)
+        vars(layer).update({**left, **dict.fromkeys(names), "_trainable_weights": [], "_non_trainable_weights": []})
+
+
+KIT = Kit2()
+
+
+@_registered
 class QuantizationWrapper(
     KerasWrapper,
     keras.layers.Wrapper,  # type: ignore[misc] # TensorFlow is untyped
@@ -29,6 +104,8 @@ class QuantizationWrapper(
     of=KerasQuantizationWrapper,
 ):
     """A layer whose weights, and if asked inputs and output, are quantized as it is called.
+
+    Making one changes the layer itself: it becomes an instance of this class too, and stays what it is and where it is.
 
     Parameters
     ----------
@@ -42,26 +119,30 @@ class QuantizationWrapper(
         Names of the layer's tensor arguments, in positional order.
     output_holder : ActivationQuantizationHolder, optional
         Quantizer of the output; of the first one when the layer returns several.
-    name : str, optional
-        Name of the wrapper; by default the layer's.
 
     Notes
     -----
-    Mended against mctq: the layer keeps its weights (mctq puts tensors in their place, which leak out of the graph they
-    were made in); it is called whole, so that masks, dtype policies, activity regularizers and several inputs work; a
-    layer that does not train stays so; there is no ``steps`` weight; weights of layers inside the layer can be
-    quantized; converting twice changes nothing.
+    The layer's own `call` runs. Its attributes that lead to a quantized weight give the quantized value while a model
+    runs, whoever reads them, and the float variable at any other time.
 
-    For the call, the layer is copied (its attributes, not its variables) with tensors in the place of quantized
-    weights, so replicas that run beside each other don't disturb each other. Attributes the wrapper doesn't have are
-    the layer's.
+    Mended against mctq: the layer keeps its weights (mctq puts tensors in their place, which leak out of the graph they
+    were made in) and all that its own class does; a layer that does not train stays so; there is no ``steps`` weight;
+    weights of layers inside the layer can be quantized; converting twice changes nothing.
     """
 
+    _kit = KIT
+    _behind = (KerasQuantizationWrapper, keras.layers.Wrapper)
     backend = "tf_keras"
     class_of = staticmethod(class_of)
     holder_class = ActivationQuantizationHolder
     find_weight = staticmethod(TYPES.find_weight)
-    value_of = staticmethod(read)
+    value_of = staticmethod(read_uncast)
+
+    def __new__(cls, layer: Any, weights_quantizers: Any, **_: Any) -> Any:
+        """Return the layer, of two classes."""
+        QuantizationWrapper.check(layer, keras.layers.Layer, weights_quantizers)
+        add_class(layer, QuantizationWrapper)
+        return layer
 
     def __init__(
         self,
@@ -71,133 +152,72 @@ class QuantizationWrapper(
         input_holders: Mapping[str, ActivationQuantizationHolder] | None = None,
         input_names: Sequence[str] = ("inputs",),
         output_holder: ActivationQuantizationHolder | None = None,
-        name: str | None = None,
     ) -> None:
-        self.check(layer, keras.layers.Layer, weights_quantizers)
-        super().__init__(layer, dict(weights_quantizers), name=name or layer.name, dtype="float32", autocast=False)
-        self.supports_masking = layer.supports_masking
-        self.keep(
-            input_names=tuple(input_names),
-            quantizes_weights=True,
-            plan=None,
-            notes=None,
-            _accepted=tuple(inspect.signature(layer.call).parameters),
-        )
-        self.input_holders = dict(input_holders or {})
-        self.output_holder = output_holder
-        self.initialize_quantizers()
-        self.built = True
-        if not layer.trainable:
-            self.trainable = False  # nor may its quantizers learn; set on the wrapper, it lets all of them learn again
+        start_wrapper(layer, LayerWithin, weights_quantizers, input_names)
+        for attribute, quantizer in weights_quantizers.items():
+            quantizer.initialize_quantization(tuple(variable_of(layer, attribute).shape), attribute, layer)
+        self._hold(dict(weights_quantizers), dict(input_holders or {}), output_holder)
 
-    def keep(self, **values: Any) -> None:
-        """Set attributes as they are; Keras would make containers of its own of them."""
-        with untracked(self):
-            super().keep(**values)
+    def _hold(self, weights: dict[str, Any], inputs: dict[str, Any], output: Any) -> None:
+        """Keep quantizers and holders, in this order: files go by it."""
+        # Keras tracks the list alone: it could not read a SavedModel with a name such as "cell.kernel" in a dictionary
+        vars(self).update(weights_quantizers=weights, input_holders=inputs, output_holder=output)
+        self.quantizing_layers = [*weights.values(), *self.holders]
+        freeze_like(self)
 
-    def __getattr__(self, name: str) -> Any:
-        """Return an attribute of the layer that the wrapper doesn't have."""
-        layer = vars(self).get("layer")
-        if layer is None or name.startswith("_"):
-            message = f"{type(self).__name__!r} object has no attribute {name!r}"
-            raise AttributeError(message)
-        return getattr(layer, name)
+    def quantized_for_call(self, training: Any, attributes: Iterable[str] | None = None) -> dict[int, Any]:
+        """Return the quantized values of the layer's weights, or of some, by the ``id`` of each."""
+        names = self.weights_quantizers if attributes is None else attributes
+        count_step([self.weights_quantizers[name] for name in names], training)
+        return super().quantized_for_call(training, attributes)
 
     def convert_to_inferable_quantizers(self) -> None:
         """Put inferable quantizers in the trainable ones' place, holders included; does nothing the second time."""
-        self.weights_quantizers = self.deployed_quantizers()
+        deployed = deployed_quantizers(self)
         for holder in self.holders:
             holder.convert_to_inferable_quantizers()
-        # held anew, so that variables come in the order in which a wrapper is made: the HDF5 format goes by it
         inputs, output = dict(self.input_holders), self.output_holder
-        self.input_holders, self.output_holder = {}, None
-        self.input_holders, self.output_holder = inputs, output
-
-    # ---- calling ----------------------------------------------------------------------------------------------------
-
-    def build(self, input_shape: Any) -> None:
-        """Do nothing but note the shape: the layer is built before it is wrapped."""
-        keras.layers.Layer.build(self, input_shape)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the layer's output with quantized weights, inputs and output; takes the layer's own arguments."""
-        names = self.argument_names()
-        first = names[0] if names else "inputs"
-        if not args and first in kwargs:  # Keras wants the first argument by position, whatever it is called
-            args = (kwargs.pop(first),)
-        # and saves only those others that have a name in the signature of `call`, or are passed by name
-        kwargs |= zip(self._accepted[1:], args[1:], strict=False)
-        return super().__call__(*args[:1], **kwargs)
-
-    def call(self, inputs: Any, **kwargs: Any) -> Any:
-        """Return the layer's output with quantized weights, inputs and output."""
-        training = kwargs.pop("training", None)
-        mask = kwargs.pop("mask", None)
-        values = [inputs]
-        if self.input_holders:
-            values, kwargs = self.quantize_inputs(values, kwargs, training)
-        if mask is not None and "mask" in self._accepted:
-            kwargs = {**kwargs, "mask": mask}
-        if training is not None and "training" in self._accepted:
-            kwargs = {**kwargs, "training": training}
-        layer = self.layer
-        if self.weights_quantizers and self.quantizes_weights:
-            count_step(self.weights_quantizers.values(), training)
-            layer = with_weights(layer, self.get_quantized_weights(training))
-        return self.quantize_output(layer(*values, **kwargs), training)
-
-    def compute_output_shape(self, input_shape: Any) -> Any:
-        """Return what the layer says."""
-        return self.layer.compute_output_shape(input_shape)
-
-    def compute_mask(self, inputs: Any, mask: Any = None) -> Any:
-        """Return what the layer says."""
-        return self.layer.compute_mask(inputs, mask)
-
-    # ---- saving -----------------------------------------------------------------------------------------------------
-
-    def get_build_config(self) -> None:
-        """Return nothing: how the layer was built is part of `get_config`."""
-
-    def get_config(self) -> dict[str, Any]:
-        """Return what `from_config` rebuilds the wrapper from; JSON-clean when the layer's own config is."""
-        layer = keras.layers.serialize(self.layer)
-        layer.pop("build_config", None)
-        built = {"layer": layer, "builds": build_configs(self.layer)}
-        return {**self.own_config(), **built, "trainable": self.trainable}
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> QuantizationWrapper:
-        """Return a wrapper equal to the one that `get_config` was called on."""
-        layer = keras.layers.deserialize(config["layer"])
-        build_by(layer, config["builds"])
-        layer.built = True
-        wrapper = cls.of_config(config, layer)
-        if not config["trainable"]:
-            wrapper.trainable = False
-        return wrapper
+        self._hold({}, {}, None)
+        self._hold(deployed, inputs, output)
 
 
-def with_weights(layer: Any, weights: Mapping[str, Tensor]) -> Any:
-    """Return a shallow copy of a layer with tensors in the place of some of its weights, in their compute dtype."""
-    copies: dict[int, Any] = {}
-    for attribute, value in weights.items():
-        steps = weight_path(layer, attribute)
-        for owner, _ in steps:
-            if id(owner) not in copies:
-                copies[id(owner)] = _shallow(owner)
-        for (owner, name), (inner, _) in itertools.pairwise(steps):
-            vars(copies[id(owner)])[name] = copies[id(inner)]
-        owner, name = steps[-1]
-        # a weight that Keras casts as it is read (mixed precision) is an AutoCastVariable
-        casts = hasattr(getattr(owner, name), "true_dtype")
-        vars(copies[id(owner)])[name] = tf.cast(value, owner.compute_dtype) if casts else value
-    return copies.get(id(layer), layer)
+@_registered
+class LayerWithin(Within):
+    """A layer whose weights are quantized by the layer around it."""
+
+    _kit = KIT
 
 
-def _shallow(layer: Any) -> Any:
-    copied = object.__new__(type(layer))
-    vars(copied).update(vars(layer))
-    # While Keras writes a SavedModel it puts functions of the layer as it is, or its bound `call`, on the instance.
-    vars(copied).pop("call", None)
-    return copied
+@_registered
+class CompositeLayer(Composite):
+    """A layer with quantized layers inside."""
+
+    _kit = KIT
+
+    @property
+    def _tracking_metadata(self) -> str:
+        """Refuse to be part of a SavedModel that Keras is to read again; a SavedModel to serve has no metadata.
+
+        Raises
+        ------
+        ModelError
+            Always: Keras reads the layers inside before the layer is built, and their quantizers would be lost.
+        """
+        problem = f"layer {self.name!r} ({own_class(self).__name__}) with quantized layers inside"  # type: ignore[attr-defined] # a layer's
+        raise ModelError(f"{problem} can't be read from a SavedModel", "save the model as a .keras file.")
+
+
+@_registered
+class PendingLayer(Pending):
+    """A layer that is quantized as soon as it is built."""
+
+    _kit = KIT
+
+
+Kit2.pending, Kit2.composite, Kit2.wrapper, Kit2.passing = (
+    PendingLayer,
+    CompositeLayer,
+    QuantizationWrapper,
+    FoldedBatchNormalization,
+)
+FoldedBatchNormalization._kit = KIT  # noqa: SLF001 - ours

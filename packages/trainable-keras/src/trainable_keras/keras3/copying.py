@@ -2,120 +2,263 @@
 
 from __future__ import annotations
 
-import inspect
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import keras
-import numpy as np
+from keras.src.models.functional import Functional
+from keras.src.ops.function import map_graph  # there is no public name for what follows
+from keras.src.ops.node import KerasHistory, Node
+from keras.src.utils.tracking import Tracker
 
-from trainable_keras.copying import (
-    ModelCopier,
-    check_same_shapes,
-    join,
-    made_again,
-    own_variables,
-)
-from trainable_keras.graph import attributes, direct_layers, layers_in
-from trainable_keras.keras3.engine import to_numpy
-from trainable_keras.keras3.layers import is_layer
+from trainable_keras.copying import NOT_SPECIAL, ModelCopier, attributes_without, made_again
+from trainable_keras.graph import layers_within
+from trainable_keras.keras3.engine import ENGINE, copied_tensor, is_container, is_shared, of_tensorflow
 
-_GIVEN_AFTER = {"dtype", "name", "trainable"}
-"""What Keras adds to every layer's config, whether the constructor takes it or not."""
+if ENGINE == "tensorflow":
+    from trainable_keras.keras3.engine import copied_container
+
+_OF_NODES = frozenset({"_inbound_nodes", "_outbound_nodes"})
+_OF_ONE_CALL = frozenset({"_loss_ids"})
+_OF_TRAINING = frozenset(
+    {
+        "optimizer", "_optimizer", "_compile_loss", "_compile_metrics", "_loss_tracker", "_compile_config", "loss",
+        "_compiled_trainable_state", "compiled", "train_function", "test_function", "predict_function",
+        "_eval_epoch_iterator", "_jax_state", "_jax_state_synced", "stop_training", "stop_evaluating",
+        "stop_predicting", "history", "_run_eagerly", "_jit_compile", "steps_per_execution",
+        "unrolled_steps_per_execution", "_distribute_reduction_method",
+    }
+)  # fmt: skip
+"""What compiling and training put on a model; a copy is compiled by whoever trains it."""
 
 
 class Copier(ModelCopier):
     """Copies one Keras 3 model."""
 
-    def copy_graph(self, model: Any, prefix: str) -> Any:
-        """Return a copy of a graph, its layers copied by `copy`."""
-        names: dict[int, str] = {}
+    def start(self, model: Any) -> None:
+        """Note the nodes of the model's graphs by their operation."""
+        self._nodes: dict[int, list[Any]] = {}
+        self._graphs: list[Any] = []
+        self._layers: list[Any] = []
+        layers = layers_within(model)
+        graphs = [*layers, *(graph for layer in layers if (graph := getattr(layer, "_functional", None)) is not None)]
+        nodes = [node for graph in graphs for level in getattr(graph, "_nodes_by_depth", {}).values() for node in level]
+        self._stale: set[int] = set()
+        self._models = {id(graph) for graph in graphs}
+        kept = {id(node) for node in nodes}
+        for operation in {id(node.operation): node.operation for node in nodes}.values():
+            self._nodes[id(operation)] = [each for each in operation._inbound_nodes if id(each) in kept]  # noqa: SLF001 - where the graph is
 
-        def clone(operation: Any) -> Any:
-            if is_layer(operation):
-                return self.copy(operation, join(prefix, operation.name))
-            made = type(operation).from_config(operation.get_config())
-            names[id(made)] = join(prefix, operation.name)
-            return made
+    def special(self, value: Any) -> Any:
+        """Return the copy of what belongs to a graph or to the engine, else `NOT_SPECIAL`."""
+        if isinstance(value, KerasHistory):
+            return self._history(value)
+        if isinstance(value, keras.KerasTensor) and not self._is_in_graph(value):
+            return value
+        if isinstance(value, Functional) and id(value) not in self._models:
+            self._stale.add(id(value))  # what a Sequential model was before it got its last layers
+            return value
+        if is_shared(value) or of_tensorflow(value, "is_shared"):
+            return value
+        if is_container(value):
+            return self._container(value)
+        made = copied_tensor(value)
+        if made is None:
+            made = of_tensorflow(value, "copied")
+        return NOT_SPECIAL if made is None else made
 
-        def call(operation: Any, *args: Any, **kwargs: Any) -> Any:
-            if self.call_operation is None or is_layer(operation):
-                return operation(*args, **kwargs)
-            return self.call_operation(operation, names[id(operation)], args, kwargs)
+    def _container(self, value: Any) -> Any:
+        for each in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+            self.copied(each)  # now, so that all is filled when the container takes it
+        return copied_container(value, self.copied, self.later)
 
-        compiled, model.compiled = model.compiled, False  # a copy is compiled by whoever trains it
-        try:
-            functional = {} if isinstance(model, keras.Sequential) else {"call_function": call}
-            copied = keras.models.clone_model(model, clone_function=clone, **functional)
-        finally:
-            model.compiled = compiled
-        if not model.trainable:  # True would be passed on to every layer inside, frozen ones too
-            copied.trainable = False
-        return copied
+    def _kept(self, history: Any) -> int | None:
+        """Return the place among the copied nodes of the one that made a tensor, None where it is not copied."""
+        if history.operation is None:
+            return None
+        node = history.operation._inbound_nodes[history.node_index]  # noqa: SLF001 - where the graph is
+        nodes = self._nodes.get(id(history.operation), [])
+        return next((index for index, each in enumerate(nodes) if each is node), None)
 
-    def copy_holding(self, layer: Any, prefix: str) -> Any:
-        """Return a copy of a layer with copies of the layers it holds."""
-        copied = _made_again(layer, prefix)
-        tracker = copied._tracker  # noqa: SLF001 - there is no public way to replace a layer of a built one
-        locked = tracker.locked
-        tracker.unlock()
-        for old in direct_layers(copied):
-            tracker.untrack(old)
-        held = {id(each) for each in direct_layers(layer)}
-        for attribute, value in attributes(layer):
-            if any(True for _ in layers_in(value, attribute, held)):
-                setattr(copied, attribute, self.copied_value(value, join(prefix, attribute), held))
-        copied.built = layer.built
-        if locked:
-            tracker.lock()
-        _copy_values(own_variables(layer), own_variables(copied), prefix, layer)
-        return copied
+    def _is_in_graph(self, tensor: Any) -> bool:
+        history = getattr(tensor, "_keras_history", None)
+        return history is not None and self._kept(history) is not None
+
+    def _history(self, value: Any) -> Any:
+        index = self._kept(value)
+        return value if index is None else KerasHistory(self.copied(value.operation), index, value.tensor_index)
+
+    def attributes(self, value: Any) -> dict[str, Any]:
+        """Return the attributes of an object that its copy gets too."""
+        left_out = set(_OF_ONE_CALL)
+        if isinstance(value, keras.Operation):
+            left_out |= _OF_NODES
+        if isinstance(value, keras.Model):
+            left_out |= _OF_TRAINING
+        return attributes_without(value, left_out)
+
+    def fill(self, value: Any, made: Any) -> None:
+        """Give an object's copy its attributes."""
+        gone = self._gone(value)
+        super().fill(value, made)
+        if isinstance(value, keras.Operation):
+            nodes = self._nodes.get(id(value), [])
+            vars(made)["_inbound_nodes"] = [self.copied(node) for node in nodes]
+            vars(made)["_outbound_nodes"] = []
+        if isinstance(value, keras.layers.Layer):
+            vars(made)["_loss_ids"] = set()
+            self._layers.append(made)
+        if isinstance(value, keras.Model):
+            fresh = vars(keras.Model())
+            vars(made).update({name: fresh[name] for name in _OF_TRAINING if name in fresh and name in vars(value)})
+        if hasattr(value, "_nodes_by_depth"):
+            self._graphs.append(made)
+        if isinstance(value, Tracker):
+            self.later(lambda: _mend_tracker(made, self._stale))
+        if gone:
+            self.later(lambda: _forget(made, [self.copied(each) for each in gone]))
+
+    @staticmethod
+    def _gone(value: Any) -> list[Any]:
+        """Return what compiling put among a model's parts: metrics of its own."""
+        if not isinstance(value, keras.Model):
+            return []
+        return [each for name in ("_compile_metrics", "_loss_tracker") if (each := vars(value).get(name)) is not None]
+
+    def is_known(self, value: Any) -> bool:
+        """Return whether an object is one of Keras's, which is copied attribute by attribute."""
+        known = (keras.Operation, keras.Variable, keras.KerasTensor, keras.metrics.Metric, Node, Tracker)
+        return isinstance(value, known) or type(value).__module__.partition(".")[0] == "keras"
+
+    def belongs(self, value: Any) -> bool:
+        """Return whether an object is a layer, a variable or the like."""
+        return isinstance(value, keras.Operation | keras.Variable | keras.metrics.Metric)
+
+    def finish(self) -> None:
+        """Give graphs their nodes by the copies' own identity, and what the engine keeps of each layer."""
+        for operation in {id(node.operation): node.operation for node in self._copied_nodes()}.values():
+            for node in operation._inbound_nodes:  # noqa: SLF001 - where the graph is
+                for parent in node.parent_nodes:
+                    parent.operation._outbound_nodes.append(node)  # noqa: SLF001 - as above
+        for graph in self._graphs:
+            refresh_graph(graph)
+        if ENGINE == "torch":
+            for layer in self._layers:
+                track_parameters(layer)
+
+    def _copied_nodes(self) -> list[Any]:
+        return [node for graph in self._graphs for nodes in graph._nodes_by_depth.values() for node in nodes]  # noqa: SLF001 - as above
 
 
-def plain_copy(layer: Any, name: str, **changes: Any) -> Any:
-    """Return a layer made again from its config, with other values for some of it, built, with the same weights.
+def refresh_graph(model: Any) -> None:
+    """Let a model read its graph anew, from its inputs and outputs."""
+    nodes, by_depth, operations, operations_by_depth = map_graph(model._inputs, model._outputs)  # noqa: SLF001 - as above
+    found = {"_nodes": nodes, "_nodes_by_depth": by_depth, "_operations": operations}
+    vars(model).update(found, _operations_by_depth=operations_by_depth)
 
-    Weights are copied when nothing is changed.
+
+def track_parameters(layer: Any) -> None:
+    """Let PyTorch know the variables of a layer again."""
+    if layer._modules.pop("_torch_params", None) is not None:  # noqa: SLF001 - Keras's account for PyTorch
+        layer._track_variables()  # noqa: SLF001 - as above
+
+
+def _mend_tracker(tracker: Any, stale: Collection[int]) -> None:
+    for _, store in tracker.config.values():
+        store[:] = [each for each in store if id(each) not in stale]
+    tracker.stored_ids = {name: {id(each) for each in store} for name, (_, store) in tracker.config.items()}
+
+
+def _forget(model: Any, gone: list[Any]) -> None:
+    for each in gone:
+        model._tracker.untrack(each)  # noqa: SLF001 - there is no public way
+
+
+def scopes(path: str) -> ExitStack:
+    """Return an entered context in which new variables have paths that begin with `path`."""
+    stack = ExitStack()
+    for part in path.split("/"):
+        if part:
+            stack.enter_context(keras.name_scope(part))
+    return stack
+
+
+def remade(layer: Any, name: str, **changes: Any) -> Any:
+    """Give a layer other values for some of its config, and the variables that it then has more; return the layer.
 
     Raises
     ------
     ModelError
-        When Keras can't; names the layer.
+        When Keras can't make a layer of the class from its config; names the layer.
     """
-    copied = _made_again(layer, name, **changes)
+    changes = {key: value for key, value in changes.items() if getattr(layer, key, None) != value}
     if not changes:
-        _copy_values(layer.variables, copied.variables, name, layer)
-    return copied
-
-
-def _made_again(layer: Any, name: str, **changes: Any) -> Any:
+        return layer
     with made_again(layer, name):
-        if hasattr(type(layer), "around"):  # a wrapper; its layer's class need not be one that Keras can look up
-            copied = layer.around(_made_again(layer.layer, name))
-        else:
-            copied = _from_config(layer, {**layer.get_config(), **changes})
-        build_config = layer.get_build_config() if layer.built else None
-        if build_config and not copied.built:
-            copied.build_from_config(build_config)
-            copied.built = True
-    return copied
+        *parents, _ = layer.path.split("/")
+        with scopes("/".join(parents)):
+            made = type(layer).from_config({**layer.get_config(), **changes})
+            made.build_from_config(layer.get_build_config())
+    with unlocked(layer):
+        for attribute, value in vars(made).items():
+            if attribute in changes or (isinstance(value, keras.Variable) and vars(layer).get(attribute) is None):
+                setattr(layer, attribute, value)
+    return layer
 
 
-def _from_config(layer: Any, config: dict[str, Any]) -> Any:
-    """Return a layer of the same class; one whose constructor takes no name, dtype or trainable is given them after."""
-    parameters = inspect.signature(type(layer).__init__).parameters
-    variadic = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-    foreign = set(config) - set(parameters)
-    if variadic or not foreign or foreign - _GIVEN_AFTER:
-        return type(layer).from_config(config)
-    made = type(layer).from_config({key: value for key, value in config.items() if key not in foreign})
-    made.name, made.trainable = layer.name, layer.trainable
-    if "dtype" in foreign:
-        made.dtype_policy = layer.dtype_policy
-    return made
+@contextmanager
+def unlocked(layer: Any) -> Iterator[None]:
+    """Let a built layer take variables and layers."""
+    tracker = layer._tracker  # noqa: SLF001 - there is no public way
+    locked = tracker.locked
+    tracker.unlock()
+    try:
+        yield
+    finally:
+        if locked:
+            tracker.lock()
+        if ENGINE == "torch":
+            track_parameters(layer)
 
 
-def _copy_values(old: list[Any], new: list[Any], name: str, layer: Any) -> None:
-    check_same_shapes(old, new, name, layer)
-    for source, target in zip(old, new, strict=True):
-        target.assign(np.array(to_numpy(source)))  # a copy: JAX would share the buffer, and training gives it away
-        target.trainable = source.trainable
+def rerun(model: Any, call: Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]) -> None:
+    """Run through a model's graph anew, with other calls in it; the model and its layers stay the same objects.
+
+    Parameters
+    ----------
+    model : keras.Model
+        A functional model.
+    call : callable
+        ``call(operation, args, kwargs)`` returns what comes in the place of an operation's outputs.
+    """
+    by_depth = model._nodes_by_depth  # noqa: SLF001 - where the graph is
+    nodes = [node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth] if not node.is_input]
+    made: dict[int, Any] = {}
+
+    def new(value: Any) -> Any:
+        return made.get(id(value), value)
+
+    for node in nodes:
+        args, kwargs = keras.tree.map_structure(new, (node.arguments.args, node.arguments.kwargs))
+        outputs = keras.tree.flatten(call(node.operation, args, kwargs))
+        made.update({id(old): each for old, each in zip(node.outputs, outputs, strict=True)})
+    vars(model)["_outputs"] = [new(each) for each in model._outputs]  # noqa: SLF001 - as above
+    vars(model)["_outputs_struct"] = keras.tree.map_structure(new, model._outputs_struct)  # noqa: SLF001 - as above
+    _remove_nodes(nodes)
+    refresh_graph(model)
+    for layer in model.layers:
+        model._tracker.track(layer)  # noqa: SLF001 - as above
+
+
+def _remove_nodes(nodes: Sequence[Any]) -> None:
+    """Take calls from the accounts of their operations."""
+    gone = {id(node) for node in nodes}
+    parents = [parent.operation for node in nodes for parent in node.parent_nodes]
+    for operation in {id(each): each for each in [*parents, *(node.operation for node in nodes)]}.values():
+        kept = [each for each in operation._inbound_nodes if id(each) not in gone]  # noqa: SLF001 - as above
+        operation._inbound_nodes[:] = kept  # noqa: SLF001 - as above
+        operation._outbound_nodes[:] = [each for each in operation._outbound_nodes if id(each) not in gone]  # noqa: SLF001 - as above
+        for index, node in enumerate(kept):
+            for place, tensor in enumerate(node.outputs):
+                tensor._keras_history = KerasHistory(operation, index, place)  # noqa: SLF001 - as above

@@ -13,7 +13,7 @@ from trainable_core.errors import ModelError
 from trainable_keras.copying import own_variables
 from trainable_keras.framework import Framework, functions_run_eagerly
 from trainable_keras.graph import layers_within
-from trainable_keras.keras3.copying import Copier, plain_copy
+from trainable_keras.keras3.copying import Copier, remade, rerun
 from trainable_keras.keras3.engine import ENGINE
 from trainable_keras.keras3.folding import FoldedBatchNormalization
 from trainable_keras.keras3.functions import FUNCTIONS
@@ -21,7 +21,7 @@ from trainable_keras.keras3.holder import ActivationQuantizationHolder
 from trainable_keras.keras3.layers import TYPES, is_layer
 from trainable_keras.keras3.quantizers import BaseKerasTrainableQuantizer
 from trainable_keras.keras3.tracing import graph_of, op_of
-from trainable_keras.keras3.wrapper import QuantizationWrapper
+from trainable_keras.keras3.wrapper import KIT, QuantizationWrapper
 
 if ENGINE == "tensorflow":
     import tensorflow as tf
@@ -40,11 +40,13 @@ class Keras3(Framework):
     holder = ActivationQuantizationHolder
     passing = FoldedBatchNormalization
     copier = Copier
+    kit = KIT
 
     graph = staticmethod(graph_of)
     is_layer = staticmethod(is_layer)
     op = staticmethod(op_of)
-    remade = staticmethod(plain_copy)
+    remade = staticmethod(remade)
+    rerun = staticmethod(rerun)
     created_variables = staticmethod(own_variables)
 
     @staticmethod

@@ -11,7 +11,7 @@ from trainable_core.backend.building import require_quantizer
 from trainable_core.enums import QuantizationTarget
 from trainable_keras.keras3.engine import Tensor, errors_as_they_are, to_numpy
 from trainable_keras.keras3.inferable import class_of
-from trainable_keras.parts import KerasHolder
+from trainable_keras.parts import KerasHolder, told_of
 
 
 @keras.saving.register_keras_serializable(package="trainable_keras")
@@ -46,7 +46,7 @@ class ActivationQuantizationHolder(KerasHolder, keras.layers.Layer):  # type: ig
         """Return the input quantized."""
         if not keras.backend.is_float_dtype(keras.backend.standardize_dtype(inputs.dtype)):
             return inputs
-        if self.observer is not None:
+        if told_of(self).observer is not None:
             with errors_as_they_are():
                 self.observe(to_numpy(ops.cast(inputs, "float32")))
             return inputs
@@ -60,8 +60,8 @@ class ActivationQuantizationHolder(KerasHolder, keras.layers.Layer):  # type: ig
 
     def convert_to_inferable_quantizers(self) -> None:
         """Put the inferable quantizer in the trainable one's place; does nothing the second time."""
-        if self.trainable_quantizer is not None:
-            inferable = self.trainable_quantizer.convert2inferable()
+        if self.deployable_quantizer is not None:
+            inferable = self.deployable_quantizer.convert2inferable()
             self._tracker.unlock()
             self._tracker.untrack(self.activation_holder_quantizer)
             self.activation_holder_quantizer = inferable

@@ -76,7 +76,8 @@ class BaseKerasTrainableQuantizer(
             with errors_as_they_are():
                 self.require_calibrated()
                 self.check_input(inputs)
-            if (tensorflow := foreign_tensorflow(inputs)) is not None:
+            tensorflow = foreign_tensorflow(inputs)  # no assignment expression: AutoGraph can't read one
+            if tensorflow is not None:
                 return self._in_graph_of(tensorflow, inputs, bool(training))
         return super().__call__(inputs, training=training, **kwargs)
 

@@ -8,17 +8,27 @@ from __future__ import annotations
 from typing import Any
 
 import keras
+from keras.src.models.functional import Functional  # there is no public name for it
 
 from trainable_keras.graph import Call, Graph
 from trainable_keras.keras3.layers import TYPES, is_layer
 from trainable_keras.layers import FUNCTIONS
+from trainable_keras.two_classes import own_class
 
 
 def _is_graph(layer: Any) -> bool:
-    """Return whether a layer is a model that Keras can run through as a graph: functional, or Sequential and built."""
+    """Return whether a layer is a model that Keras runs through as a graph: functional, or Sequential and built.
+
+    One with a `call` of its own class is not: what it runs is not known.
+    """
     if isinstance(layer, keras.Sequential):
-        return bool(layer.built)
-    return isinstance(layer, keras.Model) and hasattr(layer, "_run_through_graph")
+        return bool(layer.built and layer._functional) and _runs_graph(layer, keras.Sequential)  # noqa: SLF001 - as said above
+    return isinstance(layer, Functional) and _runs_graph(layer, Functional)
+
+
+def _runs_graph(layer: Any, cls: type[Any]) -> bool:
+    own = own_class(layer)
+    return own.call is cls.call and own.__call__ is cls.__call__
 
 
 def graph_of(model: Any) -> Graph | None:

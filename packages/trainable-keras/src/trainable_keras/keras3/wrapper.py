@@ -1,24 +1,91 @@
-"""The quantization wrapper: what mctq's is for Keras 2, native."""
+"""Quantized layers of Keras 3: the classes that come before a layer's own; see `trainable_keras.two_classes`."""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
 
 from trainable_core.quantizer import BaseTrainableQuantizer
-from trainable_keras.keras3.engine import read
+from trainable_keras.configs import BIASED, ConfigKit
+from trainable_keras.keras3.copying import remade, scopes, unlocked
+from trainable_keras.keras3.engine import call_context, dtype_read, read_uncast
+from trainable_keras.keras3.folding import FoldedBatchNormalization
 from trainable_keras.keras3.holder import ActivationQuantizationHolder
 from trainable_keras.keras3.inferable import class_of
 from trainable_keras.keras3.layers import TYPES
-from trainable_keras.parts import KerasWrapper
+from trainable_keras.keras3.tracing import graph_of
+from trainable_keras.parts import KerasWrapper, deployed_quantizers, freeze_like, start_wrapper, variable_of
+from trainable_keras.two_classes import Composite, Pending, Within, add_class, own_class
+
+PACKAGE = "trainable_keras"
+_registered = keras.saving.register_keras_serializable(package=PACKAGE)
 
 
-@keras.saving.register_keras_serializable(package="trainable_keras")
+class Kit3(ConfigKit):
+    """What layers of two classes ask of Keras 3."""
+
+    package = PACKAGE
+    goes_by_registration = True
+    saving = keras.saving
+
+    def running(self) -> bool:
+        """Return whether a layer is being called in this thread."""
+        return call_context() is not None
+
+    def training(self) -> Any:
+        """Return what the layer that is being called was told of training; None when nothing is known."""
+        return getattr(call_context(), "training", None)
+
+    def cast_like(self, value: Any, variable: keras.Variable) -> Any:
+        """Return a tensor in the dtype in which a layer reads a variable."""
+        return keras.ops.cast(value, dtype_read(variable))
+
+    def graph(self, layer: Any) -> Any:
+        """Return the calls of a functional or Sequential model, None of what has no graph."""
+        return graph_of(layer)
+
+    def document(self, layer: Any) -> dict[str, Any]:
+        """Return what Keras writes of a layer."""
+        document: dict[str, Any] = keras.saving.serialize_keras_object(layer)
+        return document
+
+    def of_document(self, document: Mapping[str, Any]) -> Any:
+        """Return the layer that `document` was called on, not built."""
+        return keras.saving.deserialize_keras_object(dict(document))
+
+    def build_config(self, layer: Any) -> Any:
+        """Return how a layer was built; JSON-clean, None when that is not known."""
+        return own_class(layer).get_build_config(layer) if layer.built else None
+
+    def build(self, layer: Any, config: Any) -> None:
+        """Build a layer as `build_config` says."""
+        if not layer.built:
+            layer.build_from_config(config)
+
+    def add_bias(self, layer: Any) -> None:
+        """Give a built layer the bias that it got when a batch norm was folded into it."""
+        remade(layer, layer.name, use_bias=True)
+        vars(layer)[BIASED] = True
+
+    def forget_variables(self, layer: Any) -> None:
+        """Take its variables from a layer."""
+        with unlocked(layer):
+            for name, value in list(vars(layer).items()):
+                if isinstance(value, keras.Variable):
+                    layer._tracker.untrack(value)  # noqa: SLF001 - there is no public way
+                    setattr(layer, name, None)
+
+
+KIT = Kit3()
+
+
+@_registered
 class QuantizationWrapper(KerasWrapper, keras.layers.Layer):  # type: ignore[misc] # keras is untyped
     """A layer whose weights, and if asked inputs and output, are quantized as it is called.
+
+    Making one changes the layer itself: it becomes an instance of this class too, and stays what it is and where it is.
 
     Parameters
     ----------
@@ -35,19 +102,24 @@ class QuantizationWrapper(KerasWrapper, keras.layers.Layer):  # type: ignore[mis
 
     Notes
     -----
-    The layer is called inside a `keras.StatelessScope` in which every variable of the layer has its value, and each
-    quantized weight its quantized value; what the layer changes (batch statistics, seeds) is assigned back. *Every*
-    variable: a scope hides those around it, and JAX trains in one. The layer itself is never changed, so it may be of
-    any type. Attributes the wrapper doesn't have are the layer's.
+    The layer's own `call` runs. Its attributes that lead to a quantized weight give the quantized value while a model
+    runs, whoever reads them, and the float variable at any other time.
 
     mctq's own wrapper can't be built on Keras 3: it sets a kernel that is a property there.
     """
 
+    _kit = KIT
     backend = "keras"
     class_of = staticmethod(class_of)
     holder_class = ActivationQuantizationHolder
     find_weight = staticmethod(TYPES.find_weight)
-    value_of = staticmethod(read)
+    value_of = staticmethod(read_uncast)
+
+    def __new__(cls, layer: Any, weights_quantizers: Any, **_: Any) -> Any:
+        """Return the layer, of two classes."""
+        QuantizationWrapper.check(layer, keras.layers.Layer, weights_quantizers)
+        add_class(layer, QuantizationWrapper)
+        return layer
 
     def __init__(
         self,
@@ -57,110 +129,58 @@ class QuantizationWrapper(KerasWrapper, keras.layers.Layer):  # type: ignore[mis
         input_holders: Mapping[str, ActivationQuantizationHolder] | None = None,
         input_names: Sequence[str] = ("inputs",),
         output_holder: ActivationQuantizationHolder | None = None,
-        name: str | None = None,
     ) -> None:
-        self.check(layer, keras.layers.Layer, weights_quantizers)
-        super().__init__(name=name or layer.name, dtype="float32", autocast=False)
-        self.layer = layer
-        self.supports_masking = layer.supports_masking
-        self.input_names = tuple(input_names)
-        self.quantizes_weights = True
-        self.weights_quantizers = dict(weights_quantizers)
-        self.input_holders = dict(input_holders or {})
-        self.output_holder = output_holder
-        self.keep(plan=None, notes=None)
-        self.initialize_quantizers()
-        self._takes_training = "training" in inspect.signature(layer.call).parameters
-        self.built = True
-        if not layer.trainable:
-            self.trainable = False  # nor may its quantizers learn; set on the wrapper, it lets all of them learn again
+        start_wrapper(layer, LayerWithin, weights_quantizers, input_names)
+        for attribute, quantizer in weights_quantizers.items():
+            weight = variable_of(layer, attribute)
+            with scopes(f"{weight.path}_quantizer"):  # in an HDF5 file a variable's path holds no other variables
+                quantizer.initialize_quantization(tuple(weight.shape), attribute, layer)
+        self._hold(dict(weights_quantizers), dict(input_holders or {}), output_holder)
 
-    def __getattr__(self, name: str) -> Any:
-        """Return an attribute of the layer that the wrapper doesn't have."""
-        try:
-            return super().__getattr__(name)  # on the torch engine, layers and variables are found by it
-        except AttributeError:
-            if name == "layer" or name.startswith("_"):
-                message = f"{type(self).__name__!r} object has no attribute {name!r}"
-                raise AttributeError(message) from None
-        return getattr(self.layer, name)
+    def _hold(self, weights: dict[str, Any], inputs: dict[str, Any], output: Any) -> None:
+        """Keep quantizers and holders, in this order: files go by it."""
+        with unlocked(self):
+            self.weights_quantizers = weights
+            self.input_holders = inputs
+            self.output_holder = output
+        freeze_like(self)
 
     def convert_to_inferable_quantizers(self) -> None:
         """Put inferable quantizers in the trainable ones' place, holders included; does nothing the second time."""
-        deployed = self.deployed_quantizers()
-        self._tracker.unlock()
-        for name, quantizer in deployed.items():
-            if isinstance(self.weights_quantizers[name], BaseTrainableQuantizer):
-                self._tracker.untrack(self.weights_quantizers[name])
-                self.weights_quantizers[name] = quantizer
-        self._tracker.lock()
+        deployed, inputs, output = deployed_quantizers(self), dict(self.input_holders), self.output_holder
+        if any(isinstance(each, BaseTrainableQuantizer) for each in self.weights_quantizers.values()):
+            for each in [*self.weights_quantizers.values(), *self.holders]:
+                self._tracker.untrack(each)
+            self._hold(deployed, inputs, output)
         for holder in self.holders:
             holder.convert_to_inferable_quantizers()
 
-    # ---- calling ----------------------------------------------------------------------------------------------------
 
-    def call(self, *args: Any, training: bool | None = None, **kwargs: Any) -> Any:
-        """Return the layer's output with quantized weights, inputs and output."""
-        values: Sequence[Any] = args
-        if self.input_holders:
-            values, kwargs = self.quantize_inputs(args, kwargs, training)
-        return self.quantize_output(self._call_layer(values, kwargs, training), training)
+@_registered
+class LayerWithin(Within):
+    """A layer whose weights are quantized by the layer around it."""
 
-    def _call_layer(self, args: Sequence[Any], kwargs: dict[str, Any], training: bool | None) -> Any:  # noqa: FBT001 - as above
-        layer = self.layer
-        if self._takes_training and training is not None:
-            kwargs = {**kwargs, "training": training}
-        if not (self.weights_quantizers and self.quantizes_weights):
-            return layer(*args, **kwargs)
-        quantized = self.get_quantized_weights(training)
-        replaced = {id(weight): quantized[name] for name, weight, _ in self.get_weights_vars()}
-        variables = list(layer.variables)
-        with keras.StatelessScope(
-            [(variable, replaced.get(id(variable), variable.value)) for variable in variables], collect_losses=True
-        ) as scope:
-            before = {id(variable): scope.get_current_value(variable) for variable in variables}
-            outputs = layer(*args, **kwargs)
-        for variable in variables:
-            value = scope.get_current_value(variable)
-            if value is not before[id(variable)] and id(variable) not in replaced:
-                variable.assign(value)
-        layer._clear_losses()  # noqa: SLF001 - else JAX, which trains in a scope, counts a loss for each layer that knows it
-        for loss in scope.losses:
-            self.add_loss(loss)
-        return outputs
+    _kit = KIT
 
-    def compute_output_spec(self, *args: Any, training: bool | None = None, **kwargs: Any) -> Any:
-        """Return what the layer says; a symbolic call works before calibration."""
-        if self._takes_training and training is not None:
-            kwargs = {**kwargs, "training": training}
-        return self.layer.compute_output_spec(*args, **kwargs)
 
-    def compute_output_shape(self, *args: Any, **kwargs: Any) -> Any:
-        """Return what the layer says."""
-        return self.layer.compute_output_shape(*args, **kwargs)
+@_registered
+class CompositeLayer(Composite):
+    """A layer with quantized layers inside."""
 
-    def compute_mask(self, inputs: Any, previous_mask: Any) -> Any:
-        """Return what the layer says."""
-        if isinstance(inputs, tuple) and len(inputs) == 1:
-            inputs, previous_mask = inputs[0], previous_mask[0] if isinstance(previous_mask, tuple) else previous_mask
-        return self.layer.compute_mask(inputs, previous_mask)
+    _kit = KIT
 
-    # ---- saving -----------------------------------------------------------------------------------------------------
 
-    def build(self, input_shape: Any = None) -> None:
-        """Do nothing: the layer is built before it is wrapped."""
+@_registered
+class PendingLayer(Pending):
+    """A layer that is quantized as soon as it is built."""
 
-    def get_build_config(self) -> None:
-        """Return nothing: the layer's own build config is part of `get_config`."""
+    _kit = KIT
 
-    def build_from_config(self, config: Any) -> None:
-        """Do nothing: the layer was built by `from_config`."""
 
-    def get_config(self) -> dict[str, Any]:
-        """Return what `from_config` rebuilds the wrapper from; JSON-clean when the layer's own config is."""
-        return {**self.own_config(), "layer": keras.saving.serialize_keras_object(self.layer)}
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> QuantizationWrapper:
-        """Return a wrapper equal to the one that `get_config` was called on."""
-        return cls.of_config(config, keras.saving.deserialize_keras_object(config["layer"]))
+Kit3.pending, Kit3.composite, Kit3.wrapper, Kit3.passing = (
+    PendingLayer,
+    CompositeLayer,
+    QuantizationWrapper,
+    FoldedBatchNormalization,
+)
+FoldedBatchNormalization._kit = KIT  # noqa: SLF001 - ours

@@ -7,7 +7,6 @@ default.
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, cast
 
@@ -27,6 +26,7 @@ from trainable_torch import grid as grids
 from trainable_torch import inferable, kernels, ops
 from trainable_torch.annealing import PytorchLinearAnnealingScheduler
 from trainable_torch.grid import Grid
+from trainable_torch.kernels.cache import Dependencies
 
 _CALLED = "__call__", "forward", "quantize", "fake_quantize", "rule", "grid"
 """What stands between a call and the kernels: whoever replaces one of these is called."""
@@ -117,10 +117,10 @@ class BasePytorchTrainableQuantizer(
 
     def quantize(self, x: Tensor, training: bool) -> Tensor:  # noqa: FBT001 - mctq's call
         """Return `x` fake-quantized on the selected width's grid; a method that mixes widths overrides it."""
-        made = None if torch.compiler.is_compiling() else self._made(x)
+        made = None if torch.compiler.is_compiling() else self.fake_quantization(x)
         if made is None or not made.fits(x):
             return self.fake_quantize(x, self.grid(x.dim()), training)
-        return kernels.apply(x, made)
+        return made.apply(x)
 
     # ---- calling ----------------------------------------------------------------------------------------------------
 
@@ -161,22 +161,27 @@ class BasePytorchTrainableQuantizer(
         QuantizerStateError, ShapeMismatchError
             As `forward` does.
         """
+        # a look into the dictionary costs a tenth of an attribute, and a small layer asks two quantizers at each call
+        fields: Any = self.__dict__
         cls: Any = type(self)
-        if not self._enabled or not _follows_rule(cls):
+        if not fields["_enabled"] or not _follows_rule(cls) or not fields.keys().isdisjoint(_CALLED):
             return None  # called by itself, it raises what it has to
-        if not self.calibrated:
+        if not fields["_calibrated"]:
             self.require_calibrated()
-        if self._axis is not None:
+        structure = fields["structure"]
+        width = structure.width or self.selected_width
+        form = fields["_forms"][width]
+        shape, sharing = structure.shape, x.numel()
+        if fields["_axis"] is not None:
             self._check_channels(x.shape)
-        return self._made(x)
+            sharing //= shape[0] or 1
+            shape = self._scale_shape(x.dim())
+        rule = self.rule(sharing, form.quant_max)
+        return None if rule is None else kernels.FakeQuantization(form, self._variables(width), shape, rule)
 
-    def dependencies(self) -> kernels.Dependencies | None:
+    def dependencies(self) -> Dependencies | None:
         """Return what the values depend on besides the input; None where a method does something of its own."""
-        cls: Any = type(self)
-        fields = self.__dict__
-        if not _follows_rule(cls) or not fields.keys().isdisjoint(_CALLED):
-            return None
-        if not self._enabled or not self.calibrated:
+        if not self._is_a_rule() or not self._enabled or not self.calibrated:
             return None
         width = self.structure.width or self.selected_width
         return (self._forms[width], self._axis), self._variables(width)
@@ -184,16 +189,12 @@ class BasePytorchTrainableQuantizer(
     def snapping(self, x: Tensor) -> kernels.Snapping:
         """Return what snaps tensors of as many dimensions to the grid as it is now, where there are `dependencies`."""
         width = self.structure.width or self.selected_width
-        return kernels.snapping(self._forms[width], self._variables(width), self._scale_shape(x.dim()))
+        return kernels.Snapping.of(self._forms[width], self._variables(width), self._scale_shape(x.dim()))
 
-    def _made(self, x: Tensor) -> kernels.FakeQuantization | None:
+    def _is_a_rule(self) -> bool:
+        """Return whether a rule is all there is to this quantizer: nobody replaced a method that it stands for."""
         cls: Any = type(self)
-        if not _follows_rule(cls) or not self.__dict__.keys().isdisjoint(_CALLED):
-            return None
-        width = self.structure.width or self.selected_width
-        form, shape = self._forms[width], self._scale_shape(x.dim())
-        rule = self.rule(x.numel() // (math.prod(shape) or 1), form.quant_max)
-        return None if rule is None else kernels.FakeQuantization(form, self._variables(width), shape, rule)
+        return _follows_rule(cls) and self.__dict__.keys().isdisjoint(_CALLED)
 
     def _check_channels(self, shape: torch.Size) -> None:
         axis, channels = self._axis, self.structure.shape[0]
@@ -238,10 +239,13 @@ class BasePytorchTrainableQuantizer(
         return variable.view(self._scale_shape(ndim))
 
     def _variables(self, width: int) -> list[Tensor]:
-        names, fields = self.structure.names[width], self.__dict__
-        place: Any = fields["_parameters"] if self.learns_grid else fields["_buffers"]
-        # a look into the dictionary costs a tenth of an attribute; a variable that something computes is not in it
-        return [getattr(self, name) if place.get(name) is None else place[name] for name in names]
+        fields: Any = self.__dict__
+        get = fields["_parameters" if self.learns_grid else "_buffers"].get
+        # a variable that something computes, as a parametrization does, is not there
+        return [
+            getattr(self, name) if (variable := get(name)) is None else variable
+            for name in fields["structure"].names[width]
+        ]
 
     def _scale_shape(self, ndim: int) -> tuple[int, ...]:
         axis, shape = self._axis, self.structure.shape
