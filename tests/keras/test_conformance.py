@@ -154,7 +154,7 @@ def install(tmp_path, monkeypatch):
 def check(plugin: str, backend: str = "keras", more: tuple[str, ...] = ()) -> int:
     assert {*SHORT, *more} <= set(LAWS)
     laws = [part for law in (*SHORT, *more) for part in ("--law", law)]
-    return main(["check", "--backend", backend, "--plugin", plugin, "--examples", str(FEW), *laws])
+    return main(["check", "--backend", backend, "--plugin", plugin, "--examples", str(1 if more else FEW), *laws])
 
 
 of_keras_3 = only_keras(3, "what plugins register for `keras`")
