@@ -267,7 +267,7 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
         """Let Python make the module."""
         del spec
-        return None  # noqa: RET501 - one of the answers of a loader
+        return None
 
     def exec_module(self, module: ModuleType) -> None:
         """Run the code."""
