@@ -27,6 +27,7 @@ from trainable_keras.two_classes import Composite, Pending, Within, add_class, o
 _ROOT = keras.layers.Layer.__module__.partition(".")[0]
 _base_layer_utils: Any = importlib.import_module(f"{_ROOT}.src.engine.base_layer_utils")
 _autocast: Any = importlib.import_module(f"{_ROOT}.src.mixed_precision.autocast_variable")
+_saved_model: Any = importlib.import_module(f"{_ROOT}.src.saving.legacy.saved_model.utils")
 PACKAGE = "trainable_keras.keras2"
 _registered = keras.saving.register_keras_serializable(package=PACKAGE)
 
@@ -62,6 +63,8 @@ class Kit2(ConfigKit):
 
     def document(self, layer: Any) -> dict[str, Any]:
         """Return what Keras writes of a layer."""
+        if _saved_model.in_tf_saved_model_scope():  # Keras would take it for what it writes of the layer of two classes
+            return {"class_name": keras.saving.get_registered_name(type(layer)), "config": layer.get_config()}
         document: dict[str, Any] = keras.layers.serialize(layer)
         return document
 
