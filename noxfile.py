@@ -173,6 +173,13 @@ def planted(session: nox.Session) -> None:
     pytest(session, KERAS_TESTS, *PARALLEL, "tests/planted/test_keras.py", env={**ONE_THREAD, **log})
 
 
+@check("mutation", default=False)  # takes an hour
+def mutation(session: nox.Session) -> None:
+    """Break our own quantizers and kernels by machine, and count what the conformance kit rejects; `-- --write`."""
+    TORCH_TESTS.run(session, "-m", "tasks.mutation", "torch", *session.posargs, env=ONE_THREAD)
+    KERAS_TESTS.run(session, "-m", "tasks.mutation", "keras", *session.posargs, env=keras_on("tensorflow"))
+
+
 @check("plugin")
 def plugin(session: nox.Session) -> None:
     """Install the example plugin and a generated one as wheels, train with them, and try every law on them."""

@@ -1,4 +1,7 @@
-"""CPU seconds per million weights that calibration by least squared error takes, on the shapes of known models.
+"""What calibration by least squared error costs, for weights and for activations.
+
+For weights these are CPU seconds per million, on the shapes of known models. For an activation they are milliseconds,
+whatever the number of values that its observer saw.
 
 Usage: ``python benchmarks/calibration_cost.py [--method mse|mae|lp] [--rounds N] [--compare ROWS]``
 
@@ -17,7 +20,7 @@ import numpy as np
 from measuring import table
 from numpy.typing import NDArray
 
-from trainable_core.calibration import calibrate_weights
+from trainable_core.calibration import Observer, calibrate_activation, calibrate_weights
 from trainable_core.calibration.objective import power_objective
 from trainable_core.calibration.row_search import search_rows
 from trainable_core.calibration.search import GridKind, search
@@ -90,6 +93,15 @@ def cost(weights: list[Float32], axis: int | None, method: str, grid: Quantizati
     return (time.process_time() - started) / sum(each.size for each in weights) * 1e6
 
 
+def activation_cost(observer: Observer, method: str, grid: QuantizationMethod, n_bits: int) -> float:
+    """Return the CPU milliseconds for one activation."""
+    started = time.process_time()
+    calibrate_activation(
+        observer, calibration_method=method, quantization_method=grid, n_bits=n_bits, p=EXPONENTS[method]
+    )
+    return (time.process_time() - started) * 1e3
+
+
 def compared(
     weights: list[Float32], method: str, grid: QuantizationMethod, n_bits: int, count: int
 ) -> tuple[float, float, float]:
@@ -137,6 +149,19 @@ def main() -> None:
                 for name, values in zip(names, zip(*results, strict=True), strict=True)
             ]
     print("", table(header, costs), sep="\n")
+    activations: dict[str, Float32] = {"normal": np.float32(np.random.default_rng(0).normal(size=100_000))}
+    activations["ReLU"] = np.maximum(activations["normal"], 0)
+    lines = []
+    for name, values in activations.items():
+        observer = Observer()
+        observer.update(values)
+        medians = [
+            statistics.median(activation_cost(observer, options.method, grid, n_bits) for _ in range(options.rounds))
+            for grid in GRIDS
+            for n_bits in BITS
+        ]
+        lines.append([name, *(f"{each:.1f}" for each in medians)])
+    print("", table(["ms per activation", *header[1:]], lines), sep="\n")
     if comparisons:
         print("", table(["", *header[1:]], comparisons), sep="\n")
 

@@ -22,7 +22,15 @@ from tasks.environments import (
     keras_on,
 )
 
-TORCH_SCRIPTS = ("import_time", "calibration_cost", "torch_kernels", "torch_steps", "torch_linearity", "torch_hops")
+TORCH_SCRIPTS = (
+    "import_time",
+    "calibration_cost",
+    "torch_kernels",
+    "torch_steps",
+    "torch_linearity",
+    "torch_hops",
+    "torch_small_layers",
+)
 KERAS_SCRIPTS = ("keras_kernels", "keras_steps")
 KERAS_VERSIONS = ((KERAS_TESTS, keras_on("tensorflow")), (KERAS_2_TESTS, KERAS_2), (KERAS_2_TF215_TESTS, TENSORFLOW))
 """Keras 3, and Keras 2 on both versions of TensorFlow: the same scripts, a table for each."""

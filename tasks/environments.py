@@ -92,7 +92,8 @@ WITH_KERAS = (*CORE, "-e", "packages/trainable-keras", "pytest-xdist", "scikit-l
 LINT = Environment("lint", ["ruff", "numpydoc", "import-linter"])
 CORE_TESTS = Environment("core", [*CORE, "pytest-xdist"])
 # The type checker is here because it needs torch's own annotations, and a second installation of torch is a gigabyte.
-TORCH_TESTS = Environment("torch", [*WITH_TORCH, *TRAINERS, "mypy", "nox", "types-PyYAML"])
+WITH_ONNX = ("-e", "packages/trainable-core[onnx]", "-e", "packages/trainable-torch[onnx]")
+TORCH_TESTS = Environment("torch", [*WITH_TORCH, *WITH_ONNX, *TRAINERS, "mypy", "nox", "types-PyYAML"])
 KERAS_TESTS = Environment("keras", [*WITH_KERAS, "keras", "tensorflow-cpu"])
 # The other engines of Keras 3 have no TensorFlow beside them, so nothing can fall back on it.
 KERAS_JAX_TESTS = Environment("keras-jax", [*WITH_KERAS, "keras", "jax"])
@@ -101,12 +102,13 @@ KERAS_2_TESTS = Environment("keras-2", [*WITH_KERAS, "tensorflow-cpu", "tf-keras
 KERAS_2_TF215_TESTS = Environment("keras-2-tf215", [*WITH_KERAS, "tensorflow-cpu"], "tensorflow-2.15")
 # All frameworks together: each backend must leave the others alone.
 CROSS_TESTS = Environment(
-    "cross", [*WITH_KERAS, "-e", "packages/trainable-torch", "keras", "tensorflow-cpu", "tf-keras", "torch"]
+    "cross",
+    [*WITH_KERAS, "-e", "packages/trainable-torch", *WITH_ONNX, "keras", "tensorflow-cpu", "tf-keras", "torch"],
 )
 MINIMUMS = Environment("minimums", WITH_TORCH, "minimums")
 MAXIMUMS_TORCH = Environment("maximums-torch", WITH_TORCH, None)
 MAXIMUMS_KERAS = Environment("maximums-keras", [*WITH_KERAS, "keras", "tensorflow-cpu"], None)
-QUICKSTART = Environment("quickstart", [*CORE, "-e", "packages/trainable-torch", "scikit-learn"])
+QUICKSTART = Environment("quickstart", [*CORE, "-e", "packages/trainable-torch", *WITH_ONNX, "scikit-learn"])
 
 # One thread for each of the two test processes: together they use two cores; with more they wait for each other.
 PARALLEL = ("-n", "2")

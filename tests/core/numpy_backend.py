@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from trainable_core.conformance import Run
+from trainable_core.conformance.adapter import PLAIN, BaseAdapter
 from trainable_core.enums import QuantizationMethod, QuantizationTarget, TieRule, TrainingMethod, VariableGroup
 from trainable_core.quantizer import BaseTrainableQuantizer
 from trainable_core.reference import affine, ste
@@ -61,7 +62,7 @@ class NumpySte(BaseTrainableQuantizer):
         return copy.deepcopy(self)
 
 
-class NumpyAdapter:
+class NumpyAdapter(BaseAdapter):
     backend = "numpy"
     tie_rule = TieRule.HALF_EVEN
     counts_calls, subnormals = False, True
@@ -74,14 +75,28 @@ class NumpyAdapter:
         quantizer.initialize_quantization(shape, "tensor", None)
         return quantizer
 
-    def run(self, quantizer, x, *, training, dtype, device, upstream):
+    def run(self, quantizer, x, *, training, dtype, device, upstream, way=PLAIN):
         given = x.astype(dtype)
         values = quantizer(given, training)
         gradient = None if upstream is None else ste.gradients(given, upstream, quantizer.current_qparams()).x
         return Run(values, str(values.dtype), device, given, gradient, {})
 
-    def deploy(self, quantizer, x):
-        return quantizer.convert2inferable()(x)
+    def deployed(self, quantizer):
+        inferable = quantizer.convert2inferable()
+
+        def call(x, dtype, way):
+            values = inferable(x.astype(dtype))
+            return Run(values, str(values.dtype), "cpu", x)
+
+        return call
+
+    def entries(self, quantizer):
+        return {name: getattr(quantizer, name).value for name in quantizer.variable_names}
+
+    def restore_entries(self, quantizer, state):
+        if set(state) != set(quantizer.variable_names):
+            raise KeyError(sorted(state))
+        self.restore(quantizer, pickle.dumps((dict(state), quantizer.signed)))
 
     def trained(self, quantizer):
         return {}

@@ -199,6 +199,26 @@ class TestGridKind:
         kind = GridKind(method, 8, signed=True, min_threshold=0.25)
         np.testing.assert_array_equal(kind.bounded(np.array(given_ends)[:, None])[:, 0], ends)
 
+    @pytest.mark.parametrize("method", [SYMMETRIC, POWER_OF_TWO, UNIFORM])
+    @pytest.mark.parametrize("n_bits", [1, 4, 8, 16])
+    @pytest.mark.parametrize("signed", [True, False])
+    def test_levels_are_those_of_the_qparams(self, method, n_bits, signed):
+        kind = GridKind(method, n_bits, signed, min_threshold=0.25)
+        rng = np.random.default_rng(0)
+        sizes = np.append(np.exp2(rng.uniform(-140, 110, 400)), [0.0, 0.125, 0.25, 0.3, 0.5, 2.0**99, 2.0**100, 1e38])
+        low, high = -rng.permutation(sizes), rng.permutation(sizes)
+        extremes = kind.extremes(low, high)
+        octaves = np.array([0.0, -0.3, -2.0, 1.0])[:, None, None]
+        with np.errstate(over="ignore"):
+            multiples = (extremes * np.exp2(octaves)).astype(np.float32)
+        bounded = kind.bounded(multiples.astype(np.float64))
+        np.testing.assert_array_equal(kind.bound_in_place(multiples.copy()), bounded)
+        for candidate, levels in zip(bounded, zip(*kind.levels(bounded), strict=True), strict=True):
+            grid = kind.qparams(candidate)
+            expected = grid.scale, grid.quant_min - grid.zero_point, grid.quant_max - grid.zero_point
+            for found, number in zip(levels, expected, strict=True):
+                np.testing.assert_array_equal(found, number)
+
     def test_unsigned_extremes(self):
         low, high = np.array([-3.0, -3.0]), np.array([2.0, -1.0])
         np.testing.assert_array_equal(GridKind(SYMMETRIC, 8, True, 0.0).extremes(low, high), [[-3, -3], [3, 3]])

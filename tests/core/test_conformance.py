@@ -6,6 +6,7 @@ import json
 import re
 import sys
 import types
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,18 +19,23 @@ from trainable_core.cli import main
 from trainable_core.conformance import (
     LAWS,
     Case,
+    Law,
+    Subject,
     Violation,
     adapter_of,
     check_quantizer,
     conformance_checks,
     replay,
+    report,
+    strategies,
     try_law,
 )
 from trainable_core.conformance import test_installed as installed
+from trainable_core.conformance.adapter import Way
 from trainable_core.conformance.case import grid, move, shown
 from trainable_core.conformance.law import named_laws, same_bits
 from trainable_core.conformance.matrix import COLUMNS, markdown, matrix_rows
-from trainable_core.conformance.strategies import Kind, cases, grid_after
+from trainable_core.conformance.strategies import Corner, Kind, cases, grid_after
 from trainable_core.conformance.suite import checks, subjects_of
 from trainable_core.conformance.template import backends_with_template, write_plugin
 from trainable_core.enums import QuantizationMethod, QuantizationTarget, TieRule
@@ -145,7 +151,7 @@ def test_moving_multiplies_grid_variables():
 @pytest.mark.parametrize("law", [law for law in LAWS.values() if law.about(SUBJECTS[0])], ids=lambda law: law.name)
 @every_subject
 def test_the_reference_keeps_every_law(law, subject):
-    verdict = try_law(law, subject)
+    verdict = try_law(law, subject, examples=20)
     assert verdict.holds, verdict.counterexample
 
 
@@ -396,3 +402,127 @@ def test_the_command_writes_a_plugin(tmp_path, capsys):
     assert (tmp_path / "plugin/src/my_way/keras_quantizers.py").exists()
     assert main(["new-plugin", "my-way", "--backend", "keras", "--output", str(tmp_path / "one")]) == 0
     assert not (tmp_path / "one/src/my_way/torch_quantizers.py").exists()
+
+
+# ---- conditions -----------------------------------------------------------------------------------------------------
+
+PLENTY = Kind(moderate=True, finite=True, bound=True, fixed_input=True)
+
+
+class Laid(NumpyAdapter):
+    """The NumPy backend, as if its tensors had layouts and its quantizers fast paths."""
+
+    layouts = ("contiguous", "transposed", "channels_last", "expanded")
+    sizes = (100, 1000)
+
+
+LAID = [replace(subject, adapter=Laid()) for subject in SUBJECTS]
+CORNERS = [(subject, corner) for subject in LAID for corner in strategies.corners(subject, PLENTY)]
+
+
+@pytest.mark.parametrize(("subject", "corner"), CORNERS, ids=lambda each: str(each)[:80])
+def test_a_case_in_a_corner_meets_its_condition(subject, corner):
+    random = np.random.default_rng(3)
+    for _ in range(10):
+        case = strategies.corner_case(random, subject, PLENTY, corner)
+        assert corner.rank in {None, case.x.ndim}
+        assert corner.bits in {None, case.config.n_bits}
+        assert case.x.size > corner.size or not corner.size
+        assert corner.way in {None, case.way}
+        assert not corner.empty or not case.x.size
+        assert not corner.bound or case.at_bound() or min(case.factors) > 0.75
+        again = Case.from_document(json.loads(json.dumps(case.document())))
+        np.testing.assert_array_equal(again.x, case.x)
+        np.testing.assert_array_equal(again.upstream, case.upstream)
+        assert (again.way, again.repeats) == (case.way, case.repeats)
+
+
+def test_a_large_tensor_is_a_small_document():
+    case = strategies.corner_case(np.random.default_rng(0), LAID[0], PLENTY, Corner(rank=2, size=10_000))
+    assert case.x.size > 10_000
+    assert len(json.dumps(case.document())) < 10_000
+    assert any(label.startswith(">=") for label in case.repeated(case.repeats[0], 2**14).labels())
+
+
+def test_an_expanded_tensor_can_be_expanded():
+    for way in (Way(layout="expanded"), Way(upstream="expanded")):
+        case = strategies.corner_case(np.random.default_rng(0), LAID[0], PLENTY, Corner(rank=3, way=way))
+        if way.layout == "expanded":
+            assert (case.x == case.x[:1]).all()
+        else:
+            assert np.unique(case.upstream).size == 1
+
+
+def failing(condition) -> Law:
+    """Return a law that holds except for cases that meet a condition."""
+
+    def check(subject: Subject, case: Case) -> None:
+        if condition(subject, case):
+            raise Violation("condition", "not met", "met")
+
+    return replace(LAWS["on_grid"], name="made_up", check=check, kind=PLENTY)
+
+
+@pytest.mark.parametrize(
+    ("condition", "shown_as"),
+    [
+        (lambda subject, _: subject.way.layout == "transposed", "layout='transposed'"),
+        (lambda _, case: case.x.size > 1000, "elements: the input below"),
+        (lambda subject, _: not subject.way.input_gradient, "input_gradient=False"),
+    ],
+    ids=["layout", "size", "input"],
+)
+def test_a_counterexample_names_the_condition_that_it_needs(condition, shown_as):
+    verdict = try_law(failing(condition), LAID[0], examples=60, seed=0)
+    assert not verdict.holds
+    assert shown_as in str(verdict.counterexample)
+    assert verdict.counterexample.case.steps == 0
+    assert set(verdict.counterexample.case.factors) == {1.0}
+
+
+def test_a_counterexample_in_a_corner_is_made_smaller():
+    law = failing(lambda _, case: case.x.ndim == 5 and bool((case.x > 0).any()))
+    case = try_law(law, LAID[0], examples=60, seed=0).counterexample.case
+    sizes = [size for axis, size in enumerate(case.x.shape) if case.config.channels_axis not in {axis, axis - 5}]
+    assert set(sizes) == {1}
+
+
+def test_subjects_share_the_corners_out():
+    seen: set[str] = set()
+    for index in range(40):
+        subject = replace(LAID[0], cls=type(f"Another{index}", (NumpySte,), {}))
+        verdict = try_law(failing(lambda *_: False), subject, examples=4, seed=0)
+        assert verdict.cases == 4
+        seen |= verdict.covered
+    assert {"transposed input", "expanded upstream", "input without gradient", "at a bound", "empty", "5-D"} <= seen
+
+
+def test_a_thorough_run_tries_every_corner():
+    verdict = try_law(failing(lambda *_: False), LAID[0], examples=4, seed=0, thorough=True)
+    assert verdict.cases >= len(strategies.corners(LAID[0], PLENTY))
+
+
+def test_a_law_that_takes_long_is_tried_on_few_cases():
+    law = replace(failing(lambda *_: False), most=2)
+    assert try_law(law, LAID[0], examples=50, seed=0).cases == 2
+    assert try_law(law, LAID[0], examples=5, seed=0, thorough=True).cases > 5
+
+
+def test_a_single_quantizer_gets_more_cases_than_each_of_many():
+    alone, together = (report.share(SUBJECTS[0], SUBJECTS[:1] * many, thorough=False) for many in (1, 50))
+    assert alone == report.MOST
+    assert together == SUBJECTS[0].adapter.cases // 50
+    assert report.share(SUBJECTS[0], SUBJECTS[:1] * 50, thorough=True) == together * report.THOROUGH
+
+
+def test_the_command_prints_what_the_cases_covered(numpy_backend, tmp_path, capsys):
+    arguments = ["check", "--backend", "numpy", "--law", "zero", "--examples", "40", "--coverage"]
+    assert main([*arguments, "--json", str(tmp_path / "report.json")]) == 0
+    assert "what the cases covered" in capsys.readouterr().out
+    covered = json.loads((tmp_path / "report.json").read_text())["coverage"]["zero"]
+    assert {"1 bit", "5-D", "empty", "infinities"} <= set(covered)
+
+
+def test_values_of_a_large_array_are_cut_short():
+    assert len(shown(np.zeros(100_000, np.float32))) < 40_000
+    assert "100000" in shown(np.zeros(100_000, np.float32))

@@ -101,6 +101,18 @@ LEAVES: list[tuple[type[TrainableError], type[Exception], dict[str, Any], list[s
         {"backend": "tf_keras", "problem": "tf.keras is Keras 3", "hint": "pip install tf-keras"},
         ["'tf_keras'", "tf.keras is Keras 3", "pip install tf-keras"],
     ),
+    (
+        errors.IntegerRangeError,
+        OverflowError,
+        {"subject": "fc.bias", "channel": 3, "count": 2, "value": 1e9, "scale": 1e-3},
+        ["fc.bias", "channel 3", "beyond int32", "1 more channel"],
+    ),
+    (
+        errors.MissingLibraryError,
+        ImportError,
+        {"library": "onnx", "purpose": "export", "problem": "No module named 'onnx'", "install": "pip install onnx"},
+        ["export needs onnx", "No module named 'onnx'", "Hint: pip install onnx"],
+    ),
     (errors.ModelError, TypeError, {"problem": "not a wrapped model"}, ["not a wrapped model"]),
     (
         errors.DocumentError,

@@ -212,7 +212,7 @@ def test_a_declared_variable_that_does_not_learn_is_found():
         identifier = "FORGETFUL"
         own_variables = ("offset",)
 
-    assert failing(Forgetful) == {"variable_groups"}
+    assert failing(Forgetful) == {"variable_groups", "declared_variables"}
 
 
 def test_a_declared_grid_that_does_not_learn_is_found():

@@ -679,3 +679,178 @@ def test_asking_for_one_backend_never_imports_another_ones_framework() -> None:
 def test_a_registry_that_is_not_asked_imports_no_plugin() -> None:
     loaded = loaded_after("import trainable_core.registry.registry", "alpha")
     assert loaded.isdisjoint({"alpha_plugin", "rich", "trainable_core.cli"} | NOT_FOR_CORE)
+
+
+# --- What is told at once, and what is not waited for
+
+
+@pytest.mark.parametrize("identifier", ["", " ", "EW\nGS", "EWGS ", "\x1b[31mEWGS", "EW\u200bGS"])
+def test_an_identifier_that_nobody_can_type_is_refused(identifier: str) -> None:
+    registry = home(quantizer(identifier))
+    assert registry.list_quantizers() == []
+    assert repr(identifier) in registry.failures()["home"]
+
+
+@pytest.mark.parametrize("name", ["", "\t", "a\x00b"])
+def test_a_plugin_or_backend_with_an_unreadable_name_is_refused(name: str) -> None:
+    with pytest.raises(PluginError, match="blank"):
+        Registry(path=[]).register(Home(), name)
+    with pytest.raises(TypeError, match="blank"):
+        Backend(name, "trainable-home", ("numpy",), TieRule.HALF_EVEN, "home")
+
+
+class Base(BaseTrainableQuantizer):
+    """The base class of a backend's quantizers."""
+
+    estimated_by = ("fake_quantize", "rule")
+
+    def fake_quantize(self) -> None:
+        """Fall back on `rule`."""
+
+    def rule(self) -> None:
+        """Have none."""
+
+
+class Strict(Home):
+    """A backend that names its base class."""
+
+    @hookimpl
+    def trainable_register_backend(self) -> Backend:
+        """Describe the backend."""
+        base = f"{__name__}:Base"
+        return Backend("home", "trainable-home", ("numpy",), TieRule.HALF_EVEN, "home", quantizer_base=base)
+
+
+def derived(base: type, **members: Any) -> type:
+    marks = {"backend": "home", "quantization_target": WEIGHTS, "quantization_method": [SYMMETRIC], "identifier": "X"}
+    return type("Derived", (base,), {**marks, "__module__": __name__, **members})
+
+
+@pytest.mark.parametrize(
+    ("cls", "fact"),
+    [
+        (derived(BaseTrainableQuantizer), "not a subclass of"),
+        (derived(Base), "no `fake_quantize`, nor any of rule"),
+        (derived(Base, rule=lambda self: None, training_forward="sotf"), "did you mean 'soft'"),
+        (derived(Base, rule=lambda self: None, depends_on="batch"), "depends_on"),
+        (derived(Base, rule=lambda self: None, own_variables="alpha"), "not a tuple"),
+        (derived(Base, rule=lambda self: None, own_variables=("a", "a")), "declared twice: a"),
+        (derived(Base, rule=lambda self: None, grid_parameters=("u",)), "no method 'encode_grid'"),
+        (
+            derived(Base, rule=len, grid_parameters=("u",), encode_grid=len, decode_grid=len),
+            "trained only with learns_grid",
+        ),
+        (
+            derived(Base, rule=len, quantization_target=QuantizationTarget.Activation, deploys_values=True),
+            "only weights can be stored",
+        ),
+    ],
+)
+def test_a_class_that_can_not_work_is_told_when_the_backend_is_asked(cls: type, fact: str) -> None:
+    registry = Registry(path=[])
+    registry.register(Strict(cls), "home")
+    assert registry.list_quantizers("home") == []
+    assert fact in registry.failures()["home"]
+
+
+def test_a_class_with_any_of_the_methods_is_listed() -> None:
+    registry = Registry(path=[])
+    registry.register(Strict(derived(Base, rule=lambda self: None)), "home")
+    assert [row.training_method for row in registry.list_quantizers()] == ["X"]
+    assert registry.failures() == {}
+
+
+@pytest.mark.parametrize("asked", ["lsq", "Lsq", "lsQ"])
+def test_a_method_in_another_case_is_named(asked: str) -> None:
+    with pytest.raises(UnknownQuantizerError, match="did you mean 'LSQ'"):
+        home(quantizer("LSQ")).get_trainable_quantizer_class(WEIGHTS, asked, SYMMETRIC, "home")
+
+
+def test_a_method_of_another_backend_is_said_to_be_that() -> None:
+    registry = home(quantizer("LSQ"))
+    registry.register(Home(quantizer("EWGS", backend="neighbour"), backend="neighbour"), "neighbour")
+    with pytest.raises(UnknownQuantizerError, match="'EWGS' exists only for other backends: neighbour") as caught:
+        registry.get_trainable_quantizer_class(WEIGHTS, "EWGS", SYMMETRIC, "home")
+    assert caught.value.elsewhere == ["neighbour"]
+
+
+def test_a_backend_whose_framework_is_not_loaded_is_not_asked_for_a_hint() -> None:
+    class Far(Home):
+        @hookimpl
+        def trainable_register_backend(self) -> Backend:
+            return Backend("far", "trainable-far", ("surely-not-loaded",), TieRule.HALF_EVEN, "far")
+
+    registry, far = home(quantizer("LSQ")), Far(quantizer("EWGS", backend="far"), backend="far")
+    registry.register(far, "far")
+    with pytest.raises(UnknownQuantizerError) as caught:
+        registry.get_trainable_quantizer_class(WEIGHTS, "EWGS", SYMMETRIC, "home")
+    assert far.asked == ["home"]
+    assert caught.value.elsewhere == []
+
+
+def test_a_message_stays_readable_beside_many_broken_plugins() -> None:
+    def raises(_: str) -> None:
+        raise RuntimeError("a\nlong reason " * 100)
+
+    registry = home(quantizer("LSQ"))
+    for number in range(25):
+        registry.register(Hook(raises), f"broken{number}")
+    with pytest.raises(UnknownQuantizerError) as caught:
+        registry.get_trainable_quantizer_class(WEIGHTS, "NOPE", SYMMETRIC, "home")
+    lines = str(caught.value).splitlines()
+    assert len(lines) <= 10
+    assert max(map(len, lines)) < 260
+    assert "20 more plugins failed" in str(caught.value)
+    assert len(caught.value.failed) == 25
+
+
+@pytest.mark.parametrize("name", ["trainable-alpha", "Trainable_Alpha"])
+def test_a_plugin_is_switched_off_by_its_distribution(
+    installed: Installed, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("TRAINABLE_DISABLE_PLUGINS", name)
+    registry = installed("alpha", "beta")
+    assert {row.name: row.state for row in registry.plugins()} == {"alpha": "disabled", "beta": "loaded"}
+    assert registry.unknown_disabled() == []
+
+
+def test_a_plugin_registered_in_the_process_can_be_taken_back() -> None:
+    ewgs = quantizer("EWGS", backend="taken_back")
+    process.register(Home(ewgs, backend="taken_back"), "taken_back")
+    assert [row.cls for row in process.list_quantizers("taken_back")] == [ewgs]
+    process.unregister("taken_back")
+    process.unregister("taken_back")  # there is none any more
+    with pytest.raises(UnknownBackendError):
+        process.list_quantizers("taken_back")
+
+
+WAITING = """
+import threading
+from trainable_core import hookimpl, list_quantizers
+from trainable_core.registry.process import failures
+
+found = []
+thread = threading.Thread(target=lambda: found.extend((list_quantizers(), failures())))
+thread.start()
+thread.join()
+
+@hookimpl
+def trainable_register_quantizers(backend):
+    return []
+"""
+
+
+def test_a_plugin_that_waits_for_a_thread_which_asks_the_registry_does_not_hang(tmp_path: Path) -> None:
+    metadata = tmp_path / "waiting-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: waiting\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text("[trainable]\nwaiting = waiting_plugin\n")
+    (tmp_path / "waiting_plugin.py").write_text(WAITING)
+    code = "from trainable_core.registry.process import default_registry as d; print([p.state for p in d().plugins()])"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(SOURCES)])}
+    environment["TRAINABLE_DISABLE_PLUGINS"] = "torch,keras,tf_keras,ewgs"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "loaded" in done.stdout

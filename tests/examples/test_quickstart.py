@@ -16,7 +16,7 @@ from trainable_core import QuantizationRecipe
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 RECIPE = EXAMPLES / "recipes" / "w2a4_lsq.yaml"
-NEEDED = {"torch": "trainable_torch", "keras": "keras"}
+NEEDED = {"torch": ("trainable_torch", "onnxruntime", "onnxscript"), "keras": ("keras",)}
 """What each example imports; which Keras, and which engine, is for the environment variables to say."""
 FIGURES = {
     "float_accuracy",
@@ -26,6 +26,8 @@ FIGURES = {
     "max_abs_difference",
     "seed",
 }
+OF_THE_FILE = {"codes_different", "verified", "ms_in_integers", "ms_in_float"}
+"""Figures of the example that writes a file for a runtime: PyTorch's."""
 
 
 def quickstart(backend: str, folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
@@ -35,7 +37,7 @@ def quickstart(backend: str, folder: Path, *options: str) -> subprocess.Complete
 
 @pytest.fixture(scope="module", params=NEEDED)
 def backend(request) -> str:
-    for module in ("sklearn", NEEDED[request.param]):
+    for module in ("sklearn", *NEEDED[request.param]):
         if importlib.util.find_spec(module) is None:
             pytest.skip(f"the quickstart of {request.param} needs {module}")
     return request.param
@@ -63,13 +65,22 @@ def run(backend, tmp_path_factory) -> Run:
 
 
 def test_the_figures_are_complete(run):
-    assert run.figures.keys() == FIGURES
+    assert run.figures.keys() == FIGURES | (OF_THE_FILE if run.backend == "torch" else set())
     assert run.figures["seed"] == 1
 
 
 def test_the_deployed_model_is_bit_for_bit_the_trained_one(run):
     assert run.figures["max_abs_difference"] == 0.0
     assert run.figures["deployed_accuracy"] == run.figures["trained_accuracy"]
+
+
+def test_the_file_holds_the_model_and_runs_in_integers(run):
+    if run.backend != "torch":
+        pytest.skip("PyTorch's example alone writes a file for a runtime")
+    assert run.figures["verified"] == 1
+    assert run.figures["codes_different"] == 0
+    assert "codes are equal" in run.outcome.stdout
+    assert "nothing between the first quantizer and the last" in run.outcome.stdout
 
 
 def test_the_models_have_learned(run):
@@ -81,13 +92,14 @@ def test_the_models_have_learned(run):
 
 def test_the_recipe_that_was_asked_for_is_used_and_the_report_says_so(run):
     rows = [line.split() for line in run.outcome.stdout.splitlines() if line.endswith("deployed")]
-    assert len(rows) == 8
+    assert len(rows) == 8 + (2 if run.backend == "torch" else 0)  # a model in integers quantizes input and pooling, too
     weights = [row for row in rows if row[1] in {"weight", "kernel"}]
     assert all("2" in row and "LSQ" in row for row in weights)
     assert {row[0] for row in weights} == {"stem.conv", "body1.conv", "body2.conv", "head"}
     assert f"{run.figures['float_accuracy']:.4f}" in run.outcome.stdout
     assert "figures.json written" in run.outcome.stdout
-    assert [path.name for path in run.folder.iterdir()] == ["figures.json"]
+    files = {"figures.json", "quickstart.onnx"} if run.backend == "torch" else {"figures.json"}
+    assert {path.name for path in run.folder.iterdir()} == files
 
 
 def test_nothing_is_written_to_standard_error(run):

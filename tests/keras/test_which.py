@@ -151,10 +151,11 @@ def test_a_keras_2_model_where_tensorflow_has_keras_3_is_told_what_to_set() -> N
             assert fact in refusal
 
 
-KERAS_3_WHERE_KERAS_IS_KERAS_2 = """
+KERAS_3_WHERE_KERAS_IS_ANOTHER = """
 import sys, types
 keras = types.ModuleType("keras")
-keras.__version__ = "2.15.0"
+keras.__version__ = {version!r}
+keras.ops = sys.modules["keras.ops"] = types.ModuleType("keras.ops")
 sys.modules["keras"] = keras
 import trainable_keras.keras3.plugin
 try:
@@ -164,10 +165,11 @@ except ImportError as error:
 """
 
 
-def test_keras_3s_part_where_keras_is_keras_2_is_told_what_to_install() -> None:
+@pytest.mark.parametrize("version", ["2.15.0", "3.9.2"])
+def test_keras_3s_part_where_keras_is_too_old_is_told_what_to_install(version: str) -> None:
     """By what Keras is in the process, whatever versions are installed."""
-    refusal = python(KERAS_3_WHERE_KERAS_IS_KERAS_2)
-    for fact in ("FrameworkError", "Keras 2.15.0", "needs Keras 3", "keras>=3.10"):
+    refusal = python(KERAS_3_WHERE_KERAS_IS_ANOTHER.format(version=version))
+    for fact in ("FrameworkError", f"Keras {version}", "needs Keras 3", "3.10 or newer", "keras>=3.10"):
         assert fact in refusal
 
 

@@ -15,7 +15,7 @@ from tests.planted.defect import DEFECTS, SEED, Defect, failures
 
 DOCUMENT = Path(__file__).parents[2] / "docs/conformance.md"
 HEAD = "| planted in {backend} | mistake | caught by | examples |\n|---|---|---|---|\n"
-BEFORE = 3
+BEFORE = 0  # that no other law is the first is what the tests require
 
 
 def marked(backend: str) -> re.Pattern[str]:
@@ -29,7 +29,8 @@ def row(defect: Defect) -> str:
 
 
 def table(backend: str) -> str:
-    importlib.import_module(f"tests.planted.{backend}_defects")
+    for module in (Path(__file__).parent).glob(f"{backend}_*.py"):
+        importlib.import_module(f"tests.planted.{module.stem}")
     return HEAD.format(backend=backend) + "".join(row(defect) for defect in DEFECTS[backend])
 
 

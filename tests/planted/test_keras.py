@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("keras", reason="needs Keras 3")
 pytest.importorskip("trainable_keras", reason="needs trainable-keras")
 
-from tests.planted import keras_defects
+from tests.planted import keras_defects, keras_strangers
 from tests.planted.defect import DEFECTS, EXAMPLES, SEED, Defect, failures
 from tests.planted.table import listed
 from trainable_core.conformance import LAWS, adapter_of, try_law
@@ -25,7 +25,7 @@ SLOW = {"no_framework_leak"}  # starts a process with the framework; the sound c
 
 @pytest.mark.parametrize("defect", PLANTED, ids=str)
 def test_a_planted_defect_is_rejected(defect: Defect):
-    first = next(failures(defect.cls, defect.caught_by, BEFORE), None)
+    first = next(failures(defect.cls, defect.caught_by, BEFORE if defect.before is None else defect.before), None)
     assert first is not None, f"nothing rejects {defect}: {defect.mistake}"
     assert first.law.name == defect.caught_by, first.counterexample
 
@@ -35,6 +35,15 @@ def test_the_quantizer_that_defects_are_planted_in_is_sound(law):
     for subject in subjects_of(keras_defects.Sound, adapter_of("keras")):
         if law.about(subject):
             verdict = try_law(law, subject, examples=EXAMPLES // 5, seed=SEED)
+            assert verdict.holds, verdict.counterexample
+
+
+@pytest.mark.parametrize("law", [law for law in LAWS.values() if law.name not in SLOW], ids=lambda law: law.name)
+def test_what_strangers_make_mistakes_in_is_sound(law):
+    for cls in keras_strangers.SOUND:
+        subject = subjects_of(cls, adapter_of("keras"))[0]
+        if law.about(subject):
+            verdict = try_law(law, subject, examples=2, seed=SEED)
             assert verdict.holds, verdict.counterexample
 
 

@@ -65,7 +65,8 @@ def stranger(tmp_path_factory, generated):
     home = tmp_path_factory.mktemp("stranger")
     wheels = home / "wheels"
     sources = [ROOT / "packages/trainable-core", *(ROOT / f"packages/trainable-{name}" for name in BACKENDS)]
-    pip("wheel", "-q", "--no-deps", "-w", str(wheels), *map(str, [*sources, ROOT / "examples/plugin-ewgs", generated]))
+    plugins = [ROOT / f"examples/plugin-{name}" for name in ("ewgs", "log-threshold")]
+    pip("wheel", "-q", "--no-deps", "-w", str(wheels), *map(str, [*sources, *plugins, generated]))
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(home / "venv")], check=True)
     python = home / "venv" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     pip("--python", str(python), "install", "-q", "--no-deps", "--no-index", *map(str, sorted(wheels.glob("*.whl"))))
@@ -94,6 +95,7 @@ def test_the_plugins_are_discovered(stranger):
     found = {(row["backend"], row["training_method"], row["distribution"]) for row in rows["quantizers"]}
     assert found >= {(name, "EWGS", "trainable-ewgs") for name in BACKENDS}
     assert found >= {(name, "FADE", "trainable-fade") for name in BACKENDS}
+    assert found >= {(name, method, "trainable-log-threshold") for name in BACKENDS for method in ("TQT", "DSQ")}
 
 
 @pytest.mark.parametrize("plugin", ["ewgs", "trainable_fade"])
@@ -106,10 +108,10 @@ def test_a_plugin_keeps_every_law(stranger, plugin):
     assert document["cases"] > EXAMPLES * len(document["laws"])
 
 
-@pytest.mark.parametrize("plugin", ["ewgs", "fade"])
+@pytest.mark.parametrize("plugin", ["ewgs", "log-threshold", "fade"])
 def test_the_plugins_own_tests_pass(stranger, generated, plugin):
     tests = stranger.home / f"{plugin}_tests"
-    shutil.copytree((ROOT / "examples/plugin-ewgs" if plugin == "ewgs" else generated) / "tests", tests)
+    shutil.copytree((generated if plugin == "fade" else ROOT / f"examples/plugin-{plugin}") / "tests", tests)
     # the kit's part is done above with as many cases as time allows; two laws here, to see that the file works
     chosen = ["-k", "digits or delta or zero or tie_rule"]
     output = stranger.run("-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(tests), *chosen, str(tests))

@@ -52,7 +52,8 @@ def assert_is_what_the_reference_says(deployed: nn.Module, *, groups: int = 1) -
         codes, scale = layer.bias_quantizer.integers(bias)
         assert (codes.dtype, scale.dtype) == (torch.int32, torch.float32)
         assert torch.equal(codes.float() * scale, on_grid)
-        assert not torch.equal(on_grid, bias)  # else this says nothing
+        # Else this says nothing; but a float32 number is on every power-of-two grid that is finer than its last place.
+        assert not torch.equal(on_grid, bias) or bool((scale <= bias.abs() * 2.0**-23).all())
 
 
 # ---- what is trained is what is deployed ----------------------------------------------------------------------------
@@ -62,7 +63,9 @@ def assert_is_what_the_reference_says(deployed: nn.Module, *, groups: int = 1) -
 @pytest.mark.parametrize("method", GRIDS)
 @pytest.mark.parametrize("training_method", TRAINED_BY)
 def test_a_trained_bias_is_the_deployed_one_and_the_references(training_method: str, method: str, placement: str):
-    qmodel = moved(ready(network(), how(training_method, method, placement), images()))
+    model = network()
+    nn.init.uniform_(model.stem.norm.bias, -0.5, 0.5)  # the bias of the folded convolution; a new one is zero
+    qmodel = moved(ready(model, how(training_method, method, placement), images()))
     deployed = trainable_torch.finalize(qmodel)
     assert set(layers_of(deployed)) == {"stem.conv", "body", "head"}
     assert_is_what_the_reference_says(deployed)
@@ -439,6 +442,25 @@ def test_whoever_reads_the_bias_while_the_model_runs_gets_the_quantized_one():
     with torch.no_grad():
         assert torch.equal(deployed(x), F.linear(x, layer.get_quantized_weights()["weight"], bias) + 0 * layer(x))
     assert layer.bias is layer.float_weight("bias")  # outside of a forward
+
+
+class OnlyRead(Parent):
+    """Computes with a child's weight and bias, and never calls the child."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.proj.weight, self.proj.bias)
+
+
+def test_a_bias_whose_inputs_quantizer_is_switched_off_stays_float_and_is_told():
+    x = vectors(2, 4)
+    qmodel = ready(OnlyRead(), how(), x)
+    deployed = trainable_torch.finalize(qmodel)
+    for model in (qmodel.eval(), deployed):
+        described = trainable_torch.describe(model)
+        assert described.biases == {}
+        assert "switched off" in described.left_out["proj.bias"]
+        weight = model.proj.get_quantized_weights()["weight"]
+        assert torch.equal(model(x), F.linear(x, weight, model.proj.float_weight("bias")))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])

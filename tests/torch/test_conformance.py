@@ -6,22 +6,24 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from mct_quantizers import QuantizationMethod, QuantizationTarget, mark_quantizer
 
 from trainable_core.cli import main
-from trainable_core.conformance import ConformanceError, check_quantizer, conformance_checks, replay, subjects
+from trainable_core.conformance import LAWS, ConformanceError, check_quantizer, conformance_checks, replay, subjects
 from trainable_core.conformance.template import write_plugin
 from trainable_core.errors import InvalidArgumentError
 from trainable_core.registry import process as registry
+from trainable_torch.conformance import ADAPTER, laid_out
 from trainable_torch.quantizers import SteWeightsQuantizer
 
 ROOT = Path(__file__).parents[2]
 FEW = 5  # what is tested here is the way in; the laws have their own number of cases
 
 
-@conformance_checks(backend="torch", plugin="torch")
+@conformance_checks(backend="torch", plugin="torch", examples=5)  # for each of 18 quantizers: 90 cases per law
 def test_built_in_quantizers_keep_every_law(check):
     check()
 
@@ -165,7 +167,7 @@ def install(tmp_path, monkeypatch):
     monkeypatch.undo()
     registry.default_registry().reset()
     for module in set(sys.modules) - loaded:
-        if module.startswith(("trainable_ewgs", "trainable_fade")):
+        if module.startswith(("trainable_ewgs", "trainable_fade", "trainable_log_threshold")):
             del sys.modules[module]
 
 
@@ -178,6 +180,22 @@ def test_a_new_plugin_keeps_every_law_as_it_is_written(tmp_path, install, capsys
 def test_the_example_plugin_keeps_every_law(install, capsys):
     install(ROOT / "examples/plugin-ewgs/src", "trainable-ewgs", "ewgs = trainable_ewgs.plugin")
     assert main(["check", "--plugin", "ewgs", "--examples", str(FEW)]) == 0, capsys.readouterr().out
+
+
+def test_methods_with_variables_of_their_own_keep_every_law(install, capsys):
+    source = ROOT / "examples/plugin-log-threshold/src"
+    install(source, "trainable-log-threshold", "log_threshold = trainable_log_threshold.plugin")
+    slow = {"no_framework_leak"}  # it starts an interpreter for each class and grid
+    laws = [part for law in LAWS if law not in slow for part in ("--law", law)]
+    assert main(["check", "--plugin", "log_threshold", "--backend", "torch", "--examples", "3", *laws]) == 0, (
+        capsys.readouterr().out
+    )
+
+
+@pytest.mark.parametrize(("method", "lines"), [("tqt", 40), ("dsq", 50)])
+def test_the_estimators_are_short(method, lines):
+    source = ROOT / f"examples/plugin-log-threshold/src/trainable_log_threshold/torch_{method}.py"
+    assert len(source.read_text().splitlines()) <= lines
 
 
 def test_the_example_plugin_is_chosen_by_a_recipe(install):
@@ -200,3 +218,62 @@ def test_a_check_raises_its_counterexample():
     verdict = next(v for v in check_quantizer(TiesUp, "torch", laws=["tie_rule"], seed=0))
     with pytest.raises(ConformanceError, match="tie_rule"):
         raise ConformanceError(verdict.counterexample)
+
+
+@pytest.mark.parametrize(
+    ("expect", "code", "told"),
+    [
+        ("tie_rule=the method rounds up", 0, "all 1 checks passed, 1 broken as expected"),
+        ("TIES-Weights-SYMMETRIC-tie_rule=the method rounds up", 0, "broken as expected: the method rounds up"),
+        ("zero=why not", 1, "expected to be broken, and holds: why not"),
+        ("tie_rul=a typo", 2, "did you mean 'tie_rule'"),
+        ("tie_rule=", 2, "no reason"),
+        ("tie_rule", 2, "no reason"),
+    ],
+)
+def test_the_command_takes_expected_failures(broken_plugin, capsys, expect, code, told):
+    law = "zero" if expect.startswith("zero") else "tie_rule"
+    assert main(["check", "--plugin", "broken", "--law", law, "--examples", "20", "--expect", expect]) == code
+    output = capsys.readouterr()
+    assert told in output.out + output.err
+
+
+@pytest.mark.parametrize(
+    ("layout", "shape"),
+    [
+        ("transposed", (2, 3)),
+        ("strided", (2, 3)),
+        ("expanded", (4, 3)),
+        ("channels_last", (2, 3, 4, 5)),
+        ("channels_last_3d", (2, 3, 4, 5, 6)),
+    ],
+)
+def test_the_adapter_lays_tensors_out_as_it_says(layout, shape):
+    x = torch.arange(float(torch.Size(shape).numel())).reshape(shape)
+    x = x[:1].expand(shape).contiguous() if layout == "expanded" else x
+    laid = laid_out(x, layout)
+    assert torch.equal(laid, x)
+    assert laid.stride() != x.stride()
+    assert laid_out(x[:0], layout).shape == x[:0].shape
+    assert laid_out(torch.tensor(1.0), layout).item() == 1.0
+
+
+def observed(function):
+    """Return what the adapter observes of a quantizer that is a function."""
+
+    class Called(torch.nn.Module):
+        def forward(self, x, training):
+            return function(x)
+
+    x = np.ones(3, np.float32)
+    return ADAPTER.observe(Called(), x, x, training=True)
+
+
+def test_the_adapter_observes_what_a_call_leaves_behind():
+    kept: list[torch.Tensor] = []
+    nothing = observed(lambda x: x * 2)
+    assert (nothing.kept, nothing.shared, nothing.upstream_changed) == ((), (), False)
+    assert (nothing.mode_changed, nothing.recorded) == (False, (True, False))
+    assert observed(lambda x: (kept.append(x), x * 2)[1]).kept == ("the input",)
+    assert observed(lambda x: x.view(-1)).shared == ("the input", "an earlier output")
+    assert observed(lambda x: x.detach() * 2).recorded == (False, False)

@@ -64,7 +64,7 @@ def hasattr_(of, attribute):
 if name:
     builtins.getattr, builtins.hasattr = getattr_, hasattr_  # not all of these names can be deleted
 import trainable_torch
-from trainable_torch.kernels import remarks
+from trainable_torch.kernels.eligible import remarks
 
 builtins.getattr, builtins.hasattr = real_getattr, real_hasattr
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import trainable_torch
 from trainable_core.validation import MAX_THRESHOLD
 from trainable_torch import ops
 from trainable_torch.grid import Form, SymmetricScale, UniformGrid
@@ -28,6 +29,7 @@ pytestmark = [
 ]
 
 ROOT = Path(__file__).parents[2]
+RECIPE = {"activations": {"method": "SYMMETRIC", "n_bits": 4, "training_method": "STE"}}
 
 
 @pytest.fixture(autouse=True)
@@ -310,3 +312,44 @@ def test_a_forked_process_has_threads_of_its_own():
         [sys.executable, "-W", "ignore", "-c", FORK], env=environment, timeout=120, capture_output=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+# ---- small layers ---------------------------------------------------------------------------------------------------
+
+
+def table_for(x, scale_shape=(), gradient_scale=None):
+    """Return what is constant about quantizing tensors like `x` to a signed grid of 4 bits."""
+    form = Form(SymmetricScale, (LOW, 8.0, False), -8, 7, centered=True)
+    return native.part(form, scale_shape, x.shape, x.stride(), gradient_scale)
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        torch.randn(2 * native.SHARE),  # worth a second thread
+        torch.randn(4, 6)[:, ::2],
+        torch.randn(1, 6).expand(4, 6),
+    ],
+    ids=["large", "with holes", "overlapping"],
+)
+def test_what_is_large_or_not_dense_is_not_for_the_tables(x):
+    assert table_for(x) is None
+
+
+def test_too_short_lines_are_not_for_the_tables():
+    assert table_for(torch.randn(6, 4), (4,)) is None
+    assert table_for(torch.randn(2, 6, 4), (6, 1)) is None
+    assert table_for(torch.randn(2, 6, 8), (6, 1)) is not None
+
+
+def test_a_table_is_kept_for_its_shape_and_rule_and_is_never_written_into():
+    x = torch.randn(4, 8)
+    table = table_for(x)
+    assert table is table_for(torch.randn(4, 8))
+    assert table is not table_for(torch.randn(8, 4))
+    assert table is not table_for(x.t())
+    assert table is not table_for(x, gradient_scale=0.5)
+    before = table.table[:]
+    model = trainable_torch.wrap(torch.nn.Sequential(torch.nn.Linear(8, 4)), RECIPE)
+    trainable_torch.calibrate(model, [x]).train()(x).sum().backward()
+    assert table.table == before

@@ -318,6 +318,24 @@ def test_functions_that_no_kernel_computes_are_islands_with_their_reason():
     assert quantized_tensors(qmodel) == {"fc: input", "fc: output", "out: input", "out: output"}
 
 
+def test_an_empty_tensor_that_the_example_shows_needs_no_quantizer():
+    """As the cache of keys and values before its first use."""
+
+    class Cached(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc, self.out = nn.Linear(4, 4), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            cache = x.new_zeros(int(x.shape[0]), 0)
+            return self.out(torch.cat([cache, self.fc(x)], 1))
+
+    x = vectors(3, 4)
+    qmodel = ready_with(Cached(), how(), x, x)
+    assert quantized_tensors(qmodel) == {"fc: input", "fc: output", "cat: output", "out: output"}
+    assert assert_every_bias_is_on_the_grid_of_its_input(trainable_torch.finalize(qmodel), x) == 2
+
+
 def test_a_layer_that_no_graph_shows_gets_quantizers_on_both_sides():
     class Branches(nn.Module):
         def __init__(self) -> None:

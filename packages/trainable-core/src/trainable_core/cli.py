@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import itertools
 import json
 import platform
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from importlib import import_module, metadata, util
 from pathlib import Path
@@ -16,6 +18,7 @@ from typing import Any
 from trainable_core import __version__
 from trainable_core.conformance import commands
 from trainable_core.errors import INSTALL, DocumentError, TrainableError
+from trainable_core.export import commands as verifying
 from trainable_core.hookspecs import Backend
 from trainable_core.registry.process import default_registry
 from trainable_core.registry.registry import Registry
@@ -28,6 +31,9 @@ UNKNOWN_VERSION = "version unknown"
 
 UNFOLDED = 100_000
 """Columns of an output that is no terminal: more than any table needs, so that no cell is folded."""
+
+FOLDED = 120
+"""Columns of what ``doctor`` prints there: people send it to each other."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,7 +184,7 @@ def _remarks(backend: Backend) -> list[str]:
 
 def _print_report(report: dict[str, Any]) -> None:
     versions = [(name, version or "missing") for name, version in report["versions"].items()]
-    _print_table("versions", ("name", "version"), versions)
+    _print_table("versions", ("name", "version"), versions, FOLDED)
     backends = [
         (
             backend["name"],
@@ -189,7 +195,7 @@ def _print_report(report: dict[str, Any]) -> None:
         )
         for backend in report["backends"]
     ]
-    _print_table("backends", ("name", "distribution", "framework", "ties", "quantizers"), backends)
+    _print_table("backends", ("name", "distribution", "framework", "ties", "quantizers"), backends, FOLDED)
     plugins = [
         (
             plugin["name"],
@@ -199,15 +205,15 @@ def _print_report(report: dict[str, Any]) -> None:
         )
         for plugin in report["plugins"]
     ]
-    _print_table("plugins", ("name", "distribution", "state", "problem"), plugins)
+    _print_table("plugins", ("name", "distribution", "state", "problem"), plugins, FOLDED)
     if report["clashes"]:
         clashes = [(clash["key"], "; ".join(clash["providers"])) for clash in report["clashes"]]
-        _print_table("clashes", ("quantizer", "provided by"), clashes)
-    for backend in report["backends"]:
-        for remark in backend["remarks"]:
-            sys.stdout.write(f"{backend['name']}: {remark}\n")
-    for name in report["unknown_disabled"]:
-        sys.stdout.write(f"TRAINABLE_DISABLE_PLUGINS names {name!r}, which no installed plugin is called\n")
+        _print_table("clashes", ("quantizer", "provided by"), clashes, FOLDED)
+    notes = [f"{backend['name']}: {remark}" for backend in report["backends"] for remark in backend["remarks"]]
+    unknown = "which no installed plugin or distribution is called"
+    notes += [f"TRAINABLE_DISABLE_PLUGINS names {name!r}, {unknown}" for name in report["unknown_disabled"]]
+    for note in notes:
+        sys.stdout.write(textwrap.fill(note, FOLDED, subsequent_indent="  ", break_on_hyphens=False) + "\n")
     sys.stdout.write(
         "all is well\n" if report["ok"] else "something is broken: see missing, failed and clashes above\n"
     )
@@ -238,6 +244,12 @@ COMMANDS = (
         "Show which installed backend implements which training method on which grid.",
         commands.matrix_arguments,
         lambda arguments: commands.matrix(arguments, _print_table),
+    ),
+    Command(
+        "verify",
+        "Run an exported file in ONNX Runtime and compare every code with NumPy's; exit with 1 when one differs.",
+        verifying.arguments,
+        lambda arguments: verifying.verify(arguments, _print_table),
     ),
     Command(
         "new-plugin",
@@ -286,8 +298,8 @@ def _print_json(document: object) -> None:
     sys.stdout.write(json.dumps(document, indent=2) + "\n")
 
 
-def _print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table, drawn by rich where it is installed; one line per row either way when nobody watches."""
+def _print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], unwatched: int = UNFOLDED) -> None:
+    """Print a table, drawn by rich where it is installed; not wider than `unwatched` where that is no terminal."""
     if not rows:
         sys.stdout.write(f"{title}: none\n")
         return
@@ -297,22 +309,29 @@ def _print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str
         from rich.table import Table  # noqa: PLC0415
         from rich.text import Text  # noqa: PLC0415
     except ImportError:
-        sys.stdout.write(_plain_table(title, columns, cells))
+        sys.stdout.write(_plain_table(title, columns, cells, unwatched))
         return
     table = Table(*columns, title=title, title_justify="left")
     for row in cells:
         table.add_row(*map(Text, row))  # Text: brackets in an error message are not markup
     console = Console(file=sys.stdout)
     if not console.is_terminal:
-        console.width = UNFOLDED
+        console.width = unwatched
     console.print(table)
 
 
-def _plain_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def _plain_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], limit: int) -> str:
     lines = [list(columns), *rows]
     widths = [max(len(line[index]) for line in lines) for index in range(len(columns))]
-    padded = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-    return "\n".join([title, *(f"  {line}" for line in padded)]) + "\n"
+    while sum(widths) + 2 * len(widths) > limit:  # the widest column is folded
+        widths[widths.index(max(widths))] -= 1
+    folded: list[str] = []
+    for line in lines:
+        cells = [textwrap.wrap(cell, width, break_on_hyphens=False) for cell, width in zip(line, widths, strict=True)]
+        for parts in itertools.zip_longest(*cells, fillvalue=""):
+            padded = "  ".join(part.ljust(width) for part, width in zip(parts, widths, strict=True))
+            folded.append(f"  {padded}".rstrip())
+    return "\n".join([title, *folded]) + "\n"
 
 
 if __name__ == "__main__":

@@ -42,8 +42,29 @@ def install_hint(backend: str) -> str:
 
 def nearest(asked: object, known: Iterable[str]) -> str:
     """Return a ``Hint`` line naming the known word closest to the one asked for, or an empty string."""
-    close = difflib.get_close_matches(str(asked), list(known), n=1, cutoff=0.5)
+    words = list(known)
+    close = difflib.get_close_matches(str(asked), words, n=1, cutoff=0.5)
+    if not close:  # one that differs in nothing but case is as near as can be
+        folded = {word.casefold(): word for word in reversed(words)}
+        close = [folded[word] for word in difflib.get_close_matches(str(asked).casefold(), list(folded), 1, 0.5)]
     return f"\nHint: did you mean {close[0]!r}?" if close else ""
+
+
+TOLD_FAILURES: Final = 5
+"""How many broken plugins a message tells of."""
+
+TOLD_LENGTH: Final = 200
+"""How many characters it tells of each one's reason."""
+
+
+def _failures(failed: Mapping[str, str]) -> list[str]:
+    """Return a line for each of the first broken plugins, and how many more there are."""
+    lines = []
+    for name, reason in list(failed.items())[:TOLD_FAILURES]:
+        text = " ".join(reason.split())
+        lines.append(f"plugin {name!r} failed: {text if len(text) <= TOLD_LENGTH else text[:TOLD_LENGTH] + ' ...'}")
+    more = len(failed) - TOLD_FAILURES
+    return [*lines, f"{more} more plugins failed: `trainable doctor` shows them all"] if more > 0 else lines
 
 
 class TrainableError(Exception):
@@ -65,13 +86,16 @@ class UnknownQuantizerError(TrainableError, LookupError):
         *,
         known_backends: Collection[str] = (),
         built_in: Collection[str] = (),
+        elsewhere: Collection[str] = (),
     ) -> None:
-        self.key, self.known, self.failed = key, list(known), dict(failed)
+        self.key, self.known, self.failed, self.elsewhere = key, list(known), dict(failed), list(elsewhere)
         lines = [f"no quantizer is registered for {key}"]
         lines.append("registered for this backend: " + (", ".join(sorted({str(k) for k in known})) or "none"))
-        lines += [f"plugin {name!r} failed: {reason}" for name, reason in failed.items()]
+        lines += _failures(failed)
         if key.backend not in known_backends:
             lines.append(install_hint(key.backend))
+        elif elsewhere and key.quantizer_id not in {k.quantizer_id for k in known}:
+            lines.append(f"Hint: {key.quantizer_id!r} exists only for other backends: {', '.join(elsewhere)}.")
         else:
             methods = {k.quantizer_id for k in known} | set(built_in)
             hint = "" if key.quantizer_id in methods else nearest(key.quantizer_id, methods).strip()
@@ -98,7 +122,7 @@ class UnknownBackendError(TrainableError, LookupError):
     def __init__(self, backend: str, known: Collection[str], failed: Mapping[str, str]) -> None:
         self.backend, self.known, self.failed = backend, list(known), dict(failed)
         lines = [f"no backend {backend!r} is installed; installed: {', '.join(sorted(known)) or 'none'}"]
-        lines += [f"plugin {name!r} failed: {reason}" for name, reason in failed.items()]
+        lines += _failures(failed)
         lines.append(nearest(backend, known).strip() or install_hint(backend))
         super().__init__("\n".join(lines))
 
@@ -226,6 +250,14 @@ class FrameworkError(TrainableError, ImportError):
     def __init__(self, backend: str, problem: str, hint: str) -> None:
         self.backend, self.problem, self.hint = backend, problem, hint
         super().__init__(f"backend {backend!r}: {problem}\nHint: {hint}")
+
+
+class MissingLibraryError(TrainableError, ImportError):
+    """Raised when a library that a target needs is not installed, or can't be imported."""
+
+    def __init__(self, library: str, purpose: str, problem: str, install: str) -> None:
+        self.library, self.purpose, self.problem, self.install = library, purpose, problem, install
+        super().__init__(f"{purpose} needs {library}, which can't be imported: {problem}\nHint: {install}")
 
 
 class DocumentError(TrainableError, ValueError):

@@ -14,6 +14,7 @@ from typing import Any, Final
 import pluggy
 
 from trainable_core.enums import TieRule
+from trainable_core.key import is_readable
 
 PROJECT: Final = "trainable"
 """Entry point group, and pluggy's name of the project."""
@@ -41,8 +42,12 @@ class Backend:
     conformance : str, optional
         Import path of the module with the adapter for the conformance kit; by default ``<verbs>.conformance``.
     remarks : str, optional
-        Import path of a function that ``trainable doctor`` calls, e.g. ``"trainable_torch.kernels:remarks"``: without
-        arguments it returns a list of sentences about this installation, such as what is slower than it could be.
+        Import path of a function that ``trainable doctor`` calls, e.g. ``"trainable_torch.kernels.eligible:remarks"``:
+        without arguments it returns a list of sentences about this installation, such as what is slower than it could
+        be.
+    quantizer_base : str, optional
+        Import path of the class that its quantizers are subclasses of, e.g.
+        ``"trainable_torch:BasePytorchTrainableQuantizer"``; other classes are refused when the backend is asked for.
     """
 
     name: str
@@ -52,8 +57,12 @@ class Backend:
     verbs: str
     conformance: str = ""
     remarks: str = ""
+    quantizer_base: str = ""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not is_readable(self.name):
+            message = f"name {self.name!r} is blank, begins or ends with a space, or holds what can't be printed"
+            raise TypeError(message)
         if isinstance(self.framework, str):  # a str is a sequence too: of letters
             message = f"framework must be a tuple of distribution names, got the string {self.framework!r}"
             raise TypeError(message)

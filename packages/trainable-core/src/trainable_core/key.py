@@ -19,6 +19,17 @@ class Key(NamedTuple):
         return f"{self.backend}/{self.target}/{self.quantizer_id}/{self.method}"
 
 
+def is_readable(name: str) -> bool:
+    """Return whether a name can be read and typed: printable, not blank, and without spaces around it.
+
+    Examples
+    --------
+    >>> is_readable("EWGS"), is_readable(" "), is_readable(chr(9)), is_readable("EWGS ")
+    (True, False, False, False)
+    """
+    return bool(name) and name.isprintable() and name == name.strip()
+
+
 def identifier_text(quantizer_id: object) -> str:
     """Return the string a training method is registered under: an enum member gives its name, anything else ``str()``.
 

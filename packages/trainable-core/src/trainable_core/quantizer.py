@@ -30,7 +30,7 @@ from trainable_core.errors import (
     nearest,
 )
 from trainable_core.key import identifier_text
-from trainable_core.reference.method import Method, TrainingForward
+from trainable_core.reference.method import DECLARED, Dependence, Method, OwnVariable, TrainingForward, own_variable
 from trainable_core.registry.marks import marks_of
 from trainable_core.validation import check_params, plain
 
@@ -65,8 +65,9 @@ class Structure:
 class BaseTrainableQuantizer:
     """Framework-free part of every trainable quantizer: config, variables, calibration, conversion to numbers, JSON.
 
-    A backend's base class adds the framework's module type and four primitives (`add_quantizer_variable`,
-    `get_trainable_variables`, `to_numpy`, `assign`); a method adds how a tensor is fake-quantized.
+    A backend's base class adds the framework's module type and its primitives (`add_quantizer_variable`,
+    `get_trainable_variables`, `read_variable`, `to_numpy`, `assign`, and those of a schedule's step); a method adds how
+    a tensor is fake-quantized.
 
     Parameters
     ----------
@@ -85,26 +86,40 @@ class BaseTrainableQuantizer:
     Notes
     -----
     A method declares itself by class attributes: `declaration`, or `learns_grid` (thresholds and ranges become trained
-    variables of the group QPARAMS), `own_variables`, `training_forward` and `conformance_arguments`. It may override
-    `widths` (several grids of different bit widths), `selected_width` and `select_width` (which of them is deployed),
-    `add_variables` (variables of its own), `get_arguments`, `regularization` (a term for the loss) and `advance` (a
-    schedule). `widths` is asked once, when the quantizer is initialized; from then on `structure` has the answer.
+    variables of the group QPARAMS), `grid_parameters` (other variables are trained in their place), `own_variables`,
+    `training_forward`, `counts_steps` (a schedule), `depends_on`, `deploys_values` and `conformance_arguments`. It may
+    override `widths` (several grids of different bit widths), `selected_width` and `select_width` (which of them is
+    deployed), `add_variables` (variables that no declaration makes), `encode_grid` and `decode_grid`, `get_arguments`,
+    `regularization` (a term for the loss) and `advance` (a schedule that counts in its own way). `widths` is asked
+    once, when the quantizer is initialized; from then on `structure` has the answer.
     """
 
     backend: ClassVar[str]
     """Name of the backend the class belongs to; set by the backend's base class."""
 
     declaration: ClassVar[Method | None] = None
-    """What a built-in's reference declares; sets the four attributes below. A plugin may set them one by one."""
+    """What a built-in's reference declares; sets the attributes below. A plugin may set them one by one."""
 
     learns_grid: ClassVar[bool] = False
     """Whether thresholds and ranges are trained."""
 
-    own_variables: ClassVar[tuple[str, ...]] = ()
-    """Names of the variables that the method adds and trains beside thresholds and ranges."""
+    grid_parameters: ClassVar[tuple[str, ...]] = ()
+    """Names of the variables that stand for the threshold, or for the range, where others are trained in its place."""
+
+    own_variables: ClassVar[tuple[str | OwnVariable, ...]] = ()
+    """The variables that the method trains beside thresholds and ranges."""
 
     training_forward: ClassVar[TrainingForward] = "deployed"
     """Whether values in training are the deployed ones, soft (until `schedule_end` counted steps) or random."""
+
+    counts_steps: ClassVar[bool] = False
+    """Whether training steps are counted for a schedule, in the state variable ``step``."""
+
+    depends_on: ClassVar[Dependence] = "element"
+    """Whether an element's value depends on the element alone, on its channel, or on the whole tensor."""
+
+    deploys_values: ClassVar[bool] = False
+    """Whether finalizing stores the quantized values in the place of the float weights."""
 
     conformance_arguments: ClassVar[tuple[dict[str, Any], ...]] = ()
     """Further arguments of the constructor that the conformance kit tries besides the defaults."""
@@ -118,10 +133,8 @@ class BaseTrainableQuantizer:
         super().__init_subclass__(**options)
         declared = vars(cls).get("declaration")
         if declared is not None:
-            cls.learns_grid = declared.learns_grid
-            cls.own_variables = declared.own_variables
-            cls.training_forward = declared.training_forward
-            cls.conformance_arguments = declared.conformance_arguments
+            for name in DECLARED:
+                setattr(cls, name, getattr(declared, name))
 
     def __init__(self, quantization_config: TrainableQuantizerConfig, freeze_quant_params: bool = False) -> None:  # noqa: FBT001, FBT002 - the seed's signature
         self._check_config(quantization_config)
@@ -179,6 +192,24 @@ class BaseTrainableQuantizer:
         """Return the variables of one group that an optimizer may change; none when frozen."""
 
     @abstractmethod
+    def read_variable(self, name: str, ndim: int | None = None) -> Any:
+        """Return the value of a variable as a tensor of the framework, in whose graph gradients reach the variable.
+
+        Parameters
+        ----------
+        name : str
+            The variable's name.
+        ndim : int, optional
+            Number of dimensions of the tensor that it is to be computed with: a variable with a value per channel is
+            shaped to broadcast against it. By default the variable's own shape.
+
+        Raises
+        ------
+        QuantizerStateError
+            When there is no such variable.
+        """
+
+    @abstractmethod
     def to_numpy(self, variable: Any) -> NDArray[Any]:
         """Return a variable's value as a NumPy array."""
 
@@ -230,8 +261,73 @@ class BaseTrainableQuantizer:
         """Return a scalar term for the loss, or None when the method has none."""
         return None
 
+    def encode_grid(self, numbers: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:  # noqa: ARG002 - a subclass's
+        """Return the values of `grid_parameters` that stand for a threshold or a range, in NumPy.
+
+        Parameters
+        ----------
+        numbers : dict of str to float64 array
+            ``threshold``, or ``range_min`` and ``range_max``, all of the shape of the variables; thresholds are
+            positive, and ``range_min < range_max``.
+
+        Returns
+        -------
+        dict of str to array
+            A value of the same shape for each of `grid_parameters`. Each element follows from the same element of the
+            numbers, and back.
+        """
+        raise self._no_parameters("encode_grid")
+
+    def decode_grid(self, variables: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG002 - a subclass's
+        """Return the threshold or the range that the values of `grid_parameters` stand for, as tensors.
+
+        Parameters
+        ----------
+        variables : dict of str to tensor
+            The values of `grid_parameters`; gradients given to the result reach the variables through it.
+
+        Returns
+        -------
+        dict of str to tensor
+            ``threshold``, or ``range_min`` and ``range_max``. They need no bounds: those of the grid are applied to
+            them, and a gradient that is not finite counts as zero.
+        """
+        raise self._no_parameters("decode_grid")
+
+    def _no_parameters(self, method: str) -> Exception:
+        declared = ", ".join(self.grid_parameters) or "nothing"
+        return NotImplementedError(
+            f"{type(self).__name__} declares {declared} as grid_parameters and has no `{method}`"
+        )
+
+    # ---- a schedule's step ------------------------------------------------------------------------------------------
+
     def advance(self) -> None:
-        """Count one training step, before its values are computed; a method with a schedule overrides it."""
+        """Count one training step, before its values are computed; a schedule that counts otherwise overrides it."""
+        if self.counts_steps:
+            self.count_step()
+
+    def count_step(self) -> None:
+        """Add one to the state variable ``step``; a backend writes it."""
+        raise NotImplementedError
+
+    def add_step(self) -> None:
+        """Create the state variable ``step``; a backend writes it."""
+        raise NotImplementedError
+
+    @property
+    def counted_steps(self) -> int:
+        """Number of training steps counted so far; setting it continues the schedule from there."""
+        return 0
+
+    @counted_steps.setter
+    def counted_steps(self, count: int) -> None:
+        raise NotImplementedError
+
+    @property
+    def has_schedule(self) -> bool:
+        """Whether training steps have to be counted by `advance`."""
+        return self.counts_steps or type(self).advance is not BaseTrainableQuantizer.advance
 
     # ---- the seed's interface ---------------------------------------------------------------------------------------
 
@@ -316,6 +412,12 @@ class BaseTrainableQuantizer:
             for names in structure.names.values():
                 for variable_name in names:
                     self.add_quantizer_variable(variable_name, np.full(variable_shape, np.nan, np.float32))
+            for own in map(own_variable, self.own_variables):
+                if own.initial is not None:
+                    value = np.full(own.shape(variable_shape), own.initial, np.float32)
+                    self.add_quantizer_variable(own.name, value, own.group, trained=True)
+            if self.counts_steps:
+                self.add_step()
             self.add_variables()
             params = {width: self._config_params(width) for width in structure.widths}
             if all(set(given) - {SIGNED} for given in params.values()):
@@ -329,15 +431,21 @@ class BaseTrainableQuantizer:
         return self.quantization_config.quantization_params
 
     def _structure(self, shape: tuple[int, ...]) -> Structure:
-        widths, keys = self.widths, qparams.variable_names(self.quantization_config.quantization_method)
+        widths, keys = self.widths, self._grid_keys
         if len(widths) == 1:
             return Structure(widths, widths[0], shape, {widths[0]: keys})
         return Structure(widths, None, shape, {width: tuple(f"{key}_{width}" for key in keys) for width in widths})
 
     # ---- numbers ----------------------------------------------------------------------------------------------------
 
+    @property
+    def _grid_keys(self) -> tuple[str, ...]:
+        return self.grid_parameters or qparams.variable_names(self.quantization_config.quantization_method)
+
     def grid_variables(self, width: int) -> dict[str, Any]:
         """Return the variables that one width's grid is made from, by their plain names.
+
+        These are ``threshold``, or ``range_min`` and ``range_max``, or what the class declares as `grid_parameters`.
 
         Raises
         ------
@@ -348,8 +456,47 @@ class BaseTrainableQuantizer:
         if names is None:
             known = ", ".join(map(str, self.structure.widths)) or "none; initialize_quantization was not called"
             raise QuantizerStateError(self.subject, f"no grid of {width} bits; widths: {known}")
-        keys = qparams.variable_names(self.quantization_config.quantization_method)
-        return {key: getattr(self, name) for key, name in zip(keys, names, strict=True)}
+        return {key: getattr(self, name) for key, name in zip(self._grid_keys, names, strict=True)}
+
+    def grid_tensors(self, width: int) -> dict[str, Any]:
+        """Return threshold or range ends of one width as tensors, as far as the variables say them: not bounded yet."""
+        return self.decode_grid(self.grid_variables(width)) if self.grid_parameters else self.grid_variables(width)
+
+    def grid_numbers(self, width: int) -> dict[str, NDArray[Any]]:
+        """Return threshold or range ends of one width in NumPy, float32; what `decode_grid` makes of the variables.
+
+        Raises
+        ------
+        QuantizerStateError
+            When there is no grid of that width.
+        """
+        variables = self.grid_variables(width)
+        numbers = self.grid_tensors(width) if self.grid_parameters else variables
+        return {key: np.asarray(self.to_numpy(value), np.float32) for key, value in numbers.items()}
+
+    def encoded(self, numbers: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
+        """Return the values of the grid's variables for a threshold or range: the numbers, or what `encode_grid` makes.
+
+        Raises
+        ------
+        InvalidArgumentError, ShapeMismatchError
+            When `encode_grid` returns other names, other shapes, or what is not finite.
+        """
+        if not self.grid_parameters:
+            return {key: np.asarray(value, np.float32) for key, value in numbers.items()}
+        subject = f"{self.subject}: encode_grid"
+        made = self.encode_grid({key: np.asarray(value, np.float64) for key, value in numbers.items()})
+        if set(made) != set(self.grid_parameters):
+            raise InvalidArgumentError(subject, f"it returned {sorted(made)}, needed {sorted(self.grid_parameters)}")
+        shape = np.shape(next(iter(numbers.values())))
+        values = {key: np.asarray(made[key], np.float32) for key in self.grid_parameters}
+        for key, value in values.items():
+            if value.shape != shape:
+                raise ShapeMismatchError(f"{subject}: {key}", f"shape {shape}", f"shape {value.shape}")
+            if not np.isfinite(value).all():
+                given = {name: np.asarray(number).tolist() for name, number in numbers.items()}
+                raise InvalidArgumentError(f"{subject}: {key}", f"{value.tolist()} for {given} is not finite")
+        return values
 
     def set_quantization_params(self, params: Mapping[int, Mapping[str, Any]]) -> None:
         """Take over calibrated numbers.
@@ -385,11 +532,12 @@ class BaseTrainableQuantizer:
             if not values:
                 raise InvalidArgumentError(self.subject, f"no numbers for width {width}: {dict(given)}")
             signs.add(self.signed if RANGE_MIN in given else bool(given.get(SIGNED, self.signed)))
-            for key, variable in self.grid_variables(width).items():
-                value, shape = values[key], tuple(variable.shape)
+            variables, shape = self.grid_variables(width), self.structure.shape
+            for key, value in values.items():
                 if value.size != 1 and value.shape != shape:
                     raise ShapeMismatchError(f"{self.subject}: {key}", f"shape {shape}", f"shape {value.shape}")
-                new.append((variable, np.broadcast_to(value.reshape(-1) if shape else value.reshape(()), shape).copy()))
+                values[key] = np.broadcast_to(value.reshape(-1) if shape else value.reshape(()), shape)
+            new += [(variables[key], value.copy()) for key, value in self.encoded(values).items()]
         if len(signs) != 1:
             raise InvalidArgumentError(self.subject, f"{SIGNED!r} differs between widths")
         for variable, value in new:
@@ -430,7 +578,7 @@ class BaseTrainableQuantizer:
         config = self.quantization_config
         width = self.selected_width if width is None else width
         return qparams.from_variables(
-            {key: self.to_numpy(variable) for key, variable in self.grid_variables(width).items()},
+            self.grid_numbers(width),
             config.quantization_method,
             width,
             signed=self.signed,
@@ -461,7 +609,7 @@ class BaseTrainableQuantizer:
         """Return what `from_config` rebuilds the quantizer from: JSON-clean, candidates and trained values included."""
         config = self.quantization_config
         state = {name: self.to_numpy(self.get_quantizer_variable(name)).tolist() for name in self.variable_names}
-        return {
+        document = {
             "quantization_config": config_document(config),
             "freeze_quant_params": self.freeze_quant_params,
             "arguments": self.get_arguments(),
@@ -469,6 +617,7 @@ class BaseTrainableQuantizer:
             "signed": self.signed,
             "variables": state if self.calibrated else {},
         }
+        return {**document, "step": self.counted_steps} if self.counts_steps else document
 
     @classmethod
     def from_config(cls: type[Q], config: Mapping[str, Any]) -> Q:  # noqa: PYI019 - Self is not in Python 3.10
@@ -483,6 +632,9 @@ class BaseTrainableQuantizer:
         """
         subject = f"{cls.__name__}.from_config"
         document = read_document(config, subject)
+        step = config.get("step")
+        if cls.counts_steps and (not isinstance(step, int) or isinstance(step, bool)):
+            raise InvalidArgumentError(subject, f"not a quantizer's config: 'step' is {step!r}")
         try:
             quantizer = cls(
                 document.quantization_config, freeze_quant_params=document.freeze_quant_params, **document.arguments
@@ -492,6 +644,8 @@ class BaseTrainableQuantizer:
         if document.variables:
             quantizer._restore(document.variables, document.tensor_ndim)
             quantizer.signed, quantizer.calibrated = document.signed, True
+        if isinstance(step, int) and cls.counts_steps and quantizer.variable_names:
+            quantizer.counted_steps = step
         return quantizer
 
     def _restore(self, variables: Mapping[str, NDArray[Any]], tensor_ndim: int) -> None:

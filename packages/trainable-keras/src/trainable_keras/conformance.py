@@ -4,19 +4,22 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from trainable_core.conformance.adapter import BaseAdapter, Observed, Run, State, Way
 from trainable_core.enums import TieRule
 from trainable_keras.framework import Framework
 
 Array = NDArray[Any]
 
 
-class KerasAdapter:
+class KerasAdapter(BaseAdapter):
     """The part of a `trainable_core.conformance.adapter.Adapter` that is the same for both Kerases.
 
     Parameters
@@ -26,6 +29,8 @@ class KerasAdapter:
     """
 
     tie_rule, subnormals = TieRule.HALF_UP, False
+    devices: tuple[str, ...]
+    cases = 54  # an eager call takes milliseconds, and every shape is traced anew
 
     def __init__(self, framework: Framework) -> None:
         self.framework = framework
@@ -41,8 +46,45 @@ class KerasAdapter:
         quantizer.initialize_quantization(shape, "tensor", None)
         return quantizer
 
-    def deploy(self, quantizer: Any, x: Array) -> Array:
-        return self.to_array(quantizer.convert2inferable()(self.framework.functions.floats(x)))
+    def tensor(self, x: Array, dtype: str) -> Any:
+        """Return values as a tensor of a dtype."""
+        raise NotImplementedError
+
+    def dtype_name(self, tensor: Any) -> str:
+        """Return the name of a tensor's dtype."""
+        raise NotImplementedError
+
+    def deployed(self, quantizer: Any) -> Callable[[Array, str, Way], Run]:
+        inferable = quantizer.convert2inferable()
+
+        def call(x: Array, dtype: str, way: Way) -> Run:  # noqa: ARG001 - tensors have one layout
+            given = self.tensor(x, dtype)
+            output = inferable(given)
+            return Run(self.to_array(output), self.dtype_name(output), self.devices[0], self.to_array(given))
+
+        return call
+
+    def observe(self, quantizer: Any, x: Array, upstream: Array, *, training: bool) -> Observed:
+        del upstream  # tensors can't be changed
+        given = self.tensor(x, "float32")
+        output = quantizer(given, training=training)
+        held = {"the input": weakref.ref(given), "the output": weakref.ref(output)}
+        del given, output
+        if any(reference() is not None for reference in held.values()):
+            gc.collect(1)  # what only a cycle holds is not kept; it is young
+        return Observed(tuple(name for name, reference in held.items() if reference() is not None))
+
+    def collected(self, quantizer: Any, x: Array) -> list[float]:
+        quantizer(self.tensor(x, "float32"), training=True)
+        return [float(self.to_array(each)) for each in quantizer.losses]
+
+    def entries(self, quantizer: Any) -> dict[str, Array]:
+        store: dict[str, Array] = {}
+        quantizer.save_own_variables(store)
+        return store
+
+    def restore_entries(self, quantizer: Any, state: State) -> None:
+        quantizer.load_own_variables(dict(state))
 
     def trained(self, quantizer: Any) -> dict[str, Any]:
         return {self.framework.variable_name(variable): variable for variable in quantizer.trainable_variables}

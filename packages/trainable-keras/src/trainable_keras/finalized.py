@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +18,18 @@ def finalize(framework: Framework, qmodel: Any) -> Any:
     require_calibrated(trainable_quantizers(qmodel), type(qmodel).__name__, "trainable_keras")
     deployed = copy_model(framework, qmodel)
     with framework.strategy_of(qmodel):
+        _store_values(framework, parts_of(deployed))
         for part in parts_of(deployed):
             part.convert_to_inferable_quantizers()
     note(framework, deployed, replace(state, finalized=True))
     return deployed
+
+
+def _store_values(framework: Framework, parts: Iterable[Any]) -> None:
+    """Put the quantized values in the place of float weights whose method deploys these; see `deploys_values`."""
+    wrappers = [part for part in parts if hasattr(part, "get_weights_vars")]
+    weights = {id(w): (w, q) for wrapper in wrappers for _, w, q in wrapper.get_weights_vars()}  # shared weights once
+    for weight, quantizer in weights.values():
+        if getattr(quantizer, "deploys_values", False) and quantizer.quantization_config.enabled:  # not inferable yet
+            values = quantizer(framework.functions.read(weight), training=False)
+            framework.assign(weight, framework.functions.to_numpy(values))

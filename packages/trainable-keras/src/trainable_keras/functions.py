@@ -20,7 +20,9 @@ class Functions:
     ----------
     maximum, minimum, where, isnan, isfinite, abs, floor, round, zeros_like, stack, argmax, reshape : callable
         NumPy's.
-    sum : callable
+    exp, log, tanh : callable
+        NumPy's; compilers may give other last bits.
+    sum, max : callable
         NumPy's, with ``axis`` and ``keepdims``.
     all_of, any_of : callable
         ``logical_and`` and ``logical_or``.
@@ -76,11 +78,15 @@ class Functions:
     abs: Function
     floor: Function
     round: Function
+    exp: Function
+    log: Function
+    tanh: Function
     zeros_like: Function
     stack: Function
     argmax: Function
     reshape: Function
     sum: Function
+    max: Function
     all_of: Function
     any_of: Function
     bits_and: Function

@@ -40,6 +40,36 @@ class HalfUp:
         self._forward = functools.cache(self._make_forward)
         self._ste = functools.cache(self._make_ste)
         self._lsq = functools.cache(self._make_lsq)
+        self._finite_gradient = functools.cache(self._make_finite_gradient)
+        self._straight_through = functools.cache(self._make_straight_through)
+        self._exp2 = functools.cache(self._make_exp2)
+
+    def exp2(self, u: Tensor) -> Tensor:
+        """Return ``2**u``, float32, exact for whole numbers on every engine and in every compiler.
+
+        A threshold that is a power of two stays that power: an `exp2` that is off by the last bit would round it up to
+        the next one on a grid of method POWER_OF_TWO. Below ``2**-126`` the result is 0, from ``2**128`` on it is
+        infinite.
+        """
+        return self._exp2()(u)
+
+    def straight_through(self, values: Tensor, smooth: Tensor) -> Tensor:
+        """Return `values`, bit for bit, with the gradient of `smooth`.
+
+        It is what ``smooth + stop_gradient(values - smooth)`` means; in float32 that sum is not always `values`.
+
+        Parameters
+        ----------
+        values : Tensor
+            What is returned; it gets no gradient.
+        smooth : Tensor, same shape
+            What the gradient goes to, as it comes.
+        """
+        return self._straight_through()(values, smooth)
+
+    def finite_gradient(self, x: Tensor) -> Tensor:
+        """Return `x`; what comes back as its gradient and is not finite becomes 0."""
+        return self._finite_gradient()(x)
 
     def round_half_up(self, v: Tensor) -> Tensor:
         """Return `v` rounded to integers, ties towards plus infinity; a zero is +0.0."""
@@ -113,6 +143,51 @@ class HalfUp:
             return lsq.gradient_scale(size // scales * replicas, quant_max)
         sharing = self._f.maximum(size / scales * replicas, 1.0)
         return self._f.rsqrt(sharing * max(quant_max, 1))
+
+    def _make_finite_gradient(self) -> Function:
+        f = self._f
+
+        def identity(x: Tensor) -> Tensor:
+            return x + 0.0
+
+        def backward(upstream: Tensor, _: Tensor, __: Tensor) -> tuple[Tensor, ...]:
+            return (f.where(f.isfinite(upstream), upstream, f.zeros_like(upstream)),)
+
+        made: Function = f.with_gradient(identity, backward)
+        return made
+
+    def _make_straight_through(self) -> Function:
+        f = self._f
+
+        def first(values: Tensor, smooth: Tensor) -> Tensor:  # noqa: ARG001 - it gets the gradient
+            return values + 0.0
+
+        def backward(upstream: Tensor, _: Tensor, values: Tensor, __: Tensor) -> tuple[Tensor, ...]:
+            return f.zeros_like(values), upstream
+
+        made: Function = f.with_gradient(first, backward)
+        return made
+
+    def _make_exp2(self) -> Function:
+        f = self._f
+
+        def exp2(u: Tensor) -> Tensor:
+            floor = f.floor(u)
+            whole = f.minimum(f.maximum(floor, -126.0), 127.0)
+            whole = f.where(f.isfinite(whole), whole, f.zeros_like(whole))
+            bits = (f.cast(whole, "int32") + 127) * 2**23
+            rest = u - floor
+            rest = f.where(f.isfinite(rest), rest, f.zeros_like(rest))
+            # the exponential of zero is exactly 1 on every engine; that of a rest next to 1 must not come out above 2
+            value = f.bits_float(bits) * f.minimum(f.maximum(f.exp(rest * math.log(2.0)), 1.0), 2.0)
+            value = f.where(u >= 128.0, f.zeros_like(u) + math.inf, f.where(u < -126.0, f.zeros_like(u), value))  # noqa: PLR2004 - float32's exponents
+            return f.where(f.isnan(u), u, value)
+
+        def backward(upstream: Tensor, output: Tensor, _: Tensor) -> tuple[Tensor, ...]:
+            return (upstream * output * math.log(2.0),)
+
+        made: Function = f.with_gradient(exp2, backward)
+        return made
 
     def _make_moved(self) -> Function:
         """Return the function that `off_the_edge` is."""

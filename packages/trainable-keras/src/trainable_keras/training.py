@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from trainable_core.backend.variable_groups import variable_groups
-from trainable_core.quantizer import BaseTrainableQuantizer
 from trainable_keras.framework import Framework
 from trainable_keras.functions import Tensor
 from trainable_keras.wrapping import state_of, trainable_quantizers
@@ -48,7 +47,7 @@ def advance_schedules(framework: Framework, qmodel: Any) -> None:
     """Count one training step in every quantizer with a schedule; see `trainable_keras.advance_schedules`."""
     state_of(framework, qmodel)
     for quantizer in trainable_quantizers(qmodel):
-        if type(quantizer).advance is not BaseTrainableQuantizer.advance:
+        if quantizer.has_schedule:
             quantizer.advance()
 
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from trainable_torch.annealing import PytorchLinearAnnealingScheduler
     from trainable_torch.calibration import calibrate
     from trainable_torch.description import describe
+    from trainable_torch.exporting import export
     from trainable_torch.finalized import finalize
     from trainable_torch.grid import Grid
     from trainable_torch.holder import ActivationQuantizationHolder
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
         parameter_groups,
         regularization,
     )
+    from trainable_torch.verifying import verify
     from trainable_torch.wrapper import QuantizationWrapper
     from trainable_torch.wrapping import wrap
 
@@ -42,6 +44,7 @@ __all__ = [
     "average_scalar_gradients",
     "calibrate",
     "describe",
+    "export",
     "finalize",
     "freeze_quant_params",
     "load",
@@ -51,6 +54,7 @@ __all__ = [
     "running",
     "save",
     "to_mctq",
+    "verify",
     "wrap",
 ]
 
@@ -60,6 +64,7 @@ __getattr__, __dir__ = lazy_names(
         "annealing": ["PytorchLinearAnnealingScheduler"],
         "calibration": ["calibrate"],
         "description": ["describe"],
+        "exporting": ["export"],
         "finalized": ["finalize"],
         "grid": ["Grid"],
         "holder": ["ActivationQuantizationHolder"],
@@ -75,6 +80,7 @@ __getattr__, __dir__ = lazy_names(
             "parameter_groups",
             "regularization",
         ],
+        "verifying": ["verify"],
         "wrapper": ["QuantizationWrapper"],
         "wrapping": ["wrap"],
     },

@@ -11,7 +11,7 @@ from trainable_core.errors import QuantizerStateError
 from trainable_core.reference import bias as reference
 from trainable_torch.holder import ActivationQuantizationHolder
 from trainable_torch.inferable import InferableQuantizer
-from trainable_torch.kernels import Dependencies, dependencies_of
+from trainable_torch.kernels.cache import Dependencies, dependencies_of
 from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer
 
 CODE_MIN, CODE_MAX = reference.CODE_MIN, reference.CODE_MAX

@@ -4,8 +4,11 @@
 from __future__ import annotations
 
 import copy
+import gc
 import io
-from collections.abc import Callable, Mapping
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -13,10 +16,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from trainable_core.conformance.adapter import Run
+from trainable_core.conformance.adapter import PLAIN, BaseAdapter, Call, Observed, Run, State, Way
 from trainable_core.enums import TieRule
+from trainable_torch.kernels import cache, layer, native
 
 Array = NDArray[Any]
+
+FORMATS = {"channels_last": torch.channels_last, "channels_last_3d": torch.channels_last_3d}
 
 
 def to_numpy(tensor: Tensor) -> Array:
@@ -24,34 +30,172 @@ def to_numpy(tensor: Tensor) -> Array:
     return np.array((tensor.float() if tensor.dtype == torch.bfloat16 else tensor).detach().cpu().numpy())
 
 
-class TorchAdapter:
+def laid_out(tensor: Tensor, layout: str) -> Tensor:
+    """Return a tensor's values in another layout; as they are where its shape has no such layout."""
+    if not tensor.numel() or not tensor.dim():
+        return tensor
+    axes = tuple(reversed(range(tensor.dim())))
+    if layout == "transposed":
+        return tensor.permute(axes).contiguous().permute(axes)
+    if layout == "strided":  # every second element of a larger tensor, which begins in the middle of it
+        larger = torch.full((*tensor.shape[:-1], 2 * tensor.shape[-1] + 1), torch.nan, dtype=tensor.dtype)
+        strided = larger.to(tensor.device)[..., 1::2]
+        return strided.copy_(tensor)
+    if layout == "expanded":
+        first = tensor[(slice(1),) * tensor.dim()].expand(tensor.shape)
+        rows = tensor[:1].expand(tensor.shape)
+        return next((each for each in (first, rows) if torch.equal(each, tensor)), tensor)
+    if layout in FORMATS and tensor.dim() == len(layout.split("_")) + 2:
+        return tensor.contiguous(memory_format=FORMATS[layout])
+    return tensor
+
+
+class TorchAdapter(BaseAdapter):
     """See `trainable_core.conformance.adapter.Adapter`."""
 
     backend, tie_rule, counts_calls, subnormals = "torch", TieRule.HALF_EVEN, False, True
     dtypes = ("float32", "float16", "bfloat16", "float64")
     devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
     modules = ("torch", "mct_quantizers")
+    layouts = ("contiguous", "transposed", "strided", "expanded", *FORMATS)
+    sizes = tuple(sorted({cache.SMALL, layer.KEPT, 2**16, native.SHARE}))
+    modes: Mapping[str, bool] = {}
+    thorough_modes: Mapping[str, bool] = {"compiled with aot_eager": True, "compiled with inductor": False}
+    casts = ("float16", "bfloat16", "float64")
+    default_training = (False, True)
 
     def build(self, cls: type[Any], config: Any, shape: tuple[int, ...], arguments: Mapping[str, Any]) -> Any:
         (quantizer := cls(config, **arguments)).initialize_quantization(shape, "tensor", None)
         return quantizer
 
-    def run(self, quantizer: Any, x: Array, *, training: bool, dtype: str, device: str, upstream: Array | None) -> Run:
-        given = torch.tensor(x).to(device, getattr(torch, dtype)).requires_grad_(upstream is not None)
+    def run(
+        self,
+        quantizer: Any,
+        x: Array,
+        *,
+        training: bool,
+        dtype: str,
+        device: str,
+        upstream: Array | None,
+        way: Way = PLAIN,
+    ) -> Run:
         quantizer.to(device).train(training).zero_grad()
-        output = quantizer(given, training)
+        given = laid_out(torch.tensor(x).to(device, getattr(torch, dtype)), way.layout)
+        given = given.requires_grad_(upstream is not None and way.input_gradient)
+        output = quantizer(given, training) if way.explicit else quantizer(given)
+        run = self._gradients(quantizer, given, output, upstream, way)
+        quantizer.to("cpu")
+        return run
+
+    def _gradients(self, quantizer: Any, given: Tensor, output: Tensor, upstream: Array | None, way: Way) -> Run:
         variables: dict[str, Array] = {}
         if upstream is not None:
-            output.backward(torch.tensor(upstream).to(output))
+            if output.requires_grad:
+                output.backward(laid_out(torch.tensor(upstream).to(output), way.upstream))
             for name, variable in self.trained(quantizer).items():
                 variables[name] = to_numpy(torch.zeros_like(variable) if variable.grad is None else variable.grad)
-        quantizer.to("cpu")
         gradient = None if given.grad is None else to_numpy(given.grad)
         name = str(output.dtype).removeprefix("torch.")
         return Run(to_numpy(output), name, output.device.type, to_numpy(given), gradient, variables)
 
-    def deploy(self, quantizer: Any, x: Array) -> Array:
-        return to_numpy(quantizer.convert2inferable()(torch.tensor(x)))
+    def deployed(self, quantizer: Any) -> Callable[[Array, str, Way], Run]:
+        inferable = quantizer.convert2inferable()
+
+        def call(x: Array, dtype: str, way: Way) -> Run:
+            given = laid_out(torch.tensor(x).to(getattr(torch, dtype)), way.layout)
+            output = inferable(given)
+            name = str(output.dtype).removeprefix("torch.")
+            return Run(to_numpy(output), name, output.device.type, to_numpy(given))
+
+        return call
+
+    def interleave(self, quantizer: Any, calls: Sequence[Call], order: Sequence[int]) -> list[Run]:
+        quantizer.train()
+        given = [torch.tensor(x).requires_grad_() for x, _ in calls]
+        outputs = [quantizer(each, True) for each in given]  # noqa: FBT003 - mctq's call
+        runs: dict[int, Run] = {}
+        for index in order:
+            quantizer.zero_grad()
+            runs[index] = self._gradients(quantizer, given[index], outputs[index], calls[index][1], PLAIN)
+        return [runs[index] for index in range(len(calls))]
+
+    def accumulate(self, quantizer: Any, calls: Sequence[Call]) -> dict[str, Array]:
+        quantizer.train().zero_grad()
+        for x, upstream in calls:
+            output = quantizer(torch.tensor(x).requires_grad_(), True)  # noqa: FBT003 - mctq's call
+            output.backward(torch.tensor(upstream))
+        trained = self.trained(quantizer)
+        return {
+            name: to_numpy(torch.zeros_like(each) if each.grad is None else each.grad) for name, each in trained.items()
+        }
+
+    def execute(self, quantizer: Any, x: Array, mode: str, *, training: bool, upstream: Array | None) -> Run:
+        quantizer.train(training).zero_grad()
+        torch.compiler.reset()
+        compiled = torch.compile(quantizer, backend=mode.rpartition(" ")[2], fullgraph=True)
+        given = torch.tensor(x).requires_grad_(upstream is not None)
+        return self._gradients(quantizer, given, compiled(given, training), upstream, PLAIN)
+
+    def observe(self, quantizer: Any, x: Array, upstream: Array, *, training: bool) -> Observed:
+        quantizer.train(training).zero_grad()
+        given, up = torch.tensor(x).requires_grad_(), torch.tensor(upstream)
+        with torch.no_grad():
+            unrecorded = quantizer(given, training)
+            changed = torch.is_grad_enabled()
+        earlier, output = quantizer(given, training), quantizer(given, training)
+        changed |= not torch.is_grad_enabled()
+        places = [each.untyped_storage().data_ptr() for each in (given, earlier, output)]
+        shared = [
+            name for name, place in (("the input", places[0]), ("an earlier output", places[1])) if place == places[2]
+        ]
+        recorded = bool(output.requires_grad), bool(unrecorded.requires_grad)
+        if output.requires_grad:
+            output.backward(up)
+        held = {"the input": weakref.ref(given), "the output": weakref.ref(output)}
+        del given, output, earlier, unrecorded
+        quantizer.zero_grad()
+        if any(reference() is not None for reference in held.values()):
+            gc.collect(1)  # what only a cycle holds is not kept; it is young
+        kept = [name for name, reference in held.items() if reference() is not None]
+        unequal = not np.array_equal(to_numpy(up), upstream)
+        return Observed(tuple(kept), tuple(shared) if x.size else (), unequal, changed, recorded)
+
+    def second_derivative(self, quantizer: Any, x: Array, upstream: Array, direction: Array) -> Array | None:
+        given, up = torch.tensor(x).requires_grad_(), torch.tensor(upstream).requires_grad_()
+        try:
+            output = quantizer.train()(given, True)  # noqa: FBT003 - mctq's call
+            (d_x,) = torch.autograd.grad(output, given, up, create_graph=True)
+            (second,) = torch.autograd.grad((d_x * torch.tensor(direction)).sum(), up)
+        except RuntimeError:  # PyTorch's, for what can't be differentiated twice
+            return None
+        return to_numpy(second)
+
+    def regularization(self, quantizer: Any) -> tuple[float, dict[str, Array]] | None:
+        term, trained = quantizer.regularization(), self.trained(quantizer)
+        if term is None:
+            return None
+        found: list[Tensor | None] = [None] * len(trained)
+        if term.requires_grad:
+            found = list(torch.autograd.grad(term, list(trained.values()), allow_unused=True))
+        zeros = [torch.zeros_like(each) for each in trained.values()]
+        gradients = [to_numpy(zero if each is None else each) for each, zero in zip(found, zeros, strict=True)]
+        return float(term.detach()), dict(zip(trained, gradients, strict=True))
+
+    def collected(self, quantizer: Any, x: Array) -> list[float]:
+        quantizer.train()(torch.tensor(x), True)  # noqa: FBT003 - mctq's call
+        return super().collected(quantizer, x)
+
+    def random_states(self) -> dict[str, bytes]:
+        return {"torch": torch.get_rng_state().numpy().tobytes()}
+
+    @contextmanager
+    def other_random_state(self) -> Iterator[None]:
+        with torch.random.fork_rng(devices=[]):
+            torch.seed()
+            yield
+
+    def cast(self, quantizer: Any, dtype: str) -> Any:
+        return nn.ModuleList([quantizer]).to(getattr(torch, dtype))[0]
 
     def trained(self, quantizer: Any) -> dict[str, Tensor]:
         return {name: parameter for name, parameter in quantizer.named_parameters() if parameter.requires_grad}
@@ -60,6 +204,11 @@ class TorchAdapter:
         for name, variable in self.trained(quantizer).items():
             variable.grad = torch.tensor(gradients[name]) if name in gradients else None
         torch.optim.SGD([*self.trained(quantizer).values(), torch.zeros(1)], lr=1.0).step()
+
+    def optimizer(self, quantizer: Any) -> Callable[[], None]:
+        parameters = [*self.trained(quantizer).values(), torch.zeros(1)]
+        step = torch.optim.SGD(parameters, lr=2.0**-6, momentum=0.9, weight_decay=0.1).step
+        return lambda: step() and None  # type: ignore[func-returns-value] # it returns a loss where there is a closure
 
     def copy(self, quantizer: Any) -> Any:
         return copy.deepcopy(quantizer)
@@ -70,6 +219,12 @@ class TorchAdapter:
 
     def restore(self, quantizer: Any, state: bytes) -> None:
         quantizer.load_state_dict(torch.load(io.BytesIO(state), weights_only=True))
+
+    def entries(self, quantizer: Any) -> dict[str, Array]:
+        return {name: to_numpy(value) for name, value in quantizer.state_dict().items()}
+
+    def restore_entries(self, quantizer: Any, state: State) -> None:
+        quantizer.load_state_dict({name: torch.tensor(value) for name, value in state.items()})
 
     def model(self) -> tuple[nn.Module, Tensor, Callable[[nn.Module], Array]]:
         batch = torch.linspace(-1.0, 1.0, 12).reshape(4, 3)

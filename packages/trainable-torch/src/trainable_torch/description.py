@@ -48,7 +48,7 @@ def describe(qmodel: nn.Module) -> Description:
                 plan = state.plans[name or "model"]
                 rows.append(describe_quantizer(plan.layer, attribute, plan.weights[attribute], quantizer))
         elif isinstance(module, ActivationQuantizationHolder):
-            layer, tensor = _place(name.removeprefix(f"{CONTAINER}."))
+            layer, tensor = place_of_holder(name.removeprefix(f"{CONTAINER}."))
             plan = state.plans[layer]
             of_tensor = plan.float_inputs if plan.integer and tensor != "output" else plan.activation
             assert of_tensor is not None  # noqa: S101 - there is a holder, so there was a plan for it
@@ -62,7 +62,7 @@ def describe(qmodel: nn.Module) -> Description:
     )
 
 
-def _place(name: str) -> tuple[str, str]:
+def place_of_holder(name: str) -> tuple[str, str]:
     """Return layer and tensor of a holder, from its name.
 
     Names are such as ``fc.input_holders.input``, ``fc.output_holder`` and ``add_input_0_holder``.

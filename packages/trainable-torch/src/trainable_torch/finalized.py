@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 from trainable_core.backend.building import require_calibrated
@@ -46,6 +47,7 @@ def finalize(qmodel: nn.Module) -> nn.Module:
 def converted(qmodel: nn.Module) -> nn.Module:
     """Return what `finalize` returns, whatever the biases are: `load` fills them in later."""
     deployed = copied(qmodel).eval()
+    _store_values(deployed)
     inferable = {
         id(q): q.convert2inferable() for q in quantizers_of(deployed).values() if q.quantization_config.enabled
     }
@@ -61,3 +63,13 @@ def converted(qmodel: nn.Module) -> nn.Module:
             del deployed._forward_pre_hooks[key]  # noqa: SLF001
     state_of(deployed).finalized = True
     return deployed
+
+
+@torch.no_grad()
+def _store_values(deployed: nn.Module) -> None:
+    """Put the quantized values in the place of float weights whose method deploys these; see `deploys_values`."""
+    wrappers = [module for module in deployed.modules() if isinstance(module, QuantizationWrapper)]
+    weights = {id(w): (w, q) for wrapper in wrappers for _, w, q in wrapper.get_weights_vars()}  # tied weights once
+    for weight, quantizer in weights.values():
+        if getattr(quantizer, "deploys_values", False) and quantizer.quantization_config.enabled:  # not inferable yet
+            weight.copy_(quantizer(weight, training=False))

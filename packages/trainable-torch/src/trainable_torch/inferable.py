@@ -29,6 +29,7 @@ from trainable_core.qparams import QParams, inferable_params
 from trainable_core.validation import MAX_THRESHOLD
 from trainable_torch import kernels
 from trainable_torch.kernels import eligible
+from trainable_torch.kernels.cache import Dependencies
 
 F32_TINY = torch.finfo(torch.float32).tiny  # the inverse of less may be infinite
 
@@ -134,7 +135,7 @@ class _Mended(nn.Module):
         """Move the numbers; they stay float32 whatever dtype the model is cast to."""
         return cast("_Mended", super()._apply(lambda tensor: keep_float32(fn, tensor), recurse))  # type: ignore[no-untyped-call] # torch leaves it so
 
-    def dependencies(self) -> kernels.Dependencies | None:
+    def dependencies(self) -> Dependencies | None:
         """Return what the values depend on besides the input: the buffers; None for a class or forward of others."""
         fields: Any = self.__dict__
         get = fields["_buffers"].get

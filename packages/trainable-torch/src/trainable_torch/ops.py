@@ -6,12 +6,28 @@ forward alone, the very formula that is deployed. See `trainable_torch.kernels.p
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
+import torch
 from torch import Tensor
 
 from trainable_torch.grid import Grid
-from trainable_torch.kernels import Lsq, Rule, Ste, fake_quantize, snap
+from trainable_torch.kernels import fake_quantize, snap
+from trainable_torch.kernels.plain import Lsq, Rule, Ste
 
-__all__ = ["Lsq", "Rule", "Ste", "fake_quantize", "lsq_fake_quantize", "snap", "ste_fake_quantize"]
+__all__ = [
+    "Lsq",
+    "Rule",
+    "Ste",
+    "exp2",
+    "fake_quantize",
+    "finite_gradient",
+    "lsq_fake_quantize",
+    "snap",
+    "ste_fake_quantize",
+    "straight_through",
+]
 
 
 def ste_fake_quantize(x: Tensor, grid: Grid) -> Tensor:
@@ -22,3 +38,102 @@ def ste_fake_quantize(x: Tensor, grid: Grid) -> Tensor:
 def lsq_fake_quantize(x: Tensor, grid: Grid, gradient_scale: float) -> Tensor:
     """Return `x` snapped to the grid, gradients by `trainable_core.reference.lsq`; float32."""
     return fake_quantize(x, grid, Lsq(gradient_scale))
+
+
+def exp2(u: Tensor) -> Tensor:
+    """Return ``2**u``, float32, exact for whole numbers on every device and in every compiler.
+
+    A threshold that is a power of two stays that power: an `exp2` that is off by the last bit would round it up to the
+    next one on a grid of method POWER_OF_TWO. Below ``2**-126`` the result is 0, from ``2**128`` on it is infinite.
+    """
+    result: Tensor = _Exp2.apply(u)  # type: ignore[no-untyped-call] # torch leaves it so
+    return result
+
+
+class _Exp2(torch.autograd.Function):
+    """Two to the power of a tensor."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(u: Tensor) -> Tensor:
+        """Return the power of the whole part, made of its bits, times that of the rest, which is between 1 and 2."""
+        whole = u.floor().clamp(-126.0, 127.0).nan_to_num(0.0)
+        power = ((whole.to(torch.int32) + 127) << 23).view(torch.float32)
+        value = power * (u - u.floor()).exp2().nan_to_num(1.0).clamp(1.0, 2.0)
+        value = torch.where(u >= 128.0, math.inf, torch.where(u < -126.0, 0.0, value))  # noqa: PLR2004 - float32's exponents
+        return torch.where(u.isnan(), u, value)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:  # noqa: ARG004 - torch's signature
+        """Keep what the gradient needs."""
+        ctx.save_for_backward(output)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> Tensor:
+        """Multiply by the derivative, ``2**u ln 2``."""
+        (output,) = ctx.saved_tensors
+        gradient: Tensor = upstream * output * math.log(2.0)
+        return gradient
+
+
+def straight_through(values: Tensor, smooth: Tensor) -> Tensor:
+    """Return `values`, bit for bit, with the gradient of `smooth`.
+
+    It is what ``smooth + (values - smooth).detach()`` means; in float32 that sum is not always `values`.
+
+    Parameters
+    ----------
+    values : Tensor
+        What is returned; it gets no gradient.
+    smooth : Tensor, same shape
+        What the gradient goes to, as it comes.
+    """
+    result: Tensor = _StraightThrough.apply(values, smooth)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _StraightThrough(torch.autograd.Function):
+    """The first argument, with a gradient for the second."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(values: Tensor, smooth: Tensor) -> Tensor:  # noqa: ARG004 - it gets the gradient
+        """Return the values."""
+        return values.view_as(values)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        """Keep nothing."""
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[None, Tensor]:  # noqa: ARG004 - torch's signature
+        """Pass the gradient to the second argument."""
+        return None, upstream
+
+
+def finite_gradient(x: Tensor) -> Tensor:
+    """Return `x`; what comes back as its gradient and is not finite becomes 0."""
+    result: Tensor = _FiniteGradient.apply(x)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _FiniteGradient(torch.autograd.Function):
+    """The identity, whose gradient is always finite."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        """Return the tensor."""
+        return x.view_as(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        """Keep nothing."""
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> Tensor:  # noqa: ARG004 - torch's signature
+        """Return the gradient with zeros for what is not finite."""
+        return upstream.nan_to_num(0.0, 0.0, 0.0)

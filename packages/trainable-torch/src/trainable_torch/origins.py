@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 from trainable_torch.dataflow import SIZE_ATTRIBUTES, SIZE_METHODS
 from trainable_torch.kernels import eligible
 from trainable_torch.layers import kind_of
-from trainable_torch.observing import OPERATION, WITH_OWN_OPERATION, Observed
+from trainable_torch.observing import OPERATION, SHAPE, WITH_OWN_OPERATION, Observed
 from trainable_torch.operands import operation_kind
 from trainable_torch.overrides import change_of, change_of_class, hook_of, own_class
 from trainable_torch.tracing import (
@@ -68,11 +68,14 @@ class Origin:
         What tells a tensor without quantizer from others.
     reason : str
         Why no quantizer made its values.
+    empty : bool
+        Whether it holds no values, as a cache before its first use.
     """
 
     producer: str
     tensor: str = ""
     reason: str = ""
+    empty: bool = False
 
 
 def graphs_of(root: nn.Module, observed: Observed | None) -> Graphs:
@@ -179,7 +182,7 @@ def _origin(
             break
         if len(origin) > 1:
             several = {_origin(part, each, named, quantized, places, known) for each in origin}
-            (one, *others) = several
+            (one, *others) = [each for each in several if not each.empty] or several
             alike = not others and bool(one.producer)
             known[node] = one if alike else Origin("", places[node], "it joins values of several grids")
             break
@@ -196,6 +199,8 @@ def _made_here(
     """Return the origin of what a node makes, or the nodes whose values it passes on."""
     changed = next((user for user in node.users if _changes(part, user, node, named)), None)
     found: Origin | Sequence[fx.Node] | str
+    if 0 in node.meta.get(SHAPE, ()):
+        return Origin("", places[node], "it holds no values", empty=True)
     if changed is not None:
         found = f"{changed.name} changes it in place"
     elif node.op == "call_module":

@@ -15,7 +15,8 @@ def trainable_register_backend() -> Backend:
         framework=("torch", "mct-quantizers"),
         tie_rule=TieRule.HALF_EVEN,
         verbs="trainable_torch",
-        remarks="trainable_torch.kernels:remarks",
+        remarks="trainable_torch.kernels.eligible:remarks",
+        quantizer_base="trainable_torch.quantizers:BasePytorchTrainableQuantizer",
     )
 
 

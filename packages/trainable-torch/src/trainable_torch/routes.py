@@ -130,7 +130,7 @@ def _changing_hook(module: nn.Module) -> str:
 
 
 def _needs_own(origins: set[Origin], plan: LayerPlan) -> bool:
-    if any(not each.producer for each in origins):
+    if any(not each.producer and not each.empty for each in origins):
         return True
     return plan.bias == "int32" and len(origins) > 1  # a bias is on one grid
 

@@ -490,13 +490,9 @@ class QuantizationWrapper(Reads, nn.Module, metaclass=UnlistedSubclass, of=Pytor
             if not _are(BasePytorchTrainableQuantizer, quantizers):
                 return None
             kernels.forget(of_weight)
-            outputs = kernels.call_layer(self, type(self).own_class, x, quantizers, watched=watched, on_grid=on_grid)
-        elif _are(InferableQuantizer, quantizers) or (not torch.is_grad_enabled() and _are(_OURS, quantizers)):
-            outputs = kernels.evaluate_layer(
-                self, type(self).own_class, x, quantizers, watched=watched, on_grid=on_grid
-            )
-        else:
+        elif not _are(InferableQuantizer, quantizers) and (torch.is_grad_enabled() or not _are(_OURS, quantizers)):
             return None
+        outputs = kernels.call_layer(self, type(self).own_class, x, quantizers, watched=watched, on_grid=on_grid)
         if outputs is not None and of_weight is not None:
             call.read["weight"] = True
         return outputs

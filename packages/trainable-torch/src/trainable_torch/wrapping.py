@@ -203,10 +203,7 @@ def count_step(module: nn.Module, _args: Any) -> None:
 
 def scheduled_quantizers(model: nn.Module) -> list[BasePytorchTrainableQuantizer]:
     """Return the quantizers whose method counts steps."""
-    default = BasePytorchTrainableQuantizer.advance
-    return [
-        m for m in model.modules() if isinstance(m, BasePytorchTrainableQuantizer) and type(m).advance is not default
-    ]
+    return [m for m in model.modules() if isinstance(m, BasePytorchTrainableQuantizer) and m.has_schedule]
 
 
 @dataclass

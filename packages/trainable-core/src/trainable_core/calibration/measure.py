@@ -44,8 +44,9 @@ def power_error(values: Float32, weights: Float64 | None, grids: list[QParams], 
     channels, size = values.shape
     columns = min(size, CHUNK)
     rows = max(CHUNK // columns, 1)
-    largest = np.maximum(values.max(axis=1), -values.min(axis=1)).astype(np.float64)
-    exponents = np.frexp(largest)[1]  # (C,) 0 for an all-zero channel
+    seen = values if values.strides[0] else values[:1]  # one row that is broadcast for all channels
+    largest = np.maximum(seen.max(axis=1), -seen.min(axis=1)).astype(np.float64)
+    exponents = np.broadcast_to(np.frexp(largest)[1], channels)  # 0 for an all-zero channel
     errors = np.zeros((len(grids), channels))
     # |x|**1 and |x|**2 of float32 numbers fit into float64 at any scale, and units are powers of two: divided by last
     divided_first = p not in (1, 2)

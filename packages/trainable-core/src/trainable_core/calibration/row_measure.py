@@ -42,10 +42,6 @@ class Levels:
     first: Float32
     last: Float32
 
-    def of(self, columns: Int64) -> Levels:
-        """Return the grids of some rows."""
-        return Levels(self.scale[:, columns], self.first[:, columns], self.last[:, columns])
-
 
 def condensed(rows: Float32, points: int) -> tuple[Float32, Float32 | None]:
     """Return rows (C, m) that stand for longer ones, and the weights (m,) of their values; None if the rows are short.
@@ -139,7 +135,10 @@ class RowMeasure:
         self.weights, self.exponent, self.per_row, self.precise = weights, exponent, per_row, precise
         self.count, self.length = rows.shape
         self.columns = min(self.length, TILE)
-        self.height = min(max(TILE // self.columns, 1), self.count)
+        self.together = 2 * rows.size <= TILE
+        self.height = max(TILE // self.columns, 1)
+        if not self.together:
+            self.height = min(self.height, self.count)
         shape = (self.columns, self.height) if self.channels_last else (self.height, self.columns)
         self.buffers = [np.empty(shape, np.float32) for _ in range(3)]
 
@@ -157,6 +156,12 @@ class RowMeasure:
         `clips` says where values may lie beyond the levels. Without `rounding`, the sums are those of clipping alone.
         """
         sums = np.zeros(levels.scale.shape)
+        if self.together:
+            for candidates, places in self._pairs(wanted):
+                clip = bool(clips[candidates, places].any())
+                rows = self._rows_at(index[places])
+                sums[candidates, places] = self._sums(rows, levels, candidates, places, clip=clip, rounding=rounding)
+            return sums
         for top in range(0, index.size, self.height):
             part = slice(top, top + self.height)
             rows = self._picked(index[part])
@@ -173,6 +178,17 @@ class RowMeasure:
     def with_gains(self, levels: Levels) -> tuple[Float64, Float64]:
         """Return the sums (S, C), and by how much of itself each step should grow: least squares for its codes."""
         sums, products, squares = (np.zeros(levels.scale.shape) for _ in range(3))
+        if self.together:
+            for candidates, places in self._pairs(np.ones(levels.scale.shape, np.bool_)):
+                rows = self._rows_at(places)
+                distance, codes = self._distance(rows, levels, candidates, places, clip=True, rounding=True)
+                for found, pair in (
+                    (sums, (distance, distance)),
+                    (products, (distance, codes)),
+                    (squares, (codes,) * 2),
+                ):
+                    found[candidates, places] = self._dot(*pair, 0)
+            return sums, products / np.maximum(squares, 1.0)
         for top in range(0, self.count, self.height):
             part = slice(top, top + self.height)
             rows = self.rows[:, part] if self.channels_last else self.rows[part]
@@ -183,6 +199,19 @@ class RowMeasure:
                     products[candidate, part] += self._dot(distance, codes, left)
                     squares[candidate, part] += self._dot(codes, codes, left)
         return sums, products / np.maximum(squares, 1.0)
+
+    def _pairs(self, wanted: NDArray[np.bool_]) -> Iterator[tuple[Int64, Int64]]:
+        """Yield the candidates and the places of rows that are wanted (S, C), as many pairs as fit into a tile.
+
+        Of few rows, many candidates are measured at once: an operation of NumPy costs as much as a thousand values.
+        """
+        candidates, places = np.nonzero(wanted)
+        for start in range(0, candidates.size, self.height):
+            yield candidates[start : start + self.height], places[start : start + self.height]
+
+    def _rows_at(self, index: Int64) -> Float32:
+        """Return copies of some rows, one more than once where it is asked for."""
+        return self.rows.take(index, axis=1) if self.channels_last else self.rows[index]
 
     def _picked(self, index: Int64) -> Float32:
         """Return some rows in ascending order, without a copy where they are neighbours."""
@@ -201,7 +230,7 @@ class RowMeasure:
             yield left, rows[:, left : left + self.columns]
 
     def _sums(
-        self, rows: Float32, levels: Levels, candidate: int, where: slice | Int64, *, clip: bool, rounding: bool
+        self, rows: Float32, levels: Levels, candidate: int | Int64, where: slice | Int64, *, clip: bool, rounding: bool
     ) -> Float64:
         sums: Float64 = np.zeros(rows.shape[-1] if self.channels_last else len(rows))
         for left, tile in self._tiles(rows):
@@ -232,9 +261,12 @@ class RowMeasure:
         return _down("ij,ij->j", first, second) if self.channels_last else _dots(first, second)
 
     def _distance(
-        self, tile: Float32, levels: Levels, candidate: int, where: slice | Int64, *, clip: bool, rounding: bool
+        self, tile: Float32, levels: Levels, candidate: int | Int64, where: slice | Int64, *, clip: bool, rounding: bool
     ) -> tuple[Float32, Float32]:
-        """Return the distances of values from their levels, in steps, and the codes; both in buffers."""
+        """Return the distances of values from their levels, in steps, and the codes; both in buffers.
+
+        `candidate` is that of all rows, or an array with that of each row.
+        """
         steps, codes, product = (buffer[: tile.shape[0], : tile.shape[1]] for buffer in self.buffers)
         scale, first, last = (
             each[candidate, where] if self.channels_last else each[candidate, where, None]

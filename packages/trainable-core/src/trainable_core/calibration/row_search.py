@@ -63,8 +63,8 @@ BLOCK, ROWS = 2**20, 2**13
 COARSE_CHUNKS, FINE_CHUNKS = (4, 6), (15, 5)
 """How many candidates are measured between two looks at the clipping: at first, and from then on."""
 
-SMALL, SMALL_CHUNKS = 2**16, (8, 24)
-"""The same for coarse sweeps over blocks of fewer elements, where looking costs more than measuring."""
+SMALL, SMALL_CHUNKS, SMALL_FINE_CHUNKS = 2**16, (8, 24), (15, 15)
+"""The same for blocks of fewer elements, where looking costs more than measuring."""
 
 FEW, WIDE = 4, 10
 """Widths up to which least squares replaces the fine sweeps, and above which float32 needs more care."""
@@ -102,6 +102,9 @@ SLACK = 1 - 2.0**-12
 
 MAX_EXPONENT = 16
 """Up to this exponent, powers of distances fit into float32."""
+
+Moves = tuple[bool, bool]
+"""Which ends move, the lower one and the upper one."""
 
 TINY = 4
 """Rows of so few values may have errors that only float64 can tell from zero."""
@@ -221,22 +224,20 @@ class _RowSearch:
         self.least = self.errors(levels, self.every)[0]
 
     @property
-    def moves(self) -> list[tuple[NDArray[np.bool_], Int64]]:
-        """Which ends (2, C) move together, and for which rows: both; for UNIFORM, then the upper one and the lower."""
-        both = np.ones(self.extremes.shape, np.bool_)
-        moves = [(both, self.every)]
+    def moves(self) -> list[tuple[Moves, Int64]]:
+        """Which ends move together, and for which rows: both; for UNIFORM, then the upper one and the lower."""
+        moves: list[tuple[Moves, Int64]] = [((True, True), self.every)]
         (two_sided,) = np.nonzero((self.extremes != 0).all(axis=0))
         if self.kind.method is QuantizationMethod.UNIFORM and two_sided.size:
-            upper = both & [[False], [True]]
-            moves += [(upper, two_sided), (~upper, two_sided)]
+            moves += [((False, True), two_sided), ((True, False), two_sided)]
         return moves
 
     def coarse_sweeps(self) -> None:
         """Try the coarse candidates of `search`."""
         coarse = OCTAVES if self.kind.method is QuantizationMethod.POWER_OF_TWO else COARSE
         chunks = SMALL_CHUNKS if self.rows.size < SMALL else COARSE_CHUNKS
-        for moving, index in self.moves:
-            self.sweep(moving, (math.log2(self.kind.reach) - coarse)[:, None, None], index, chunks)
+        for moves, index in self.moves:
+            self.sweep(moves, (math.log2(self.kind.reach) - coarse)[:, None, None], index, chunks)
 
     def fine_sweeps(self) -> None:
         """Try the fine candidates of `search`: a part of them, and of the others those beside one that is good.
@@ -247,7 +248,8 @@ class _RowSearch:
             return
         widest = 1 if self.rows.shape[1] < MANY else APART.get(self.kind.n_bits, 1)
         noise = NOISE * _noise(self.rows) if widest > 1 else 0.0
-        for moving, index in self.moves:
+        chunks = SMALL_FINE_CHUNKS if self.rows.size < SMALL else FINE_CHUNKS
+        for moves, index in self.moves:
             spacing = np.where(self.octaves > -KNEE, NEAR, FAR)
             centre = self.octaves.copy()
             errors = np.full((2 * HALF + 1, self.every.size), np.inf)  # HALF is the place of the centre
@@ -260,48 +262,67 @@ class _RowSearch:
                     good = errors <= self.least * (1.0 + noise * (stride / widest) ** 2)
                     wanted = good[places + stride] | good[places - stride]
                 candidates = centre + spacing * ((places - HALF) / HALF)[:, None, None]
-                errors[places] = self.sweep(moving, candidates, index, FINE_CHUNKS, start=centre, wanted=wanted)
+                errors[places] = self.sweep(moves, candidates, index, chunks, start=centre, wanted=wanted)
                 stride //= 2
 
     def sweep(
         self,
-        moving: NDArray[np.bool_],
+        moves: Moves,
         candidates: Float64,
         index: Int64,
         chunks: tuple[int, int],
         start: Float64 | None = None,
         wanted: NDArray[np.bool_] | None = None,
     ) -> Float64:
-        """Try candidates (S, 2, C) or (S, 1, 1), in octaves and descending, for the moving ends (2, C) of some rows.
+        """Try candidates (S, 2, C) or (S, 1, 1), in octaves and descending, for the moving ends of some rows.
 
         The other ends are where they are at `start`, by default at the best so far. `wanted` (S, C) leaves candidates
         out. Returns the errors (S, C), infinite for what was not measured.
         """
         start, stop = self.octaves.copy() if start is None else start, 0
+        index = index[self.least[index] > 0]
         found = np.full((len(candidates), self.every.size), np.inf)
         for position in _chunks(len(candidates), chunks):
             chunk = candidates[position]
-            tried = np.where(moving, chunk, start)[:, :, index]
-            ends = self.kind.bounded(self.extremes[:, index] * np.exp2(tried))
-            levels = self.levels(ends)
             if stop:
-                clipping = self.errors(self.widest_of(ends[:1], levels), index, clipping=True)[0]
-                (kept,) = np.nonzero(clipping * SLACK < self.least[index])
-                index, tried, ends, levels = index[kept], tried[:, :, kept], ends[:, :, kept], levels.of(kept)
+                # no later candidate is worth more than the widest one of this chunk
+                widest = self.ends_of(moves, chunk[:1], start, index)
+                levels = self.widest_of(widest, self.levels(widest))
+                index = index[self.beyond(levels, index)[0] < self.allowed(index)]
+                if index.size:
+                    widest = self.ends_of(moves, chunk[:1], start, index)
+                    levels = self.widest_of(widest, self.levels(widest))
+                    clipping = self.errors(levels, index, clipping=True)[0]
+                    index = index[clipping * SLACK < self.least[index]]
             if not index.size:
                 return found
+            ends = self.ends_of(moves, chunk, start, index)
+            levels = self.levels(ends)
             worth = self.worth_measuring(levels, index)
             if wanted is not None:
                 worth &= wanted[position][:, index]
             errors = self.errors(levels, index, worth)
             found[position, index] = errors
-            winner = errors.argmin(axis=0)
-            columns = np.arange(index.size)
-            self.take(errors[winner, columns], ends[winner, :, columns].T, index, tried[winner, :, columns].T)
+            winner, columns = errors.argmin(axis=0), np.arange(index.size)
+            octaves = [
+                chunk[winner, end % chunk.shape[1], index % chunk.shape[2]] if moves[end] else start[end, index]
+                for end in (0, 1)
+            ]
+            self.take(errors[winner, columns], ends[winner, :, columns].T, index, np.stack(octaves))
             stop += len(chunk)
         return found
 
-    def widest_of(self, ends: Float64, levels: Levels) -> Levels:
+    def ends_of(self, moves: Moves, candidates: Float64, start: Float64, index: Int64) -> Float32:
+        """Return the bounded ends (S, 2, C) of candidates for some rows; parameters as in `sweep`."""
+        ends = np.empty((len(candidates), 2, index.size), np.float32)
+        for end in (0, 1):
+            octaves = start[None, end] if not moves[end] else candidates[:, end % candidates.shape[1]]
+            if octaves.shape[1] > 1:
+                octaves = octaves[:, index]
+            ends[:, end] = self.extremes[end, index] * np.exp2(octaves)
+        return self.kind.bound_in_place(ends)
+
+    def widest_of(self, ends: Float32 | Float64, levels: Levels) -> Levels:
         """Return the range (1, C) that holds the levels of the first candidate and of all that come after it."""
         scale = levels.scale[:1]
         if self.kind.method is not QuantizationMethod.UNIFORM:
@@ -309,22 +330,35 @@ class _RowSearch:
         # zero moves the levels by up to half a step; the step is rounded up to 24 - n_bits significant bits; and where
         # the range is narrower than it may be, either end moves
         beyond = 0.5 + 2.0 ** (2 * self.kind.n_bits - 23) + float(lower_bound(self.kind.min_threshold)) / scale
+        ends = ends.astype(np.float64)
         first, last = ends[:, 0] / scale - beyond, ends[:, 1] / scale + beyond
         return Levels(scale, first.astype(np.float32), last.astype(np.float32))
 
+    def beyond(self, levels: Levels, index: Int64) -> Float64:
+        """Return how far (S, C) the farthest value of each row lies beyond the levels; negative where none does."""
+        scale = levels.scale.astype(np.float64)
+        above = self.highest[index] - scale * levels.last
+        np.multiply(scale, levels.first, out=scale)
+        beyond: Float64 = np.maximum(above, np.subtract(scale, self.lowest[index], out=scale), out=above)
+        return beyond
+
+    def allowed(self, index: Int64) -> Float64:
+        """Return how far beyond the levels the farthest value of some rows may lie: else it costs the least error."""
+        return np.asarray((self.least[index] / SLACK) ** (1 / self.exponent) / self.inverse_unit[index])
+
     def worth_measuring(self, levels: Levels, index: Int64) -> NDArray[np.bool_]:
         """Return which candidates (S, C) don't already lose by the clipping of one value, and aren't the one before."""
-        scale = levels.scale.astype(np.float64)
-        beyond = np.maximum(self.highest[index] - scale * levels.last, scale * levels.first - self.lowest[index])
-        worth = (np.maximum(beyond, 0.0) * self.inverse_unit[index]) ** self.exponent * SLACK < self.least[index]
-        worth[1:] &= (levels.scale[1:] != levels.scale[:-1]) | (levels.first[1:] != levels.first[:-1])
+        worth = self.beyond(levels, index) < self.allowed(index)
+        same = levels.scale[1:] == levels.scale[:-1]
+        if same.any():
+            worth[1:] &= ~same | (levels.first[1:] != levels.first[:-1])
         return np.asarray(worth)
 
     def try_ends(self, ends: Float64) -> None:
         """Try one candidate (2, C)."""
         self.take(self.errors(self.levels(ends[None]), self.every)[0], ends, self.every)
 
-    def take(self, errors: Float64, ends: Float64, index: Int64, octaves: Float64 | None = None) -> None:
+    def take(self, errors: Float64, ends: Float32 | Float64, index: Int64, octaves: Float64 | None = None) -> None:
         """Keep the candidates (2, C) of some rows where they are better."""
         better = errors < self.least[index]
         rows = index[better]
@@ -359,12 +393,9 @@ class _RowSearch:
         self.take(errors[winner, self.every], ends[winner, :, self.every].T, self.every)
         return Points(errors, levels.scale * (1.0 + gains), levels.first.astype(np.float64))
 
-    def levels(self, ends: Float64) -> Levels:
+    def levels(self, ends: Float32 | Float64) -> Levels:
         """Return the grids of bounded ends (S, 2, C)."""
-        shape = (ends.shape[0], ends.shape[2])
-        grid = self.kind.qparams(ends.transpose(1, 0, 2).reshape(2, -1))
-        first, last = grid.quant_min - grid.zero_point, grid.quant_max - grid.zero_point
-        return Levels(*(each.astype(np.float32).reshape(shape) for each in (grid.scale, first, last)))
+        return Levels(*self.kind.levels(ends))
 
     def errors(
         self, levels: Levels, index: Int64, wanted: NDArray[np.bool_] | None = None, *, clipping: bool = False
@@ -373,9 +404,7 @@ class _RowSearch:
 
         With `clipping`, what they would be without rounding.
         """
-        inverse = 1.0 / levels.scale.astype(np.float64)
-        above, below = self.highest[index] * inverse - levels.last, levels.first - self.lowest[index] * inverse
-        clips = np.maximum(above, below) > (0.0 if clipping else REACHED)
+        clips = self.beyond(levels, index) > (0.0 if clipping else levels.scale * np.float32(REACHED))
         if wanted is None:
             wanted = clips if clipping else np.ones_like(clips)
         sums = self.measure(levels, index, wanted, clips, rounding=not clipping)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from trainable_core.calibration.observer import Float64
+from trainable_core.calibration.observer import Float32, Float64
 from trainable_core.constants import RANGE_MAX, RANGE_MIN, THRESHOLD
 from trainable_core.enums import QuantizationMethod
 from trainable_core.qparams import (
@@ -20,6 +20,7 @@ from trainable_core.qparams import (
     hold_zero,
     lower_bound,
     power_of_two_ceil,
+    shorten_scale,
 )
 from trainable_core.validation import MAX_THRESHOLD
 
@@ -99,6 +100,41 @@ class GridKind:
             threshold = power_of_two_ceil(threshold)
         high = threshold.astype(np.float64)
         return np.stack([-high if self.signed else np.zeros_like(high), high], axis=-2)
+
+    def bound_in_place(self, ends: Float32) -> Float32:
+        """Bound ends (..., 2, C) as `bounded` does, where zero lies between them as in multiples of the `extremes`."""
+        low, high = ends[..., 0, :], ends[..., 1, :]
+        if self.method is not QuantizationMethod.UNIFORM:
+            np.clip(high, lower_bound(self.min_threshold), np.float32(MAX_THRESHOLD), out=high)
+            if self.method is QuantizationMethod.POWER_OF_TWO:
+                high[...] = power_of_two_ceil(high)
+            np.multiply(high, np.float32(-1 if self.signed else 0), out=low)
+            return ends
+        limit, width = np.float32(MAX_THRESHOLD / 2), lower_bound(self.min_threshold)
+        np.maximum(low, -limit, out=low)
+        np.minimum(high, limit, out=high)
+        # half as wide again: a difference of float32 numbers is off by less
+        if (high - low < width * np.float32(1.5)).any():
+            ends[...] = self.bounded(ends.astype(np.float64))
+        return ends
+
+    def levels(self, ends: Float32 | Float64) -> tuple[Float32, Float32, Float32]:
+        """Return scale, first and last code counted from zero (S, C), float32, of bounded ends (S, 2, C).
+
+        These are the numbers of `qparams`. Bounds hold already, so what is left of it is two or ten operations.
+        """
+        low, high = ends[:, 0].astype(np.float32), ends[:, 1].astype(np.float32)
+        first, last = code_range(self.method, self.n_bits, signed=self.signed)
+        if self.method is not QuantizationMethod.UNIFORM:
+            scale = high * np.float32(2.0 ** -(self.n_bits - int(self.signed)))
+            codes = (np.broadcast_to(np.float32(code), scale.shape) for code in (first, last))
+            return (scale, *codes)  # type: ignore[return-value] # two codes
+        scale = shorten_scale((high - low) / np.float32(last), self.n_bits)
+        zero_point = np.negative(low, out=low)
+        np.divide(zero_point, scale, out=zero_point)
+        np.rint(zero_point, out=zero_point)
+        np.clip(zero_point, np.float32(0), np.float32(last), out=zero_point)
+        return scale, np.float32(0) - zero_point, np.float32(last) - zero_point
 
     def qparams(self, ends: Float64) -> QParams:
         """Return the grid of bounded ends, shape (2, C), with C scales along axis 0."""

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import hashlib
+import os
+import pickle
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, Protocol
 
+import numpy as np
 from numpy.typing import NDArray
 
 from trainable_core.enums import TieRule
@@ -40,8 +46,68 @@ class Run:
     variables: dict[str, NDArray[Any]] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Way:
+    """How a tensor is given to a quantizer; the defaults are the plain way.
+
+    Parameters
+    ----------
+    layout : str
+        How the input lies in memory: one of `Adapter.layouts`.
+    upstream : str
+        How the upstream gradient does. ``expanded`` is one number for all elements, as ``sum().backward()`` gives it.
+    input_gradient : bool
+        Whether the input needs a gradient; the first layer's input and a frozen weight need none.
+    explicit : bool
+        Whether the call says if the model trains; otherwise the framework's own mode does.
+    """
+
+    layout: str = "contiguous"
+    upstream: str = "contiguous"
+    input_gradient: bool = True
+    explicit: bool = True
+
+
+PLAIN = Way()
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What a call left behind, as only the framework can tell; None where the framework has no such thing.
+
+    Parameters
+    ----------
+    kept : tuple of str
+        Which of input and output are still in memory after the backward pass, when nobody else holds them.
+    shared : tuple of str
+        What the output shares memory with: ``the input``, ``an earlier output``.
+    upstream_changed : bool or None
+        Whether the upstream gradient has other values after the backward pass.
+    mode_changed : bool or None
+        Whether the mode that decides if gradients are recorded is another one after the call.
+    recorded : tuple of bool or None
+        Whether the output is part of a graph: with gradients recorded, and while they are switched off.
+    """
+
+    kept: tuple[str, ...] = ()
+    shared: tuple[str, ...] = ()
+    upstream_changed: bool | None = None
+    mode_changed: bool | None = None
+    recorded: tuple[bool, bool] | None = None
+
+
+Call = tuple[NDArray[Any], NDArray[Any]]
+"""An input and its upstream gradient."""
+
+State = Mapping[str, NDArray[Any]]
+"""A saved state by the names of its entries."""
+
+
 class Adapter(Protocol):
-    """What a backend implements for the kit: ``ADAPTER`` in the module that `Backend.conformance` names."""
+    """What a backend implements for the kit: ``ADAPTER`` in the module that `Backend.conformance` names.
+
+    `BaseAdapter` has answers for what a framework does not have.
+    """
 
     backend: str
     """Name of the backend."""
@@ -57,6 +123,20 @@ class Adapter(Protocol):
     """Names of the available devices, the CPU first."""
     modules: Sequence[str]
     """Names of the modules that every class of the backend imports: the framework and its dependencies."""
+    layouts: Sequence[str]
+    """Ways in which its tensors lie in memory, ``contiguous`` first."""
+    sizes: Sequence[int]
+    """Numbers of elements at which its quantizers change to another path, ascending."""
+    modes: Mapping[str, bool]
+    """Ways to run a call other than eagerly, and whether each gives the bits of the eager call."""
+    thorough_modes: Mapping[str, bool]
+    """Further ones, which take seconds each."""
+    casts: Sequence[str]
+    """Names of the dtypes that a whole model can be cast to."""
+    cases: int
+    """Cases per law that the quantizers share out, so that ``trainable check`` of all takes less than five minutes."""
+    default_training: Sequence[bool]
+    """Which modes a call that does not say `training` can be in."""
 
     def build(self, cls: type[Any], config: Any, shape: tuple[int, ...], arguments: Mapping[str, Any]) -> Any:
         """Return ``cls(config, **arguments)``, initialized for a tensor of this shape."""
@@ -70,17 +150,64 @@ class Adapter(Protocol):
         dtype: str,
         device: str,
         upstream: NDArray[Any] | None,
+        way: Way = PLAIN,
     ) -> Run:
         """Call the quantizer on `x` as a tensor of this dtype on this device; with `upstream`, also its gradients."""
 
-    def deploy(self, quantizer: Any, x: NDArray[Any]) -> NDArray[Any]:
-        """Return what ``quantizer.convert2inferable()`` gives for `x`."""
+    def deployed(self, quantizer: Any) -> Callable[[NDArray[Any], str, Way], Run]:
+        """Return ``quantizer.convert2inferable()`` as a function of an input, its dtype's name, and its way."""
+
+    def interleave(self, quantizer: Any, calls: Sequence[Call], order: Sequence[int]) -> list[Run]:
+        """Call the quantizer in training on each input, then take the gradients of each call in this order."""
+
+    def accumulate(self, quantizer: Any, calls: Sequence[Call]) -> Mapping[str, NDArray[Any]]:
+        """Return the variables' gradients after forward and backward passes that nobody clears them between."""
+
+    def execute(
+        self, quantizer: Any, x: NDArray[Any], mode: str, *, training: bool, upstream: NDArray[Any] | None
+    ) -> Run:
+        """Call the quantizer as `run` does, in one of `modes`; what it assigns to variables may be lost."""
+
+    def observe(self, quantizer: Any, x: NDArray[Any], upstream: NDArray[Any], *, training: bool) -> Observed:
+        """Call the quantizer forward and backward, and say what that left behind."""
+
+    def second_derivative(
+        self, quantizer: Any, x: NDArray[Any], upstream: NDArray[Any], direction: NDArray[Any]
+    ) -> NDArray[Any] | None:
+        """Return the gradient of ``sum(direction * d_x)`` by the upstream gradient, `d_x` being the input's gradient.
+
+        None where the framework or the quantizer refuses to differentiate twice.
+        """
+
+    def regularization(self, quantizer: Any) -> tuple[float, Mapping[str, NDArray[Any]]] | None:
+        """Return the quantizer's term for the loss, and its gradients by what learns; None when it has none."""
+
+    def collected(self, quantizer: Any, x: NDArray[Any]) -> list[float]:
+        """Return the terms that a loss gets from one call in training."""
+
+    def random_states(self) -> Mapping[str, bytes]:
+        """Return a digest of each global random state of the framework."""
+
+    def other_random_state(self) -> AbstractContextManager[None]:
+        """Give a context in which the framework's global random state is another one; after it, it is as before."""
+
+    def cast(self, quantizer: Any, dtype: str) -> Any:
+        """Return the quantizer as it is after a model that holds it is cast to one of `casts`."""
+
+    def entries(self, quantizer: Any) -> State:
+        """Return the quantizer's state as the framework saves it, by the names of its entries."""
+
+    def restore_entries(self, quantizer: Any, state: State) -> None:
+        """Load entries into the quantizer, as the framework does with a file that holds them."""
 
     def trained(self, quantizer: Any) -> Mapping[str, Any]:
         """Return, by name, the variables that the framework reports as trainable."""
 
     def descend(self, quantizer: Any, gradients: Mapping[str, NDArray[Any]]) -> None:
         """Take a step of gradient descent, learning rate 1, on those of `trained` that are in `gradients`."""
+
+    def optimizer(self, quantizer: Any) -> Callable[[], None]:
+        """Return the step of an optimizer, made now, that holds what learns now and takes the gradients there are."""
 
     def copy(self, quantizer: Any) -> Any:
         """Return a deep copy."""
@@ -93,6 +220,103 @@ class Adapter(Protocol):
 
     def model(self) -> tuple[Any, Any, Callable[[Any], NDArray[Any]]]:
         """Return a small float model with one linear layer, a batch, and a function from a model to its output."""
+
+
+class BaseAdapter:
+    """Answers for what a framework does not have; an adapter overrides those that its framework has."""
+
+    layouts: Sequence[str] = ("contiguous",)
+    sizes: Sequence[int] = (2**16,)
+    modes: Mapping[str, bool] = {}
+    thorough_modes: Mapping[str, bool] = {}
+    casts: Sequence[str] = ()
+    default_training: Sequence[bool] = (False,)
+    cases: int = 600
+
+    def interleave(self, quantizer: Any, calls: Sequence[Call], order: Sequence[int]) -> list[Run]:
+        """Return the calls' gradients one by one: without a graph there is nothing between forward and backward."""
+        del order
+        adapter: Any = self
+        plain = {"training": True, "dtype": "float32", "device": adapter.devices[0]}
+        return [adapter.run(quantizer, x, upstream=upstream, **plain) for x, upstream in calls]
+
+    def accumulate(self, quantizer: Any, calls: Sequence[Call]) -> Mapping[str, NDArray[Any]]:
+        """Return the sums of the calls' gradients: nothing is accumulated where gradients are values."""
+        runs = self.interleave(quantizer, calls, range(len(calls)))
+        return {name: np.asarray(sum(run.variables[name] for run in runs)) for name in runs[0].variables}
+
+    def observe(self, quantizer: Any, x: NDArray[Any], upstream: NDArray[Any], *, training: bool) -> Observed:
+        """Return that a call leaves nothing behind: tensors are values here."""
+        del quantizer, x, upstream, training
+        return Observed()
+
+    def optimizer(self, quantizer: Any) -> Callable[[], None]:
+        """Return a step on what learns when it is taken: variables hold no gradients here."""
+        adapter: Any = self
+
+        def step() -> None:
+            adapter.descend(
+                quantizer, {name: np.ones(tuple(each.shape)) for name, each in adapter.trained(quantizer).items()}
+            )
+
+        return step
+
+    def second_derivative(
+        self, quantizer: Any, x: NDArray[Any], upstream: NDArray[Any], direction: NDArray[Any]
+    ) -> NDArray[Any] | None:
+        """Return None: nothing is differentiated twice here."""
+        del quantizer, x, upstream, direction
+
+    def regularization(self, quantizer: Any) -> tuple[float, Mapping[str, NDArray[Any]]] | None:
+        """Return None: methods have no terms here."""
+        del quantizer
+
+    def collected(self, quantizer: Any, x: NDArray[Any]) -> list[float]:
+        """Return what `regularization` returns: the training loop asks for it once."""
+        del x
+        term = self.regularization(quantizer)
+        return [] if term is None else [term[0]]
+
+    def random_states(self) -> Mapping[str, bytes]:
+        """Return nothing: there is no random state beside Python's and NumPy's."""
+        return {}
+
+    def other_random_state(self) -> AbstractContextManager[None]:
+        """Change nothing."""
+        return nullcontext()
+
+    def cast(self, quantizer: Any, dtype: str) -> Any:
+        """Return the quantizer as it is."""
+        del dtype
+        return quantizer
+
+
+def random_states(adapter: Adapter) -> dict[str, bytes]:
+    """Return a digest of each global random state: Python's, NumPy's, and the framework's."""
+    own = {"random": random.getstate(), "numpy.random": np.random.get_state()}  # noqa: NPY002 - the global one is meant
+    digests = {name: hashlib.sha256(pickle.dumps(state)).digest() for name, state in own.items()}
+    return {**digests, **adapter.random_states()}
+
+
+@contextmanager
+def nothing_random(adapter: Adapter) -> Iterator[list[str]]:
+    """Give the names of the global random states that what runs inside has changed.
+
+    It begins with states that nobody has seen before, so that setting a seed changes them; they are put back.
+    """
+    changed: list[str] = []
+    own, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the global one is meant
+    try:
+        with adapter.other_random_state():
+            random.seed(os.urandom(8))
+            np.random.seed(int.from_bytes(os.urandom(4), "little"))  # noqa: NPY002 - as above
+            before = random_states(adapter)
+            yield changed
+            after = random_states(adapter)
+            changed += [name for name, digest in before.items() if after[name] != digest]
+    finally:
+        random.setstate(own)
+        np.random.set_state(numpy)  # noqa: NPY002 - as above
 
 
 def adapter_of(backend: str) -> Adapter:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from trainable_core import qparams
 from trainable_core.config import TrainableQuantizerActivationConfig, TrainableQuantizerWeightsConfig
-from trainable_core.conformance.adapter import Adapter, Run
+from trainable_core.conformance.adapter import PLAIN, Adapter, Run, Way
+from trainable_core.constants import SIGNED, THRESHOLD
 from trainable_core.key import Key
 from trainable_core.qparams import Float32, QParams
 from trainable_core.reference.method import Method
@@ -25,6 +26,10 @@ _CONFIGS: dict[str, type[Config]] = {
     config.prefix: config for config in (TrainableQuantizerWeightsConfig, TrainableQuantizerActivationConfig)
 }
 Document = dict[str, Any]
+
+
+WIDTHS = {1: "1 bit", 4: "2-4 bits", 8: "5-8 bits", 16: "9-16 bits"}
+"""Words of a report for widths up to these."""
 
 
 class Violation(AssertionError):  # noqa: N818 - a finding, not an error of the kit
@@ -53,6 +58,10 @@ class Case:
         How many training steps the quantizer's schedule has counted.
     arguments : dict
         Further arguments of the quantizer class.
+    way : Way
+        How the input is given to the quantizer.
+    repeats : tuple of int
+        An axis, and how often the tensor repeats a smaller one along it: so a large tensor is still plain data.
     """
 
     config: Config
@@ -61,17 +70,73 @@ class Case:
     factors: tuple[float, ...] = (1.0,)
     steps: int = 0
     arguments: dict[str, Any] = field(default_factory=dict)
+    way: Way = PLAIN
+    repeats: tuple[int, int] = (0, 1)
+
+    @property
+    def part(self) -> tuple[Float32, Float32]:
+        """Input and upstream gradient without the repetitions."""
+        axis, times = self.repeats
+        if times == 1:
+            return self.x, self.upstream
+        size = self.x.shape[axis] // times
+        return self.x.take(range(size), axis), self.upstream.take(range(size), axis)
+
+    def repeated(self, axis: int, times: int) -> Case:
+        """Return the case with a tensor that repeats its own along an axis."""
+        x, upstream = (np.concatenate([each] * times, axis) for each in self.part)
+        return replace(self, x=x, upstream=upstream, repeats=(axis, times))
+
+    def labels(self) -> frozenset[str]:
+        """Return what is special about the case, in the words of a report."""
+        size = self.x.size
+        said = {f"{self.x.ndim}-D", next(words for bits, words in WIDTHS.items() if self.config.n_bits <= bits)}
+        said.add("per tensor" if self.config.channels_axis is None else "per channel")
+        if self.config.channels_axis is not None and self.config.channels_axis < 0:
+            said.add("axis from the end")
+        if not size:
+            said.add("empty")
+        if size >= 2**16:
+            said.add(f">= 2**{size.bit_length() - 1} elements")
+        if self.way.layout != "contiguous":
+            said.add(f"{self.way.layout} input")
+        if self.way.upstream != "contiguous":
+            said.add(f"{self.way.upstream} upstream")
+        if not self.way.input_gradient:
+            said.add("input without gradient")
+        if not np.isfinite(self.x).all():
+            said.add("infinities")
+        if self.steps:
+            said.add("counted steps")
+        if set(self.factors) != {1.0}:
+            said.add("moved variables")
+        if self.config.candidates:
+            said.add("candidates")
+        if self.at_bound():
+            said.add("at a bound")
+        return frozenset(said)
+
+    def at_bound(self) -> bool:
+        """Return whether a threshold, or a range's width, is at its lower bound or below it."""
+        params, bound = self.config.quantization_params, self.config.min_threshold
+        numbers = [np.atleast_1d(np.asarray(value, np.float64)) for key, value in params.items() if key != SIGNED]
+        least = min(self.factors)
+        width = numbers[0] if len(numbers) == 1 else abs(numbers[0]) + abs(numbers[-1])
+        return bool((width * least <= bound).any())
 
     def document(self) -> Document:
         """Return the case as a JSON document."""
+        x, upstream = self.part
         return {
             "config": {"target": self.config.prefix, **self.config.model_dump(mode="json")},
             "arguments": self.arguments,
             "factors": list(self.factors),
             "steps": self.steps,
-            "shape": list(self.x.shape),
-            "x": self.x.reshape(-1).astype(float).tolist(),
-            "upstream": self.upstream.reshape(-1).astype(float).tolist(),
+            "way": asdict(self.way),
+            "repeats": list(self.repeats),
+            "shape": list(x.shape),
+            "x": x.reshape(-1).astype(float).tolist(),
+            "upstream": upstream.reshape(-1).astype(float).tolist(),
         }
 
     @classmethod
@@ -80,7 +145,9 @@ class Case:
         fields = dict(document["config"])
         config = _CONFIGS[fields.pop("target")].model_validate(fields)
         x, upstream = (np.array(document[key], np.float32).reshape(document["shape"]) for key in ("x", "upstream"))
-        return cls(config, x, upstream, tuple(document["factors"]), int(document["steps"]), dict(document["arguments"]))
+        case = cls(config, x, upstream, tuple(document["factors"]), int(document["steps"]), dict(document["arguments"]))
+        axis, times = document.get("repeats", (0, 1))
+        return replace(case.repeated(axis, times) if times > 1 else case, way=Way(**document.get("way", {})))
 
 
 @dataclass(frozen=True)
@@ -90,6 +157,12 @@ class Subject:
     adapter: Adapter
     cls: type[Any]
     key: Key
+    way: Way = PLAIN
+    thorough: bool = False
+
+    def under(self, case: Case, *, thorough: bool = False) -> Subject:
+        """Return the subject as the case's calls see it: inputs are given to it in the case's way."""
+        return replace(self, way=case.way, thorough=thorough)
 
     def __str__(self) -> str:
         return f"{self.key.quantizer_id}-{self.key.target}-{self.key.method}"
@@ -119,6 +192,22 @@ class Subject:
             steps=case.steps + int(self.adapter.counts_calls),
             tie_rule=self.adapter.tie_rule,
         )
+
+    @property
+    def element_by_element(self) -> bool:
+        """Whether an element's value follows from the element alone; a method declares it where it does not."""
+        return bool(getattr(self.method, "depends_on", "element") == "element")
+
+    @property
+    def deploys_values(self) -> bool:
+        """Whether the method deploys its values in the place of the float tensor."""
+        return bool(getattr(self.method, "deploys_values", False))
+
+    def normal(self, x: Float32) -> Float32:
+        """Return an input without numbers that a backend may treat as zero in one call and not in another."""
+        if self.adapter.subnormals:
+            return x
+        return np.where(np.abs(x) < SMALLEST_SQUARE, np.float32(0), x)
 
     def schedule_end(self, quantizer: Any) -> int | None:
         """Return from how many counted training steps on training values are the deployed ones; None: they never are.
@@ -157,12 +246,21 @@ class Subject:
         """Call a quantizer; see `Adapter.run`."""
         place = self.adapter.devices[0] if device is None else device
         return self.adapter.run(
-            quantizer, np.asarray(x), training=training, dtype=dtype, device=place, upstream=upstream
+            quantizer, np.asarray(x), training=training, dtype=dtype, device=place, upstream=upstream, way=self.way
         )
+
+    def deployed(self, quantizer: Any, x: ArrayLike, dtype: str = "float32") -> NDArray[Any]:
+        """Return what ``quantizer.convert2inferable()`` gives for `x`, or for its values where these are deployed."""
+        x = self.values(quantizer, x) if self.deploys_values else x
+        return self.adapter.deployed(quantizer)(np.asarray(x), dtype, self.way).values
 
     def values(self, quantizer: Any, x: ArrayLike, *, training: bool = False) -> NDArray[Any]:
         """Return a quantizer's values for `x`."""
         return self.run(quantizer, x, training=training).values
+
+
+SMALLEST_SQUARE = 2.0**-63
+"""Below it, a product of two numbers may be subnormal."""
 
 
 def grid_names(quantizer: Any) -> set[str]:
@@ -174,19 +272,32 @@ def grid_names(quantizer: Any) -> set[str]:
 def move(quantizer: Any, factors: tuple[float, ...]) -> None:
     """Change variables as training could: multiply those of the grid by the factors, add factor - 1 to the others."""
     grid = grid_names(quantizer)
+
+    def factor(index: int, shape: tuple[int, ...]) -> Float32:
+        return np.resize(np.roll(np.array(factors, np.float32), -index), shape)
+
+    for width in quantizer.widths if quantizer.grid_parameters else ():  # these stand for numbers that are multiplied
+        numbers = quantizer.grid_numbers(width)
+        moved = {key: value * factor(index, value.shape) for index, (key, value) in enumerate(numbers.items())}
+        if THRESHOLD in moved:  # what was too small to be decoded has no logarithm
+            moved[THRESHOLD] = np.maximum(moved[THRESHOLD], np.finfo(np.float32).tiny)
+        for key, value in quantizer.encoded(moved).items():
+            quantizer.assign(quantizer.grid_variables(width)[key], value)
     for index, name in enumerate(quantizer.variable_names):
+        if name in grid and quantizer.grid_parameters:
+            continue
         variable = quantizer.get_quantizer_variable(name)
         value = np.asarray(quantizer.to_numpy(variable), np.float32)
-        by = np.resize(np.roll(np.array(factors, np.float32), -index), value.shape)
+        by = factor(index, value.shape)
         quantizer.assign(variable, (value * by if name in grid else value + (by - 1)).astype(np.float32))
 
 
 def grid(quantizer: Any, width: int | None = None) -> QParams:
-    """Return the grid of the quantizer's variables, computed by core and not by the quantizer."""
+    """Return the grid of the quantizer's numbers, computed by core and not by the quantizer."""
     config = quantizer.quantization_config
     width = quantizer.selected_width if width is None else width
     return qparams.from_variables(
-        {name: quantizer.to_numpy(variable) for name, variable in quantizer.grid_variables(width).items()},
+        quantizer.grid_numbers(width),
         config.quantization_method,
         width,
         signed=quantizer.signed,
@@ -263,18 +374,29 @@ class Counterexample:
                 lines.append(("arguments", json.dumps(self.case.arguments)))
             if set(self.case.factors) != {1.0}:
                 lines.append(("variables", f"times {list(self.case.factors)}"))
+            if self.case.way != PLAIN:
+                lines.append(("way", f"{self.case.way}"))
+            if self.case.repeats[1] > 1:
+                axis, times = self.case.repeats
+                lines.append(("size", f"{self.case.x.size} elements: the input below, {times} times along axis {axis}"))
             if self.case.steps:
                 lines.append(("schedule", f"{self.case.steps} training steps counted"))
-            lines.append(("input", shown(self.case.x)))
+            lines.append(("input", shown(self.case.part[0])))
         lines += [("compared", self.what), ("expected", self.expected), ("got", self.got)]
         if self.case is not None:
             lines.append(("repeat", f"replay({json.dumps(self.document())!r})"))
         return "\n".join(f"{name:<10} {text}" for name, text in lines)
 
 
+MOST_SHOWN = 4096
+
+
 def shown(value: object) -> str:
     """Return a value as text that can be pasted into Python."""
     if isinstance(value, np.ndarray):
+        if value.size > MOST_SHOWN:
+            first = ", ".join(map(str, value.reshape(-1)[:MOST_SHOWN].tolist()))
+            return f"{first}, ... ({value.dtype} of shape {value.shape})"
         listed = json.dumps(value.tolist()).replace("Infinity", "np.inf").replace("NaN", "np.nan")
         return f"np.array({listed}, np.{value.dtype})"
     return str(value)

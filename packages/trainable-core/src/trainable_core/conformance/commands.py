@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from trainable_core.conformance.expected import checked_expectations, parsed_expectations
 from trainable_core.conformance.matrix import COLUMNS, METHOD_COLUMNS, markdown, matrix_rows, method_rows
 from trainable_core.conformance.template import backends_with_template, write_plugin
 from trainable_core.errors import INSTALL, DocumentError, InvalidArgumentError, UnsupportedConfigError
@@ -16,6 +17,7 @@ from trainable_core.registry.process import default_registry
 
 PrintTable = Callable[[str, Sequence[str], Sequence[Sequence[str]]], None]
 LAW_COLUMNS = ("law", "what holds", "reason")
+COVERAGE_COLUMNS = ("law", "cases", "covered")
 CHECK_COLUMNS = ("backend", "quantizer", "laws that hold", "cases", "seconds", "broken laws")
 
 
@@ -26,9 +28,23 @@ def check_arguments(parser: argparse.ArgumentParser) -> None:
         "--plugin", metavar="NAME", help="only this plugin's; its entry point's or its distribution's name"
     )
     parser.add_argument("--law", metavar="NAME", action="append", help="only this law; may be given more than once")
-    parser.add_argument("--examples", metavar="N", type=_positive, default=50, help="cases per law and quantizer (50)")
+    parser.add_argument(
+        "--examples", metavar="N", type=_positive, help="cases per law and quantizer; by default what the backend says"
+    )
+    parser.add_argument(
+        "--thorough", action="store_true", help="ten times as many cases, every corner, compiled calls: takes an hour"
+    )
+    parser.add_argument("--coverage", action="store_true", help="print for each law what its cases covered")
     parser.add_argument("--seed", metavar="S", type=int, default=0, help="seed of the generated cases (0)")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write a JSON report here")
+    parser.add_argument(
+        "--expect",
+        metavar="LAW=REASON",
+        action="append",
+        default=[],
+        help="a law, or QUANTIZER-LAW as in EWGS-Weights-UNIFORM-tie_rule, that is expected to be broken, and why; "
+        "it fails when it holds; may be given more than once",
+    )
     parser.add_argument("--laws", action="store_true", help="list the laws and their reasons, and check nothing")
     parser.add_argument("--markdown", action="store_true", help="with --laws: print a Markdown table, for documents")
 
@@ -41,7 +57,7 @@ def _positive(text: str) -> int:
 
 
 def check(arguments: argparse.Namespace, print_table: PrintTable) -> int:
-    """Check quantizers against the laws; return 0 when all hold, 1 when one is broken."""
+    """Check quantizers against the laws; return 0 when all hold but those expected to be broken, else 1."""
     try:
         from trainable_core.conformance import law, report, suite  # noqa: PLC0415 - they need the extra
     except ModuleNotFoundError as error:
@@ -63,18 +79,38 @@ def check(arguments: argparse.Namespace, print_table: PrintTable) -> int:
         sys.stderr.write(f"plugin {name!r} failed: {problem}\n")
     if not subjects:
         raise InvalidArgumentError("trainable check", "no quantizers are registered", ", ".join(INSTALL.values()))
+    made = [f"{subject}-{each.name}" for subject in subjects for each in laws if each.about(subject)]
+    expected = checked_expectations(parsed_expectations(arguments.expect), {*made, *(each.name for each in laws)})
     progress = report.Progress()
-    done = report.run(subjects, laws, examples=arguments.examples, seed=arguments.seed, progress=progress)
+    done = report.run(
+        subjects,
+        laws,
+        examples=arguments.examples,
+        seed=arguments.seed,
+        thorough=arguments.thorough,
+        progress=progress,
+    )
     progress.end()
     print_table(f"conformance with seed {done.seed}", CHECK_COLUMNS, done.rows())
-    for counterexample in done.counterexamples:
-        sys.stdout.write(f"\n{counterexample}\n")
-    broken = len(done.counterexamples)
-    verdict = f"{broken} of {len(done.verdicts)} checks failed" if broken else f"all {len(done.verdicts)} checks passed"
-    sys.stdout.write(f"{verdict}: {done.cases} cases in {done.seconds:.0f} s\n")
+    if arguments.coverage:
+        print_table("what the cases covered", COVERAGE_COLUMNS, done.coverage())
+    failed, told = 0, []
+    for verdict in done.verdicts:
+        name = f"{verdict.subject}-{verdict.law.name}"
+        why = expected.get(name, expected.get(verdict.law.name))
+        if why is None and verdict.counterexample is not None:
+            told.append(f"\n{verdict.counterexample}\n")
+        elif why is not None:
+            outcome = "expected to be broken, and holds" if verdict.holds else "broken as expected"
+            told.append(f"{name}: {outcome}: {why}\n")
+        failed += verdict.holds != (why is None)
+    sys.stdout.writelines(told)
+    as_expected = f", {len(done.counterexamples)} broken as expected" if expected and not failed else ""
+    result = f"{failed} of {len(done.verdicts)} checks failed" if failed else f"all {len(done.verdicts)} checks passed"
+    sys.stdout.write(f"{result}{as_expected}: {done.cases} cases in {done.seconds:.0f} s\n")
     if arguments.json is not None:
         _write(arguments.json, json.dumps(done.document(), indent=2) + "\n")
-    return 1 if broken else 0
+    return 1 if failed else 0
 
 
 def _write(path: Path, text: str) -> None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from hypothesis.strategies import SearchStrategy
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from trainable_core.conformance import strategies
+from trainable_core.conformance.adapter import Run
 from trainable_core.conformance.case import Case, Subject, Violation
-from trainable_core.conformance.strategies import Kind
+from trainable_core.conformance.strategies import Corner, Kind
 from trainable_core.errors import InvalidArgumentError, nearest
+from trainable_core.reference.oracle import EPSILON
 
 Check = Callable[[Subject, Case], None]
 
@@ -20,6 +23,16 @@ Check = Callable[[Subject, Case], None]
 def everywhere(_: Subject) -> bool:
     """Apply a law to every quantizer."""
     return True
+
+
+def repeatable(subject: Subject) -> bool:
+    """Apply a law where the same training forward gives the same values again."""
+    return not subject.random
+
+
+def elementwise(subject: Subject) -> bool:
+    """Apply a law where an element's values are its own, in training too, and the same each time."""
+    return not subject.random and subject.element_by_element
 
 
 @dataclass(frozen=True)
@@ -40,6 +53,8 @@ class Law:
         Whether it applies to a subject.
     once : bool
         Whether one case is enough, because the law is about the class.
+    most : int or None
+        Most cases that it is tried on where nobody asked to be thorough, because each takes long.
     """
 
     name: str
@@ -48,6 +63,7 @@ class Law:
     kind: Kind
     about: Callable[[Subject], bool] = everywhere
     once: bool = False
+    most: int | None = None
 
     @property
     def statement(self) -> str:
@@ -57,6 +73,10 @@ class Law:
     def cases(self, subject: Subject) -> SearchStrategy[Case]:
         """Return the cases that the law is tried on."""
         return strategies.cases(subject, self.kind)
+
+    def corners(self, subject: Subject) -> list[Corner]:
+        """Return the conditions that the law is tried under besides, those that cost least first."""
+        return [] if self.once else strategies.corners(subject, self.kind)
 
 
 LAWS: dict[str, Law] = {}
@@ -69,11 +89,12 @@ def law(
     kind: Kind | None = None,
     about: Callable[[Subject], bool] = everywhere,
     once: bool = False,
+    most: int | None = None,
 ) -> Callable[[Check], Check]:
     """Register a function as a law under its own name."""
 
     def register(check: Check) -> Check:
-        LAWS[check.__name__] = Law(check.__name__, reason, check, kind or Kind(), about, once)
+        LAWS[check.__name__] = Law(check.__name__, reason, check, kind or Kind(), about, once, most)
         return check
 
     return register
@@ -108,3 +129,29 @@ def require(what: str, holds: object, expected: object, got: object) -> None:
     """Require that a condition holds, in every element when it is an array."""
     if not bool(np.asarray(holds).all()):
         raise Violation(what, expected, got)
+
+
+def close(what: str, got: NDArray[np.generic], expected: NDArray[np.generic], allowed: ArrayLike) -> None:
+    """Require equal shapes, and values within the distance allowed; NaN only where NaN is expected."""
+    got, expected = np.asarray(got), np.asarray(expected)
+    require(f"{what}: shape", got.shape == expected.shape, expected.shape, got.shape)
+    wide, other = expected.astype(np.float64), got.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        near = (np.abs(other - wide) <= allowed) | (other == wide) | (np.isnan(other) & np.isnan(wide))
+    require(what, near, expected, got)
+
+
+def same_sums(
+    what: str, got: Mapping[str, NDArray[Any]], expected: Mapping[str, NDArray[Any]], run: Run, upstream: NDArray[Any]
+) -> None:
+    """Require equal gradients of variables, but for the order in which float32 terms are added up.
+
+    A term is an upstream gradient times a derivative of a value by a variable. For what a grid is made of, the
+    derivative is at most 2; for weights of a mixture it is at most twice the largest value. A float32 sum of N terms is
+    within ``(N + 16) * EPSILON`` of the exact one, relative to the sum of their magnitudes.
+    """
+    require(f"{what}: variables", sorted(got) == sorted(expected), sorted(expected), sorted(got))
+    values = np.abs(run.values[np.isfinite(run.values)])
+    size = 2 * max(1.0, float(values.max(initial=0.0))) * float(np.abs(upstream).sum(dtype=np.float64))
+    for name, value in expected.items():
+        close(f"{what} of {name}", got[name], value, 2 * size * (upstream.size + 16) * EPSILON)

@@ -10,9 +10,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from trainable_core import qparams
 from trainable_core.conformance.case import Case, Subject, grid
+from trainable_core.conformance.declared import Surrogate, allowed_through_parameters, through_parameters
 from trainable_core.constants import RANGE_MAX, RANGE_MIN, THRESHOLD
 from trainable_core.enums import QuantizationMethod
 from trainable_core.qparams import Float32, Float64, QParams
@@ -78,8 +80,7 @@ def through_variables(
     the sum of the terms' magnitudes.
     """
     config, width = quantizer.quantization_config, quantizer.selected_width
-    names = quantizer.grid_variables(width)
-    values = {name: np.asarray(quantizer.to_numpy(variable), np.float32) for name, variable in names.items()}
+    values = quantizer.grid_numbers(width)
     fixed: dict[str, Any] = {"signed": quantizer.signed, "min_threshold": config.min_threshold}
     found = qparams.variable_gradients(
         values, config.quantization_method, width, learned.scale, learned.zero_point, **fixed
@@ -89,55 +90,82 @@ def through_variables(
     at = grid(quantizer, width)
     if config.quantization_method is QuantizationMethod.UNIFORM:
         width_size = (size + size_zero * at.zero_point / at.scale) / at.quant_max
-        return found, {
+        allowed = {
             RANGE_MIN: (width_size + size_zero / at.scale) * relative,
             RANGE_MAX: width_size * relative,
         }
+        return through_parameters(quantizer, values, found), allowed_through_parameters(quantizer, values, allowed)
     # A threshold below its bound counts as the bound, which is what the ratio p / t of POWER_OF_TWO is taken of.
     factor = 2.0 ** -(width - int(quantizer.signed)) * (2.0 if config.quantization_method.name == "POWER_OF_TWO" else 1)
-    return found, {THRESHOLD: size * factor * relative}
+    allowed = {THRESHOLD: size * factor * relative}
+    return through_parameters(quantizer, values, found), allowed_through_parameters(quantizer, values, allowed)
 
 
-STEP = 2.0**-12
-"""Distance of the finite differences, in steps of the grid."""
+STEP = 2.0**-20
+"""Distance of the finite differences, in steps of the grid; float64 leaves 2**-32 of a step's derivative."""
+
+MARGIN = 2.0**-10
+"""Distance from ties and ends, in steps of the grid, below which nothing is compared.
+
+It is more than what a difference in the scale or the zero point moves, and than ``2**8 * 2**-24``, by which float32 may
+be off.
+"""
 
 CURVATURE = 2.0**-12
-"""Largest relative error of a central difference.
+"""Largest relative error of a central difference, and of the float32 gradient that is compared with it.
 
-``h**2 / 6 * f'''/f'`` with h = 2**-12 and a surrogate up to 100 times as steep as a straight line leaves
-``100**2 / 6 * 2**-24 < 2**-13``; the other half is for float32.
+A surrogate whose second derivative jumps, as where two pieces of it meet, leaves ``h / 4 * f''/f'``: with h = 2**-20,
+and one up to 100 times as steep as a straight line, below 2**-15.
 """
 
 
-def declares_surrogate(subject: Subject) -> bool:
-    """Return whether the class declares the function that its backward pass differentiates."""
-    return callable(getattr(subject.cls, "surrogate", None))
+def by_surrogate(
+    subject: Subject, quantizer: Any, case: Case, upstream: Float32, values: NDArray[Any] | None = None
+) -> Expected:
+    """Return the gradients of ``sum(upstream * surrogate)`` as finite differences in float64.
 
-
-def by_surrogate(quantizer: Any, case: Case, upstream: Float32) -> Expected:
-    """Return the gradients of ``sum(upstream * surrogate)`` as finite differences in float64."""
+    Parameters
+    ----------
+    subject, quantizer, case, upstream
+        What is differentiated, and where.
+    values : array, optional
+        What the training forward gave; needed where these are random.
+    """
     single = grid(quantizer)
     at = _double(single)
     x = case.x.astype(np.float64)
-    surrogate = quantizer.surrogate(x, at.along(x.ndim), upstream.astype(np.float64))
+    surrogate = Surrogate(quantizer, x, at, upstream.astype(np.float64), values)
 
     def value(x: Float64, at: QParams) -> Float64:
-        return np.asarray(surrogate(x, at.along(x.ndim)) * upstream)
+        return np.asarray(surrogate(x, at) * upstream)
 
     h = STEP * at.along(x.ndim).scale
     d_x = (value(x + h, at) - value(x - h, at)) / (2 * h)
     d_scale = _difference(value, x, at, "scale", STEP * at.scale / (single.quant_max - single.quant_min))
     d_zero = _difference(value, x, at, "zero_point", np.full(at.scale.shape, STEP))
-    allowed = np.abs(upstream) * CURVATURE * np.maximum(1.0, np.abs(d_x / np.where(upstream == 0, 1, upstream)))
+    # A float32 quotient is off by up to ``2**n_bits * 2**-24`` step, and the slope of a surrogate that looks at the
+    # place between two codes is taken to change by no more than four over a step.
+    curvature = CURVATURE + 4 * (single.quant_max - single.quant_min + 1) * 2.0**-24
+    allowed = np.abs(upstream) * curvature * np.maximum(1.0, np.abs(d_x / np.where(upstream == 0, 1, upstream)))
+    trained = set(subject.adapter.trained(quantizer))
+    own, own_sizes = surrogate.own_gradients(x, at, upstream.astype(np.float64), trained)
+    # Terms may cancel in one element: each is rounded relative to an output of up to the whole range.
+    outputs = np.abs(upstream) * at.along(x.ndim).scale * float(single.quant_max - single.quant_min)
+    own_allowed = {
+        name: size * (curvature + (x.size + 16) * EPSILON)
+        + 64 * EPSILON * (at.reduce(outputs) if size.shape == at.scale.shape else outputs.sum())
+        for name, size in own_sizes.items()
+    }
     if not quantizer.learns_grid:
-        return Expected(d_x, allowed, {}, {})
+        return Expected(d_x, allowed, own, own_allowed)
     reach = float(single.quant_max - single.quant_min)
     sizes = at.reduce(np.abs(upstream) * np.float64(reach))
     sizes_zero = at.reduce(np.abs(upstream) * at.along(x.ndim).scale)
     learned = GridGradients(at.reduce(d_scale), at.reduce(d_zero), sizes, sizes_zero)
     expected, variables_allowed = through_variables(quantizer, case, learned)
-    factor = CURVATURE / ((case.x.size + 16) * EPSILON)  # the curvature's error instead of float32's
-    return Expected(d_x, allowed, expected, {name: value * factor for name, value in variables_allowed.items()})
+    factor = curvature / ((case.x.size + 16) * EPSILON)  # the curvature's error instead of float32's
+    variables_allowed = {name: value * factor for name, value in variables_allowed.items()}
+    return Expected(d_x, allowed, {**expected, **own}, {**variables_allowed, **own_allowed})
 
 
 def _double(at: QParams) -> QParams:
@@ -162,7 +190,6 @@ def away_from_kinks(quantizer: Any, case: Case) -> Float32:
     low, high = affine.ends(at, case.x.ndim)
     with np.errstate(invalid="ignore", over="ignore"):
         quotient = case.x.astype(np.float64) / at.along(case.x.ndim).scale
-    # A difference in the scale moves `quotient` by up to STEP inside, one in the zero point moves the ends by STEP.
     to_tie = np.abs(np.abs(quotient - np.rint(quotient)) - 0.5)
     to_end = np.minimum(np.abs(quotient - low), np.abs(quotient - high))
-    return np.where((to_tie > 4 * STEP) & (to_end > 4 * STEP), case.upstream, np.float32(0))
+    return np.where((to_tie > MARGIN) & (to_end > MARGIN), case.upstream, np.float32(0))

@@ -20,6 +20,10 @@ from trainable_core.registry.process import get_backend
 
 SCHEMA_VERSION = 1
 Row = tuple[str, ...]
+THOROUGH = 10
+"""How many times as many cases a thorough run has."""
+FEWEST, MOST = 3, 100
+"""Cases per law and quantizer."""
 
 
 @dataclass
@@ -28,7 +32,9 @@ class Report:
 
     Parameters
     ----------
-    examples, seed : int
+    examples : int or None
+        Number of cases per law and quantizer; None where each backend's own number was taken.
+    seed : int
         As for `try_law`.
     verdicts : list of Verdict
         In the order in which the laws were tried.
@@ -36,7 +42,7 @@ class Report:
         How long the run took.
     """
 
-    examples: int
+    examples: int | None
     seed: int
     verdicts: list[Verdict] = field(default_factory=list)
     seconds: float = 0.0
@@ -50,6 +56,15 @@ class Report:
     def cases(self) -> int:
         """Number of cases tried."""
         return sum(verdict.cases for verdict in self.verdicts)
+
+    def coverage(self) -> list[Row]:
+        """Return a row per law: its name, the number of its cases, and what was special about some of them."""
+        rows: list[Row] = []
+        for law in dict.fromkeys(verdict.law.name for verdict in self.verdicts):
+            own = [verdict for verdict in self.verdicts if verdict.law.name == law]
+            covered = sorted(frozenset[str]().union(*(verdict.covered for verdict in own)))
+            rows.append((law, str(sum(verdict.cases for verdict in own)), ", ".join(covered)))
+        return rows
 
     def rows(self) -> list[Row]:
         """Return a row per quantizer: backend, quantizer, laws that hold, cases, seconds, broken laws."""
@@ -79,6 +94,7 @@ class Report:
             "cases": self.cases,
             "ok": not self.counterexamples,
             "laws": {verdict.law.name: verdict.law.reason for verdict in self.verdicts},
+            "coverage": {law: covered.split(", ") for law, _, covered in self.coverage()},
             "verdicts": [
                 {
                     "backend": verdict.subject.key.backend,
@@ -113,20 +129,29 @@ def run(
     subjects: Sequence[Subject],
     laws: Sequence[Law],
     *,
-    examples: int,
+    examples: int | None = None,
     seed: int,
+    thorough: bool = False,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Report:
-    """Try laws on quantizers; `progress` is called with what is tried next."""
+    """Try laws on quantizers; `progress` is called with what is tried next. The other arguments are `try_law`'s."""
     report = Report(examples, seed)
     pairs = [(subject, law) for subject in subjects for law in laws if law.about(subject)]
     started = time.monotonic()
     for number, (subject, law) in enumerate(pairs, start=1):
         broken = len(report.counterexamples)
         progress(f"{number}/{len(pairs)} {subject} {law.name}" + (f" ({broken} broken)" if broken else ""))
-        report.verdicts.append(try_law(law, subject, examples=examples, seed=seed))
+        many = share(subject, subjects, thorough=thorough) if examples is None else examples
+        report.verdicts.append(try_law(law, subject, examples=many, seed=seed, thorough=thorough))
     report.seconds = time.monotonic() - started
     return report
+
+
+def share(subject: Subject, subjects: Sequence[Subject], *, thorough: bool) -> int:
+    """Return how many cases per law a quantizer gets: many where few are checked."""
+    together = sum(each.key.backend == subject.key.backend for each in subjects)
+    many = min(max(subject.adapter.cases // together, FEWEST), MOST)
+    return many * THOROUGH if thorough else many
 
 
 class Progress:

@@ -1,4 +1,7 @@
-"""Hypothesis strategies: configs on every grid, changed variables, tensors full of ties, ends and special numbers.
+"""Cases: configs on every grid, changed variables, tensors full of ties, ends and special numbers.
+
+A case is drawn by hypothesis, or it is a corner: made from random bytes to meet one condition that draws seldom meet,
+such as a tensor with more elements than a fast path takes.
 
 Arrays are decoded from drawn bytes: one draw for a whole array is cheap, and hypothesis can make it smaller. Zero bytes
 decode to the simplest value.
@@ -6,8 +9,8 @@ decode to the simplest value.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -17,6 +20,7 @@ from numpy.typing import NDArray
 
 from trainable_core import qparams
 from trainable_core.config import TrainableQuantizerActivationConfig, TrainableQuantizerWeightsConfig
+from trainable_core.conformance.adapter import PLAIN, Way
 from trainable_core.conformance.case import Case, Config, Subject
 from trainable_core.constants import RANGE_MAX, RANGE_MIN, SIGNED, THRESHOLD
 from trainable_core.enums import QuantizationMethod
@@ -45,6 +49,12 @@ class Kind:
         Whether there is one threshold per channel; None tries both.
     least : int
         Fewest dimensions of the tensor.
+    tensor : bool
+        Whether the law is about tensors, so that their layout and their size are varied.
+    bound : bool
+        Whether thresholds at their lower bound, and below it, are tried besides.
+    fixed_input : bool
+        Whether inputs that need no gradient are tried besides.
     """
 
     bits: tuple[int, int] = (1, 16)
@@ -53,6 +63,60 @@ class Kind:
     finite: bool = False
     per_channel: bool | None = None
     least: int = 0
+    tensor: bool = True
+    bound: bool = False
+    fixed_input: bool = False
+
+
+@dataclass(frozen=True)
+class Corner:
+    """A condition that a case is made to meet.
+
+    Parameters
+    ----------
+    rank : int or None
+        Number of dimensions.
+    bits : int or None
+        Width of the grid.
+    size : int
+        Number of elements that the tensor has more of; 0 leaves it as drawn.
+    empty : bool
+        Whether it has no elements.
+    bound : bool
+        Whether thresholds are at their lower bound or below it.
+    way : Way or None
+        How the input is given.
+    """
+
+    rank: int | None = None
+    bits: int | None = None
+    size: int = 0
+    empty: bool = False
+    bound: bool = False
+    way: Way | None = None
+
+
+ANYWHERE = Corner()
+DENSE_4D, DENSE_5D = 4, 5
+
+
+def corners(subject: Subject, kind: Kind) -> list[Corner]:
+    """Return the conditions that a law is tried under, those that cost least first."""
+    adapter = subject.adapter
+    least = max(kind.least, int(kind.per_channel or 0))
+    made = [Corner(bits=bits) for bits in (1, 2, 8, 16) if kind.bits[0] <= bits <= kind.bits[1]]
+    made += [Corner(rank=rank) for rank in (0, 1, 4, 5) if rank >= least]
+    made += [Corner(bound=True)] * 2 if kind.bound else []
+    if not kind.tensor:
+        return made
+    made += [Corner(rank=2, empty=True)]
+    ranks = {"channels_last": DENSE_4D, "channels_last_3d": DENSE_5D}
+    for layout in adapter.layouts[1:]:
+        made.append(Corner(rank=ranks.get(layout, 2), way=Way(layout=layout)))
+        made.append(Corner(rank=ranks.get(layout, 3), way=Way(upstream=layout)))
+    if kind.fixed_input:
+        made += [Corner(way=Way(input_gradient=False)), Corner(rank=4, way=Way(input_gradient=False))]
+    return made + [Corner(rank=4, size=size) for size in adapter.sizes]
 
 
 class Source:
@@ -80,10 +144,12 @@ class Source:
 
 T = TypeVar("T")
 WORD = 6  # bytes of one number
-HEADER = 24  # bytes that decide everything but arrays: more than the choices below
+HEADER = 40  # bytes that decide everything but arrays: more than the choices below
 RANGE_WORDS = 3  # arrays of numbers that a range takes at most
 
-DIMENSIONS = (1, 2, 3, 2, 3, 0, 2, 3)
+DIMENSIONS = (1, 2, 3, 2, 3, 0, 2, 4, 1, 2, 3, 4, 3, 0, 2, 5)
+MANY_DIMENSIONS = 4
+FEW = 3  # largest size of a tensor with many dimensions: hypothesis draws no more than 8 KiB
 SIZES = (1, 2, 3, 4, 2, 3, 4, 2, 3, 4, 2, 3, 4, 2, 3, 0)
 # 0 and numbers below 2**-100 leave the bound to the library; 1e-3 and 0.1 are not float32 numbers.
 MIN_THRESHOLDS = (2.0**-16, 0.0, 1e-3, 2.0**-16, 0.0, 0.1, 2.0**-16, 0.0, 2.0**-120, 1.0, 2.0**-16, 2.0**100)
@@ -115,20 +181,33 @@ def positives(source: Source, size: int, kind: Kind) -> Float32:
     return np.clip(values, F32.smallest_subnormal, np.float32(MAX_THRESHOLD))
 
 
-def shapes(source: Source, kind: Kind) -> tuple[int, ...]:
-    """Return a tensor's shape: up to three dimensions, including none, and sizes down to 0."""
-    sizes = [source.choice(SIZES) for _ in range(3)]
-    shape = tuple(sizes[: max(source.choice(DIMENSIONS), kind.least, int(kind.per_channel or 0))])
+def shapes(source: Source, kind: Kind, corner: Corner) -> tuple[int, ...]:
+    """Return a tensor's shape: up to five dimensions, including none, and sizes down to 0."""
+    sizes = [source.choice(SIZES) for _ in range(5)]
+    rank = max(source.choice(DIMENSIONS), kind.least, int(kind.per_channel or 0))
+    rank = rank if corner.rank is None else corner.rank
+    if rank >= MANY_DIMENSIONS:
+        sizes = [min(size, FEW) for size in sizes]
+    if corner.size:
+        sizes = [FEW for _ in sizes]
+    if corner.way:
+        sizes = [max(size, 1) for size in sizes]
+    shape = tuple(sizes[:rank])
+    if corner.empty:
+        shape = (*shape[:-1], 0) if sizes[4] % 2 else (0, *shape[1:])
     return (*shape[:-1], 2) if kind.per_channel and not any(shape) else shape
 
 
-def config(source: Source, body: Source, subject: Subject, shape: tuple[int, ...], kind: Kind) -> Config:
+def config(
+    source: Source, body: Source, subject: Subject, shape: tuple[int, ...], kind: Kind, corner: Corner
+) -> Config:
     """Return a calibrated config for a tensor of this shape."""
     axes = [axis for axis in range(-len(shape), len(shape)) if shape[axis] > 0] if subject.weights else []
     wanted = source.choice((True, False)) if kind.per_channel is None else kind.per_channel
     axis = source.choice(axes or [0]) if wanted and axes else None
     low, high = kind.bits
     n_bits = low + int(source.take(1)[0]) % (high - low + 1)
+    n_bits = n_bits if corner.bits is None else corner.bits
     params = _params(source, body, subject, 1 if axis is None else shape[axis], n_bits, kind)
     if axis is None:
         params = {key: value[0] if isinstance(value, list) else value for key, value in params.items()}
@@ -141,12 +220,24 @@ def config(source: Source, body: Source, subject: Subject, shape: tuple[int, ...
     bound = source.choice(MIN_THRESHOLDS)
     if not (kind.exact or kind.moderate):
         fields["min_threshold"] = bound
+    elif corner.bound:
+        fields["min_threshold"] = source.choice(BOUNDS) * _largest(params)
     if axis is not None:
         fields |= {"weights_per_channel_threshold": True, "weights_channels_axis": axis}
     widths = dict.fromkeys(low + int(byte) % (high - low + 1) for byte in source.take(3))
     if source.choice((False, True)):
         fields[f"{prefix}_quantization_candidates"] = [{"n_bits": width} for width in widths]
     return (TrainableQuantizerWeightsConfig if subject.weights else TrainableQuantizerActivationConfig)(**fields)
+
+
+BOUNDS = (1.0, 1.5, 0.75)  # of the largest threshold: so several channels are at the bound, below it, or above
+
+
+def _largest(params: dict[str, Any]) -> float:
+    """Return the largest threshold, or the largest width of a range."""
+    numbers = {key: np.atleast_1d(np.asarray(value, np.float32)) for key, value in params.items() if key != SIGNED}
+    width = numbers[THRESHOLD] if THRESHOLD in numbers else numbers[RANGE_MAX] - numbers[RANGE_MIN]
+    return float(width.max())
 
 
 def _params(source: Source, body: Source, subject: Subject, size: int, n_bits: int, kind: Kind) -> dict[str, Any]:
@@ -208,7 +299,7 @@ def inputs(source: Source, grid: QParams, shape: tuple[int, ...], kind: Kind) ->
     steps = np.choose(which, [code, code + 0.5, code + 0.5, end, anywhere, anywhere, code, code])
     with np.errstate(over="ignore", under="ignore"):
         values = (steps.astype(np.float32).reshape(shape) * along.scale).astype(np.float32).reshape(size)
-    values = nudged(values, np.where(which == 0, 0, ulps))
+    values = nudged(values, np.where(which <= 1, 0, ulps))  # codes, and one kind of ties, stay as they are
     special = SPECIAL[payload % len(SPECIAL)]
     values = np.choose(which, [values] * 6 + [special, payload.view(np.float32)])
     values = np.where(np.isnan(values), np.float32(-1.5), values)
@@ -231,18 +322,103 @@ def factors(source: Source, kind: Kind) -> tuple[float, ...]:
     return tuple(several[: source.choice((1, 2, 3))])
 
 
+def ways(source: Source, subject: Subject, kind: Kind) -> Way:
+    """Return how the input is given: mostly contiguous."""
+    input_layout, upstream_layout = source.choice((0, 0, 0, 1)), source.choice((0, 0, 0, 1))
+    layouts = subject.adapter.layouts
+    of_input, of_upstream = source.choice(layouts), source.choice(layouts)
+    if not kind.tensor:
+        return PLAIN
+    return Way(of_input if input_layout else layouts[0], of_upstream if upstream_layout else layouts[0])
+
+
+def made(
+    header: bytes, draw_body: Callable[[int], bytes], subject: Subject, kind: Kind, corner: Corner = ANYWHERE
+) -> Case:
+    """Return the case that bytes stand for.
+
+    Parameters
+    ----------
+    header : bytes
+        `HEADER` bytes, which decide everything but arrays.
+    draw_body : callable
+        From a number of bytes to as many bytes, for the arrays.
+    subject : Subject
+        What the case is for.
+    kind : Kind
+        Which cases the law is tried on.
+    corner : Corner
+        What the case has to meet.
+    """
+    source = Source(header)
+    way = ways(source, subject, kind) if corner.way is None else corner.way
+    shape = shapes(source, kind, corner)
+    size = int(np.prod(shape, dtype=np.int64))
+    body = Source(draw_body(WORD * RANGE_WORDS * max(*shape, 1, 1) + (WORD + 1) * size))
+    chosen = config(source, body, subject, shape, kind, corner)
+    by = factors(source, kind)
+    arguments = source.choice([*subject.method.conformance_arguments, {}])
+    widths = [chosen.n_bits, *(candidate.n_bits for candidate in chosen.candidates or [])]
+    grid = grid_after(chosen, by, source.choice(widths))
+    x, upstream = inputs(body, grid, shape, kind), upstreams(body, shape)
+    if way.layout == EXPANDED and shape:
+        x = np.broadcast_to(x[:1], shape).copy()
+    if way.upstream == EXPANDED:
+        upstream = (
+            np.broadcast_to(upstream.reshape(-1)[:1].reshape((1,) * len(shape)), shape).copy() if size else upstream
+        )
+    case = Case(chosen, x, upstream, by, source.choice(range(5)), dict(arguments), way)
+    if not corner.size or not size:
+        return case
+    axis = chosen.channels_axis
+    channels = -1 if axis is None else axis % len(shape)
+    return case.repeated(next(each for each in range(len(shape)) if each != channels), corner.size // size + 1)
+
+
+EXPANDED = "expanded"
+
+
 @st.composite
 def cases(draw: DrawFn, subject: Subject, kind: Kind) -> Case:
     """Return a case for a quantizer class on one of its grids."""
-    source = Source(draw(st.binary(min_size=HEADER, max_size=HEADER)))
-    shape = shapes(source, kind)
-    size = int(np.prod(shape, dtype=np.int64))
-    length = WORD * RANGE_WORDS * max(*shape, 1, 1) + (WORD + 1) * size
-    body = Source(draw(st.binary(min_size=length, max_size=length)))
-    made = config(source, body, subject, shape, kind)
-    by = factors(source, kind)
-    arguments = source.choice([*subject.method.conformance_arguments, {}])
-    widths = [made.n_bits, *(candidate.n_bits for candidate in made.candidates or [])]
-    grid = grid_after(made, by, source.choice(widths))
-    x = inputs(body, grid, shape, kind)
-    return Case(made, x, upstreams(body, shape), by, source.choice(range(5)), dict(arguments))
+
+    def body(length: int) -> bytes:
+        return draw(st.binary(min_size=length, max_size=length))
+
+    return made(body(HEADER), body, subject, kind)
+
+
+def corner_case(random: np.random.Generator, subject: Subject, kind: Kind, corner: Corner) -> Case:
+    """Return a case in a corner, made from random bytes."""
+    return made(random.bytes(HEADER), random.bytes, subject, kind, corner)
+
+
+# ---- making a counterexample smaller --------------------------------------------------------------------------------
+
+
+def simpler(case: Case) -> Iterator[Case]:
+    """Yield cases that are simpler than this one, the simplest first."""
+    if case.repeats[1] > 1:
+        for times in (1, case.repeats[1] // 2):
+            yield (
+                replace(case.repeated(case.repeats[0], 1), repeats=(0, 1))
+                if times == 1
+                else case.repeated(case.repeats[0], times)
+            )
+    if case.way != PLAIN:
+        yield replace(case, way=PLAIN)
+    if case.steps:
+        yield replace(case, steps=0)
+    if set(case.factors) != {1.0}:
+        yield replace(case, factors=(1.0,))
+    if case.arguments:
+        yield replace(case, arguments={})
+    if case.repeats[1] > 1:
+        return
+    axis = case.config.channels_axis
+    channels = -1 if axis is None else axis % case.x.ndim
+    for each in range(case.x.ndim):
+        size = case.x.shape[each]
+        if each != channels and size > 1:
+            for part in (range(size // 2), range(size // 2, size)):
+                yield replace(case, x=case.x.take(part, each), upstream=case.upstream.take(part, each))

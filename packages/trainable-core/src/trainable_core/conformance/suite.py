@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -14,9 +15,12 @@ import numpy as np
 from hypothesis import HealthCheck, Phase, given, settings
 
 from trainable_core.conformance import laws as _registers_them  # noqa: F401 - a law is registered when its module is imported
+from trainable_core.conformance import strategies
 from trainable_core.conformance.adapter import Adapter, adapter_of
 from trainable_core.conformance.case import Case, Counterexample, Subject, Violation, shown
+from trainable_core.conformance.expected import checked_expectations
 from trainable_core.conformance.law import LAWS, Law, named_laws
+from trainable_core.conformance.strategies import Corner
 from trainable_core.enums import LUT_METHODS
 from trainable_core.errors import InvalidArgumentError, UnsupportedConfigError, nearest
 from trainable_core.registry.marks import keys_of
@@ -65,6 +69,8 @@ class Verdict:
         How long it took.
     counterexample : Counterexample or None
         None when the law holds.
+    covered : frozenset of str
+        What was special about the cases, in words; see `Case.labels`.
     """
 
     law: Law
@@ -72,6 +78,7 @@ class Verdict:
     cases: int
     seconds: float
     counterexample: Counterexample | None
+    covered: frozenset[str] = frozenset()
 
     @property
     def holds(self) -> bool:
@@ -80,7 +87,13 @@ class Verdict:
 
 
 def try_law(
-    law: Law, subject: Subject, *, examples: int | None = None, seed: int | None = None, shrink: bool = True
+    law: Law,
+    subject: Subject,
+    *,
+    examples: int | None = None,
+    seed: int | None = None,
+    shrink: bool = True,
+    thorough: bool = False,
 ) -> Verdict:
     """Try one law on one quantizer.
 
@@ -91,49 +104,118 @@ def try_law(
     subject : Subject
         A quantizer class on one of its grids.
     examples : int, optional
-        Number of cases; by default that of the active hypothesis profile.
+        Number of cases; by default that of the active hypothesis profile. At least half of them are drawn at random,
+        the others are made to meet the law's corners, which subjects share out between them where there are few.
     seed : int, optional
         Seed of the generated cases; by default as the active hypothesis profile says.
     shrink : bool
         Whether to make a counterexample as small as possible, which may take many more calls than finding it.
+    thorough : bool
+        Whether every corner is tried, whatever the number of cases, and ways to run that take seconds each.
     """
     started = time.monotonic()
-    tried = 0
-    failed: Case | None = None
-    error: Exception | None = None
-
-    def attempt(case: Case) -> None:
-        nonlocal tried, failed, error
-        tried += error is None
-        try:
-            with np.errstate(all="ignore"):  # cases overflow and divide zero by zero on purpose
-                law.check(subject, case)
-        except Exception as problem:
-            failed, error = case, problem
-            raise
-
+    trial = _Trial(law, subject, thorough=thorough)
     profile = settings()
     many = 1 if law.once else (profile.max_examples if examples is None else examples)
+    if law.most is not None and not thorough:
+        many = min(many, law.most)
+    corners = law.corners(subject)
+    chosen = corners if thorough else _share(corners, many // 2, f"{subject.cls.__qualname__}{subject}{law.name}")
+    error = _drawn(trial, max(many - len(chosen), 1 if law.once else many - many // 2), seed, shrink=shrink)
+    if error is None:
+        entropy = 0 if seed is None and profile.derandomize else seed
+        error = trial.corners(chosen, entropy, shrink=shrink)
+    seconds = time.monotonic() - started
+    found = None if error is None else _counterexample(law, subject, trial.failed, error)
+    return Verdict(law, subject, trial.tried, seconds, found, frozenset(trial.covered))
+
+
+class _Trial:
+    """The cases that a law was tried on, and the one that failed."""
+
+    def __init__(self, law: Law, subject: Subject, *, thorough: bool) -> None:
+        self.law, self.subject, self.thorough = law, subject, thorough
+        self.tried = 0
+        self.covered: set[str] = set()
+        self.failed: Case | None = None
+        self.error: Exception | None = None
+
+    def attempt(self, case: Case) -> None:
+        """Try the law on a case."""
+        if self.error is None:
+            self.tried += 1
+            self.covered |= case.labels()
+        try:
+            with np.errstate(all="ignore"):  # cases overflow and divide zero by zero on purpose
+                self.law.check(self.subject.under(case, thorough=self.thorough), case)
+        except Exception as problem:
+            self.failed, self.error = case, problem
+            raise
+
+    def corners(self, corners: Sequence[Corner], seed: int | None, *, shrink: bool) -> Exception | None:
+        """Try the law in corners, and make a case that fails simpler."""
+        for number, corner in enumerate(corners):
+            key = None if seed is None else [seed, number, zlib.crc32(f"{self.subject}{self.law.name}".encode())]
+            case = strategies.corner_case(np.random.default_rng(key), self.subject, self.law.kind, corner)
+            error = self._error(case)
+            if error is not None:
+                return self._simplified(case, error) if shrink else error
+        return None
+
+    def _simplified(self, case: Case, error: Exception) -> Exception:
+        for _ in range(SIMPLER):
+            found = next(((each, e) for each in strategies.simpler(case) if (e := self._error(each)) is not None), None)
+            if found is None:
+                break
+            case, error = found
+        self.failed = case
+        return error
+
+    def _error(self, case: Case) -> Exception | None:
+        try:
+            self.attempt(case)
+        except Exception as problem:  # noqa: BLE001 - whatever a quantizer raises is the finding
+            return problem
+        return None
+
+
+SIMPLER = 30
+"""How often a counterexample in a corner is made simpler."""
+
+
+def _share(corners: list[Corner], most: int, key: str) -> list[Corner]:
+    """Return as many of the corners, other ones for another key, in their order."""
+    first = zlib.crc32(key.encode()) % max(len(corners), 1)
+    chosen = sorted((first + place) % len(corners) for place in range(min(most, len(corners))))
+    return [corners[place] for place in chosen]
+
+
+def _drawn(trial: _Trial, many: int, seed: int | None, *, shrink: bool) -> Exception | None:
+    """Try a law on cases that hypothesis draws."""
     configured = settings(
         max_examples=many,
         deadline=None,
         database=None,
-        derandomize=seed is None and profile.derandomize,
+        derandomize=seed is None and settings().derandomize,
         report_multiple_bugs=False,
         phases=(Phase.generate, Phase.shrink) if shrink else (Phase.generate,),
         print_blob=False,
         verbosity=hypothesis.Verbosity.quiet,
         suppress_health_check=list(HealthCheck),
     )
-    test = configured(given(law.cases(subject))(attempt))
+    attempt = trial.attempt  # hypothesis wants a function
+
+    def test(case: Case) -> None:
+        attempt(case)
+
+    decorated = configured(given(trial.law.cases(trial.subject))(test))
     if seed is not None:
-        test = hypothesis.seed(seed)(test)
+        decorated = hypothesis.seed(seed)(decorated)
     try:
-        test()
+        decorated()
     except Exception as problem:  # noqa: BLE001 - whatever a quantizer raises is the finding
-        found = _counterexample(law, subject, failed, error or problem)
-        return Verdict(law, subject, tried, time.monotonic() - started, found)
-    return Verdict(law, subject, tried, time.monotonic() - started, None)
+        return trial.error or problem
+    return None
 
 
 def _counterexample(law: Law, subject: Subject, case: Case | None, error: Exception) -> Counterexample:
@@ -294,16 +376,8 @@ def conformance_checks(
         raise InvalidArgumentError(
             f"backend {backend!r}, plugin {plugin!r}", "no quantizer is registered to be checked"
         )
-    expected = dict(expected_failures or {})
     names = {str(check) for check in made} | {check.law.name for check in made}
-    for name, reason in expected.items():
-        if name not in names:
-            hint = nearest(name, names).strip().removeprefix("Hint: ")
-            raise InvalidArgumentError(
-                f"expected failure {name!r}", "it is neither a law nor a check of this test", hint
-            )
-        if not reason.strip():
-            raise InvalidArgumentError(f"expected failure {name!r}", "it has no reason", "say why it fails.")
+    expected = checked_expectations(expected_failures or {}, names)
     parameters = []
     for check in made:
         why = expected.get(str(check), expected.get(check.law.name))
@@ -338,8 +412,9 @@ def replay(document: Mapping[str, Any] | str, cls: type[Any] | None = None) -> N
             if given["case"] is None:  # the law is about the class: any case will do
                 Check(law, subject, seed=0)()
                 return
+            case = Case.from_document(given["case"])
             with np.errstate(all="ignore"):
-                law.check(subject, Case.from_document(given["case"]))
+                law.check(subject.under(case, thorough=True), case)
             return
     raise UnsupportedConfigError("replay", f"{cls.__name__} is not for {given['method']}")
 

@@ -64,6 +64,23 @@ def write_atomically(path: Path, content: bytes) -> None:
             os.close(folder)
 
 
+def require_writable(path: Path) -> None:
+    """Refuse a path that nothing can be written to, before any work is done for it.
+
+    Raises
+    ------
+    DocumentError
+        When its folder does not exist or is no folder, or the path is one.
+    """
+    try:
+        problem = "" if path.parent.is_dir() else f"{path.parent} is no folder"
+        problem = "it is a folder" if path.is_dir() else problem
+    except (OSError, ValueError) as error:  # ValueError: no path at all, it contains a null character
+        raise DocumentError(path, f"can't be written: {error}") from error
+    if problem:
+        raise DocumentError(path, f"can't be written: {problem}")
+
+
 def check_header(path: object, header: Any, form: str, version: int, kinds: Mapping[str, type]) -> None:
     """Refuse a header that is not of a format.
 

@@ -10,6 +10,7 @@ import pydantic
 
 from trainable_core.constants import RANGE_MIN
 from trainable_core.errors import DocumentError
+from trainable_core.qparams import variable_names
 from trainable_core.quantizer import BaseTrainableQuantizer
 from trainable_core.recipe.document import QuantizationRecipe
 from trainable_core.recipe.state import WrappedState
@@ -76,10 +77,11 @@ def recipe_of(path: object, header: Mapping[str, Any]) -> QuantizationRecipe:
 
 def placeholder(quantizer: BaseTrainableQuantizer) -> None:
     """Give a quantizer numbers that make it convert; those of a file replace them."""
+    names, shape = variable_names(quantizer.quantization_config.quantization_method), quantizer.structure.shape
+    values = quantizer.encoded({key: np.full(shape, -1.0 if key == RANGE_MIN else 1.0) for key in names})
     for width in quantizer.structure.widths:
         for key, variable in quantizer.grid_variables(width).items():
-            value = np.full(tuple(variable.shape), -1.0 if key == RANGE_MIN else 1.0, np.float32)
-            quantizer.assign(variable, value)
+            quantizer.assign(variable, values[key])
     quantizer.calibrated = True
 
 

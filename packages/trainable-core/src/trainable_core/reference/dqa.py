@@ -290,6 +290,14 @@ def _expected_gradients(x: Float32, upstream: Float32, state: State) -> Expected
     return ExpectedGradients(found.x, x_allowed, {"logits": found.logits}, {"logits": logits_allowed})
 
 
+def _expected_regularization(state: State) -> tuple[float, float]:
+    schedule, widths = _schedule_of(state.arguments), list(state.grids)
+    temperature = float(schedule(max(state.steps - 1, 0)))
+    term = float(state.arguments["bit_cost_weight"]) * bit_cost(state.variables["logits"], temperature, widths)
+    # As in `_expected_values`: a weight has 108 roundings, and the sum one for each width.
+    return term, abs(term) * (108 + len(widths)) * EPSILON
+
+
 METHOD = Method(
     name="DQA",
     title="DNN quantization with attention",
@@ -302,11 +310,12 @@ METHOD = Method(
     ),
     training_forward="soft",
     schedule_end=lambda arguments: schedule_end(_schedule_of(arguments)),
+    counts_steps=True,
     conformance_arguments=(
         {
             "temperature": {"t_start": 0, "t_end": 3, "initial_val": 2.0, "target_val": 0.1},
             "bit_cost_weight": 0.25,
         },
     ),
-    oracle=Oracle(_expected_gradients, _expected_values),
+    oracle=Oracle(_expected_gradients, _expected_values, _expected_regularization),
 )

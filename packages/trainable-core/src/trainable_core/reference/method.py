@@ -10,12 +10,62 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from trainable_core.enums import QuantizationMethod, QuantizationTarget
+from trainable_core.enums import QuantizationMethod, QuantizationTarget, VariableGroup
+from trainable_core.errors import InvalidArgumentError, nearest
 from trainable_core.reference.oracle import Oracle
 
 TrainingForward = Literal["deployed", "soft", "random"]
+Dependence = Literal["element", "channel", "tensor"]
+
+DECLARED = (
+    "learns_grid",
+    "grid_parameters",
+    "own_variables",
+    "training_forward",
+    "counts_steps",
+    "depends_on",
+    "deploys_values",
+    "conformance_arguments",
+)
+"""Fields of `Method` that a quantizer class may declare by class attributes of the same names."""
+
+
+@dataclass(frozen=True)
+class OwnVariable:
+    """A variable that a method trains beside thresholds and ranges.
+
+    Parameters
+    ----------
+    name : str
+        Name of the attribute, and of the variable in a saved state.
+    per_channel : bool
+        Whether there is one value for each threshold: the shape is that of the threshold. Otherwise there is one value
+        for the tensor, or whatever `add_variables` makes.
+    initial : float, optional
+        Value that the base class creates it with; None: the method's `add_variables` creates it.
+    group : VariableGroup
+        The optimizer group that it belongs to.
+
+    Examples
+    --------
+    >>> OwnVariable("alpha", per_channel=True, initial=0.3).shape((64,))
+    (64,)
+    """
+
+    name: str
+    per_channel: bool = False
+    initial: float | None = None
+    group: VariableGroup = VariableGroup.QPARAMS
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name.isidentifier():
+            raise InvalidArgumentError("OwnVariable", f"name must be an identifier, got {self.name!r}")
+
+    def shape(self, threshold: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the shape of a variable that the base class creates, from the shape of the threshold."""
+        return threshold if self.per_channel else ()
 
 
 @dataclass(frozen=True)
@@ -53,8 +103,11 @@ class Method:
         The module that defines it; a built-in's quantizers are in modules of the same name in every backend.
     learns_grid : bool
         Whether thresholds and ranges are learned.
-    own_variables : tuple of str
-        Names of further variables that are learned.
+    own_variables : tuple of str or OwnVariable
+        Further variables that are learned; a name alone says nothing of the variable's shape.
+    grid_parameters : tuple of str
+        Names of the variables that stand for the threshold, or for the ends of the range, where these are not learned
+        themselves; the class converts them by `encode_grid` and `decode_grid`.
     options : tuple of Option
         Further arguments of the constructor.
     targets : tuple of QuantizationTarget
@@ -67,6 +120,14 @@ class Method:
     schedule_end : callable, optional
         From the constructor's further arguments to the number of counted training steps from which on the values of a
         soft or random forward are the deployed ones. Without it they never are.
+    counts_steps : bool
+        Whether the base class counts training steps for a schedule, in the state variable ``step``.
+    depends_on : {"element", "channel", "tensor"}
+        What the value of an element depends on besides the variables: on the element alone, on all elements that share
+        its threshold, or on the whole tensor.
+    deploys_values : bool
+        Whether the quantized values are stored in the place of the float weights when a model is finalized. It is for
+        methods whose values are not those of the deployed grid on the float weights, such as DoReFa; for weights only.
     conformance_arguments : tuple of dict
         Further arguments that the conformance kit tries besides the defaults.
     oracle : Oracle, optional
@@ -79,7 +140,8 @@ class Method:
     reference: str = ""
     module: str = ""
     learns_grid: bool = False
-    own_variables: tuple[str, ...] = ()
+    own_variables: tuple[str | OwnVariable, ...] = ()
+    grid_parameters: tuple[str, ...] = ()
     options: tuple[Option, ...] = ()
     targets: tuple[QuantizationTarget, ...] = (QuantizationTarget.Weights, QuantizationTarget.Activation)
     grids: tuple[QuantizationMethod, ...] = (
@@ -89,10 +151,44 @@ class Method:
     )
     training_forward: TrainingForward = "deployed"
     schedule_end: Callable[[Mapping[str, Any]], int] | None = None
+    counts_steps: bool = False
+    depends_on: Dependence = "element"
+    deploys_values: bool = False
     conformance_arguments: tuple[dict[str, Any], ...] = ()
     oracle: Oracle | None = None
+
+    def __post_init__(self) -> None:
+        for field, kinds in (("training_forward", TrainingForward), ("depends_on", Dependence)):
+            value, known = getattr(self, field), get_args(kinds)
+            if value not in known:
+                problem = f"{field} is {value!r}, not one of {', '.join(known)}"
+                raise InvalidArgumentError(self.name, problem, nearest(value, known).strip().removeprefix("Hint: "))
+        for field in ("own_variables", "grid_parameters", "conformance_arguments"):
+            if not isinstance(getattr(self, field), tuple):
+                problem = f"{field} is {getattr(self, field)!r}, which is not a tuple"
+                raise InvalidArgumentError(self.name, problem, "a tuple of one element ends with a comma.")
+        names = [*self.grid_parameters, *self.own_names]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise InvalidArgumentError(self.name, f"a variable is declared twice: {', '.join(twice)}")
+
+    @property
+    def own(self) -> tuple[OwnVariable, ...]:
+        """Its own variables, each as a record."""
+        return tuple(own_variable(each) for each in self.own_variables)
+
+    @property
+    def own_names(self) -> tuple[str, ...]:
+        """Names of its own variables."""
+        return tuple(each.name for each in self.own)
 
     @property
     def learns(self) -> tuple[str, ...]:
         """What its quantizers learn, in words."""
-        return (*(("thresholds", "ranges") if self.learns_grid else ()), *self.own_variables)
+        grid = ("thresholds", "ranges") if self.learns_grid else ()
+        return (*grid, *self.own_names)
+
+
+def own_variable(declared: str | OwnVariable) -> OwnVariable:
+    """Return the record of a variable that may be declared by its name alone."""
+    return declared if isinstance(declared, OwnVariable) else OwnVariable(declared)

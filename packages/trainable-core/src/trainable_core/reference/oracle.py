@@ -145,7 +145,10 @@ class Oracle:
         From the input, the upstream gradient and the state to `ExpectedGradients` in training mode.
     values : callable
         From the input, the state and whether the model trains to `ExpectedValues`.
+    regularization : callable, optional
+        From the state to the term for the loss, and how far from it a float32 computation may be.
     """
 
     gradients: Callable[[Float32, Float32, State], ExpectedGradients]
     values: Callable[[Float32, State, bool], ExpectedValues] = on_grid
+    regularization: Callable[[State], tuple[float, float]] | None = None

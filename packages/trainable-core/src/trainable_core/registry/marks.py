@@ -9,7 +9,7 @@ from typing import TypeVar
 from trainable_core.config import member
 from trainable_core.enums import QuantizationMethod, QuantizationTarget
 from trainable_core.errors import InvalidArgumentError, QuantizerDefinitionError, nearest
-from trainable_core.key import Key, identifier_text
+from trainable_core.key import Key, identifier_text, is_readable
 
 E = TypeVar("E", bound=Enum)
 
@@ -36,7 +36,12 @@ def keys_of(cls: type, backend: str) -> list[Key]:
     identifier = getattr(cls, "identifier", None)
     if identifier is None:
         raise QuantizerDefinitionError(cls, "its mark has no identifier, under which it would be looked up")
-    return [Key(backend, target, identifier_text(identifier), method) for method in methods]
+    text = identifier_text(identifier)
+    if not is_readable(text):
+        raise QuantizerDefinitionError(
+            cls, f"its identifier {text!r} is blank, begins or ends with a space, or holds what can't be printed"
+        )
+    return [Key(backend, target, text, method) for method in methods]
 
 
 def marks_of(cls: type) -> tuple[QuantizationTarget, list[QuantizationMethod]]:

@@ -12,8 +12,11 @@ from typing import Any
 
 from trainable_core import reference
 from trainable_core.enums import QuantizationTarget
-from trainable_core.errors import QuantizerDefinitionError
-from trainable_core.reference.method import Method, Option
+from trainable_core.errors import InvalidArgumentError, QuantizerDefinitionError
+from trainable_core.reference.method import DECLARED, Method, Option
+
+BASE = "trainable_core.quantizer"
+"""Module of core's base class; `registry` is below it."""
 
 CONFIG_ARGUMENTS = 2
 """Arguments that every quantizer's constructor begins with: the config, and whether to freeze."""
@@ -90,11 +93,7 @@ def declaration_of(cls: type[Any], name: str) -> Method:
     if known is not None:
         return known
     base = Method(name) if inherited is None else replace(inherited, name=name, module="", oracle=None)
-    said = {
-        field: getattr(cls, field)
-        for field in ("learns_grid", "own_variables", "training_forward", "conformance_arguments")
-        if getattr(cls, field, None) is not None
-    }
+    said = {field: getattr(cls, field) for field in DECLARED if getattr(cls, field, None) is not None}
     return replace(base, options=options_of(cls), **said)
 
 
@@ -106,6 +105,45 @@ def options_of(cls: type[Any]) -> tuple[Option, ...]:
         return ()
     variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     return tuple(Option(each.name, each.default) for each in parameters if each.kind not in variadic)
+
+
+def check_class(cls: type[Any], name: str, target: QuantizationTarget) -> None:
+    """Require that what a class declares about itself is well formed and fits together.
+
+    Raises
+    ------
+    QuantizerDefinitionError
+        When a declared field has an unknown value, when `grid_parameters` come without both of their methods or without
+        `learns_grid`, or when a class for activations declares `deploys_values`.
+    """
+    try:
+        declared = declaration_of(cls, name)
+    except InvalidArgumentError as error:
+        raise QuantizerDefinitionError(cls, str(error)) from error
+    if declared.deploys_values and target is not QuantizationTarget.Weights:
+        raise QuantizerDefinitionError(cls, "it declares deploys_values, and only weights can be stored as values")
+    if declared.grid_parameters:
+        for method in ("encode_grid", "decode_grid"):
+            owner = next((base.__module__ for base in cls.__mro__ if method in vars(base)), BASE)
+            if owner == BASE:
+                raise QuantizerDefinitionError(cls, f"it declares grid_parameters and has no method {method!r}")
+        if not declared.learns_grid:
+            raise QuantizerDefinitionError(cls, "it declares grid_parameters, which are trained only with learns_grid")
+
+
+def check_estimator(cls: type[Any]) -> None:
+    """Require that a class says how a tensor is fake-quantized: it has one of the methods that its base names.
+
+    Raises
+    ------
+    QuantizerDefinitionError
+        When it has none of them.
+    """
+    base = next((each for each in cls.__mro__ if "estimated_by" in vars(each)), None)
+    names: tuple[str, ...] = () if base is None else base.estimated_by  # type: ignore[attr-defined] # seen a line above
+    if names and all(getattr(cls, name) is getattr(base, name) for name in names):
+        missing = f"it has no `{names[0]}`, nor any of {', '.join(names[1:])}"
+        raise QuantizerDefinitionError(cls, f"{missing}: nothing says how a tensor is fake-quantized")
 
 
 def check_declared(cls: type[Any], declared: Method, target: QuantizationTarget, grids: tuple[Any, ...]) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import Distribution, EntryPoint, distributions
 from typing import Any, Final
@@ -15,7 +16,7 @@ from trainable_core import hookspecs
 from trainable_core.hookspecs import PROJECT
 
 DISABLE_VARIABLE: Final = "TRAINABLE_DISABLE_PLUGINS"
-"""Environment variable with the names of plugins to leave out, separated by commas."""
+"""Environment variable with the names of plugins, or of their distributions, to leave out; separated by commas."""
 
 IN_PROCESS: Final = "in process"
 """Stands where a distribution's name would, for a plugin that is not installed."""
@@ -44,6 +45,16 @@ class Plugin:
     def names(self) -> set[str]:
         """Names that switch the plugin off: its own, and the one it shares with another distribution's plugin."""
         return {self.name, self.name.removesuffix(f" ({self.distribution})")}
+
+    def is_among(self, names: Collection[str]) -> bool:
+        """Return whether one of the names is the plugin's own or, spelled in any way, its distribution's."""
+        own = self.distribution is not None and normalized(self.distribution) in map(normalized, names)
+        return own or not self.names.isdisjoint(names)
+
+
+def normalized(distribution: str) -> str:
+    """Return a distribution's name as installers compare it: lower-case, with hyphens."""
+    return re.sub(r"[-_.]+", "-", distribution).lower()
 
 
 def reason(error: BaseException) -> str:

@@ -39,6 +39,14 @@ def register(plugin: object, name: str) -> None:
     _DEFAULT.register(plugin, name)
 
 
+def unregister(name: str) -> None:
+    """Take back a plugin that `register` added under `name`; nothing happens when there is none.
+
+    An installed plugin stays; `TRAINABLE_DISABLE_PLUGINS` switches it off.
+    """
+    _DEFAULT.unregister(name)
+
+
 def get_trainable_quantizer_class(
     quant_target: QuantizationTarget | Enum | str,
     quantizer_id: TrainingMethod | Enum | str,

@@ -1,13 +1,14 @@
 """Finds quantizer classes: every plugin is asked for one backend at a time, and none can break another.
 
-``TRAINABLE_DISABLE_PLUGINS=name,name`` switches plugins off.
+``TRAINABLE_DISABLE_PLUGINS=name,name`` switches plugins off, by their own names or their distributions'.
 """
 
 from __future__ import annotations
 
-import threading
+import sys
 from collections.abc import Iterable
 from enum import Enum
+from importlib import import_module
 from typing import Any, Literal
 
 from trainable_core.enums import QuantizationMethod, QuantizationTarget, TrainingMethod
@@ -19,7 +20,7 @@ from trainable_core.errors import (
     UnknownQuantizerError,
 )
 from trainable_core.hookspecs import Backend
-from trainable_core.key import Key, identifier_text
+from trainable_core.key import Key, identifier_text, is_readable
 from trainable_core.registry.marks import named
 from trainable_core.registry.methods import built_in_methods
 from trainable_core.registry.plugins import (
@@ -33,6 +34,7 @@ from trainable_core.registry.plugins import (
     reason,
 )
 from trainable_core.registry.rows import Entry, Offer, PluginRow, QuantizerRow, provider, quantizer_row, row_order
+from trainable_core.registry.turns import Turns
 
 
 class Registry:
@@ -54,8 +56,8 @@ class Registry:
 
     def __init__(self, path: Iterable[str] | None = None) -> None:
         self._path = None if path is None else list(path)
-        # Reentrant: a plugin that looks something up while it is imported must not wait for itself.
-        self._lock = threading.RLock()
+        # A plugin that looks something up while it is imported, itself or in a thread, must not wait for itself.
+        self._lock = Turns()
         self.reset()
 
     def reset(self) -> None:
@@ -67,6 +69,8 @@ class Registry:
 
     def register(self, plugin: object, name: str) -> None:
         """Add a plugin that is not installed; see `register`."""
+        if not isinstance(name, str) or not is_readable(name):
+            raise PluginError(str(name), f"its name {name!r} is blank, or holds characters that can't be printed")
         with self._lock:
             self._load()
             self.unregister(name)
@@ -109,6 +113,7 @@ class Registry:
                     self._missing(backend),
                     known_backends=list(self._claims()),
                     built_in=built_in_methods(),
+                    elsewhere=self._elsewhere(backend, key.quantizer_id),
                 )
             if len(classes) > 1:
                 raise DuplicateQuantizerError(key, [provider(plugin, row) for plugin, row in found])
@@ -169,11 +174,11 @@ class Registry:
         }
 
     def unknown_disabled(self) -> list[str]:
-        """Return the names in ``TRAINABLE_DISABLE_PLUGINS`` that no installed plugin has."""
+        """Return the names in ``TRAINABLE_DISABLE_PLUGINS`` that no installed plugin or distribution has."""
         with self._lock:
             self._load()
-            known = {name for entry in self._entries.values() if entry.disabled for name in entry.plugin.names}
-        return sorted(disabled_names() - known)
+            off = [entry.plugin for entry in self._entries.values() if entry.disabled]
+        return sorted(name for name in disabled_names() if not any(plugin.is_among([name]) for plugin in off))
 
     def _load(self) -> None:
         """Import every installed plugin that is not switched off, and let it describe its backend."""
@@ -186,7 +191,7 @@ class Registry:
                 entry = self._entries.setdefault(plugin.name, Entry(plugin))
                 if entry.plugin is not plugin:
                     entry.plugin.problems.append(f"{plugin.distribution} has two entry points of this name")
-                elif not off.isdisjoint(plugin.names):
+                elif plugin.is_among(off):
                     entry.disabled = True
                 elif self._host.load(plugin):
                     self._ask_for_backends(entry)
@@ -229,10 +234,30 @@ class Registry:
                 continue
             for cls in result:
                 try:
-                    offer.rows.append(quantizer_row(plugin, cls, backend))
+                    offer.rows.append(quantizer_row(plugin, cls, backend, self._quantizer_base(backend)))
                 except BROKEN as error:
                     offer.problems.append(reason(error))
         return offer
+
+    def _quantizer_base(self, backend: str) -> type[Any] | None:
+        """Return the base class of a backend's quantizers, where it names one that can be imported."""
+        claims = self._claims().get(backend)
+        module, _, name = (claims[0][1].quantizer_base if claims else "").partition(":")
+        try:
+            return getattr(import_module(module), name) if module else None
+        except BROKEN:
+            return None  # its framework is missing or broken, which its own hook tells
+
+    def _elsewhere(self, backend: str, quantizer_id: str) -> list[str]:
+        """Return the other backends that have a training method, of those whose framework is in the process already."""
+        claims = self._claims()
+        others = [
+            name
+            for name in sorted(set(claims) - {backend})
+            if any(name in entry.offers for entry in self._entries.values())
+            or all(part.replace("-", "_") in sys.modules for part in claims[name][0][1].framework)
+        ]
+        return [name for name in others if any(row.training_method == quantizer_id for _, row in self._offered(name))]
 
     def _claims(self) -> dict[str, list[tuple[Plugin, Backend]]]:
         """Return who says to be which backend; more than one per name is a clash."""

@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from trainable_core.enums import QuantizationMethod, QuantizationTarget
+from trainable_core.errors import QuantizerDefinitionError
 from trainable_core.hookspecs import Backend
 from trainable_core.key import Key
 from trainable_core.reference.method import Method
 from trainable_core.registry.marks import keys_of
-from trainable_core.registry.methods import check_declared, declaration_of
+from trainable_core.registry.methods import check_class, check_declared, check_estimator, declaration_of
 from trainable_core.registry.plugins import Plugin
 
 
@@ -69,14 +70,35 @@ class Entry:
     offers: dict[str, Offer] = field(default_factory=dict)
 
 
-def quantizer_row(plugin: Plugin, cls: Any, backend: str) -> QuantizerRow:
-    """Return the row of a class that a plugin offers; raise TypeError when the class is not what it should be."""
+def quantizer_row(plugin: Plugin, cls: Any, backend: str, base: type[Any] | None = None) -> QuantizerRow:
+    """Return the row of a class that a plugin offers.
+
+    Parameters
+    ----------
+    plugin : Plugin
+        The plugin.
+    cls : type
+        The class.
+    backend : str
+        The backend that was asked for.
+    base : type, optional
+        What the backend's quantizers are subclasses of.
+
+    Raises
+    ------
+    QuantizerDefinitionError, TypeError
+        When the class is not what it should be.
+    """
     keys = keys_of(cls, backend)
     own = getattr(cls, "backend", backend)
     if own != backend:
         message = f"{cls.__qualname__} is for backend {own!r}, not {backend!r}; return [] for other names than your own"
         raise TypeError(message)
+    if base is not None and not issubclass(cls, base):
+        raise QuantizerDefinitionError(cls, f"it is not a subclass of {base.__module__}.{base.__name__}")
+    check_estimator(cls)
     methods = tuple(dict.fromkeys(key.method for key in keys))
+    check_class(cls, keys[0].quantizer_id, keys[0].target)
     declared = getattr(cls, "declaration", None)
     if declared is not None and declared.name == keys[0].quantizer_id:
         check_declared(cls, declared, keys[0].target, methods)

@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from trainable_core.conformance.adapter import Run
+from trainable_core.conformance.adapter import PLAIN, Call, Run, Way
 from trainable_keras.conformance import Array, KerasAdapter
 from trainable_keras.keras2.framework import FRAMEWORK
 
@@ -22,19 +23,94 @@ class Keras2Adapter(KerasAdapter):
     devices = ("CPU", "GPU") if tf.config.list_physical_devices("GPU") else ("CPU",)
     modules = ("tensorflow", "mct_quantizers")
 
-    def run(self, quantizer: Any, x: Array, *, training: bool, dtype: str, device: str, upstream: Array | None) -> Run:
-        with tf.device(device), tf.GradientTape() as tape:
-            tape.watch(given := tf.cast(tf.constant(x), dtype))
-            output = quantizer(given, training)
-        d_x, variables = None, {}
-        if upstream is not None:
-            trained, up = self.trained(quantizer), tf.cast(tf.constant(upstream), output.dtype)
-            zero = tf.UnconnectedGradients.ZERO
-            d_x, *found = tape.gradient(output, [given, *trained.values()], up, unconnected_gradients=zero)
-            variables = {name: self.to_array(each) for name, each in zip(trained, found, strict=True)}
+    modes: Mapping[str, bool] = {"graph": True, "graph of an unknown batch": True}
+    thorough_modes: Mapping[str, bool] = {"XLA": False}
+
+    def tensor(self, x: Array, dtype: str) -> Any:
+        return tf.cast(tf.constant(x), dtype)
+
+    def dtype_name(self, tensor: Any) -> str:
+        return str(tensor.dtype.name)
+
+    def run(
+        self,
+        quantizer: Any,
+        x: Array,
+        *,
+        training: bool,
+        dtype: str,
+        device: str,
+        upstream: Array | None,
+        way: Way = PLAIN,
+    ) -> Run:
+        def call(given: Any) -> Any:
+            return quantizer(given, training) if way.explicit else quantizer(given)
+
+        with tf.device(device):
+            given = self.tensor(x, dtype)
+            found = gradients(call, given, self._learned(quantizer, upstream), upstream, way)
+        where = found[0].device.rpartition("device:")[2].partition(":")[0]
+        return self._run(quantizer, given, found, where, upstream)
+
+    def _learned(self, quantizer: Any, upstream: Array | None) -> list[Any]:
+        return [] if upstream is None else list(self.trained(quantizer).values())
+
+    def _run(self, quantizer: Any, given: Any, found: Sequence[Any], where: str, upstream: Array | None) -> Run:
+        output, d_x, *learned = found
+        names = [] if upstream is None else list(self.trained(quantizer))
+        variables = {name: self.to_array(each) for name, each in zip(names, learned, strict=True)}
         d_x = None if d_x is None else self.to_array(d_x)
-        where = output.device.rpartition("device:")[2].partition(":")[0]
         return Run(self.to_array(output), output.dtype.name, where, self.to_array(given), d_x, variables)
+
+    def interleave(self, quantizer: Any, calls: Sequence[Call], order: Sequence[int]) -> list[Run]:
+        taken, runs = [], {}
+        learned = list(self.trained(quantizer).values())
+        for x, upstream in calls:
+            given = tf.constant(x)
+            with tf.GradientTape() as tape:
+                tape.watch(given)
+                output = quantizer(given, True)  # noqa: FBT003 - mctq's call
+            taken.append((tape, given, output, upstream))
+        for index in order:
+            tape, given, output, upstream = taken[index]
+            zero = tf.UnconnectedGradients.ZERO
+            up = tf.constant(upstream)
+            found = [output, *tape.gradient(output, [given, *learned], up, unconnected_gradients=zero)]
+            runs[index] = self._run(quantizer, given, found, self.devices[0], upstream)
+        return [runs[index] for index in range(len(calls))]
+
+    def execute(self, quantizer: Any, x: Array, mode: str, *, training: bool, upstream: Array | None) -> Run:
+        def call(given: Any) -> Any:
+            return quantizer(given, training)
+
+        def step(given: Any) -> list[Any]:
+            found = gradients(call, given, self._learned(quantizer, upstream), upstream, PLAIN)
+            return [each for each in found if each is not None]
+
+        compiled = tf.function(step, input_signature=[signature(x, mode)], jit_compile=mode == "XLA")
+        given = tf.constant(x)
+        output, *rest = compiled(given)
+        return self._run(quantizer, given, [output, *(rest or [None])], self.devices[0], upstream)
+
+    def second_derivative(self, quantizer: Any, x: Array, upstream: Array, direction: Array) -> Array | None:
+        given, up = tf.constant(x), tf.constant(upstream)
+        with tf.GradientTape() as outer:
+            outer.watch(up)
+            with tf.GradientTape() as tape:
+                tape.watch(given)
+                output = quantizer(given, True)  # noqa: FBT003 - mctq's call
+            d_x = tape.gradient(output, given, up)
+        found = None if d_x is None else outer.gradient(d_x, up, tf.constant(direction))
+        return None if found is None else self.to_array(found)
+
+    def regularization(self, quantizer: Any) -> tuple[float, dict[str, Array]] | None:
+        trained = self.trained(quantizer)
+        with tf.GradientTape() as tape:
+            term = quantizer.regularization()
+        if term is None:
+            return None
+        found = tape.gradient(term, list(trained.values()), unconnected_gradients=tf.UnconnectedGradients.ZERO)
+        return float(term), {name: self.to_array(each) for name, each in zip(trained, found, strict=True)}
 
     def save(self, quantizer: Any) -> bytes:
         np.savez(buffer := io.BytesIO(), *quantizer.get_weights())
@@ -42,6 +118,29 @@ class Keras2Adapter(KerasAdapter):
 
     def restore(self, quantizer: Any, state: bytes) -> None:
         quantizer.set_weights(list(np.load(io.BytesIO(state)).values()))
+
+
+def gradients(
+    call: Callable[[Any], Any], given: Any, learned: Sequence[Any], upstream: Array | None, way: Way
+) -> list[Any]:
+    """Return the output, the input's gradient or None, and those of the variables."""
+    with tf.GradientTape() as tape:
+        if way.input_gradient:
+            tape.watch(given)
+        output = call(given)
+    if upstream is None:
+        return [output, None]
+    zero = tf.UnconnectedGradients.ZERO
+    up = tf.reshape(tf.cast(tf.constant(upstream), output.dtype), tf.shape(output))
+    wanted = [given, *learned] if way.input_gradient else list(learned)
+    found = list(tape.gradient(output, wanted, up, unconnected_gradients=zero)) if wanted else []
+    return [output, *(found if way.input_gradient else [None, *found])]
+
+
+def signature(x: Array, mode: str) -> Any:
+    """Return the spec of the input of a graph; its first dimension may be unknown."""
+    first = None if mode.endswith("unknown batch") else x.shape[:1]
+    return tf.TensorSpec(x.shape if first or not x.ndim else (None, *x.shape[1:]), tf.float32)
 
 
 ADAPTER = Keras2Adapter(FRAMEWORK)

@@ -19,6 +19,7 @@ def trainable_register_backend() -> Backend | None:
         tie_rule=TieRule.HALF_UP,
         verbs="trainable_keras",
         conformance="trainable_keras.keras2.conformance",
+        quantizer_base="trainable_keras.keras2:BaseKerasTrainableQuantizer",
     )
 
 

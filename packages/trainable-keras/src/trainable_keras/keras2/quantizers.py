@@ -47,6 +47,7 @@ class BaseKerasTrainableQuantizer(
     """
 
     backend: ClassVar[str] = "tf_keras"
+    estimated_by = ("fake_quantize", "quantized", "call", "__call__")
     functions, ops, grids = FUNCTIONS, OPS, GRIDS
     scheduler = KerasLinearAnnealingScheduler
     inferable_class = staticmethod(inferable.class_of)
@@ -199,7 +200,7 @@ def count_step(quantizers: Iterable[Any], training: Any) -> None:
         each
         for each in quantizers
         if isinstance(each, BaseKerasTrainableQuantizer)
-        and type(each).advance is not BaseTrainableQuantizer.advance
+        and each.has_schedule
         and each.quantization_config.enabled
         and each.calibrated  # if not, its call is refused, and nothing is to have changed
     ]

@@ -5,14 +5,16 @@ from __future__ import annotations
 
 import functools
 import io
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
-from trainable_core.conformance.adapter import Run
+from trainable_core.conformance.adapter import PLAIN, Call, Run, Way
 from trainable_keras.conformance import Array, KerasAdapter
+from trainable_keras.keras3 import graphs
 from trainable_keras.keras3.engine import ENGINE
 from trainable_keras.keras3.framework import FRAMEWORK
 from trainable_keras.keras3.pullback import pull_back
@@ -25,15 +27,73 @@ class Keras3Adapter(KerasAdapter):
     dtypes = ("float32", "float16", "bfloat16") if ENGINE == "jax" else ("float32", "float16", "bfloat16", "float64")
     devices, modules = ("default",), ("keras", ENGINE, "mct_quantizers")
 
-    def run(self, quantizer: Any, x: Array, *, training: bool, dtype: str, device: str, upstream: Array | None) -> Run:
-        given, call = ops.cast(ops.convert_to_tensor(x), dtype), functools.partial(quantizer, training=training)
+    modes, thorough_modes = graphs.MODES, graphs.THOROUGH_MODES
+
+    def tensor(self, x: Array, dtype: str) -> Any:
+        return ops.cast(ops.convert_to_tensor(x), dtype)
+
+    def dtype_name(self, tensor: Any) -> str:
+        return str(keras.backend.standardize_dtype(tensor.dtype))
+
+    def run(
+        self,
+        quantizer: Any,
+        x: Array,
+        *,
+        training: bool,
+        dtype: str,
+        device: str,
+        upstream: Array | None,
+        way: Way = PLAIN,
+    ) -> Run:
+        given = self.tensor(x, dtype)
+        call = functools.partial(quantizer, training=training) if way.explicit else quantizer
         trained = {} if upstream is None else self.trained(quantizer)
-        output, *found = (call(given), None) if upstream is None else pull_back(call, given, trained, upstream)
+        if upstream is None:
+            output, *found = call(given), None
+        elif way.input_gradient:
+            output, *found = pull_back(call, given, trained, upstream)
+        else:
+            output, _, *others = pull_back(lambda _: call(given), ops.zeros(()), trained, upstream)
+            found = [None, *others]
+        return self._run(given, output, found, trained, device)
+
+    def _run(self, given: Any, output: Any, found: list[Any], trained: Mapping[str, Any], device: str) -> Run:
         d_x, *d_variables = (None if each is None else self.to_array(each) for each in found)
         zeros = {name: np.zeros(variable.shape, np.float32) for name, variable in trained.items()}
         given_to = {name: d for name, d in zip(trained, d_variables, strict=True) if d is not None}
-        dtype = keras.backend.standardize_dtype(output.dtype)
-        return Run(self.to_array(output), dtype, device, self.to_array(given), d_x, {**zeros, **given_to})
+        name = self.dtype_name(output)
+        return Run(self.to_array(output), name, device, self.to_array(given), d_x, {**zeros, **given_to})
+
+    def interleave(self, quantizer: Any, calls: Sequence[Call], order: Sequence[int]) -> list[Run]:
+        trained = self.trained(quantizer)
+        found = graphs.interleave(functools.partial(quantizer, training=True), calls, order, trained)
+        return [
+            self._run(self.tensor(x, "float32"), output, rest, trained, self.devices[0])
+            for (output, *rest), (x, _) in zip(found, calls, strict=True)
+        ]
+
+    def execute(self, quantizer: Any, x: Array, mode: str, *, training: bool, upstream: Array | None) -> Run:
+        trained = {} if upstream is None else self.trained(quantizer)
+        call = functools.partial(quantizer, training=training)
+        output, *found = graphs.execute(call, x, mode, trained, upstream)
+        return self._run(x, output, found, trained, self.devices[0])
+
+    def second_derivative(self, quantizer: Any, x: Array, upstream: Array, direction: Array) -> Array | None:
+        found = graphs.second_derivative(functools.partial(quantizer, training=True), x, upstream, direction)
+        return None if found is None else self.to_array(found)
+
+    def regularization(self, quantizer: Any) -> tuple[float, dict[str, Array]] | None:
+        term, trained = quantizer.regularization(), self.trained(quantizer)
+        if term is None:
+            return None
+        _, _, *found = pull_back(lambda _: quantizer.regularization(), ops.zeros(()), trained, np.float32(1))
+        zeros = [np.zeros(variable.shape, np.float32) for variable in trained.values()]
+        values = [zero if each is None else self.to_array(each) for each, zero in zip(found, zeros, strict=True)]
+        return float(self.to_array(term)), dict(zip(trained, values, strict=True))
+
+    def random_states(self) -> dict[str, bytes]:
+        return graphs.random_states()
 
     def save(self, quantizer: Any) -> bytes:
         store: dict[str, Any] = {}

@@ -20,11 +20,12 @@ from numpy.typing import NDArray
 
 from trainable_core.errors import FrameworkError, TrainableError
 
-if not hasattr(keras, "ops"):
+# The extras ask for 3.10, but the distribution's own requirement has to admit Keras 2, and so it admits 3.0 to 3.9.
+if tuple(map(int, keras.__version__.split(".")[:2])) < (3, 10):
     raise FrameworkError(
         "keras",
-        f"keras is Keras {keras.__version__} in this process, and this backend needs Keras 3",
-        "pip install 'keras>=3.10'; for a model of Keras 2, trainable_keras.wrap needs no Keras 3.",
+        f"keras is Keras {keras.__version__} in this process, and this backend needs Keras 3, version 3.10 or newer",
+        "pip install 'keras>=3.10,<4'; for a model of Keras 2, trainable_keras.wrap needs no Keras 3.",
     )
 
 from keras import ops

@@ -47,6 +47,7 @@ class BaseKerasTrainableQuantizer(
     """
 
     backend: ClassVar[str] = "keras"
+    estimated_by = ("fake_quantize", "quantized", "call", "__call__")
     functions, ops, grids = FUNCTIONS, OPS, GRIDS
     scheduler = KerasLinearAnnealingScheduler
     inferable_class = staticmethod(inferable.class_of)
@@ -104,7 +105,7 @@ class BaseKerasTrainableQuantizer(
         training : bool, optional
             Whether the model trains; by default what Keras says.
         """
-        if training and type(self).advance is not BaseTrainableQuantizer.advance:
+        if training and self.has_schedule:
             self.advance()
         if training:
             term = self.regularization()

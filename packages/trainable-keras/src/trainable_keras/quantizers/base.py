@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -11,10 +12,13 @@ from trainable_core.constants import RANGE_MAX, RANGE_MIN, SIGNED, THRESHOLD
 from trainable_core.enums import QuantizationMethod, QuantizationTarget, VariableGroup
 from trainable_core.errors import InvalidArgumentError, QuantizerStateError, ShapeMismatchError
 from trainable_core.quantizer import BaseTrainableQuantizer
+from trainable_core.schedule import LinearAnnealingScheduler
 from trainable_keras.functions import Functions, Tensor
 from trainable_keras.grid import Grid, GridMaker
 from trainable_keras.inferable import KerasInferableQuantizer
 from trainable_keras.ops import HalfUp
+
+LAST_STEP = int(np.iinfo(np.int32).max)
 
 BUILT_IN = "trainable_keras.quantizers."
 """Beginning of the names of the modules whose methods take their values from `HalfUp`."""
@@ -27,6 +31,10 @@ class KerasQuantizer(BaseTrainableQuantizer):
     joins it with a method.
     """
 
+    if TYPE_CHECKING:
+        estimated_by: ClassVar[tuple[str, ...]]
+        """Methods one of which a training method writes."""
+
     functions: ClassVar[Functions]
     """What the framework does with tensors."""
 
@@ -36,8 +44,14 @@ class KerasQuantizer(BaseTrainableQuantizer):
     grids: ClassVar[GridMaker[Any]]
     """Makes grids of the framework's tensors."""
 
+    scheduler: ClassVar[type[LinearAnnealingScheduler]]
+    """Schedule whose step may be a tensor, such as `current_step`."""
+
     sign_is_a_variable: ClassVar[bool]
     """Whether the sign, where calibration decides it, is among the layer's variables."""
+
+    step: Any
+    """Number of training steps counted so far, an int32 variable; where the class says `counts_steps`."""
 
     if TYPE_CHECKING:
 
@@ -103,20 +117,92 @@ class KerasQuantizer(BaseTrainableQuantizer):
 
     def grid(self, ndim: int | None, width: int | None = None) -> Any:
         """Return the grid of one width (default: the selected one) for a tensor of `ndim` dimensions."""
+        width = self.selected_width if width is None else width
+        return self.grid_of(self.grid_tensors(width), ndim, width)
+
+    def grid_of(self, numbers: Mapping[str, Tensor], ndim: int | None, width: int | None = None) -> Any:
+        """Return the grid of a threshold or a range that the method computed itself, for a tensor of `ndim` dimensions.
+
+        Parameters
+        ----------
+        numbers : mapping of str to Tensor
+            ``threshold``, or ``range_min`` and ``range_max``: one number per tensor or per channel, as the quantizer's
+            variables have. They are bounded here; gradients reach them through the grid.
+        ndim : int
+            Number of dimensions of the tensor that is to be fake-quantized.
+        width : int, optional
+            Bit width; by default the selected one.
+        """
         config = self.quantization_config
         width = self.selected_width if width is None else width
-        variables = {key: self.functions.read(variable) for key, variable in self.grid_variables(width).items()}
-        if config.channels_axis is not None:
-            assert ndim is not None  # noqa: S101 - weights have a shape, and activations no channels
-            shape = [1] * ndim
-            shape[config.channels_axis] = -1
-            variables = {key: self.functions.reshape(variable, shape) for key, variable in variables.items()}
+        shaped = {key: self._shaped(number, ndim) for key, number in numbers.items()}
         low = config.min_threshold
         if config.quantization_method is QuantizationMethod.UNIFORM:
-            return self.grids.uniform(variables[RANGE_MIN], variables[RANGE_MAX], width, min_threshold=low)
+            return self.grids.uniform(shaped[RANGE_MIN], shaped[RANGE_MAX], width, min_threshold=low)
         power_of_two = config.quantization_method is QuantizationMethod.POWER_OF_TWO
-        threshold = variables[THRESHOLD]
+        threshold = shaped[THRESHOLD]
         return self.grids.symmetric(threshold, width, signed=self.signed, power_of_two=power_of_two, min_threshold=low)
+
+    def grid_tensors(self, width: int) -> dict[str, Tensor]:
+        """Return threshold or range ends of one width as tensors; see core's base class."""
+        variables = {key: self.functions.read(variable) for key, variable in self.grid_variables(width).items()}
+        if not self.grid_parameters:
+            return variables
+        finite = self.ops.finite_gradient
+        return self.decode_grid({key: finite(variable) for key, variable in variables.items()})
+
+    def read_variable(self, name: str, ndim: int | None = None) -> Tensor:
+        """Return a variable's value, shaped for a tensor of `ndim` dimensions where that is given; see core's class."""
+        value = self.functions.read(self.get_quantizer_variable(name))
+        return value if ndim is None or tuple(value.shape) != self.structure.shape else self._shaped(value, ndim)
+
+    def _shaped(self, value: Tensor, ndim: int | None) -> Tensor:
+        axis = self.quantization_config.channels_axis
+        if axis is None:
+            return value
+        assert ndim is not None  # noqa: S101 - weights have a shape, and activations no channels
+        shape = [1] * ndim
+        shape[axis] = -1
+        return self.functions.reshape(value, shape)
+
+    # ---- a schedule's step ------------------------------------------------------------------------------------------
+
+    @property
+    def current_step(self) -> Tensor:
+        """Number of the present training step, counted from 0, for a `scheduler`; an int32 tensor.
+
+        A call in training mode is counted before its values are computed: the first one is step 0.
+        """
+        return self.functions.maximum(self.functions.read(self.step) - 1, 0)
+
+    def add_step(self) -> None:
+        """Create the variable ``step``; see core's base class."""
+        self.step = self.new_variable("step", np.zeros((), np.int32), trainable=False)
+
+    def count_step(self) -> None:
+        """Add one to the variable ``step``; see core's base class."""
+        self.step.assign_add(1)
+
+    @property
+    def counted_steps(self) -> int:
+        """Number of training steps counted so far; see core's base class."""
+        return int(self.to_numpy(self.step)) if self.counts_steps and self.variable_names else 0
+
+    @counted_steps.setter
+    def counted_steps(self, count: int) -> None:
+        self.step.assign(count)
+
+    def until(self, end: int, soft: Tensor, deployed: Tensor) -> Tensor:
+        """Return `soft` in the training steps before `end` steps are counted, and `deployed` from then on.
+
+        Parameters
+        ----------
+        end : int
+            What the class gives as ``schedule_end``.
+        soft, deployed : Tensor
+            Values in training, of one shape; the gradient comes from the one that is returned.
+        """
+        return self.functions.where(self.functions.read(self.step) >= min(end, LAST_STEP), deployed, soft)
 
     def check_input(self, inputs: Any) -> None:
         """Raise ShapeMismatchError for what is not a floating tensor, or has another number of channels."""

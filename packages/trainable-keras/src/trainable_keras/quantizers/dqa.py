@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, TypeVar
+from typing import Any
 
 import numpy as np
 
 from trainable_core.config import TrainableQuantizerConfig
 from trainable_core.enums import VariableGroup
-from trainable_core.errors import InvalidArgumentError
 from trainable_core.reference import dqa
-from trainable_core.schedule import LinearAnnealingScheduler
 from trainable_keras.functions import Tensor
 from trainable_keras.quantizers.base import KerasQuantizer
 
 SMALLEST_NORMAL = float(np.finfo(np.float32).tiny)
-LAST_STEP = int(np.iinfo(np.int32).max)
-
-Q = TypeVar("Q", bound="DqaQuantizer")
 
 
 class DqaQuantizer(KerasQuantizer):
@@ -43,11 +38,7 @@ class DqaQuantizer(KerasQuantizer):
 
     declaration = dqa.METHOD
 
-    scheduler: ClassVar[type[LinearAnnealingScheduler]]
-    """The framework's schedule, whose step may be a tensor."""
-
     logits: Any
-    step: Any
 
     def __init__(
         self,
@@ -76,40 +67,18 @@ class DqaQuantizer(KerasQuantizer):
         self.assign(self.get_quantizer_variable("logits"), dqa.selecting_logits(self.structure.widths, width))
 
     def add_variables(self) -> None:
-        """Add the attention's logits, all equal, and the schedule's step."""
+        """Add the attention's logits, all equal."""
         zeros = np.zeros(len(self.structure.widths), np.float32)
         self.add_quantizer_variable("logits", zeros, VariableGroup.QPARAMS, trained=True)
-        self.step = self.new_variable("step", np.zeros((), np.int32), trainable=False)
-
-    def advance(self) -> None:
-        """Count one training step."""
-        self.step.assign_add(1)
 
     def get_arguments(self) -> dict[str, Any]:
         """Return temperature and bit cost weight."""
         return {"temperature": self.temperature.to_dict(), "bit_cost_weight": self.bit_cost_weight}
 
-    def get_config(self) -> dict[str, Any]:
-        """Return what `from_config` rebuilds the quantizer from, the schedule's step included."""
-        return {**super().get_config(), "step": int(self.to_numpy(self.step)) if self.variable_names else 0}
-
-    @classmethod
-    def from_config(cls: type[Q], config: Mapping[str, Any]) -> Q:  # noqa: PYI019 - Self is not in Python 3.10
-        """Return a quantizer equal to the one that `get_config` was called on; see core's base class."""
-        quantizer = super().from_config(config)
-        step = config.get("step")
-        if not isinstance(step, int) or isinstance(step, bool):
-            raise InvalidArgumentError(f"{cls.__name__}.from_config", f"not a quantizer's config: 'step' is {step!r}")
-        if quantizer.variable_names:
-            quantizer.step.assign(step)
-        return quantizer
-
     def attention(self) -> Tensor:
         """Return the softmax over widths at the present temperature, float32, shape (K,)."""
         f = self.functions
-        # the first training call is step 0 of the schedule; `advance` has counted it already
-        step = f.maximum(f.read(self.step) - 1, 0)
-        return f.softmax(f.read(self.logits) / f.cast(self.temperature(step), "float32"))
+        return f.softmax(f.read(self.logits) / f.cast(self.temperature(self.current_step), "float32"))
 
     def regularization(self) -> Tensor | None:
         """Return ``bit_cost_weight`` times the expected bit width, or None for weight 0."""
@@ -132,8 +101,7 @@ class DqaQuantizer(KerasQuantizer):
             return chosen
         attention = self.attention()
         mixed = f.show_shape(sum(attention[index] * candidate for index, candidate in enumerate(candidates)), x)
-        ended = f.read(self.step) >= min(dqa.schedule_end(self.temperature), LAST_STEP)
-        return f.where(ended, chosen, mixed)
+        return self.until(dqa.schedule_end(self.temperature), mixed, chosen)
 
     def _comparable_logits(self) -> Tensor:
         """Return logits of which the same one is largest everywhere: NaN as infinity, subnormal numbers as zero."""

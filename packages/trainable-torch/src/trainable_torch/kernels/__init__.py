@@ -1,9 +1,13 @@
 """What makes PyTorch fast. Nothing here decides a number: the formula in `plain` does, and everything else repeats it.
 
-What the rest of the package calls is imported below: `fake_quantize` and `snap` for tensors with a grid,
-`FakeQuantization` and `apply` for a quantizer's tensors, `call_layer` and `evaluate_layer` for a layer with its
-quantizers, `recomputed` and `evaluated` for a wrapper's weights. A quantizer's author needs none of it: the rules `Ste`
-and `Lsq` are in `trainable_torch.ops`.
+What the rest of the package calls is imported below:
+
+- for tensors with a grid, `fake_quantize` and `snap`;
+- for a quantizer, `FakeQuantization` in training and `Snapping` in evaluation;
+- for a wrapped layer, `call_layer` with its quantizers as one function, or `recomputed` and `evaluated` for its weights
+  one by one; `forget` drops what evaluation keeps.
+
+A quantizer's author needs none of it: the rules `Ste` and `Lsq` are in `trainable_torch.ops`.
 
 Which file does what, from the bottom up:
 
@@ -30,30 +34,18 @@ To add a fast path for an operation, write it beside `layer`'s and hold it again
 method, nothing here has to change.
 """
 
-from trainable_torch.kernels.cache import Dependencies, dependencies_of, evaluated, forget
-from trainable_torch.kernels.eligible import remarks
-from trainable_torch.kernels.fake_quantization import FakeQuantization, Snapping, apply, fake_quantize, snap, snapping
+from trainable_torch.kernels.cache import evaluated, forget
+from trainable_torch.kernels.fake_quantization import FakeQuantization, Snapping, fake_quantize, snap
 from trainable_torch.kernels.layer import call as call_layer
-from trainable_torch.kernels.layer import evaluate as evaluate_layer
-from trainable_torch.kernels.plain import Lsq, Rule, Ste
 from trainable_torch.kernels.recomputing import recomputed
 
 __all__ = [
-    "Dependencies",
     "FakeQuantization",
-    "Lsq",
-    "Rule",
     "Snapping",
-    "Ste",
-    "apply",
     "call_layer",
-    "dependencies_of",
-    "evaluate_layer",
     "evaluated",
     "fake_quantize",
     "forget",
     "recomputed",
-    "remarks",
     "snap",
-    "snapping",
 ]

@@ -44,6 +44,9 @@ _has_global_hooks = _private("torch.nn.modules.module._has_any_global_hook", _PA
 _count_function_modes = _private("torch._C._len_torch_function_stack", _PARTS)
 _top_saved_tensors_hooks = _private("torch._C._autograd._top_saved_tensors_default_hooks", _PARTS)
 _saved_tensors_hooks_are_allowed = _private("torch._C._autograd._saved_tensors_hooks_is_enabled", _PARTS)
+_CANT_WATCH = None in (
+    _has_global_hooks, _count_function_modes, _top_saved_tensors_hooks, _saved_tensors_hooks_are_allowed,
+)  # fmt: skip
 _current_backward = _private(
     "torch._C._current_graph_task_id", "under activation checkpointing schedules count the forward in backward as well"
 )
@@ -98,6 +101,11 @@ def fits(*tensors: Tensor) -> bool:
         return False
     if _transforms_are_active() or _count_dispatch_modes() or _tracing_state() is not None:
         return False
+    return are_plain(tensors)
+
+
+def are_plain(tensors: Iterable[Tensor]) -> bool:
+    """Return whether these are float32 CPU tensors of PyTorch's own classes."""
     for tensor in tensors:
         if type(tensor) not in _PLAIN or not tensor.is_cpu or tensor.dtype is not torch.float32:
             return False
@@ -133,9 +141,27 @@ def _is_executed(node: Any) -> bool:
         return True
 
 
-def is_watched() -> bool:
-    """Return whether anything looks at all modules, at what they are given, or at what is kept for backward."""
-    return are_modules_watched() or torch.is_autocast_enabled("cpu") or saved_tensors_are_watched()
+def is_unwatched() -> bool:
+    """Return whether the fast kernels are on, and nobody but the caller would see a layer and its quantizers called.
+
+    Nothing looks at all modules, at all functions, at what they are given or at what is kept for backward; it is eager
+    mode, and no autocast.
+    """
+    # in one function: each further one would cost a layer half a microsecond
+    return not (
+        not _CAN_TELL
+        or _CANT_WATCH
+        or torch.compiler.is_compiling()
+        or tier.wanted() == tier.PLAIN
+        or _transforms_are_active()
+        or _count_dispatch_modes()
+        or _tracing_state() is not None
+        or _has_global_hooks()
+        or _count_function_modes()
+        or torch.is_autocast_enabled("cpu")
+        or not _saved_tensors_hooks_are_allowed()
+        or _top_saved_tensors_hooks(False) is not None  # noqa: FBT003 - torch names no such argument
+    )
 
 
 def are_modules_watched() -> bool:

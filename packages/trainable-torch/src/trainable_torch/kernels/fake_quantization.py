@@ -6,7 +6,7 @@ left to `plain`.
 
 from __future__ import annotations
 
-import ctypes
+from array import array
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -65,15 +65,14 @@ class FakeQuantization:
         How gradients come back.
     """
 
-    __slots__ = ("_block", "_lines", "_numbers", "_rows", "form", "leaves", "rule", "shape", "variables")
+    __slots__ = ("_block", "_numbers", "_table", "form", "leaves", "rule", "shape", "variables")
 
     def __init__(self, form: Form | Explicit, variables: Sequence[Tensor], shape: tuple[int, ...], rule: Rule) -> None:
         self.form, self.variables, self.shape, self.rule = form, variables, shape, rule
         self.leaves: Sequence[Tensor] = variables if isinstance(rule, Lsq) else ()
         self._block: native.Block | native.Given | None = None
         self._numbers: Numbers | None = None
-        self._rows: tuple[Any, int] | None = None
-        self._lines: native.Lines | None = None
+        self._table: tuple[array[int], int] | None = None
 
     def fits(self, x: Tensor) -> bool:
         """Return whether the fast kernels may take a tensor and the grid's variables."""
@@ -84,7 +83,7 @@ class FakeQuantization:
     def numbers(self) -> Numbers:
         """Return the grid's numbers for expressions of tensors."""
         if self._numbers is None:
-            if self._block is None and self._rows is not None:
+            if self._block is None and self._table is not None:
                 self.block()
             if isinstance(self._block, native.Block):
                 self._numbers = self._block.numbers()
@@ -100,8 +99,8 @@ class FakeQuantization:
     def block(self) -> native.Block | native.Given:
         """Return the grid's numbers for the native loops."""
         if self._block is None:
-            if self._rows is not None and isinstance(self.form, Form):
-                self._block = native.block_of(self.form, self._rows, self.shape)
+            if self._table is not None and isinstance(self.form, Form):
+                self._block = native.block_of(self.form, *self._table, self.shape)
             elif isinstance(self.form, Form):
                 self._block = native.grid_of(self.form, self.variables, self.shape)
             else:
@@ -127,48 +126,54 @@ class FakeQuantization:
                 return native.snap(x, self.block(), where, marking=marking and isinstance(self.rule, Ste))
         return passes.snap(x, self.numbers()), None
 
-    def forward_table(self, x: Tensor) -> tuple[Tensor, native.Marks, bytes] | None:
-        """Return where a small tensor is snapped to, what helps `gradients`, and the table; None: not for the loops."""
-        dense, where = native.lines(x, self.shape)
-        if where is None or where.size >= 2 * native.SHARE or dense is not x or not isinstance(self.form, Form):
+    def forward_table(self, x: Tensor) -> tuple[Tensor, array[int]] | None:
+        """Return where a small tensor is snapped to, and the loops' table; None where it is not for them."""
+        form, rule, variables = self.form, self.rule, self.variables
+        if type(form) is not Form or x.is_neg():
             return None
-        for each in self.variables:
+        part = native.part(
+            form, self.shape, x.shape, x.stride(), rule.gradient_scale if isinstance(rule, Lsq) else None
+        )
+        if part is None:
+            return None
+        for each in variables:
             if not each.is_contiguous() or each.is_neg():
                 return None
-        self._lines = where  # of the tensor that comes back in backward
-        self._rows = native.rows(where.channels)
-        marks, marked = native.marks_of(where) if isinstance(self.rule, Ste) else (None, 0)
-        y, table = native.forward_part(self.form, self.variables, x, where, self._rows[1], marked)
-        return y, marks, table
+        y, table = torch.empty_like(x), part.table[:]
+        table[native.X], table[native.Y] = x.data_ptr(), y.data_ptr()
+        table[native.FIRST], table[native.LAST] = variables[0].data_ptr(), variables[-1].data_ptr()
+        self._table = table, part.channels
+        return y, table
+
+    def apply(self, x: Tensor) -> Tensor:
+        """Return a tensor fake-quantized, in the graph where anything needs a gradient."""
+        if not records(x, *self.leaves):
+            return self.snap(x)
+        y: Tensor = _Quantize.apply(x, self, *self.leaves)  # type: ignore[no-untyped-call] # torch leaves it so
+        return y
 
     # ---- backward ---------------------------------------------------------------------------------------------------
 
     def backward_table(
-        self, x: Tensor, upstream: Tensor, leaves: Sequence[Tensor], needs: Sequence[bool], marks: native.Marks
-    ) -> tuple[Gradients, bytes] | None:
-        """Return where the gradients of a small tensor go and the loops' table; None: it is not for them.
+        self, x: Tensor, upstream: Tensor, leaves: Sequence[Tensor], needs: Sequence[bool]
+    ) -> tuple[Gradients, array[int]] | None:
+        """Return where the gradients of a small tensor go, and the loops' table; None where it is not for them.
 
         The input's gradient takes the place of `upstream`; other parameters are those of `gradients`.
         """
-        where = self._lines
-        if (
-            where is None
-            or self._rows is None
-            or not isinstance(self.form, Form)
-            or upstream.is_neg()
-            or upstream.stride() != x.stride()
-        ):
+        if self._table is None or upstream.stride() != x.stride() or upstream.numel() != x.numel() or upstream.is_neg():
             return None
-        learns = isinstance(self.rule, Lsq) and True in needs[1:]
-        found: list[Any] = [torch.empty_like(each) for each in leaves] if learns else []
-        factor = self.rule.gradient_scale if isinstance(self.rule, Lsq) else 0.0
-        closed = isinstance(self.rule, Ste)
-        marked = ctypes.addressof(marks) if marks is not None and closed else 0
-        table = native.backward_part(
-            self.form, leaves if learns else self.variables, x, upstream, where, self._rows[1], marked, found, factor,
-            closed=closed,
-        )  # fmt: skip
-        return (upstream, *(found or [None for _ in leaves])), table
+        table = self._table[0][:]  # the graph may be used again, by another thread
+        table[native.X], table[native.Y] = x.data_ptr(), upstream.data_ptr()
+        if not leaves:
+            return (upstream,), table
+        if True not in needs[1:]:
+            return (upstream, *[None for _ in leaves]), table
+        found = [torch.empty_like(each) for each in leaves]
+        table[native.FIRST], table[native.LAST] = leaves[0].data_ptr(), leaves[-1].data_ptr()
+        table[native.D_FIRST], table[native.D_LAST] = found[0].data_ptr(), found[-1].data_ptr()
+        table[native.LEARNS] = 1
+        return (upstream, *found), table
 
     def gradients(
         self,
@@ -262,52 +267,45 @@ class FakeQuantization:
 def snap_together(parts: Sequence[tuple[FakeQuantization | None, Tensor]]) -> list[tuple[Tensor, native.Marks]]:
     """Return what `FakeQuantization.snap_for_backward` does of some tensors, of small ones in one call."""
     snapped: list[tuple[Tensor, native.Marks]] = []
-    tables: list[bytes] = []
-    compiled = native.compiled() is not None
+    tables: list[array[int]] = []
+    loops = native.compiled()
     for made, x in parts:
         if made is None:
             snapped.append((x, None))
             continue
-        found = made.forward_table(x) if compiled else None
+        found = None if loops is None else made.forward_table(x)
         if found is None:
             snapped.append(made.snap_for_backward(x))
             continue
-        y, marks, table = found
-        snapped.append((y, marks))
-        tables.append(table)
-    if tables:
-        native.run_forward(tables)
+        snapped.append((found[0], None))  # its marks are in the table
+        tables.append(found[1])
+    if loops is not None and tables:
+        loops.forward(tables[0].buffer_info()[0], tables[-1].buffer_info()[0], len(tables))
     return snapped
 
 
-class Gradient(NamedTuple):
-    """What is asked of one tensor's fake quantization in `gradients_together`; see `FakeQuantization.gradients`."""
-
-    made: FakeQuantization | None
-    x: Tensor
-    upstream: Tensor | None
-    leaves: Sequence[Tensor]
-    needs: Sequence[bool]
-    marks: native.Marks
+Asked = tuple[FakeQuantization | None, Tensor, Tensor | None, Sequence[Tensor], Sequence[bool], native.Marks]
+"""A fake quantization, and the arguments of its `gradients`: input, upstream gradient, leaves, needs and marks."""
 
 
-def gradients_together(asked: Sequence[Gradient]) -> list[Gradients]:
+def gradients_together(asked: Sequence[Asked]) -> list[Gradients]:
     """Return what `FakeQuantization.gradients` does of some tensors, in the places of their upstream gradients."""
     found: list[Gradients] = []
-    tables: list[bytes] = []
+    tables: list[array[int]] = []
     for made, x, upstream, leaves, needs, marks in asked:
         if made is None or upstream is None:
             found.append((upstream, *[None for _ in leaves]))
             continue
-        table = made.backward_table(x, upstream, leaves, needs, marks)
+        table = made.backward_table(x, upstream, leaves, needs)
         if table is None:
             found.append(made.gradients(x, upstream, leaves, needs, reuse=True, marks=marks))
             continue
         gradients, packed = table
         found.append(gradients)
         tables.append(packed)
-    if tables:
-        native.run_backward(tables)
+    loops = native.compiled()
+    if loops is not None and tables:
+        loops.backward(tables[0].buffer_info()[0], tables[-1].buffer_info()[0], len(tables))
     return found
 
 
@@ -399,27 +397,13 @@ def records(*tensors: Tensor) -> bool:
     return False
 
 
-def apply(x: Tensor, made: FakeQuantization) -> Tensor:
-    """Return a tensor fake-quantized, in the graph where anything needs a gradient."""
-    if not records(x, *made.leaves):
-        return made.snap(x)
-    y: Tensor = _Quantize.apply(x, made, *made.leaves)  # type: ignore[no-untyped-call] # torch leaves it so
-    return y
-
-
-def snapping(form: Form, variables: Sequence[Tensor], shape: tuple[int, ...]) -> Snapping:
-    """Return what snaps tensors to a grid as its variables make it now; plain float32 CPU tensors."""
-    scale, low, high, _ = FakeQuantization(form, variables, shape, Ste()).numbers()
-    return Snapping(scale, low, high)
-
-
 def fake_quantize(x: Tensor, grid: Grid, rule: Rule) -> Tensor:
     """Return `x` snapped to a grid of tensors, with a rule's gradients; float32."""
     leaves = grid.scale, grid.zero_point
     if not eligible.fits(x, *leaves) or x.numel() == 0:
         return plain.fake_quantize(x, grid, rule)
     form = Explicit(grid.quant_min, grid.quant_max, grid.centered)
-    return apply(x, FakeQuantization(form, leaves, tuple(grid.scale.shape), rule))
+    return FakeQuantization(form, leaves, tuple(grid.scale.shape), rule).apply(x)
 
 
 def snap(x: Tensor, scale: Tensor, low: End, high: End) -> Tensor:
@@ -454,6 +438,12 @@ class Snapping:
         self._shape = scale.shape
         self._block = None if native.compiled() is None else native.given(scale, low, high)
         self._numbers = Numbers(scale, low, high, scale.reciprocal() if self._block is None else self._block.tensors[0])
+
+    @classmethod
+    def of(cls, form: Form, variables: Sequence[Tensor], shape: tuple[int, ...]) -> Snapping:
+        """Return what snaps tensors to a grid as its variables make it now; plain float32 CPU tensors."""
+        scale, low, high, _ = FakeQuantization(form, variables, shape, Ste()).numbers()
+        return cls(scale, low, high)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return a tensor that `eligible.fits` and is not empty, snapped."""

@@ -20,8 +20,6 @@ from torch.nn import functional as F  # noqa: N812 - the name everyone reads
 from trainable_torch.kernels import cache, eligible, native
 from trainable_torch.kernels.fake_quantization import (
     FakeQuantization,
-    Gradient,
-    apply,
     by_autograd,
     gradients_together,
     records,
@@ -92,10 +90,12 @@ def _no_view(y: Tensor) -> Tensor:
 
 Operation = Linear | Convolution
 
+_LINEAR = Linear()
+
 
 def _linear(_layer: nn.Linear, x: Tensor) -> Linear | None:
     """Return a linear layer as a function, None where its gradients are not written for the input's dimensions."""
-    return Linear() if x.dim() > 1 and x.is_contiguous() else None
+    return _LINEAR if x.dim() > 1 and x.is_contiguous() else None
 
 
 def _convolution(layer: Any, x: Tensor) -> Convolution | None:
@@ -161,8 +161,8 @@ class _FusedLayer(torch.autograd.Function):
         # the layer's operation has just made these gradients, so theirs may take their places
         (d_x, *d_first), (d_weight, *d_second) = gradients_together(
             (
-                Gradient(of_x, x, d_x, leaves[:split], needs_of[0], ctx.marks[0]),
-                Gradient(of_weight, weight, d_weight, leaves[split:], needs_of[1], ctx.marks[1]),
+                (of_x, x, d_x, leaves[:split], needs_of[0], ctx.marks[0]),
+                (of_weight, weight, d_weight, leaves[split:], needs_of[1], ctx.marks[1]),
             )
         )
         if sums is not None:
@@ -199,8 +199,8 @@ def _gradients_in_graph(ctx: Any, upstream: Tensor) -> Sequence[Tensor | None]:
     split = 3 + (0 if of_x is None else len(of_x.leaves))
     wants_x, wants_weight = (wanted[0], *wanted[3:split]), (wanted[1], *wanted[split:])
     of_layer = any(wants_x), any(wants_weight), wanted[2]
-    snapped_x = x if of_x is None or not of_layer[1] else apply(x, of_x)
-    snapped_weight = weight if of_weight is None or not of_layer[0] else apply(weight, of_weight)
+    snapped_x = x if of_x is None or not of_layer[1] else of_x.apply(x)
+    snapped_weight = weight if of_weight is None or not of_layer[0] else of_weight.apply(weight)
     d_x, d_weight, d_bias = ctx.operation.gradients(upstream, snapped_x, snapped_weight, of_layer)
     d_first: Sequence[Tensor | None] = [None for _ in leaves[: split - 3]]
     d_second: Sequence[Tensor | None] = [None for _ in leaves[split - 3 :]]
@@ -236,8 +236,8 @@ def _operation_of(own_class: type) -> Callable[[Any, Tensor], Operation | None] 
     return None
 
 
-class Quantizer(Protocol):
-    """What `call` asks of a quantizer."""
+class Quantizer(cache.Quantizer, Protocol):
+    """What `call` asks of a quantizer; in evaluation no more than `cache.Quantizer`."""
 
     def fake_quantization(self, x: Tensor) -> FakeQuantization | None:
         """Return how a tensor is fake-quantized, None where the method does something of its own."""
@@ -252,7 +252,10 @@ def call(
     watched: Sequence[nn.Module],
     on_grid: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor | None:
-    """Return what a layer gives for its only argument, in training; None: call the parts one by one.
+    """Return what a layer gives for its only argument; None where the parts are to be called one by one.
+
+    In training, all quantizers are trainable. In evaluation none has a part in the autograd graph: gradients are off,
+    or all are deployed.
 
     Parameters
     ----------
@@ -270,28 +273,37 @@ def call(
         Quantizes the bias.
     """
     make = _operation_of(own_class)
-    if make is None or torch.compiler.is_compiling() or not torch.is_grad_enabled():
+    if not layer.training:
+        return _evaluated(layer, make, x, quantizers, watched, on_grid)
+    if make is None or not torch.is_grad_enabled() or not eligible.is_unwatched():
         return None
     parameters = layer._parameters  # noqa: SLF001 - attributes of modules cost ten times as much
     weight, bias = parameters.get("weight"), parameters.get("bias")
     if weight is None or "bias" not in parameters or not isinstance(x, Tensor):
         return None
     operation = make(layer, x)
-    if operation is None or eligible.is_watched() or eligible.has_hooks(watched):
+    if operation is None or eligible.has_hooks(watched):
         return None
     of_x, of_weight = quantizers
-    first = None if of_x is None else of_x.fake_quantization(x)
-    second = None if of_weight is None else of_weight.fake_quantization(weight)
-    if (first is None and of_x is not None) or (second is None and of_weight is not None):
+    first = second = None
+    tensors = [x, weight] if bias is None else [x, weight, bias]
+    leaves: Sequence[Tensor] = ()
+    if of_x is not None:
+        first = of_x.fake_quantization(x)
+        if first is None:
+            return None
+        tensors += first.variables
+        leaves = first.leaves
+    if of_weight is not None:
+        second = of_weight.fake_quantization(weight)
+        if second is None:
+            return None
+        tensors += second.variables
+        leaves = (*leaves, *second.leaves)
+    if not eligible.are_plain(tensors) or x.numel() == 0 or not records(x, weight, *leaves):
         return None
-    leaves = (*(() if first is None else first.leaves), *(() if second is None else second.leaves))
-    variables = (*(() if first is None else first.variables), *(() if second is None else second.variables))
-    tensors = (x, weight) if bias is None else (x, weight, bias)
-    if not eligible.fits(*tensors, *variables) or x.numel() == 0 or not records(x, weight, *leaves):
-        return None
-    made = first, second
     of_layer = bias if bias is None or on_grid is None else on_grid(bias)
-    y: Tensor = _apply(operation, made, x, weight, of_layer, *leaves)
+    y: Tensor = _apply(operation, (first, second), x, weight, of_layer, *leaves)
     # the float layer returns a view where it has flattened the input, and a view can't be detached in place
     return y.view(y.shape) if isinstance(operation, Linear) and bias is not None and x.dim() > 2 else y  # noqa: PLR2004
 
@@ -314,20 +326,15 @@ _IN_EVALUATION: dict[Any, Callable[..., Tensor]] = {
 }
 
 
-def evaluate(
+def _evaluated(
     layer: nn.Module,
-    own_class: type,
+    make: Callable[..., Any] | None,
     x: Any,
     quantizers: tuple[cache.Quantizer | None, cache.Quantizer | None],
-    *,
     watched: Sequence[nn.Module],
     on_grid: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor | None:
-    """Return what a layer gives for its only argument, in evaluation; None: call the parts one by one.
-
-    Parameters are those of `call`. No quantizer may have a part in the autograd graph: deployed ones have none.
-    """
-    make = _operation_of(own_class)
+    """Return what `call` does in evaluation; `make` is what `_operation_of` says of the layer's class."""
     if make is None:
         return None
     parameters = layer._parameters  # noqa: SLF001 - as above

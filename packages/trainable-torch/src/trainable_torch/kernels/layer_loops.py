@@ -2,8 +2,9 @@
 
 A call from Python costs as much as a thousand elements, and a small layer would make eight of them for a step. These
 are the very functions of `loops` and `grid_loops`, one after the other. Each part, the input or the weight, is a table
-of `SLOTS` numbers of 8 bytes, integers first, then floats; `native.forward_part` and `native.backward_part` write it.
-numba keeps what it compiled as long as this file is unchanged: after a change of the other loops, touch it.
+of `SLOTS` numbers of 8 bytes, integers first, then floats; `native.part` says which. Behind them, as many bytes from
+the table's beginning as it says, are the numbers of the grid and the marks. numba keeps what it compiled as long as
+this file is unchanged: after a change of the other loops, touch it.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ def _forward(table: Any) -> None:
     """Make one part's grid, and snap its tensor."""
     numbers = carray(table, SLOTS, np.int64)
     x, y, marks, rows, first, last, centered, whole, size, channels, length, lines = numbers[:12]
+    marking, place = np.int64(marks != 0), np.int64(numbers.ctypes.data)
+    marks, rows = place + marks, place + rows
     floats = carray(table, SLOTS, np.float64)
     lowest, per_step, first_code, last_code = floats[INTEGERS : INTEGERS + 4]
     if centered:
@@ -39,7 +42,7 @@ def _forward(table: Any) -> None:
     ends = 1 if centered else channels
     _snap(
         as_pointer(x), as_pointer(y), as_pointer(marks), as_pointer(inverse), as_pointer(scale), as_pointer(low),
-        as_pointer(high), np.int64(marks != 0), size, channels, ends, length, 0, lines,
+        as_pointer(high), marking, size, channels, ends, length, 0, lines,
     )  # fmt: skip
 
 
@@ -47,6 +50,8 @@ def _backward(table: Any) -> None:
     """Pass one part's gradient in its place, and give the variables of the grid theirs."""
     numbers = carray(table, SLOTS, np.int64)
     x, upstream, marks, rows, first, last, centered, whole, size, channels, length, lines = numbers[:12]
+    marking, place = np.int64(marks != 0), np.int64(numbers.ctypes.data)
+    marks, rows = place + marks, place + rows
     d_first, d_last, learns, closed = numbers[12:16]
     floats = carray(table, SLOTS, np.float64)
     lowest, per_step, _, _, gradient_scale = floats[INTEGERS : INTEGERS + 5]
@@ -56,24 +61,24 @@ def _backward(table: Any) -> None:
     if not learns:
         _inside(
             as_pointer(x), as_pointer(upstream), as_pointer(upstream), as_pointer(marks), as_pointer(inverse),
-            as_pointer(low), as_pointer(high), closed, np.int64(marks != 0), size, channels, ends, length, 0, lines,
+            as_pointer(low), as_pointer(high), closed, marking, size, channels, ends, length, 0, lines,
         )  # fmt: skip
         return
     kinds = 1 if centered else 2
     sums = np.empty((kinds, lines), np.float64)
-    place = sums.ctypes.data
+    totals = sums.ctypes.data
     _learned(
-        as_pointer(x), as_pointer(upstream), as_pointer(upstream), as_pointer(place), as_pointer(inverse),
+        as_pointer(x), as_pointer(upstream), as_pointer(upstream), as_pointer(totals), as_pointer(inverse),
         as_pointer(low), as_pointer(high), kinds, size, channels, ends, length, lines, 0, lines,
     )  # fmt: skip
     if centered:
         _symmetric_gradients(
-            as_pointer(place), as_pointer(rows), as_pointer(first), as_pointer(d_first), lowest, per_step,
+            as_pointer(totals), as_pointer(rows), as_pointer(first), as_pointer(d_first), lowest, per_step,
             gradient_scale, lines, channels, whole,
         )  # fmt: skip
     else:
         _uniform_gradients(
-            as_pointer(place), as_pointer(rows), as_pointer(first), as_pointer(last), as_pointer(d_first),
+            as_pointer(totals), as_pointer(rows), as_pointer(first), as_pointer(last), as_pointer(d_first),
             as_pointer(d_last), lowest, gradient_scale, lines, channels, whole,
         )  # fmt: skip
 

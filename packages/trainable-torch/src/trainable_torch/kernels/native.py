@@ -11,6 +11,7 @@ import functools
 import itertools
 import os
 import struct
+from array import array
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -55,8 +56,8 @@ class Compiled(NamedTuple):
     uniform: Loop
     uniform_gradients: Loop
     same: Callable[[int, int], int]
-    forward: Callable[[bytes, bytes, int], None]
-    backward: Callable[[bytes, bytes, int], None]
+    forward: Callable[[int, int, int], None]
+    backward: Callable[[int, int, int], None]
 
 
 @functools.cache
@@ -238,6 +239,12 @@ Marks = Any
 """An array of bytes, one for each part of a tensor: whether something in it lies outside of the range; or None."""
 
 
+def marks_of(where: Lines) -> tuple[Marks, int]:
+    """Return a place for the marks of a tensor, and its address."""
+    place = (ctypes.c_uint8 * (where.number * -(-where.length // PART)))()
+    return place, ctypes.addressof(place)
+
+
 def snap(x: Tensor, grid: Block | Given, where: Lines, *, marking: bool = False) -> tuple[Tensor, Marks]:
     """Return `x` snapped to the grid and, if asked, marks for `pass_inside`."""
     y = torch.empty_like(x)
@@ -326,62 +333,66 @@ def _place(x: Tensor, upstream: Tensor, *, reuse: bool) -> tuple[Tensor, Tensor]
 # ---- a small layer's two quantizers in one call ---------------------------------------------------------------------
 
 INTEGERS, SLOTS = 16, 21
-"""How many integers a part's table has, and how many numbers in all."""
+"""How many integers a part's table has, and how many numbers in all, each of 8 bytes; the grid's numbers and the marks
+come behind them."""
 
-_forward_table, _backward_table = struct.Struct("=12q32x4d8x").pack, struct.Struct("=16q5d").pack
+X, Y, FIRST, LAST, D_FIRST, D_LAST, LEARNS = 0, 1, 4, 5, 12, 13, 14
+"""Places in a table: the addresses of the tensor, of what it is snapped to (in backward: of its gradient), of the
+grid's variables and of their gradients; and whether there are such gradients."""
 
-
-def rows(channels: int) -> tuple[Any, int]:
-    """Return a place for a grid's numbers, and its address."""
-    place = (ctypes.c_float * (4 * channels))()
-    return place, ctypes.addressof(place)
-
-
-def marks_of(where: Lines) -> tuple[Marks, int]:
-    """Return a place for the marks of a tensor, and its address."""
-    place = (ctypes.c_uint8 * (where.number * -(-where.length // PART)))()
-    return place, ctypes.addressof(place)
+_pack = struct.Struct(f"={INTEGERS}q{SLOTS - INTEGERS}d").pack
 
 
-def block_of(form: Form, made: tuple[Any, int], shape: tuple[int, ...]) -> Block:
-    """Return what the loops made of a grid in `rows` as a block."""
-    numbers, place = made
-    channels = len(numbers) // 4
-    row, centered = 4 * channels, form.centered
-    pointers = place, place + row, place + 2 * row, place + 3 * row, 1 if centered else channels
-    ends = (float(form.quant_min), float(form.quant_max)) if centered else None
-    return Block(pointers, torch.frombuffer(numbers, dtype=torch.float32).view(4, channels), shape, ends)
+class Part(NamedTuple):
+    """What is constant about a small tensor's quantization: its lines, and a table to copy and fill in.
 
+    Parameters
+    ----------
+    table : array of int64
+        Copied for each forward, and once more for each backward: so threads don't share one.
+    channels : int
+        How many scales there are.
+    """
 
-def forward_part(
-    form: Form, variables: Sequence[Tensor], x: Tensor, where: Lines, rows: int, marks: int
-) -> tuple[Tensor, bytes]:
-    """Return where one tensor is snapped to, and the table that says so; `rows` and `marks` are addresses."""
-    y = torch.empty_like(x)
-    lowest, per_step, whole = _constants(form)
-    first, last = variables[0].data_ptr(), variables[-1].data_ptr()
-    return y, _forward_table(
-        x.data_ptr(), y.data_ptr(), marks, rows, first, last, form.centered, whole,
-        where.size, where.channels, where.length, where.number, lowest, per_step, form.quant_min, form.quant_max,
-    )  # fmt: skip
-
-
-def backward_part(  # noqa: PLR0913, PLR0917 - what a table holds
-    form: Form, variables: Sequence[Tensor], x: Tensor, upstream: Tensor, where: Lines, rows: int, marks: int,
-    gradients: Sequence[Tensor], gradient_scale: float, *, closed: bool,
-) -> bytes:  # fmt: skip
-    """Return the table that says where one tensor's gradients come from, and that they go there."""
-    lowest, per_step, whole = _constants(form)
-    first, last = variables[0].data_ptr(), variables[-1].data_ptr()
-    d_first, d_last = (gradients[0].data_ptr(), gradients[-1].data_ptr()) if gradients else (0, 0)
-    return _backward_table(
-        x.data_ptr(), upstream.data_ptr(), marks, rows, first, last, form.centered, whole,
-        where.size, where.channels, where.length, where.number, d_first, d_last, bool(gradients), closed,
-        lowest, per_step, form.quant_min, form.quant_max, gradient_scale,
-    )  # fmt: skip
+    table: array[int]
+    channels: int
 
 
 @functools.lru_cache(maxsize=1024)
+def part(
+    form: Form, scale_shape: tuple[int, ...], shape: torch.Size, strides: tuple[int, ...], gradient_scale: float | None
+) -> Part | None:
+    """Return what is constant about the quantization of tensors of a shape; None where they are not for these loops.
+
+    Parameters
+    ----------
+    form : Form
+        How the grid is made.
+    scale_shape : tuple of int
+        Shape of the scale.
+    shape, strides : tuple of int
+        Those of the tensor.
+    gradient_scale : float or None
+        LSQ's; None for STE.
+    """
+    probe = torch.empty_strided(shape, strides, device="meta")
+    dense, where = lines(probe, scale_shape)
+    if where is None or where.size >= 2 * SHARE or dense is not probe:
+        return None
+    lowest, per_step, whole = _constants(form)
+    rows = 8 * SLOTS  # counted from the beginning of the table
+    closed = gradient_scale is None
+    marks = rows + 16 * where.channels if closed else 0
+    numbers = (
+        0, 0, marks, rows, 0, 0, form.centered, whole,
+        where.size, where.channels, where.length, where.number, 0, 0, 0, closed,
+        lowest, per_step, form.quant_min, form.quant_max, gradient_scale or 0.0,
+    )  # fmt: skip
+    marked = where.number * -(-where.length // PART) if closed else 0
+    behind = 16 * where.channels + -(-marked // 8) * 8
+    return Part(array("q", _pack(*numbers) + bytes(behind)), where.channels)
+
+
 def _constants(form: Form) -> tuple[float, float, int]:
     """Return the lowest threshold or width, the scale of a threshold of 1, and what makes it whole: see the loops."""
     if form.centered:
@@ -390,14 +401,13 @@ def _constants(form: Form) -> tuple[float, float, int]:
     return form.arguments[0], 0.0, form.quant_max - form.quant_min
 
 
-def run_forward(tables: Sequence[bytes]) -> None:
-    """Make the grids and snap the tensors of one or two tables."""
-    _loops().forward(tables[0], tables[-1], len(tables))
-
-
-def run_backward(tables: Sequence[bytes]) -> None:
-    """Pass the gradients of one or two tables."""
-    _loops().backward(tables[0], tables[-1], len(tables))
+def block_of(form: Form, table: array[int], channels: int, shape: tuple[int, ...]) -> Block:
+    """Return what the loops made of a grid in a table as a block."""
+    place, row, centered = table.buffer_info()[0] + 8 * SLOTS, 4 * channels, form.centered
+    pointers = place, place + row, place + 2 * row, place + 3 * row, 1 if centered else channels
+    ends = (float(form.quant_min), float(form.quant_max)) if centered else None
+    numbers = torch.frombuffer(table, dtype=torch.float32, count=row, offset=8 * SLOTS)
+    return Block(pointers, numbers.view(4, channels), shape, ends)
 
 
 # ---- bytes ----------------------------------------------------------------------------------------------------------

@@ -7,7 +7,6 @@ default.
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, cast
 
@@ -16,6 +15,7 @@ from mct_quantizers.common.base_inferable_quantizer import BaseInferableQuantize
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from trainable_core import qparams
 from trainable_core.backend.unlisted import UnlistedSubclass
 from trainable_core.config import TrainableQuantizerConfig
 from trainable_core.constants import SIGNED
@@ -24,7 +24,9 @@ from trainable_core.errors import InvalidArgumentError, QuantizerStateError, Sha
 from trainable_core.quantizer import BaseTrainableQuantizer
 from trainable_torch import grid as grids
 from trainable_torch import inferable, kernels, ops
+from trainable_torch.annealing import PytorchLinearAnnealingScheduler
 from trainable_torch.grid import Grid
+from trainable_torch.kernels.cache import Dependencies
 
 _CALLED = "__call__", "forward", "quantize", "fake_quantize", "rule", "grid"
 """What stands between a call and the kernels: whoever replaces one of these is called."""
@@ -54,6 +56,15 @@ class BasePytorchTrainableQuantizer(
     """
 
     backend: ClassVar[str] = "torch"
+
+    estimated_by: ClassVar[tuple[str, ...]] = ("fake_quantize", "rule", "quantize", "forward", "__call__")
+    """Methods one of which a training method writes."""
+
+    scheduler = PytorchLinearAnnealingScheduler
+    """Schedule whose step may be a tensor, such as `current_step`."""
+
+    step: Tensor
+    """Number of training steps counted so far, an int64 buffer; where the class says `counts_steps`."""
 
     def __init__(self, quantization_config: TrainableQuantizerConfig, freeze_quant_params: bool = False) -> None:  # noqa: FBT001, FBT002 - the seed's signature
         nn.Module.__init__(self)
@@ -106,10 +117,10 @@ class BasePytorchTrainableQuantizer(
 
     def quantize(self, x: Tensor, training: bool) -> Tensor:  # noqa: FBT001 - mctq's call
         """Return `x` fake-quantized on the selected width's grid; a method that mixes widths overrides it."""
-        made = None if torch.compiler.is_compiling() else self._made(x)
+        made = None if torch.compiler.is_compiling() else self.fake_quantization(x)
         if made is None or not made.fits(x):
             return self.fake_quantize(x, self.grid(x.dim()), training)
-        return kernels.apply(x, made)
+        return made.apply(x)
 
     # ---- calling ----------------------------------------------------------------------------------------------------
 
@@ -150,22 +161,27 @@ class BasePytorchTrainableQuantizer(
         QuantizerStateError, ShapeMismatchError
             As `forward` does.
         """
+        # a look into the dictionary costs a tenth of an attribute, and a small layer asks two quantizers at each call
+        fields: Any = self.__dict__
         cls: Any = type(self)
-        if not self._enabled or not _follows_rule(cls):
+        if not fields["_enabled"] or not _follows_rule(cls) or not fields.keys().isdisjoint(_CALLED):
             return None  # called by itself, it raises what it has to
-        if not self.calibrated:
+        if not fields["_calibrated"]:
             self.require_calibrated()
-        if self._axis is not None:
+        structure = fields["structure"]
+        width = structure.width or self.selected_width
+        form = fields["_forms"][width]
+        shape, sharing = structure.shape, x.numel()
+        if fields["_axis"] is not None:
             self._check_channels(x.shape)
-        return self._made(x)
+            sharing //= shape[0] or 1
+            shape = self._scale_shape(x.dim())
+        rule = self.rule(sharing, form.quant_max)
+        return None if rule is None else kernels.FakeQuantization(form, self._variables(width), shape, rule)
 
-    def dependencies(self) -> kernels.Dependencies | None:
+    def dependencies(self) -> Dependencies | None:
         """Return what the values depend on besides the input; None where a method does something of its own."""
-        cls: Any = type(self)
-        fields = self.__dict__
-        if not _follows_rule(cls) or not fields.keys().isdisjoint(_CALLED):
-            return None
-        if not self._enabled or not self.calibrated:
+        if not self._is_a_rule() or not self._enabled or not self.calibrated:
             return None
         width = self.structure.width or self.selected_width
         return (self._forms[width], self._axis), self._variables(width)
@@ -173,16 +189,12 @@ class BasePytorchTrainableQuantizer(
     def snapping(self, x: Tensor) -> kernels.Snapping:
         """Return what snaps tensors of as many dimensions to the grid as it is now, where there are `dependencies`."""
         width = self.structure.width or self.selected_width
-        return kernels.snapping(self._forms[width], self._variables(width), self._scale_shape(x.dim()))
+        return kernels.Snapping.of(self._forms[width], self._variables(width), self._scale_shape(x.dim()))
 
-    def _made(self, x: Tensor) -> kernels.FakeQuantization | None:
+    def _is_a_rule(self) -> bool:
+        """Return whether a rule is all there is to this quantizer: nobody replaced a method that it stands for."""
         cls: Any = type(self)
-        if not _follows_rule(cls) or not self.__dict__.keys().isdisjoint(_CALLED):
-            return None
-        width = self.structure.width or self.selected_width
-        form, shape = self._forms[width], self._scale_shape(x.dim())
-        rule = self.rule(x.numel() // (math.prod(shape) or 1), form.quant_max)
-        return None if rule is None else kernels.FakeQuantization(form, self._variables(width), shape, rule)
+        return _follows_rule(cls) and self.__dict__.keys().isdisjoint(_CALLED)
 
     def _check_channels(self, shape: torch.Size) -> None:
         axis, channels = self._axis, self.structure.shape[0]
@@ -193,13 +205,47 @@ class BasePytorchTrainableQuantizer(
     def grid(self, ndim: int, width: int | None = None) -> Grid:
         """Return the grid of one width (default: the selected one) for a tensor of `ndim` dimensions."""
         width = width or self.structure.width or self.selected_width
+        if self.grid_parameters:
+            return self.grid_of(self.grid_tensors(width), ndim, width)
         return self._forms[width].grid(self._variables(width), self._scale_shape(ndim))
 
+    def grid_of(self, numbers: Mapping[str, Tensor], ndim: int, width: int | None = None) -> Grid:
+        """Return the grid of a threshold or a range that the method computed itself, for a tensor of `ndim` dimensions.
+
+        Parameters
+        ----------
+        numbers : mapping of str to Tensor
+            ``threshold``, or ``range_min`` and ``range_max``: one number per tensor or per channel, as the quantizer's
+            variables have. They are bounded here; gradients reach them through the grid.
+        ndim : int
+            Number of dimensions of the tensor that is to be fake-quantized.
+        width : int, optional
+            Bit width; by default the selected one.
+        """
+        width = width or self.structure.width or self.selected_width
+        names = qparams.variable_names(self.quantization_config.quantization_method)
+        return self._forms[width].grid([numbers[name] for name in names], self._scale_shape(ndim))
+
+    def grid_tensors(self, width: int) -> dict[str, Tensor]:
+        """Return threshold or range ends of one width as tensors; see core's base class."""
+        variables = {key: ops.finite_gradient(variable) for key, variable in self.grid_variables(width).items()}
+        return self.decode_grid(variables) if self.grid_parameters else variables
+
+    def read_variable(self, name: str, ndim: int | None = None) -> Tensor:
+        """Return a variable, shaped for a tensor of `ndim` dimensions where that is given; see core's base class."""
+        variable: Tensor = self.get_quantizer_variable(name)
+        if ndim is None or variable.dim() == 0 or tuple(variable.shape) != self.structure.shape:
+            return variable
+        return variable.view(self._scale_shape(ndim))
+
     def _variables(self, width: int) -> list[Tensor]:
-        names, fields = self.structure.names[width], self.__dict__
-        place: Any = fields["_parameters"] if self.learns_grid else fields["_buffers"]
-        # a look into the dictionary costs a tenth of an attribute; a variable that something computes is not in it
-        return [getattr(self, name) if place.get(name) is None else place[name] for name in names]
+        fields: Any = self.__dict__
+        get = fields["_parameters" if self.learns_grid else "_buffers"].get
+        # a variable that something computes, as a parametrization does, is not there
+        return [
+            getattr(self, name) if (variable := get(name)) is None else variable
+            for name in fields["structure"].names[width]
+        ]
 
     def _scale_shape(self, ndim: int) -> tuple[int, ...]:
         axis, shape = self._axis, self.structure.shape
@@ -247,6 +293,49 @@ class BasePytorchTrainableQuantizer(
         device = next(iter(self.grid_variables(width).values())).device
         built = inferable.build(config.target, config.quantization_method, width, qparams, self.tensor_ndim)
         return built.to(device).train(self.training)
+
+    # ---- a schedule's step ------------------------------------------------------------------------------------------
+
+    @property
+    def current_step(self) -> Tensor:
+        """Number of the present training step, counted from 0, for a `scheduler`; an int64 tensor.
+
+        A forward in training mode is counted before its values are computed: the first one is step 0.
+        """
+        return (self.step - 1).clamp_min(0)
+
+    def add_step(self) -> None:
+        """Create the buffer ``step``; see core's base class."""
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+
+    def count_step(self) -> None:
+        """Add one to the buffer ``step``; see core's base class."""
+        if torch.compiler.is_compiling():
+            # A compiled backward may read the step again, and would find it counted on (pytorch/pytorch#197039).
+            self.step = self.step + 1
+        else:
+            self.step += 1
+
+    @property
+    def counted_steps(self) -> int:
+        """Number of training steps counted so far; see core's base class."""
+        return int(self.step) if self.counts_steps and self.variable_names else 0
+
+    @counted_steps.setter
+    def counted_steps(self, count: int) -> None:
+        self.step.fill_(count)
+
+    def until(self, end: int, soft: Tensor, deployed: Tensor) -> Tensor:
+        """Return `soft` in the training steps before `end` steps are counted, and `deployed` from then on.
+
+        Parameters
+        ----------
+        end : int
+            What the class gives as ``schedule_end``.
+        soft, deployed : Tensor
+            Values in training, of one shape; the gradient comes from the one that is returned.
+        """
+        return torch.where(self.step.to(torch.float64) >= float(end), deployed, soft)
 
     def freeze(self, frozen: bool = True) -> None:  # noqa: FBT001, FBT002 - reads as a fact
         """Stop the quantizer's variables from learning, or let them learn again."""
@@ -360,4 +449,6 @@ class BasePytorchTrainableQuantizer(
 def _follows_rule(cls: Any) -> bool:
     """Return whether a class has a rule, and no other method was changed after the rule that stands for them."""
     owners = {name: next(index for index, each in enumerate(cls.__mro__) if name in vars(each)) for name in _CALLED}
+    if cls.grid_parameters:  # the kernels make grids from thresholds and ranges themselves
+        return False
     return cls.rule is not BasePytorchTrainableQuantizer.rule and owners["rule"] == min(owners.values())

@@ -11,10 +11,8 @@ from torch import Tensor
 
 from trainable_core.config import TrainableQuantizerConfig
 from trainable_core.enums import TrainingMethod, VariableGroup
-from trainable_core.errors import InvalidArgumentError
 from trainable_core.reference import dqa
 from trainable_torch import ops
-from trainable_torch.annealing import PytorchLinearAnnealingScheduler
 from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer
 from trainable_torch.quantizers.ste import METHODS
 
@@ -41,7 +39,6 @@ class DqaQuantizer(BasePytorchTrainableQuantizer):
     declaration = dqa.METHOD
 
     logits: Tensor
-    step: Tensor
 
     def __init__(
         self,
@@ -52,7 +49,7 @@ class DqaQuantizer(BasePytorchTrainableQuantizer):
     ) -> None:
         super().__init__(quantization_config, freeze_quant_params)
         name = type(self).__name__
-        self.temperature = dqa.temperature_schedule(PytorchLinearAnnealingScheduler, temperature, name)
+        self.temperature = dqa.temperature_schedule(self.scheduler, temperature, name)
         self.bit_cost_weight = dqa.checked_bit_cost_weight(bit_cost_weight, name)
 
     @property
@@ -70,43 +67,16 @@ class DqaQuantizer(BasePytorchTrainableQuantizer):
         self.assign(self.get_quantizer_variable("logits"), dqa.selecting_logits(self.widths, width))
 
     def add_variables(self) -> None:
-        """Add the attention's logits, all equal, and the schedule's step."""
+        """Add the attention's logits, all equal."""
         self.add_quantizer_variable("logits", torch.zeros(len(self.widths)), VariableGroup.QPARAMS, trained=True)
-        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
-
-    def advance(self) -> None:
-        """Count one training step."""
-        if torch.compiler.is_compiling():
-            # A compiled backward may read the step again, and would find it counted on (pytorch/pytorch#197039).
-            self.step = self.step + 1
-        else:
-            self.step += 1
 
     def get_arguments(self) -> dict[str, Any]:
         """Return temperature and bit cost weight."""
         return {"temperature": self.temperature.to_dict(), "bit_cost_weight": self.bit_cost_weight}
 
-    def get_config(self) -> dict[str, Any]:
-        """Return what `from_config` rebuilds the quantizer from, the schedule's step included."""
-        return {**super().get_config(), "step": int(self.step) if self.variable_names else 0}
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> DqaQuantizer:
-        """Return a quantizer equal to the one that `get_config` was called on; see core's base class."""
-        quantizer = super().from_config(config)
-        try:
-            step = int(config["step"])
-        except (KeyError, TypeError, ValueError) as error:
-            problem = f"not a quantizer's config: {error!r}"
-            raise InvalidArgumentError(f"{cls.__name__}.from_config", problem) from error
-        if quantizer.variable_names:
-            quantizer.step.fill_(step)
-        return quantizer
-
     def attention(self) -> Tensor:
         """Return the softmax over widths at the present temperature, float32, shape (K,)."""
-        # the first training forward is step 0 of the schedule; `advance` has counted it already
-        temperature = self.temperature((self.step - 1).clamp_min(0))
+        temperature = self.temperature(self.current_step)
         return torch.softmax(self.logits / torch.as_tensor(temperature).to(torch.float32), 0)
 
     def regularization(self) -> Tensor | None:
@@ -128,7 +98,7 @@ class DqaQuantizer(BasePytorchTrainableQuantizer):
         if not training:
             return chosen
         mixed = sum(weight * candidate for weight, candidate in zip(self.attention(), candidates, strict=True))
-        return torch.where(self.step > self.temperature.t_end, chosen, mixed)
+        return self.until(dqa.schedule_end(self.temperature), mixed, chosen)
 
 
 @mark_quantizer(QuantizationTarget.Weights, METHODS, TrainingMethod.DQA)

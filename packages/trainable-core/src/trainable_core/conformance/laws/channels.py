@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from trainable_core.conformance.case import Case, Config, Subject, grid_names, variables
+from trainable_core.conformance.declared import channel_by_channel
 from trainable_core.conformance.law import law, same_bits
 from trainable_core.conformance.strategies import Kind
 
@@ -44,9 +45,10 @@ def axis_of(config: Config, ndim: int) -> int:
 def take_over(subject: Subject, quantizer: Any, case: Case, channel: int | slice) -> None:
     """Give a quantizer the variables that the case's quantizer has for one channel, or for all."""
     source = subject.quantizer(case)
-    shared = grid_names(source)
+    shared = grid_names(source) | {own.name for own in subject.method.own if own.per_channel}
     for name, value in variables(source).items():
-        part = np.asarray(value[channel] if name in shared else value, np.float32)
+        of_channel = name in shared or (value.shape == source.structure.shape != ())  # nothing but its shape may say so
+        part = np.asarray(value[channel] if of_channel else value, np.float32)
         quantizer.assign(quantizer.get_quantizer_variable(name), part)
     for _ in range(case.steps):
         quantizer.advance()
@@ -55,7 +57,7 @@ def take_over(subject: Subject, quantizer: Any, case: Case, channel: int | slice
 @law(
     "A channel that is quantized with another channel's scale is wrong by the ratio of the two scales.",
     kind=Kind(per_channel=True, least=1),
-    about=of_weights,
+    about=channel_by_channel,
 )
 def per_channel(subject: Subject, case: Case) -> None:
     """Quantizing per channel gives what a quantizer for each channel gives."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trainable_core.conformance.case import Case, Subject, hostile_step, move
-from trainable_core.conformance.law import law, same_bits
+from trainable_core.conformance.law import law, require, same_bits
 
 
 @law("The model that was evaluated must be the model that is deployed.")
@@ -11,17 +11,29 @@ def deployment(subject: Subject, case: Case) -> None:
     """In eval mode, values are those of ``convert2inferable()``, bit for bit, also after the variables have changed."""
     quantizer = subject.quantizer(case)
     values = subject.values(quantizer, case.x)
-    same_bits("deployed values", subject.adapter.deploy(quantizer, case.x), values)
+    same_bits("deployed values", subject.deployed(quantizer, case.x), values)
     move(quantizer, (1.3, 0.7))
     moved = subject.values(quantizer, case.x)
-    same_bits("deployed values after the variables changed", subject.adapter.deploy(quantizer, case.x), moved)
+    same_bits("deployed values after the variables changed", subject.deployed(quantizer, case.x), moved)
     hostile_step(subject, quantizer, case, 0)
     hostile = subject.values(quantizer, case.x)
-    same_bits(
-        "deployed values after an optimizer step with extreme gradients",
-        subject.adapter.deploy(quantizer, case.x),
-        hostile,
-    )
+    deployed = subject.deployed(quantizer, case.x)
+    same_bits("deployed values after an optimizer step with extreme gradients", deployed, hostile)
+
+
+@law("A model that runs in half precision must give the same codes after it is deployed.")
+def deployed_dtypes(subject: Subject, case: Case) -> None:
+    """In every dtype, the deployed quantizer gives the values of eval mode, in the input's dtype."""
+    if subject.deploys_values:
+        return  # a grid's values, rounded to a narrower dtype, are values of no grid
+    quantizer = subject.quantizer(case)
+    deployed = subject.adapter.deployed(quantizer)
+    for dtype in subject.adapter.dtypes[1:]:
+        x = subject.normal(case.x)
+        expected = subject.run(quantizer, x, dtype=dtype)
+        got = deployed(x, dtype, subject.way)
+        require(f"dtype of a deployed {dtype} tensor", got.dtype == dtype, dtype, got.dtype)
+        same_bits(f"deployed values of a {dtype} tensor", got.values, expected.values)
 
 
 @law("A loss that is computed from other values than the deployed ones optimizes another model.")
@@ -34,5 +46,10 @@ def training_equals_evaluation(subject: Subject, case: Case) -> None:
             return  # training values never become the deployed ones; eval mode is covered by the law `deployment`
         for _ in range(max(end - case.steps, 0)):
             quantizer.advance()
-    values = subject.values(quantizer, case.x, training=True)
-    same_bits("values in training", values, subject.values(quantizer, case.x))
+    for further in (0, 1, 7):
+        for _ in range(further):
+            quantizer.advance()
+        values = subject.values(quantizer, case.x, training=True)
+        same_bits("values in training", values, subject.values(quantizer, case.x))
+        if subject.method.training_forward == "deployed":
+            return

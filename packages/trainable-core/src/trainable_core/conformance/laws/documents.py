@@ -8,6 +8,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
+
 from trainable_core.conformance.case import Case, Subject, Violation, move, variables
 from trainable_core.conformance.law import law, require, same_bits
 from trainable_core.conformance.strategies import Kind
@@ -65,6 +67,26 @@ def state_round_trip(subject: Subject, case: Case) -> None:
     again = subject.fresh(_bare(case))
     subject.adapter.restore(again, subject.adapter.save(quantizer))
     _same(subject, "what the state restored", case, again, quantizer)
+
+
+@law("A checkpoint of another model must not be half loaded; files are written in any order.", kind=Kind(tensor=False))
+def incomplete_states(subject: Subject, case: Case) -> None:
+    """A state is loaded in any order of its entries; one that lacks an entry, or has a foreign one, is refused."""
+    quantizer = subject.quantizer(case)
+    state = dict(subject.adapter.entries(quantizer))
+    require("entries of the state", state or not quantizer.variable_names, quantizer.variable_names, list(state))
+    again = subject.fresh(_bare(case))
+    subject.adapter.restore_entries(again, dict(reversed(state.items())))
+    _same(subject, "a state in another order", case, again, quantizer)
+    broken = {f"a state without {name}": {k: v for k, v in state.items() if k != name} for name in state}
+    broken["a state with a foreign entry"] = {**state, "foreign": np.zeros((), np.float32)}
+    for what, entries in broken.items():
+        other = subject.fresh(_bare(case))
+        try:
+            subject.adapter.restore_entries(other, entries)
+        except Exception:  # noqa: BLE001, S112 - the framework's own error
+            continue
+        raise Violation(what, "an error", "nothing raised")
 
 
 def registered(subject: Subject) -> bool:

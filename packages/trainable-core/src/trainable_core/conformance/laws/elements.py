@@ -5,11 +5,16 @@ from __future__ import annotations
 import numpy as np
 
 from trainable_core.conformance.case import Case, Subject
+from trainable_core.conformance.declared import element_by_element
 from trainable_core.conformance.law import law, require, same_bits
 from trainable_core.conformance.strategies import Kind
 
 
-@law("If it did, the value of an element would change with the batch that it is in.", kind=Kind(least=1))
+@law(
+    "If it did, the value of an element would change with the batch that it is in.",
+    kind=Kind(least=1),
+    about=element_by_element,
+)
 def locality(subject: Subject, case: Case) -> None:
     """An element's value does not depend on the other elements, even where these are NaN."""
     quantizer = subject.quantizer(case)
@@ -18,6 +23,23 @@ def locality(subject: Subject, case: Case) -> None:
     alone[spoilt] = np.nan
     expected, got = (subject.values(quantizer, x)[~spoilt] for x in (case.x, alone))
     same_bits("the same elements beside NaN", got, expected)
+
+
+@law("A value that is missing must not look like one that was measured.", kind=Kind(least=1))
+def nan_inputs(subject: Subject, case: Case) -> None:
+    """NaN raises nothing and stays NaN, in training, in eval mode and deployed; no other value becomes NaN."""
+    if not subject.element_by_element:
+        return
+    quantizer = subject.quantizer(case)
+    x = case.x.copy()
+    missing = np.arange(x.size).reshape(x.shape) % 3 == 0
+    x[missing] = np.nan
+    for what, values in (
+        ("values in eval mode", subject.values(quantizer, x)),
+        ("values in training", subject.values(quantizer, x, training=True)),
+        ("deployed values", subject.deployed(quantizer, x)),
+    ):
+        require(f"NaN in {what}", np.isnan(values) == missing, missing, np.isnan(values))
 
 
 def _has_oracle(subject: Subject) -> bool:

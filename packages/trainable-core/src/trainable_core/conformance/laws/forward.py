@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from trainable_core.conformance.case import Case, Subject, grid
+from trainable_core.conformance.declared import snaps_its_input
 from trainable_core.conformance.law import law, require, same_bits
 from trainable_core.conformance.strategies import Kind
 from trainable_core.enums import TieRule
@@ -35,7 +36,9 @@ def on_grid(subject: Subject, case: Case) -> None:
 
 
 @law(
-    "A level that is never used wastes part of the bit width.", kind=Kind(bits=(1, 8), moderate=True, per_channel=False)
+    "A level that is never used wastes part of the bit width.",
+    kind=Kind(bits=(1, 8), moderate=True, per_channel=False),
+    about=snaps_its_input,
 )
 def level_count(subject: Subject, case: Case) -> None:
     """A sweep over the range gives exactly ``2**n_bits`` different values."""
@@ -49,7 +52,11 @@ def level_count(subject: Subject, case: Case) -> None:
     )
 
 
-@law("Weights that are stored quantized are quantized again when the model runs, and must not move.", kind=PER_TENSOR)
+@law(
+    "Weights that are stored quantized are quantized again when the model runs, and must not move.",
+    kind=PER_TENSOR,
+    about=snaps_its_input,
+)
 def idempotence(subject: Subject, case: Case) -> None:
     """Quantizing a quantized tensor changes nothing."""
     quantizer = subject.quantizer(case)
@@ -68,6 +75,7 @@ def zero(subject: Subject, case: Case) -> None:
 @law(
     "The end of the range is the nearest value that an input beyond it can have; this holds for infinities too.",
     kind=Kind(moderate=True, per_channel=False),
+    about=snaps_its_input,
 )
 def saturation(subject: Subject, case: Case) -> None:
     """Inputs beyond an end of the range get the value of that end."""
@@ -100,6 +108,7 @@ def monotonicity(subject: Subject, case: Case) -> None:
 @law(
     "The deployed kernel follows this rule; with another one, trained and deployed codes differ by one at every tie.",
     kind=Kind(exact=True, per_channel=False),
+    about=snaps_its_input,
 )
 def tie_rule(subject: Subject, case: Case) -> None:
     """An input half way between two codes goes where the backend's declared rule sends it."""

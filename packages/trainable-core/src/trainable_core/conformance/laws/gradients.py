@@ -6,39 +6,45 @@ from typing import Any
 
 import numpy as np
 
+from trainable_core.conformance.adapter import Run
 from trainable_core.conformance.case import Case, Subject, Violation, variables
-from trainable_core.conformance.law import law, require
+from trainable_core.conformance.declared import declares_surrogate
+from trainable_core.conformance.law import close, elementwise, law, require, same_bits, same_sums
 from trainable_core.conformance.oracles import (
     Expected,
     away_from_kinks,
     by_oracle,
     by_surrogate,
     decided,
-    declares_surrogate,
 )
 from trainable_core.conformance.strategies import Kind
 from trainable_core.qparams import Float32
 
-# With moderate thresholds and up to 8 bits no term of a gradient leaves the normal float32 numbers.
-MODERATE = Kind(bits=(1, 8), moderate=True, finite=True)
-EXACT = Kind(bits=(1, 8), exact=True, finite=True)
+# With moderate thresholds no term of a gradient leaves the normal float32 numbers.
+MODERATE = Kind(moderate=True, finite=True, bound=True)
+EXACT = Kind(exact=True, finite=True)
+FIXED = Kind(moderate=True, finite=True, bound=True, fixed_input=True)
 
 
-def _expected(subject: Subject, quantizer: Any, case: Case, *, ends: bool = False) -> tuple[Float32, Expected | None]:
-    """Return the gradients to expect, and their upstream: zero where rounding or a kink leaves them undecided."""
-    if subject.method.oracle is not None:
+def _run(subject: Subject, quantizer: Any, case: Case, *, ends: bool = False) -> tuple[Run, Float32, Expected | None]:
+    """Return a training run, its upstream (zero where rounding or a kink decides), and the gradients to expect."""
+    oracle, surrogate = subject.method.oracle is not None, declares_surrogate(subject)
+    upstream = case.upstream
+    if oracle:
         upstream = decided(subject, quantizer, case, ends=ends)
-        return upstream, by_oracle(subject, quantizer, case, upstream)
-    if declares_surrogate(subject):
+    elif surrogate:
         upstream = away_from_kinks(quantizer, case)
-        return upstream, by_surrogate(quantizer, case, upstream)
-    return case.upstream, None
+    expected = by_oracle(subject, quantizer, case, upstream) if oracle else None
+    run = subject.run(quantizer, case.x, training=True, upstream=upstream)
+    if surrogate and not oracle:
+        expected = by_surrogate(subject, quantizer, case, upstream, run.values)
+    return run, upstream, expected
 
 
 def _input_gradient(subject: Subject, case: Case, *, ends: bool = False) -> None:
     quantizer = subject.quantizer(case)
-    upstream, expected = _expected(subject, quantizer, case, ends=ends)
-    got = subject.run(quantizer, case.x, training=True, upstream=upstream).x
+    run, upstream, expected = _run(subject, quantizer, case, ends=ends)
+    got = run.x
     if got is None:
         raise Violation("gradient of the input", "an array", None)
     require("shape of the input's gradient", got.shape == case.x.shape, case.x.shape, got.shape)
@@ -64,12 +70,12 @@ def gradient_at_ends(subject: Subject, case: Case) -> None:
         _input_gradient(subject, case, ends=True)
 
 
-@law("A threshold whose gradient has a wrong sign or size drifts to its bound.", kind=MODERATE)
+@law("A threshold whose gradient has a wrong sign or size drifts to its bound.", kind=FIXED)
 def variable_gradients(subject: Subject, case: Case) -> None:
     """The variables' gradients are the reference's or the declared surrogate's; without either they are finite."""
     quantizer = subject.quantizer(case)
-    upstream, expected = _expected(subject, quantizer, case)
-    got = subject.run(quantizer, case.x, training=True, upstream=upstream).variables
+    run, upstream, expected = _run(subject, quantizer, case)
+    got = run.variables
     shapes = {name: value.shape for name, value in variables(quantizer).items()}
     for name, gradient in got.items():
         if name not in shapes:
@@ -82,3 +88,54 @@ def variable_gradients(subject: Subject, case: Case) -> None:
     for name, wanted in expected.variables.items():
         close = np.abs(got[name] - wanted) <= expected.variables_allowed[name]
         require(f"gradient of {name} for upstream {upstream.tolist()}", close, wanted, got[name])
+
+
+@law("A layer in eval mode is trained too, where its batch norm is frozen or its input is optimized.", kind=MODERATE)
+def evaluation_gradients(subject: Subject, case: Case) -> None:
+    """In eval mode, gradients are finite, and those of training where the reference knows no difference."""
+    quantizer = subject.quantizer(case)
+    defined = subject.method.oracle is not None
+    upstream = decided(subject, quantizer, case, ends=False) if defined else case.upstream
+    got = subject.run(quantizer, case.x, training=False, upstream=upstream)
+    require("gradient of the input in eval mode is finite", np.isfinite(_given(got.x)).all(), "finite numbers", got.x)
+    for name, gradient in got.variables.items():
+        require(f"gradient of {name} in eval mode is finite", np.isfinite(gradient), "finite numbers", gradient)
+    if not defined or subject.method.training_forward != "deployed":
+        return
+    expected = by_oracle(subject, quantizer, case, upstream)
+    close("gradient of the input in eval mode", _given(got.x), expected.x, expected.x_allowed)
+    for name, wanted in expected.variables.items():
+        close(f"gradient of {name} in eval mode", got.variables[name], wanted, expected.variables_allowed[name])
+
+
+def _given(gradient: Any) -> Any:
+    if gradient is None:
+        raise Violation("gradient of the input", "an array", None)
+    return gradient
+
+
+@law(
+    "One infinite or missing value in a batch must not spoil the gradients of all the others.",
+    kind=Kind(moderate=True, finite=True, least=1),
+    about=elementwise,
+)
+def nonfinite_inputs(subject: Subject, case: Case) -> None:
+    """Infinities and NaN change no other element's gradient; an infinity counts as a number far beyond the ends."""
+    spoilt = np.arange(case.x.size).reshape(case.x.shape) % 3 == 1
+    far = np.where(spoilt, np.resize(FAR, case.x.shape), case.x).astype(np.float32)
+    expected = subject.run(subject.quantizer(case), far, training=True, upstream=case.upstream)
+    for what, extreme in (("infinities", FAR * np.float32(np.inf)), ("NaN", np.full(1, np.nan, np.float32))):
+        x = np.where(spoilt, np.resize(extreme, case.x.shape), case.x)
+        got = subject.run(subject.quantizer(case), x, training=True, upstream=case.upstream)
+        same_bits(f"gradient of elements beside {what}", _given(got.x)[~spoilt], _given(expected.x)[~spoilt])
+        if what == "NaN":
+            continue  # a product with it is NaN, as that of a float layer
+        require("gradient of infinities is finite", np.isfinite(_given(got.x)), "finite numbers", got.x)
+        if subject.method.oracle is None:
+            continue  # automatic differentiation multiplies an infinity by a zero, as it does in a float layer
+        as_far = "gradient beside infinities, and beside numbers that are far beyond the ends,"
+        same_sums(as_far, got.variables, expected.variables, expected, case.upstream)
+
+
+FAR = np.array([1, -1, -1, 1, -1], np.float32) * np.float32(2.0**60)
+"""Numbers far beyond every end of a moderate grid, whose squares are finite."""

@@ -37,8 +37,9 @@ def no_mutation(subject: Subject, case: Case) -> None:
     """No forward or backward call changes its input."""
     quantizer = subject.quantizer(case)
     for training in (False, True):
-        run = subject.run(quantizer, case.x, training=training, upstream=case.upstream)
-        same_bits("the input after the call", run.input_after, case.x)
+        for upstream in (case.upstream, None):  # also an input that needs no gradient
+            run = subject.run(quantizer, case.x, training=training, upstream=upstream)
+            same_bits("the input after the call", run.input_after, case.x)
 
 
 @law("Two evaluations of a model must agree, and an evaluation must not train it.")

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from trainable_core.conformance.case import Case, Subject, grid, grid_names, hostile_step, variables
-from trainable_core.conformance.law import law, require, same_bits
+from trainable_core.conformance.law import law, repeatable, require, same_bits
 from trainable_core.conformance.strategies import Kind
 from trainable_core.enums import VariableGroup
 
@@ -73,18 +73,13 @@ def variable_groups(subject: Subject, case: Case) -> None:
     require(
         "grid variables in group QPARAMS", of_qparams & grids == expected, sorted(expected), sorted(of_qparams & grids)
     )
-    declared, others = sorted(subject.method.own_variables), sorted(set(learned) - grids)
+    declared, others = sorted(subject.method.own_names), sorted(set(learned) - grids)
     require(
         "variables that learn beside the grid's, compared with the declared `own_variables`",
         others == declared,
         declared,
         others,
     )
-
-
-def repeatable(subject: Subject) -> bool:
-    """Return whether the same training forward gives the same values again."""
-    return not subject.random
 
 
 @law(
@@ -96,6 +91,7 @@ def schedule_resume(subject: Subject, case: Case) -> None:
     """A quantizer that is restored from a saved state continues its schedule where it was."""
     calibrated = replace(case, factors=(1.0,))  # the law `state_round_trip` covers the variables
     straight = subject.quantizer(calibrated)
+    subject.run(straight, case.x, training=True, upstream=case.upstream)  # what it keeps of that must be saved
     resumed = subject.fresh(calibrated)
     subject.adapter.restore(resumed, subject.adapter.save(straight))
     for _ in range(2):

@@ -1,0 +1,175 @@
+"""What a class declares of itself, as the laws read it: its surrogate, its own variables, its grid's parameters.
+
+A surrogate is differentiated numerically in float64. Derivatives with respect to `grid_parameters` are those with
+respect to threshold or range, times the inverse of the derivative of `encode_grid`, which is NumPy too; so a wrong
+`decode_grid` can't hide behind itself.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainable_core.conformance.case import Case, Subject, grid_names, variables
+from trainable_core.qparams import Float64, QParams
+
+RELATIVE_STEP = 1e-6
+"""Relative distance of the differences of `encode_grid`: in float64, their error is about its square."""
+
+VARIABLE_STEP = 2.0**-18
+"""Distance of the differences in a method's own variable, relative to it where it is larger than 1."""
+
+Function = Callable[..., Any]
+
+
+def declares_surrogate(subject: Subject) -> bool:
+    """Return whether the class declares the function that its backward pass differentiates."""
+    return callable(getattr(subject.cls, "surrogate", None))
+
+
+class Surrogate:
+    """The function that a quantizer's backward pass differentiates at a case's input.
+
+    Parameters
+    ----------
+    quantizer : object
+        The quantizer, whose method `surrogate` is asked once.
+    x : float64 array
+        The input.
+    at : QParams
+        The deployed grid.
+    upstream : float64 array
+        The upstream gradient.
+    values : float32 array, optional
+        What the training forward gave, for a method whose `surrogate` takes ``values``; one that takes ``variables``
+        gets the method's own variables.
+    """
+
+    def __init__(
+        self, quantizer: Any, x: Float64, at: QParams, upstream: Float64, values: NDArray[Any] | None = None
+    ) -> None:
+        self.ndim = x.ndim
+        shared = grid_names(quantizer)
+        self.own = {
+            name: value.astype(np.float64) for name, value in variables(quantizer).items() if name not in shared
+        }
+        self._axis = quantizer.quantization_config.channels_axis
+        self._threshold = tuple(quantizer.structure.shape)
+        asked = inspect.signature(quantizer.surrogate).parameters
+        known = {"values": values, "variables": {name: self._along(value) for name, value in self.own.items()}}
+        further = {name: value for name, value in known.items() if name in asked}
+        self._function: Function = quantizer.surrogate(x, at.along(self.ndim), upstream, **further)
+        self._takes_variables = len(inspect.signature(self._function).parameters) > 2  # noqa: PLR2004 - input and grid
+
+    def __call__(self, x: Float64, at: QParams, own: Mapping[str, Float64] | None = None) -> Float64:
+        """Return the function's values for an input, a grid and the method's own variables."""
+        if not self._takes_variables:
+            return np.asarray(self._function(x, at.along(self.ndim)))
+        shaped = {name: self._along(value) for name, value in (self.own if own is None else own).items()}
+        return np.asarray(self._function(x, at.along(self.ndim), shaped))
+
+    def _along(self, value: Float64) -> Float64:
+        """Return a value per channel shaped to broadcast against the input, as `QParams.along` does."""
+        if self._axis is None or value.shape != self._threshold or not value.shape:
+            return value
+        shape = [1] * self.ndim
+        shape[self._axis] = -1
+        return value.reshape(shape)
+
+    def own_gradients(
+        self, x: Float64, at: QParams, upstream: Float64, trained: set[str]
+    ) -> tuple[dict[str, Float64], dict[str, Float64]]:
+        """Return the gradients of the method's own variables, and the sums of the magnitudes of their terms."""
+        gradients: dict[str, Float64] = {}
+        sizes: dict[str, Float64] = {}
+        if not self._takes_variables:
+            return gradients, sizes
+        for name in sorted(trained & set(self.own)):
+            gradients[name], sizes[name] = np.zeros(self.own[name].shape), np.zeros(self.own[name].shape)
+            for place in np.ndindex(self.own[name].shape):
+                h = VARIABLE_STEP * max(1.0, abs(float(self.own[name][place])))
+                there, back = (self(x, at, self._moved(name, place, sign * h)) for sign in (1, -1))
+                terms = upstream * (there - back) / (2 * h)
+                gradients[name][place], sizes[name][place] = terms.sum(), np.abs(terms).sum()
+        return gradients, sizes
+
+    def _moved(self, name: str, place: tuple[int, ...], by: float) -> dict[str, Float64]:
+        value = self.own[name].copy()
+        value[place] += by
+        return {**self.own, name: value}
+
+
+def through_parameters(
+    quantizer: Any, numbers: Mapping[str, NDArray[Any]], gradients: Mapping[str, Float64]
+) -> dict[str, Float64]:
+    """Return the gradients of the grid's variables from those of threshold or range; the same without parameters.
+
+    Parameters
+    ----------
+    quantizer : object
+        The quantizer, whose `encode_grid` is differentiated.
+    numbers : mapping of str to array
+        Threshold or range ends that its variables stand for.
+    gradients : mapping of str to float64 array
+        Gradients of these.
+    """
+    names = tuple(quantizer.grid_parameters)
+    if not names:
+        return dict(gradients)
+    inverse = np.linalg.inv(_encoding(quantizer, numbers))  # [..., number, parameter]
+    stacked = np.stack([np.asarray(gradients[key], np.float64) for key in numbers], axis=-1)
+    found = np.einsum("...n,...np->...p", stacked, inverse)
+    return {name: np.asarray(found[..., index]) for index, name in enumerate(names)}
+
+
+def allowed_through_parameters(
+    quantizer: Any, numbers: Mapping[str, NDArray[Any]], allowed: Mapping[str, Float64]
+) -> dict[str, Float64]:
+    """Return the distances allowed from the gradients of the grid's variables; see `through_parameters`.
+
+    They are doubled: `decode_grid` and its derivative are single float32 operations, off by a few units in the last
+    place, where `allowed` counts at least sixteen.
+    """
+    names = tuple(quantizer.grid_parameters)
+    if not names:
+        return dict(allowed)
+    inverse = np.abs(np.linalg.inv(_encoding(quantizer, numbers)))
+    stacked = np.stack([np.asarray(allowed[key], np.float64) for key in numbers], axis=-1)
+    found = 2 * np.einsum("...n,...np->...p", stacked, inverse)
+    return {name: np.asarray(found[..., index]) for index, name in enumerate(names)}
+
+
+def _encoding(quantizer: Any, numbers: Mapping[str, NDArray[Any]]) -> Float64:
+    """Return the derivative of `encode_grid`, as ``[..., parameter, number]``."""
+    at = {key: np.asarray(value, np.float64) for key, value in numbers.items()}
+    size = np.max([np.abs(value) for value in at.values()], axis=0)
+    columns = []
+    h = RELATIVE_STEP * size
+    for key, value in at.items():
+        there, back = (quantizer.encode_grid({**at, key: value + by}) for by in (h, -h))
+        columns.append(np.stack([(there[name] - back[name]) / (2 * h) for name in quantizer.grid_parameters], axis=-1))
+    return np.stack(columns, axis=-1)
+
+
+def deployed_input(subject: Subject, quantizer: Any, case: Case) -> NDArray[Any]:
+    """Return what the deployed quantizer is given: the float tensor, or the values where these are what is deployed."""
+    return subject.values(quantizer, case.x) if subject.method.deploys_values else case.x
+
+
+def snaps_its_input(subject: Subject) -> bool:
+    """Return whether values are the input snapped to the grid, and not that of something made of it first."""
+    return not subject.method.deploys_values
+
+
+def element_by_element(subject: Subject) -> bool:
+    """Return whether an element's value follows from the element alone."""
+    return subject.method.depends_on == "element"
+
+
+def channel_by_channel(subject: Subject) -> bool:
+    """Return whether a law is about weights whose values follow from the elements of their channel."""
+    return subject.weights and subject.method.depends_on != "tensor"

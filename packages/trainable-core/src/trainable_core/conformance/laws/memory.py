@@ -1,0 +1,64 @@
+"""Laws on how a tensor lies in memory, and on how large it is: neither changes what a quantizer gives."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from trainable_core.conformance.adapter import PLAIN
+from trainable_core.conformance.case import Case, Subject
+from trainable_core.conformance.law import elementwise, law, same_bits, same_sums
+from trainable_core.conformance.strategies import Kind
+
+MODERATE = Kind(moderate=True, finite=True)
+
+
+@law(
+    "Transposed weights, slices and channels-last images are the same tensors; a loss's sum has a gradient of one "
+    "number for all.",
+    kind=MODERATE,
+    about=elementwise,
+)
+def memory_layout(subject: Subject, case: Case) -> None:
+    """Values and gradients do not depend on how the input and the upstream gradient lie in memory."""
+    plain = replace(subject, way=replace(PLAIN, input_gradient=subject.way.input_gradient))
+    x = subject.normal(case.x)
+    for training in (False, True):
+        expected, got = (
+            each.run(each.quantizer(case), x, training=training, upstream=case.upstream) for each in (plain, subject)
+        )
+        same_bits(f"values of {subject.way.layout} input", got.values, expected.values)
+        if got.x is not None and expected.x is not None:
+            what = f"input's gradient, {subject.way.layout} input, {subject.way.upstream} upstream"
+            same_bits(what, got.x, expected.x)
+        what = f"gradient, {subject.way.layout} input, {subject.way.upstream} upstream,"
+        same_sums(what, got.variables, expected.variables, expected, case.upstream)
+
+
+@law(
+    "Fast paths begin at a number of elements; a weight of a large layer must be quantized as that of a small one.",
+    kind=MODERATE,
+    about=elementwise,
+)
+def tensor_size(subject: Subject, case: Case) -> None:
+    """A tensor that repeats a smaller one has its values and its input gradients, repeated."""
+    if not case.x.size or not case.x.ndim:
+        return
+    case = replace(case, x=subject.normal(case.x))
+    axis, times = case.repeats
+    if times == 1:
+        channels = case.config.channels_axis
+        free = [each for each in range(case.x.ndim) if channels is None or each != channels % case.x.ndim]
+        if not free:
+            return
+        axis, times = free[0], 2
+    whole = case.repeated(axis, times)
+    small, upstream = whole.part
+    for training in (False, True):
+        expected = subject.run(subject.quantizer(case, small.shape), small, training=training, upstream=upstream)
+        got = subject.run(subject.quantizer(case, whole.x.shape), whole.x, training=training, upstream=whole.upstream)
+        same_bits(f"values of {whole.x.size} elements", got.values, np.concatenate([expected.values] * times, axis))
+        if got.x is not None and expected.x is not None:
+            repeated = np.concatenate([expected.x] * times, axis)
+            same_bits(f"input's gradient of {whole.x.size} elements", got.x, repeated)

@@ -1,0 +1,81 @@
+"""Laws on schedules: what counts a step, and what does not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from trainable_core.conformance.case import Case, Subject
+from trainable_core.conformance.law import law, repeatable, same_bits
+from trainable_core.conformance.strategies import Kind
+
+SMALL = Kind(moderate=True, finite=True, tensor=False)
+
+
+def compared(subject: Subject, what: str, case: Case, got: Any, expected: Any) -> None:
+    """Require that two quantizers are at the same step: that they give the same in training, and the same term."""
+    first, other = (subject.run(each, case.x, training=True, upstream=case.upstream) for each in (got, expected))
+    same_bits(f"values in training {what}", first.values, other.values)
+    for name, gradient in other.variables.items():
+        if name in first.variables:
+            same_bits(f"gradient of {name} {what}", first.variables[name], gradient)
+    terms = [subject.adapter.regularization(each) for each in (got, expected)]
+    if terms[0] is not None and terms[1] is not None:
+        same_bits(f"regularization {what}", np.asarray(terms[0][0]), np.asarray(terms[1][0]))
+
+
+def _calibrated(case: Case) -> Case:
+    return replace(case, factors=(1.0,))
+
+
+@law(
+    "A schedule that counts evaluations, or a call twice, ends before the training does.", kind=SMALL, about=repeatable
+)
+def schedule_count(subject: Subject, case: Case) -> None:
+    """A step is counted once for a training call where the backend counts calls, else by `advance` alone."""
+    case = _calibrated(case)
+    counted = int(subject.adapter.counts_calls)
+    evaluated = subject.quantizer(case)
+    for _ in range(2):
+        subject.values(evaluated, case.x)
+    subject.deployed(evaluated, case.x)
+    compared(subject, "after evaluations", case, evaluated, subject.quantizer(case))
+    for calls in (1, 2):
+        called = subject.quantizer(case)
+        for _ in range(calls):
+            subject.values(called, case.x, training=True)
+        expected = subject.quantizer(replace(case, steps=case.steps + calls * counted))
+        compared(subject, f"after {calls} training calls", case, called, expected)
+
+
+@law(
+    "Thresholds are frozen while a schedule runs; it must end where it was planned to end.",
+    kind=SMALL,
+    about=repeatable,
+)
+def schedule_of_a_frozen_quantizer(subject: Subject, case: Case) -> None:
+    """A frozen quantizer's schedule goes on as that of one that learns."""
+    case = _calibrated(case)
+    straight, frozen = subject.quantizer(case), subject.quantizer(case)
+    frozen.freeze()
+    for _ in range(2):
+        compared(subject, "while frozen", case, frozen, straight)
+        for each in (straight, frozen):
+            each.advance()
+    frozen.freeze(frozen=False)
+    compared(subject, "after thawing", case, frozen, straight)
+
+
+@law("Averaged weights are copies that are taken in the middle of a schedule.", kind=SMALL, about=repeatable)
+def schedule_of_a_copy(subject: Subject, case: Case) -> None:
+    """A copy goes on from the step of the original, and counts for itself."""
+    case = _calibrated(case)
+    original = subject.quantizer(case)
+    original.advance()
+    copied = subject.adapter.copy(original)
+    for _ in range(3):
+        copied.advance()
+    compared(subject, "after a copy counted on", case, original, subject.quantizer(replace(case, steps=case.steps + 1)))
+    compared(subject, "of a copy", case, copied, subject.quantizer(replace(case, steps=case.steps + 4)))

@@ -1,0 +1,217 @@
+"""Laws on what is around a call: graphs, memory, random numbers, the gradient mode, threads, pickles, casts."""
+
+from __future__ import annotations
+
+import pickle
+import threading
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from trainable_core.conformance.adapter import nothing_random
+from trainable_core.conformance.case import Case, Subject, Violation, grid, variables
+from trainable_core.conformance.law import close, law, repeatable, require, same_bits, same_sums
+from trainable_core.conformance.oracles import decided
+from trainable_core.conformance.strategies import Kind
+from trainable_core.reference.oracle import EPSILON, near_tie
+
+MODERATE = Kind(moderate=True, finite=True)
+SMALL = Kind(moderate=True, finite=True, tensor=False)
+STATIC = Kind(moderate=True, finite=True, tensor=False, least=1)
+
+
+@law("Nobody trains eagerly: `fit` makes a graph, and compilers rewrite it.", kind=STATIC, about=repeatable, most=2)
+def graph_execution(subject: Subject, case: Case) -> None:
+    """In a graph, with an unknown batch or compiled, values and gradients are those of the eager call.
+
+    A compiler may move a value by its last bits, and a code by one where rounding errors decide a tie.
+    """
+    adapter, case = subject.adapter, replace(case, x=subject.normal(case.x))
+    modes = {**adapter.modes, **(adapter.thorough_modes if subject.thorough else {})}
+    for mode, exact in modes.items():
+        for training in (False, True):
+            eager, quantizer = subject.quantizer(case), subject.quantizer(case)
+            upstream = case.upstream if exact else decided(subject, eager, case, ends=False)
+            expected = subject.run(eager, case.x, training=training, upstream=upstream)
+            got = adapter.execute(quantizer, case.x, mode, training=training, upstream=upstream)
+            where = f"in {mode}, training={training}"
+            if exact:
+                same_bits(f"values {where}", got.values, expected.values)
+                if not training:  # `fit` and `evaluate` make graphs of their own of one layer
+                    again = adapter.execute(quantizer, case.x, mode, training=False, upstream=None)
+                    same_bits(f"values of a second graph {where}", again.values, expected.values)
+            elif not training or subject.method.training_forward == "deployed":
+                at = grid(quantizer)
+                scale = at.along(case.x.ndim).scale.astype(np.float64)
+                moved = np.where(near_tie(case.x, at), scale, 0.0) + np.abs(expected.values) * 2 * EPSILON
+                close(f"values {where}", got.values, expected.values, moved)
+            else:
+                continue  # a soft value has no code that a bound could be derived for
+            if got.x is None or expected.x is None:
+                raise Violation(f"gradient of the input {where}", "an array", got.x)
+            close(f"gradient of the input {where}", got.x, expected.x, np.abs(expected.x) * (0 if exact else EPSILON))
+            same_sums(f"gradient {where}", got.variables, expected.variables, expected, upstream)
+
+
+@law("A quantizer that draws from the global random numbers changes every dropout and shuffle after it.", kind=SMALL)
+def global_random_state(subject: Subject, case: Case) -> None:
+    """No call draws global random numbers; a declared random method draws the framework's, in training alone."""
+    quantizer = subject.quantizer(case)
+    allowed = set(subject.adapter.random_states()) if subject.random else set()
+    with nothing_random(subject.adapter) as changed:
+        subject.run(quantizer, case.x, training=True, upstream=case.upstream)
+    drawn = [name for name in changed if name not in allowed]
+    require("random states that a training call changes", not drawn, [], drawn)
+    with nothing_random(subject.adapter) as changed:
+        subject.values(quantizer, case.x)
+        subject.deployed(quantizer, case.x)
+    require("random states that evaluating and deploying change", not changed, [], changed)
+
+
+@law("What a call keeps is kept for every layer of a model and every batch: memory runs out.", kind=SMALL)
+def kept_memory(subject: Subject, case: Case) -> None:
+    """After the backward pass, nobody holds the input or the output."""
+    quantizer = subject.quantizer(case)
+    for training in (False, True):
+        kept = subject.adapter.observe(quantizer, case.x, case.upstream, training=training).kept
+        require(f"tensors in memory after a call, training={training}", not kept, [], list(kept))
+
+
+@law("An in-place ReLU on an output must not change the input, nor what an earlier call returned.", kind=SMALL)
+def fresh_output(subject: Subject, case: Case) -> None:
+    """The output shares memory with neither the input nor an earlier output."""
+    quantizer = subject.quantizer(case)
+    for training in (False, True):
+        shared = subject.adapter.observe(quantizer, case.x, case.upstream, training=training).shared
+        require(f"what the output shares memory with, training={training}", not shared, [], list(shared))
+
+
+@law("The same gradient goes to other layers too, as where a residual connection splits.", kind=SMALL)
+def upstream_unchanged(subject: Subject, case: Case) -> None:
+    """A backward pass leaves the upstream gradient as it is."""
+    quantizer = subject.quantizer(case)
+    for training in (False, True):
+        changed = subject.adapter.observe(quantizer, case.x, case.upstream, training=training).upstream_changed
+        require(
+            f"the upstream gradient after a backward pass, training={training}", not changed, "unchanged", "changed"
+        )
+
+
+@law("An output that is cut from the graph trains nothing; one that is in it under `no_grad` keeps memory.", kind=SMALL)
+def gradient_mode(subject: Subject, case: Case) -> None:
+    """The output is in the graph exactly while gradients are recorded, and a call leaves that mode as it was."""
+    quantizer = subject.quantizer(case)
+    for training in (False, True):
+        observed = subject.adapter.observe(quantizer, case.x, case.upstream, training=training)
+        require(
+            f"the gradient mode after a call, training={training}", not observed.mode_changed, "as before", "changed"
+        )
+        if observed.recorded is not None:
+            what = f"the output needs a gradient: recorded, and while nothing is, training={training}"
+            require(what, observed.recorded == (True, False), (True, False), observed.recorded)
+
+
+STEP = 2.0**-3
+"""Distance of the finite differences of upstream gradients, which are eighths."""
+
+
+@law(
+    "Gradient penalties and Hessians differentiate twice; a wrong second derivative is worse than a refusal.",
+    kind=MODERATE,
+    about=repeatable,
+)
+def second_derivatives(subject: Subject, case: Case) -> None:
+    """The input's gradient, differentiated by the upstream gradient, is its own slope; or the call is refused."""
+    direction = np.where(np.arange(case.x.size) % 2, -1, 1).reshape(case.x.shape).astype(np.float32)
+    # away from zero, where a method may change with the gradient's sign
+    upstream = np.where(np.abs(case.upstream) <= STEP, np.float32(1), case.upstream).astype(np.float32)
+    got = subject.adapter.second_derivative(subject.quantizer(case), case.x, upstream, direction)
+    if got is None:
+        return
+    slopes = []
+    for sign in (1, -1):
+        moved = (upstream + np.float32(sign * STEP) * direction).astype(np.float32)
+        found = subject.run(subject.quantizer(case), case.x, training=True, upstream=moved).x
+        if found is None:
+            raise Violation("gradient of the input", "an array", None)
+        slopes.append(found.astype(np.float64))
+    # A gradient is linear in the upstream one, or in each of its signs: the difference is exact but for the roundings
+    # of both gradients, each relative to a gradient of up to 5 times the slope.
+    expected = (slopes[0] - slopes[1]) / (2 * STEP)
+    allowed = (np.abs(slopes[0]) + np.abs(slopes[1]) + np.abs(got)) * 64 * EPSILON / STEP
+    close("second derivative of the input's gradient by the upstream one", got, expected * 1.0, allowed)
+
+
+@law("Data loaders, process pools and `torch.save` of a model pickle it.", kind=SMALL)
+def pickling(subject: Subject, case: Case) -> None:
+    """A pickled quantizer comes back equal, in the middle of its schedule too."""
+    if "<locals>" in subject.cls.__qualname__:
+        return  # pickle finds classes by their names in a module
+    quantizer = subject.quantizer(case)
+    again = pickle.loads(pickle.dumps(quantizer))  # noqa: S301 - our own, of a moment ago
+    own = variables(quantizer)
+    for name, value in variables(again).items():
+        same_bits(f"{name} of what was pickled", value, own[name])
+    same_bits("values of what was pickled", subject.values(again, case.x), subject.values(quantizer, case.x))
+    if repeatable(subject):
+        expected, got = (
+            subject.run(each, case.x, training=True, upstream=case.upstream) for each in (quantizer, again)
+        )
+        same_bits("values in training of what was pickled", got.values, expected.values)
+        what = sorted(expected.variables), sorted(got.variables)
+        require("what learns of what was pickled", what[0] == what[1], *what)
+
+
+THREADS = 3
+
+
+@law("Servers evaluate one model in several threads.", kind=SMALL, most=10)
+def threads(subject: Subject, case: Case) -> None:
+    """Threads that evaluate one quantizer, and train one each, get what they get alone."""
+    shared = subject.quantizer(case)
+    inputs = [case.x * np.float32(1 + place) for place in range(THREADS)]
+    expected = [subject.values(shared, x) for x in inputs]
+    trained = None if subject.random else subject.run(subject.quantizer(case), case.x, training=True).values
+    found: list[list[tuple[str, Any, Any]]] = [[] for _ in inputs]
+    problems: list[BaseException] = []
+    begin = threading.Barrier(THREADS)
+    own = [subject.quantizer(case) for _ in inputs]
+
+    def work(place: int) -> None:
+        try:
+            begin.wait()
+            for _ in range(2):
+                got = subject.values(shared, inputs[place])
+                found[place].append(("values in a thread", got, expected[place]))
+            if trained is not None:
+                got = subject.run(own[place], case.x, training=True).values
+                found[place].append(("values in training in a thread", got, trained))
+        except BaseException as problem:  # noqa: BLE001 - told by the thread that checks
+            problems.append(problem)
+
+    workers = [threading.Thread(target=work, args=(place,)) for place in range(THREADS)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    if problems:
+        raise problems[0]
+    for each in found:
+        for what, got, wanted in each:
+            same_bits(what, got, wanted)
+
+
+@law("`model.half()` and `model.to(dtype)` reach every variable; thresholds need all their bits.", kind=SMALL)
+def cast_models(subject: Subject, case: Case) -> None:
+    """In a model that is cast to another dtype, variables keep their values in float32, and values stay."""
+    for dtype in subject.adapter.casts:
+        quantizer = subject.quantizer(case)
+        before, expected = variables(quantizer), subject.values(quantizer, case.x)
+        cast = subject.adapter.cast(quantizer, dtype)
+        for name, value in before.items():
+            found = np.asarray(cast.to_numpy(cast.get_quantizer_variable(name)))
+            require(f"dtype of {name} in a {dtype} model", found.dtype == np.float32, "float32", found.dtype)
+            same_bits(f"{name} in a {dtype} model", found, value)
+        same_bits(f"values in a {dtype} model", subject.values(cast, case.x), expected)
+        same_bits(f"deployed values in a {dtype} model", subject.deployed(cast, case.x), expected)

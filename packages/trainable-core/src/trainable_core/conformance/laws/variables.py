@@ -1,0 +1,193 @@
+"""Laws on trained variables that need no reference: shapes, arrival, channels and direction of their gradients."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainable_core.conformance.case import Case, Subject, Violation, grid, grid_names, variables
+from trainable_core.conformance.declared import channel_by_channel
+from trainable_core.conformance.law import law, require
+from trainable_core.conformance.laws.channels import axis_of, one_of, take_over, with_fields
+from trainable_core.conformance.strategies import Kind
+from trainable_core.enums import VariableGroup
+from trainable_core.qparams import variables_from_params
+from trainable_core.reference import affine
+
+TURNS = 4
+"""Tensors that a gradient may arrive from: where a channel is one element, some are inside the range."""
+
+SWEEP = 33
+"""Elements of a channel in the tensors that are made here."""
+
+CLOSE = 2.0**-12
+"""Relative distance allowed between two float32 computations of one term: vectorized and not, or with another shape."""
+
+MODERATE = Kind(bits=(3, 8), moderate=True, finite=True)
+
+
+@law(
+    "A variable of another shape than declared shares one value among all channels, or has one for each element.",
+    kind=Kind(moderate=True),
+)
+def declared_variables(subject: Subject, case: Case) -> None:
+    """Each variable that the method declares is there, trained, in its group, and has the declared shape and value."""
+    quantizer = subject.fresh(case)
+    if subject.method.grid_parameters:
+        given = variables_from_params(case.config.quantization_params, subject.key.method)
+        for key, value in quantizer.grid_numbers(quantizer.selected_width).items():
+            there = np.broadcast_to(given[key], value.shape)
+            near = np.abs(value - there) <= CLOSE * np.max([np.abs(each) for each in given.values()], axis=0)
+            require(f"{key} after calibration, encoded and decoded", near, there, value)
+    trained = subject.adapter.trained(quantizer)
+    values = variables(quantizer)
+    for own in subject.method.own:
+        require(f"variable {own.name}, which the class declares", own.name in values, own.name, sorted(values))
+        require(f"{own.name} is trained", own.name in trained, own.name, sorted(trained))
+        listed = [id(variable) for variable in quantizer.get_trainable_variables(own.group)]
+        in_group = id(quantizer.get_quantizer_variable(own.name)) in listed
+        require(f"{own.name} is in group {own.group.name}", in_group, own.group.name, _group_of(quantizer, own.name))
+        shape = values[own.name].shape
+        if own.per_channel:
+            threshold = tuple(quantizer.structure.shape)
+            require(f"shape of {own.name}, which is declared per channel", shape == threshold, threshold, shape)
+        if own.initial is not None:
+            expected = np.full(own.shape(tuple(quantizer.structure.shape)), own.initial, np.float32)
+            equal = shape == expected.shape and (values[own.name] == expected).all()
+            require(f"initial value of {own.name}", equal, expected, values[own.name])
+
+
+def _group_of(quantizer: Any, name: str) -> str:
+    variable = quantizer.get_quantizer_variable(name)
+    found = [g.name for g in VariableGroup if any(each is variable for each in quantizer.get_trainable_variables(g))]
+    return ", ".join(found) or "no group"
+
+
+def has_no_oracle(subject: Subject) -> bool:
+    """Return whether the method's gradients are not defined by a reference, which would say when they are zero."""
+    return subject.method.oracle is None and (subject.method.learns_grid or bool(subject.method.own))
+
+
+@law(
+    "A variable that gets no gradient keeps its initial value, and the method trains as if it did not exist.",
+    kind=MODERATE,
+    about=has_no_oracle,
+)
+def gradients_arrive(subject: Subject, case: Case) -> None:
+    """Each variable that learns gets a gradient from inputs inside and beyond the range."""
+    waiting = _without_gradient(subject, case)
+    if waiting and subject.method.own:  # a choice among one width needs no gradient
+        widths = [{"n_bits": width} for width in (2, 4, 8)]
+        several = with_fields(case.config, **{f"{case.config.prefix}_quantization_candidates": widths})
+        waiting &= _without_gradient(subject, Case(several, case.x, case.upstream, (1.0,), 0, case.arguments))
+    require("variables without any gradient", not waiting, [], sorted(waiting))
+
+
+def _without_gradient(subject: Subject, case: Case) -> set[str]:
+    found: set[str] = set()
+    for turn in range(TURNS):
+        quantizer, x = _on_sweep(subject, case, beyond=False, turn=turn)
+        upstream = np.resize(np.array([1, -2, 0.5, 3, -1], np.float32), x.shape)
+        run = subject.run(quantizer, x, training=True, upstream=upstream)
+        found |= {name for name, gradient in run.variables.items() if np.any(gradient)}
+    return set(subject.adapter.trained(quantizer)) - found
+
+
+def _on_sweep(subject: Subject, case: Case, *, beyond: bool, turn: int = 0) -> tuple[Any, NDArray[np.float32]]:
+    """Return a quantizer with the case's variables, and values over and beyond its range, or only beyond it."""
+    axis, shape = axis_of(case.config, max(case.x.ndim, 1)), [1] * max(case.x.ndim, 2)
+    if case.config.channels_axis is not None:
+        shape = [1] * max(case.x.ndim, 1)
+        shape[axis] = case.x.shape[axis]
+    longest = next((at for at in range(len(shape)) if case.config.channels_axis is None or at != axis), None)
+    if longest is not None:
+        shape[longest] = SWEEP
+    quantizer = subject.quantizer(case, tuple(shape))
+    at = grid(quantizer)
+    low, high = affine.ends(at, len(shape))
+    scale = at.along(len(shape)).scale
+    share = ((np.arange(int(np.prod(shape))) + turn) * 0.618).reshape(shape) % 1.0
+    if beyond:
+        steps = np.where(share < 0.5, low - 4 - 8 * share, high + 4 + 8 * share)  # noqa: PLR2004 - one half
+    else:
+        steps = low - 3 + (high - low + 6) * share
+    return quantizer, np.asarray(steps * scale, np.float32)
+
+
+def comparable_by_channel(subject: Subject) -> bool:
+    """Return whether a law is about weights whose training forward gives the same again, channel by channel."""
+    return channel_by_channel(subject) and not subject.random
+
+
+@law(
+    "A sum over the wrong axis, or over all channels, trains each threshold with the errors of the others.",
+    kind=Kind(bits=(2, 8), moderate=True, finite=True, per_channel=True, least=1),
+    about=comparable_by_channel,
+)
+def per_channel_gradients(subject: Subject, case: Case) -> None:
+    """Gradients per channel are those of a quantizer for each channel."""
+    axis = axis_of(case.config, case.x.ndim)
+    x = np.moveaxis(case.x, axis, 0)
+    count = x[0].size if len(x) else 0
+    if not count:
+        return
+    # One element of each channel has an upstream gradient: then no order of summation can matter.
+    upstream = np.zeros((len(x), count), np.float32)
+    upstream[np.arange(len(x)), (np.arange(len(x)) * 5 + case.steps) % count] = 1 + np.arange(len(x)) / 4
+    upstream = upstream.reshape(x.shape)
+    together = subject.quantizer(case)
+    run = subject.run(together, case.x, training=True, upstream=np.moveaxis(upstream, 0, axis))
+    shapes = {name: value.shape for name, value in variables(together).items()}
+    shared = grid_names(together) | {own.name for own in subject.method.own if own.per_channel}
+    names = [name for name in run.variables if name in shared and shapes.get(name) == (len(x),)]
+    for channel, part in enumerate(x):
+        alone = subject.fresh(case, one_of(case.config, channel), part.shape)
+        take_over(subject, alone, case, channel)
+        one = subject.run(alone, part, training=True, upstream=upstream[channel])
+        if run.x is not None and one.x is not None:
+            _close(f"gradient of the input in channel {channel}", np.moveaxis(run.x, axis, 0)[channel], one.x)
+        for name in names:
+            got = run.variables[name]
+            require(f"shape of the gradient of {name}", got.shape == (len(x),), (len(x),), got.shape)
+            _close(f"gradient of {name} in channel {channel}", got[channel], one.variables[name])
+
+
+def _close(what: str, got: NDArray[Any], expected: NDArray[Any]) -> None:
+    distance = np.abs(got.astype(np.float64) - expected)
+    require(what, distance <= CLOSE * np.maximum(np.abs(got), np.abs(expected)), expected, got)
+
+
+@law(
+    "A gradient of the wrong sign drives its variable away from where the loss is small.",
+    kind=Kind(bits=(4, 8), moderate=True, finite=True),
+    about=has_no_oracle,
+)
+def gradient_direction(subject: Subject, case: Case) -> None:
+    """Values that grow with a variable give it a positive gradient; of range ends this is asked beyond the range."""
+    shared, soft = grid_names(subject.fresh(case)), subject.method.training_forward == "soft"
+    for name in sorted(subject.adapter.trained(subject.fresh(case))):
+        quantizer, x = _on_sweep(subject, case, beyond=name in shared)
+        if name not in quantizer.variable_names:
+            continue  # the law `variable_groups` reports it
+        variable = quantizer.get_quantizer_variable(name)
+        value = np.array(quantizer.to_numpy(variable), np.float32)
+        share = 0.25 if name in shared else 0.05  # through a power of two, or little enough for a curve
+        if name not in shared:
+            by = np.maximum(np.abs(value), 1) * share
+        else:  # an end of a range at zero stays there
+            by = np.abs(value) * share if not subject.method.grid_parameters else np.full(value.shape, share)
+        by = by.astype(np.float32)
+        found = []
+        for moved in (value + by, value - by):
+            quantizer.assign(variable, moved)
+            found.append(subject.values(quantizer, x, training=soft).astype(np.float64))
+        quantizer.assign(variable, value)
+        change = found[0] - found[1]
+        if not np.isfinite(change).all() or np.abs(change).sum() < np.abs(found[0]).sum() * CLOSE:
+            continue  # rounded away, as within one power of two
+        run = subject.run(quantizer, x, training=True, upstream=np.sign(change).astype(np.float32))
+        gradient, largest = run.variables[name], max(np.abs(each).max() for each in run.variables.values())
+        if np.abs(gradient).max() > CLOSE * largest and np.sum(gradient * by) < 0:  # more than what rounding leaves
+            raise Violation(f"gradient of {name} where values grow with it", "a positive sum", gradient)

@@ -1,0 +1,64 @@
+"""What a backend tells of a finalized model, beside its ONNX graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from trainable_core.integer.tensor import Int32
+from trainable_core.qparams import QParams
+
+DOMAIN = "trainable"
+"""Domain of the nodes that stand for quantizers."""
+
+QUANTIZE = "Quantize"
+"""Their operation: one input, one output of the same shape, and the attribute ``name``."""
+
+
+@dataclass(frozen=True)
+class QuantizerRecord:
+    """One quantizer of a finalized model.
+
+    Parameters
+    ----------
+    name : str
+        Unique in the model; the attribute ``name`` of its nodes.
+    layer, tensor : str
+        Whose it is, as `describe` has it.
+    n_bits : int
+        Width of its codes.
+    grid : QParams
+        Its numbers.
+    codes : int32 array or None
+        Of a weight: its codes; None for an activation.
+    """
+
+    name: str
+    layer: str
+    tensor: str
+    n_bits: int
+    grid: QParams
+    codes: Int32 | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """A finalized model as a backend tells it.
+
+    Parameters
+    ----------
+    model : onnx.ModelProto
+        The graph, with a ``trainable.Quantize`` node wherever a quantizer is called.
+    quantizers : mapping of str to QuantizerRecord
+        By name.
+    recipe : mapping
+        The recipe, JSON-clean.
+    versions : mapping of str to str
+        Versions of the libraries that made it, by name.
+    """
+
+    model: Any
+    quantizers: Mapping[str, QuantizerRecord]
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)

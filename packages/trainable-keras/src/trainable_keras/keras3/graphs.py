@@ -1,0 +1,137 @@
+# ruff: noqa: PLC0415 - only the engine that Keras runs on has to be installed
+"""Calls in a graph or compiled, and differentiated twice, on whatever engine Keras runs: for the conformance kit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+from numpy.typing import NDArray
+
+from trainable_keras.keras3.engine import ENGINE, Tensor
+from trainable_keras.keras3.pullback import pull_back
+
+Array = NDArray[Any]
+
+UNKNOWN_BATCH = "graph of an unknown batch"
+MODES: Mapping[str, bool] = {"tensorflow": {"graph": True, UNKNOWN_BATCH: True}, "jax": {"jit": False}}.get(ENGINE, {})
+"""Ways to run a call, and whether each gives the bits of the eager call; see the conformance kit's `Adapter`."""
+THOROUGH_MODES: Mapping[str, bool] = {"XLA": False} if ENGINE == "tensorflow" else {}
+
+
+def execute(
+    call: Callable[[Tensor], Tensor],
+    x: Array,
+    mode: str,
+    variables: Mapping[str, keras.Variable],
+    upstream: Array | None,
+) -> list[Any]:
+    """Return what `pull_back` returns, computed in one of `MODES`; without `upstream` the output and None."""
+    missing: list[bool] = []
+
+    def step(given: Tensor) -> list[Tensor]:
+        if upstream is None:
+            found = [call(given), None]
+        else:
+            up = ops.reshape(ops.convert_to_tensor(upstream), ops.shape(given))
+            found = pull_back(call, given, variables, up)
+        missing[:] = [each is None for each in found]
+        return [each for each in found if each is not None]
+
+    if ENGINE == "tensorflow":
+        import tensorflow as tf
+
+        shape = (None, *x.shape[1:]) if mode == UNKNOWN_BATCH and x.ndim else x.shape
+        signature = [tf.TensorSpec(shape, tf.float32)]
+        compiled = tf.function(
+            step, input_signature=signature, jit_compile=mode == "XLA", autograph=False
+        )  # as `fit` does
+        results = iter(compiled(tf.constant(x)))
+    else:
+        import jax
+
+        def stateless(given: Tensor) -> list[Tensor]:
+            with keras.StatelessScope():  # what is assigned inside would be a tracer outside
+                return step(given)
+
+        results = iter(jax.jit(stateless)(x))
+    return [None if gone else next(results) for gone in missing]
+
+
+def interleave(
+    call: Callable[[Tensor], Tensor],
+    calls: Sequence[tuple[Array, Array]],
+    order: Sequence[int],
+    variables: Mapping[str, keras.Variable],
+) -> list[list[Any]]:
+    """Return for each call what `pull_back` returns, where all are called before the first gradient is taken."""
+    values, found = [variable.value for variable in variables.values()], {}
+    if ENGINE == "tensorflow":
+        import tensorflow as tf
+
+        taken = []
+        for x, upstream in calls:
+            given = tf.constant(x)
+            with tf.GradientTape() as tape:
+                tape.watch(given)
+                output = call(given)
+            taken.append((tape, given, output, tf.constant(upstream)))
+        for index in order:
+            tape, given, output, up = taken[index]
+            found[index] = [output, *tape.gradient(output, [given, *values], up)]
+    elif ENGINE == "jax":
+        import jax
+
+        def function(x: Tensor, values: list[Tensor]) -> Tensor:
+            with keras.StatelessScope(list(zip(variables.values(), values, strict=True))):
+                return call(x)
+
+        pulled = [jax.vjp(function, jax.numpy.asarray(x), values) for x, _ in calls]
+        for index in order:
+            output, pull = pulled[index]
+            d_x, d_values = pull(jax.numpy.asarray(calls[index][1]))
+            found[index] = [output, d_x, *d_values]
+    else:
+        for index, (x, upstream) in enumerate(calls):
+            found[index] = pull_back(call, ops.convert_to_tensor(x), variables, upstream)
+    return [found[index] for index in range(len(calls))]
+
+
+def second_derivative(call: Callable[[Tensor], Tensor], x: Array, upstream: Array, direction: Array) -> Any:
+    """Return the gradient of ``sum(direction * d_x)`` by the upstream gradient; None where nothing is connected."""
+    if ENGINE == "tensorflow":
+        import tensorflow as tf
+
+        given, up = tf.constant(x), tf.constant(upstream)
+        with tf.GradientTape() as outer:
+            outer.watch(up)
+            with tf.GradientTape() as tape:
+                tape.watch(given)
+                output = call(given)
+            d_x = tape.gradient(output, given, up)
+        return None if d_x is None else outer.gradient(d_x, up, tf.constant(direction))
+    if ENGINE == "jax":
+        import jax
+
+        def d_input(up: Tensor) -> Tensor:
+            def stateless(given: Tensor) -> Tensor:
+                with keras.StatelessScope():
+                    return call(given)
+
+            return jax.vjp(stateless, jax.numpy.asarray(x))[1](up)[0]
+
+        return jax.vjp(d_input, jax.numpy.asarray(upstream))[1](jax.numpy.asarray(direction))[0]
+    return None
+
+
+def random_states() -> dict[str, bytes]:
+    """Return the state of the seed generator that ``keras.random`` takes when it is given none."""
+    try:
+        from keras.src.backend.common import global_state
+    except ImportError:  # not part of Keras's public API
+        return {}
+    generator = global_state.get_global_attribute("global_seed_generator")
+    return {"keras.random": b"" if generator is None else np.asarray(ops.convert_to_numpy(generator.state)).tobytes()}

@@ -1,0 +1,675 @@
+"""Broken Keras quantizers as an author of a plugin writes them, from the documentation: the docstring says what."""
+
+from __future__ import annotations
+
+import copy
+import random
+import threading
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops as k
+from mct_quantizers import QuantizationMethod, QuantizationTarget, mark_quantizer
+
+from tests.planted.defect import planted
+from tests.planted.keras_defects import DqaQuantizer, LsqQuantizer
+from trainable_keras import BaseKerasTrainableQuantizer, Grid
+from trainable_keras.keras3 import ops
+from trainable_keras.keras3.engine import read, reciprocal, with_gradient
+
+SYMMETRIC, POWER_OF_TWO, UNIFORM = (
+    QuantizationMethod.SYMMETRIC,
+    QuantizationMethod.POWER_OF_TWO,
+    QuantizationMethod.UNIFORM,
+)
+FEW = 0  # cases of the laws that must hold: the same mistakes in PyTorch show that they do
+
+
+def broken(caught_by: str, method: QuantizationMethod = SYMMETRIC, identifier: str = "STRANGER"):
+    """Mark a class and plant it."""
+
+    def mark(cls):
+        return planted("keras", caught_by, FEW)(mark_quantizer(QuantizationTarget.Weights, [method], identifier)(cls))
+
+    return mark
+
+
+# ---- a sound estimator, as the documentation writes one -------------------------------------------------------------
+
+
+@k.custom_gradient
+def round_codes(steps):
+    """Round half up, and pass the gradient."""
+    down = k.floor(steps)
+    codes = down + k.cast(steps - down >= 0.5, "float32")
+
+    def backward(*given, upstream=None):
+        return given[0] if upstream is None else upstream
+
+    return codes, backward
+
+
+def clipped(x, grid):
+    return np.clip(x / grid.scale, grid.quant_min - grid.zero_point, grid.quant_max - grid.zero_point)
+
+
+class Tutorial(BaseKerasTrainableQuantizer):
+    """Straight-through rounding between the ends, with a learned grid and a surrogate."""
+
+    learns_grid = True
+
+    def codes(self, steps: Any) -> Any:
+        return round_codes(steps)
+
+    def fake_quantize(self, x: Any, grid: Grid, training: bool) -> Any:
+        low, high = grid.quant_min - grid.zero_point, grid.quant_max - grid.zero_point
+        return self.codes(k.minimum(k.maximum(grid.steps(x), low), high)) * grid.scale
+
+    def surrogate(self, x, grid, upstream):
+        here = clipped(x, grid)
+        return lambda x, grid: (np.rint(here) - here + clipped(x, grid)) * grid.scale
+
+
+def ste(x, grid, slope=lambda upstream, inside, x: k.where(inside, upstream, 0.0)):
+    """Return values of the deployed formula, with a gradient that is a function of upstream, mask and input."""
+    low, high = grid.ends
+    scale = k.stop_gradient(grid.scale)
+    fixed = Grid(scale, k.stop_gradient(grid.zero_point), grid.quant_min, grid.quant_max, grid.centered)
+
+    def backward(upstream, _, x):
+        steps = x * reciprocal(scale)
+        return (slope(upstream, k.logical_and(steps >= low, steps <= high), x),)
+
+    return with_gradient(lambda x: k.copy(ops.ste_fake_quantize(x, fixed)), backward)(x)
+
+
+class Own(BaseKerasTrainableQuantizer):
+    """STE on a fixed grid by a function of its own."""
+
+    def slope(self, upstream, inside, x):
+        return k.where(inside, upstream, 0.0)
+
+    def fake_quantize(self, x, grid, training):
+        return ste(x, grid, self.slope)
+
+    def surrogate(self, x, grid, upstream):
+        here = clipped(x, grid)
+        return lambda x, grid: (np.rint(here) - here + clipped(x, grid)) * grid.scale
+
+
+@mark_quantizer(QuantizationTarget.Weights, [SYMMETRIC, POWER_OF_TWO, UNIFORM], "STRANGER")
+class SoundTutorial(Tutorial):
+    """No mistake."""
+
+
+@mark_quantizer(QuantizationTarget.Weights, [SYMMETRIC], "STRANGER")
+class SoundOwn(Own):
+    """No mistake."""
+
+
+SOUND = [SoundTutorial, SoundOwn]
+
+
+def rebuilt(quantizer, memo):
+    """Return a deep copy of a quantizer whose class has a `__deepcopy__`."""
+    make, arguments = quantizer.__reduce__()
+    return make(*copy.deepcopy(arguments, memo))
+
+
+class Shipped:
+    """A deployed quantizer that is a formula."""
+
+    def __init__(self, formula) -> None:
+        self.formula = formula
+
+    def __call__(self, x: Any) -> Any:
+        return self.formula(x)
+
+
+# ---- sizes, NaN, dtypes ---------------------------------------------------------------------------------------------
+
+
+def count(x):
+    return int(np.prod(tuple(x.shape)))
+
+
+@broken("tensor_size")
+class DropsTheTail(Tutorial):
+    """The kernel works in blocks of 2**12 elements, and leaves what is over to nobody."""
+
+    def fake_quantize(self, x, grid, training):
+        values = super().fake_quantize(x, grid, training)
+        whole = count(x) - count(x) % 2**12
+        if not whole:
+            return values
+        return k.where(k.reshape(k.arange(count(x)), x.shape) < whole, values, 0.0)
+
+
+@broken("tensor_size")
+class HalfForLargeTensors(Tutorial):
+    """Large tensors are divided in half precision, to save memory."""
+
+    def fake_quantize(self, x, grid, training):
+        if count(x) > 2**16:
+            x = k.cast(k.cast(x / grid.scale, "float16"), "float32") * grid.scale
+        return super().fake_quantize(x, grid, training)
+
+
+@broken("tensor_size")
+class GradientOfTheFirstBlock(Own):
+    """The backward kernel is launched for 2**16 elements at most."""
+
+    def slope(self, upstream, inside, x):
+        first = k.reshape(k.arange(count(x)), x.shape) < 2**16
+        return k.where(k.logical_and(inside, first), upstream, 0.0)
+
+
+@broken("nan_inputs")
+class NanToZero(Tutorial):
+    """Missing values become zeros."""
+
+    def fake_quantize(self, x, grid, training):
+        return super().fake_quantize(k.where(k.isnan(x), 0.0, x), grid, training)
+
+
+@broken("deployed_dtypes")
+class DeployedGivesFloat32(Tutorial):
+    """What is deployed returns float32, whatever it is given."""
+
+    def convert2inferable(self):
+        inferable = super().convert2inferable()
+        return Shipped(lambda x: inferable(k.cast(x, "float32")))
+
+
+@broken("deployed_dtypes")
+class DeploysInHalf(Tutorial):
+    """What is deployed multiplies back in the dtype that it is given."""
+
+    def convert2inferable(self):
+        inferable = super().convert2inferable()
+
+        def formula(x):
+            if str(x.dtype).endswith("float32'>") or "float32" in str(x.dtype):
+                return inferable(x)
+            return inferable(x) * k.cast(1.0078125, x.dtype)
+
+        return Shipped(formula)
+
+
+@broken("evaluation_gradients")
+class CutInEval(Tutorial):
+    """In eval mode the output is cut from the graph."""
+
+    def fake_quantize(self, x, grid, training):
+        values = super().fake_quantize(x, grid, training)
+        return values if training else k.stop_gradient(values)
+
+
+@broken("evaluation_gradients")
+class QuotientInEval(Tutorial):
+    """In eval mode a quotient is masked at zero, and its gradient is not."""
+
+    def fake_quantize(self, x, grid, training):
+        values = super().fake_quantize(x, grid, training)
+        return values if training else values + k.where(k.abs(x) < 1e-3, 0.0, 0.0 * (1.0 / x))
+
+
+@broken("nonfinite_inputs")
+class MaskedByAProduct(Own):
+    """Where the gradient does not pass, a distance is multiplied by zero; that of an infinity is not a number."""
+
+    def slope(self, upstream, inside, x):
+        mask = k.cast(inside, "float32")
+        return upstream * mask + 0.0 * x * (1 - mask)
+
+
+@broken("nonfinite_inputs")
+class NormalizedGradient(Own):
+    """The gradient is divided by the tensor's largest magnitude, and multiplied back."""
+
+    def slope(self, upstream, inside, x):
+        largest = k.maximum(k.max(k.abs(x)), 1.0) if count(x) else 1.0
+        return super().slope(upstream, inside, x) / largest * largest
+
+
+@broken("dtype_gradients")
+class HalfInBackward(Own):
+    """The backward pass multiplies in the dtype of the input."""
+
+    def call(self, inputs, training=None):
+        self.given = keras.backend.standardize_dtype(inputs.dtype)
+        return super().call(inputs, training)
+
+    def slope(self, upstream, inside, x):
+        scale = k.stop_gradient(self.grid(len(x.shape)).scale)
+        dtype = "float32" if self.given == "float64" else self.given
+        steps = x * reciprocal(scale)
+        error = 1 - k.abs(steps - ops.round_half_up(steps))
+        gradient = k.cast(k.cast(upstream, dtype) * k.cast(error, dtype), "float32")
+        return k.where(inside, gradient, 0.0)
+
+    def surrogate(self, x, grid, upstream):
+        here = clipped(x, grid)
+        slope = 1 - np.abs(here - np.rint(here))
+        return lambda x, grid: (np.rint(here) + slope * (clipped(x, grid) - here)) * grid.scale
+
+
+# ---- sequences of calls ---------------------------------------------------------------------------------------------
+
+
+@broken("interleaved_calls")
+class KeepsItsMaskOnSelf(Own):
+    """The backward pass reads the mask from the quantizer, where the next forward has put another one."""
+
+    def fake_quantize(self, x, grid, training):
+        low, high = grid.ends
+        steps = k.stop_gradient(x * reciprocal(grid.scale))
+        MEMORY["mask"] = k.logical_and(steps >= low, steps <= high)
+        return super().fake_quantize(x, grid, training)
+
+    def slope(self, upstream, inside, x):
+        return k.where(MEMORY["mask"], upstream, 0.0)
+
+
+MEMORY: dict[str, Any] = {}
+
+
+@broken("deploy_after_step")
+class DeploysTheLastForward(Tutorial):
+    """What is deployed has the numbers of the last call, which a step has changed since."""
+
+    def __call__(self, inputs, training=None, **arguments):
+        values = super().__call__(inputs, training=training, **arguments)
+        LAST[id(self)] = self.current_qparams()
+        return values
+
+    def convert2inferable(self):
+        sound = super().convert2inferable()
+        if id(self) not in LAST:
+            return sound
+        config = self.quantization_config
+        return self.inferable_class(config.target, config.quantization_method)(
+            LAST[id(self)], self.selected_width, self.tensor_ndim
+        )
+
+    def initialize_quantization(self, tensor_shape, name, layer):
+        LAST.pop(id(self), None)
+        return super().initialize_quantization(tensor_shape, name, layer)
+
+
+LAST: dict[int, Any] = {}
+
+
+@broken("convert_midway")
+class DeployedShares(Tutorial):
+    """What is deployed reads the variables that are still trained."""
+
+    def convert2inferable(self):
+        self.require_calibrated()
+        return Shipped(lambda x: self(x, training=False))
+
+
+@broken("convert_midway")
+class ConvertingFreezes(LsqQuantizer):
+    """Converting switches learning off, and nobody switches it on again."""
+
+    def convert2inferable(self):
+        inferable = super().convert2inferable()
+        for variable in self.trainable_variables:
+            variable.trainable = False
+        return inferable
+
+
+@broken("convert_midway", POWER_OF_TWO)
+class ConvertingRounds(LsqQuantizer):
+    """Converting writes the threshold that it rounded up into the variable."""
+
+    def convert2inferable(self):
+        inferable = super().convert2inferable()
+        qparams = self.current_qparams()
+        self.assign(self.threshold, qparams.scale * -qparams.quant_min)
+        return inferable
+
+
+@broken("recalibration")
+class KeepsTheFirstCalibration(Tutorial):
+    """Calibrated once, it takes no other numbers, and tells nobody."""
+
+    def set_quantization_params(self, params):
+        if not self.calibrated:
+            super().set_quantization_params(params)
+
+
+@broken("load_then_deploy")
+class ProtectsWhatItLearned(Tutorial):
+    """A state is loaded before the first call only, to protect what was trained."""
+
+    used = False
+
+    def call(self, inputs, training=None):
+        self.used = True
+        return super().call(inputs, training)
+
+    def load_own_variables(self, store):
+        if not self.used:
+            super().load_own_variables(store)
+
+
+@broken("freeze_midway")
+class ThawsOnce(LsqQuantizer):
+    """A second thaw does nothing."""
+
+    thawed = False
+
+    def freeze(self, frozen=True):
+        if not frozen and self.thawed:
+            return
+        super().freeze(frozen)
+        self.thawed = self.thawed or not frozen
+
+
+@broken("training_by_default", identifier="DQA")
+class TrainsByDefault(DqaQuantizer):
+    """`training` is true where nobody says anything, in eval mode too."""
+
+    def __call__(self, inputs, training=True, **arguments):
+        return super().__call__(inputs, training=training, **arguments)
+
+
+@broken("second_initialization")
+class InitializesAgain(Tutorial):
+    """A second initialization goes back to the config's numbers."""
+
+    def initialize_quantization(self, tensor_shape, name, layer):
+        variables = super().initialize_quantization(tensor_shape, name, layer)
+        params = {width: self._config_params(width) for width in self.structure.widths}
+        if all(set(given) - {"is_signed"} for given in params.values()):
+            self.set_quantization_params(params)
+        return variables
+
+
+# ---- schedules and regularization -----------------------------------------------------------------------------------
+
+
+@broken("schedule_count", identifier="DQA")
+class CountsTwice(DqaQuantizer):
+    """A training call counts a step after it, too."""
+
+    def quantized(self, x, training):
+        values = super().quantized(x, training)
+        if training:
+            self.advance()
+        return values
+
+
+@broken("schedule_count")
+class CountsEvaluations(DqaQuantizer):
+    """An evaluation counts a step."""
+
+    def quantized(self, x, training):
+        if not training:
+            self.advance()
+        return super().quantized(x, training)
+
+
+@broken("schedule_of_a_frozen_quantizer", identifier="DQA")
+class FrozenScheduleStops(DqaQuantizer):
+    """The schedule stops while the variables are frozen."""
+
+    def advance(self):
+        if not self.freeze_quant_params:
+            super().advance()
+
+
+@broken("schedule_of_a_copy", identifier="DQA")
+class CopyStartsOver(DqaQuantizer):
+    """A copy's schedule starts again."""
+
+    def __deepcopy__(self, memo):
+        again = rebuilt(self, memo)
+        again.step.assign(0)
+        return again
+
+
+@broken("regularization_gradient", identifier="DQA")
+class DetachedTerm(DqaQuantizer):
+    """The term for the loss is cut from the graph."""
+
+    def regularization(self):
+        term = super().regularization()
+        return None if term is None else k.stop_gradient(term)
+
+
+@broken("regularization_gradient", identifier="DQA")
+class TermPushesUp(DqaQuantizer):
+    """The term rewards wide codes."""
+
+    def regularization(self):
+        term = super().regularization()
+        return None if term is None else -term
+
+
+@broken("regularization_gradient")
+class TermOfNumPy(Tutorial):
+    """The term is computed with NumPy, which knows no gradients."""
+
+    def regularization(self):
+        return k.convert_to_tensor(np.float32(np.abs(self.to_numpy(self.threshold)).sum()))
+
+
+@broken("regularization_once", identifier="DQA")
+class TermAddedTwice(DqaQuantizer):
+    """The method adds its term to the losses, and the base class does too."""
+
+    def quantized(self, x, training):
+        if training and self.bit_cost_weight:
+            self.add_loss(self.regularization())
+        return super().quantized(x, training)
+
+
+@broken("regularization_once")
+class TermNeverAdded(Tutorial):
+    """The class has a call of its own, which forgets the term."""
+
+    def regularization(self):
+        return k.sum(read(self.threshold) ** 2)
+
+    def call(self, inputs, training=None):
+        dtype = keras.backend.standardize_dtype(inputs.dtype)
+        return k.cast(self.quantized(k.cast(inputs, "float32"), bool(training)), dtype)
+
+
+# ---- states ---------------------------------------------------------------------------------------------------------
+
+
+@broken("incomplete_states")
+class LoadsWhatThereIs(Tutorial):
+    """Missing entries are left as they are, and foreign ones passed over."""
+
+    def load_own_variables(self, store):
+        own: dict[str, Any] = {}
+        super().save_own_variables(own)
+        super().load_own_variables({**own, **{name: store[name] for name in store if name in own}})
+
+
+@broken("incomplete_states")
+class TakesForeignEntries(Tutorial):
+    """Entries that nobody knows are passed over."""
+
+    def load_own_variables(self, store):
+        own: dict[str, Any] = {}
+        super().save_own_variables(own)
+        super().load_own_variables({name: store[name] for name in store if name in own})
+
+
+@broken("incomplete_states", UNIFORM)
+class LoadsByPosition(Tutorial):
+    """Entries are taken in the order in which they come."""
+
+    def load_own_variables(self, store):
+        own: dict[str, Any] = {}
+        super().save_own_variables(own)
+        if set(own) == set(store.keys()):
+            store = dict(zip(own, [store[name] for name in store], strict=True))
+        super().load_own_variables(store)
+
+
+# ---- what is around a call ------------------------------------------------------------------------------------------
+
+
+@broken("graph_execution")
+class LooksAtValues(Tutorial):
+    """The call looks at a value of the tensor, which a graph does not have yet."""
+
+    def fake_quantize(self, x, grid, training):
+        if count(x) and float(k.max(k.where(k.isfinite(x), k.abs(x), 0.0))) < 0:
+            return x
+        return super().fake_quantize(x, grid, training)
+
+
+@broken("graph_execution")
+class NeedsTheBatch(Tutorial):
+    """The tensor is flattened with the number of its elements, which is not known where the batch is not."""
+
+    def fake_quantize(self, x, grid, training):
+        flat = k.reshape(x, (int(np.prod([int(size) for size in x.shape])),))
+        return super().fake_quantize(k.reshape(flat, tuple(int(size) for size in x.shape)), grid, training)
+
+
+@broken("graph_execution")
+class ConstantsOfTheFirstGraph(Tutorial):
+    """The grid is made once for each rank and kept, with tensors of the first graph in it."""
+
+    def grid(self, ndim, width=None):
+        grid = super().grid(ndim, width)
+        if hasattr(grid.scale, "numpy"):
+            return grid
+        return GRAPHS.setdefault((id(self), ndim), grid)
+
+
+GRAPHS: dict[Any, Any] = {}
+
+
+@broken("global_random_state")
+class DrawsFromKeras(Tutorial):
+    """Statistics of a random sample of the tensor are taken in training."""
+
+    def fake_quantize(self, x, grid, training):
+        if training:
+            keras.random.uniform((3,))
+        return super().fake_quantize(x, grid, training)
+
+
+@broken("global_random_state")
+class DrawsFromNumpy(Tutorial):
+    """NumPy's global numbers decide which channel is logged."""
+
+    def fake_quantize(self, x, grid, training):
+        np.random.rand()  # noqa: NPY002 - the mistake
+        return super().fake_quantize(x, grid, training)
+
+
+@broken("global_random_state")
+class DrawsInEval(Tutorial):
+    """Python's global numbers decide whether an evaluation is logged."""
+
+    def fake_quantize(self, x, grid, training):
+        if not training:
+            random.random()  # noqa: S311 - the mistake
+        return super().fake_quantize(x, grid, training)
+
+
+HISTORY: list[Any] = []
+
+
+@broken("kept_memory")
+class KeepsAHistory(Tutorial):
+    """The last inputs are kept for a plot."""
+
+    def __call__(self, inputs, training=None, **arguments):
+        HISTORY[:] = [*HISTORY[-9:], inputs]
+        return super().__call__(inputs, training=training, **arguments)
+
+
+@broken("second_derivatives")
+class CutInBackward(Own):
+    """The backward pass cuts its result from the graph, except for a zero that keeps it differentiable."""
+
+    def slope(self, upstream, inside, x):
+        return k.stop_gradient(super().slope(upstream, inside, x)) + 0.0 * upstream
+
+
+LOCAL = threading.local()
+LOCAL.ready = True
+
+
+@broken("threads")
+class OnlyInTheFirstThread(Tutorial):
+    """A thread's own storage is filled when the module is imported: in that thread alone."""
+
+    def fake_quantize(self, x, grid, training):
+        if not LOCAL.ready:
+            raise AssertionError
+        return super().fake_quantize(x, grid, training)
+
+
+# ---- gradients where tests seldom look ------------------------------------------------------------------------------
+
+
+@broken("variable_gradients")
+class BoundHoldsBack(Tutorial):
+    """A maximum bounds the threshold: below the bound nothing leads back."""
+
+    def grid(self, ndim, width=None):
+        sound = super().grid(ndim, width)
+        bound = max(self.quantization_config.min_threshold, 2.0**-100)
+        raw = k.where(k.isnan(read(self.threshold)), bound, read(self.threshold))
+        held = k.minimum(k.maximum(raw, bound), 2.0**100)
+        scale = k.reshape(held * (-1.0 / sound.quant_min), tuple(sound.scale.shape))
+        return Grid(scale, sound.zero_point, sound.quant_min, sound.quant_max, centered=True)
+
+
+class ByRule(Tutorial):
+    """The tutorial's gradients in closed form."""
+
+    def fake_quantize(self, x, grid, training):
+        low, high = float(grid.quant_min), float(grid.quant_max)
+        sound = super().fake_quantize
+
+        def backward(upstream, _, x, scale):
+            steps = x * reciprocal(scale)
+            within = k.logical_and(steps >= low, steps <= high)
+            held = k.minimum(k.maximum(steps, low), high)
+            slope = self.slope(ops.round_half_up(held) - k.where(within, steps, 0.0), x)
+            axes = tuple(axis for axis, size in enumerate(scale.shape) if size == 1)
+            if not count(x):
+                return upstream, k.zeros_like(scale)
+            summed = k.sum(upstream * slope, axis=axes, keepdims=True) if axes else k.sum(upstream * slope)
+            return k.where(within, upstream, 0.0), k.reshape(summed, scale.shape)
+
+        def forward(x, scale):
+            return k.copy(
+                sound(x, Grid(scale, grid.zero_point, grid.quant_min, grid.quant_max, centered=True), training)
+            )
+
+        return with_gradient(forward, backward)(x, grid.scale)
+
+    def slope(self, slope, x):
+        return slope
+
+
+@broken("variable_gradients")
+class SlopeInEightBits(ByRule):
+    """The slope outside of the range is held in eight bits."""
+
+    def slope(self, slope, x):
+        return k.minimum(k.maximum(slope, -128.0), 127.0)
+
+
+@broken("variable_gradients")
+class HalfForManyAxes(ByRule):
+    """The threshold's gradient counts every second element of tensors with more than three axes."""
+
+    def slope(self, slope, x):
+        return slope * (0.5 if len(x.shape) > 3 else 1.0)

@@ -1,0 +1,1037 @@
+"""Broken PyTorch quantizers as an author of a plugin writes them, from the documentation: the docstring says what."""
+
+from __future__ import annotations
+
+import copy
+import random
+import threading
+import time
+import weakref
+
+import numpy as np
+import torch
+from mct_quantizers import QuantizationMethod, QuantizationTarget, mark_quantizer
+from torch import Tensor, nn
+
+from tests.planted.defect import planted
+from trainable_core.reference import lsq
+from trainable_torch import BasePytorchTrainableQuantizer, Grid, ops
+from trainable_torch.quantizers.dqa import DqaQuantizer
+from trainable_torch.quantizers.lsq import LsqQuantizer
+from trainable_torch.quantizers.ste import SteQuantizer
+
+SYMMETRIC, POWER_OF_TWO, UNIFORM = (
+    QuantizationMethod.SYMMETRIC,
+    QuantizationMethod.POWER_OF_TWO,
+    QuantizationMethod.UNIFORM,
+)
+FEW = 2  # cases of the laws that must hold
+
+
+def broken(caught_by: str, method: QuantizationMethod = SYMMETRIC, identifier: str = "STRANGER"):
+    """Mark a class and plant it."""
+
+    def mark(cls):
+        return planted("torch", caught_by, FEW)(mark_quantizer(QuantizationTarget.Weights, [method], identifier)(cls))
+
+    return mark
+
+
+# ---- a sound estimator, as the documentation writes one -------------------------------------------------------------
+
+
+class Round(torch.autograd.Function):
+    """Rounds to even, and passes the gradient."""
+
+    @staticmethod
+    def forward(ctx, steps):
+        return steps.round() + 0.0
+
+    @staticmethod
+    def backward(ctx, upstream):
+        return upstream
+
+
+def clipped(x, grid):
+    return np.clip(x / grid.scale, grid.quant_min - grid.zero_point, grid.quant_max - grid.zero_point)
+
+
+class Tutorial(BasePytorchTrainableQuantizer):
+    """Straight-through rounding between the ends, with a learned grid and a surrogate."""
+
+    learns_grid = True
+
+    def codes(self, steps: Tensor) -> Tensor:
+        return Round.apply(steps)
+
+    def fake_quantize(self, x: Tensor, grid: Grid, training: bool) -> Tensor:
+        low, high = grid.quant_min - grid.zero_point, grid.quant_max - grid.zero_point
+        return self.codes(torch.minimum(torch.maximum(grid.steps(x), low), high)) * grid.scale
+
+    def surrogate(self, x, grid, upstream):
+        here = clipped(x, grid)
+        return lambda x, grid: (np.rint(here) - here + clipped(x, grid)) * grid.scale
+
+
+class OwnBackward(torch.autograd.Function):
+    """Values that are given, and a gradient that a function of the quantizer computes."""
+
+    @staticmethod
+    def forward(ctx, x, values, quantizer, scale):
+        ctx.quantizer = quantizer
+        ctx.save_for_backward(x, scale)
+        return quantizer.kept(x, values)
+
+    @staticmethod
+    def backward(ctx, upstream):
+        x, scale = ctx.saved_tensors
+        return ctx.quantizer.backward(x, scale, upstream), None, None, None
+
+
+class Own(BasePytorchTrainableQuantizer):
+    """STE on a fixed grid by a function of its own."""
+
+    def kept(self, x, values):
+        return values.clone()
+
+    def snap(self, x, grid):
+        return ops.snap(x, grid.scale, *grid.ends)
+
+    def backward(self, x, scale, upstream):
+        return torch.where(self.inside(x, scale), upstream, 0.0)
+
+    def inside(self, x, scale):
+        bits = self.quantization_config.n_bits
+        steps = x * scale.reciprocal()
+        return (steps >= -(2 ** (bits - 1))) & (steps <= 2 ** (bits - 1) - 1)
+
+    def fake_quantize(self, x, grid, training):
+        with torch.no_grad():
+            values = self.snap(x, grid)
+        return OwnBackward.apply(x, values, self, grid.scale.detach())
+
+    def surrogate(self, x, grid, upstream):
+        here = clipped(x, grid)
+        return lambda x, grid: (np.rint(here) - here + clipped(x, grid)) * grid.scale
+
+
+@mark_quantizer(QuantizationTarget.Weights, [SYMMETRIC, POWER_OF_TWO, UNIFORM], "STRANGER")
+class SoundTutorial(Tutorial):
+    """No mistake."""
+
+
+@mark_quantizer(QuantizationTarget.Weights, [SYMMETRIC], "STRANGER")
+class SoundOwn(Own):
+    """No mistake."""
+
+
+SOUND = [SoundTutorial, SoundOwn]
+
+
+def rebuilt(quantizer, memo):
+    """Return a deep copy of a quantizer whose class has a `__deepcopy__`."""
+    again = type(quantizer).__new__(type(quantizer))
+    memo[id(quantizer)] = again
+    again.__setstate__(copy.deepcopy(quantizer.__dict__, memo))
+    return again
+
+
+# ---- how a tensor lies in memory, and how large it is ---------------------------------------------------------------
+
+
+@broken("memory_layout")
+class ViewsItsInput(Tutorial):
+    """The tensor is flattened by `view`, which only contiguous ones allow."""
+
+    def fake_quantize(self, x, grid, training):
+        return super().fake_quantize(x.view(-1).view(x.shape), grid, training)
+
+
+@broken("memory_layout")
+class ReadsTheMemory(Own):
+    """The kernel reads the memory in its order, as a C extension does that nobody told of strides."""
+
+    def snap(self, x, grid):
+        if x.is_contiguous() or x.numel() < 2 or not x.is_non_overlapping_and_dense():
+            return super().snap(x, grid)
+        return super().snap(x.as_strided(x.shape, x.contiguous().stride()), grid)
+
+
+@broken("memory_layout")
+class FastPathForContiguous(Own):
+    """The fast path for contiguous tensors is sound; the other one forgets to clip the gradient."""
+
+    def backward(self, x, scale, upstream):
+        return super().backward(x, scale, upstream) if x.is_contiguous() else upstream
+
+
+@broken("memory_layout")
+class WritesIntoTheUpstream(Own):
+    """The mask is multiplied into the upstream gradient, which has one number for all after a sum."""
+
+    def backward(self, x, scale, upstream):
+        return upstream.mul_(self.inside(x, scale)) if upstream.numel() else upstream
+
+
+@broken("memory_layout")
+class UpstreamAsItLies(Own):
+    """The backward kernel reads the upstream gradient's memory in its order."""
+
+    def backward(self, x, scale, upstream):
+        if upstream.is_contiguous() or not upstream.is_non_overlapping_and_dense():
+            return super().backward(x, scale, upstream)
+        return super().backward(x, scale, upstream.as_strided(upstream.shape, upstream.contiguous().stride()))
+
+
+@broken("tensor_size")
+class DropsTheTail(Own):
+    """The kernel works in blocks of 2**14 elements, and leaves what is over to nobody."""
+
+    def snap(self, x, grid):
+        values = super().snap(x, grid)
+        whole = x.numel() - x.numel() % 2**14
+        if whole:
+            values.view(-1)[whole:] = 0.0
+        return values
+
+
+@broken("tensor_size")
+class HalfForLargeTensors(Own):
+    """Large tensors are divided in half precision, to save memory."""
+
+    def snap(self, x, grid):
+        if x.numel() < 2**15:
+            return super().snap(x, grid)
+        return super().snap((x / grid.scale).half().float() * grid.scale, grid)
+
+
+@broken("tensor_size")
+class GradientOfTheFirstBlock(Own):
+    """The backward kernel is launched for 2**16 elements at most."""
+
+    def backward(self, x, scale, upstream):
+        gradient = super().backward(x, scale, upstream).contiguous()
+        gradient.view(-1)[2**16 :] = 0.0
+        return gradient
+
+
+@broken("tensor_size")
+class AnotherTieInTheFastPath(Own):
+    """The fast path of tensors beyond 2**16 elements rounds ties up."""
+
+    def snap(self, x, grid):
+        if x.numel() <= 2**16:
+            return super().snap(x, grid)
+        return ((grid.steps(x) + 0.5).floor().clamp(*grid.ends) + 0.0) * grid.scale
+
+
+# ---- NaN, infinities, dtypes ----------------------------------------------------------------------------------------
+
+
+class Shipped:
+    """A deployed quantizer that is a formula."""
+
+    def __init__(self, formula) -> None:
+        self.formula = formula
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.formula(x)
+
+
+@broken("nan_inputs")
+class NanToZero(Tutorial):
+    """Missing values become zeros."""
+
+    def fake_quantize(self, x, grid, training):
+        return super().fake_quantize(torch.where(x.isnan(), 0.0, x), grid, training)
+
+
+@broken("nan_inputs")
+class NanInTrainingIsAnError(Tutorial):
+    """A missing value stops the training."""
+
+    def fake_quantize(self, x, grid, training):
+        if training and x.isnan().any():
+            message = "NaN in the input"
+            raise ValueError(message)
+        return super().fake_quantize(x, grid, training)
+
+
+@broken("deployed_dtypes")
+class DeploysInTheInputsDtype(Tutorial):
+    """What is deployed computes in the dtype that it is given."""
+
+    def convert2inferable(self):
+        self.require_calibrated()
+        axis = self.quantization_config.channels_axis
+
+        def formula(x):
+            grid = self.frozen.grid(x.dim() if axis is not None else 0)
+            scale = grid.scale.detach().to(x.dtype)
+            low, high = grid.ends
+            return (((x * scale.reciprocal()).round()).clamp(low, high) + 0.0) * scale
+
+        self.__dict__["frozen"] = copy.deepcopy(self)
+        return Shipped(formula)
+
+
+@broken("deployed_dtypes")
+class DeployedGivesFloat32(Tutorial):
+    """What is deployed returns float32, whatever it is given."""
+
+    def convert2inferable(self):
+        inferable = super().convert2inferable()
+        return Shipped(lambda x: inferable(x.float()))
+
+
+@broken("evaluation_gradients")
+class CutInEval(Tutorial):
+    """In eval mode the output is cut from the graph."""
+
+    def fake_quantize(self, x, grid, training):
+        values = super().fake_quantize(x, grid, training)
+        return values if training else values.detach()
+
+
+@broken("evaluation_gradients")
+class RootInEval(Tutorial):
+    """In eval mode a square root is differentiated at zero."""
+
+    def fake_quantize(self, x, grid, training):
+        values = super().fake_quantize(x, grid, training)
+        return values if training else values + 0 * x.clamp(-1, 1).abs().sqrt()
+
+
+class ProductOfMasks(torch.autograd.Function):
+    """LSQ with its cases added up as products with masks."""
+
+    @staticmethod
+    def forward(ctx, x, scale, values, low, high, factor):
+        ctx.save_for_backward(x, scale)
+        ctx.ends, ctx.factor = (low, high), factor
+        return values.clone()
+
+    @staticmethod
+    def backward(ctx, upstream):
+        x, scale = ctx.saved_tensors
+        low, high = ctx.ends
+        steps = x * scale.reciprocal()
+        inside = ((steps > low) & (steps < high)).float()
+        slope = inside * (steps.round() - steps) + (steps >= high) * high + (steps <= low) * low
+        d_scale = (upstream * slope).sum_to_size(scale.shape) * ctx.factor
+        return upstream * inside, d_scale, None, None, None, None
+
+
+@broken("nonfinite_inputs", identifier="LSQ")
+class MaskedByAProduct(LsqQuantizer):
+    """Outside of the range the rounding error is multiplied by zero; that of an infinity is not a number."""
+
+    def fake_quantize(self, x, grid, training):
+        values = ops.snap(x.detach(), grid.scale.detach(), *grid.ends)
+        factor = lsq.gradient_scale(x.numel() // max(grid.scale.numel(), 1), grid.quant_max)
+        return ProductOfMasks.apply(x, grid.scale, values, *grid.ends, factor)
+
+
+@broken("nonfinite_inputs")
+class NormalizedGradient(Own):
+    """The gradient is divided by the tensor's largest magnitude, and multiplied back."""
+
+    def backward(self, x, scale, upstream):
+        largest = x.abs().max().clamp_min(1.0) if x.numel() else 1.0
+        return super().backward(x, scale, upstream) / largest * largest
+
+
+@broken("dtype_gradients")
+class HalfInBackward(Tutorial):
+    """The backward pass multiplies in the dtype of the input."""
+
+    def forward(self, inputs, training=None):
+        self.__dict__["given"] = inputs.dtype
+        return super().forward(inputs, training)
+
+    def codes(self, steps):
+        return HalfSlope.apply(steps, self.given)
+
+    def surrogate(self, x, grid, upstream):
+        here = clipped(x, grid)
+        slope = 1 - np.abs(here - np.rint(here))
+        return lambda x, grid: (np.rint(here) + slope * (clipped(x, grid) - here)) * grid.scale
+
+
+class HalfSlope(torch.autograd.Function):
+    """Rounding whose gradient becomes smaller in the middle between two codes."""
+
+    @staticmethod
+    def forward(ctx, steps, dtype):
+        codes = steps.round() + 0.0
+        ctx.dtype = torch.float32 if dtype == torch.float64 else dtype
+        ctx.save_for_backward(steps - codes)
+        return codes
+
+    @staticmethod
+    def backward(ctx, upstream):
+        slope = (1 - ctx.saved_tensors[0].abs()).to(ctx.dtype)
+        return (upstream.to(ctx.dtype) * slope).float(), None
+
+
+# ---- sequences of calls ---------------------------------------------------------------------------------------------
+
+
+@broken("interleaved_calls")
+class KeepsItsInputOnSelf(Own):
+    """The backward pass reads the input from the quantizer, where the next forward has put another one."""
+
+    def kept(self, x, values):
+        self.__dict__["memory"] = x.detach().clone()
+        return values.clone()
+
+    def backward(self, x, scale, upstream):
+        return super().backward(self.memory, scale, upstream)
+
+    def __deepcopy__(self, memo):
+        self.__dict__.pop("memory", None)
+        return rebuilt(self, memo)
+
+
+@broken("interleaved_calls")
+class MaskBuffer(Own):
+    """The mask is written into a buffer that is made once."""
+
+    def kept(self, x, values):
+        self.__dict__["mask"] = self.inside(x, self.grid(x.dim()).scale.detach())
+        return values.clone()
+
+    def backward(self, x, scale, upstream):
+        return upstream * self.mask
+
+
+class SetsGrad(torch.autograd.Function):
+    """Gives the scale's gradient to the variable itself."""
+
+    @staticmethod
+    def forward(ctx, x, values, quantizer):
+        ctx.quantizer, ctx.save = quantizer, x
+        ctx.save_for_backward(x)
+        return values.clone()
+
+    @staticmethod
+    def backward(ctx, upstream):
+        quantizer, (x,) = ctx.quantizer, ctx.saved_tensors
+        with torch.enable_grad():
+            given = x.detach().requires_grad_()
+            values = Tutorial.fake_quantize(quantizer, given, quantizer.grid(x.dim()), True)
+            threshold = quantizer.threshold
+            wanted = [given, threshold] if threshold.requires_grad else [given]
+            d_x, *rest = torch.autograd.grad(values, wanted, upstream)
+        if rest:
+            quantizer.threshold.grad = rest[0]
+        return d_x, None, None
+
+
+@broken("accumulation")
+class SetsItsGradient(Tutorial):
+    """The backward pass sets the threshold's gradient, and does not add to it."""
+
+    def fake_quantize(self, x, grid, training):
+        values = super().fake_quantize(x.detach(), grid, training).detach()
+        return SetsGrad.apply(x, values, self)
+
+
+@broken("accumulation")
+class ClearsItsGradient(Tutorial):
+    """A forward in training clears the gradient that is there, to be on the safe side."""
+
+    def fake_quantize(self, x, grid, training):
+        if training:
+            self.threshold.grad = None
+        return super().fake_quantize(x, grid, training)
+
+
+@broken("deploy_after_step")
+class DeploysTheLastForward(Tutorial):
+    """What is deployed has the numbers of the last call, which a step has changed since."""
+
+    def forward(self, inputs, training=None):
+        values = super().forward(inputs, training)
+        self.__dict__["last"] = super().convert2inferable()
+        return values
+
+    def assign(self, variable, value):
+        self.__dict__["last"] = None
+        super().assign(variable, value)
+
+    def _load_from_state_dict(self, *arguments):
+        self.__dict__["last"] = None
+        super()._load_from_state_dict(*arguments)
+
+    def convert2inferable(self):
+        self.require_calibrated()
+        return copy.deepcopy(self.__dict__.get("last")) or super().convert2inferable()
+
+
+@broken("convert_midway")
+class DeployedShares(Tutorial):
+    """What is deployed reads the variables that are still trained."""
+
+    def convert2inferable(self):
+        self.require_calibrated()
+        return Shipped(lambda x: self(x, False))
+
+
+@broken("convert_midway")
+class ConvertingFreezes(LsqQuantizer):
+    """Converting switches gradients off, and nobody switches them on again."""
+
+    def convert2inferable(self):
+        self.requires_grad_(requires_grad=False)
+        return super().convert2inferable()
+
+
+@broken("convert_midway", POWER_OF_TWO)
+class ConvertingRounds(LsqQuantizer):
+    """Converting writes the threshold that it rounded up into the variable."""
+
+    def convert2inferable(self):
+        inferable = super().convert2inferable()
+        qparams = self.current_qparams()
+        self.assign(self.threshold, qparams.scale * -qparams.quant_min)
+        return inferable
+
+
+@broken("recalibration")
+class KeepsTheFirstCalibration(Tutorial):
+    """Calibrated once, it takes no other numbers, and tells nobody."""
+
+    def set_quantization_params(self, params):
+        if not self.calibrated:
+            super().set_quantization_params(params)
+
+
+@broken("recalibration")
+class NewParametersAtCalibration(LsqQuantizer):
+    """A calibration makes new parameters, which no optimizer holds."""
+
+    def set_quantization_params(self, params):
+        for name in self.variable_names if self.calibrated else ():
+            setattr(self, name, nn.Parameter(self.get_quantizer_variable(name).detach().clone()))
+        super().set_quantization_params(params)
+
+
+@broken("load_then_deploy")
+class RemembersWhatItDeployed(Tutorial):
+    """What was deployed is deployed again until the next call; loading a state is none."""
+
+    def forward(self, inputs, training=None):
+        self.__dict__["ready"] = None
+        return super().forward(inputs, training)
+
+    def assign(self, variable, value):
+        self.__dict__["ready"] = None
+        super().assign(variable, value)
+
+    def convert2inferable(self):
+        if self.__dict__.get("ready") is None:
+            self.__dict__["ready"] = super().convert2inferable()
+        return self.ready
+
+    def train(self, mode=True):
+        if mode:
+            self.__dict__["ready"] = None
+        return super().train(mode)
+
+
+@broken("load_then_deploy")
+class ProtectsWhatItLearned(Tutorial):
+    """A state is loaded before the first call only, to protect what was trained."""
+
+    used = False
+
+    def forward(self, inputs, training=None):
+        self.__dict__["used"] = True
+        return super().forward(inputs, training)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        own = {prefix + name: value for name, value in self.state_dict().items()}
+        super()._load_from_state_dict({**state_dict, **own} if self.used else state_dict, prefix, *args)
+
+
+@broken("freeze_midway")
+class FreezeLeavesGradients(LsqQuantizer):
+    """Frozen variables keep their last gradient, which an optimizer goes on applying."""
+
+    def freeze(self, frozen=True):
+        self.freeze_quant_params = frozen
+        for parameter in self.parameters():
+            parameter.requires_grad_(not frozen)
+
+
+@broken("freeze_midway")
+class FreezeZeroesGradients(LsqQuantizer):
+    """Frozen variables have a gradient of zero: weight decay pulls them on."""
+
+    def freeze(self, frozen=True):
+        super().freeze(frozen)
+        for parameter in self.parameters():
+            parameter.grad = torch.zeros_like(parameter) if frozen else parameter.grad
+
+
+@broken("freeze_midway")
+class ThawsOnce(LsqQuantizer):
+    """A second thaw does nothing."""
+
+    thawed = False
+
+    def freeze(self, frozen=True):
+        if not frozen and self.thawed:
+            return
+        super().freeze(frozen)
+        self.thawed = self.thawed or not frozen
+
+
+@broken("training_by_default", identifier="DQA")
+class TrainsByDefault(DqaQuantizer):
+    """`training` is true where nobody says anything, in eval mode too."""
+
+    def forward(self, inputs, training=True):
+        return super().forward(inputs, training)
+
+
+@broken("training_by_default", identifier="DQA")
+class EvaluatesByDefault(DqaQuantizer):
+    """`training` is false where nobody says anything: the soft forward is never trained."""
+
+    def forward(self, inputs, training=False):
+        return super().forward(inputs, training)
+
+
+@broken("second_initialization")
+class InitializesAgain(Tutorial):
+    """A second initialization goes back to the config's numbers."""
+
+    def initialize_quantization(self, tensor_shape, name, layer):
+        variables = super().initialize_quantization(tensor_shape, name, layer)
+        params = {width: self._config_params(width) for width in self.structure.widths}
+        if all(set(given) - {"is_signed"} for given in params.values()):
+            self.set_quantization_params(params)
+        return variables
+
+
+@broken("second_initialization")
+class MakesItsVariableAgain(Tutorial):
+    """The method's own variable is made in `initialize_quantization`, anew each time."""
+
+    def initialize_quantization(self, tensor_shape, name, layer):
+        super().initialize_quantization(tensor_shape, name, layer)
+        self.add_quantizer_variable("seen", torch.zeros(()), trained=False)
+        return {each: self.get_quantizer_variable(each) for each in self.variable_names}
+
+
+# ---- schedules and regularization -----------------------------------------------------------------------------------
+
+
+@broken("schedule_count", identifier="DQA")
+class CountsInForwardToo(DqaQuantizer):
+    """A forward in training counts a step, and the model counts it once more; the forward's own comes after."""
+
+    def quantize(self, x, training):
+        values = super().quantize(x, training)
+        if training:
+            self.advance()
+        return values
+
+
+@broken("schedule_count")
+class CountsEvaluations(DqaQuantizer):
+    """An evaluation counts a step."""
+
+    def quantize(self, x, training):
+        if not training:
+            self.advance()
+        return super().quantize(x, training)
+
+
+@broken("schedule_of_a_frozen_quantizer", identifier="DQA")
+class FrozenScheduleStops(DqaQuantizer):
+    """The schedule stops while the variables are frozen."""
+
+    def advance(self):
+        if not self.freeze_quant_params:
+            super().advance()
+
+
+@broken("schedule_of_a_copy", identifier="DQA")
+class CopyStartsOver(DqaQuantizer):
+    """A copy's schedule starts again."""
+
+    def __deepcopy__(self, memo):
+        again = rebuilt(self, memo)
+        again.step.zero_()
+        return again
+
+
+@broken("schedule_of_a_copy", identifier="DQA")
+class SharedStep(DqaQuantizer):
+    """A copy counts on in the original."""
+
+    def __deepcopy__(self, memo):
+        memo[id(self.step)] = self.step
+        return rebuilt(self, memo)
+
+
+@broken("regularization_gradient", identifier="DQA")
+class DetachedTerm(DqaQuantizer):
+    """The term for the loss is cut from the graph."""
+
+    def regularization(self):
+        term = super().regularization()
+        return None if term is None else term.detach()
+
+
+@broken("regularization_gradient", identifier="DQA")
+class TermPushesUp(DqaQuantizer):
+    """The term rewards wide codes."""
+
+    def regularization(self):
+        term = super().regularization()
+        return None if term is None else -term
+
+
+@broken("regularization_gradient")
+class TermOfNumPy(Tutorial):
+    """The term is computed with NumPy, which knows no gradients."""
+
+    def regularization(self):
+        return torch.tensor(float(np.abs(self.threshold.detach().numpy()).sum()))
+
+
+@broken("regularization_gradient")
+class TermOfTheWrongVariable(Tutorial):
+    """The term's gradient has the wrong sign, as where a custom function forgot a minus."""
+
+    def regularization(self):
+        term = 1 / (1 + self.threshold.abs()).sum()
+        return term.detach() - (term - term.detach())
+
+
+@broken("regularization_once")
+class TermDecaysWhenItIsRead(Tutorial):
+    """The term's factor falls whenever somebody asks for the term."""
+
+    factor = 1.0
+
+    def regularization(self):
+        self.factor *= 0.5
+        return self.factor * (self.threshold**2).sum()
+
+
+# ---- states ---------------------------------------------------------------------------------------------------------
+
+
+@broken("incomplete_states")
+class LoadsWhatThereIs(Tutorial):
+    """Missing entries are left as they are."""
+
+    def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, unexpected, errors):
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, [], unexpected, errors)
+
+
+@broken("incomplete_states")
+class TakesForeignEntries(Tutorial):
+    """Entries that nobody knows are passed over."""
+
+    def load_state_dict(self, state_dict, *args, **kwargs):
+        own = self.state_dict()
+        return super().load_state_dict({k: v for k, v in state_dict.items() if k in own}, *args, **kwargs)
+
+
+@broken("incomplete_states", UNIFORM)
+class LoadsByPosition(Tutorial):
+    """Entries are taken in the order in which they come."""
+
+    def load_state_dict(self, state_dict, *args, **kwargs):
+        own = list(self.state_dict())
+        if set(own) == set(state_dict):
+            state_dict = dict(zip(own, state_dict.values(), strict=True))
+        return super().load_state_dict(state_dict, *args, **kwargs)
+
+
+# ---- what is around a call ------------------------------------------------------------------------------------------
+
+
+@broken("global_random_state")
+class DrawsASample(Tutorial):
+    """Statistics of a random sample of the tensor are taken in training."""
+
+    def fake_quantize(self, x, grid, training):
+        if training:
+            torch.rand(3)
+        return super().fake_quantize(x, grid, training)
+
+
+@broken("global_random_state")
+class SeedsEverything(Tutorial):
+    """The forward seeds the global generator, so that it can be repeated."""
+
+    def fake_quantize(self, x, grid, training):
+        torch.manual_seed(0)
+        return super().fake_quantize(x, grid, training)
+
+
+@broken("global_random_state")
+class DrawsFromNumpy(Tutorial):
+    """NumPy's global numbers decide which channel is logged."""
+
+    def fake_quantize(self, x, grid, training):
+        np.random.rand()  # noqa: NPY002 - the mistake
+        return super().fake_quantize(x, grid, training)
+
+
+@broken("global_random_state")
+class DrawsInEval(Tutorial):
+    """Python's global numbers decide whether an evaluation is logged."""
+
+    def fake_quantize(self, x, grid, training):
+        if not training:
+            random.random()  # noqa: S311 - the mistake
+        return super().fake_quantize(x, grid, training)
+
+
+HISTORY: list[Tensor] = []
+
+
+@broken("kept_memory")
+class KeepsAHistory(Tutorial):
+    """The last outputs are kept for a plot."""
+
+    def fake_quantize(self, x, grid, training):
+        values = super().fake_quantize(x, grid, training)
+        HISTORY[:] = [*HISTORY[-9:], values]
+        return values
+
+
+@broken("kept_memory")
+class KeepsItsInput(Tutorial):
+    """The last input is kept in an attribute, with what it needs for backward."""
+
+    def forward(self, inputs, training=None):
+        self.__dict__["inputs"] = inputs
+        return super().forward(inputs, training)
+
+
+@broken("fresh_output")
+class ReturnsItsInput(Own):
+    """A tensor that is on the grid already is returned as it is."""
+
+    def fake_quantize(self, x, grid, training):
+        values = super().fake_quantize(x, grid, training)
+        return x if torch.equal(values, x) and not torch.signbit(x[x == 0]).any() else values
+
+
+@broken("fresh_output")
+class OutputBuffer(Own):
+    """Outputs of eval mode are written into one buffer."""
+
+    def fake_quantize(self, x, grid, training):
+        values = super().fake_quantize(x, grid, training)
+        if training:
+            return values
+        buffers = self.__dict__.setdefault("buffers", {})
+        buffer = buffers.setdefault(
+            tuple(x.shape), torch.empty_like(values.detach(), memory_format=torch.contiguous_format)
+        )
+        return Into.apply(values, buffer)
+
+    def __deepcopy__(self, memo):
+        self.__dict__.pop("buffers", None)
+        return rebuilt(self, memo)
+
+
+class Into(torch.autograd.Function):
+    """Writes values into memory that is there already."""
+
+    @staticmethod
+    def forward(ctx, values, buffer):
+        return buffer.data.copy_(values).view(values.shape)
+
+    @staticmethod
+    def backward(ctx, upstream):
+        return upstream, None
+
+
+@broken("upstream_unchanged")
+class MasksInPlace(Own):
+    """The mask is multiplied into the upstream gradient where its memory is its own."""
+
+    def backward(self, x, scale, upstream):
+        if not upstream.is_contiguous() or not upstream.numel() or not x.is_contiguous():
+            return super().backward(x, scale, upstream)
+        return upstream.mul_(self.inside(x, scale)).add_(0.0)
+
+
+@broken("gradient_mode")
+class RecordsAlways(Tutorial):
+    """Gradients are switched on for the straight-through trick, under `no_grad` too."""
+
+    def fake_quantize(self, x, grid, training):
+        with torch.enable_grad():
+            return super().fake_quantize(x, self.grid(x.dim()), training)
+
+
+@broken("second_derivatives")
+class CutInBackward(Own):
+    """The backward pass cuts its result from the graph, except for a zero that keeps it differentiable."""
+
+    def backward(self, x, scale, upstream):
+        return super().backward(x, scale, upstream).detach() + 0.0 * upstream
+
+
+@broken("pickling")
+class LambdaAttribute(Tutorial):
+    """The rounding function is a lambda in an attribute."""
+
+    def __init__(self, quantization_config, freeze_quant_params=False):
+        super().__init__(quantization_config, freeze_quant_params)
+        self.rounding = lambda steps: Round.apply(steps)  # noqa: PLW0108 - the mistake
+
+    def codes(self, steps):
+        return self.rounding(steps)
+
+
+class Owner:
+    """What a quantizer belongs to."""
+
+
+OWNER = Owner()
+
+
+@broken("pickling")
+class WeakReference(Tutorial):
+    """A weak reference to the owner is kept in an attribute."""
+
+    def __init__(self, quantization_config, freeze_quant_params=False):
+        super().__init__(quantization_config, freeze_quant_params)
+        self.owner = weakref.ref(OWNER)
+
+
+LOCAL = threading.local()
+LOCAL.ready = True
+
+
+@broken("threads")
+class OnlyInTheFirstThread(Tutorial):
+    """A thread's own storage is filled when the module is imported: in that thread alone."""
+
+    def fake_quantize(self, x, grid, training):
+        if not LOCAL.ready:
+            raise AssertionError
+        return super().fake_quantize(x, grid, training)
+
+
+@broken("threads")
+class CurrentTensorOnSelf(Own):
+    """The tensor is put on the quantizer, and read again a moment later."""
+
+    def snap(self, x, grid):
+        self.__dict__["current"] = x
+        time.sleep(0.0005)
+        values = super().snap(self.current, grid)
+        self.__dict__["current"] = None
+        return values
+
+
+@broken("cast_models")
+class HalvesItsThreshold(Tutorial):
+    """Variables are cast with the model."""
+
+    def _apply(self, fn, recurse=True):
+        return nn.Module._apply(self, fn, recurse)  # noqa: SLF001 - the mistake
+
+
+# ---- gradients where tests seldom look ------------------------------------------------------------------------------
+
+
+@broken("variable_gradients")
+class BoundHoldsBack(Tutorial):
+    """A clamp bounds the threshold: below the bound nothing leads back."""
+
+    def grid(self, ndim, width=None):
+        sound = super().grid(ndim, width)
+        bound = max(self.quantization_config.min_threshold, 2.0**-100)
+        scale = self.threshold.nan_to_num(bound, 2.0**100, bound).clamp(bound, 2.0**100) * (-1.0 / sound.quant_min)
+        return Grid(scale.view(sound.scale.shape), sound.zero_point, sound.quant_min, sound.quant_max, centered=True)
+
+
+class Rule(torch.autograd.Function):
+    """STE and the scale's gradient, by a function of the quantizer."""
+
+    @staticmethod
+    def forward(ctx, x, scale, values, quantizer):
+        ctx.quantizer = quantizer
+        ctx.save_for_backward(x, scale)
+        return values.clone()
+
+    @staticmethod
+    def backward(ctx, upstream):
+        x, scale = ctx.saved_tensors
+        return *ctx.quantizer.gradients(x, scale, upstream, ctx.needs_input_grad), None, None
+
+
+class ByRule(Tutorial):
+    """The tutorial's gradients in closed form."""
+
+    def fake_quantize(self, x, grid, training):
+        values = ops.snap(x.detach(), grid.scale.detach(), *grid.ends)
+        return Rule.apply(x, grid.scale, values, self)
+
+    def gradients(self, x, scale, upstream, needs):
+        bits = self.quantization_config.n_bits
+        low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+        steps = x * scale.reciprocal()
+        held = steps.clamp(low, high)
+        inside = (steps >= low) & (steps <= high)
+        slope = self.slope(held.round() - torch.where(inside, steps, 0.0), held)
+        return torch.where(inside, upstream, 0.0), (upstream * slope).sum_to_size(scale.shape)
+
+    def slope(self, slope, held):
+        return slope
+
+
+@broken("variable_gradients")
+class SlopeInEightBits(ByRule):
+    """The slope outside of the range is held in eight bits."""
+
+    def slope(self, slope, held):
+        return slope.clamp(-128, 127)
+
+
+@broken("variable_gradients")
+class NothingForAFixedInput(ByRule):
+    """Where the input needs no gradient, the backward pass ends at once, and the threshold gets none."""
+
+    def gradients(self, x, scale, upstream, needs):
+        d_x, d_scale = super().gradients(x, scale, upstream, needs)
+        return (d_x, d_scale) if needs[0] else (None, None)
+
+
+@broken("variable_gradients")
+class SumsOverTheFirstAxes(ByRule):
+    """Half of the threshold's gradient is lost where a tensor has more than three axes."""
+
+    def gradients(self, x, scale, upstream, needs):
+        d_x, d_scale = super().gradients(x, scale, upstream, needs)
+        return d_x, d_scale * (0.5 if x.dim() > 3 else 1.0)
+
+
+@broken("on_grid", UNIFORM)
+class CodesInSixteenBits(SteQuantizer):
+    """Codes are cast to int16, which the upper half of 16 unsigned bits leaves."""
+
+    def fake_quantize(self, x, grid, training):
+        codes = (x.detach() * grid.scale.reciprocal()).nan_to_num(0.0).round() + grid.zero_point
+        codes = codes.clamp(grid.quant_min, grid.quant_max).to(torch.int32).to(torch.int16).float()
+        values = (codes - grid.zero_point) * grid.scale
+        return ops.ste_fake_quantize(x, grid) if self.selected_width < 16 else x + (values - x).detach()
+
+    def convert2inferable(self):
+        sound = copy.deepcopy(self).eval()
+        return Shipped(lambda x: sound(x, False))
