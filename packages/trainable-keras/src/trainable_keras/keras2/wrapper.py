@@ -172,7 +172,7 @@ class QuantizationWrapper(
     def _hold(self, weights: dict[str, Any], inputs: dict[str, Any], output: Any) -> None:
         """Keep quantizers and holders, in this order: files go by it."""
         # Keras tracks the list alone: it could not read a SavedModel with a name such as "cell.kernel" in a dictionary
-        vars(self).update(weights_quantizers=weights, input_holders=inputs, output_holder=output)
+        self.__dict__.update(weights_quantizers=weights, input_holders=inputs, output_holder=output)
         self.quantizing_layers = [*weights.values(), *self.holders]
         freeze_like(self)
 
