@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -78,7 +79,7 @@ class ConfigKit(Kit):
         hint = "give its class a get_config that from_config can read, or use trainable_keras.save."
         try:
             with plainly(), as_its_own_class(layer):
-                again = type(layer).from_config(layer.get_config())
+                again = type(layer).from_config(copy.deepcopy(layer.get_config()))  # some take parts out of it
         except Exception as error:
             raise ModelError(f"{subject}: it can't be made again from its own config: {error}", hint) from error
         layers = [len(getattr(each, "layers", ())) for each in (layer, again)]

@@ -16,7 +16,7 @@ import weakref
 from abc import ABC, abstractmethod
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import Enum
 from typing import Any
 
@@ -193,7 +193,8 @@ class ModelCopier(ABC):
             if isinstance(value, kinds):
                 return make(self, value)
         if hasattr(value, "__dict__") and (self.is_known(value) or _is_plain(type(value))):
-            return self._object(value)
+            with suppress(TypeError):  # made by C, such as a protocol buffer
+                return self._object(value)
         try:
             if hasattr(value, "__deepcopy__"):
                 return copy.deepcopy(value, dict(self._copies))

@@ -90,6 +90,7 @@ class KerasPart:
     """Name of the backend in the registry."""
 
     name: str
+    trainable: Any
 
     @staticmethod
     def class_of(target: QuantizationTarget, method: QuantizationMethod) -> type[Any]:

@@ -32,11 +32,11 @@ def load(framework: Framework, path: str | PathLike[str], model: Any) -> Any:
     """Return a wrapped model as it was saved; see `trainable_keras.load`."""
     header, arrays = read_arrays(as_path(path), framework.file_format, SCHEMA_VERSION, documents.KINDS)
     qmodel = wrap(framework, model, recipe_of(path, header), Names(path, header["layers"]))
+    switch_off_quantizers(path, header, _quantizers(qmodel), state_of(framework, qmodel))
     if header["finalized"]:
         documents.place_numbers(path, _quantizers(qmodel), header["inferable"])
         qmodel = finalize(framework, qmodel)
     quantizers = _quantizers(qmodel)
-    switch_off_quantizers(path, header, quantizers, state_of(framework, qmodel))
     documents.fill(path, header, arrays, quantizers, lambda: _variables(framework, qmodel), framework.assign)
     return qmodel
 

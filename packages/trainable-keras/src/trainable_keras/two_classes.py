@@ -321,7 +321,7 @@ def value_of(layer: Any, name: str, variable: Any) -> Any:
     told = vars(host)[TOLD]
     told.read.add(attribute)
     for sight in told.sights:
-        sight.read(_reader())
+        sight.read(_reader_of(layer))
     if value is None:
         if not told.quantizes_weights:
             return variable
@@ -329,9 +329,12 @@ def value_of(layer: Any, name: str, variable: Any) -> Any:
     return kit.cast_like(value, variable)
 
 
-def _reader() -> str:
-    """Return the name of the method, or of the function, that reads an attribute."""
-    frame = sys._getframe(3)  # noqa: SLF001 - this function, `value_of` and the property's are above it
+def _reader_of(layer: Any) -> str:
+    """Return the name of the method, or of the function, that reads an attribute of a layer."""
+    frame: types.FrameType | None = sys._getframe(1)  # noqa: SLF001 - who reads is known to the stack alone
+    while frame is not None and (frame.f_globals is globals() or frame.f_locals.get("self") is layer):
+        frame = frame.f_back  # Keras 3 has a property that reads the attribute with the variable
+    assert frame is not None  # noqa: S101 - something reads
     name, owner = frame.f_code.co_name, frame.f_locals.get("self")
     return name if owner is None else f"{own_class(owner).__name__}.{name}"
 

@@ -219,7 +219,8 @@ class Seen:
             self.graphs[name] = layer
             self._look_into_graph(graph, name)
         for child_name, child in inside:
-            self._look(child, join(name, child_name))
+            if not isinstance(child, self._framework.module.layers.InputLayer):
+                self._look(child, join(name, child_name))
 
     def _note_unknown(self, layer: Any, name: str, inside: Sequence[tuple[str, Any]], *, is_graph: bool) -> None:
         """Note a layer of no known kind, and whether it has weights that only it knows what to do with."""

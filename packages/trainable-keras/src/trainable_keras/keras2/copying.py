@@ -23,6 +23,9 @@ _functional: Any = importlib.import_module(f"{_ROOT}.src.engine.functional")
 
 _OF_NODES = frozenset({"_inbound_nodes_value", "_outbound_nodes_value"})
 _OF_ONE_LAYER = frozenset({"_compiled_trainable_state"})
+_REVIVED = frozenset({"RevivedLayer", "RevivedInputLayer", "RevivedNetwork"})
+"""Layers that Keras reads from a SavedModel without their class: functions are all that they have."""
+
 _OF_TRAINING = frozenset(
     {
         "optimizer", "compiled_loss", "compiled_metrics", "loss", "loss_weights", "_run_eagerly", "_is_compiled",
@@ -99,7 +102,8 @@ class Copier(ModelCopier):
         """Return the place among the copied nodes of the one that made a tensor, None where it is not copied."""
         if history.layer is None:
             return None
-        node = history.layer._inbound_nodes[history.node_index]  # noqa: SLF001 - where the graph is
+        own = history.layer._inbound_nodes  # noqa: SLF001 - where the graph is
+        node = own[history.node_index] if history.node_index < len(own) else None  # a copy has only nodes of its graphs
         nodes = self._nodes.get(id(history.layer), [])
         return next((index for index, each in enumerate(nodes) if each is node), None)
 
@@ -108,6 +112,8 @@ class Copier(ModelCopier):
         left_out: set[str] = set()
         if isinstance(value, keras.layers.Layer):
             left_out |= _OF_NODES | _OF_ONE_LAYER
+            if type(value).__name__ not in _REVIVED:
+                left_out.add("keras_api")  # functions of the SavedModel that it was read from
         if isinstance(value, keras.Model):
             left_out |= _OF_TRAINING
         return attributes_without(value, left_out)

@@ -27,6 +27,7 @@ from trainable_keras.two_classes import Composite, Pending, Within, add_class, o
 _ROOT = keras.layers.Layer.__module__.partition(".")[0]
 _base_layer_utils: Any = importlib.import_module(f"{_ROOT}.src.engine.base_layer_utils")
 _autocast: Any = importlib.import_module(f"{_ROOT}.src.mixed_precision.autocast_variable")
+_saved_model: Any = importlib.import_module(f"{_ROOT}.src.saving.legacy.saved_model.utils")
 PACKAGE = "trainable_keras.keras2"
 _registered = keras.saving.register_keras_serializable(package=PACKAGE)
 
@@ -62,6 +63,8 @@ class Kit2(ConfigKit):
 
     def document(self, layer: Any) -> dict[str, Any]:
         """Return what Keras writes of a layer."""
+        if _saved_model.in_tf_saved_model_scope():  # Keras would take it for what it writes of the layer of two classes
+            return {"class_name": keras.saving.get_registered_name(type(layer)), "config": layer.get_config()}
         document: dict[str, Any] = keras.layers.serialize(layer)
         return document
 
@@ -138,7 +141,15 @@ class QuantizationWrapper(
     find_weight = staticmethod(TYPES.find_weight)
     value_of = staticmethod(read_uncast)
 
-    def __new__(cls, layer: Any, weights_quantizers: Any, **_: Any) -> Any:
+    def __new__(
+        cls,
+        layer: Any,
+        weights_quantizers: Mapping[str, Any],
+        *,
+        input_holders: Mapping[str, ActivationQuantizationHolder] | None = None,  # noqa: ARG004 - for the constructor
+        input_names: Sequence[str] = ("inputs",),  # noqa: ARG004 - as above
+        output_holder: ActivationQuantizationHolder | None = None,  # noqa: ARG004 - as above
+    ) -> Any:
         """Return the layer, of two classes."""
         QuantizationWrapper.check(layer, keras.layers.Layer, weights_quantizers)
         add_class(layer, QuantizationWrapper)
@@ -161,7 +172,7 @@ class QuantizationWrapper(
     def _hold(self, weights: dict[str, Any], inputs: dict[str, Any], output: Any) -> None:
         """Keep quantizers and holders, in this order: files go by it."""
         # Keras tracks the list alone: it could not read a SavedModel with a name such as "cell.kernel" in a dictionary
-        vars(self).update(weights_quantizers=weights, input_holders=inputs, output_holder=output)
+        self.__dict__.update(weights_quantizers=weights, input_holders=inputs, output_holder=output)
         self.quantizing_layers = [*weights.values(), *self.holders]
         freeze_like(self)
 

@@ -77,7 +77,8 @@ class Copier(ModelCopier):
         """Return the place among the copied nodes of the one that made a tensor, None where it is not copied."""
         if history.operation is None:
             return None
-        node = history.operation._inbound_nodes[history.node_index]  # noqa: SLF001 - where the graph is
+        own = history.operation._inbound_nodes  # noqa: SLF001 - where the graph is
+        node = own[history.node_index] if history.node_index < len(own) else None  # a copy has only nodes of its graphs
         nodes = self._nodes.get(id(history.operation), [])
         return next((index for index, each in enumerate(nodes) if each is node), None)
 

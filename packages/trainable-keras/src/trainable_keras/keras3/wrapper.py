@@ -115,7 +115,15 @@ class QuantizationWrapper(KerasWrapper, keras.layers.Layer):  # type: ignore[mis
     find_weight = staticmethod(TYPES.find_weight)
     value_of = staticmethod(read_uncast)
 
-    def __new__(cls, layer: Any, weights_quantizers: Any, **_: Any) -> Any:
+    def __new__(
+        cls,
+        layer: Any,
+        weights_quantizers: Mapping[str, Any],
+        *,
+        input_holders: Mapping[str, ActivationQuantizationHolder] | None = None,  # noqa: ARG004 - for the constructor
+        input_names: Sequence[str] = ("inputs",),  # noqa: ARG004 - as above
+        output_holder: ActivationQuantizationHolder | None = None,  # noqa: ARG004 - as above
+    ) -> Any:
         """Return the layer, of two classes."""
         QuantizationWrapper.check(layer, keras.layers.Layer, weights_quantizers)
         add_class(layer, QuantizationWrapper)
