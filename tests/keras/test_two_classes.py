@@ -13,7 +13,18 @@ import numpy as np
 import pytest
 
 import trainable_keras
-from tests.keras.framework import ENGINE, KERAS_VERSION, functions, keras, kl, numpy, only_keras, tensor, tf
+from tests.keras.framework import (
+    ENGINE,
+    KERAS_VERSION,
+    functions,
+    keras,
+    kl,
+    numpy,
+    only_keras,
+    only_tensorflow,
+    tensor,
+    tf,
+)
 from tests.keras.models import call, network, recipe, same, vectors, weights_only
 from trainable_core.errors import ModelError, TrainableError
 from trainable_keras.graph import layers_within
@@ -222,6 +233,15 @@ def test_inputs_of_a_layer_that_is_only_read_are_left_in_float(tmp_path: Path) -
         again = trainable_keras.load(tmp_path / "own", model)
         assert trainable_keras.describe(again).left_out == trainable_keras.describe(qmodel).left_out
         assert same(call(again, x), call(qmodel, x))
+
+
+@only_tensorflow("AutoGraph is TensorFlow's")
+def test_autograph_can_read_what_a_quantized_model_calls(caplog: pytest.LogCaptureFixture) -> None:
+    model, x = with_block()
+    qmodel = quantized(model, x)
+    with caplog.at_level("WARNING", logger="tensorflow"):
+        tf.function(lambda value: qmodel(value))(x)  # noqa: PLW0108 - a function, which AutoGraph converts
+    assert "AutoGraph" not in caplog.text
 
 
 def recurrent(layer: Any) -> tuple[Any, Any]:
