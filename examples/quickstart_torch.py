@@ -9,6 +9,7 @@ ONNX Runtime computes the same integers in every layer.
 
 from __future__ import annotations
 
+import logging
 import time
 import warnings
 from collections import OrderedDict
@@ -99,8 +100,9 @@ def milliseconds(model: bytes | str, x: Tensor) -> float:
 def in_float(model: nn.Module, x: Tensor) -> bytes:
     """Return the float model as an ONNX file, to compare its speed with."""
     rows = {0: torch.export.Dim.AUTO}
+    logging.disable(logging.WARNING)  # the exporter's own, as the warnings are
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's own
+        warnings.simplefilter("ignore")
         program = torch.onnx.export(model.eval(), (x[:2],), dynamo=True, dynamic_shapes=(rows,), verbose=False)
     return program.model_proto.SerializeToString()
 

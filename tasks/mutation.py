@@ -267,6 +267,7 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
         """Let Python make the module."""
         del spec
+        return None
 
     def exec_module(self, module: ModuleType) -> None:
         """Run the code."""

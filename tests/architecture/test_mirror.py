@@ -27,6 +27,7 @@ SIGNATURES = {
 """Verbs whose arguments differ, and why."""
 
 MODULES = {
+    "graphs": "each engine of Keras 3 makes graphs in its own way; Keras 2 has TensorFlow's alone",
     "mctq": "mct-quantizers' wrapper and holder can't be built on Keras 3",
     "pullback": "each engine of Keras 3 has gradients of its own; Keras 2 has TensorFlow's alone",
 }

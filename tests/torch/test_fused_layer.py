@@ -163,6 +163,20 @@ def test_what_is_frozen_gets_no_gradient_and_the_rest_its_own(layer, frozen):
             assert (gradient is None) == (frozen in name) == (expected[2][name] is None)
 
 
+@pytest.mark.parametrize("layer", ["conv1d", "conv2d", "grouped", "conv3d"])
+@pytest.mark.parametrize("needs", list(itertools.product([True, False], repeat=3)))
+def test_a_convolution_gives_no_other_gradients_than_it_is_asked_for(layer, needs):
+    """PyTorch gives tensors of other shapes in the places of some that its mask leaves out."""
+    make, shape = LAYERS[layer]
+    module, x = make(), torch.randn(shape)
+    dims = len(module.kernel_size)
+    settings = module.stride, module.padding, module.dilation, False, [0] * dims, module.groups
+    upstream, tensors = torch.randn_like(module(x)), (x, module.weight, torch.zeros(module.out_channels))
+    found = fused_layer.Convolution(settings).gradients(upstream, x, module.weight.detach(), needs)
+    expected = [each.shape if need else None for each, need in zip(tensors, needs, strict=True)]
+    assert [None if each is None else each.shape for each in found] == expected
+
+
 def test_a_layer_in_which_nothing_learns_goes_its_usual_way():
     model, x = case("conv2d", "STE")
     model.requires_grad_(False)

@@ -60,8 +60,7 @@ class BiasQuantizer(nn.Module):
     def is_switched_off(self) -> bool:
         """Whether the bias stays float, because the quantizer of the input or of the weight is switched off."""
         return any(
-            isinstance(each, BasePytorchTrainableQuantizer) and not each.quantization_config.enabled
-            for each in self._quantizers
+            isinstance(each, BasePytorchTrainableQuantizer) and each.is_switched_off for each in self._quantizers
         )
 
     @torch.no_grad()
@@ -126,9 +125,8 @@ class BiasQuantizer(nn.Module):
 def _scale_of(quantizer: Any, subject: str) -> Tensor:
     """Return the scale of a quantizer's grid, without dimensions or along the channels."""
     if isinstance(quantizer, BasePytorchTrainableQuantizer):
-        quantizer.require_calibrated()
-        scale = quantizer.grid(quantizer.tensor_ndim).scale.detach()
-    elif isinstance(quantizer, InferableQuantizer):
+        return quantizer.deployed_scale()
+    if isinstance(quantizer, InferableQuantizer):
         scale = quantizer.grid_scale.detach()
     else:
         problem = f"its bias needs the scale of a {type(quantizer).__name__}, which is none of trainable_torch's"

@@ -132,7 +132,7 @@ class TorchAdapter(BaseAdapter):
     def execute(self, quantizer: Any, x: Array, mode: str, *, training: bool, upstream: Array | None) -> Run:
         quantizer.train(training).zero_grad()
         torch.compiler.reset()
-        compiled = torch.compile(quantizer, backend=mode.rpartition(" ")[2], fullgraph=True)
+        compiled: Any = torch.compile(quantizer, backend=mode.rpartition(" ")[2], fullgraph=True)
         given = torch.tensor(x).requires_grad_(upstream is not None)
         return self._gradients(quantizer, given, compiled(given, training), upstream, PLAIN)
 
@@ -207,8 +207,12 @@ class TorchAdapter(BaseAdapter):
 
     def optimizer(self, quantizer: Any) -> Callable[[], None]:
         parameters = [*self.trained(quantizer).values(), torch.zeros(1)]
-        step = torch.optim.SGD(parameters, lr=2.0**-6, momentum=0.9, weight_decay=0.1).step
-        return lambda: step() and None  # type: ignore[func-returns-value] # it returns a loss where there is a closure
+        optimizer = torch.optim.SGD(parameters, lr=2.0**-6, momentum=0.9, weight_decay=0.1)
+
+        def step() -> None:
+            optimizer.step()
+
+        return step
 
     def copy(self, quantizer: Any) -> Any:
         return copy.deepcopy(quantizer)

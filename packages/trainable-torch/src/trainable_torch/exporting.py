@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from trainable_core.calibration.batches import inputs_of
 from trainable_core.documents.files import as_path, require_writable, write_atomically
@@ -110,8 +110,16 @@ def export(
 
 
 def _write_mctq(deployed: nn.Module, path: Any, example: Any) -> ExportReport:
+    stock = to_mctq(deployed, example)
+    for module in stock.modules():
+        if isinstance(module, fx.GraphModule):
+            for (
+                node
+            ) in module.graph.nodes:  # `torch.save` looks for the module of a type, and a postponed one is a string
+                node.type = None if isinstance(node.type, str) else node.type
+            module.recompile()  # type: ignore[no-untyped-call] # torch leaves it so
     buffer = io.BytesIO()
-    torch.save(to_mctq(deployed, example), buffer)
+    torch.save(stock, buffer)
     write_atomically(as_path(path), buffer.getvalue())
     return ExportReport(str(path), "mctq", len(buffer.getvalue()))
 

@@ -266,10 +266,12 @@ class BaseAdapter:
     ) -> NDArray[Any] | None:
         """Return None: nothing is differentiated twice here."""
         del quantizer, x, upstream, direction
+        return None
 
     def regularization(self, quantizer: Any) -> tuple[float, Mapping[str, NDArray[Any]]] | None:
         """Return None: methods have no terms here."""
         del quantizer
+        return None
 
     def collected(self, quantizer: Any, x: NDArray[Any]) -> list[float]:
         """Return what `regularization` returns: the training loop asks for it once."""

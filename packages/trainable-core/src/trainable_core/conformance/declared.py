@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,25 @@ Function = Callable[..., Any]
 def declares_surrogate(subject: Subject) -> bool:
     """Return whether the class declares the function that its backward pass differentiates."""
     return callable(getattr(subject.cls, "surrogate", None))
+
+
+class OwnGradient(NamedTuple):
+    """The gradient of a method's own variable.
+
+    Parameters
+    ----------
+    value : float64 array
+        The gradient.
+    size : float64 array
+        Sum of the magnitudes of the terms that it is added up from.
+    kink : float64 array
+        Half of the distance between the gradients on both sides, which is next to nothing except at a kink, such as the
+        end of a clip, where every gradient between them is right.
+    """
+
+    value: Float64
+    size: Float64
+    kink: Float64
 
 
 class Surrogate:
@@ -80,22 +99,20 @@ class Surrogate:
         shape[self._axis] = -1
         return value.reshape(shape)
 
-    def own_gradients(
-        self, x: Float64, at: QParams, upstream: Float64, trained: set[str]
-    ) -> tuple[dict[str, Float64], dict[str, Float64]]:
-        """Return the gradients of the method's own variables, and the sums of the magnitudes of their terms."""
-        gradients: dict[str, Float64] = {}
-        sizes: dict[str, Float64] = {}
-        if not self._takes_variables:
-            return gradients, sizes
-        for name in sorted(trained & set(self.own)):
-            gradients[name], sizes[name] = np.zeros(self.own[name].shape), np.zeros(self.own[name].shape)
+    def own_gradients(self, x: Float64, at: QParams, upstream: Float64, trained: set[str]) -> dict[str, OwnGradient]:
+        """Return the gradients of the method's own variables; none where the function does not take them."""
+        found: dict[str, OwnGradient] = {}
+        for name in sorted(trained & set(self.own)) if self._takes_variables else ():
+            value, size, kink = (np.zeros(self.own[name].shape) for _ in range(3))
+            here = self(x, at)
             for place in np.ndindex(self.own[name].shape):
                 h = VARIABLE_STEP * max(1.0, abs(float(self.own[name][place])))
                 there, back = (self(x, at, self._moved(name, place, sign * h)) for sign in (1, -1))
-                terms = upstream * (there - back) / (2 * h)
-                gradients[name][place], sizes[name][place] = terms.sum(), np.abs(terms).sum()
-        return gradients, sizes
+                right, left = upstream * (there - here) / h, upstream * (here - back) / h
+                value[place], size[place] = (right + left).sum() / 2, np.abs(right + left).sum() / 2
+                kink[place] = np.abs(right - left).sum() / 2
+            found[name] = OwnGradient(value, size, kink)
+        return found
 
     def _moved(self, name: str, place: tuple[int, ...], by: float) -> dict[str, Float64]:
         value = self.own[name].copy()

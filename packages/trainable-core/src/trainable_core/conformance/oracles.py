@@ -148,13 +148,15 @@ def by_surrogate(
     curvature = CURVATURE + 4 * (single.quant_max - single.quant_min + 1) * 2.0**-24
     allowed = np.abs(upstream) * curvature * np.maximum(1.0, np.abs(d_x / np.where(upstream == 0, 1, upstream)))
     trained = set(subject.adapter.trained(quantizer))
-    own, own_sizes = surrogate.own_gradients(x, at, upstream.astype(np.float64), trained)
+    gradients = surrogate.own_gradients(x, at, upstream.astype(np.float64), trained)
+    own = {name: gradient.value for name, gradient in gradients.items()}
     # Terms may cancel in one element: each is rounded relative to an output of up to the whole range.
     outputs = np.abs(upstream) * at.along(x.ndim).scale * float(single.quant_max - single.quant_min)
     own_allowed = {
         name: size * (curvature + (x.size + 16) * EPSILON)
+        + kink
         + 64 * EPSILON * (at.reduce(outputs) if size.shape == at.scale.shape else outputs.sum())
-        for name, size in own_sizes.items()
+        for name, (_, size, kink) in gradients.items()
     }
     if not quantizer.learns_grid:
         return Expected(d_x, allowed, own, own_allowed)

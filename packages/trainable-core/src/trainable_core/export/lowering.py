@@ -125,7 +125,24 @@ class _Lowering:
         self.graph.sweep()
         self.result.boxes |= {each.name: each.box for each in [*self.coded.values(), *self.moved.values()]}
         self._forget_unused()
+        self._tidy()
         return self.result
+
+    def _tidy(self) -> None:
+        """Give constants the names that those had which are not used any more, as of a weight before it was turned."""
+        new: dict[str, str] = {}
+        for name in self.graph.constants:
+            wish, _, count = name.rpartition("_")
+            if count.isdigit() and wish.endswith((".codes", ".scale", ".zero_point")):
+                free = wish not in self.graph.constants and wish not in new.values()
+                new |= {name: wish} if free else {}
+        for old, name in new.items():
+            self.graph.rename_reads(old, name)
+            self.graph.constants[name] = self.graph.constants.pop(old)
+        result = self.result
+        result.weights = {key: [new.get(name, name) for name in names] for key, names in result.weights.items()}
+        result.boxes = {new.get(name, name): box for name, box in result.boxes.items()}
+        result.biases = {new.get(name, name): new.get(weight, weight) for name, weight in result.biases.items()}
 
     def _forget_unused(self) -> None:
         names = set(self.graph.constants) | {name for node in self.graph.nodes for name in node.output}
@@ -222,10 +239,11 @@ class _Lowering:
         return self._constant(record.name, stored, box)
 
     def _constant(self, name: str, stored: Array, box: Container) -> Coded:
+        name = name.partition("#")[0]  # what was moved or spread is still the quantizer's
         key = (name, stored.shape, stored.tobytes())
         if key not in self.numbers:
             self.numbers[key] = self.graph.add_constant(f"{name}.codes", stored)
-            self.result.weights.setdefault(name.partition("#")[0], []).append(self.numbers[key])
+            self.result.weights.setdefault(name, []).append(self.numbers[key])
         coded = Coded(self.numbers[key], box, *self._numbers(name, box), constant=stored)
         self.moved[coded.name] = coded
         return coded
@@ -329,8 +347,7 @@ class _Lowering:
             parts.append(Container(box.dtype, scale, zero_point.astype(box.dtype), box.low, box.high, axis))
         name = self._quantizer_of(source)
         for index, (result, part) in enumerate(zip(node.output, parts, strict=True)):
-            suffix = f"#{index}" if len(parts) > 1 else "#moved"
-            self.coded[result] = self._constant(f"{name}{suffix}", np.ascontiguousarray(stored[index]), part)
+            self.coded[result] = self._constant(name, np.ascontiguousarray(stored[index]), part)
         return True
 
     def _quantizer_of(self, coded: Coded) -> str:
@@ -375,7 +392,7 @@ class _Lowering:
         axis = None if box.axis is None else 1 - box.axis
         turned = Container(box.dtype, box.scale, box.zero_point, box.low, box.high, axis)
         stored = np.ascontiguousarray(weight.constant.T)
-        coded = self._constant(f"{self._quantizer_of(weight)}#transposed", stored, turned)
+        coded = self._constant(self._quantizer_of(weight), stored, turned)
         kept = [each for each in node.attribute if each.name != "transB"]
         del node.attribute[:]
         node.attribute.extend(kept)
@@ -428,12 +445,17 @@ def bias_codes(bias: Array, scale: Array) -> Array | None:
     >>> bias_codes(np.float32([1.5, -0.25]), np.float32(0.25)), bias_codes(np.float32([0.3]), np.float32(0.25))
     (array([ 6, -1], dtype=int32), None)
     """
+    width = np.asarray(scale, np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
-        steps = np.rint(bias.astype(np.float64) / np.asarray(scale, np.float64)).astype(np.float32)
+        steps = np.rint(bias / width)
         if not (np.abs(steps) < -float(INT32_MIN)).all():
             return None
-        back = steps * np.asarray(scale, np.float32)
-    return steps.astype(np.int32) if np.array_equal(back, bias) else None
+        for _ in range(2):  # beyond 24 bits the quotient may be the number beside the code
+            wrong = steps * width - bias
+            steps = np.where(wrong > 0, np.nextafter(steps, np.float32(-np.inf)), steps)
+            steps = np.where(wrong < 0, np.nextafter(steps, np.float32(np.inf)), steps)
+        whole = np.array_equal(steps, np.rint(steps))
+        return steps.astype(np.int32) if whole and np.array_equal(steps * width, bias) else None
 
 
 def evaluate(node: Node, data: Array, arguments: list[Array | None]) -> list[Array]:

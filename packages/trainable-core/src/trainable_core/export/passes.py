@@ -127,43 +127,40 @@ def set_attribute(graph: Graph, node: Node, name: str, value: Any) -> None:
 
 def hoist_quantizers(graph: Graph, records: Records) -> None:
     """Move each quantizer before what only moves, clips or selects values and is read by nothing else."""
-    while True:
-        producers, readers = graph.producers(), graph.readers()
-        outputs = graph.output_names()
-        moved = False
-        for node in list(graph.nodes):
-            if not is_quantizer(node) or records[attribute(node, "name")].grid.channels_axis is not None:
-                continue
+    producers, readers, outputs = graph.producers(), graph.readers(), graph.output_names()
+    gone: set[int] = set()
+    for node in graph.nodes:
+        if not is_quantizer(node) or records[attribute(node, "name")].grid.channels_axis is not None:
+            continue
+        while True:
             before = producers.get(node.input[0])
             if before is None or before.domain or len(before.output) > 1 or len(readers[before.output[0]]) > 1:
-                continue
+                break
             if before.output[0] in outputs or not _lets_pass(graph, before, node, records):
-                continue
-            _swap(graph, before, node)
-            moved = True
-            break
-        if not moved:
-            graph.sort()
-            return
+                break
+            source = before.input[0]
+            stays = before.op_type not in ("Relu", "Clip")
+            if stays:
+                _swap(graph, before, node)
+                producers |= {node.output[0]: node, before.output[0]: before}
+                readers[node.output[0]] = [before]
+            else:  # the quantizer clips as it did
+                node.input[0] = source
+                gone.add(id(before))
+            readers[source] = [node if each is before else each for each in readers[source]]
+    graph.nodes = [node for node in graph.nodes if id(node) not in gone]
+    graph.sort()
 
 
 def _swap(graph: Graph, before: Node, quantizer: Node) -> None:
-    """Put a quantizer before the node that makes its input, or in its place where it clips as the node did."""
+    """Put a quantizer before the node that makes its input."""
     source, result = before.input[0], quantizer.output[0]
-    quantizer.input[0] = source
-    if before.op_type in ("Relu", "Clip"):
-        graph.nodes.remove(before)
-        return
     inner = graph.fresh(f"{source}_quantized")
     shape = graph.shapes.get(source)
     if shape is not None:
         graph.shapes[inner] = shape
-    quantizer.output[0] = inner
-    before.input[0] = inner
-    before.output[0] = result
-    index = graph.nodes.index(before)
-    graph.nodes.remove(quantizer)
-    graph.nodes.insert(index, quantizer)
+    quantizer.input[0], quantizer.output[0] = source, inner
+    before.input[0], before.output[0] = inner, result
 
 
 def _lets_pass(graph: Graph, node: Node, quantizer: Node, records: Records) -> bool:

@@ -341,7 +341,7 @@ class Verification:
         for entry in self.metadata["quantizers"]:
             if constant in entry["codes"] or constant.startswith(f"{entry['name']}."):
                 return f"{entry['layer']}, "
-        weight = self.metadata["biases"].get(constant)
+        weight = self.metadata["biases"].get(f"{constant.rpartition('.')[0]}.codes")
         return "" if weight is None else self._owner(weight)
 
     def compare_constants(self, expected: Any) -> None:

@@ -77,8 +77,10 @@ class Convolution(NamedTuple):
 
     def gradients(self, upstream: Tensor, x: Tensor, weight: Tensor, needs: Needs) -> Gradients:
         """Return the gradients of input, weight and bias that are needed."""
-        found: Gradients = eligible.CONVOLUTION_BACKWARD(upstream, x, weight, [weight.shape[0]], *self.settings, needs)
-        return found
+        found = eligible.CONVOLUTION_BACKWARD(upstream, x, weight, [weight.shape[0]], *self.settings, needs)
+        # in one dimension, PyTorch gives tensors of other shapes for those that it was not asked for
+        d_x, d_weight, d_bias = (each if need else None for each, need in zip(found, needs, strict=True))
+        return d_x, d_weight, d_bias
 
 
 def _no_view(y: Tensor) -> Tensor:

@@ -238,6 +238,28 @@ class BasePytorchTrainableQuantizer(
             return variable
         return variable.view(self._scale_shape(ndim))
 
+    @property
+    def is_switched_off(self) -> bool:
+        """Whether tensors pass as they are."""
+        return not self._enabled
+
+    def deployed_scale(self) -> Tensor:
+        """Return the scale of the grid as it would be deployed now, outside of the graph: () or (C,).
+
+        Raises
+        ------
+        QuantizerStateError
+            Before calibration.
+        """
+        if not self.calibrated:
+            self.require_calibrated()
+        is_own = type(self).grid is not BasePytorchTrainableQuantizer.grid or "grid" in self.__dict__
+        if is_own or torch.compiler.is_compiling():
+            scale: Tensor = self.grid(self.tensor_ndim).scale.detach()
+            return scale.reshape(-1) if scale.dim() else scale
+        width = self.structure.width or self.selected_width
+        return self._forms[width].numbers(self._variables(width), self.structure.shape)[0]
+
     def _variables(self, width: int) -> list[Tensor]:
         fields: Any = self.__dict__
         get = fields["_parameters" if self.learns_grid else "_buffers"].get

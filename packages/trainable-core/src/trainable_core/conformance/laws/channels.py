@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from trainable_core.conformance.case import Case, Config, Subject, grid_names, variables
+from trainable_core.conformance.case import Case, Config, Subject, variables
 from trainable_core.conformance.declared import channel_by_channel
 from trainable_core.conformance.law import law, same_bits
 from trainable_core.conformance.strategies import Kind
@@ -45,11 +45,10 @@ def axis_of(config: Config, ndim: int) -> int:
 def take_over(subject: Subject, quantizer: Any, case: Case, channel: int | slice) -> None:
     """Give a quantizer the variables that the case's quantizer has for one channel, or for all."""
     source = subject.quantizer(case)
-    shared = grid_names(source) | {own.name for own in subject.method.own if own.per_channel}
     for name, value in variables(source).items():
-        of_channel = name in shared or (value.shape == source.structure.shape != ())  # nothing but its shape may say so
-        part = np.asarray(value[channel] if of_channel else value, np.float32)
-        quantizer.assign(quantizer.get_quantizer_variable(name), part)
+        variable = quantizer.get_quantizer_variable(name)
+        whole = tuple(variable.shape) == value.shape  # else it has a value for each channel
+        quantizer.assign(variable, np.asarray(value if whole else value[channel], np.float32))
     for _ in range(case.steps):
         quantizer.advance()
 

@@ -49,10 +49,10 @@ def interleaved_calls(subject: Subject, case: Case) -> None:
         for index in order:
             what = f"call {index + 1} of 2, backward in the order {[each + 1 for each in order]}"
             same_bits(f"values of {what}", got[index].values, expected[index].values)
-            of_input = got[index].x, expected[index].x
-            if of_input[0] is None or of_input[1] is None:
-                raise Violation(f"gradient of the input of {what}", "an array", of_input[0])
-            same_bits(f"gradient of the input of {what}", *of_input)
+            found, wanted = got[index].x, expected[index].x
+            if found is None or wanted is None:
+                raise Violation(f"gradient of the input of {what}", "an array", found)
+            same_bits(f"gradient of the input of {what}", found, wanted)
             upstream = calls[index][1]
             same_sums(f"gradient, {what},", got[index].variables, expected[index].variables, got[index], upstream)
 
