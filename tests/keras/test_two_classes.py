@@ -355,7 +355,10 @@ COMPOSITES = ("Bidirectional", "TimeDistributed", "block")
 
 def endings(name: str) -> list[str]:
     """Return the ends of the names of files that Keras can write of a model; without one it is a SavedModel."""
-    return [".keras", ".h5", *([""] if KERAS_VERSION == 2 and name not in COMPOSITES else [])]
+    if KERAS_VERSION == 3:
+        return [".keras", ".h5"]
+    # variables that a layer's own build makes have one name: Keras 2 can't write a float model's HDF5 file either
+    return [".keras", *([] if name == "block" else [".h5"]), *([] if name in COMPOSITES else [""])]
 
 
 READS = """
