@@ -12,6 +12,7 @@ from tests.keras.framework import (
     apply_gradients,
     dtype_policy,
     keras,
+    kl,
     name_of,
     numpy,
     only_tensorflow,
@@ -67,9 +68,13 @@ def test_quantizers_variables_are_one_group_and_everything_else_the_other(traini
 
 
 def test_frozen_weights_are_left_out() -> None:
-    qmodel = ready(dense(), recipe("LSQ"), vectors(8, 4))
-    qmodel.layers[0].layer.trainable = False
-    assert [group["name"] for group in parameter_groups(qmodel)] == ["QPARAMS"]
+    layers = [keras.Input((4,)), kl.Dense(4, name="frozen"), kl.Dense(3, name="trained")]
+    qmodel = ready(keras.Sequential(layers), recipe("LSQ"), vectors(8, 4))
+    qmodel.get_layer("frozen").trainable = False
+    found = {group["name"]: [id(each) for each in group["params"]] for group in parameter_groups(qmodel)}
+    trained = qmodel.get_layer("trained")
+    assert found["WEIGHTS"] == [id(each) for each in (trained.kernel, trained.bias)]
+    assert len(found["QPARAMS"]) == 2  # of its kernel and of its input
 
 
 def test_options_go_to_their_group_and_thresholds_do_not_decay() -> None:

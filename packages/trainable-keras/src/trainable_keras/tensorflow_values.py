@@ -7,6 +7,9 @@ from typing import Any
 
 import tensorflow as tf
 
+_RUNTIME = ("tensorflow.core", "tensorflow.python.eager", "tensorflow.python.saved_model")
+"""Beginnings of the names of modules whose objects belong to the process, or were read from a SavedModel."""
+
 _CONTAINERS = frozenset({"ListWrapper", "_DictWrapper", "_TupleWrapper"})
 
 
@@ -22,7 +25,10 @@ def is_shared(value: Any) -> bool:
         tf.distribute.Strategy,
         tf.Graph,
     )
-    return isinstance(value, unchanging)
+    if isinstance(value, unchanging):
+        return True
+    of_functions = hasattr(value, "python_function") and hasattr(value, "_clone")
+    return type(value).__module__.startswith(_RUNTIME) and not of_functions
 
 
 def copied(value: Any) -> Any:

@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from typing import Any, ClassVar
 
 from trainable_core.errors import ModelError
+from trainable_keras.graph import direct_layers
 
 KEY = "trainable_keras"
 """Key of a layer's config under which it tells what comes to its own class."""
@@ -178,6 +179,9 @@ class Pending(OfTwoClasses):
     def build_from_config(self, config: Any) -> None:
         """Build the layer, and make it what it was."""
         own_class(self).build_from_config(self, config)
+        inside = direct_layers(self)
+        if inside and all(each.built for each in inside):
+            self.built = True  # Keras 3 does not note that it has built a model by running its `call`
         self._kit.become(self)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

@@ -66,6 +66,14 @@ class Copier(ModelCopier):
         kept = {id(node) for node in nodes}
         for layer in {id(node.layer): node.layer for node in nodes}.values():
             self._nodes[id(layer)] = [each for each in layer._inbound_nodes if id(each) in kept]  # noqa: SLF001 - where the graph is
+        # a Sequential model that was built twice leaves tensors whose index is no longer that of their node
+        self._places = {
+            id(tensor._keras_history): index  # noqa: SLF001 - as above
+            for nodes in self._nodes.values()
+            for index, node in enumerate(nodes)
+            for tensor in tf.nest.flatten(node.outputs)
+            if hasattr(tensor, "_keras_history")
+        }
 
     def special(self, value: Any) -> Any:
         """Return the copy of what belongs to a graph or to TensorFlow, else `NOT_SPECIAL`."""
@@ -102,6 +110,8 @@ class Copier(ModelCopier):
         """Return the place among the copied nodes of the one that made a tensor, None where it is not copied."""
         if history.layer is None:
             return None
+        if id(history) in self._places:
+            return self._places[id(history)]
         own = history.layer._inbound_nodes  # noqa: SLF001 - where the graph is
         node = own[history.node_index] if history.node_index < len(own) else None  # a copy has only nodes of its graphs
         nodes = self._nodes.get(id(history.layer), [])
