@@ -289,6 +289,8 @@ def rejected(backend: str, target: Target, code: CodeType | None, stages: Sequen
         ]
     except Exception as error:  # noqa: BLE001 - a mutant may raise anything
         return f"import: {type(error).__name__}"
+    if not found:
+        return "import: no quantizers"  # the registry passes over a plugin that can't be loaded
     for stage, examples in enumerate(stages):
         chosen = found[:: max(len(found) - 1, 1)] if not stage else found  # a first look at the first and the last one
         for law in LAWS.values():
