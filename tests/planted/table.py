@@ -29,7 +29,7 @@ def row(defect: Defect) -> str:
 
 
 def table(backend: str) -> str:
-    for module in (Path(__file__).parent).glob(f"{backend}_*.py"):
+    for module in sorted(Path(__file__).parent.glob(f"{backend}_*.py")):
         importlib.import_module(f"tests.planted.{module.stem}")
     return HEAD.format(backend=backend) + "".join(row(defect) for defect in DEFECTS[backend])
 

@@ -675,7 +675,7 @@ def test_layers_that_are_not_registered_are_left_alone(example):
     how = {**weights_only(), "rules": [{"match": {"name": "last"}, "skip": True}]}
     with pytest.warns(NothingQuantizedWarning):
         qmodel = wrap(model, how, **({"example": x} if example else {}))
-    assert list(describe(qmodel).left_out) == ["norm", "last"]
+    assert list(describe(qmodel).left_out) == ["layers[0]", "norm", "last"]
     assert torch.equal(qmodel.eval()(x), before)
 
 

@@ -433,9 +433,9 @@ def test_the_layers_own_mode_wins():
 
 def test_a_forward_put_into_the_layer_is_the_one_that_runs():
     model, x = Listed(), x_of(4, 8)
-    model.one.forward = lambda x: F.linear(x, model.one.weight) * 2  # reads the float model's weight
+    model.one.forward = lambda x: F.linear(x, model.one.weight) * 2  # of the copy, it reads the copy's weight
     qmodel = ready(model)
-    assert torch.equal(qmodel.one(x), model.one(x))
+    assert torch.equal(qmodel.one(x), F.linear(x, qmodel.one.get_quantized_weights()["weight"]) * 2)
     patched = ready(Listed())
     own = patched.one.forward
     patched.one.forward = lambda x: own(x) * 2

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, distributed, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 from tqdm.auto import tqdm
 
 from trainable_core.calibration import Observer
@@ -20,12 +21,13 @@ from trainable_core.calibration.unseen import Sight, value_text
 from trainable_core.errors import CalibrationError, IntegerRangeError, ShapeMismatchError
 from trainable_core.qparams import variable_shape
 from trainable_core.quantizer import Structure
+from trainable_torch.computed import Uses, reason
 from trainable_torch.holder import ActivationQuantizationHolder
 from trainable_torch.kernels import eligible
 from trainable_torch.quantizers.base import RESHAPED, BasePytorchTrainableQuantizer
 from trainable_torch.ranks import require_whole, world_size
+from trainable_torch.state import state_of
 from trainable_torch.wrapper import QuantizationWrapper, check_biases
-from trainable_torch.wrapping import state_of
 
 
 def calibrate(
@@ -145,11 +147,32 @@ class TorchCalibration(ModelCalibration):
     ) -> Sequence[Observer]:
         """Return what each holder sees on all ranks of a distributed job together."""
         try:
-            observers = super().observe(holders, batches, call, training=training)
+            observers = super().observe(holders, batches, self._looking(call), training=training)
         except Exception as error:
             _all_ranks(f"{type(error).__name__}: {error}")  # the others wait to hear what this one saw
             raise
         return _over_ranks(observers)
+
+    def _looking(self, call: Callable[[Any, bool], Any]) -> Callable[[Any, bool], Any]:
+        """Return a call of the model that sees the first time what the model computes of its weights."""
+        weights = {
+            f"{name}.{attribute}".lstrip("."): weight
+            for name, wrapper in self.model.named_modules()
+            if isinstance(wrapper, QuantizationWrapper)
+            for attribute, weight, _ in wrapper.get_weights_vars()
+        }
+        waiting = [Uses(weights, [*self.model.parameters(), *self.model.buffers()])]
+
+        def called(batch: Any, training: bool) -> Any:  # noqa: FBT001 - as `call`
+            if not waiting:
+                return call(batch, training)
+            uses = waiting.pop()
+            with uses:
+                result = call(batch, training)
+            self.state.left_out |= {name: reason(operation) for name, operation in uses.found.items()}
+            return result
+
+        return called
 
     @property
     def may_try(self) -> bool:
@@ -231,7 +254,7 @@ class _Readers(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if isinstance(result, Tensor):  # not who asks for a shape or a device
-            for value in [*args, *(kwargs or {}).values()]:
+            for value in tree_leaves((args, kwargs)):
                 for sight in self.weights.get(id(value), ()):
                     sight.read(_name_of(func))
         return result

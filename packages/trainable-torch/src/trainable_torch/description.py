@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
-from trainable_core.backend.description import Description, describe_quantizer
+from trainable_core.backend.description import Description, DescriptionRow, describe_quantizer
+from trainable_core.recipe.plan import LayerPlan
 from trainable_torch.bias import BiasQuantizer
 from trainable_torch.holder import ActivationQuantizationHolder
+from trainable_torch.layers import kind_of
 from trainable_torch.operations import CONTAINER
 from trainable_torch.ranks import require_whole
+from trainable_torch.state import added_layers, plan_of, present_state
 from trainable_torch.wrapper import QuantizationWrapper
-from trainable_torch.wrapping import state_of
+
+NEVER_READ = "no forward has read this weight so far"
+"""What is told of a weight that has a quantizer, and has not passed through it though the model has run."""
 
 
 def describe(qmodel: nn.Module) -> Description:
@@ -32,34 +39,56 @@ def describe(qmodel: nn.Module) -> Description:
     ModelError
         When the model is not wrapped, or sharded over ranks.
     """
-    state = state_of(qmodel)
+    state = present_state(qmodel)
     require_whole(qmodel, "describe")
     rows = []
-    unread: dict[str, bool] = {}
+    unread: dict[str, int] = {}
+    seen: dict[int, list[bool]] = {}  # by the parameter, which layers may share
+    held: set[nn.Module] = set()
     float_biases: dict[str, str] = {}
-    for name, module in qmodel.named_modules():
+    for path, module in qmodel.named_modules():
+        name = path or "model"
         if isinstance(module, BiasQuantizer) and module.is_switched_off:
             float_biases[module.subject] = (
                 "it stays float: the quantizer of the layer's input or weight is switched off"
             )
         if isinstance(module, QuantizationWrapper):
-            unread |= {f"{name or 'model'}.{attribute}": not read for attribute, read in module.weights_read.items()}
-            for attribute, quantizer in module.weights_quantizers.items():
-                plan = state.plans[name or "model"]
-                rows.append(describe_quantizer(plan.layer, attribute, plan.weights[attribute], quantizer))
-        elif isinstance(module, ActivationQuantizationHolder):
-            layer, tensor = place_of_holder(name.removeprefix(f"{CONTAINER}."))
-            plan = state.plans[layer]
-            of_tensor = plan.float_inputs if plan.integer and tensor != "output" else plan.activation
-            assert of_tensor is not None  # noqa: S101 - there is a holder, so there was a plan for it
-            rows.append(describe_quantizer(plan.layer, tensor, of_tensor, module.activation_holder_quantizer))
+            for attribute, weight, _ in module.get_weights_vars():
+                seen.setdefault(id(weight), []).append(module.weights_read[attribute])
+                unread[f"{name}.{attribute}"] = id(weight)
+            plan = plan_of(name, module)
+            rows += [
+                describe_quantizer(plan.layer, attribute, plan.weights[attribute], quantizer)
+                for attribute, quantizer in module.weights_quantizers.items()
+            ]
+            rows += [_row(plan, tensor, holder) for tensor, holder in module.input_holders.items()]
+            rows += [] if module.output_holder is None else [_row(plan, "output", module.output_holder)]
+            held |= set(module.holders)
+        elif isinstance(module, ActivationQuantizationHolder) and module not in held:
+            operation, tensor = place_of_holder(name.removeprefix(f"{CONTAINER}."))
+            rows.append(_row(state.plans[operation], tensor, module))
     left_out = state.left_out | float_biases
-    if not all(unread.values()):  # the model has run, by forwards that are not compiled
-        left_out |= {name: "no forward has read this weight so far" for name, never in unread.items() if never}
+    if any(map(any, seen.values())):  # the model has run, by forwards that are not compiled
+        left_out |= {name: NEVER_READ for name, weight in unread.items() if not any(seen[weight])}
+    left_out |= _added(qmodel)
     biases = {bias: source for bias, source in state.biases.items() if bias not in float_biases}
     return Description(
         tuple(rows), left_out, dict(state.folded), state.finalized, biases=biases, islands=dict(state.islands)
     )
+
+
+def _row(plan: LayerPlan, tensor: str, holder: Any) -> DescriptionRow:
+    of_tensor = plan.float_inputs if plan.integer and tensor != "output" else plan.activation
+    assert of_tensor is not None  # noqa: S101 - there is a holder, so there was a plan for it
+    return describe_quantizer(plan.layer, tensor, of_tensor, holder.activation_holder_quantizer)
+
+
+def _added(qmodel: nn.Module) -> dict[str, str]:
+    """Return the layers that came into the model after it was wrapped, and are float."""
+    added = added_layers(qmodel)
+    kinds = {name: kind_of(each) for name, each in qmodel.named_modules() if each in added}
+    why = "it came into the model after wrapping; wrap the model with it to quantize it"
+    return {name: why for name, kind in kinds.items() if kind is not None and (kind.weights or kind.unsupported)}
 
 
 def place_of_holder(name: str) -> tuple[str, str]:

@@ -105,7 +105,7 @@ def export(
     if target == "mctq":
         return _write_mctq(deployed, path, example)
     source = source_of(deployed, example)
-    write = qdq.write if target == qdq.TARGET else qonnx.write
+    write = qonnx.write if target == qonnx.TARGET else qdq.write
     return write(source, path, external_data)
 
 
@@ -117,7 +117,7 @@ def _write_mctq(deployed: nn.Module, path: Any, example: Any) -> ExportReport:
                 node
             ) in module.graph.nodes:  # `torch.save` looks for the module of a type, and a postponed one is a string
                 node.type = None if isinstance(node.type, str) else node.type
-            module.recompile()  # type: ignore[no-untyped-call] # torch leaves it so
+            module.recompile()
     buffer = io.BytesIO()
     torch.save(stock, buffer)
     write_atomically(as_path(path), buffer.getvalue())

@@ -9,9 +9,11 @@ from trainable_core.backend.building import require_calibrated
 from trainable_torch.copying import copied
 from trainable_torch.holder import ActivationQuantizationHolder
 from trainable_torch.ranks import require_whole
+from trainable_torch.reading import MARK
+from trainable_torch.state import STATE, state_of
 from trainable_torch.training import quantizers_of
 from trainable_torch.wrapper import QuantizationWrapper, check_biases
-from trainable_torch.wrapping import count_step, state_of
+from trainable_torch.wrapping import count_step
 
 
 def finalize(qmodel: nn.Module) -> nn.Module:
@@ -61,6 +63,10 @@ def converted(qmodel: nn.Module) -> nn.Module:
     for key, hook in list(deployed._forward_pre_hooks.items()):  # noqa: SLF001 - there is no public way to find a hook
         if hook is count_step:
             del deployed._forward_pre_hooks[key]  # noqa: SLF001
+    for module in deployed.modules():
+        for state in (vars(module).get(STATE), getattr(vars(module).get(MARK), "state", None)):
+            if state is not None:
+                state.finalized = True
     state_of(deployed).finalized = True
     return deployed
 

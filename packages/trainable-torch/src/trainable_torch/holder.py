@@ -7,12 +7,14 @@ from typing import Any
 import torch
 from mct_quantizers import PytorchActivationQuantizationHolder
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from trainable_core.backend.building import require_quantizer
 from trainable_core.backend.unlisted import UnlistedSubclass
 from trainable_core.calibration import Observer
 from trainable_core.enums import QuantizationTarget
 from trainable_core.errors import CalibrationError
+from trainable_torch.kernels import eligible
 from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer
 
 
@@ -51,13 +53,20 @@ class ActivationQuantizationHolder(nn.Module, metaclass=UnlistedSubclass, of=Pyt
         quantizer = self.activation_holder_quantizer
         return quantizer if isinstance(quantizer, BasePytorchTrainableQuantizer) else None
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Return the input quantized."""
-        if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
+    def forward(self, inputs: Any) -> Any:
+        """Return the input quantized; of packed sequences and nested tensors, their values."""
+        if not isinstance(inputs, Tensor):
+            if isinstance(inputs, PackedSequence):
+                return PackedSequence(self.forward(inputs.data), *inputs[1:])
             return inputs
+        if not inputs.is_floating_point():
+            return inputs
+        if inputs.is_nested:
+            return self._of_nested(inputs)
         if self.observer is not None:
+            values = eligible.values_of(inputs)
             try:
-                self.observer.update(inputs.detach().to("cpu", torch.float32).numpy())
+                self.observer.update(values)
             except CalibrationError as error:
                 subject = getattr(self.activation_holder_quantizer, "subject", "activation")
                 hint = "look for the layer whose output diverges, or the bad batch."
@@ -69,6 +78,13 @@ class ActivationQuantizationHolder(nn.Module, metaclass=UnlistedSubclass, of=Pyt
         else:
             result = quantizer(inputs)
         return result
+
+    def _of_nested(self, inputs: Tensor) -> Tensor:
+        """Return a nested tensor with its values quantized; the operations of quantizers take plain ones."""
+        if inputs.layout is torch.jagged:
+            values: Any = self.forward(inputs.values())
+            return torch.nested.nested_tensor_from_jagged(values, inputs.offsets(), inputs.lengths())  # type: ignore[attr-defined] # of nested tensors
+        return torch.nested.as_nested_tensor([self.forward(each) for each in inputs.unbind()])
 
     def convert_to_inferable_quantizers(self) -> None:
         """Put the inferable quantizer in the trainable one's place; does nothing the second time."""

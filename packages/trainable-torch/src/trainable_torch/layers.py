@@ -162,6 +162,20 @@ def _embedding_obstacle(module: nn.Module) -> str:
     return ""
 
 
+def _dtype_obstacle(module: nn.Module, kind: LayerKind) -> str:
+    """Return why a layer's weights have no grid: they are no real numbers; empty where they are."""
+    for attribute in kind.weights:
+        weight: Any = module
+        for part in attribute.split("."):
+            # of a computed one nothing is asked: to compute it may change what the layer keeps
+            weight = getattr(weight, "_parameters", {}).get(part, getattr(weight, "_modules", {}).get(part))
+        if isinstance(weight, Tensor) and not weight.is_floating_point():
+            return (
+                f"its weight is of type {str(weight.dtype).removeprefix('torch.')}, and only real numbers are quantized"
+            )
+    return ""
+
+
 def _declared_kind(module: nn.Module) -> LayerKind | None:
     """Return the kind of a module's type."""
     if isinstance(module, torch.jit.ScriptModule):
@@ -193,7 +207,7 @@ def kind_of(module: nn.Module) -> LayerKind | None:
     groups = getattr(module, "groups", 1)
     if kind.op == "conv" and groups != 1 and groups == getattr(module, "in_channels", None):
         kind = replace(kind, op="depthwise_conv")
-    obstacle = _embedding_obstacle(module)
+    obstacle = _embedding_obstacle(module) or _dtype_obstacle(module, kind)
     return LayerKind(kind.op, {}, kind.inputs, obstacle) if obstacle else kind
 
 

@@ -30,8 +30,8 @@ from trainable_torch.inferable import InferableQuantizer
 from trainable_torch.layers import kind_of, leave_fused_paths
 from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer
 from trainable_torch.ranks import require_whole
+from trainable_torch.state import state_of
 from trainable_torch.wrapper import QuantizationWrapper
-from trainable_torch.wrapping import state_of
 
 _OURS = ("trainable_torch", "trainable_core")
 _HOOKS = (

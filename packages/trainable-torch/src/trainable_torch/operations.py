@@ -195,6 +195,10 @@ def _home(root: nn.Module, path: str) -> nn.Module:
 class _Container(nn.Module):
     """Holds quantizers under the names of the operations they stand at."""
 
+    def forward(self, inputs: Any) -> Any:
+        """Return what it is given: a model that calls all its children, as `nn.Sequential` does, calls this as well."""
+        return inputs
+
 
 def install(root: nn.Module, operations: Operations, named: Sequence[Operation], held: Mapping[str, Held]) -> None:
     """Let the quantizers take part in every forward of a model.

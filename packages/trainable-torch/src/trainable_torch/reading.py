@@ -18,10 +18,14 @@ import torch
 from torch import nn
 
 from trainable_core.errors import ModelError
+from trainable_core.recipe.state import WrappedState
 from trainable_torch.kernels import eligible
 
 MARK = "_trainable_model"
 """Attribute by which each module of a wrapped model knows the model's `Membership`."""
+
+ORIGIN = "_trainable_origin"
+"""Attribute of each module of a wrapped model: its name when the model was wrapped."""
 
 _CALLS = frozenset(("forward", "_call_impl", "__call__"))
 """Names of the functions that call a module: its own, and those of PyTorch that run its hooks as well."""
@@ -32,7 +36,17 @@ _MANAGERS = ("torch.distributed.", "torch.optim.", "accelerate.", "deepspeed.")
 
 
 class Membership:
-    """What the modules of one wrapped model have in common, and no other module: copied with them, as one object."""
+    """What the modules of one wrapped model have in common, and no other module: copied with them, as one object.
+
+    Parameters
+    ----------
+    names : set of str
+        The names of all modules when the model was wrapped.
+    """
+
+    def __init__(self, names: frozenset[str]) -> None:
+        self.names = names
+        self.state: WrappedState | None = None
 
 
 class _Thread(threading.local):
@@ -47,10 +61,11 @@ _thread = _Thread()
 
 def mark(model: nn.Module) -> None:
     """Mark every module of a model that has just been wrapped."""
-    membership = Membership()
-    for module in model.modules():
-        if not isinstance(module, torch.jit.ScriptModule):
-            object.__setattr__(module, MARK, membership)
+    named = [(name, each) for name, each in model.named_modules() if not isinstance(each, torch.jit.ScriptModule)]
+    membership = Membership(frozenset(name for name, _ in named))
+    for name, module in named:
+        object.__setattr__(module, MARK, membership)
+        object.__setattr__(module, ORIGIN, name)
 
 
 @contextmanager

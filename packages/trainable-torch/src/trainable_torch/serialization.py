@@ -29,8 +29,9 @@ from trainable_core.documents.model import (
 from trainable_core.errors import DocumentError, ModelError, RuleError, TrainableError
 from trainable_torch.finalized import converted
 from trainable_torch.ranks import require_whole
+from trainable_torch.state import present_state, state_of
 from trainable_torch.training import quantizers_of
-from trainable_torch.wrapping import state_of, wrapped
+from trainable_torch.wrapping import wrapped
 
 FORMAT = "trainable-torch"
 DIGEST = "sha256"
@@ -58,7 +59,7 @@ def save(qmodel: nn.Module, path: str | PathLike[str]) -> None:
     A safetensors file: the state dict's tensors, and in the header the recipe, which quantizers are frozen, which names
     share a tensor, the version of this format, and the SHA-256 of all this, so that no damage goes unseen.
     """
-    state = state_of(qmodel)
+    state = present_state(qmodel)
     require_whole(qmodel, "save")
     tensors: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
@@ -80,6 +81,8 @@ def save(qmodel: nn.Module, path: str | PathLike[str]) -> None:
     more: dict[str, Any] = {"aliases": aliases, "training": qmodel.training, "folded": state.folded}
     if state.structure:
         more["structure"] = state.structure
+    if state.origins:
+        more["origins"] = state.origins
     text = json.dumps({**header, **more})
     try:
         content = to_bytes(tensors, {FORMAT: text, DIGEST: digest(text, tensors)})
@@ -128,7 +131,9 @@ def load(path: str | PathLike[str], model: nn.Module) -> nn.Module:
         raise ModelError(f"load needs the float torch.nn.Module, got {type(model).__name__}")
     recipe = recipe_of(path, metadata)
     try:
-        known: dict[str, Any] = {name: metadata[name] for name in ("folded", "structure") if name in metadata}
+        known: dict[str, Any] = {
+            name: metadata[name] for name in ("folded", "structure", "origins") if name in metadata
+        }
         qmodel = wrapped(model, recipe, known=known)
     except (ModelError, RuleError) as error:
         if isinstance(error, RuleError) and "structure" not in known:
@@ -160,6 +165,9 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             folded = metadata.get("folded", {})  # a file of release 0.1.0 may have none
             if not isinstance(folded, dict) or not all(isinstance(name, str) for name in folded.values()):
                 raise DocumentError(path, "its header has 'folded' that is no mapping of names")
+            origins = metadata.get("origins", {})
+            if not isinstance(origins, dict) or not all(isinstance(name, str) for name in origins.values()):
+                raise DocumentError(path, "its header has 'origins' that is no mapping of names")
             check_structure(path, metadata.get("structure"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - the file is no mapping
             if header.get(DIGEST) != digest(text, tensors):

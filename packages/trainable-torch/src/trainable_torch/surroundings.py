@@ -17,6 +17,7 @@ from typing import Any
 from torch import nn
 
 from trainable_torch.overrides import tensors_of
+from trainable_torch.references import is_empty
 
 _ENUMERATIONS = frozenset(
     (
@@ -100,16 +101,8 @@ def _holds(value: Any, wanted: set[int], depth: int = _DEPTH) -> bool:
     elif inspect.ismethod(value):
         held = (value.__self__,)
     elif inspect.isfunction(value):
-        held = [cell.cell_contents for cell in value.__closure__ or () if not _is_empty(cell)]
+        held = [cell.cell_contents for cell in value.__closure__ or () if not is_empty(cell)]
     return any(_holds(each, wanted, depth - 1) for each in held)
-
-
-def _is_empty(cell: Any) -> bool:
-    try:
-        cell.cell_contents  # noqa: B018 - reading it is the question
-    except ValueError:
-        return True
-    return False
 
 
 # ---- what code reads ------------------------------------------------------------------------------------------------
@@ -151,7 +144,7 @@ def _uses_of(cls: type[nn.Module], module: nn.Module | None) -> _Uses | None:
         if name in done:
             continue
         done.add(name)
-        for function in _functions(cls, module, name):
+        for function in functions_of(cls, module, name):
             try:
                 tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
             except (OSError, TypeError, SyntaxError):
@@ -161,7 +154,7 @@ def _uses_of(cls: type[nn.Module], module: nn.Module | None) -> _Uses | None:
     return uses
 
 
-def _functions(cls: type[nn.Module], module: nn.Module | None, name: str) -> Iterator[Callable[..., Any]]:
+def functions_of(cls: type[nn.Module], module: nn.Module | None, name: str) -> Iterator[Callable[..., Any]]:
     """Yield the functions of one name that a module's classes define, PyTorch's own left out; and its own one."""
     found = [vars(module).get(name) if module is not None else None]
     found += [vars(each).get(name) for each in cls.__mro__ if not each.__module__.startswith("torch.")]

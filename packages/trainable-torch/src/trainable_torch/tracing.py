@@ -47,15 +47,16 @@ KEPT = "kept"
 class _Tracer(fx.Tracer):
     """Stops at every module whose kind is known, at PyTorch's own modules, and at wrappers.
 
-    With `options` false, arguments whose default is None are None instead of being traced.
+    With `options` false, arguments whose default is None are None instead of being traced. With `inside` false, every
+    module in the one that is traced is a single operation.
     """
 
-    def __init__(self, *, options: bool = True) -> None:
+    def __init__(self, *, options: bool = True, inside: bool = True) -> None:
         super().__init__()
-        self.options = options
+        self.options, self.inside = options, inside
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return kind_of(m) is not None or super().is_leaf_module(m, module_qualified_name)
+        return not self.inside or kind_of(m) is not None or super().is_leaf_module(m, module_qualified_name)
 
     def create_args_for_root(self, *args: Any, **kwargs: Any) -> Any:
         function, given = super().create_args_for_root(*args, **kwargs)
@@ -166,12 +167,24 @@ def _is_of_torch(path: str) -> bool:
     return any(root in Path(path).parents for root in roots) or not Path(path).is_file()
 
 
-def _graph(model: nn.Module, *, training: bool, options: bool = True) -> TracedModel:
+def probe_graph(layer: nn.Module) -> fx.Graph | None:
+    """Return the trace of a layer's own forward, with the modules inside as single operations; None without one."""
+    if type(layer).__module__.startswith("torch.nn.") or "forward" in vars(layer):
+        return None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return _graph(layer, training=True, inside=False).graph
+    except Exception:  # noqa: BLE001 - a forward may raise anything on a proxy
+        return None
+
+
+def _graph(model: nn.Module, *, training: bool, options: bool = True, inside: bool = True) -> TracedModel:
     """Return the trace of a model in one mode; tensors made while tracing become its buffers."""
     with _attributes_kept(model):
         for module in model.modules():
             module.training = training
-        graph = _Tracer(options=options).trace(model)
+        graph = _Tracer(options=options, inside=inside).trace(model)
         for proxy in tree_leaves([list(module.__dict__.items()) for module in model.modules()]):
             if isinstance(proxy, fx.Proxy):
                 proxy.node.meta[KEPT] = True

@@ -11,7 +11,8 @@ from torch import Tensor, distributed, nn
 from trainable_core.backend.variable_groups import variable_groups
 from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer
 from trainable_torch.ranks import world_size
-from trainable_torch.wrapping import scheduled_quantizers, state_of
+from trainable_torch.state import state_of
+from trainable_torch.wrapping import scheduled_quantizers
 
 
 def quantizers_of(model: nn.Module) -> dict[str, BasePytorchTrainableQuantizer]:

@@ -11,6 +11,7 @@ import torch
 from mct_quantizers import PytorchQuantizationWrapper
 from mct_quantizers.common.constants import POSITIONAL_WEIGHT, QUANTIZED_POSITIONAL_WEIGHT
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from trainable_core.backend.building import require_quantizer
 from trainable_core.backend.unlisted import UnlistedSubclass
@@ -127,6 +128,21 @@ class _Part(Reads):
         """Return the weight as the wrapped layer's quantizer makes it, while the model runs."""
         owner, attribute = self.__dict__[PART_OF][name]
         return owner.read_weight(attribute, weight)
+
+
+def read_through(module: nn.Module, aliases: Mapping[str, tuple[QuantizationWrapper, str]]) -> None:
+    """Let a module read parameters of its own as those of wrapped layers, which they are.
+
+    Parameters
+    ----------
+    module : Module
+        Gets a class made of two.
+    aliases : mapping of str to (QuantizationWrapper, str)
+        Layer and attribute, by the module's own name for the parameter.
+    """
+    if aliases:
+        become(module, _Part, aliases)
+        module.__dict__.setdefault(PART_OF, {}).update(aliases)
 
 
 class QuantizationWrapper(Reads, nn.Module, metaclass=UnlistedSubclass, of=PytorchQuantizationWrapper):
@@ -455,9 +471,7 @@ class QuantizationWrapper(Reads, nn.Module, metaclass=UnlistedSubclass, of=Pytor
                 outputs = overwritten.passed_on(outputs, call)
         if self.output_holder is None:
             return outputs
-        if isinstance(outputs, tuple):
-            return (self.output_holder(outputs[0]), *outputs[1:])
-        return self.output_holder(outputs)
+        return _first_held(outputs, self.output_holder)
 
     def _as_one(self, x: Any, call: _Call) -> Any:
         """Return what the layer and its quantizers give as one function, or None: call them one by one.
@@ -470,7 +484,7 @@ class QuantizationWrapper(Reads, nn.Module, metaclass=UnlistedSubclass, of=Pytor
         attributes = weights._attributes  # noqa: SLF001 - as above
         if len(holders) > 1 or len(attributes) > 1 or not call.quantizes or call.forward is not None:
             return None
-        if call.op_call_args or call.op_call_kwargs:
+        if call.op_call_args or call.op_call_kwargs or getattr(x, "is_nested", False):
             return None
         watched: list[Any] = []
         of_x = of_weight = None
@@ -570,6 +584,16 @@ class QuantizationWrapper(Reads, nn.Module, metaclass=UnlistedSubclass, of=Pytor
             # the key is another object than the query, else the two may be fused
             place[0][place[1]] = laid_out.view_as(laid_out) if name == "key" else laid_out
         return tuple(values), keywords
+
+
+def _first_held(outputs: Any, holder: Any) -> Any:
+    """Return what a layer gives with its output, or the first of several, quantized; its type stays."""
+    if isinstance(outputs, list) or (isinstance(outputs, tuple) and not isinstance(outputs, PackedSequence)):
+        if not outputs:
+            return outputs
+        values = _first_held(outputs[0], holder), *outputs[1:]
+        return type(outputs)(*values) if hasattr(outputs, "_fields") else type(outputs)(values)
+    return holder(outputs)
 
 
 def check_biases(qmodel: nn.Module) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.nn.utils import parametrize
 
 from trainable_core.backend.building import build_quantizer, warn_if_nothing_is_quantized
 from trainable_core.errors import ModelError, QuantizerStateError, UnsupportedConfigError
@@ -18,13 +19,14 @@ from trainable_core.recipe.layers import HOLDS, LayerInfo, LayerKind
 from trainable_core.recipe.placement import Call, behind_activations
 from trainable_core.recipe.plan import LayerPlan, QuantizerPlan
 from trainable_core.recipe.state import WrappedState
-from trainable_torch import reading
+from trainable_torch import computed, reading
+from trainable_torch.aliases import read_aliases, rebind_forwards, unregistered_layers
 from trainable_torch.bias import BiasQuantizer
-from trainable_torch.copying import copied
+from trainable_torch.copying import copied, reached_by_name
 from trainable_torch.folding import fold_batch_norm
 from trainable_torch.holder import ActivationQuantizationHolder
 from trainable_torch.kernels import eligible
-from trainable_torch.layers import kind_of, layer_info, leave_fused_paths
+from trainable_torch.layers import is_computed, kind_of, layer_info, leave_fused_paths
 from trainable_torch.observing import TRANSPOSED, Observed, observe
 from trainable_torch.operations import Held, Operation, Operations, hold, install, learned
 from trainable_torch.origins import (
@@ -40,6 +42,8 @@ from trainable_torch.origins import (
 )
 from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer
 from trainable_torch.routes import OWN, Routes, routes
+from trainable_torch.state import keep
+from trainable_torch.state import state_of as state_of  # noqa: PLC0414 - it is known by this module's name
 from trainable_torch.tracing import (
     Untraceable,
     function_op,
@@ -49,26 +53,7 @@ from trainable_torch.tracing import (
     trace,
 )
 from trainable_torch.wrapper import QuantizationWrapper
-
-STATE = "trainable_state"
-"""Attribute of a wrapped model that holds its `WrappedState`."""
-
-
-def state_of(model: nn.Module) -> WrappedState:
-    """Return what `wrap` noted on a model.
-
-    Raises
-    ------
-    ModelError
-        When the model was not made by `wrap`.
-    """
-    state = getattr(model, STATE, None) if isinstance(model, nn.Module) else None
-    if not isinstance(state, WrappedState):
-        raise ModelError(
-            f"{type(model).__name__} was not made by trainable_torch.wrap",
-            "qmodel = trainable_torch.wrap(model, recipe).",
-        )
-    return state
+from trainable_torch.writes import written
 
 
 def wrap(model: nn.Module, recipe: RecipeSource, example: Any = None) -> nn.Module:
@@ -115,16 +100,18 @@ def wrapped(
     model, recipe, example
         As for `wrap`.
     known : mapping, optional
-        ``folded`` and ``structure`` of an earlier model's `WrappedState`.
+        ``folded``, ``structure`` and ``origins`` of an earlier model's `WrappedState`.
     """
     known = known or {}
     root, state = _copy_of(model), WrappedState(QuantizationRecipe.of(recipe))
+    state.left_out |= {**reached_by_name(model, root), **unregistered_layers(root)}
     observed = None if example is None else observe(root, example)
     if state.recipe.fold_batch_norm:
         state.folded, kept = fold_batch_norm(root, observed, known.get("folded"))
         state.left_out |= {name: f"batch norm not folded: {reason}" for name, reason in kept.items()}
     look = _look(root, state.recipe, state, observed, known.get("structure", {}))
-    plans = state.recipe.resolve(look.infos, unseen=state.left_out.get("functional operations", ""))
+    state.origins = dict(known.get("origins", {}))
+    plans = _resolved(state, look)
     if state.recipe.quantizes_outputs:
         plans = behind_activations(state.recipe, plans, look.calls)
     if known.get("structure"):
@@ -136,10 +123,20 @@ def wrapped(
     warn_if_nothing_is_quantized(type(model).__name__, plans, stacklevel=4)
     leave_fused_paths(look.root)
     reading.mark(look.root)
-    setattr(look.root, STATE, state)
+    keep(look.root, state)
     if scheduled_quantizers(look.root):  # else every forward would look for them
         look.root.register_forward_pre_hook(count_step)
     return look.root
+
+
+def _resolved(state: WrappedState, look: _Look) -> list[LayerPlan]:
+    """Return what becomes of the layers, by the names that the recipe was written for."""
+    unseen = state.left_out.get("functional operations", "")
+    if not state.origins:
+        return state.recipe.resolve(look.infos, unseen=unseen)
+    infos = [replace(info, name=state.origins.get(info.name, info.name)) for info in look.infos]
+    plans = state.recipe.resolve(infos, unseen=unseen, complete=False)
+    return [replace(plan, layer=info) for plan, info in zip(plans, look.infos, strict=True)]
 
 
 def _copy_of(model: nn.Module) -> nn.Module:
@@ -179,6 +176,8 @@ def _quantize(look: _Look, plans: list[LayerPlan], state: WrappedState) -> None:
             held[name] = hold(look.root, look.named[name], places, build_output)
         else:
             _wrap_layer(look.root, look.kinds[name], plan, quantizers, state, inputs)
+    read_aliases(look.root, state)
+    rebind_forwards(look.root)
     if isinstance(look.root, fx.GraphModule):
         look.root.recompile()
     _quantize_biases(look, held, state)
@@ -248,11 +247,14 @@ def _look(
         if kind is not None and not kind.unsupported:
             look.kinds[name] = kind
             look.infos.append(_layer_info(name, module, kind, recipe))
+            state.left_out |= _beside(name, module, kind)
+            found = computed.of_layer(module, kind.weights)
+            state.left_out |= {f"{name}.{key}": computed.reason(operation) for key, operation in found.items()}
             continue
         info = _left_out(name, module, kind, state)
         if module is not model or not any(True for _ in model.children()):  # a rule can't name the whole of them
             look.infos.append(info)
-    wanted = recipe.quantizes_outputs or recipe.matches_functional(look.infos)
+    wanted = (recipe.quantizes_outputs or recipe.matches_functional(look.infos)) and "origins" not in known
     if "operations" in known:
         look.operations = Operations.from_document(known["operations"])
     elif wanted and kind_of(model) is None:
@@ -305,15 +307,35 @@ def _look_at_operations(look: _Look, state: WrappedState, observed: Observed | N
 
 
 def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module, LayerKind | None]]:
-    """Yield every module with its kind, not looking inside one of a known kind; the model only where it is a layer."""
+    """Yield every module with its kind, without what belongs to a layer of a known kind; the model as the first one."""
     inside: set[nn.Module] = set()
     for name, module in model.named_modules():
         if module in inside:
             continue
         kind = kind_of(module)
-        if kind is not None:
+        if kind is not None and kind.unsupported:
             inside.update(module.modules())
+        elif kind is not None:
+            inside.update(module.get_submodule(weight.rpartition(".")[0]) for weight in kind.weights)
+            if parametrize.is_parametrized(module):
+                inside.update(module.get_submodule("parametrizations").modules())
+            writer = next((found for key in kind.weights if (found := written(model, name, module, key))), "")
+            if writer:
+                reason = f"{writer} writes into its weight, which would change the quantized one and be lost"
+                kind = LayerKind(kind.op, {}, kind.inputs, reason)
         yield name or "model", module, kind
+
+
+def _beside(name: str, module: nn.Module, kind: LayerKind) -> dict[str, str]:
+    """Return the matrices that a layer has beside the weights of its kind, which stay float, with the reason."""
+    if type(module).__module__.startswith("torch.nn.") or any(is_computed(module, key) for key in kind.weights):
+        return {}
+    cls = type(module).__name__
+    return {
+        f"{name}.{key}": f"{cls} has it beside the weights of its kind; see register_layer"
+        for key, parameter in module._parameters.items()  # noqa: SLF001 - own ones, without children's
+        if parameter is not None and parameter.dim() > 1 and key not in kind.weights
+    }
 
 
 def _left_out(name: str, module: nn.Module, kind: LayerKind | None, state: WrappedState) -> LayerInfo:

@@ -217,6 +217,10 @@ class _Lowering:
         before = next((each for each in reversed(self.made) if source in each.output), None)
         if before is None or before.domain or before.op_type not in APPROXIMATED:
             return source
+        return self._kept(node, source)
+
+    def _kept(self, node: Node, source: str) -> str:
+        """Return a tensor's values behind a node that no runtime fuses with what is around it."""
         lowest = self._number(np.asarray(np.finfo(np.float32).min, np.float32))
         kept = self.graph.fresh(f"{source}_kept")
         self.made.append(self.graph.make("Max", [source, lowest], [kept], like=node))
@@ -365,11 +369,15 @@ class _Lowering:
         self.made.append(node)
 
     def _read(self, node: Node) -> None:
+        """Let a node that stays read dequantized values."""
+        mixed = node.op_type in ("Gemm", "MatMul") and node.input[0] not in self.coded
         for index, name in enumerate(node.input):
             if name in self.coded:
                 coded = self.coded[name]
                 value = self.graph.fresh(f"{coded.name}_value")
                 self.made.append(self._dequantize(coded, value, node))
+                if mixed and coded.constant is not None:  # a runtime would quantize the float operand to 8 bits
+                    value = self._kept(node, value)
                 node.input[index] = value
 
     def _product(self, node: Node, axis: int) -> None:

@@ -198,7 +198,7 @@ class QuantizationRecipe(Document):
             )
         return cls.model_validate(_read(Path(fspath(source))))
 
-    def resolve(self, layers: Sequence[LayerInfo], *, unseen: str = "") -> list[LayerPlan]:
+    def resolve(self, layers: Sequence[LayerInfo], *, unseen: str = "", complete: bool = True) -> list[LayerPlan]:
         """Return what becomes of each layer.
 
         Parameters
@@ -208,6 +208,8 @@ class QuantizationRecipe(Document):
             visible.
         unseen : str
             Why functional operations are not among them; part of the error when a rule matches nothing.
+        complete : bool
+            Whether these are all layers that the recipe was written for; of a part, a rule may match none.
 
         Raises
         ------
@@ -220,7 +222,7 @@ class QuantizationRecipe(Document):
             When rules add up to an incomplete or wrong config.
         """
         matched = self.matched(layers)
-        for index, rule in enumerate(self.rules):
+        for index, rule in enumerate(self.rules if complete else ()):
             _check_rule(index, rule, [layers[each] for each in matched[index]], layers, unseen)
         rules = _by_layer(matched, len(layers))
         return [

@@ -32,6 +32,8 @@ class WrappedState:
         Why, by the name of each layer or operation that is computed in float between quantizers.
     structure : dict
         What a backend learned of the model's structure from an example, JSON-clean: `load` has no example.
+    origins : dict of str to str
+        For layers that have moved since the model was wrapped: their names then, by those now.
     """
 
     recipe: QuantizationRecipe
@@ -42,6 +44,7 @@ class WrappedState:
     biases: dict[str, str] = field(default_factory=dict)
     islands: dict[str, str] = field(default_factory=dict)
     structure: dict[str, Any] = field(default_factory=dict)
+    origins: dict[str, str] = field(default_factory=dict)
 
     def note(self, plans: Iterable[LayerPlan]) -> list[LayerPlan]:
         """Take in what becomes of the layers, and return the plans of those that get quantizers.

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from trainable_torch.kernels import tier
 
@@ -38,6 +39,13 @@ _CAN_TELL = None not in (_transforms_are_active, _count_dispatch_modes, _tracing
 if not hasattr(Tensor, "_version"):
     _missing["torch.Tensor._version"] = PLAIN_WAY
     _CAN_TELL = False
+
+
+def _differentiates_forward() -> bool:
+    """Return whether tangents are computed with the values, as in ``torch.autograd.forward_ad.dual_level``."""
+    level: int = getattr(forward_ad, "_current_level", -1)
+    return level >= 0
+
 
 _PARTS = "a layer and its quantizers are separate autograd nodes"
 _has_global_hooks = _private("torch.nn.modules.module._has_any_global_hook", _PARTS)
@@ -75,7 +83,8 @@ DROPOUT: tuple[type[nn.Module], ...] = (
     nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout,
 )  # fmt: skip
 
-_PLAIN = (Tensor, nn.Parameter)
+PLAIN = (Tensor, nn.Parameter)
+"""Classes of tensors that are nothing but tensors."""
 
 
 def remarks() -> list[str]:
@@ -85,21 +94,28 @@ def remarks() -> list[str]:
 
 def is_eager(*tensors: Tensor) -> bool:
     """Return whether these are plain tensors, outside of compilation, function transforms, traces and modes."""
-    if torch.compiler.is_compiling() or not _CAN_TELL:
+    if torch.compiler.is_compiling() or not _CAN_TELL or _differentiates_forward():
         return False
     if _transforms_are_active() or _count_dispatch_modes() or _tracing_state() is not None:
         return False
     for tensor in tensors:  # noqa: SIM110 - `all` with a generator takes twice as long, and every quantizer pays for it
-        if type(tensor) not in _PLAIN:
+        if type(tensor) not in PLAIN:
             return False
     return True
+
+
+def is_transformed() -> bool:
+    """Return whether a function transform or forward-mode differentiation is active, in eager mode."""
+    if torch.compiler.is_compiling():
+        return False
+    return _differentiates_forward() or bool(_transforms_are_active is not None and _transforms_are_active())
 
 
 def fits(*tensors: Tensor) -> bool:
     """Return whether the fast kernels may take these tensors: plain float32 CPU tensors in eager mode."""
     if torch.compiler.is_compiling() or not _CAN_TELL or tier.wanted() == tier.PLAIN:
         return False
-    if _transforms_are_active() or _count_dispatch_modes() or _tracing_state() is not None:
+    if _differentiates_forward() or _transforms_are_active() or _count_dispatch_modes() or _tracing_state() is not None:
         return False
     return are_plain(tensors)
 
@@ -107,7 +123,7 @@ def fits(*tensors: Tensor) -> bool:
 def are_plain(tensors: Iterable[Tensor]) -> bool:
     """Return whether these are float32 CPU tensors of PyTorch's own classes."""
     for tensor in tensors:
-        if type(tensor) not in _PLAIN or not tensor.is_cpu or tensor.dtype is not torch.float32:
+        if type(tensor) not in PLAIN or not tensor.is_cpu or tensor.dtype is not torch.float32:
             return False
     return True
 
@@ -153,6 +169,7 @@ def is_unwatched() -> bool:
         or _CANT_WATCH
         or torch.compiler.is_compiling()
         or tier.wanted() == tier.PLAIN
+        or _differentiates_forward()
         or _transforms_are_active()
         or _count_dispatch_modes()
         or _tracing_state() is not None
@@ -191,6 +208,25 @@ def saved_tensors_are_watched() -> bool:
     if _top_saved_tensors_hooks is None or _saved_tensors_hooks_are_allowed is None:
         return True
     return not _saved_tensors_hooks_are_allowed() or _top_saved_tensors_hooks(False) is not None  # noqa: FBT003
+
+
+_is_wrapped = _private(
+    "torch._C._functorch.is_functorch_wrapped_tensor",
+    "nothing is calibrated that passes through a transform such as vmap",
+)
+_unwrapped = _private("torch._C._functorch.get_unwrapped")
+_outside_of_transforms = _private("torch._C._DisableFuncTorch")
+
+
+def values_of(tensor: Tensor) -> Any:
+    """Return a tensor's values as a NumPy array of float32; all of a batch of which ``vmap`` shows parts."""
+    values = tensor.detach().to("cpu", torch.float32)
+    if None in (_is_wrapped, _unwrapped, _outside_of_transforms):
+        return values.numpy()
+    while _is_wrapped(values):
+        values = _unwrapped(values)
+    with _outside_of_transforms():
+        return values.numpy()
 
 
 def version(tensor: Tensor) -> int:

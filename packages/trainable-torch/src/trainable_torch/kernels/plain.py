@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from trainable_torch.grid import Grid
+from trainable_torch.kernels import eligible
 
 End = Tensor | float
 
@@ -96,6 +97,7 @@ class _FakeQuantize(torch.autograd.Function):
         ctx.plain_ends = None if ends else (low, high)
         ctx.plain_scale = None if factor else gradient_scale
         ctx.save_for_backward(x, scale, *ends, *factor)
+        ctx.save_for_forward(x, scale, *ends, *factor)
 
     @staticmethod
     def saved(ctx: Any) -> tuple[Tensor, Tensor, End, End]:
@@ -131,14 +133,47 @@ class _Lsq(_FakeQuantize):
         return gradients[0], d_scale, d_zero, None, None, None
 
 
+# Dynamo takes no function that can be differentiated forward, so these are apart
+
+
+class _SteForward(_Ste):
+    """`_Ste`, which can be differentiated in forward mode as well."""
+
+    @staticmethod
+    def jvp(ctx: Any, d_x: Tensor | None, *_others: Any) -> Tensor | None:
+        """Return what a tangent of the input becomes: what the gradient is multiplied by is symmetric."""
+        return None if d_x is None else ste_gradient(d_x, *_Ste.saved(ctx))
+
+
+class _LsqForward(_Lsq):
+    """`_Lsq`, which can be differentiated in forward mode as well."""
+
+    @staticmethod
+    def jvp(ctx: Any, d_x: Tensor | None, d_scale: Tensor | None, d_zero: Tensor | None, *_others: Any) -> Any:
+        """Return what tangents of input and grid become, by the derivatives that `backward` multiplies with."""
+        x, scale, low, high = _Lsq.saved(ctx)
+        steps = x * scale.reciprocal()
+        slope, outside = slopes(steps, low, high)
+        factor = _Lsq.gradient_scale(ctx)
+        result = torch.zeros_like(x) if d_x is None else torch.where((steps > low) & (steps < high), d_x, 0.0)
+        if d_scale is not None:
+            result = result + slope * d_scale * factor
+        if d_zero is not None:
+            result = result - torch.where(outside, scale * d_zero * factor, 0.0)
+        return result
+
+
 def fake_quantize(x: Tensor, grid: Grid, rule: Rule) -> Tensor:
     """Return `x` snapped to the grid, in the graph of `x` and, if the rule learns, of the grid."""
     result: Tensor
+    forward = eligible.is_transformed()
     if isinstance(rule, Lsq):
         factor: Any = rule.gradient_scale
         if torch.compiler.is_compiling():  # where a size is dynamic it is no number, which no function there may take
             factor = torch.full((), factor, dtype=torch.float32, device=x.device)
-        result = _Lsq.apply(x, grid.scale, grid.zero_point, *grid.ends, factor)  # type: ignore[no-untyped-call] # torch leaves it so
+        of_lsq = _LsqForward if forward else _Lsq
+        result = of_lsq.apply(x, grid.scale, grid.zero_point, *grid.ends, factor)  # type: ignore[no-untyped-call] # torch leaves it so
     else:
-        result = _Ste.apply(x, grid.scale.detach(), grid.zero_point.detach(), *grid.ends, 1.0)  # type: ignore[no-untyped-call]
+        of_ste = _SteForward if forward else _Ste
+        result = of_ste.apply(x, grid.scale.detach(), grid.zero_point.detach(), *grid.ends, 1.0)  # type: ignore[no-untyped-call]
     return result

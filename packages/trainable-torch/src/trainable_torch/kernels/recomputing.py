@@ -86,12 +86,14 @@ def recomputed(tensors: Iterable[Any]) -> AbstractContextManager[Any]:
         return nullcontext()
     nodes = {}
     for tensor in tensors:
-        if isinstance(tensor, Tensor) and fake_quantization.is_quantized(tensor):
+        if type(tensor) is Tensor and fake_quantization.is_quantized(tensor):  # others may have no memory of their own
             nodes[tensor.untyped_storage().data_ptr()] = tensor.grad_fn
     if not nodes or not eligible.is_eager() or eligible.saved_tensors_are_watched():
         return nullcontext()
 
     def pack(tensor: Tensor) -> Any:
+        if type(tensor) not in eligible.PLAIN:
+            return Kept(tensor, eligible.version(tensor))
         node: Any = nodes.get(tensor.untyped_storage().data_ptr())
         # a layer may have written into it, or read its bits as another type
         unchanged = node is not None and eligible.version(tensor) == node.version and tensor.dtype is torch.float32
