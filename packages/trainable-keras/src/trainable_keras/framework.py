@@ -161,6 +161,10 @@ class Framework(ABC):
         """Set an attribute of a model as it is."""
         setattr(model, name, value)
 
+    @staticmethod  # noqa: B027 - only one engine needs it
+    def track_parameters(model: Any) -> None:
+        """Let PyTorch know the variables of a model that has new ones, where it is the engine."""
+
     @staticmethod
     def strategy_of(model: Any) -> AbstractContextManager[Any]:  # noqa: ARG004 - Keras 2 asks the model
         """Return the scope of the distribution strategy that a model was made under, if Keras remembers it."""

@@ -136,6 +136,7 @@ def state_of(framework: Framework, model: Any) -> WrappedState:
 def note(framework: Framework, model: Any, state: WrappedState) -> None:
     """Keep what is known of a wrapped model: on it, and in the config of its first part, which Keras saves."""
     framework.keep(model, STATE, state)
+    framework.track_parameters(model)
     for part in parts_of(model)[:1]:
         told_of(part).notes = state_document(state)
 

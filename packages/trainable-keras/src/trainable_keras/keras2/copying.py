@@ -60,6 +60,7 @@ class Copier(ModelCopier):
         """Note the nodes of the model's graphs by their layer."""
         self._nodes: dict[int, list[Any]] = {}
         self._graphs: list[Any] = []
+        self._former: list[Any] = []
         self._copied_nodes: list[Any] = []
         by_depth = [getattr(layer, "_nodes_by_depth", None) or {} for layer in layers_within(model)]
         nodes = [node for levels in by_depth for level in levels.values() for node in level]
@@ -139,7 +140,7 @@ class Copier(ModelCopier):
             vars(made).update({name: fresh[name] for name in _OF_TRAINING if name in fresh})
             vars(made)["_checkpoint"] = tf.train.Checkpoint(root=weakref.ref(made))
             if getattr(value, "_is_graph_network", False):
-                self._graphs.append(made)
+                (self._graphs if _is_current(value) else self._former).append(made)
         if isinstance(value, _node.Node):
             self._copied_nodes.append(made)
 
@@ -161,6 +162,8 @@ class Copier(ModelCopier):
                 parent.layer._outbound_nodes.append(node)  # noqa: SLF001 - as above
         for graph in self._graphs:
             refresh_graph(graph)
+        for graph in self._former:
+            graph._compute_tensor_usage_count()  # noqa: SLF001 - as above
 
 
 def _mend_node(node: Any) -> None:
@@ -170,6 +173,12 @@ def _mend_node(node: Any) -> None:
     node._keras_inputs_ids_and_indices = list(zip(ids, places, strict=True))  # noqa: SLF001 - as above
     node.flat_input_ids = ids
     node.flat_output_ids = [str(id(tensor)) for tensor in tf.nest.flatten(node.outputs)]
+
+
+def _is_current(model: Any) -> bool:
+    """Return whether the layers of a graph have its nodes: a Sequential model that is built anew may lose them."""
+    nodes = [node for level in model._nodes_by_depth.values() for node in level]  # noqa: SLF001 - as above
+    return all(any(each is node for each in node.layer._inbound_nodes) for node in nodes)  # noqa: SLF001 - as above
 
 
 def refresh_graph(model: Any) -> None:

@@ -13,7 +13,7 @@ from trainable_core.errors import ModelError
 from trainable_keras.copying import own_variables
 from trainable_keras.framework import Framework, functions_run_eagerly
 from trainable_keras.graph import layers_within
-from trainable_keras.keras3.copying import Copier, remade, rerun
+from trainable_keras.keras3.copying import Copier, remade, rerun, track_parameters
 from trainable_keras.keras3.engine import ENGINE
 from trainable_keras.keras3.folding import FoldedBatchNormalization
 from trainable_keras.keras3.functions import FUNCTIONS
@@ -48,6 +48,12 @@ class Keras3(Framework):
     remade = staticmethod(remade)
     rerun = staticmethod(rerun)
     created_variables = staticmethod(own_variables)
+
+    @staticmethod
+    def track_parameters(model: Any) -> None:
+        """Let PyTorch know the variables of a model that has new ones, where it is the engine."""
+        for layer in layers_within(model) if ENGINE == "torch" else ():
+            track_parameters(layer)
 
     @staticmethod
     def dtype_policy(layer: Any) -> Any:
