@@ -86,7 +86,8 @@ def tests_core(session: nox.Session) -> None:
 @check("tests-torch")
 def tests_torch(session: nox.Session) -> None:
     """Test trainable-torch; `minimums` runs trainable-core's tests beside an installed backend."""
-    tests = ["tests/torch", "tests/artifacts", "tests/examples", *ARCHITECTURE]
+    runtime = "tests/core/test_integer_runtime.py"  # ONNX Runtime is in this environment
+    tests = ["tests/torch", runtime, "tests/artifacts", "tests/examples", *ARCHITECTURE]
     pytest(session, TORCH_TESTS, *PARALLEL, *tests, env=ONE_THREAD)
 
 

@@ -192,8 +192,10 @@ class Dithered(NumpySte):
         return super().__call__((x + noise * scale).astype(x.dtype) if training else x)
 
 
-def failing(cls: type[Any]) -> set[str]:
-    return {verdict.law.name for verdict in check_quantizer(cls, ADAPTER, seed=0) if not verdict.holds}
+def failing(cls: type[Any], *laws: str) -> set[str]:
+    """Return which of some laws fail, or of all; few examples, none made smaller, because each law is tried."""
+    verdicts = check_quantizer(cls, ADAPTER, laws=laws or None, examples=20, seed=0, shrink=False)
+    return {verdict.law.name for verdict in verdicts if not verdict.holds}
 
 
 def test_a_random_forward_is_taken_as_declared():
@@ -204,7 +206,8 @@ def test_a_random_forward_that_nobody_declared_is_found():
     class Undeclared(Dithered):
         training_forward = "deployed"
 
-    assert failing(Undeclared) >= {"training_equals_evaluation", "schedule_resume"}
+    laws = "training_equals_evaluation", "schedule_resume"
+    assert failing(Undeclared, *laws) == set(laws)
 
 
 def test_a_declared_variable_that_does_not_learn_is_found():
@@ -220,7 +223,7 @@ def test_a_declared_grid_that_does_not_learn_is_found():
         identifier = "FIXED"
         learns_grid = True
 
-    assert "variable_groups" in failing(Fixed)
+    assert failing(Fixed, "variable_groups") == {"variable_groups"}
 
 
 def test_laws_on_the_reference_are_about_methods_with_an_oracle():
