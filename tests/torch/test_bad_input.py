@@ -56,6 +56,7 @@ from trainable_torch import (
     average_scalar_gradients,
     calibrate,
     describe,
+    export,
     finalize,
     freeze_quant_params,
     load,
@@ -65,6 +66,7 @@ from trainable_torch import (
     running,
     save,
     to_mctq,
+    verify,
     wrap,
 )
 from trainable_torch.quantizers import (
@@ -282,6 +284,8 @@ def test_what_the_models_own_forward_raises_passes_and_the_model_is_as_it_was(ba
 
 # ---- the other verbs ------------------------------------------------------------------------------------------------
 
+FILE = "never-written.onnx"
+
 
 @table(
     row("finalize a float model", "float", finalize, ModelError, "Sequential", "wrap"),
@@ -290,6 +294,22 @@ def test_what_the_models_own_forward_raises_passes_and_the_model_is_as_it_was(ba
     row("run nothing", "float", lambda _: running(None).__enter__(), ModelError, "NoneType"),
     row("a float model of mctq's classes", "float", to_mctq, ModelError, "Sequential", "wrap"),
     row("nothing of mctq's classes", "float", lambda _: to_mctq(None), ModelError, "NoneType"),
+    row("export a float model", "float", lambda m: export(m, FILE, example=images()), ModelError, "Sequential", "wrap"),
+    row("export nothing", "float", lambda _: export(None, FILE, example=images()), ModelError, "NoneType"),
+    row("export before finalize", "calibrated", lambda m: export(m, FILE), QuantizerStateError, "finalize"),
+    row(
+        "export for a target that is not there",
+        "finalized",
+        lambda m: export(m, FILE, target="onnyx"),
+        InvalidArgumentError,
+        "'onnyx'",
+        "did you mean 'onnx'",
+    ),
+    row("export to no path", "finalized", lambda m: export(m, None), DocumentError, "NoneType"),
+    row("verify a float model", "float", lambda m: verify(m, FILE, [images()]), ModelError, "Sequential", "wrap"),
+    row("verify nothing", "float", lambda _: verify(None, FILE, [images()]), ModelError, "NoneType"),
+    row("verify before finalize", "calibrated", lambda m: verify(m, FILE, []), QuantizerStateError, "finalize"),
+    row("verify with no batches", "finalized", lambda m: verify(m, FILE, []), InvalidArgumentError, "no batches"),
     row(
         "finalize before calibration",
         "wrapped",
@@ -759,6 +779,7 @@ def test_every_public_verb_is_tried():
         average_scalar_gradients,
         calibrate,
         describe,
+        export,
         finalize,
         freeze_quant_params,
         load,
@@ -768,6 +789,7 @@ def test_every_public_verb_is_tried():
         running,
         save,
         to_mctq,
+        verify,
         wrap,
     }
     assert {getattr(trainable_torch, name) for name in trainable_torch.__all__} - tried == {trainable_torch.Grid}

@@ -33,6 +33,9 @@ NAMES = {
     "torch._C._will_engine_execute_node": True,
     "torch.nn.Module._call_impl": True,
     "torch.autograd.Function._backward_cls": True,
+    "torch._C._functorch.is_functorch_wrapped_tensor": True,
+    "torch._C._functorch.get_unwrapped": True,
+    "torch._C._DisableFuncTorch": True,
 }
 """Every private name, and whether a layer and its quantizers are one node without it."""
 

@@ -105,10 +105,9 @@ STEP = 2.0**-20
 """Distance of the finite differences, in steps of the grid; float64 leaves 2**-32 of a step's derivative."""
 
 MARGIN = 2.0**-10
-"""Distance from ties and ends, in steps of the grid, below which nothing is compared.
+"""Distance from ties and ends, in steps of the grid, that a difference in the scale or the zero point does not move.
 
-It is more than what a difference in the scale or the zero point moves, and than ``2**8 * 2**-24``, by which float32 may
-be off.
+The quotient of an input and a scale, at most ``2**n_bits``, comes to it: float32 may be off by two roundings of it.
 """
 
 CURVATURE = 2.0**-12
@@ -194,4 +193,5 @@ def away_from_kinks(quantizer: Any, case: Case) -> Float32:
         quotient = case.x.astype(np.float64) / at.along(case.x.ndim).scale
     to_tie = np.abs(np.abs(quotient - np.rint(quotient)) - 0.5)
     to_end = np.minimum(np.abs(quotient - low), np.abs(quotient - high))
-    return np.where((to_tie > MARGIN) & (to_end > MARGIN), case.upstream, np.float32(0))
+    margin = MARGIN + 2 * (at.quant_max - at.quant_min + 1) * 2.0**-24
+    return np.where(np.minimum(to_tie, to_end) > margin, case.upstream, np.float32(0))

@@ -210,12 +210,10 @@ def saved_tensors_are_watched() -> bool:
     return not _saved_tensors_hooks_are_allowed() or _top_saved_tensors_hooks(False) is not None  # noqa: FBT003
 
 
-_is_wrapped = _private(
-    "torch._C._functorch.is_functorch_wrapped_tensor",
-    "nothing is calibrated that passes through a transform such as vmap",
-)
-_unwrapped = _private("torch._C._functorch.get_unwrapped")
-_outside_of_transforms = _private("torch._C._DisableFuncTorch")
+_TRANSFORMED = "nothing is calibrated that passes through a transform such as vmap"
+_is_wrapped = _private("torch._C._functorch.is_functorch_wrapped_tensor", _TRANSFORMED)
+_unwrapped = _private("torch._C._functorch.get_unwrapped", _TRANSFORMED)
+_outside_of_transforms = _private("torch._C._DisableFuncTorch", _TRANSFORMED)
 
 
 def values_of(tensor: Tensor) -> Any:
