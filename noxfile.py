@@ -50,6 +50,24 @@ ARCHITECTURE = (
 )  # the session `examples` runs that one
 
 
+# What these are about does not depend on which kernels are used, or tries all of them.
+NOT_ABOUT_KERNELS = [
+    f"--ignore=tests/torch/test_{name}.py"
+    for name in (
+        "bad_input",
+        "distributed",
+        "document_fuzz",
+        "eligible",
+        "engines",
+        "exporting",
+        "folding_structure",
+        "mctq",
+        "memory",
+        "operations",
+        "origins",
+    )
+]
+
 ON_EVERY_ENGINE = [f"tests/keras/test_{name}.py" for name in ("engines", "frozen", "plugins")]
 
 
@@ -95,7 +113,7 @@ def tests_torch(session: nox.Session) -> None:
 def tests_torch_plain(session: nox.Session) -> None:
     """Test trainable-torch again with every fast kernel switched off."""
     plain = {**ONE_THREAD, **FEWER_EXAMPLES, "TRAINABLE_TORCH_KERNELS": "plain"}
-    pytest(session, TORCH_TESTS, *PARALLEL, "tests/torch", env=plain)
+    pytest(session, TORCH_TESTS, *PARALLEL, "tests/torch", *NOT_ABOUT_KERNELS, env=plain)
 
 
 @check("tests-keras")
@@ -150,7 +168,9 @@ def examples(session: nox.Session) -> None:
 @check("minimums")
 def minimums(session: nox.Session) -> None:
     """Test with the lowest versions that the distributions declare; constraints/minimums.txt says why not torch's."""
-    pytest(session, MINIMUMS, *PARALLEL, "tests/core", "tests/torch", env={**ONE_THREAD, **FEWER_EXAMPLES})
+    private_names = "--ignore=tests/torch/test_eligible.py"  # of PyTorch, whose version is the one of `tests-torch`
+    tests = ["tests/core", "tests/torch", private_names]
+    pytest(session, MINIMUMS, *PARALLEL, *tests, env={**ONE_THREAD, **FEWER_EXAMPLES})
 
 
 @check("maximums", default=False)  # what is newest changes without a change here
