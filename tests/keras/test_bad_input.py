@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,7 @@ from tests.keras.framework import (
     tensor,
     tf,
 )
-from tests.keras.models import dense, images, moved, network, ready, recipe, state, weights_only
+from tests.keras.models import call, dense, images, moved, network, ready, recipe, same, state, weights_only
 from trainable_core.constants import RANGE_MAX, RANGE_MIN, THRESHOLD
 from trainable_core.errors import (
     CalibrationError,
@@ -193,13 +194,21 @@ UNWRAPPABLE: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
     "a model without layers": (keras.Model, ("not built",)),
     "an unbuilt layer": (lambda: kl.Dense(3), ("Dense is not built",)),
     "a layer that is never called": (unbuilt_part, ("'unused'", "no weights yet")),
-    "a layer without a config": (without_config, ("opaque", "get_config")),
 }
 
 
 @pytest.mark.parametrize(("make", "facts"), UNWRAPPABLE.values(), ids=UNWRAPPABLE)
 def test_wrap_of_what_can_not_be_wrapped(make: Any, facts: tuple[str, ...]) -> None:
     refused(lambda: wrap(make(), LSQ), ModelError, facts)
+
+
+def test_a_layer_without_a_config_is_copied_and_the_file_of_the_library_needs_none(tmp_path: Path) -> None:
+    model, x = without_config(), np.random.default_rng(0).normal(size=(4, 3)).astype("float32")
+    qmodel = calibrate(wrap(model, LSQ), [x])
+    save(finalize(qmodel), tmp_path / "deployed")
+    expected = call(qmodel, x)
+    assert not same(expected, call(model, x))  # it is quantized
+    assert same(call(load(tmp_path / "deployed", model), x), expected)
 
 
 def test_a_lambda_layer_is_refused_on_keras_3_and_copied_on_keras_2() -> None:

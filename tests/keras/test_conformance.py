@@ -57,7 +57,11 @@ def test_built_in_quantizers_keep_every_law(check):
 
 
 def test_every_law_meets_some_quantizers():
-    assert {check.law.name for check in CHECKS} == set(LAWS) - {SLOW}
+    subjects = {check.subject for check in CHECKS}
+    about = {name for name, law in LAWS.items() if any(map(law.about, subjects))}
+    assert {check.law.name for check in CHECKS} == about - {SLOW}
+    # the others are about methods without an oracle, such as a plugin's
+    assert set(LAWS) - about == {"gradients_arrive", "gradient_direction"}
 
 
 def test_importing_a_quantizer_loads_no_other_framework():

@@ -141,7 +141,9 @@ def register_imported() -> None:
 
 
 def _framework(generation: int) -> Framework:
-    framework: Framework = import_module(f"{_part(generation).__name__}.framework").FRAMEWORK
+    part = _part(generation).__name__
+    import_module(f"{part}.engine")  # first, because it says which version is missing
+    framework: Framework = import_module(f"{part}.framework").FRAMEWORK
     return framework
 
 

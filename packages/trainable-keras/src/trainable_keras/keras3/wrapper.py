@@ -141,7 +141,8 @@ class QuantizationWrapper(KerasWrapper, keras.layers.Layer):  # type: ignore[mis
         start_wrapper(layer, LayerWithin, weights_quantizers, input_names)
         for attribute, quantizer in weights_quantizers.items():
             weight = variable_of(layer, attribute)
-            with scopes(f"{weight.path}_quantizer"):  # in an HDF5 file a variable's path holds no other variables
+            # In an HDF5 file a variable's path holds no other variables. Quantizers may add theirs to the layer.
+            with scopes(f"{weight.path}_quantizer"), unlocked(layer):
                 quantizer.initialize_quantization(tuple(weight.shape), attribute, layer)
         self._hold(dict(weights_quantizers), dict(input_holders or {}), output_holder)
 
