@@ -54,16 +54,17 @@ TOLD_FAILURES: Final = 5
 """How many broken plugins a message tells of."""
 
 TOLD_LENGTH: Final = 200
-"""How many characters it tells of each one's reason."""
+"""How many characters it tells of each one's reason where more are broken; three times as many where all are told."""
 
 
 def _failures(failed: Mapping[str, str]) -> list[str]:
     """Return a line for each of the first broken plugins, and how many more there are."""
     lines = []
+    more = len(failed) - TOLD_FAILURES
+    length = TOLD_LENGTH if more > 0 else 3 * TOLD_LENGTH
     for name, reason in list(failed.items())[:TOLD_FAILURES]:
         text = " ".join(reason.split())
-        lines.append(f"plugin {name!r} failed: {text if len(text) <= TOLD_LENGTH else text[:TOLD_LENGTH] + ' ...'}")
-    more = len(failed) - TOLD_FAILURES
+        lines.append(f"plugin {name!r} failed: {text if len(text) <= length else text[:length] + ' ...'}")
     return [*lines, f"{more} more plugins failed: `trainable doctor` shows them all"] if more > 0 else lines
 
 
