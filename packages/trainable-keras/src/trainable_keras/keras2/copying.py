@@ -280,8 +280,9 @@ def _build(layer: Any, rest: list[dict[str, Any] | None]) -> None:
     with tf.name_scope(layer.name):  # names like "conv/kernel", which a build outside of a call would not give
         if config and not layer.built:
             with tf.init_scope(), tf.name_scope(layer.name), contextlib.suppress(ValueError):
-                # TensorFlow 2.15 notes no shape for some recurrent layers; they are built as they are called
-                layer.build_from_config(config)
+                # TensorFlow 2.15 notes no shape for some recurrent layers; they are built as they are called. Of its
+                # own class, because a layer becomes what it was once those inside it are built too.
+                own_class(layer).build_from_config(layer, config)
             if not layer.built:
                 return
             keras.layers.Layer.build(layer, config["input_shape"])  # a layer's own build may not note the shape
