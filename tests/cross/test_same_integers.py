@@ -93,7 +93,7 @@ def wrappers(qmodel: Any) -> dict[str, Any]:
         kind = trainable_torch.QuantizationWrapper
         return {name: module for name, module in qmodel.named_modules() if isinstance(module, kind)}
     parts = [layer for layer in layers_within(qmodel) if isinstance(layer, trainable_keras.QuantizationWrapper)]
-    return {part.plan.layer.name: part for part in parts}
+    return {part.name: part for part in parts}
 
 
 def trained_in_torch(recipe: Any) -> nn.Module:
