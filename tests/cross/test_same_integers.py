@@ -25,6 +25,7 @@ from trainable_core.enums import TieRule
 from trainable_core.errors import DocumentError, DocumentVersionError
 from trainable_core.reference import affine
 from trainable_keras.graph import layers_within
+from trainable_keras.parts import plan_of
 from trainable_keras.training import quantizers_of
 from trainable_torch.training import quantizers_of as torch_quantizers
 
@@ -93,7 +94,7 @@ def wrappers(qmodel: Any) -> dict[str, Any]:
         kind = trainable_torch.QuantizationWrapper
         return {name: module for name, module in qmodel.named_modules() if isinstance(module, kind)}
     parts = [layer for layer in layers_within(qmodel) if isinstance(layer, trainable_keras.QuantizationWrapper)]
-    return {part.name: part for part in parts}
+    return {plan_of(part).layer.name: part for part in parts}
 
 
 def trained_in_torch(recipe: Any) -> nn.Module:
