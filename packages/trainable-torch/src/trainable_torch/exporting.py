@@ -113,11 +113,10 @@ def _write_mctq(deployed: nn.Module, path: Any, example: Any) -> ExportReport:
     stock = to_mctq(deployed, example)
     for module in stock.modules():
         if isinstance(module, fx.GraphModule):
-            for (
-                node
-            ) in module.graph.nodes:  # `torch.save` looks for the module of a type, and a postponed one is a string
+            for node in module.graph.nodes:
+                # `torch.save` looks for the module of a type, and a postponed one is a string
                 node.type = None if isinstance(node.type, str) else node.type
-            module.recompile()
+            module.recompile()  # type: ignore[no-untyped-call] # torch leaves it so
     buffer = io.BytesIO()
     torch.save(stock, buffer)
     write_atomically(as_path(path), buffer.getvalue())
