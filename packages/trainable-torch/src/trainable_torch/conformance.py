@@ -79,12 +79,16 @@ class TorchAdapter(BaseAdapter):
         upstream: Array | None,
         way: Way = PLAIN,
     ) -> Run:
-        quantizer.to(device).train(training).zero_grad()
+        # Only where it has to move: a move in one thread, while another one runs the quantizer, can block PyTorch for good.
+        if device != "cpu":
+            quantizer.to(device)
+        quantizer.train(training).zero_grad()
         given = laid_out(torch.tensor(x).to(device, getattr(torch, dtype)), way.layout)
         given = given.requires_grad_(upstream is not None and way.input_gradient)
         output = quantizer(given, training) if way.explicit else quantizer(given)
         run = self._gradients(quantizer, given, output, upstream, way)
-        quantizer.to("cpu")
+        if device != "cpu":
+            quantizer.to("cpu")
         return run
 
     def _gradients(self, quantizer: Any, given: Tensor, output: Tensor, upstream: Array | None, way: Way) -> Run:
