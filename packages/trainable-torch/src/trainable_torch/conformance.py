@@ -79,7 +79,7 @@ class TorchAdapter(BaseAdapter):
         upstream: Array | None,
         way: Way = PLAIN,
     ) -> Run:
-        # Only where it has to move: a move in one thread, while another one runs the quantizer, can block PyTorch for good.
+        # Only where it has to move: moving it in one thread, while another one runs it, can block PyTorch for good.
         if device != "cpu":
             quantizer.to(device)
         quantizer.train(training).zero_grad()
