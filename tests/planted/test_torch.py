@@ -93,14 +93,41 @@ NOT_ALONE = {
 }
 
 
+# Laws that try more situations, and meet some of these mistakes there before the law that is about them is tried.
+EARLIER = {
+    "AlwaysTheFirstAxis": "memory_layout",
+    "ClipsItsInput": "on_grid",  # an expanded input can't be written into
+    "NanThreshold": "gradients_arrive",
+    "ArgumentsLost": "regularization_gradient",
+    "ThresholdNotPersistent": "load_then_deploy",
+    "SharedThreshold": "convert_midway",
+}
+# Defects that were seen by one law only, and the laws on more situations that see them since as well.
+ALSO = {
+    "DropsABadBatch": {"nan_inputs", "nonfinite_inputs"},
+    "WrapAround": {"nan_inputs"},
+    "Float32Out": {"deployed_dtypes"},
+    "ObservesInEval": {"second_initialization", "cast_models"},
+    "WrongSign": {"evaluation_gradients"},
+    "FreezeAfterTheFact": {"freeze_midway"},
+    "SignNotSaved": {"incomplete_states"},
+    "KeepsItsOutput": {"kept_memory"},
+    "ConvertsBeforeRounding": {"deployed_dtypes", "deploy_after_step", "load_then_deploy", "cast_models"},
+    "TextbookTrick": {"nonfinite_inputs"},
+}
+
+
 @pytest.mark.parametrize("defect", PLANTED, ids=str)
 def test_a_planted_defect_is_rejected(defect: Defect):
     found = failures(defect.cls, defect.caught_by, BEFORE if defect.before is None else defect.before)
     first = next(found, None)
     assert first is not None, f"nothing rejects {defect}: {defect.mistake}"
-    assert first.law.name == defect.caught_by, first.counterexample
-    if ALONE.get(defect.caught_by) == str(defect):
-        assert [verdict.law.name for verdict in found] == [], f"{defect} was to be seen by one law only"
+    assert first.law.name == EARLIER.get(str(defect), defect.caught_by), first.counterexample
+    if str(defect) in EARLIER:
+        assert defect.caught_by in {verdict.law.name for verdict in found}
+    elif ALONE.get(defect.caught_by) == str(defect):
+        others = {verdict.law.name for verdict in found}
+        assert others == ALSO.get(str(defect), set()), f"{defect} was to be seen by one law only, or by these"
 
 
 @pytest.fixture
@@ -134,7 +161,10 @@ def test_the_documentation_lists_every_defect():
 def sound(cls):
     """Return a class that defects are planted in, as a subject; a mark has been put on its subclasses only."""
     marked = mark_quantizer(QuantizationTarget.Weights, [QuantizationMethod.SYMMETRIC], "SOUND")
-    return subjects_of(marked(type(cls.__name__, (cls,), {"__module__": cls.__module__})), adapter_of("torch"))
+    name = f"Marked{cls.__name__}"
+    made = marked(type(name, (cls,), {"__module__": cls.__module__}))
+    setattr(sys.modules[cls.__module__], name, made)  # where pickle looks for it
+    return subjects_of(made, adapter_of("torch"))
 
 
 @pytest.mark.parametrize(
