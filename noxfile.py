@@ -168,8 +168,9 @@ def examples(session: nox.Session) -> None:
 @check("minimums")
 def minimums(session: nox.Session) -> None:
     """Test with the lowest versions that the distributions declare; constraints/minimums.txt says why not torch's."""
-    private_names = "--ignore=tests/torch/test_eligible.py"  # of PyTorch, whose version is the one of `tests-torch`
-    tests = ["tests/core", "tests/torch", private_names]
+    # PyTorch's version is the one of `tests-torch`; what these are about depends on it alone.
+    of_pytorch = [f"--ignore=tests/torch/test_{name}.py" for name in ("conformance", "eligible", "fast_paths")]
+    tests = ["tests/core", "tests/torch", *of_pytorch]
     pytest(session, MINIMUMS, *PARALLEL, *tests, env={**ONE_THREAD, **FEWER_EXAMPLES})
 
 

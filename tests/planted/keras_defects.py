@@ -96,7 +96,7 @@ class Consistent(BaseKerasTrainableQuantizer):
 
     def convert2inferable(self) -> Any:
         self.require_calibrated()
-        return Deployed(self)
+        return Deployed(copy.deepcopy(self))
 
 
 @mark_quantizer(WEIGHTS, [SYMMETRIC, POWER_OF_TWO, UNIFORM], "PLANTED")

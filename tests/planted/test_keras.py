@@ -22,12 +22,23 @@ PLANTED = DEFECTS["keras"]
 BEFORE = 3
 SLOW = {"no_framework_leak"}  # starts a process with the framework; the sound class is in the defects' own module
 
+# Laws that try more situations, and meet some of these mistakes there before the law that is about them is tried.
+EARLIER = {
+    "NanThreshold": "deployment",
+    "ArgumentsLost": "regularization_gradient",
+    "SharedThreshold": "convert_midway",
+    "ThresholdNotSaved": "load_then_deploy",
+}
+
 
 @pytest.mark.parametrize("defect", PLANTED, ids=str)
 def test_a_planted_defect_is_rejected(defect: Defect):
-    first = next(failures(defect.cls, defect.caught_by, BEFORE if defect.before is None else defect.before), None)
+    found = failures(defect.cls, defect.caught_by, BEFORE if defect.before is None else defect.before)
+    first = next(found, None)
     assert first is not None, f"nothing rejects {defect}: {defect.mistake}"
-    assert first.law.name == defect.caught_by, first.counterexample
+    assert first.law.name == EARLIER.get(str(defect), defect.caught_by), first.counterexample
+    if str(defect) in EARLIER:
+        assert defect.caught_by in {verdict.law.name for verdict in found}
 
 
 @pytest.mark.parametrize("law", [law for law in LAWS.values() if law.name not in SLOW], ids=lambda law: law.name)
