@@ -15,6 +15,7 @@ from pathlib import Path
 
 NEEDS_AN_EXTRA = (
     "trainable_core.conformance",
+    "trainable_keras.tensorflow_values",
     *(f"trainable_torch.kernels.{name}" for name in ("grid_loops", "layer_loops", "loops")),
 )
 

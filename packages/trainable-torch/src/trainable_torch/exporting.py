@@ -116,7 +116,7 @@ def _write_mctq(deployed: nn.Module, path: Any, example: Any) -> ExportReport:
             for node in module.graph.nodes:
                 # `torch.save` looks for the module of a type, and a postponed one is a string
                 node.type = None if isinstance(node.type, str) else node.type
-            module.recompile()  # type: ignore[no-untyped-call] # torch leaves it so
+            module.recompile()
     buffer = io.BytesIO()
     torch.save(stock, buffer)
     write_atomically(as_path(path), buffer.getvalue())
