@@ -15,6 +15,7 @@ import pytest
 import trainable_keras
 from tests.keras.framework import (
     ENGINE,
+    FRAMEWORK,
     KERAS_VERSION,
     functions,
     keras,
@@ -29,6 +30,7 @@ from tests.keras.models import call, network, recipe, same, vectors, weights_onl
 from trainable_core.errors import ModelError, TrainableError
 from trainable_keras.graph import layers_within
 from trainable_keras.parts import KerasWrapper
+from trainable_keras.two_classes import PENDING, add_class
 
 ROOT = Path(__file__).parents[2]
 FINE = recipe("LSQ", "UNIFORM", 16)
@@ -446,3 +448,15 @@ def test_a_graph_of_its_own_with_quantized_operations_is_not_written(tmp_path: P
     assert near(qmodel, qmodel, x)
     with pytest.raises(TrainableError, match="can't be saved by Keras"):
         qmodel.save(tmp_path / "model.keras")
+
+
+def test_a_layer_that_can_not_become_what_it_was_still_says_what_it_is_to_be():
+    """Keras takes some errors for a layer that is built later: it must not go on with a float one then."""
+    layer = kl.Dense(2)
+    layer.build((None, 3))
+    add_class(layer, FRAMEWORK.kit.pending)
+    vars(layer)[PENDING] = {"quantization": {"weights_quantizers": {}}}  # damaged: the rest is missing
+    for _ in range(2):
+        with pytest.raises(KeyError):
+            FRAMEWORK.kit.become(layer)
+        assert isinstance(layer, FRAMEWORK.kit.pending)

@@ -98,14 +98,18 @@ class ConfigKit(Kit):
         """
         if PENDING not in vars(layer) or not layer.built:
             return
-        told: Mapping[str, Any] = vars(layer).pop(PENDING)
+        pending, told = type(layer), vars(layer).pop(PENDING)
         layer.__class__ = own_class(layer)
-        inside = told.get("inside") or NOTHING
-        self._restore_inside(layer, inside)
-        if told.get("quantization"):
-            self.restore(layer, told["quantization"])
-        else:
-            self.compose(layer)
+        try:
+            self._restore_inside(layer, told.get("inside") or NOTHING)
+            if told.get("quantization"):
+                self.restore(layer, told["quantization"])
+            else:
+                self.compose(layer)
+        except Exception:  # whoever goes on after this has a layer that still says what it is to be, and no float one
+            layer.__class__ = pending
+            vars(layer)[PENDING] = told
+            raise
 
     def _restore_inside(self, layer: Any, inside: Mapping[str, Any]) -> None:
         places = {*inside["parts"], *inside["biased"], *inside["passing"]}

@@ -9,6 +9,7 @@ from typing import Any
 from trainable_core.backend.building import require_calibrated
 from trainable_keras.copying import copy_model
 from trainable_keras.framework import Framework
+from trainable_keras.parts import KerasWrapper
 from trainable_keras.wrapping import note, parts_of, state_of, trainable_quantizers
 
 
@@ -27,7 +28,7 @@ def finalize(framework: Framework, qmodel: Any) -> Any:
 
 def _store_values(framework: Framework, parts: Iterable[Any]) -> None:
     """Put the quantized values in the place of float weights whose method deploys these; see `deploys_values`."""
-    wrappers = [part for part in parts if hasattr(part, "get_weights_vars")]
+    wrappers = [part for part in parts if isinstance(part, KerasWrapper)]
     weights = {id(w): (w, q) for wrapper in wrappers for _, w, q in wrapper.get_weights_vars()}  # shared weights once
     for weight, quantizer in weights.values():
         if getattr(quantizer, "deploys_values", False) and quantizer.quantization_config.enabled:  # not inferable yet

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from trainable_core.conformance.case import Case, Subject, grid_names, variables
+from trainable_core.conformance.case import Subject, grid_names, variables
 from trainable_core.qparams import Float64, QParams
 
 RELATIVE_STEP = 1e-6
@@ -172,14 +172,9 @@ def _encoding(quantizer: Any, numbers: Mapping[str, NDArray[Any]]) -> Float64:
     return np.stack(columns, axis=-1)
 
 
-def deployed_input(subject: Subject, quantizer: Any, case: Case) -> NDArray[Any]:
-    """Return what the deployed quantizer is given: the float tensor, or the values where these are what is deployed."""
-    return subject.values(quantizer, case.x) if subject.method.deploys_values else case.x
-
-
 def snaps_its_input(subject: Subject) -> bool:
     """Return whether values are the input snapped to the grid, and not that of something made of it first."""
-    return not subject.method.deploys_values
+    return not subject.deploys_values
 
 
 def element_by_element(subject: Subject) -> bool:

@@ -123,6 +123,3 @@ FLOAT32 = Requantizer("float32", float32_multiplier, multiply_float32)
 
 GEMMLOWP = Requantizer("gemmlowp", float64_multiplier, multiply_q31)
 """TensorFlow Lite's reference kernels."""
-
-REQUANTIZATIONS = {each.name: each for each in (FLOAT32, GEMMLOWP)}
-"""By name, as a target names it."""
