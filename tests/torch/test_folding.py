@@ -11,8 +11,8 @@ from torch.nn.utils import parametrizations
 
 from tests.torch.models import network, recipe, vectors, weights_only
 from trainable_torch import describe, wrap
-from trainable_torch.folding import fold_batch_norm
-from trainable_torch.observing import observe
+from trainable_torch.structure.folding import fold_batch_norm
+from trainable_torch.structure.observing import observe
 
 
 def settled(norm):

@@ -16,7 +16,7 @@ from tests.torch.models import vectors, weights_only
 from tests.torch.test_folding import Graph, outcome, settled
 from trainable_core.errors import DocumentError, ModelError, NothingQuantizedWarning
 from trainable_torch import calibrate, describe, finalize, load, save, wrap
-from trainable_torch.folding import fold_batch_norm
+from trainable_torch.structure.folding import fold_batch_norm
 
 IMAGE = (2, 4, 5, 5)
 

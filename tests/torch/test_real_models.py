@@ -11,8 +11,8 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 import trainable_torch
-from trainable_torch.folding import fold_batch_norm
-from trainable_torch.observing import observe
+from trainable_torch.structure.folding import fold_batch_norm
+from trainable_torch.structure.observing import observe
 
 transformers = pytest.importorskip("transformers", reason="the models are those of transformers")
 

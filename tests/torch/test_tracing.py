@@ -13,7 +13,7 @@ from torch.nn import functional as F  # noqa: N812 - the name everyone reads
 
 from tests.torch.models import images, network, ready, recipe, spec, vectors
 from trainable_torch import describe, wrap
-from trainable_torch.tracing import Untraceable, function_op, trace, traced_parts
+from trainable_torch.structure.tracing import Untraceable, function_op, trace, traced_parts
 from trainable_torch.wrapping import count_step
 
 AT_OUTPUTS = {"activations": spec(placement="outputs", n_bits=8)}

@@ -21,12 +21,12 @@ from trainable_core.calibration.unseen import Sight, value_text
 from trainable_core.errors import CalibrationError, IntegerRangeError, ShapeMismatchError
 from trainable_core.qparams import variable_shape
 from trainable_core.quantizer import Structure
-from trainable_torch.computed import Uses, reason
 from trainable_torch.holder import ActivationQuantizationHolder
 from trainable_torch.kernels import eligible
 from trainable_torch.quantizers.base import RESHAPED, BasePytorchTrainableQuantizer
 from trainable_torch.ranks import require_whole, world_size
 from trainable_torch.state import state_of
+from trainable_torch.structure.computed import Uses, reason
 from trainable_torch.wrapper import QuantizationWrapper, check_biases
 
 

@@ -11,9 +11,9 @@ from trainable_core.recipe.plan import LayerPlan
 from trainable_torch.bias import BiasQuantizer
 from trainable_torch.holder import ActivationQuantizationHolder
 from trainable_torch.layers import kind_of
-from trainable_torch.operations import CONTAINER
 from trainable_torch.ranks import require_whole
 from trainable_torch.state import added_layers, plan_of, present_state
+from trainable_torch.structure.operations import CONTAINER
 from trainable_torch.wrapper import QuantizationWrapper
 
 NEVER_READ = "no forward has read this weight so far"

@@ -38,9 +38,9 @@ from trainable_torch.description import place_of_holder
 from trainable_torch.holder import ActivationQuantizationHolder
 from trainable_torch.inferable import InferableQuantizer
 from trainable_torch.mctq import to_mctq
-from trainable_torch.operations import CONTAINER
 from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer
 from trainable_torch.ranks import require_whole
+from trainable_torch.structure.operations import CONTAINER
 from trainable_torch.wrapper import QuantizationWrapper
 from trainable_torch.wrapping import state_of
 

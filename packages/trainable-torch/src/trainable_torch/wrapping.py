@@ -19,17 +19,21 @@ from trainable_core.recipe.layers import HOLDS, LayerInfo, LayerKind
 from trainable_core.recipe.placement import Call, behind_activations
 from trainable_core.recipe.plan import LayerPlan, QuantizerPlan
 from trainable_core.recipe.state import WrappedState
-from trainable_torch import computed, reading
-from trainable_torch.aliases import read_aliases, rebind_forwards, unregistered_layers
+from trainable_torch import reading
 from trainable_torch.bias import BiasQuantizer
 from trainable_torch.copying import copied, reached_by_name
-from trainable_torch.folding import fold_batch_norm
 from trainable_torch.holder import ActivationQuantizationHolder
 from trainable_torch.kernels import eligible
 from trainable_torch.layers import is_computed, kind_of, layer_info, leave_fused_paths
-from trainable_torch.observing import TRANSPOSED, Observed, observe
-from trainable_torch.operations import Held, Operation, Operations, hold, install, learned
-from trainable_torch.origins import (
+from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer
+from trainable_torch.state import keep
+from trainable_torch.state import state_of as state_of  # noqa: PLC0414 - it is known by this module's name
+from trainable_torch.structure import computed
+from trainable_torch.structure.aliases import read_aliases, rebind_forwards, unregistered_layers
+from trainable_torch.structure.folding import fold_batch_norm
+from trainable_torch.structure.observing import TRANSPOSED, Observed, observe
+from trainable_torch.structure.operations import Held, Operation, Operations, hold, install, learned
+from trainable_torch.structure.origins import (
     Graphs,
     Named,
     bias_obstacle,
@@ -40,11 +44,8 @@ from trainable_torch.origins import (
     inputs_of_calls,
     names_in,
 )
-from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer
-from trainable_torch.routes import OWN, Routes, routes
-from trainable_torch.state import keep
-from trainable_torch.state import state_of as state_of  # noqa: PLC0414 - it is known by this module's name
-from trainable_torch.tracing import (
+from trainable_torch.structure.routes import OWN, Routes, routes
+from trainable_torch.structure.tracing import (
     Untraceable,
     function_op,
     made_out_of_place,
@@ -52,8 +53,8 @@ from trainable_torch.tracing import (
     through_identities,
     trace,
 )
+from trainable_torch.structure.writes import written
 from trainable_torch.wrapper import QuantizationWrapper
-from trainable_torch.writes import written
 
 
 def wrap(model: nn.Module, recipe: RecipeSource, example: Any = None) -> nn.Module:

@@ -22,9 +22,9 @@ from torch.overrides import TorchFunctionMode
 from trainable_core.errors import ModelError, QuantizerStateError
 from trainable_torch.holder import ActivationQuantizationHolder
 from trainable_torch.kernels import eligible
-from trainable_torch.observing import Observed, Run, is_leaf
-from trainable_torch.operands import is_in_place, operands, operation_kind, replaced
 from trainable_torch.reading import MARK
+from trainable_torch.structure.observing import Observed, Run, is_leaf
+from trainable_torch.structure.operands import is_in_place, operands, operation_kind, replaced
 
 CONTAINER = "functional_quantizers"
 """Name of the child of a wrapped model that holds the quantizers of its functional operations."""

@@ -15,7 +15,7 @@ from typing import Any, TypeGuard
 
 from torch import nn
 
-from trainable_torch.surroundings import functions_of
+from trainable_torch.structure.surroundings import functions_of
 
 _UNWRITTEN = frozenset(("requires_grad_", "retain_grad_", "share_memory_", "apply_", "rename_"))
 """Methods that end like those that write, and write nothing into the tensor that is asked for."""

@@ -12,7 +12,7 @@ from trainable_core.errors import ModelError, UnsupportedConfigError
 from trainable_core.recipe.document import BIAS_HINT
 from trainable_core.recipe.layers import INTEGER_OPS, LayerKind
 from trainable_core.recipe.plan import LayerPlan
-from trainable_torch.origins import NOT_SEEN, Origin
+from trainable_torch.structure.origins import NOT_SEEN, Origin
 
 OWN = ""
 """In the place of a producer: the layer's own quantizer of its input."""

@@ -9,9 +9,9 @@ from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from trainable_torch.dataflow import SIZE_ATTRIBUTES, SIZE_METHODS
-from trainable_torch.observing import name_of
-from trainable_torch.tracing import called, probe_graph
+from trainable_torch.structure.dataflow import SIZE_ATTRIBUTES, SIZE_METHODS
+from trainable_torch.structure.observing import name_of
+from trainable_torch.structure.tracing import called, probe_graph
 
 _MOVES = frozenset(
     (

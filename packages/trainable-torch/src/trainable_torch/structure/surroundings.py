@@ -16,8 +16,8 @@ from typing import Any
 
 from torch import nn
 
-from trainable_torch.overrides import tensors_of
 from trainable_torch.references import is_empty
+from trainable_torch.structure.overrides import tensors_of
 
 _ENUMERATIONS = frozenset(
     (

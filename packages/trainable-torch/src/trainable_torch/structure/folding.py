@@ -12,12 +12,12 @@ from torch import fx, nn
 
 from trainable_core.backend.folding import fold, gain_and_shift
 from trainable_core.errors import ModelError
-from trainable_torch.dataflow import move_of, moved, reshaped
 from trainable_torch.layers import is_computed
-from trainable_torch.observing import SHAPE, TRANSPOSED, WITH_OWN_OPERATION, Observed, Run, channels_of
-from trainable_torch.overrides import change_of, hook_of, own_class, tensors_of
-from trainable_torch.surroundings import reached_otherwise
-from trainable_torch.tracing import (
+from trainable_torch.structure.dataflow import move_of, moved, reshaped
+from trainable_torch.structure.observing import SHAPE, TRANSPOSED, WITH_OWN_OPERATION, Observed, Run, channels_of
+from trainable_torch.structure.overrides import change_of, hook_of, own_class, tensors_of
+from trainable_torch.structure.surroundings import reached_otherwise
+from trainable_torch.structure.tracing import (
     EXAMPLE_HELPS,
     KEPT,
     called,

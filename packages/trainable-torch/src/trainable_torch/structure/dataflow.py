@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from trainable_torch.overrides import change_of, hook_of
+from trainable_torch.structure.overrides import change_of, hook_of
 
 SIZE_METHODS = frozenset(
     (

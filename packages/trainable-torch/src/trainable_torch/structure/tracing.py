@@ -23,11 +23,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from trainable_torch.dataflow import SIZE_ATTRIBUTES, SIZE_METHODS, reads_values
 from trainable_torch.kernels import eligible
 from trainable_torch.layers import kind_of
-from trainable_torch.observing import OWN_OPERATIONS, SHAPE, name_of
-from trainable_torch.operands import operation_kind
+from trainable_torch.structure.dataflow import SIZE_ATTRIBUTES, SIZE_METHODS, reads_values
+from trainable_torch.structure.observing import OWN_OPERATIONS, SHAPE, name_of
+from trainable_torch.structure.operands import operation_kind
 
 DROPOUTS: dict[Any, Any] = {
     F.dropout: nn.Dropout,

@@ -10,13 +10,13 @@ from torch import fx, nn
 from torch.nn import functional as F  # noqa: N812 - the name everyone reads
 from torch.nn.utils import parametrize
 
-from trainable_torch.dataflow import SIZE_ATTRIBUTES, SIZE_METHODS
 from trainable_torch.kernels import eligible
 from trainable_torch.layers import kind_of
-from trainable_torch.observing import OPERATION, SHAPE, WITH_OWN_OPERATION, Observed
-from trainable_torch.operands import operation_kind
-from trainable_torch.overrides import change_of, change_of_class, hook_of, own_class
-from trainable_torch.tracing import (
+from trainable_torch.structure.dataflow import SIZE_ATTRIBUTES, SIZE_METHODS
+from trainable_torch.structure.observing import OPERATION, SHAPE, WITH_OWN_OPERATION, Observed
+from trainable_torch.structure.operands import operation_kind
+from trainable_torch.structure.overrides import change_of, change_of_class, hook_of, own_class
+from trainable_torch.structure.tracing import (
     DROPOUTS,
     EXAMPLE_HELPS,
     called,

@@ -22,11 +22,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from trainable_core.calibration.batches import inputs_of
 from trainable_core.errors import ModelError
 from trainable_torch.copying import copied
-from trainable_torch.dataflow import SIZE_ATTRIBUTES, reads_values
 from trainable_torch.kernels import eligible
 from trainable_torch.layers import kind_of
-from trainable_torch.operands import operands, operation_kind
-from trainable_torch.overrides import change_of, own_class, tensors_of
+from trainable_torch.structure.dataflow import SIZE_ATTRIBUTES, reads_values
+from trainable_torch.structure.operands import operands, operation_kind
+from trainable_torch.structure.overrides import change_of, own_class, tensors_of
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 WITH_OWN_OPERATION = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
