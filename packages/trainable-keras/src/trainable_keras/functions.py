@@ -20,6 +20,8 @@ class Functions:
     ----------
     maximum, minimum, where, isnan, isfinite, abs, floor, round, zeros_like, stack, argmax, reshape : callable
         NumPy's.
+    transpose : callable
+        NumPy's.
     exp, log, tanh : callable
         NumPy's; compilers may give other last bits.
     sum, max : callable
@@ -85,6 +87,7 @@ class Functions:
     stack: Function
     argmax: Function
     reshape: Function
+    transpose: Function
     sum: Function
     max: Function
     all_of: Function

@@ -94,6 +94,7 @@ FUNCTIONS = Functions(
     stack=tf.stack,
     argmax=tf.argmax,
     reshape=tf.reshape,
+    transpose=tf.transpose,
     sum=tf.reduce_sum,
     max=tf.reduce_max,
     all_of=tf.logical_and,

@@ -89,6 +89,7 @@ FUNCTIONS = Functions(
     stack=ops.stack,
     argmax=ops.argmax,
     reshape=ops.reshape,
+    transpose=ops.transpose,
     sum=ops.sum,
     max=ops.max,
     all_of=ops.logical_and,

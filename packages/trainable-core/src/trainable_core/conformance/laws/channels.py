@@ -34,6 +34,9 @@ def one_of(config: Config, channel: int) -> Config:
         weights_quantization_params=params,
         weights_per_channel_threshold=False,
         weights_channels_axis=None,
+        weights_group_size=None,
+        weights_group_axis=None,
+        weights_expert_axis=None,
     )
 
 
@@ -70,6 +73,25 @@ def per_channel(subject: Subject, case: Case) -> None:
         take_over(subject, alone, case, channel)
         expected[channel] = subject.values(alone, part)
     same_bits("a loop over the channels", got, expected)
+
+
+@law(
+    "A group that is quantized with its neighbour's scale is wrong by the ratio of the two, in every channel.",
+    kind=Kind(blocks=True, least=2),
+    about=channel_by_channel,
+)
+def per_block(subject: Subject, case: Case) -> None:
+    """Quantizing per group, and per expert, gives what a quantizer for each block gives."""
+    blocks = case.config.blocks
+    if blocks is None:  # a tensor without elements has none
+        return
+    got = subject.values(subject.quantizer(case), case.x)
+    expected = blocks.rows(got)
+    for block, part in enumerate(blocks.rows(case.x)):
+        alone = subject.fresh(case, one_of(case.config, block), part.shape)
+        take_over(subject, alone, case, block)
+        expected[block] = subject.values(alone, part)
+    same_bits("a loop over the blocks", got, blocks.tensor(expected, case.x.shape))
 
 
 @law(
