@@ -213,7 +213,7 @@ def config(
     low, high = kind.bits
     n_bits = low + int(source.take(1)[0]) % (high - low + 1)
     n_bits = n_bits if corner.bits is None else corner.bits
-    blocks = {} if axis is None else _blocks(source, axis, shape, kind)
+    blocks = {} if axis is None else _blocks(source, subject, axis, shape, kind)
     params = _params(source, body, subject, _thresholds(axis, blocks, shape), n_bits, kind)
     if axis is None:
         params = {key: value[0] if isinstance(value, list) else value for key, value in params.items()}
@@ -236,12 +236,17 @@ def config(
     return (TrainableQuantizerWeightsConfig if subject.weights else TrainableQuantizerActivationConfig)(**fields)
 
 
-def _blocks(source: Source, axis: int, shape: tuple[int, ...], kind: Kind) -> dict[str, int]:
+def _may_have_blocks(subject: Subject, kind: Kind) -> bool:
+    """Return whether weights may be cut into blocks."""
+    return subject.weights and subject.adapter.blocks and kind.per_channel is None and kind.blocks is not False
+
+
+def _blocks(source: Source, subject: Subject, axis: int, shape: tuple[int, ...], kind: Kind) -> dict[str, int]:
     """Return the fields of a config that cut channels along `axis` into groups, or give each expert its own."""
     often = (3, 1, 2) if kind.blocks else (0, 0, 1, 0, 2, 0, 3, 0)
     wanted = source.choice(often)  # bits: groups, experts
     places = [each for each in range(len(shape)) if each != axis % len(shape) and shape[each] > 0]
-    if kind.per_channel is not None or kind.blocks is False or not places:
+    if not _may_have_blocks(subject, kind) or not places:
         return {}
     first = source.choice(places)
     others = [each for each in places if each != first]
@@ -388,7 +393,7 @@ def made(
     shape = shapes(source, kind, corner)
     size = int(np.prod(shape, dtype=np.int64))
     thresholds = max(*shape, 1, 1)
-    if kind.per_channel is None and subject.weights:  # a block may be as small as an element
+    if _may_have_blocks(subject, kind):  # a block may be as small as an element
         thresholds = math.prod(max(each, 1) for each in shape)
     body = Source(draw_body(WORD * RANGE_WORDS * thresholds + (WORD + 1) * size))
     chosen = config(source, body, subject, shape, kind, corner)

@@ -17,6 +17,11 @@ def of_weights(subject: Subject) -> bool:
     return subject.weights
 
 
+def takes_blocks(subject: Subject) -> bool:
+    """Say that a law is about weights whose values follow from the elements of their block."""
+    return channel_by_channel(subject) and subject.adapter.blocks
+
+
 def with_fields(config: Config, **changes: Any) -> Config:
     """Return a config with some fields changed, checked again."""
     fields = {name: getattr(config, name) for name in type(config).model_fields}
@@ -78,7 +83,7 @@ def per_channel(subject: Subject, case: Case) -> None:
 @law(
     "A group that is quantized with its neighbour's scale is wrong by the ratio of the two, in every channel.",
     kind=Kind(blocks=True, least=2),
-    about=channel_by_channel,
+    about=takes_blocks,
 )
 def per_block(subject: Subject, case: Case) -> None:
     """Quantizing per group, and per expert, gives what a quantizer for each block gives."""
