@@ -26,6 +26,8 @@ class Functions:
         NumPy's; compilers may give other last bits.
     sum, max : callable
         NumPy's, with ``axis`` and ``keepdims``.
+    largest : callable
+        The largest element or zero, whichever is more, with ``axis`` and ``keepdims``; there may be no element.
     all_of, any_of : callable
         ``logical_and`` and ``logical_or``.
     bits_and : callable
@@ -90,6 +92,7 @@ class Functions:
     transpose: Function
     sum: Function
     max: Function
+    largest: Function
     all_of: Function
     any_of: Function
     bits_and: Function

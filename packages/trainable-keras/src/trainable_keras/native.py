@@ -15,7 +15,6 @@ from mct_quantizers import mark_quantizer
 from mct_quantizers.common.base_inferable_quantizer import BaseInferableQuantizer, QuantizerID
 
 from trainable_core.backend.unlisted import UnlistedSubclass
-from trainable_core.constants import RANGE_MAX, RANGE_MIN, THRESHOLD
 from trainable_core.enums import QuantizationMethod, QuantizationTarget
 from trainable_core.errors import ModelError
 from trainable_core.granularity import Blocks
@@ -117,7 +116,7 @@ def dynamic_grid(
     ----------
     f, grids
         The framework's functions, and what makes its grids.
-    x : Tensor, float32, at least one element
+    x : Tensor, float32, any shape
         What is to be quantized.
     method, n_bits, signed, min_threshold
         The kind of the grid.
@@ -129,14 +128,11 @@ def dynamic_grid(
     along: dict[str, Any] = {"axis": -1, "keepdims": True} if per_token and f.rank(x) != 0 else {}
     quant_min, quant_max = code_range(method, n_bits, signed=signed)
     if method is QuantizationMethod.UNIFORM:
-        ends = {RANGE_MIN: -f.max(-x, **along), RANGE_MAX: f.max(x, **along)}
-        return grids.uniform(ends[RANGE_MIN], ends[RANGE_MAX], n_bits, min_threshold=min_threshold)
-    largest = f.max(f.abs(x) if quant_min < 0 else f.maximum(x, 0.0), **along)
-    numbers = {THRESHOLD: largest * dynamic.headroom(quant_min, quant_max)}
+        range_min, range_max = -f.largest(-x, **along), f.largest(x, **along)
+        return grids.uniform(range_min, range_max, n_bits, min_threshold=min_threshold)
+    threshold = f.largest(f.abs(x) if quant_min < 0 else x, **along) * dynamic.headroom(quant_min, quant_max)
     power_of_two = method is QuantizationMethod.POWER_OF_TWO
-    return grids.symmetric(
-        numbers[THRESHOLD], n_bits, signed=signed, power_of_two=power_of_two, min_threshold=min_threshold
-    )
+    return grids.symmetric(threshold, n_bits, signed=signed, power_of_two=power_of_two, min_threshold=min_threshold)
 
 
 class OfItself(_Native):
