@@ -31,9 +31,9 @@ ROWS_NDIM = 2
 
 
 def rows_of(x: Tensor, blocks: Blocks) -> Tensor:
-    """Return a tensor laid out with one row per block: a view where there can be one."""
+    """Return a tensor laid out with one row per block, contiguous: so sums do not depend on how it lies in memory."""
     layout = blocks.layout(tuple(x.shape))
-    return x.reshape(layout.split).permute(layout.order).reshape(layout.rows)
+    return x.reshape(layout.split).permute(layout.order).reshape(layout.rows).contiguous()
 
 
 def tensor_of(rows: Tensor, blocks: Blocks, shape: tuple[int, ...]) -> Tensor:

@@ -155,6 +155,7 @@ RANGE_WORDS = 3  # arrays of numbers that a range takes at most
 DIMENSIONS = (1, 2, 3, 2, 3, 0, 2, 4, 1, 2, 3, 4, 3, 0, 2, 5)
 MANY_DIMENSIONS = 4
 FEW = 3  # largest size of a tensor with many dimensions: hypothesis draws no more than 8 KiB
+LONG = 6  # size of an axis that has groups of several sizes
 SIZES = (1, 2, 3, 4, 2, 3, 4, 2, 3, 4, 2, 3, 4, 2, 3, 0)
 # 0 and numbers below 2**-100 leave the bound to the library; 1e-3 and 0.1 are not float32 numbers.
 MIN_THRESHOLDS = (2.0**-16, 0.0, 1e-3, 2.0**-16, 0.0, 0.1, 2.0**-16, 0.0, 2.0**-120, 1.0, 2.0**-16, 2.0**100)
@@ -193,6 +194,8 @@ def shapes(source: Source, kind: Kind, corner: Corner) -> tuple[int, ...]:
     rank = rank if corner.rank is None else corner.rank
     if rank >= MANY_DIMENSIONS:
         sizes = [min(size, FEW) for size in sizes]
+    elif kind.blocks and rank:
+        sizes[source.choice(range(rank))] = LONG
     if corner.size:
         sizes = [FEW for _ in sizes]
     if corner.way:
@@ -248,12 +251,15 @@ def _blocks(source: Source, subject: Subject, axis: int, shape: tuple[int, ...],
     places = [each for each in range(len(shape)) if each != axis % len(shape) and shape[each] > 0]
     if not _may_have_blocks(subject, kind) or not places:
         return {}
-    first = source.choice(places)
+    chosen = source.choice(places)
+    first = max(places, key=lambda each: shape[each]) if kind.blocks else chosen
     others = [each for each in places if each != first]
     fields: dict[str, int] = {}
     if wanted & 1:
         sizes = [size for size in range(1, shape[first] + 1) if shape[first] % size == 0]
-        fields = {"weights_group_axis": first, "weights_group_size": source.choice([*sizes, shape[first] + 1])}
+        several = sizes[1:-1] if kind.blocks else []
+        size = source.choice([*several, *several, *sizes, shape[first] + 1])
+        fields = {"weights_group_axis": first, "weights_group_size": size}
     if wanted & 2 and (others or not fields):
         fields["weights_expert_axis"] = others[0] if fields else first
     return fields
