@@ -149,7 +149,7 @@ def test_standardized_weights_are_told() -> None:
 
 @pytest.mark.parametrize("name", ["deepseek_v3", "gpt_oss", "mixtral"])
 def test_the_matrices_of_all_experts_are_quantized(name: str) -> None:
-    model, inputs = build(name)
+    model, _ = build(name)
     recipe = {"weights": {**RECIPE["weights"], "group_size": 8}, "target": "native"}
     qmodel = trainable_torch.calibrate(trainable_torch.wrap(model, recipe))
     quantized = {

@@ -121,7 +121,7 @@ class KerasInferableQuantizer:
     """mctq's class with the same name, None where its kernels can't run."""
 
     native: ClassVar[str] = ""
-    """Which kind of `trainable_keras.native` it is; empty for those that mctq has too."""
+    """Which kind of `trainable_keras.granularity` it is; empty for those that mctq has too."""
 
     quantization_target: ClassVar[Any]
     quantization_method: ClassVar[Any]

@@ -35,10 +35,10 @@ from trainable_core.qparams import QParams
 from trainable_torch import __version__
 from trainable_torch.copying import copied
 from trainable_torch.description import place_of_holder
+from trainable_torch.granularity import DynamicInferableQuantizer
 from trainable_torch.holder import ActivationQuantizationHolder
 from trainable_torch.inferable import InferableQuantizer
 from trainable_torch.mctq import to_mctq
-from trainable_torch.native import DynamicInferableQuantizer
 from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer
 from trainable_torch.ranks import require_whole
 from trainable_torch.structure.operations import CONTAINER

@@ -55,7 +55,7 @@ class _Mended(nn.Module):
     quantization_method: Any
     num_bits: int
     blocks: Blocks | None = None
-    """What shares a scale where it is finer than channels, as only `trainable_torch.native` has it."""
+    """What shares a scale where it is finer than channels, as only `trainable_torch.granularity` has it."""
     _use_custom_impl: bool
 
     def __init__(self, qparams: QParams, n_bits: int, ndim: int) -> None:

@@ -14,7 +14,7 @@ from trainable_core.enums import QuantizationMethod, QuantizationTarget, Variabl
 from trainable_core.errors import InvalidArgumentError, QuantizerStateError, ShapeMismatchError
 from trainable_core.quantizer import BaseTrainableQuantizer
 from trainable_core.schedule import LinearAnnealingScheduler
-from trainable_keras import native
+from trainable_keras import granularity
 from trainable_keras.functions import Functions, Tensor
 from trainable_keras.grid import Grid, GridMaker
 from trainable_keras.inferable import KerasInferableQuantizer
@@ -98,8 +98,8 @@ class KerasQuantizer(BaseTrainableQuantizer):
         blocks = self.quantization_config.blocks
         if blocks is None:
             return self.quantized(x, training)
-        rows = self.quantized(native.rows_of(self.functions, x, blocks), training)
-        return native.tensor_of(self.functions, rows, blocks, tuple(x.shape))
+        rows = self.quantized(granularity.rows_of(self.functions, x, blocks), training)
+        return granularity.tensor_of(self.functions, rows, blocks, tuple(x.shape))
 
     variable_type: ClassVar[Any]
     """The framework's variables."""
@@ -249,7 +249,7 @@ class KerasQuantizer(BaseTrainableQuantizer):
         self.require_deployable()
         width = self.selected_width
         if config.blocks is not None:
-            make: Any = self.inferable_class(config.target, config.quantization_method, native.BLOCKS)
+            make: Any = self.inferable_class(config.target, config.quantization_method, granularity.BLOCKS)
             return make(self.current_qparams(width), width, config.blocks)
         make = self.inferable_class(config.target, config.quantization_method)
         return make(self.current_qparams(width), width, self.tensor_ndim)

@@ -7,7 +7,7 @@ from typing import Any
 from trainable_core.config import TrainableQuantizerConfig
 from trainable_core.reference import dynamic
 from trainable_keras.functions import Tensor
-from trainable_keras.native import DYNAMIC, dynamic_grid
+from trainable_keras.granularity import DYNAMIC, dynamic_grid
 from trainable_keras.quantizers.base import KerasQuantizer
 
 

@@ -23,8 +23,8 @@ from trainable_core.constants import SIGNED
 from trainable_core.enums import VariableGroup
 from trainable_core.errors import InvalidArgumentError, ShapeMismatchError
 from trainable_core.quantizer import BaseTrainableQuantizer
+from trainable_torch import granularity, inferable, kernels, ops
 from trainable_torch import grid as grids
-from trainable_torch import inferable, kernels, native, ops
 from trainable_torch.annealing import PytorchLinearAnnealingScheduler
 from trainable_torch.grid import Grid
 from trainable_torch.kernels.cache import Dependencies
@@ -156,8 +156,8 @@ class BasePytorchTrainableQuantizer(
         if self._blocks is None:
             quantized = self.quantize(values, trains)
         else:
-            rows = self.quantize(native.rows_of(values, self._blocks), trains)
-            quantized = native.tensor_of(rows, self._blocks, tuple(inputs.shape))
+            rows = self.quantize(granularity.rows_of(values, self._blocks), trains)
+            quantized = granularity.tensor_of(rows, self._blocks, tuple(inputs.shape))
         return quantized if quantized.dtype == inputs.dtype else quantized.to(inputs.dtype)
 
     def fake_quantization(self, x: Tensor) -> kernels.FakeQuantization | None:
@@ -319,7 +319,7 @@ class BasePytorchTrainableQuantizer(
     def convert2inferable(self) -> inferable.InferableQuantizer:
         """Return mctq's inferable quantizer, mended, with the trained numbers; this quantizer goes on as it is.
 
-        Where mctq has no form for the granularity, it is one of `trainable_torch.native`.
+        Where mctq has no form for the granularity, it is one of `trainable_torch.granularity`.
 
         Raises
         ------
@@ -332,7 +332,7 @@ class BasePytorchTrainableQuantizer(
         qparams = self.current_qparams(width)
         device = next(iter(self.grid_variables(width).values())).device
         if self._blocks is not None:
-            made = native.build_blocks(config.quantization_method, width, qparams, self._blocks)
+            made = granularity.build_blocks(config.quantization_method, width, qparams, self._blocks)
             return made.to(device).train(self.training)
         built = inferable.build(config.target, config.quantization_method, width, qparams, self.tensor_ndim)
         return built.to(device).train(self.training)

@@ -10,7 +10,7 @@ from torch import Tensor
 from trainable_core.config import TrainableQuantizerConfig
 from trainable_core.enums import TrainingMethod
 from trainable_core.reference import dynamic
-from trainable_torch import native, ops
+from trainable_torch import granularity, ops
 from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer
 from trainable_torch.quantizers.ste import METHODS
 
@@ -46,10 +46,10 @@ class DynamicActivationQuantizer(BasePytorchTrainableQuantizer):
 
     def quantize(self, x: Tensor, training: bool) -> Tensor:  # noqa: ARG002, FBT001 - the base's signature
         """Return `x` on the grid that it has for itself, in training as in evaluation."""
-        values = native.snapped_to_itself(x.detach(), self._forms[self.selected_width], self.granularity)
+        values = granularity.snapped_to_itself(x.detach(), self._forms[self.selected_width], self.granularity)
         return ops.straight_through(values, x)
 
-    def convert2inferable(self) -> native.DynamicInferableQuantizer:
+    def convert2inferable(self) -> granularity.DynamicInferableQuantizer:
         """Return the deployed quantizer, which computes its scales as this one does.
 
         Raises
@@ -59,7 +59,7 @@ class DynamicActivationQuantizer(BasePytorchTrainableQuantizer):
         """
         self.require_deployable()
         config = self.quantization_config
-        made = native.build_dynamic(
+        made = granularity.build_dynamic(
             config.quantization_method,
             config.n_bits,
             signed=self.signed,

@@ -1,6 +1,6 @@
 """Deployed quantizers that mct-quantizers lacks: of weights in blocks, and of activations with scales of their own.
 
-`keras2.native` and `keras3.native` join them with the layer of that Keras.
+`keras2.granularity` and `keras3.granularity` join them with the layer of that Keras.
 """
 
 from __future__ import annotations

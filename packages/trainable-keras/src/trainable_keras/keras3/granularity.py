@@ -1,4 +1,4 @@
-"""The deployed quantizers of Keras 3 that mctq lacks; see `trainable_keras.native`."""
+"""The deployed quantizers of Keras 3 that mctq lacks; see `trainable_keras.granularity`."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import keras
 
 from trainable_core.backend.inferable import target_and_method
 from trainable_core.enums import QuantizationMethod, QuantizationTarget
+from trainable_keras.granularity import native_classes_for
 from trainable_keras.keras3 import inferable
 from trainable_keras.keras3.grid import GRIDS
 from trainable_keras.keras3.inferable import InferableQuantizer
-from trainable_keras.native import native_classes_for
 
 _NAMED = native_classes_for(
     InferableQuantizer, GRIDS, __name__, keras.saving.register_keras_serializable(package="trainable_keras")
