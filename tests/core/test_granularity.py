@@ -262,7 +262,7 @@ def test_a_group_size_that_does_not_divide_is_refused_with_the_layers_name() -> 
 
 def test_a_weight_whose_inputs_are_nowhere_known_has_no_groups() -> None:
     odd = LayerInfo("odd", "linear", {"weight": WeightInfo((2, 3, 4), 1)})
-    with pytest.raises(UnsupportedConfigError, match='odd.weight.*axis.*\n.*"granularity": "channel"'):
+    with pytest.raises(UnsupportedConfigError, match=r'odd.weight.*axis.*\n.*"granularity": "channel"'):
         plan(odd, group_size=2)
 
 

@@ -23,7 +23,6 @@ from trainable_core.qparams import QParams
 from trainable_core.reference import dynamic
 from trainable_torch import grid as grids
 from trainable_torch import kernels
-from trainable_torch.grid import Grid
 from trainable_torch.inferable import InferableQuantizer
 
 ROWS_NDIM = 2
@@ -63,8 +62,14 @@ class BlocksInferableQuantizer(InferableQuantizer, metaclass=UnlistedSubclass, o
         """Note the width; mctq has no quantizer that could be told more."""
         self.num_bits = n_bits
 
-    def mctq_arguments(self, n_bits: int) -> dict[str, Any]:  # noqa: ARG002 - the base's signature
-        """Refuse: mctq has no scales for blocks."""
+    def to_mctq(self) -> Any:
+        """Refuse.
+
+        Raises
+        ------
+        UnsupportedConfigError
+            Always: mctq has no scales for blocks.
+        """
         raise UnsupportedConfigError(type(self).__name__, "mctq has no scales for groups of weights, nor for experts")
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -132,22 +137,16 @@ def snapped_to_itself(x: Tensor, form: grids.Form, granularity: str) -> Tensor:
     # one vector per row: the kernels know grids with one scale per index of one axis
     vectors = x.reshape(-1, x.shape[-1]) if granularity == dynamic.TOKEN and x.dim() else x.reshape(1, -1)
     seen = vectors.nan_to_num(0.0, torch.inf, -torch.inf)
-    _, quant_min, quant_max = form.constants()
+    arguments, quant_min, quant_max = form.constants()
     if form.centered:
         largest = (seen.abs() if quant_min < 0 else seen.clamp_min(0.0)).amax(1, keepdim=True)
         numbers = [largest * dynamic.headroom(quant_min, quant_max)]
     else:
         numbers = [seen.amin(1, keepdim=True), seen.amax(1, keepdim=True)]
-    grid = form.grid(numbers, tuple(numbers[0].shape))
-    return kernels.snap(vectors, grid.scale, *_ends_of(grid)).reshape(x.shape)
-
-
-def _ends_of(grid: Grid) -> tuple[Tensor, Tensor]:
-    """Return a grid's first and last code counted from zero, as tensors of the shape of its scale."""
-    low, high = grid.ends
-    if isinstance(low, Tensor) and isinstance(high, Tensor):
-        return low, high
-    return torch.full_like(grid.scale, low), torch.full_like(grid.scale, high)
+    make: Any = form.function.forward  # outside of the graph: compilers have nothing to differentiate here
+    scale, zero_point = (make(*numbers, *arguments), 0.0) if form.centered else make(*numbers, *arguments)
+    low, high = (torch.full_like(scale, end) - zero_point for end in (quant_min, quant_max))
+    return kernels.snap(vectors, scale, low, high).reshape(x.shape)
 
 
 class DynamicInferableQuantizer(nn.Module, metaclass=UnlistedSubclass, of=BaseInferableQuantizer):
