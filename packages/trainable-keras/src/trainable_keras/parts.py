@@ -93,7 +93,7 @@ class KerasPart:
     trainable: Any
 
     @staticmethod
-    def class_of(target: QuantizationTarget, method: QuantizationMethod, native: str = "") -> type[Any]:
+    def class_of(target: QuantizationTarget, method: QuantizationMethod, kind: str = "") -> type[Any]:
         """Return the backend's deployed class of a target and a grid, or one of those that mctq lacks."""
         raise NotImplementedError
 

@@ -6,7 +6,7 @@ allows them; `trainable_torch.to_mctq` refuses them.
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from mct_quantizers import QuantizationMethod as MctqMethod
@@ -213,5 +213,4 @@ def build_dynamic(
     method: QuantizationMethod, n_bits: int, *, signed: bool, min_threshold: float, granularity: str
 ) -> DynamicInferableQuantizer:
     """Return the deployed quantizer of activations with scales of their own."""
-    made = _DYNAMIC[method](n_bits, signed=signed, min_threshold=min_threshold, granularity=granularity)
-    return cast("DynamicInferableQuantizer", made)
+    return _DYNAMIC[method](n_bits, signed=signed, min_threshold=min_threshold, granularity=granularity)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import numpy as np
 from hypothesis import strategies as st
@@ -428,7 +428,7 @@ def _without_numbers(chosen: Config) -> Config:
     """Return the config of a method that computes its grid: with a sign at most."""
     kept = {key: value for key, value in chosen.quantization_params.items() if key == SIGNED}
     kept = {} if chosen.quantization_method is QuantizationMethod.UNIFORM else kept
-    return cast("Config", chosen.with_params(kept))
+    return chosen.with_params(kept)
 
 
 EXPANDED = "expanded"

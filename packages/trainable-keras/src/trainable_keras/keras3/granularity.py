@@ -21,6 +21,6 @@ globals().update(_NAMED)  # so that each is found by its name, as pickle does
 _CLASSES = {(*target_and_method(cls), cls.native): cls for cls in _NAMED.values()}
 
 
-def class_of(target: QuantizationTarget, method: QuantizationMethod, native: str = "") -> type[Any]:
+def class_of(target: QuantizationTarget, method: QuantizationMethod, kind: str = "") -> type[Any]:
     """Return the deployed class of a target and a grid: mctq's, or that of a kind that mctq lacks."""
-    return _CLASSES[target, method, native] if native else inferable.class_of(target, method)
+    return _CLASSES[target, method, kind] if kind else inferable.class_of(target, method)

@@ -316,7 +316,7 @@ class BasePytorchTrainableQuantizer(
         self._enabled = False
         self.requires_grad_(requires_grad=False)  # DistributedDataParallel would wait for gradients
 
-    def convert2inferable(self) -> inferable.InferableQuantizer:
+    def convert2inferable(self) -> inferable.InferableQuantizer | granularity.DynamicInferableQuantizer:
         """Return mctq's inferable quantizer, mended, with the trained numbers; this quantizer goes on as it is.
 
         Where mctq has no form for the granularity, it is one of `trainable_torch.granularity`.
