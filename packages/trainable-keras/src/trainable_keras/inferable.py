@@ -120,6 +120,9 @@ class KerasInferableQuantizer:
     mctq_class: ClassVar[Any] = None
     """mctq's class with the same name, None where its kernels can't run."""
 
+    native: ClassVar[str] = ""
+    """Which kind of `trainable_keras.granularity` it is; empty for those that mctq has too."""
+
     quantization_target: ClassVar[Any]
     quantization_method: ClassVar[Any]
 
@@ -132,26 +135,27 @@ class KerasInferableQuantizer:
     quant_min: int
     quant_max: int
 
-    def __init__(self, qparams: QParams, n_bits: int, ndim: int, name: str | None = None) -> None:
+    def __init__(self, qparams: QParams | None, n_bits: int, ndim: int, name: str | None = None) -> None:
         raise NotImplementedError
 
-    def start(self, qparams: QParams, n_bits: int, ndim: int) -> None:
+    def start(self, qparams: QParams | None, n_bits: int, ndim: int) -> None:
         """Set what is not a variable; called once, by the constructor.
 
         Parameters
         ----------
-        qparams : QParams
-            The grid's numbers.
+        qparams : QParams or None
+            The grid's numbers; None where the grid is computed from the tensor itself.
         n_bits : int
             Width of the codes.
         ndim : int
             Number of dimensions of the weights tensor; 0 for activations.
         """
-        self.channel_axis = qparams.channels_axis
-        self.per_channel = qparams.channels_axis is not None
         self.input_rank = ndim
         self.num_bits = n_bits
-        self.quant_min, self.quant_max = qparams.quant_min, qparams.quant_max
+        if qparams is not None:
+            self.channel_axis = qparams.channels_axis
+            self.per_channel = qparams.channels_axis is not None
+            self.quant_min, self.quant_max = qparams.quant_min, qparams.quant_max
 
     @classmethod
     def method(cls) -> QuantizationMethod:

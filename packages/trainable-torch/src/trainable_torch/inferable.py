@@ -25,6 +25,7 @@ from trainable_core.backend.inferable import by_grid, target_and_method
 from trainable_core.backend.unlisted import UnlistedSubclass
 from trainable_core.constants import RANGE_MAX, RANGE_MIN, SIGNED, THRESHOLD
 from trainable_core.enums import QuantizationMethod, QuantizationTarget
+from trainable_core.granularity import Blocks
 from trainable_core.qparams import QParams, inferable_params
 from trainable_core.validation import MAX_THRESHOLD
 from trainable_torch import kernels
@@ -53,6 +54,8 @@ class _Mended(nn.Module):
     quantization_target: Any
     quantization_method: Any
     num_bits: int
+    blocks: Blocks | None = None
+    """What shares a scale where it is finer than channels, as only `trainable_torch.granularity` has it."""
     _use_custom_impl: bool
 
     def __init__(self, qparams: QParams, n_bits: int, ndim: int) -> None:

@@ -62,10 +62,13 @@ def weights_params(quantizer: BaseTrainableQuantizer, weights: NDArray[Any], sec
         When the weights are empty or not finite; names the tensor.
     """
     config = quantizer.quantization_config
+    values = np.asarray(weights)
+    if config.blocks is not None:
+        values = config.blocks.rows(values)
     with _named(quantizer):
         return {
             width: calibrate_weights(
-                np.asarray(weights),
+                values,
                 calibration_method=section.weights,
                 quantization_method=config.quantization_method,
                 n_bits=width,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -13,6 +14,7 @@ from trainable_core.enums import QuantizationMethod, QuantizationTarget, Variabl
 from trainable_core.errors import InvalidArgumentError, QuantizerStateError, ShapeMismatchError
 from trainable_core.quantizer import BaseTrainableQuantizer
 from trainable_core.schedule import LinearAnnealingScheduler
+from trainable_keras import granularity
 from trainable_keras.functions import Functions, Tensor
 from trainable_keras.grid import Grid, GridMaker
 from trainable_keras.inferable import KerasInferableQuantizer
@@ -91,6 +93,14 @@ class KerasQuantizer(BaseTrainableQuantizer):
             x = self.ops.off_the_edge(x, self.functions.stop_gradient(grid.scale))
         return self.functions.show_shape(self.fake_quantize(x, grid, training), x)
 
+    def quantized_by_blocks(self, x: Tensor, training: bool) -> Tensor:  # noqa: FBT001 - mctq's call
+        """Return what `quantized` makes of `x`, laid out with a row for each block that has a scale of its own."""
+        blocks = self.quantization_config.blocks
+        if blocks is None:
+            return self.quantized(x, training)
+        rows = self.quantized(granularity.rows_of(self.functions, x, blocks), training)
+        return granularity.tensor_of(self.functions, rows, blocks, tuple(x.shape))
+
     variable_type: ClassVar[Any]
     """The framework's variables."""
 
@@ -109,8 +119,10 @@ class KerasQuantizer(BaseTrainableQuantizer):
         raise NotImplementedError
 
     @staticmethod
-    def inferable_class(target: QuantizationTarget, method: QuantizationMethod) -> type[KerasInferableQuantizer]:
-        """Return the class of deployed quantizers of a target and a grid."""
+    def inferable_class(
+        target: QuantizationTarget, method: QuantizationMethod, kind: str = ""
+    ) -> type[KerasInferableQuantizer]:
+        """Return the class of deployed quantizers of a target and a grid, or one of those that mctq lacks."""
         raise NotImplementedError
 
     # ---- the grid, and what is deployed -----------------------------------------------------------------------------
@@ -213,13 +225,20 @@ class KerasQuantizer(BaseTrainableQuantizer):
         if axis is None or rank is None:
             return
         (channels,), shape = self.structure.shape, tuple(inputs.shape)
+        blocks = self.quantization_config.blocks
+        if blocks is not None:
+            found = math.prod(blocks.counts(shape, self.subject))
+            if found != channels:
+                expected = f"{channels} blocks with a scale each"
+                raise ShapeMismatchError(self.subject, expected, f"{found} in shape {shape}")
+            return
         if not -rank <= axis < rank or shape[axis] not in {channels, None}:  # None: not known before a graph runs
             raise ShapeMismatchError(self.subject, f"{channels} channels along axis {axis}", f"shape {shape}")
 
     def convert2inferable(self) -> Any:
         """Return the inferable quantizer with the trained numbers; this quantizer goes on as it is.
 
-        On TensorFlow it is an instance of mctq's class.
+        On TensorFlow it is an instance of mctq's class, except where mctq has no form for the granularity.
 
         Raises
         ------
@@ -227,10 +246,11 @@ class KerasQuantizer(BaseTrainableQuantizer):
             Before calibration, or when the config switches quantization off.
         """
         config = self.quantization_config
-        if not config.enabled:
-            raise QuantizerStateError(self.subject, "its config switches quantization off; there is nothing to deploy")
-        self.require_calibrated()
+        self.require_deployable()
         width = self.selected_width
+        if config.blocks is not None:
+            make: Any = self.inferable_class(config.target, config.quantization_method, granularity.BLOCKS)
+            return make(self.current_qparams(width), width, config.blocks)
         make = self.inferable_class(config.target, config.quantization_method)
         return make(self.current_qparams(width), width, self.tensor_ndim)
 
@@ -285,6 +305,8 @@ class KerasQuantizer(BaseTrainableQuantizer):
 
     def has_numbers(self) -> bool:
         """Return whether the grid's variables have values, however they came into them."""
+        if self.computes_grid:
+            return bool(self.structure.widths)
         if not self.variable_names:
             return False
         grid = [variable for width in self.structure.widths for variable in self.grid_variables(width).values()]
