@@ -92,6 +92,12 @@ class CalibrationMethod(str, Enum):
     """Least mean of the absolute error to the power p."""
     KL = "kl"
     """Least Kullback-Leibler divergence of the values' histogram from its quantized version (Migacz, 2017)."""
+    LSQ = "lsq"
+    """The initial scale of LSQ, ``2 mean|x| / sqrt(p)`` (Esser et al., 2020, section 2.1)."""
+    LSQ_PLUS = "lsq_plus"
+    """That of LSQ+: the mean and three standard deviations for weights, `MSE` for activations (Bhalgat et al.)."""
+    SAWB = "sawb"
+    """Statistics-aware weight binning: from the mean square and the mean magnitude (Choi et al., MLSys 2019)."""
 
     def __str__(self) -> str:
         """Return the value."""
