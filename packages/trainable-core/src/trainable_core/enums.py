@@ -15,6 +15,14 @@ class TrainingMethod(str, Enum):
     """Learned step size quantization: thresholds learn with the weights (Esser et al., ICLR 2020)."""
     DQA = "DQA"
     """DNN quantization with attention: a softmax over bit widths anneals to one of them (Hacene et al., 2021)."""
+    TQT = "TQT"
+    """Trained quantization thresholds: their logarithms learn (Jain et al., MLSys 2020)."""
+    LSQ_PLUS = "LSQ_PLUS"
+    """LSQ with learned offsets: scale and offset of a range learn (Bhalgat et al., CVPR Workshops 2020)."""
+    PACT = "PACT"
+    """Parameterized clipping activation: the clipping bound learns (Choi et al., 2018)."""
+    DOREFA = "DOREFA"
+    """DoReFa-Net: weights are squashed into the range before they are rounded (Zhou et al., 2016)."""
 
     def __str__(self) -> str:
         return self.value

@@ -20,7 +20,7 @@ class Functions:
     ----------
     maximum, minimum, where, isnan, isfinite, abs, floor, round, zeros_like, stack, argmax, reshape : callable
         NumPy's.
-    exp, log, tanh : callable
+    exp, log, tanh, cos : callable
         NumPy's; compilers may give other last bits.
     sum, max : callable
         NumPy's, with ``axis`` and ``keepdims``.
@@ -81,6 +81,7 @@ class Functions:
     exp: Function
     log: Function
     tanh: Function
+    cos: Function
     zeros_like: Function
     stack: Function
     argmax: Function

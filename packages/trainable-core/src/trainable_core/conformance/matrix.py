@@ -18,7 +18,7 @@ GRANULARITY = {
 }
 NOBODY = "-"
 
-METHOD_COLUMNS = ("training method", "name", "learns", "in training", "options", "reference")
+METHOD_COLUMNS = ("training method", "name", "learns", "in training", "targets", "grids", "options", "reference")
 FORWARDS = {
     "deployed": "the deployed values",
     "soft": "soft values",
@@ -34,6 +34,8 @@ def method_rows() -> list[tuple[str, ...]]:
             method.title,
             ", ".join(method.learns) or NOBODY,
             FORWARDS[method.training_forward] + (" until its schedule ends" if method.schedule_end else ""),
+            ", ".join(target.name for target in method.targets),
+            ", ".join(grid.name for grid in method.grids),
             _options(method),
             method.reference,
         )

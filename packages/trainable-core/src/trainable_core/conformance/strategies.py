@@ -357,7 +357,7 @@ def made(
     body = Source(draw_body(WORD * RANGE_WORDS * max(*shape, 1, 1) + (WORD + 1) * size))
     chosen = config(source, body, subject, shape, kind, corner)
     by = factors(source, kind)
-    arguments = source.choice([*subject.method.conformance_arguments, {}])
+    arguments = source.choice(subject.argument_sets)
     widths = [chosen.n_bits, *(candidate.n_bits for candidate in chosen.candidates or [])]
     grid = grid_after(chosen, by, source.choice(widths))
     x, upstream = inputs(body, grid, shape, kind), upstreams(body, shape)
