@@ -115,7 +115,7 @@ def parameter_groups(
         decay would pull thresholds to zero.
     pace : {"threshold", "scale"}
         ``threshold`` is for Adam and all that divide by the gradient's size. ``scale`` is for SGD: the learning rate
-        of thresholds and ranges, which `qparams` or `weights` must have as ``lr``, is multiplied by ``4**(n_bits -
+        of thresholds and ranges, which `qparams` or `weights` must have, is multiplied by ``4**(n_bits -
         signed)``, which moves the scale as SGD on the scale itself would, and there is a group QPARAMS for each factor.
 
     Returns

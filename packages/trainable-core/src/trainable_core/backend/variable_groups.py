@@ -57,15 +57,24 @@ def variable_groups(
     if others:
         groups.append({"params": others, "name": VariableGroup.WEIGHTS.name, **(weights or {})})
     options = {"weight_decay": 0.0, **(qparams or {})}
-    rate = options.get("lr", (weights or {}).get("lr"))
+    key, rate = _learning_rate(options, weights or {})
     if pace == SCALE and (not isinstance(rate, Real) or isinstance(rate, bool)):
-        problem = f"pace 'scale' multiplies the learning rate, and lr is {rate!r}"
-        raise InvalidArgumentError("parameter_groups: qparams", problem, 'give qparams={"lr": ...}.')
+        problem = f"pace 'scale' multiplies the learning rate, and it is {rate!r}"
+        raise InvalidArgumentError("parameter_groups: qparams", problem, f'give qparams={{"{key}": ...}}.')
     for factor in sorted({factor for _, factor in learned.values()}):
         members = [variable for variable, each in learned.values() if each == factor]
-        paced = {"lr": rate * factor} if pace == SCALE else {}
+        paced = {key: rate * factor} if pace == SCALE else {}
         groups.append({"params": members, "name": VariableGroup.QPARAMS.name, **options, **paced})
     return groups
+
+
+def _learning_rate(qparams: Mapping[str, Any], weights: Mapping[str, Any]) -> tuple[str, Any]:
+    """Return what the frameworks call a learning rate, as far as the options have it, and the one of QPARAMS."""
+    for options in (qparams, weights):
+        for key in ("lr", "learning_rate"):
+            if key in options:
+                return key, options[key]
+    return "lr", None
 
 
 def pace_factor(quantizer: BaseTrainableQuantizer, variable: Any) -> float:
