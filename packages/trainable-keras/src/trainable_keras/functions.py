@@ -22,7 +22,7 @@ class Functions:
         NumPy's.
     transpose : callable
         NumPy's.
-    exp, log, tanh : callable
+    exp, log, tanh, cos : callable
         NumPy's; compilers may give other last bits.
     sum, max : callable
         NumPy's, with ``axis`` and ``keepdims``.
@@ -85,6 +85,7 @@ class Functions:
     exp: Function
     log: Function
     tanh: Function
+    cos: Function
     zeros_like: Function
     stack: Function
     argmax: Function

@@ -96,7 +96,11 @@ def calibrate(
 
 
 def parameter_groups(
-    qmodel: Any, *, weights: Mapping[str, Any] | None = None, qparams: Mapping[str, Any] | None = None
+    qmodel: Any,
+    *,
+    weights: Mapping[str, Any] | None = None,
+    qparams: Mapping[str, Any] | None = None,
+    pace: str = "threshold",
 ) -> list[dict[str, Any]]:
     """Return the model's trainable variables in groups, for one optimizer each in a training loop of your own.
 
@@ -109,6 +113,10 @@ def parameter_groups(
     qparams : mapping, optional
         Options of the group QPARAMS: thresholds, ranges, attention logits. Without a ``weight_decay`` here it is 0:
         decay would pull thresholds to zero.
+    pace : {"threshold", "scale"}
+        ``threshold`` is for Adam and all that divide by the gradient's size. ``scale`` is for SGD: the learning rate
+        of thresholds and ranges, which `qparams` or `weights` must have, is multiplied by ``4**(n_bits -
+        signed)``, which moves the scale as SGD on the scale itself would, and there is a group QPARAMS for each factor.
 
     Returns
     -------
@@ -120,14 +128,38 @@ def parameter_groups(
     ModelError
         When the model is not wrapped.
     InvalidArgumentError
-        When options are not a mapping, or one would replace the variables or the name.
+        When options are not a mapping, or one would replace the variables or the name, or `pace` is unknown or has no
+        learning rate.
 
     Notes
     -----
-    A Keras optimizer has no groups. With one optimizer for all, as in `fit`, keep weight decay off the thresholds:
-    ``optimizer.exclude_from_weight_decay(var_list=group["params"])``.
+    A Keras optimizer has no groups. With one optimizer for all, as in `fit`, `exclude_from_weight_decay` keeps weight
+    decay off the thresholds.
     """
-    return training.parameter_groups(framework_of(qmodel, "parameter_groups: the model"), qmodel, weights, qparams)
+    return training.parameter_groups(
+        framework_of(qmodel, "parameter_groups: the model"), qmodel, weights, qparams, pace
+    )
+
+
+def exclude_from_weight_decay(optimizer: Any, qmodel: Any) -> None:
+    """Let an optimizer leave thresholds, ranges and the like out of weight decay.
+
+    Parameters
+    ----------
+    optimizer : keras.optimizers.Optimizer
+        An optimizer that has made no variables yet; changed in place.
+    qmodel : keras.Model
+        A wrapped model.
+
+    Raises
+    ------
+    ModelError
+        When the model is not wrapped.
+    ValueError
+        Keras's own, when the optimizer is built already.
+    """
+    framework = framework_of(qmodel, "exclude_from_weight_decay: the model")
+    training.exclude_from_weight_decay(framework, optimizer, qmodel)
 
 
 def regularization(qmodel: Any) -> Any:

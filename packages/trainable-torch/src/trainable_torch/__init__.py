@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from trainable_torch.training import (
         advance_schedules,
         average_scalar_gradients,
+        exclude_from_weight_decay,
         freeze_quant_params,
         parameter_groups,
         regularization,
@@ -44,6 +45,7 @@ __all__ = [
     "average_scalar_gradients",
     "calibrate",
     "describe",
+    "exclude_from_weight_decay",
     "export",
     "finalize",
     "freeze_quant_params",
@@ -76,6 +78,7 @@ __getattr__, __dir__ = lazy_names(
         "training": [
             "advance_schedules",
             "average_scalar_gradients",
+            "exclude_from_weight_decay",
             "freeze_quant_params",
             "parameter_groups",
             "regularization",

@@ -15,6 +15,7 @@ from trainable_core.calibration.observer import Float32, Float64, Observer, fini
 from trainable_core.calibration.percentile import exact_percentile, observed_percentile
 from trainable_core.calibration.row_search import search_rows
 from trainable_core.calibration.search import GridKind, search
+from trainable_core.calibration.statistics import STATISTICAL, Moments, statistical_ends
 from trainable_core.config import member
 from trainable_core.constants import MIN_THRESHOLD, RANGE_MAX, RANGE_MIN, SIGNED, THRESHOLD
 from trainable_core.enums import LUT_METHODS, CalibrationMethod, QuantizationMethod
@@ -68,7 +69,7 @@ def calibrate_activation(
     Raises
     ------
     CalibrationError
-        When the observer has seen nothing.
+        When the observer has seen nothing, or SAWB has no coefficients for the bit width.
     InvalidArgumentError
         When an argument is out of bounds; the message names it.
     UnsupportedConfigError
@@ -89,6 +90,9 @@ def calibrate_activation(
     ``2**(n_bits - 10)`` points evenly spread, and the bound is a whole bin. *KL* compares histograms; see
     `measure.kl_divergence`. `search.search` says how candidates are chosen. The params chosen never measure
     worse than those of MINMAX.
+
+    *LSQ* and *SAWB* are computed from means over bin centres, see `statistics.statistical_ends`. *LSQ_PLUS* is MSE, as
+    in its paper.
 
     Examples
     --------
@@ -118,6 +122,8 @@ def calibrate_activation(
         ends = kind.bounded(observed_percentile(kind, observer, percentile))
     elif method is CalibrationMethod.KL:
         ends = search(kind, extremes, kl_objective(kind, observer))
+    elif method in STATISTICAL and method is not CalibrationMethod.LSQ_PLUS:
+        ends = statistical_ends(kind, method, Moments.of_observer(observer), extremes)
     else:
         ends = search(kind, extremes, observed_power_objective(kind, observer, exponent))
     low, high = float(ends[0, 0]), float(ends[1, 0])
@@ -159,7 +165,7 @@ def calibrate_weights(
     Raises
     ------
     CalibrationError
-        When there are no values, or any is NaN or infinite.
+        When there are no values, any is NaN or infinite, or SAWB has no coefficients for the bit width.
     InvalidArgumentError
         When an argument is out of bounds, or the tensor has no such axis; the message names it.
     UnsupportedConfigError
@@ -172,6 +178,8 @@ def calibrate_weights(
     *LP* choose among many candidates; which of them are measured, and how, is told by `row_search`. What is chosen was
     measured on all values, and is never worse than what MINMAX chooses. A channel's params don't depend on the other
     channels. Memory: up to two copies of the tensor, and little else.
+
+    *LSQ*, *LSQ_PLUS* and *SAWB* are computed from means, see `statistics.statistical_ends`.
 
     Examples
     --------
@@ -194,6 +202,8 @@ def calibrate_weights(
         ends = kind.bounded(exact_percentile(kind, rows, percentile))
     elif method is CalibrationMethod.KL:
         ends = np.concatenate([_search_channel(kind, row, extremes[:, [i]]) for i, row in enumerate(rows)], axis=1)
+    elif method in STATISTICAL:
+        ends = statistical_ends(kind, method, Moments.of_rows(rows), extremes)
     else:
         ends = search_rows(kind, rows, exponent)
     low, high = ends.tolist()

@@ -192,7 +192,7 @@ class CalibrationSection(Section):
     Parameters
     ----------
     weights, activations : CalibrationMethod
-        ``minmax``, ``percentile``, ``mse``, ``mae``, ``lp`` or ``kl``.
+        ``minmax``, ``percentile``, ``mse``, ``mae``, ``lp``, ``kl``, ``lsq``, ``lsq_plus`` or ``sawb``.
     percentile : float
         For ``percentile``: how much of the values stays inside, in percent.
     p : float

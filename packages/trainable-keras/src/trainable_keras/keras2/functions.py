@@ -94,6 +94,7 @@ FUNCTIONS = Functions(
     exp=tf.exp,
     log=tf.math.log,
     tanh=tf.tanh,
+    cos=tf.cos,
     zeros_like=tf.zeros_like,
     stack=tf.stack,
     argmax=tf.argmax,

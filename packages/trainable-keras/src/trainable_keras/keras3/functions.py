@@ -89,6 +89,7 @@ FUNCTIONS = Functions(
     exp=ops.exp,
     log=ops.log,
     tanh=ops.tanh,
+    cos=ops.cos,
     zeros_like=ops.zeros_like,
     stack=ops.stack,
     argmax=ops.argmax,
