@@ -196,9 +196,20 @@ def _quantize(look: _Look, plans: list[LayerPlan], state: WrappedState) -> None:
 def count_step(module: nn.Module, _args: Any) -> None:
     """Count one training forward in every quantizer with a schedule; a forward pre-hook of the wrapped model."""
     if module.training and not eligible.is_in_backward():  # activation checkpointing calls a forward again
-        for quantizer in scheduled_quantizers(module):
-            if quantizer.calibrated:  # else this forward is about to be refused
-                quantizer.advance()
+        advance(module)
+
+
+def advance(model: nn.Module) -> None:
+    """Count one training step in the quantizers with a schedule, and let modifiers look at the weights."""
+    scheduled = [each for each in scheduled_quantizers(model) if each.calibrated]  # others are about to refuse
+    for quantizer in scheduled:
+        quantizer.advance()
+    watched = {id(each) for each in scheduled if each.modifiers and each.weights_quantization()}
+    for module in model.modules() if watched else ():
+        for _, weight, quantizer in module.get_weights_vars() if isinstance(module, QuantizationWrapper) else ():
+            if id(quantizer) in watched:
+                watched.discard(id(quantizer))  # one that tied weights share looks once
+                quantizer.observe(weight)
 
 
 def scheduled_quantizers(model: nn.Module) -> list[BasePytorchTrainableQuantizer]:

@@ -45,6 +45,8 @@ class DescriptionRow:
         ``not calibrated``, ``trainable``, ``frozen``, ``switched off`` or ``deployed``.
     quantizer : str
         Class name.
+    modifiers : mapping of str to mapping
+        What stands on top of the method, and its numbers: such as the share of weights that oscillate.
     """
 
     layer: str
@@ -58,6 +60,7 @@ class DescriptionRow:
     params: Mapping[str, Any]
     state: str
     quantizer: str
+    modifiers: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 def describe_quantizer(layer: LayerInfo, tensor: str, plan: QuantizerPlan, quantizer: Any) -> DescriptionRow:
@@ -65,6 +68,7 @@ def describe_quantizer(layer: LayerInfo, tensor: str, plan: QuantizerPlan, quant
     config, state = plan.config, "deployed"
     params: Mapping[str, Any] = {}
     n_bits = config.n_bits
+    modifiers: Mapping[str, Mapping[str, float]] = {}
     if not isinstance(quantizer, BaseTrainableQuantizer):
         params, n_bits = quantizer.params, quantizer.num_bits
     elif not config.enabled:
@@ -75,6 +79,7 @@ def describe_quantizer(layer: LayerInfo, tensor: str, plan: QuantizerPlan, quant
         state = "frozen" if quantizer.freeze_quant_params else "trainable"
         current = quantizer.current_config()
         params, n_bits = current.quantization_params, current.n_bits
+        modifiers = quantizer.report()
     if config.target is QuantizationTarget.Weights:
         params = {key: value for key, value in params.items() if key != SIGNED}
     return DescriptionRow(
@@ -89,6 +94,7 @@ def describe_quantizer(layer: LayerInfo, tensor: str, plan: QuantizerPlan, quant
         params=params,
         state=state,
         quantizer=type(quantizer).__name__,
+        modifiers=modifiers,
     )
 
 
@@ -214,7 +220,9 @@ def _check_fits(row: Mapping[str, Any], quantizer: BaseTrainableQuantizer) -> No
 def _cells(row: DescriptionRow) -> tuple[str, ...]:
     grid = row.method if row.channels_axis is None else f"{row.method} per channel (axis {row.channels_axis})"
     numbers = ", ".join(f"{key}={_short(value)}" for key, value in row.params.items())
-    return row.layer, row.tensor, grid, str(row.n_bits), row.training_method, numbers, row.state
+    shares = (f"{name} {share:.1%}" for told in row.modifiers.values() for name, share in told.items())
+    state = ", ".join(dict.fromkeys((row.state, *shares)))
+    return row.layer, row.tensor, grid, str(row.n_bits), row.training_method, numbers, state
 
 
 def _short(value: Any) -> str:

@@ -16,21 +16,23 @@ from trainable_core.recipe.state import WrappedState
 
 
 def _quantizer_document(plan: QuantizerPlan) -> dict[str, Any]:
-    return {
+    document = {
         "config": config_document(plan.config),
         "training_method": plan.training_method,
         "arguments": dict(plan.arguments),
     }
+    return {**document, "modifiers": {**plan.modifiers}} if plan.modifiers else document
 
 
 class _Quantizer(Section):
     config: dict[str, Any]
     training_method: str
     arguments: dict[str, Any]
+    modifiers: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
     def plan(self) -> QuantizerPlan:
         config = config_from_document(self.config, "a quantizer's plan")
-        return QuantizerPlan(config, self.training_method, self.arguments)
+        return QuantizerPlan(config, self.training_method, self.arguments, self.modifiers)
 
 
 class _Weight(Section):

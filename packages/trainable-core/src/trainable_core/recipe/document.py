@@ -365,7 +365,7 @@ class QuantizationRecipe(Document):
             min_threshold=section.min_threshold,
             weights_quantization_candidates=section.candidate_configs(),
         )
-        return QuantizerPlan(config, section.training_method, section.arguments)
+        return QuantizerPlan(config, section.training_method, section.arguments, section.modifiers)
 
     def _activation_plan(self, layer: LayerInfo, section: ActivationsSection) -> QuantizerPlan:
         self._target.check_grid(
@@ -379,7 +379,7 @@ class QuantizationRecipe(Document):
             min_threshold=section.min_threshold,
             activation_quantization_candidates=section.candidate_configs(),
         )
-        return QuantizerPlan(config, section.training_method, section.arguments)
+        return QuantizerPlan(config, section.training_method, section.arguments, section.modifiers)
 
 
 RecipeSource = QuantizationRecipe | Mapping[str, Any] | str | PathLike[str]

@@ -20,6 +20,7 @@ from trainable_core.config import (
 from trainable_core.constants import MIN_THRESHOLD
 from trainable_core.enums import CalibrationMethod, QuantizationMethod
 from trainable_core.key import identifier_text
+from trainable_core.modifier import checked_modifiers
 from trainable_core.validation import check_text, check_widths, plain
 
 
@@ -52,6 +53,7 @@ def one_of(*names: str) -> Callable[[Any], Any]:
 BiasField = Annotated[Literal["float", "int32"], BeforeValidator(one_of("float", "int32"))]
 Identifier = Annotated[str, Field(min_length=1), BeforeValidator(_identifier)]
 Arguments = Annotated[dict[str, JsonValue], BeforeValidator(plain)]
+Modifiers = Annotated[dict[str, dict[str, JsonValue]], BeforeValidator(checked_modifiers)]
 
 
 class TensorSection(Section):
@@ -64,6 +66,7 @@ class TensorSection(Section):
     min_threshold: MinThreshold = MIN_THRESHOLD
     candidates: Annotated[list[NBits], AfterValidator(check_widths)] | None = None
     arguments: Arguments = Field(default_factory=dict)
+    modifiers: Modifiers = Field(default_factory=dict)
 
     def candidate_configs(self) -> list[TrainableQuantizerCandidateConfig] | None:
         """Return the candidate widths as the configs hold them, their params left to calibration."""
@@ -91,6 +94,8 @@ class WeightsSection(TensorSection):
         Bit widths for methods that choose among several.
     arguments : dict
         Further arguments of the quantizer class, by name.
+    modifiers : dict
+        What stands on top of the training method: arguments by the name of the modifier.
     per_channel : bool
         One threshold per output channel instead of one per tensor.
     """

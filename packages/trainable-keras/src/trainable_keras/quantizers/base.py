@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -12,7 +12,7 @@ from trainable_core.constants import RANGE_MAX, RANGE_MIN, SIGNED, THRESHOLD
 from trainable_core.enums import QuantizationMethod, QuantizationTarget, VariableGroup
 from trainable_core.errors import InvalidArgumentError, QuantizerStateError, ShapeMismatchError
 from trainable_core.quantizer import BaseTrainableQuantizer
-from trainable_core.schedule import LinearAnnealingScheduler
+from trainable_core.schedule import AnnealingScheduler, LinearAnnealingScheduler
 from trainable_keras.functions import Functions, Tensor
 from trainable_keras.grid import Grid, GridMaker
 from trainable_keras.inferable import KerasInferableQuantizer
@@ -46,6 +46,9 @@ class KerasQuantizer(BaseTrainableQuantizer):
 
     scheduler: ClassVar[type[LinearAnnealingScheduler]]
     """Schedule whose step may be a tensor, such as `current_step`."""
+
+    value_at: ClassVar[Callable[[AnnealingScheduler, Any], Tensor]]
+    """Returns the value of a schedule at a step that is a tensor."""
 
     sign_is_a_variable: ClassVar[bool]
     """Whether the sign, where calibration decides it, is among the layer's variables."""
@@ -90,6 +93,18 @@ class KerasQuantizer(BaseTrainableQuantizer):
         if not type(self).fake_quantize.__module__.startswith(BUILT_IN):  # it may round as it likes
             x = self.ops.off_the_edge(x, self.functions.stop_gradient(grid.scale))
         return self.functions.show_shape(self.fake_quantize(x, grid, training), x)
+
+    def modified_values(self, x: Tensor, training: bool) -> Tensor:  # noqa: FBT001 - mctq's call
+        """Return what the method, and the modifiers that change values, make of a float32 tensor."""
+        if not self.modified:
+            return self.quantized(x, training)
+        entered = x
+        for modifier in self.modifiers:
+            entered = modifier.enter(self, entered, training)
+        quantized = self.quantized(entered, training)
+        for modifier in self.modifiers:
+            quantized = modifier.leave(self, x, quantized, training)
+        return quantized
 
     variable_type: ClassVar[Any]
     """The framework's variables."""
@@ -191,6 +206,24 @@ class KerasQuantizer(BaseTrainableQuantizer):
     @counted_steps.setter
     def counted_steps(self, count: int) -> None:
         self.step.assign(count)
+
+    def annealed(self, schedule: AnnealingScheduler | float) -> Tensor | float:
+        """Return the value of a schedule at the present training step, a float32 tensor; a number as it is."""
+        if not isinstance(schedule, AnnealingScheduler):
+            return schedule
+        return self.functions.cast(self.value_at(schedule, self.current_step), "float32")
+
+    def add_state(self, name: str, value: NDArray[Any]) -> None:
+        """Keep a float32 variable that does not learn; see core's base class."""
+        setattr(self, name, self.new_variable(name, np.asarray(value, np.float32), trainable=False))
+
+    def state(self, name: str) -> Tensor:
+        """Return the value of what `add_state` keeps, outside of the graph."""
+        return self.functions.stop_gradient(self.functions.read(getattr(self, name)))
+
+    def set_state(self, name: str, value: Tensor) -> None:
+        """Set what `add_state` keeps."""
+        getattr(self, name).assign(self.functions.stop_gradient(value))
 
     def until(self, end: int, soft: Tensor, deployed: Tensor) -> Tensor:
         """Return `soft` in the training steps before `end` steps are counted, and `deployed` from then on.
