@@ -21,7 +21,8 @@ AVERAGE, FROZEN = "oscillation_average", "oscillation_frozen"
 
 def codes(quantizer: Any, x: Tensor) -> Tensor:
     """Return the codes of a weight, counted from the code of zero, as float32."""
-    return (quantizer.quantize(x, training=False) / quantizer.grid(x.dim()).scale).round()
+    found: Tensor = (quantizer.quantize(x, training=False) / quantizer.grid(x.dim()).scale).round()
+    return found
 
 
 def _add_counter(quantizer: Any) -> None:

@@ -303,8 +303,8 @@ class Registry:
     def _problems(self, entry: Entry, backend: str | None = None) -> list[str]:
         """Return what went wrong with a plugin; given a backend, only what may explain that it lacks something."""
         problems = list(entry.plugin.problems)
-        offers = [*entry.offers.items(), *entry.modifiers.items()]
-        problems += [text for name, offer in offers if backend in (None, name) for text in offer.problems]
+        for offers in (entry.offers, entry.modifiers):
+            problems += [text for name, each in offers.items() if backend in (None, name) for text in each.problems]
         claims = self._claims()
         for own in entry.backends:
             others = [str(plugin) for plugin, _ in claims[own.name] if plugin is not entry.plugin]

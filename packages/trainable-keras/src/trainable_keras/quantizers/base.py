@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -46,9 +46,6 @@ class KerasQuantizer(BaseTrainableQuantizer):
 
     scheduler: ClassVar[type[LinearAnnealingScheduler]]
     """Schedule whose step may be a tensor, such as `current_step`."""
-
-    value_at: ClassVar[Callable[[AnnealingScheduler, Any], Tensor]]
-    """Returns the value of a schedule at a step that is a tensor."""
 
     sign_is_a_variable: ClassVar[bool]
     """Whether the sign, where calibration decides it, is among the layer's variables."""
@@ -121,6 +118,11 @@ class KerasQuantizer(BaseTrainableQuantizer):
 
     def all_variables(self) -> dict[str, Any]:
         """Return all variables of the layer by name, those of a method's state included."""
+        raise NotImplementedError
+
+    @staticmethod
+    def value_at(schedule: AnnealingScheduler, t: Tensor) -> Tensor:
+        """Return the value of a schedule at a step that is a tensor."""
         raise NotImplementedError
 
     @staticmethod
