@@ -152,6 +152,7 @@ class BaseTrainableQuantizer:
         self.tensor_shape: tuple[int, ...] | None = None
         self.modifiers: tuple[Modifier, ...] = ()
         self.modified = False
+        self.folded_grid: qparams.QParams | None = None
         self.structure = Structure()
         self._variable_groups: dict[str, VariableGroup] = {}
 
@@ -644,6 +645,10 @@ class BaseTrainableQuantizer:
             min_threshold=config.min_threshold,
             channels_axis=config.channels_axis,
         )
+
+    def deployed_qparams(self) -> qparams.QParams:
+        """Return the grid that is deployed: that of the variables, or of a batch norm folded into the weights."""
+        return self.current_qparams() if self.folded_grid is None else self.folded_grid
 
     def current_config(self) -> TrainableQuantizerConfig:
         """Return the config with the trained numbers and the selected width in it: the quantizer as it stands."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from trainable_core.backend.description import Description
 from trainable_core.recipe.document import RecipeSource
-from trainable_keras import calibration, description, finalized, mctq, serialization, training, wrapping
+from trainable_keras import calibration, description, finalized, mctq, serialization, statistics, training, wrapping
 from trainable_keras.which import framework_of, framework_of_class
 
 
@@ -153,6 +153,43 @@ def advance_schedules(qmodel: Any) -> None:
     A call with ``training=True`` counts by itself; call this only to skip steps.
     """
     training.advance_schedules(framework_of(qmodel, "advance_schedules: the model"), qmodel)
+
+
+def reestimate_batch_norm(
+    qmodel: Any, batches: Iterable[Any], *, forward: Callable[[Any, Any], Any] | None = None
+) -> Any:
+    """Estimate the statistics of the model's batch norms anew, from the quantized model as it is.
+
+    Parameters
+    ----------
+    qmodel : keras.Model
+        A wrapped, calibrated model with batch norms that were not folded; changed in place, and only when everything
+        went well.
+    batches : iterable
+        What the model is called with, as for `calibrate`; some 50 batches of the size of training.
+    forward : callable, optional
+        ``forward(qmodel, batch)`` instead, when batches need another call.
+
+    Returns
+    -------
+    keras.Model
+        `qmodel`.
+
+    Raises
+    ------
+    ModelError
+        When the model is not wrapped, or has no batch norm that learns.
+    CalibrationError
+        When there are no batches, or they don't reach some batch norm; names it.
+
+    Notes
+    -----
+    Batch norms are called as in training, everything else as in inference, eagerly; the statistics are the averages of
+    those of the batches, all of equal weight. No schedule advances. A batch norm with ``trainable = False`` keeps its
+    statistics, as it does in training.
+    """
+    framework = framework_of(qmodel, "reestimate_batch_norm: the model")
+    return statistics.reestimate_batch_norm(framework, qmodel, batches, forward)
 
 
 def finalize(qmodel: Any) -> Any:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from trainable_torch.quantizers import BasePytorchTrainableQuantizer
     from trainable_torch.reading import running
     from trainable_torch.serialization import load, save
+    from trainable_torch.statistics import reestimate_batch_norm
     from trainable_torch.training import (
         advance_schedules,
         average_scalar_gradients,
@@ -49,6 +50,7 @@ __all__ = [
     "freeze_quant_params",
     "load",
     "parameter_groups",
+    "reestimate_batch_norm",
     "register_layer",
     "regularization",
     "running",
@@ -73,6 +75,7 @@ __getattr__, __dir__ = lazy_names(
         "quantizers": ["BasePytorchTrainableQuantizer"],
         "reading": ["running"],
         "serialization": ["load", "save"],
+        "statistics": ["reestimate_batch_norm"],
         "training": [
             "advance_schedules",
             "average_scalar_gradients",

@@ -30,7 +30,7 @@ from trainable_torch.state import keep
 from trainable_torch.state import state_of as state_of  # noqa: PLC0414 - it is known by this module's name
 from trainable_torch.structure import computed
 from trainable_torch.structure.aliases import read_aliases, rebind_forwards, unregistered_layers
-from trainable_torch.structure.folding import fold_batch_norm
+from trainable_torch.structure.folding import fold_batch_norm, foldable_batch_norm
 from trainable_torch.structure.observing import TRANSPOSED, Observed, observe
 from trainable_torch.structure.operations import Held, Operation, Operations, hold, install, learned
 from trainable_torch.structure.origins import (
@@ -101,15 +101,20 @@ def wrapped(
     model, recipe, example
         As for `wrap`.
     known : mapping, optional
-        ``folded``, ``structure`` and ``origins`` of an earlier model's `WrappedState`.
+        ``folded``, ``foldable``, ``structure`` and ``origins`` of an earlier model's `WrappedState`.
     """
     known = known or {}
     root, state = _copy_of(model), WrappedState(QuantizationRecipe.of(recipe))
     state.left_out |= {**reached_by_name(model, root), **unregistered_layers(root)}
     observed = None if example is None else observe(root, example)
-    if state.recipe.fold_batch_norm:
+    kept: dict[str, str] = {}
+    folds = state.recipe.folds
+    if folds == "before" or known.get("folded"):
         state.folded, kept = fold_batch_norm(root, observed, known.get("folded"))
-        state.left_out |= {name: f"batch norm not folded: {reason}" for name, reason in kept.items()}
+    elif folds == "after":
+        found = foldable_batch_norm(root, observed) if "foldable" not in known else (dict(known["foldable"]), kept)
+        state.foldable, kept = found
+    state.left_out |= {name: f"batch norm not folded: {reason}" for name, reason in kept.items()}
     look = _look(root, state.recipe, state, observed, known.get("structure", {}))
     state.origins = dict(known.get("origins", {}))
     plans = _resolved(state, look)
@@ -121,6 +126,7 @@ def wrapped(
         look.routes = _routes(look, plans, state.recipe)
     state.islands = dict(look.routes.islands)
     _quantize(look, state.note(plans), state)
+    state.note_foldable()
     warn_if_nothing_is_quantized(type(model).__name__, plans, stacklevel=4)
     leave_fused_paths(look.root)
     reading.mark(look.root)

@@ -63,6 +63,7 @@ class _State(Section):
     folded: dict[str, str]
     finalized: StrictBool
     structure: dict[str, Any] = Field(default_factory=dict)
+    foldable: dict[str, str] = Field(default_factory=dict)
 
 
 def plan_document(plan: LayerPlan) -> dict[str, Any]:
@@ -94,7 +95,7 @@ def plan_from_document(document: Mapping[str, Any]) -> LayerPlan:
 
 def state_document(state: WrappedState) -> dict[str, Any]:
     """Return what a wrapped model knows about itself as a JSON-clean document."""
-    return {
+    document = {
         "recipe": state.recipe.model_dump(mode="json", exclude_unset=True),
         "plans": [plan_document(plan) for plan in state.plans.values()],
         "left_out": dict(state.left_out),
@@ -102,6 +103,7 @@ def state_document(state: WrappedState) -> dict[str, Any]:
         "finalized": state.finalized,
         "structure": dict(state.structure),
     }
+    return {**document, "foldable": dict(state.foldable)} if state.foldable else document
 
 
 def state_from_document(document: Mapping[str, Any]) -> WrappedState:
@@ -121,4 +123,5 @@ def state_from_document(document: Mapping[str, Any]) -> WrappedState:
         state.folded,
         finalized=state.finalized,
         structure=state.structure,
+        foldable=state.foldable,
     )

@@ -50,6 +50,21 @@ def one_of(*names: str) -> Callable[[Any], Any]:
     return check
 
 
+FOLDING = ("before", "after", "training")
+"""When batch norm may be folded into the layer before it: before the model trains, after, or simulated in training."""
+
+
+def _folding(value: Any) -> Any:
+    value = plain(value)
+    if isinstance(value, str):
+        return one_of(*FOLDING)(value)
+    if not isinstance(value, bool):
+        message = f"{value!r} is not one of {', '.join(map(repr, FOLDING))}, true or false"
+        raise ValueError(message)  # noqa: TRY004 - pydantic turns a ValueError into the field's error
+    return value
+
+
+FoldingField = Annotated[Literal["before", "after", "training"] | bool, BeforeValidator(_folding)]
 BiasField = Annotated[Literal["float", "int32"], BeforeValidator(one_of("float", "int32"))]
 Identifier = Annotated[str, Field(min_length=1), BeforeValidator(_identifier)]
 Arguments = Annotated[dict[str, JsonValue], BeforeValidator(plain)]

@@ -267,7 +267,7 @@ class KerasQuantizer(BaseTrainableQuantizer):
         self.require_calibrated()
         width = self.selected_width
         make = self.inferable_class(config.target, config.quantization_method)
-        return make(self.current_qparams(width), width, self.tensor_ndim)
+        return make(self.deployed_qparams(), width, self.tensor_ndim)
 
     def freeze(self, frozen: bool = True) -> None:  # noqa: FBT001, FBT002 - reads as a fact
         """Stop the quantizer's variables from learning, or let them learn again."""

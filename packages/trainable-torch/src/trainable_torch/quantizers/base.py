@@ -324,7 +324,7 @@ class BasePytorchTrainableQuantizer(
             raise QuantizerStateError(self.subject, "its config switches quantization off; there is nothing to deploy")
         self.require_calibrated()
         width = self.selected_width
-        qparams = self.current_qparams(width)
+        qparams = self.deployed_qparams()
         device = next(iter(self.grid_variables(width).values())).device
         built = inferable.build(config.target, config.quantization_method, width, qparams, self.tensor_ndim)
         return built.to(device).train(self.training)
