@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         regularization,
         save,
         to_mctq,
+        training_callback,
         wrap,
     )
 
@@ -58,6 +59,7 @@ __all__ = [
     "regularization",
     "save",
     "to_mctq",
+    "training_callback",
     "wrap",
 ]
 

@@ -12,7 +12,6 @@ from trainable_core.calibration.statistics import SUBJECT, check_request, requir
 from trainable_keras.calibration import calls_replaced
 from trainable_keras.framework import Framework
 from trainable_keras.graph import layers_within
-from trainable_keras.training import forget_functions
 from trainable_keras.wrapping import state_of
 
 
@@ -50,7 +49,6 @@ def reestimate_batch_norm(
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
-        forget_functions(qmodel)
     return qmodel
 
 

@@ -11,6 +11,7 @@ from trainable_core.lazy import lazy_names
 if TYPE_CHECKING:
     from trainable_torch.annealing import PytorchLinearAnnealingScheduler
     from trainable_torch.calibration import calibrate
+    from trainable_torch.callback import training_callback
     from trainable_torch.description import describe
     from trainable_torch.exporting import export
     from trainable_torch.finalized import finalize
@@ -56,6 +57,7 @@ __all__ = [
     "running",
     "save",
     "to_mctq",
+    "training_callback",
     "verify",
     "wrap",
 ]
@@ -65,6 +67,7 @@ __getattr__, __dir__ = lazy_names(
     {
         "annealing": ["PytorchLinearAnnealingScheduler"],
         "calibration": ["calibrate"],
+        "callback": ["training_callback"],
         "description": ["describe"],
         "exporting": ["export"],
         "finalized": ["finalize"],
