@@ -31,10 +31,12 @@ if TYPE_CHECKING:
         freeze_quant_params,
         load,
         parameter_groups,
+        reestimate_batch_norm,
         register_layer,
         regularization,
         save,
         to_mctq,
+        training_callback,
         wrap,
     )
 
@@ -54,10 +56,12 @@ __all__ = [
     "freeze_quant_params",
     "load",
     "parameter_groups",
+    "reestimate_batch_norm",
     "register_layer",
     "regularization",
     "save",
     "to_mctq",
+    "training_callback",
     "wrap",
 ]
 

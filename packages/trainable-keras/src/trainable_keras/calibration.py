@@ -125,7 +125,7 @@ class KerasCalibration(ModelCalibration):
         """Let dropout and batch norm do what they do in inference, whatever the model does."""
         kinds = tuple(getattr(self.framework.module.layers, name) for name in _DIFFERENT_IN_TRAINING)
         layers = [layer for layer in self.layers if these and isinstance(layer, kinds)]
-        with _calls_replaced([(layer, _inferring) for layer in layers]):
+        with calls_replaced([(layer, _inferring) for layer in layers]):
             yield
 
     @contextmanager
@@ -137,7 +137,7 @@ class KerasCalibration(ModelCalibration):
             (owners[holder], partial(_call_noted, sight)) for holder, sight in sights.items() if holder in owners
         ]
         watched = {id(each): told_of(each) for each in owners.values()}.values() if readers else ()
-        with _calls_replaced(replaced):
+        with calls_replaced(replaced):
             try:
                 for holder, sight in sights.items():
                     if readers and holder in owners:
@@ -161,7 +161,7 @@ Method = Callable[..., Any]
 
 
 @contextmanager
-def _calls_replaced(replaced: Sequence[tuple[Any, Callable[[Method], Method]]]) -> Iterator[None]:
+def calls_replaced(replaced: Sequence[tuple[Any, Callable[[Method], Method]]]) -> Iterator[None]:
     """Put functions made of them in the place of layers' `call`, one after the other where a layer comes again."""
     before: list[tuple[Any, Method | None]] = []
     try:

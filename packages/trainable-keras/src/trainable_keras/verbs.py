@@ -8,7 +8,17 @@ from typing import Any
 
 from trainable_core.backend.description import Description
 from trainable_core.recipe.document import RecipeSource
-from trainable_keras import calibration, description, finalized, mctq, serialization, training, wrapping
+from trainable_keras import (
+    calibration,
+    callback,
+    description,
+    finalized,
+    mctq,
+    serialization,
+    statistics,
+    training,
+    wrapping,
+)
 from trainable_keras.which import framework_of, framework_of_class
 
 
@@ -185,6 +195,93 @@ def advance_schedules(qmodel: Any) -> None:
     A call with ``training=True`` counts by itself; call this only to skip steps.
     """
     training.advance_schedules(framework_of(qmodel, "advance_schedules: the model"), qmodel)
+
+
+def reestimate_batch_norm(
+    qmodel: Any, batches: Iterable[Any], *, forward: Callable[[Any, Any], Any] | None = None
+) -> Any:
+    """Estimate the statistics of the model's batch norms anew, from the quantized model as it is.
+
+    Parameters
+    ----------
+    qmodel : keras.Model
+        A wrapped, calibrated model with batch norms that were not folded; changed in place, and only when everything
+        went well.
+    batches : iterable
+        What the model is called with, as for `calibrate`; some 50 batches of the size of training.
+    forward : callable, optional
+        ``forward(qmodel, batch)`` instead, when batches need another call.
+
+    Returns
+    -------
+    keras.Model
+        `qmodel`.
+
+    Raises
+    ------
+    ModelError
+        When the model is not wrapped, or has no batch norm that learns.
+    CalibrationError
+        When there are no batches, or they don't reach some batch norm; names it.
+
+    Notes
+    -----
+    Batch norms are called as in training, everything else as in inference, eagerly; the statistics are the averages of
+    those of the batches, all of equal weight. No schedule advances. A batch norm with ``trainable = False`` keeps its
+    statistics, as it does in training.
+    """
+    framework = framework_of(qmodel, "reestimate_batch_norm: the model")
+    return statistics.reestimate_batch_norm(framework, qmodel, batches, forward)
+
+
+def training_callback(
+    qmodel: Any,
+    *,
+    freeze_at: int | None = None,
+    batches: Iterable[Any] | None = None,
+    forward: Callable[[Any, Any], Any] | None = None,
+    log: Callable[[dict[str, float]], Any] | None = None,
+    log_every: int = 100,
+) -> Any:
+    """Return what a trainer calls so that thresholds freeze, statistics are estimated anew, and numbers are logged.
+
+    Parameters
+    ----------
+    qmodel : keras.Model
+        A wrapped model.
+    freeze_at : int, optional
+        Number of optimizer steps after which thresholds and ranges stop learning; by default they never do.
+    batches : iterable, optional
+        Read anew before each evaluation and at the end, to estimate batch-norm statistics from; see
+        `reestimate_batch_norm`.
+    forward : callable, optional
+        ``forward(qmodel, batch)``, when these batches need another call.
+    log : callable, optional
+        Called with a dictionary of numbers by name, such as `print` or ``wandb.log``.
+    log_every : int
+        Number of optimizer steps between two calls of `log`.
+
+    Returns
+    -------
+    keras.callbacks.Callback
+        For ``fit(callbacks=[...])``; its methods `start`, `step_end` and `before_evaluation` are for a loop of your
+        own.
+
+    Raises
+    ------
+    ModelError
+        When the model is not wrapped, or there are batches and no batch norm that learns.
+    InvalidArgumentError
+        When an argument is of a wrong kind, or the batches can be read only once.
+    CalibrationError
+        When `batches` are one batch.
+    UnsupportedConfigError
+        For `freeze_at` on JAX, where Keras's trainer can't go on with fewer variables.
+    """
+    framework = framework_of(qmodel, "training_callback: the model")
+    return callback.training_callback(
+        framework, qmodel, freeze_at=freeze_at, batches=batches, forward=forward, log=log, log_every=log_every
+    )
 
 
 def finalize(qmodel: Any) -> Any:
