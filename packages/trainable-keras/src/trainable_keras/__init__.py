@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         advance_schedules,
         calibrate,
         describe,
+        export,
         finalize,
         freeze_quant_params,
         load,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
         regularization,
         save,
         to_mctq,
+        verify,
         wrap,
     )
 
@@ -48,6 +50,7 @@ __all__ = [
     "advance_schedules",
     "calibrate",
     "describe",
+    "export",
     "finalize",
     "freeze_quant_params",
     "load",
@@ -56,6 +59,7 @@ __all__ = [
     "regularization",
     "save",
     "to_mctq",
+    "verify",
     "wrap",
 ]
 
