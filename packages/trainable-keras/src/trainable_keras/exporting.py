@@ -30,14 +30,14 @@ TARGETS = ("tflite",)
 """What `export` can write."""
 
 
-def export(framework: Framework, deployed: Any, path: Any, target: str) -> ExportReport:
+def export(framework: Framework, deployed: Any, path: Any, target: str, *, packed: bool) -> ExportReport:
     """Write a deployed model for a runtime; see `trainable_keras.export`."""
     if target not in TARGETS:
         problem = f"there is no target {target!r}; there are {', '.join(TARGETS)}{nearest(target, TARGETS)}"
         raise InvalidArgumentError("export", problem)
     require_finalized(framework, deployed, "export")
     require_writable(as_path(path))
-    return document.write(network_of(framework, deployed), path)
+    return document.write(network_of(framework, deployed), path, packed=packed)
 
 
 def require_finalized(framework: Framework, model: Any, verb: str) -> None:

@@ -222,7 +222,7 @@ def to_mctq(model: Any) -> Any:
     return mctq.to_mctq(framework_of(model, "to_mctq: the model"), model)
 
 
-def export(deployed: Any, path: str | PathLike[str], target: str = "tflite") -> ExportReport:
+def export(deployed: Any, path: str | PathLike[str], target: str = "tflite", *, packed: bool = False) -> ExportReport:
     """Write a deployed model for a runtime, with the very integers that it computes with.
 
     Parameters
@@ -234,6 +234,9 @@ def export(deployed: Any, path: str | PathLike[str], target: str = "tflite") -> 
     target : {"tflite"}
         ``tflite``: integers throughout, for TensorFlow Lite (LiteRT). The file's inputs and outputs are int8 codes; its
         grids say which real numbers they stand for. The number of rows is free.
+    packed : bool
+        Whether weights of at most 4 bits stand two in a byte. The runtime computes them with kernels of its own then,
+        which round twice; with 8 bits for each, the file gives what the model gives.
 
     Returns
     -------
@@ -255,7 +258,7 @@ def export(deployed: Any, path: str | PathLike[str], target: str = "tflite") -> 
     DocumentError
         When the file can't be written.
     """
-    return exporting.export(framework_of(deployed, "export: the model"), deployed, path, target)
+    return exporting.export(framework_of(deployed, "export: the model"), deployed, path, target, packed=packed)
 
 
 def verify(deployed: Any, path: str | PathLike[str], batches: Iterable[Any]) -> VerificationReport:

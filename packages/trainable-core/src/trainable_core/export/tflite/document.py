@@ -26,15 +26,15 @@ from trainable_core.export.tflite.program import Program, TfliteTensor
 TARGET = "tflite"
 
 
-def build(network: Network) -> Program:
-    """Return the contents of a model's file, metadata included.
+def build(network: Network, *, packed: bool = False) -> Program:
+    """Return the contents of a model's file, metadata included; for the arguments see `write`.
 
     Raises
     ------
     UnsupportedConfigError
         When integer kernels can't compute a layer; names it, and says why.
     """
-    lowered = lower(network)
+    lowered = lower(network, packed=packed)
     program = lowered.program
     header = {
         "format": FORMAT,
@@ -44,6 +44,7 @@ def build(network: Network) -> Program:
         "recipe": dict(network.recipe),
         "quantizers": [_entry(each, lowered) for each in network.quantizers.values()],
         "biases": lowered.biases,
+        "packed": packed,
         "tie_rule": network.tie_rule.value,
         "islands": [asdict(each) for each in lowered.islands],
         "constants": {name: digest_of(tensor) for name, tensor in _described(program).items()},
@@ -138,7 +139,7 @@ def _difference(have: TfliteTensor, want: TfliteTensor) -> str:
     return "it is not the model's"
 
 
-def write(network: Network, path: Any) -> ExportReport:
+def write(network: Network, path: Any, *, packed: bool = False) -> ExportReport:
     """Write a file; an old one is replaced only once the new one is complete.
 
     Parameters
@@ -147,6 +148,9 @@ def write(network: Network, path: Any) -> ExportReport:
         A finalized model as its backend tells it.
     path : path
         The file.
+    packed : bool
+        Whether weights of at most 4 bits stand two in a byte. The runtime computes them with kernels of its own then,
+        which round twice.
 
     Returns
     -------
@@ -160,7 +164,7 @@ def write(network: Network, path: Any) -> ExportReport:
     DocumentError
         When it can't be written; the old file is whole then.
     """
-    program = build(network)
+    program = build(network, packed=packed)
     content = to_bytes(program)
     write_atomically(as_path(path), content)
     entries = metadata_of(program, path)
@@ -208,7 +212,15 @@ def metadata_of(program: Program, path: object) -> dict[str, Any]:
         document = json.loads(program.metadata)
     except ValueError as error:
         raise DocumentError(path, f"its metadata is damaged: {error}") from error
-    kinds = {"constants": dict, "nodes": str, "quantizers": list, "islands": list, "biases": dict, "tie_rule": str}
+    kinds = {
+        "constants": dict,
+        "nodes": str,
+        "quantizers": list,
+        "islands": list,
+        "biases": dict,
+        "tie_rule": str,
+        "packed": bool,
+    }
     check_header(path, document, FORMAT, SCHEMA_VERSION, kinds)
     found: dict[str, Any] = document
     return found

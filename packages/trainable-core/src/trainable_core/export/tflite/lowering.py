@@ -28,7 +28,7 @@ from trainable_core.qparams import QParams
 from trainable_core.reference.bias import bias_scale, check_bias
 
 INT4_BITS = 4
-"""Weights of at most so many bits are packed."""
+"""Weights of at most so many bits can be packed."""
 
 SOFTMAX = "a softmax of integers is an approximation"
 """Why a softmax is computed in float."""
@@ -77,22 +77,29 @@ class Lowered:
     islands: list[Island]
 
 
-def lower(network: Network) -> Lowered:
+def lower(network: Network, *, packed: bool = False) -> Lowered:
     """Return a model as operators on codes.
+
+    Parameters
+    ----------
+    network : Network
+        The model.
+    packed : bool
+        Whether weights of at most 4 bits are ``int4``, two in a byte.
 
     Raises
     ------
     UnsupportedConfigError
         When integer kernels can't compute a layer; names it, and says why.
     """
-    return _Lowering(network).run()
+    return _Lowering(network, packed=packed).run()
 
 
-def codes_of_weight(record: QuantizerRecord) -> tuple[str, Array, QParams]:
+def codes_of_weight(record: QuantizerRecord, *, packed: bool) -> tuple[str, Array, QParams]:
     """Return the type that a weight's codes are stored in, the codes counted from zero, and their grid."""
     assert record.codes is not None  # noqa: S101 - a weight's record
     counted = Quantized(record.codes, record.grid).counted
-    kind = "int4" if record.n_bits <= INT4_BITS else "int8"
+    kind = "int4" if packed and record.n_bits <= INT4_BITS else "int8"
     grid = replace(record.grid, zero_point=np.zeros_like(record.grid.zero_point))
     if grid.channels_axis is not None and grid.scale.size == 1:
         grid = replace(grid, scale=grid.scale.reshape(()), zero_point=grid.zero_point.reshape(()), channels_axis=None)
@@ -100,8 +107,8 @@ def codes_of_weight(record: QuantizerRecord) -> tuple[str, Array, QParams]:
 
 
 class _Lowering:
-    def __init__(self, network: Network) -> None:
-        self.network = network
+    def __init__(self, network: Network, *, packed: bool) -> None:
+        self.network, self.packed = network, packed
         self.program = Program()
         self.values: dict[str, Value] = {}
         self.found = Lowered(self.program, {}, {}, {}, [])
@@ -342,7 +349,7 @@ class _Lowering:
     def _weight(self, step: Step, turn: Callable[[Array], Array], axis: int, repeats: int = 1) -> tuple[str, QParams]:
         """Add a layer's weight as an operator has it; returns its tensor and grid."""
         record = self._record(step)
-        kind, codes, grid = codes_of_weight(record)
+        kind, codes, grid = codes_of_weight(record, packed=self.packed)
         codes = np.ascontiguousarray(turn(codes))
         channels = None if grid.channels_axis is None else axis % codes.ndim
         if channels is not None and repeats > 1:
@@ -498,7 +505,7 @@ class _Lowering:
         if strides[0] != strides[1] or None in shape[1:] or None in out[1:]:
             raise self._refuse(step.layer, "a transposed convolution needs equal strides and a known size of its input")
         record, phases = self._phases(step, shape, out)
-        kind, codes, grid = codes_of_weight(record)
+        kind, codes, grid = codes_of_weight(record, packed=self.packed)
         count = strides[0] ** 2
         # (O, block) in one axis; the operator that takes them apart wants (block, O)
         order = np.arange(phases.outputs * count).reshape(phases.outputs, count).T.reshape(-1)

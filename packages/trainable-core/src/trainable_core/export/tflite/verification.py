@@ -115,7 +115,9 @@ class Verification:
 
     def compare_with(self, network: Network) -> None:
         """Note each constant and each grid of the file that is not what a model's own file would have."""
-        self.report.changed |= self._named(document.compared(self.program, document.build(network)))
+        self.report.changed |= self._named(
+            document.compared(self.program, document.build(network, packed=self.metadata["packed"]))
+        )
 
     def quantized(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Return inputs as codes; real numbers are quantized on the grid of the file's input, ties to even."""
