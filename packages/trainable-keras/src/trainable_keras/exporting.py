@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from importlib import import_module, metadata
 from typing import Any
 
@@ -17,7 +18,6 @@ from trainable_core.export.report import ExportReport
 from trainable_core.export.source import QuantizerRecord
 from trainable_core.export.tflite import document
 from trainable_core.quantizer import BaseTrainableQuantizer
-from trainable_keras import __version__
 from trainable_keras.flow import FlatCall, Flow, flow_of
 from trainable_keras.framework import Framework
 from trainable_keras.graph import layers_within
@@ -107,16 +107,16 @@ class _Telling:
         """Return the whole model."""
         graph = self.framework.graph(self.deployed)
         assert graph is not None  # noqa: S101 - `network_of` asked
-        for number, tensor in zip(self.flow.inputs, graph.inputs, strict=True):
-            name = str(tensor.name).partition(":")[0]
-            self.names[number] = name if name not in self.shapes else f"{name}_{number}"
-            self.shapes[self.names[number]] = self.flow.shapes[number]
+        for number, name in zip(self.flow.inputs, input_names(graph.inputs), strict=True):
+            self.names[number] = name
+            self.shapes[name] = self.flow.shapes[number]
         inputs = [self.names[number] for number in self.flow.inputs]
         for call in self.flow.calls:
             self._call(call)
         state = state_of(self.framework, self.deployed)
         library = self.framework.module.__name__.partition(".")[0]
-        versions = {"trainable-keras": __version__, library: str(import_module(library).__version__)}
+        versions = {name: metadata.version(name) for name in ("trainable-keras", "mct-quantizers")}
+        versions[library] = str(import_module(library).__version__)
         return Network(
             inputs=inputs,
             outputs=[self.names[number] for number in self.flow.outputs],
@@ -125,7 +125,7 @@ class _Telling:
             quantizers=self.records,
             tie_rule=TieRule.HALF_UP,
             recipe=state.recipe.model_dump(mode="json", exclude_none=True),
-            versions=versions | {"mct-quantizers": metadata.version("mct-quantizers")},
+            versions=versions,
         )
 
     # ---- calls ------------------------------------------------------------------------------------------------------
@@ -233,6 +233,18 @@ _NO_ACTIVATION = frozenset({"", "clip", "softmax"})
 def _place(call: FlatCall) -> str:
     name = str(call.operation.name)
     return f"{call.prefix}.{name}" if call.prefix else name
+
+
+def input_names(tensors: Sequence[Any]) -> list[str]:
+    """Return the names of a model's inputs; those that Keras gave count up in a process, and are left out."""
+    names = [str(tensor.name).partition(":")[0] for tensor in tensors]
+    given = [name if not _BY_KERAS.fullmatch(name) and names.count(name) == 1 else "" for name in names]
+    own = "input" if len(names) == 1 else "input_{}"
+    return [name or own.format(index) for index, name in enumerate(given)]
+
+
+_BY_KERAS = re.compile(r"(keras_tensor|input|input_layer|.*_input)(_\d+)?")
+"""Names that Keras gives to inputs."""
 
 
 def codes_of(values: NDArray[Any], quantizer: KerasInferableQuantizer) -> NDArray[np.int32]:
