@@ -17,6 +17,8 @@ from trainable_core.export.network import Network, Step
 from trainable_core.export.report import ExportReport
 from trainable_core.export.source import QuantizerRecord
 from trainable_core.export.tflite import document
+from trainable_core.export.tflite.lowering import lower
+from trainable_core.qparams import QParams
 from trainable_core.quantizer import BaseTrainableQuantizer
 from trainable_keras.flow import FlatCall, Flow, flow_of
 from trainable_keras.framework import Framework
@@ -74,8 +76,17 @@ def named_quantizers(model: Any) -> Iterator[tuple[str, Any]]:
             yield key_of(layer), layer.activation_holder_quantizer
 
 
-def network_of(framework: Framework, deployed: Any) -> Network:
+def network_of(framework: Framework, deployed: Any, *, numbers: bool = True) -> Network:
     """Return a deployed model as `trainable_core.export` takes it.
+
+    Parameters
+    ----------
+    framework : Framework
+        The model's Keras.
+    deployed : model
+        The model.
+    numbers : bool
+        False tells any wrapped model, with a scale of 1 in the place of each, to see what becomes of its layers.
 
     Raises
     ------
@@ -90,14 +101,28 @@ def network_of(framework: Framework, deployed: Any) -> Network:
         if layer.weights and getattr(layer, "compute_dtype", None) not in ("float32", None):
             problem = f"{layer.name} computes in {layer.compute_dtype}; integer kernels know float32 alone"
             raise UnsupportedConfigError("export", problem, "train it with the dtype policy float32.")
-    return _Telling(framework, deployed, flow_of(graph, framework.model_graph)).network()
+    return _Telling(framework, deployed, flow_of(graph, framework.model_graph), numbers=numbers).network()
+
+
+def require_expressible(framework: Framework, qmodel: Any) -> None:
+    """Refuse a wrapped model whose recipe names a target that can't express a layer: before it is trained.
+
+    Raises
+    ------
+    ModelError
+        When it has no graph.
+    UnsupportedConfigError
+        When integer kernels can't compute a layer; names it, and says why.
+    """
+    if state_of(framework, qmodel).recipe.target in TARGETS:
+        lower(network_of(framework, qmodel, numbers=False))
 
 
 class _Telling:
-    """Tells a model's calls as steps."""
+    """Tells a model's calls as steps; without numbers, every grid has the scale 1."""
 
-    def __init__(self, framework: Framework, deployed: Any, flow: Flow) -> None:
-        self.framework, self.deployed, self.flow = framework, deployed, flow
+    def __init__(self, framework: Framework, deployed: Any, flow: Flow, *, numbers: bool) -> None:
+        self.framework, self.deployed, self.flow, self.numbers = framework, deployed, flow, numbers
         self.steps: list[Step] = []
         self.records: dict[str, QuantizerRecord] = {}
         self.shapes: dict[str, tuple[int | None, ...]] = {}
@@ -159,8 +184,6 @@ class _Telling:
         weight, bias = None, None
         if isinstance(call.operation, KerasWrapper):
             weight, bias = self._weight(call.operation, layer), self._bias(call.operation)
-        elif found.op in _WITH_BIAS and getattr(call.operation, "bias", None) is not None:
-            bias = self._real(call.operation.bias)
         inputs = tuple(given if found.inputs is None else given[: found.inputs])
         return self._add(
             Step(found.op, layer, inputs, self._fresh(layer), found.options, weight, bias, found.obstacle), output
@@ -179,31 +202,51 @@ class _Telling:
     def _quantized(self, holder: Any, source: str) -> str:
         """Add the step of a quantizer, if it is switched on."""
         quantizer = holder.activation_holder_quantizer
-        if not isinstance(quantizer, KerasInferableQuantizer):
+        if not self._counts(quantizer):
             return source
         name = key_of(holder)
         if name not in self.records:
             layer, tensor = plan_of(holder).layer.name, told_of(holder).tensor
-            self.records[name] = QuantizerRecord(name, layer, tensor, quantizer.num_bits, quantizer.qparams)
+            n_bits, grid = self._grid(quantizer)
+            self.records[name] = QuantizerRecord(name, layer, tensor, n_bits, grid)
         step = Step("quantize", plan_of(holder).layer.name, (source,), self._fresh(name), {"quantizer": name})
         return self._add(step, self.shapes[source])
 
     def _weight(self, wrapper: KerasWrapper, layer: str) -> QuantizerRecord | None:
         """Return the record of a layer's only quantized weight."""
-        known = [(a, w, q) for a, w, q in wrapper.get_weights_vars() if isinstance(q, KerasInferableQuantizer)]
+        known = [(a, w, q) for a, w, q in wrapper.get_weights_vars() if self._counts(q)]
         if len(known) != 1:
             return None
-        attribute, _, quantizer = known[0]
+        attribute, weight, quantizer = known[0]
         name = f"{layer}.{attribute}"
         if name not in self.records:
-            values = self.framework.functions.to_numpy(wrapper.get_quantized_weights(training=False)[attribute])
-            codes = codes_of(values, quantizer)
-            self.records[name] = QuantizerRecord(name, layer, attribute, quantizer.num_bits, quantizer.qparams, codes)
+            n_bits, grid = self._grid(quantizer)
+            codes = np.zeros(tuple(weight.shape), np.int32)
+            if self.numbers:
+                values = wrapper.get_quantized_weights(training=False)[attribute]
+                codes = codes_of(self.framework.functions.to_numpy(values), quantizer)
+            self.records[name] = QuantizerRecord(name, layer, attribute, n_bits, grid, codes)
         return self.records[name]
+
+    def _counts(self, quantizer: Any) -> bool:
+        """Return whether a quantizer quantizes anything."""
+        if self.numbers:
+            return isinstance(quantizer, KerasInferableQuantizer)
+        return not isinstance(quantizer, BaseTrainableQuantizer) or bool(quantizer.quantization_config.enabled)
+
+    def _grid(self, quantizer: Any) -> tuple[int, QParams]:
+        """Return the width of a quantizer's codes, and their grid."""
+        if self.numbers:
+            return quantizer.num_bits, quantizer.qparams
+        config = quantizer.quantization_config
+        low, high = -(2 ** (config.n_bits - 1)), 2 ** (config.n_bits - 1) - 1
+        return config.n_bits, QParams(np.ones((), np.float32), np.zeros((), np.int32), low, high)
 
     def _bias(self, wrapper: KerasWrapper) -> NDArray[np.float32] | None:
         """Return the bias that a layer computes with."""
         bias = wrapper.bias_quantizer
+        if not self.numbers:
+            return None
         if bias is None:
             variable = vars(wrapper).get("bias", vars(wrapper).get("_bias"))
             return None if variable is None else self._real(variable)
@@ -225,7 +268,6 @@ class _Telling:
         return step.output
 
 
-_WITH_BIAS = frozenset({"conv", "conv_transpose", "depthwise_conv", "linear"})
 _NO_ACTIVATION = frozenset({"", "clip", "softmax"})
 """What a layer whose activation function is all that it does comes out as."""
 

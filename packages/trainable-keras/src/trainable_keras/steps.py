@@ -201,7 +201,7 @@ def _function(name: str, operation: Any, kwargs: Mapping[str, Any], inputs: list
     if name in CLAMPS:
         return Told("clip", dict(zip(("low", "high"), CLAMPS[name], strict=True)))
     if name in _TWO:
-        constant = "" if len(inputs) == 2 else "an operand is a constant or the other one, without a quantizer"  # noqa: PLR2004 - two operands
+        constant = "" if len(inputs) == 2 else "one of its operands is a constant without a quantizer"  # noqa: PLR2004 - two operands
         return Told(_TWO[name], obstacle=constant)
     if name in ("Concatenate", "concat"):
         return Told("cat", {"axis": int(argument("axis", default=-1))})

@@ -49,7 +49,10 @@ def wrap(model: Any, recipe: RecipeSource) -> Any:
     TrainableError, pydantic.ValidationError
         When the recipe doesn't fit; the message names field or layer.
     """
-    return wrapping.wrap(framework_of(model, "wrap: the model"), model, recipe)
+    framework = framework_of(model, "wrap: the model")
+    wrapped = wrapping.wrap(framework, model, recipe)
+    exporting.require_expressible(framework, wrapped)
+    return wrapped
 
 
 def calibrate(

@@ -164,6 +164,8 @@ def multiply(x: Quantized, y: Quantized, output: QParams, kernels: str = XNNPACK
     """
     multiplier = float32_multiplier(x.grid.scale, y.grid.scale, output.scale)
     product: Int64 = x.counted * y.counted
+    if kernels == OPTIMIZED and x.codes.size != y.codes.size:
+        kernels = REFERENCE
     multiplied = multiply_float32 if kernels == XNNPACK else _fixed_point(kernels)
     return clipped(multiplied(product, multiplier), output)
 

@@ -188,6 +188,10 @@ class _Lowering:
         self.values[step.output] = replace(value, low=max(lows, default=None), high=min(highs, default=None))
 
     def _softmax(self, step: Step) -> None:
+        before = self.values[step.inputs[0]].pending
+        if before is not None and before.layer == step.layer:
+            problem = "its softmax is computed in the layer itself, from sums without a quantizer"
+            raise self._refuse(step.layer, problem, "give the softmax a layer of its own.")
         codes = self._known(step.inputs[0], step.layer)
         shape = self._shape(step.inputs[0])
         if step.options["axis"] % len(shape) != len(shape) - 1:
