@@ -194,7 +194,7 @@ def _clamped_at(low, high, scale=0.1):
     def build():
         b = Builder(2)
         total = b.step("add", (2,), *[b.quantize("x", 0.5)] * 2, layer="here")
-        b.quantize(b.step("clip", (2,), total, options={"low": low, "high": high}), scale)
+        b.quantize(b.step("clip", (2,), total, options={"low": low, "high": high}, layer="here"), scale)
         return b.network("quantize3")
 
     return build

@@ -37,8 +37,9 @@ def verify(framework: Framework, deployed: Any, path: Any, batches: Iterable[Any
     verification.compare_with(network)
     for batch in itertools.chain([first], given):
         inputs = inputs_of(batch)
+        feeds = _feeds(framework, list(network.inputs), inputs)
         codes, results = told(framework, deployed, inputs)
-        outputs = verification.run(_feeds(framework, list(network.inputs), inputs), codes)
+        outputs = verification.run(feeds, codes)
         for name, value in zip(outputs, results, strict=False):
             verification.note_result(name, outputs[name], value)
     return verification.report

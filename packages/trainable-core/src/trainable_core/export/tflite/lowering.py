@@ -46,12 +46,15 @@ class Value:
         The operation that waits for a grid; None for an input of the model that no quantizer has read so far.
     low, high : float or None
         What its result is clamped to.
+    clamp : str
+        The layer that clamps it.
     """
 
     name: str = ""
     pending: Step | None = None
     low: float | None = None
     high: float | None = None
+    clamp: str = ""
 
 
 @dataclass
@@ -181,11 +184,13 @@ class _Lowering:
         if value.name or value.pending is None or self.readers[step.inputs[0]] > 1:
             if value.pending is not None and not value.name:
                 self._known(step.inputs[0], step.layer)
-            self.values[step.output] = Value(pending=step, low=low, high=high)
+            self.values[step.output] = Value(pending=step, low=low, high=high, clamp=step.layer)
             return
         lows = [each for each in (low, value.low) if each is not None]
         highs = [each for each in (high, value.high) if each is not None]
-        self.values[step.output] = replace(value, low=max(lows, default=None), high=min(highs, default=None))
+        self.values[step.output] = replace(
+            value, low=max(lows, default=None), high=min(highs, default=None), clamp=step.layer
+        )
 
     def _softmax(self, step: Step) -> None:
         before = self.values[step.inputs[0]].pending
@@ -238,7 +243,7 @@ class _Lowering:
         if step.op == "clip":
             return self._clipped(step, value, grid, label)
         result = self._codes(label, grid, self._shape(step.output))
-        _EMITTERS[step.op](self, step, result, self._activation(step.layer, value, grid))
+        _EMITTERS[step.op](self, step, result, self._activation(value, grid))
         return result
 
     def _taken(self, name: str, grid: QParams, record: QuantizerRecord | None) -> str:
@@ -271,7 +276,7 @@ class _Lowering:
         """Return a clamp of codes, which are put on the grid in the same operator."""
         before = self._known(step.inputs[0], step.layer)
         result = self._codes(label, grid, self._shape(step.output))
-        self._multiply_by_one(before, result, self._activation(step.layer, value, grid))
+        self._multiply_by_one(before, result, self._activation(value, grid))
         return result
 
     def _multiply_by_one(self, codes: str, result: str, activation: str) -> None:
@@ -284,7 +289,7 @@ class _Lowering:
             self._constant(one, "int8", np.ones((1,), np.int8), np.float32(1), np.int32(0))
         self._operator("MUL", (codes, one), result, fusedActivationFunction=activation)
 
-    def _activation(self, layer: str, value: Value, grid: QParams) -> str:
+    def _activation(self, value: Value, grid: QParams) -> str:
         """Return the activation function of an operator that clamps a result on a grid."""
         scale, zero = np.float32(grid.scale), int(grid.zero_point)
         low = grid.quant_min if value.low is None else zero + int(np.rint(value.low / scale))
@@ -293,13 +298,13 @@ class _Lowering:
             high, rounded = float(np.float32(value.high) / scale), float(np.floor(np.float32(value.high) / scale + 0.5))
         clamps_low, clamps_high = low > grid.quant_min, rounded + zero < grid.quant_max
         if value.low not in (None, 0.0) and clamps_low:
-            raise self._refuse(layer, f"it clamps at {value.low}, and kernels at 0 alone")
+            raise self._refuse(value.clamp, f"it clamps at {value.low}, and kernels at 0 alone")
         if not clamps_high:
             return "RELU" if clamps_low else "NONE"
         if value.high != 6.0 or value.low != 0.0:  # noqa: PLR2004 - the six of ReLU6
-            raise self._refuse(layer, f"it clamps at {value.high}, and kernels at 0 and at 6 alone")
+            raise self._refuse(value.clamp, f"it clamps at {value.high}, and kernels at 0 and at 6 alone")
         if abs(high - np.floor(high) - 0.5) < 2.0**-10:  # kernels compute the code by themselves, and may round down
-            raise self._refuse(layer, "6 lies half way between two codes, and kernels disagree about its code")
+            raise self._refuse(value.clamp, "6 lies half way between two codes, and kernels disagree about its code")
         return "RELU6"
 
     # ---- tensors and operators --------------------------------------------------------------------------------------
