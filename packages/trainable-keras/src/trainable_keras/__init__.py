@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         calibrate,
         describe,
         exclude_from_weight_decay,
+        export,
         finalize,
         freeze_quant_params,
         load,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
         save,
         to_mctq,
         training_callback,
+        verify,
         wrap,
     )
 
@@ -52,6 +54,7 @@ __all__ = [
     "calibrate",
     "describe",
     "exclude_from_weight_decay",
+    "export",
     "finalize",
     "freeze_quant_params",
     "load",
@@ -62,6 +65,7 @@ __all__ = [
     "save",
     "to_mctq",
     "training_callback",
+    "verify",
     "wrap",
 ]
 

@@ -7,16 +7,20 @@ from os import PathLike
 from typing import Any
 
 from trainable_core.backend.description import Description
+from trainable_core.export.report import ExportReport
+from trainable_core.export.verification import VerificationReport
 from trainable_core.recipe.document import RecipeSource
 from trainable_keras import (
     calibration,
     callback,
     description,
+    exporting,
     finalized,
     mctq,
     serialization,
     statistics,
     training,
+    verifying,
     wrapping,
 )
 from trainable_keras.which import framework_of, framework_of_class
@@ -47,7 +51,10 @@ def wrap(model: Any, recipe: RecipeSource) -> Any:
     TrainableError, pydantic.ValidationError
         When the recipe doesn't fit; the message names field or layer.
     """
-    return wrapping.wrap(framework_of(model, "wrap: the model"), model, recipe)
+    framework = framework_of(model, "wrap: the model")
+    wrapped = wrapping.wrap(framework, model, recipe)
+    exporting.require_expressible(framework, wrapped)
+    return wrapped
 
 
 def calibrate(
@@ -337,6 +344,80 @@ def to_mctq(model: Any) -> Any:
     ``2**n_bits * 2**-22`` steps of a tie.
     """
     return mctq.to_mctq(framework_of(model, "to_mctq: the model"), model)
+
+
+def export(deployed: Any, path: str | PathLike[str], target: str = "tflite", *, packed: bool = False) -> ExportReport:
+    """Write a deployed model for a runtime, with the very integers that it computes with.
+
+    Parameters
+    ----------
+    deployed : keras.Model
+        What `finalize` returned, a functional or Sequential model; left as it is.
+    path : path
+        File to write; an old one is replaced only once the new one is complete on disk.
+    target : {"tflite"}
+        ``tflite``: integers throughout, for TensorFlow Lite (LiteRT). The file's inputs and outputs are int8 codes; its
+        grids say which real numbers they stand for. The number of rows is free.
+    packed : bool
+        Whether weights of at most 4 bits stand two in a byte. The runtime computes them with kernels of its own then,
+        which round twice; with 8 bits for each, the file gives what the model gives.
+
+    Returns
+    -------
+    ExportReport
+        What is in the file, and which parts of it stay float, with the reasons. Prints as text.
+
+    Raises
+    ------
+    ModelError
+        When the model was not made by `wrap`, or has no graph.
+    QuantizerStateError
+        When it is not finalized.
+    UnsupportedConfigError
+        When integer kernels can't compute something; names the layer, and says why.
+    InvalidArgumentError
+        When the target is unknown.
+    MissingLibraryError
+        When neither LiteRT nor TensorFlow is installed; names the extra.
+    DocumentError
+        When the file can't be written.
+    """
+    return exporting.export(framework_of(deployed, "export: the model"), deployed, path, target, packed=packed)
+
+
+def verify(deployed: Any, path: str | PathLike[str], batches: Iterable[Any]) -> VerificationReport:
+    """Run a file in LiteRT, and compare every code with the model's and with NumPy's.
+
+    Parameters
+    ----------
+    deployed : keras.Model
+        The finalized model that `export` wrote.
+    path : path
+        What `export` wrote.
+    batches : iterable of batches
+        As `calibrate` takes them.
+
+    Returns
+    -------
+    VerificationReport
+        One row for each quantized activation: which kernel ran, whether equality is certified, and the codes that
+        differ between NumPy and the runtime, and between the model and the runtime. `changed` names each constant and
+        each grid of the file that is not the model's. `ok` says whether all is well, and the report prints as a table.
+
+    Raises
+    ------
+    ModelError
+        When the model was not made by `wrap`, or has no graph; or when the runtime refuses the file.
+    QuantizerStateError
+        When it is not finalized.
+    InvalidArgumentError
+        When there is no batch, or it lacks an input.
+    DocumentError
+        When the file is missing, damaged, or was not written by `export`.
+    MissingLibraryError
+        When neither LiteRT nor TensorFlow is installed; names the extra.
+    """
+    return verifying.verify(framework_of(deployed, "verify: the model"), deployed, path, batches)
 
 
 def describe(qmodel: Any) -> Description:
