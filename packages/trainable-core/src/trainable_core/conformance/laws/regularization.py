@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from trainable_core.conformance.case import Case, Subject, variables
+from trainable_core.conformance.declared import Penalty, declares_penalty
 from trainable_core.conformance.law import close, law, repeatable, require, same_bits
 from trainable_core.conformance.strategies import Kind
 from trainable_core.reference.oracle import EPSILON
@@ -78,3 +79,33 @@ def regularization_once(subject: Subject, case: Case) -> None:
     require("number of terms", len(collected) == len(expected), len(expected), len(collected))
     adds = "terms that one call in training adds"
     same_bits(adds, np.asarray(collected, np.float32), np.asarray(expected, np.float32))
+
+
+@law(
+    "With another factor, or at another step, a term pulls with a strength that nobody chose.",
+    kind=SMALL,
+    about=declares_penalty,
+)
+def declared_penalty(subject: Subject, case: Case) -> None:
+    """What one call in training adds to the loss is the declared ``penalty``, and so are its gradients."""
+    quantizer = subject.quantizer(case)
+    collected = subject.adapter.collected(quantizer, case.x)
+    penalty = Penalty(quantizer, subject.state(quantizer, case).steps)
+    require("number of terms that one call in training adds", len(collected) == 1, 1, len(collected))
+    expected = penalty()
+    slopes = {name: penalty.slope(name) for name in penalty.variables}
+    # A float32 sum of K numbers has K roundings, and what each is made of has a few: 32 are allowed. Each moves the
+    # result by its own last bit, or by that of a variable.
+    count = sum(value.size for value in penalty.variables.values())
+    size = abs(expected) + sum(
+        float(np.abs(penalty.variables[name] * each.value).sum()) for name, each in slopes.items()
+    )
+    rounding = (count + 32) * EPSILON
+    close("term that one call in training adds", np.asarray(collected[0]), np.asarray(expected), rounding * size)
+    term = subject.adapter.regularization(quantizer)
+    for name, got in ({} if term is None else term[1]).items():
+        wanted = slopes[name]
+        # Where the variable is off by some of float32's last bits, the slope is off by less than it changes over the
+        # distance of the differences; and at a kink every slope between those on both sides is right.
+        allowed = 2 * wanted.kink + rounding * wanted.size
+        close(f"gradient of the term by {name}", got, wanted.value, allowed)
