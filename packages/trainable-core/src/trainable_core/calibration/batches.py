@@ -81,5 +81,5 @@ def explained(batch: Any, call: Callable[[], T]) -> T:
             raise
         told = f"{type(error).__name__}: {error}".split("\n", 1)[0]
         problem = f"the model can't be called with the first of the {len(batch)} items of a batch: {told}"
-        hint = "the other items are taken for labels; forward=lambda model, batch: model(*batch) calls it with all."
+        hint = "the others are taken for labels; forward=lambda model, batch: ... calls the model in another way."
         raise CalibrationError("calibrate", problem, hint) from error
