@@ -163,15 +163,19 @@ class KerasInferableQuantizer:
         return target_and_method(cls)[1]
 
     def snapped(self, inputs: Tensor) -> Tensor:
-        """Return the input snapped to the grid, in the input's dtype; no gradient is defined."""
+        """Return the input snapped to the grid, in the input's dtype.
+
+        The gradient of an activation is that of `trainable_core.reference.ste`; weights are constants.
+        """
         f = self.functions
-        values = f.stop_gradient(f.cast(inputs, "float32"))
+        values = f.cast(inputs, "float32")
+        passes = target_and_method(type(self))[0] is QuantizationTarget.Activation
+        snap = self.ops.snap_passing if passes else self.ops.snap
+        values = values if passes else f.stop_gradient(values)
         zero_point = f.read(self.grid_zero_point) if self.method() is QuantizationMethod.UNIFORM else None
         # hidden as in training: else Grappler multiplies it into the operations around, in the deployed model alone
-        snapped = self.ops.snap(
-            values, f.hide_shape(f.read(self.grid_scale)), zero_point, self.quant_min, self.quant_max
-        )
-        snapped = f.show_shape(snapped, values)
+        scale = f.hide_shape(f.read(self.grid_scale))
+        snapped = f.show_shape(snap(values, scale, zero_point, self.quant_min, self.quant_max), values)
         return f.cast(snapped, f.dtype_of(inputs))
 
     @property
