@@ -23,6 +23,10 @@ class TrainingMethod(str, Enum):
     """LSQ with learned offsets: scale and offset of a range learn (Bhalgat et al., CVPR Workshops 2020)."""
     PACT = "PACT"
     """Parameterized clipping activation: the clipping bound learns (Choi et al., 2018)."""
+    PARETOQ = "PARETOQ"
+    """ParetoQ's binary, ternary and stretched 2-bit levels, with a learned threshold (Liu et al., 2025)."""
+    APOT = "APOT"
+    """Additive powers of two as levels, with a learned threshold (Li et al., ICLR 2020)."""
     DOREFA = "DOREFA"
     """DoReFa-Net: weights are squashed into the range before they are rounded (Zhou et al., 2016)."""
 

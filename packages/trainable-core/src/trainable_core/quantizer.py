@@ -20,7 +20,7 @@ from trainable_core.config import (
     config_document,
     config_from_document,
 )
-from trainable_core.constants import RANGE_MIN, SIGNED
+from trainable_core.constants import LUT_VALUES, RANGE_MIN, SIGNED
 from trainable_core.enums import QuantizationMethod, QuantizationTarget, VariableGroup
 from trainable_core.errors import (
     InvalidArgumentError,
@@ -261,6 +261,11 @@ class BaseTrainableQuantizer:
                 f"it can't deploy {width} bits; {type(self).__name__} selects {self.selected_width}",
                 "a method with several widths overrides `select_width`.",
             )
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """The table of a look-up-table grid, whole numbers from -128 to 127; empty on every other grid."""
+        return ()
 
     def add_variables(self) -> None:
         """Add variables beyond the grid's own; called once, from `initialize_quantization`."""
@@ -613,6 +618,10 @@ class BaseTrainableQuantizer:
             except ValueError as error:
                 raise InvalidArgumentError(self.subject, str(error)) from None
             values = qparams.variables_from_params(given, config.quantization_method)
+            table = tuple(sorted(given.get(LUT_VALUES, self.levels)))
+            if table != self.levels:
+                problem = f"{LUT_VALUES!r} is {list(table)}, and its levels are {list(self.levels)}"
+                raise InvalidArgumentError(self.subject, problem)
             if not values:
                 raise InvalidArgumentError(self.subject, f"no numbers for width {width}: {dict(given)}")
             signs.add(self.signed if RANGE_MIN in given else bool(given.get(SIGNED, self.signed)))
@@ -687,6 +696,7 @@ class BaseTrainableQuantizer:
             signed=self.signed,
             min_threshold=config.min_threshold,
             channels_axis=config.channels_axis,
+            levels=self.levels,
         )
 
     def deployed_qparams(self) -> qparams.QParams:

@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from trainable_core.backend.grid import GridNumbers, ends
+from trainable_core.qparams import TABLE_STEPS
 from trainable_core.reference import lsq
 from trainable_keras.functions import Function, Functions, Tensor
 
@@ -156,6 +158,7 @@ class HalfUp:
         d_zero_point: Tensor = None,
         *,
         by_sign: tuple[Tensor, Tensor] | None = None,
+        values: Tensor = None,
     ) -> Tensor:
         """Return `x` snapped to the grid, with gradients that are given as a slope for each element; float32.
 
@@ -169,6 +172,8 @@ class HalfUp:
             Derivatives of each output by its input, by its scale and by its zero point; finite, and constants.
         by_sign : tuple of Tensor, optional
             What is added to the first two where the upstream gradient is positive, and subtracted where it is negative.
+        values : Tensor, optional
+            What is returned, where that is not the nearest value of the grid, as in a table.
 
         Notes
         -----
@@ -183,7 +188,28 @@ class HalfUp:
         if by_sign is not None:
             signed = x * constant(by_sign[0]) + grid.scale * constant(by_sign[1])
             smooth = smooth + self.magnitude_gradient(signed)
-        return self.straight_through(self.snapped(x, grid), smooth)
+        return self.straight_through(self.snapped(x, grid) if values is None else values, smooth)
+
+    def snap_to_levels(self, x: Tensor, scale: Tensor, levels: Sequence[int]) -> Tensor:
+        """Return `x` on the levels of a table, as `trainable_core.reference.affine.nearest_levels` says; float32.
+
+        Parameters
+        ----------
+        x : Tensor, float32
+            Real values.
+        scale : Tensor, float32, broadcastable to `x`
+            A 128th of the threshold.
+        levels : sequence of int
+            The table, ascending.
+        """
+        f, steps = self._f, float(TABLE_STEPS)
+        at = f.minimum(f.maximum(x / (scale * steps) * steps, -steps), steps - 1.0)
+        codes, least = f.zeros_like(at) + float(levels[0]), f.abs(at - float(levels[0]))
+        for level in levels[1:]:
+            distance = f.abs(at - float(level))
+            codes = f.where(distance < least, f.zeros_like(at) + float(level), codes)
+            least = f.minimum(least, distance)
+        return f.where(f.isnan(x), x, codes * scale)
 
     def snapped(self, x: Tensor, grid: GridNumbers) -> Tensor:
         """Return `x` snapped to the grid, as `ste_fake_quantize` does; no gradient passes."""

@@ -194,7 +194,7 @@ def calibrate_weights(
     subject = "calibrate_weights"
     method, exponent = _choice(subject, calibration_method, percentile, p)
     kind = _kind(subject, quantization_method, n_bits, min_threshold)
-    rows = _rows(subject, finite_float32(values, subject), channels_axis)
+    rows = rows_of(subject, finite_float32(values, subject), channels_axis)
     extremes = kind.extremes(rows.min(axis=1).astype(np.float64), rows.max(axis=1).astype(np.float64))
     if method is CalibrationMethod.MINMAX:
         ends = kind.bounded(extremes)
@@ -224,7 +224,12 @@ def _choice(
         raise InvalidArgumentError(subject, f"percentile must be in (0, 100], got {percentile!r}")
     if not _real(p) or not p > 0:
         raise InvalidArgumentError(subject, f"p must be a positive number, got {p!r}")
-    return chosen, {CalibrationMethod.LP: float(p), CalibrationMethod.MAE: 1.0}.get(chosen, 2.0)
+    return chosen, error_exponent(chosen, p)
+
+
+def error_exponent(method: CalibrationMethod, p: float) -> float:
+    """Return what a search by a method raises the magnitude of an error to."""
+    return {CalibrationMethod.LP: float(p), CalibrationMethod.MAE: 1.0}.get(method, 2.0)
 
 
 def _kind(subject: str, quantization_method: QuantizationMethod | str, n_bits: int, min_threshold: float) -> GridKind:
@@ -253,7 +258,7 @@ def _real(value: object) -> bool:
         return False
 
 
-def _rows(subject: str, values: Float32, channels_axis: int | None) -> Float32:
+def rows_of(subject: str, values: Float32, channels_axis: int | None) -> Float32:
     """Return the values as one row per channel, shape (C, n)."""
     if channels_axis is not None:
         axis_is_integer = hasattr(channels_axis, "__index__") and not isinstance(channels_axis, bool)

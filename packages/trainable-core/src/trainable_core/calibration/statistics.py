@@ -127,9 +127,10 @@ def _threshold(method: CalibrationMethod, n_bits: int, moments: Moments, *, sign
             problem = f"sawb has coefficients for {known} bits, not for {n_bits}"
             raise CalibrationError("calibration", problem, "calibrate with mse.")
         first, second = SAWB[n_bits]
-        return first * np.sqrt(moments.square) + second * moments.magnitude
+        return np.asarray(first * np.sqrt(moments.square) + second * moments.magnitude)
     if method is CalibrationMethod.LSQ_PLUS:
         sigma = np.sqrt(np.maximum(moments.square - np.square(moments.mean), 0.0))
-        return np.abs(moments.mean) + DEVIATIONS * sigma  # the larger one of |mean - 3 sigma| and |mean + 3 sigma|
+        # the larger one of |mean - 3 sigma| and |mean + 3 sigma|
+        return np.asarray(np.abs(moments.mean) + DEVIATIONS * sigma)
     last = max(code_range(QuantizationMethod.SYMMETRIC, n_bits, signed=signed)[1], 1)
     return 2 * moments.magnitude / math.sqrt(last) * 2.0 ** (n_bits - int(signed))

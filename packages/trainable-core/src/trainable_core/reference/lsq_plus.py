@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from trainable_core.constants import RANGE_MAX, RANGE_MIN
 from trainable_core.enums import QuantizationMethod
-from trainable_core.reference import lsq
+from trainable_core.reference import lsq, rounding
 from trainable_core.reference.lsq import fake_quantize, gradient_scale, gradients
 from trainable_core.reference.method import Method
 
@@ -71,5 +71,7 @@ METHOD = Method(
     learns_grid=True,
     grid_parameters=(SCALE, OFFSET),
     grids=(QuantizationMethod.UNIFORM,),
+    options=rounding.OPTIONS,
+    conformance_arguments=rounding.CONFORMANCE_ARGUMENTS,
     oracle=lsq.METHOD.oracle,
 )

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainable_core.constants import RANGE_MAX, RANGE_MIN, SIGNED, THRESHOLD
-from trainable_core.enums import QuantizationMethod, QuantizationTarget, VariableGroup
+from trainable_core.enums import LUT_METHODS, QuantizationMethod, QuantizationTarget, VariableGroup
 from trainable_core.errors import InvalidArgumentError, QuantizerStateError, ShapeMismatchError
 from trainable_core.quantizer import BaseTrainableQuantizer
 from trainable_core.schedule import AnnealingScheduler, LinearAnnealingScheduler
@@ -173,8 +173,11 @@ class KerasQuantizer(BaseTrainableQuantizer):
         low = config.min_threshold
         if config.quantization_method is QuantizationMethod.UNIFORM:
             return self.grids.uniform(shaped[RANGE_MIN], shaped[RANGE_MAX], width, min_threshold=low)
-        power_of_two = config.quantization_method is QuantizationMethod.POWER_OF_TWO
         threshold = shaped[THRESHOLD]
+        if config.quantization_method in LUT_METHODS:  # codes of 8 bits, of which a table keeps some
+            power_of_two = config.quantization_method is QuantizationMethod.LUT_POT_QUANTIZER
+            return self.grids.symmetric(threshold, 8, signed=True, power_of_two=power_of_two, min_threshold=low)
+        power_of_two = config.quantization_method is QuantizationMethod.POWER_OF_TWO
         return self.grids.symmetric(threshold, width, signed=self.signed, power_of_two=power_of_two, min_threshold=low)
 
     def grid_tensors(self, width: int) -> dict[str, Tensor]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import torch
 from mct_quantizers import QuantizationTarget, mark_quantizer
@@ -44,7 +43,7 @@ class LsqQuantizer(RoundingQuantizer):
         """Return LSQ's gradient scale."""
         return lsq.gradient_scale(self._counted(sharing), quant_max)
 
-    def is_inside(self, steps: Tensor, low: Any, high: Any) -> Tensor:
+    def is_inside(self, steps: Tensor, low: Tensor | int, high: Tensor | int) -> Tensor:
         """Return where the gradient passes: strictly inside the range."""
         return (steps > low) & (steps < high)
 

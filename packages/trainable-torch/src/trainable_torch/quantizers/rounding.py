@@ -46,7 +46,7 @@ class RoundingQuantizer(BasePytorchTrainableQuantizer):
         """Return what the gradients of scale and zero point are multiplied by; 0 where they are not learned."""
         return 0.0
 
-    def is_inside(self, steps: Tensor, low: Any, high: Any) -> Tensor:
+    def is_inside(self, steps: Tensor, low: Tensor | int, high: Tensor | int) -> Tensor:
         """Return where the gradient passes: inside the range, its ends included."""
         return (steps >= low) & (steps <= high)
 
