@@ -43,10 +43,11 @@ class Kind:
 
 
 class Kinds(list[Kind]):
-    """Every registered quantizer of a backend, on each of its targets and grids."""
+    """Every registered quantizer of a backend that keeps its grid, on each of its targets and grids."""
 
     def __init__(self, backend: str) -> None:
-        super().__init__(Kind(row.cls, key) for row in list_quantizers(backend) for key in row.keys)
+        rows = [row for row in list_quantizers(backend) if not row.declaration.computes_grid]
+        super().__init__(Kind(row.cls, key) for row in rows for key in row.keys)
 
     @property
     def every(self) -> pytest.MarkDecorator:
