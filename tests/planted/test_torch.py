@@ -77,6 +77,7 @@ ALONE = {
     "schedule_of_a_copy": "SharedStep",
     "regularization_gradient": "DetachedTerm",
     "regularization_once": "TermDecaysWhenItIsRead",
+    "declared_penalty": "TermWithoutItsFactor",
     "incomplete_states": "LoadsWhatThereIs",
     "global_random_state": "SeedsEverything",
     "kept_memory": "KeepsItsInput",

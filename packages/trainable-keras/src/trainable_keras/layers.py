@@ -22,34 +22,58 @@ DEPTHWISE_KERNEL = "depthwise_kernel"
 """What Keras 2 calls the kernel of a depthwise convolution, which is ``kernel`` in Keras 3."""
 
 
+_INSIDE = "it is added inside of the layer, to products of tensors that no quantizer makes"
+"""Why the biases of layers with several steps can't be integers."""
+
+
 def _attention(inputs: tuple[str, ...]) -> LayerKind:
     # (features, heads, size) and for the output (heads, size, features): the last axis is one of the outputs
     kernels = [f"{part}_dense.kernel" for part in ("query", "key", "value", "output")]
     sums = {kernel: 1 if kernel.startswith("output") else 0 for kernel in kernels}
-    return LayerKind("attention", dict.fromkeys(kernels, -1), inputs, input_axes=sums)
+    return LayerKind(
+        "attention",
+        dict.fromkeys(kernels, -1),
+        inputs,
+        input_axes=sums,
+        bias="output_dense.bias",
+        bias_obstacle=_INSIDE,
+    )
 
 
 _MERGING = (f"inputs{LIST}",)
 _OF_A_CELL = {"kernel": -1, "recurrent_kernel": -1}
-_RECURRENT = LayerKind("recurrent", {f"cell.{name}": axis for name, axis in _OF_A_CELL.items()}, ("sequences",))
+_RECURRENT = LayerKind(
+    "recurrent",
+    {f"cell.{name}": axis for name, axis in _OF_A_CELL.items()},
+    ("sequences",),
+    bias="cell.bias",
+    bias_obstacle=_INSIDE,
+)
 
 KINDS: dict[str, LayerKind] = {
-    "Dense": LayerKind("linear", {"kernel": -1}),
-    "EinsumDense": LayerKind("linear", {"kernel": -1}),  # the axis depends on the equation: `einsum_channels_axis`
-    **dict.fromkeys(("Conv1D", "Conv2D", "Conv3D"), LayerKind("conv", {"kernel": -1})),
-    **dict.fromkeys(("DepthwiseConv1D", "DepthwiseConv2D"), LayerKind("depthwise_conv", {"kernel": -2})),
+    "Dense": LayerKind("linear", {"kernel": -1}, bias="bias"),
+    "EinsumDense": LayerKind(
+        "linear", {"kernel": -1}, bias="bias", bias_obstacle="it may lie along other axes than the scales of the kernel"
+    ),  # the axis depends on the equation: `einsum_channels_axis`
+    **dict.fromkeys(("Conv1D", "Conv2D", "Conv3D"), LayerKind("conv", {"kernel": -1}, bias="bias")),
+    **dict.fromkeys(
+        ("DepthwiseConv1D", "DepthwiseConv2D"), LayerKind("depthwise_conv", {"kernel": -2}, bias="bias")
+    ),
     **dict.fromkeys(
         ("SeparableConv1D", "SeparableConv2D"),
-        LayerKind("conv", {"depthwise_kernel": -2, "pointwise_kernel": -1}),
+        LayerKind("conv", {"depthwise_kernel": -2, "pointwise_kernel": -1}, bias="bias"),
     ),
     **dict.fromkeys(
         ("Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose"),
-        LayerKind("conv_transpose", {"kernel": -2}, input_axes={"kernel": -1}),
+        LayerKind("conv_transpose", {"kernel": -2}, input_axes={"kernel": -1}, bias="bias"),
     ),
     "Embedding": LayerKind("embedding", {"embeddings": 0}),
     "MultiHeadAttention": _attention(("query", "value", "key")),
     **dict.fromkeys(("LSTM", "GRU", "SimpleRNN", "ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D"), _RECURRENT),
-    **dict.fromkeys(("LSTMCell", "GRUCell", "SimpleRNNCell"), LayerKind("recurrent", _OF_A_CELL)),
+    **dict.fromkeys(
+        ("LSTMCell", "GRUCell", "SimpleRNNCell"),
+        LayerKind("recurrent", _OF_A_CELL, bias="bias", bias_obstacle=_INSIDE),
+    ),
     **dict.fromkeys(
         (
             "BatchNormalization", "LayerNormalization", "GroupNormalization", "UnitNormalization",

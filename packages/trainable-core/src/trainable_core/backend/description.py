@@ -50,6 +50,8 @@ class DescriptionRow:
         What has a threshold of its own, in words: ``tensor``, ``channel (axis 0)``, or ``channel (axis 0), group of 32
         (axis 1)``. Of an activation whose grid is computed from the tensor itself: ``token, computed`` or ``tensor,
         computed``.
+    modifiers : mapping of str to mapping
+        What stands on top of the method, and its numbers: such as the share of weights that oscillate.
     """
 
     layer: str
@@ -64,6 +66,7 @@ class DescriptionRow:
     state: str
     quantizer: str
     granularity: str = ""
+    modifiers: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 def granularity_of(config: TrainableQuantizerConfig, arguments: Mapping[str, Any], *, computed: bool) -> str:
@@ -87,6 +90,7 @@ def describe_quantizer(layer: LayerInfo, tensor: str, plan: QuantizerPlan, quant
     config, state = plan.config, "deployed"
     params: Mapping[str, Any] = {}
     n_bits = config.n_bits
+    modifiers: Mapping[str, Mapping[str, float]] = {}
     if not isinstance(quantizer, BaseTrainableQuantizer):
         params, n_bits = quantizer.params, quantizer.num_bits
     elif not config.enabled:
@@ -97,6 +101,7 @@ def describe_quantizer(layer: LayerInfo, tensor: str, plan: QuantizerPlan, quant
         state = "frozen" if quantizer.freeze_quant_params else "trainable"
         current = quantizer.current_config()
         params, n_bits = current.quantization_params, current.n_bits
+        modifiers = quantizer.report()
     if config.target is QuantizationTarget.Weights:
         params = {key: value for key, value in params.items() if key != SIGNED}
     return DescriptionRow(
@@ -112,6 +117,7 @@ def describe_quantizer(layer: LayerInfo, tensor: str, plan: QuantizerPlan, quant
         state=state,
         quantizer=type(quantizer).__name__,
         granularity=granularity_of(config, plan.arguments, computed=plan.training_method == TrainingMethod.DYNAMIC),
+        modifiers=modifiers,
     )
 
 
@@ -247,7 +253,9 @@ def _cells(row: DescriptionRow) -> tuple[str, ...]:
     plain = row.granularity in {"", "tensor"}
     grid = row.method if plain else f"{row.method} per {row.granularity}"
     numbers = ", ".join(f"{key}={_short(value)}" for key, value in row.params.items())
-    return row.layer, row.tensor, grid, str(row.n_bits), row.training_method, numbers, row.state
+    shares = (f"{name} {share:.1%}" for told in row.modifiers.values() for name, share in told.items())
+    state = ", ".join(dict.fromkeys((row.state, *shares)))
+    return row.layer, row.tensor, grid, str(row.n_bits), row.training_method, numbers, state
 
 
 def _short(value: Any) -> str:

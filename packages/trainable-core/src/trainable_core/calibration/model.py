@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from numpy.typing import NDArray
 
-from trainable_core.calibration.batches import check_batches, feed
+from trainable_core.calibration.batches import check_batches, explained, feed
 from trainable_core.calibration.observer import Observer
 from trainable_core.calibration.quantizers import Params, activation_params, set_all, weights_params
 from trainable_core.calibration.unseen import Sight, only_read, reason
@@ -176,7 +176,9 @@ class ModelCalibration(ABC):
             assert batches is not None  # noqa: S101 - checked in the line above
 
             def call(batch: Any, training: bool) -> Any:  # noqa: FBT001 - the mode
-                return self.call(batch, training=training) if forward is None else forward(self.model, batch)
+                if forward is not None:
+                    return forward(self.model, batch)
+                return explained(batch, lambda: self.call(batch, training=training))
 
             sights = {holder: Sight() for holder in holders}
             with self.watching(sights):

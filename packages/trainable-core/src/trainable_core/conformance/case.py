@@ -19,7 +19,7 @@ from trainable_core.key import Key
 from trainable_core.qparams import Float32, QParams
 from trainable_core.reference.method import Method
 from trainable_core.reference.oracle import State
-from trainable_core.registry.methods import declaration_of
+from trainable_core.registry.methods import declaration_of, options_of
 
 Config = TrainableQuantizerWeightsConfig | TrainableQuantizerActivationConfig
 _CONFIGS: dict[str, type[Config]] = {
@@ -178,6 +178,12 @@ class Subject:
     def method(self) -> Method:
         """What its training method declares."""
         return declaration_of(self.cls, self.key.quantizer_id)
+
+    @functools.cached_property
+    def argument_sets(self) -> list[dict[str, Any]]:
+        """The constructor's further arguments to try: those that the method declares and the class takes, and none."""
+        taken = {option.name for option in options_of(self.cls)}
+        return [*(given for given in self.method.conformance_arguments if given.keys() <= taken), {}]
 
     @property
     def random(self) -> bool:

@@ -20,7 +20,7 @@ COMPUTED = "per token, per tensor"
 """Granularity of grids that are computed from the tensor itself."""
 NOBODY = "-"
 
-METHOD_COLUMNS = ("training method", "name", "learns", "in training", "options", "reference")
+METHOD_COLUMNS = ("training method", "name", "learns", "in training", "targets", "grids", "options", "reference")
 FORWARDS = {
     "deployed": "the deployed values",
     "soft": "soft values",
@@ -36,6 +36,8 @@ def method_rows() -> list[tuple[str, ...]]:
             method.title,
             ", ".join(method.learns) or NOBODY,
             FORWARDS[method.training_forward] + (" until its schedule ends" if method.schedule_end else ""),
+            ", ".join(target.name for target in method.targets),
+            ", ".join(grid.name for grid in method.grids),
             _options(method),
             method.reference,
         )

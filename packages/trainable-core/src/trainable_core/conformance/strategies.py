@@ -404,7 +404,7 @@ def made(
     body = Source(draw_body(WORD * RANGE_WORDS * thresholds + (WORD + 1) * size))
     chosen = config(source, body, subject, shape, kind, corner)
     by = factors(source, kind)
-    arguments = source.choice([*subject.method.conformance_arguments, {}])
+    arguments = source.choice(subject.argument_sets)
     widths = [chosen.n_bits, *(candidate.n_bits for candidate in chosen.candidates or [])]
     grid = grid_after(chosen, by, source.choice(widths))
     laid_out = shape if chosen.blocks is None else chosen.blocks.layout(shape).rows

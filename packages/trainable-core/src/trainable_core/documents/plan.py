@@ -17,21 +17,23 @@ from trainable_core.recipe.state import WrappedState
 
 
 def _quantizer_document(plan: QuantizerPlan) -> dict[str, Any]:
-    return {
+    document = {
         "config": config_document(plan.config),
         "training_method": plan.training_method,
         "arguments": dict(plan.arguments),
     }
+    return {**document, "modifiers": {**plan.modifiers}} if plan.modifiers else document
 
 
 class _Quantizer(Section):
     config: dict[str, Any]
     training_method: str
     arguments: dict[str, Any]
+    modifiers: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
     def plan(self) -> QuantizerPlan:
         config = config_from_document(self.config, "a quantizer's plan")
-        return QuantizerPlan(config, self.training_method, self.arguments)
+        return QuantizerPlan(config, self.training_method, self.arguments, self.modifiers)
 
 
 class _Weight(Section):
@@ -67,6 +69,7 @@ class _State(Section):
     folded: dict[str, str]
     finalized: StrictBool
     structure: dict[str, Any] = Field(default_factory=dict)
+    foldable: dict[str, str] = Field(default_factory=dict)
 
 
 def plan_document(plan: LayerPlan) -> dict[str, Any]:
@@ -97,7 +100,7 @@ def plan_from_document(document: Mapping[str, Any]) -> LayerPlan:
 
 def state_document(state: WrappedState) -> dict[str, Any]:
     """Return what a wrapped model knows about itself as a JSON-clean document."""
-    return {
+    document = {
         "recipe": state.recipe.model_dump(mode="json", exclude_unset=True),
         "plans": [plan_document(plan) for plan in state.plans.values()],
         "left_out": dict(state.left_out),
@@ -105,6 +108,7 @@ def state_document(state: WrappedState) -> dict[str, Any]:
         "finalized": state.finalized,
         "structure": dict(state.structure),
     }
+    return {**document, "foldable": dict(state.foldable)} if state.foldable else document
 
 
 def state_from_document(document: Mapping[str, Any]) -> WrappedState:
@@ -124,4 +128,5 @@ def state_from_document(document: Mapping[str, Any]) -> WrappedState:
         state.folded,
         finalized=state.finalized,
         structure=state.structure,
+        foldable=state.foldable,
     )

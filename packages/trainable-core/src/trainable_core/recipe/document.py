@@ -30,6 +30,7 @@ from trainable_core.recipe.sections import (
     ActivationsSection,
     BiasField,
     CalibrationSection,
+    FoldingField,
     Section,
     TensorSection,
     WeightsSection,
@@ -158,8 +159,9 @@ class QuantizationRecipe(Document):
         int32 codes on the grid of the layer's sums of products, which integer kernels compute with.
     target : {"mctq", "onnx", "tflite", "qonnx", "native"}
         What the result is deployed with; what it can't express is refused when wrapping.
-    fold_batch_norm : bool
-        Whether batch normalization is folded into the convolution or linear layer before it.
+    fold_batch_norm : {"before", "after"} or bool
+        Whether batch normalization is folded into the convolution or linear layer before it: before the model trains
+        (true means the same), or after, by `finalize`; false leaves it where it is.
     rules : list of Rule
         In order; later ones win.
 
@@ -181,7 +183,7 @@ class QuantizationRecipe(Document):
     calibration: CalibrationSection = CalibrationSection()
     bias: BiasField = "float"
     target: Annotated[Literal["mctq", "onnx", "tflite", "qonnx", "native"], BeforeValidator(one_of(*TARGETS))] = "mctq"
-    fold_batch_norm: StrictBool = True
+    fold_batch_norm: FoldingField = True
     rules: list[Rule] = Field(default_factory=list)
 
     @classmethod
@@ -256,6 +258,30 @@ class QuantizationRecipe(Document):
     def matches_functional(self, layers: Sequence[LayerInfo]) -> bool:
         """Return whether some rule matches none of the layers: it may mean an operation that only tracing shows."""
         return not all(self.matched(layers))
+
+    @property
+    def folds(self) -> Literal["before", "after"] | None:
+        """When batch norm is folded; None where it is not.
+
+        Raises
+        ------
+        UnsupportedConfigError
+            When it is to be simulated in training, or folded after it where quantizers or integer biases have to stand
+            behind it.
+        """
+        subject = f"fold_batch_norm: {self.fold_batch_norm}"
+        if self.fold_batch_norm == "training":
+            problem = "simulating the folded batch norm in training is not possible yet"
+            raise UnsupportedConfigError(subject, problem, "after keeps batch norms in training, and folds them then.")
+        if self.fold_batch_norm != "after":
+            return "before" if self.fold_batch_norm else None
+        if self.quantizes_outputs:
+            problem = "an activation quantizer at a layer's output stands between it and its batch norm"
+            raise UnsupportedConfigError(subject, problem, "use placement: inputs, or fold_batch_norm: before.")
+        if self.quantizes_biases:
+            problem = "an int32 bias has to hold what the batch norm adds while it trains"
+            raise UnsupportedConfigError(subject, problem, "use bias: float, or fold_batch_norm: before.")
+        return "after"
 
     @property
     def quantizes_outputs(self) -> bool:
@@ -387,7 +413,7 @@ class QuantizationRecipe(Document):
             weights_expert_axis=info.experts_axis,
         )
         variable_shape(config, info.shape, subject)  # raises where the groups don't fit the layer
-        return QuantizerPlan(config, section.training_method, section.arguments)
+        return QuantizerPlan(config, section.training_method, section.arguments, section.modifiers)
 
     def _activation_plan(self, layer: LayerInfo, section: ActivationsSection) -> QuantizerPlan:
         if section.training_method == TrainingMethod.DYNAMIC:
@@ -406,7 +432,7 @@ class QuantizationRecipe(Document):
             min_threshold=section.min_threshold,
             activation_quantization_candidates=section.candidate_configs(),
         )
-        return QuantizerPlan(config, section.training_method, section.arguments)
+        return QuantizerPlan(config, section.training_method, section.arguments, section.modifiers)
 
 
 RecipeSource = QuantizationRecipe | Mapping[str, Any] | str | PathLike[str]

@@ -21,6 +21,7 @@ from trainable_core.config import (
 from trainable_core.constants import MIN_THRESHOLD
 from trainable_core.enums import CalibrationMethod, QuantizationMethod
 from trainable_core.key import identifier_text
+from trainable_core.modifier import checked_modifiers
 from trainable_core.validation import check_text, check_widths, plain
 
 
@@ -56,9 +57,25 @@ GRANULARITIES = ("tensor", "channel", "group")
 GROUP_SIZE = 32
 """Number of inputs in a group where a recipe leaves it out: what most 4-bit formats have."""
 
+FOLDING = ("before", "after", "training")
+"""When batch norm may be folded into the layer before it: before the model trains, after, or simulated in training."""
+
+
+def _folding(value: Any) -> Any:
+    value = plain(value)
+    if isinstance(value, str):
+        return one_of(*FOLDING)(value)
+    if not isinstance(value, bool):
+        message = f"{value!r} is not one of {', '.join(map(repr, FOLDING))}, true or false"
+        raise ValueError(message)  # noqa: TRY004 - pydantic turns a ValueError into the field's error
+    return value
+
+
+FoldingField = Annotated[Literal["before", "after", "training"] | bool, BeforeValidator(_folding)]
 BiasField = Annotated[Literal["float", "int32"], BeforeValidator(one_of("float", "int32"))]
 Identifier = Annotated[str, Field(min_length=1), BeforeValidator(_identifier)]
 Arguments = Annotated[dict[str, JsonValue], BeforeValidator(plain)]
+Modifiers = Annotated[dict[str, dict[str, JsonValue]], BeforeValidator(checked_modifiers)]
 
 
 class TensorSection(Section):
@@ -71,6 +88,7 @@ class TensorSection(Section):
     min_threshold: MinThreshold = MIN_THRESHOLD
     candidates: Annotated[list[NBits], AfterValidator(check_widths)] | None = None
     arguments: Arguments = Field(default_factory=dict)
+    modifiers: Modifiers = Field(default_factory=dict)
 
     def candidate_configs(self) -> list[TrainableQuantizerCandidateConfig] | None:
         """Return the candidate widths as the configs hold them, their params left to calibration."""
@@ -98,6 +116,8 @@ class WeightsSection(TensorSection):
         Bit widths for methods that choose among several.
     arguments : dict
         Further arguments of the quantizer class, by name.
+    modifiers : dict
+        What stands on top of the training method: arguments by the name of the modifier.
     per_channel : bool
         One threshold per output channel instead of one per tensor; what ``granularity`` says with a word.
     granularity : {"tensor", "channel", "group"}, optional
@@ -192,7 +212,7 @@ class CalibrationSection(Section):
     Parameters
     ----------
     weights, activations : CalibrationMethod
-        ``minmax``, ``percentile``, ``mse``, ``mae``, ``lp`` or ``kl``.
+        ``minmax``, ``percentile``, ``mse``, ``mae``, ``lp``, ``kl``, ``lsq``, ``lsq_plus`` or ``sawb``.
     percentile : float
         For ``percentile``: how much of the values stays inside, in percent.
     p : float

@@ -52,6 +52,10 @@ def _size(x: Tensor) -> Any:
     return tf.cast(tf.size(x, out_type=tf.int64), "float32") if known is None else known
 
 
+def _positions(x: Tensor) -> Tensor:
+    return tf.reshape(tf.range(tf.size(x)), tf.shape(x))
+
+
 def _bits_and(bits: Tensor, mask: int) -> Tensor:
     return tf.bitwise.bitwise_and(bits, tf.fill(tf.shape(bits), mask))
 
@@ -94,6 +98,7 @@ FUNCTIONS = Functions(
     exp=tf.exp,
     log=tf.math.log,
     tanh=tf.tanh,
+    cos=tf.cos,
     zeros_like=tf.zeros_like,
     stack=tf.stack,
     argmax=tf.argmax,
@@ -119,6 +124,7 @@ FUNCTIONS = Functions(
     hide_shape=_hide_shape,
     show_shape=_show_shape,
     steps_of=steps_of,
+    positions=_positions,
     size=_size,
     rank=_rank,
     dtype_of=_dtype_of,

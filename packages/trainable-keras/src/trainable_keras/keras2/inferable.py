@@ -47,7 +47,7 @@ class InferableQuantizer(KerasInferableQuantizer, keras.layers.Layer):  # type: 
         return super().__call__(inputs, *args, **kwargs)
 
     def call(self, inputs: Tensor) -> Tensor:
-        """Return the input snapped to the grid, in the input's dtype; no gradient is defined."""
+        """Return the input snapped to the grid, in the input's dtype; see `snapped`."""
         return self._snapped(inputs)
 
     @unconverted

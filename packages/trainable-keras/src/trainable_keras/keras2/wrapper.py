@@ -175,11 +175,13 @@ class QuantizationWrapper(
         self.__dict__.update(weights_quantizers=weights, input_holders=inputs, output_holder=output)
         self.quantizing_layers = [*weights.values(), *self.holders]
         freeze_like(self)
+        if self.bias_quantizer is not None:
+            self.bias_quantizer.follow(self.weights_quantizers)
 
     def quantized_for_call(self, training: Any, attributes: Iterable[str] | None = None) -> dict[int, Any]:
         """Return the quantized values of the layer's weights, or of some, by the ``id`` of each."""
         names = self.weights_quantizers if attributes is None else attributes
-        count_step([self.weights_quantizers[name] for name in names], training)
+        count_step([self.weights_quantizers[name] for name in names if name in self.weights_quantizers], training)
         return super().quantized_for_call(training, attributes)
 
     def convert_to_inferable_quantizers(self) -> None:

@@ -43,6 +43,11 @@ def _size(x: Tensor) -> Any:
     return math.prod(unknown, start=known) if unknown else known
 
 
+def _positions(x: Tensor) -> Tensor:
+    shape = ops.shape(x)
+    return ops.reshape(ops.arange(math.prod(shape), dtype="int32"), shape)
+
+
 def _steps_of(x: Tensor, scale: Tensor, quant_min: int, quant_max: int, *, centered: bool) -> Tensor:  # noqa: ARG001 - Keras 2 needs them
     return x * engine.reciprocal(scale)
 
@@ -89,6 +94,7 @@ FUNCTIONS = Functions(
     exp=ops.exp,
     log=ops.log,
     tanh=ops.tanh,
+    cos=ops.cos,
     zeros_like=ops.zeros_like,
     stack=ops.stack,
     argmax=ops.argmax,
@@ -114,6 +120,7 @@ FUNCTIONS = Functions(
     hide_shape=_hide_shape,
     show_shape=_show_shape,
     steps_of=_steps_of,
+    positions=_positions,
     size=_size,
     rank=_rank,
     dtype_of=_dtype_of,

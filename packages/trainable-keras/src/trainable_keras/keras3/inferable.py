@@ -49,7 +49,7 @@ class InferableQuantizer(KerasInferableQuantizer, keras.layers.Layer):  # type: 
         )
 
     def call(self, inputs: Tensor) -> Tensor:
-        """Return the input snapped to the grid, in the input's dtype; no gradient is defined."""
+        """Return the input snapped to the grid, in the input's dtype; see `snapped`."""
         return self.snapped(inputs)
 
     def compute_output_spec(self, inputs: Any) -> Any:

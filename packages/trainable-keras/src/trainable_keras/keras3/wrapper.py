@@ -153,6 +153,8 @@ class QuantizationWrapper(KerasWrapper, keras.layers.Layer):  # type: ignore[mis
             self.input_holders = inputs
             self.output_holder = output
         freeze_like(self)
+        if self.bias_quantizer is not None:
+            self.bias_quantizer.follow(weights)
 
     def convert_to_inferable_quantizers(self) -> None:
         """Put inferable quantizers in the trainable ones' place, holders included; does nothing the second time."""

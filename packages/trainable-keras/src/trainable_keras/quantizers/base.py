@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainable_core.constants import RANGE_MAX, RANGE_MIN, SIGNED, THRESHOLD
-from trainable_core.enums import QuantizationMethod, QuantizationTarget, VariableGroup
+from trainable_core.enums import LUT_METHODS, QuantizationMethod, QuantizationTarget, VariableGroup
 from trainable_core.errors import InvalidArgumentError, QuantizerStateError, ShapeMismatchError
 from trainable_core.quantizer import BaseTrainableQuantizer
-from trainable_core.schedule import LinearAnnealingScheduler
+from trainable_core.schedule import AnnealingScheduler, LinearAnnealingScheduler
 from trainable_keras import granularity
 from trainable_keras.functions import Functions, Tensor
 from trainable_keras.grid import Grid, GridMaker
@@ -93,13 +93,30 @@ class KerasQuantizer(BaseTrainableQuantizer):
             x = self.ops.off_the_edge(x, self.functions.stop_gradient(grid.scale))
         return self.functions.show_shape(self.fake_quantize(x, grid, training), x)
 
+    def laid_out(self, x: Tensor) -> Tensor:
+        """Return `x` with a row for each block that has a scale of its own, if some have."""
+        blocks = self.quantization_config.blocks
+        return x if blocks is None else granularity.rows_of(self.functions, x, blocks)
+
     def quantized_by_blocks(self, x: Tensor, training: bool) -> Tensor:  # noqa: FBT001 - mctq's call
-        """Return what `quantized` makes of `x`, laid out with a row for each block that has a scale of its own."""
+        """Return what the quantizer makes of a float32 tensor, whether or not it is quantized by blocks."""
         blocks = self.quantization_config.blocks
         if blocks is None:
-            return self.quantized(x, training)
-        rows = self.quantized(granularity.rows_of(self.functions, x, blocks), training)
+            return self.modified_values(x, training)
+        rows = self.modified_values(self.laid_out(x), training)
         return granularity.tensor_of(self.functions, rows, blocks, tuple(x.shape))
+
+    def modified_values(self, x: Tensor, training: bool) -> Tensor:  # noqa: FBT001 - mctq's call
+        """Return what the method, and the modifiers that change values, make of a float32 tensor; see `laid_out`."""
+        if not self.modified:
+            return self.quantized(x, training)
+        entered = x
+        for modifier in self.modifiers:
+            entered = modifier.enter(self, entered, training)
+        quantized = self.quantized(entered, training)
+        for modifier in self.modifiers:
+            quantized = modifier.leave(self, x, quantized, training)
+        return quantized
 
     variable_type: ClassVar[Any]
     """The framework's variables."""
@@ -116,6 +133,11 @@ class KerasQuantizer(BaseTrainableQuantizer):
 
     def all_variables(self) -> dict[str, Any]:
         """Return all variables of the layer by name, those of a method's state included."""
+        raise NotImplementedError
+
+    @staticmethod
+    def value_at(schedule: AnnealingScheduler, t: Tensor) -> Tensor:
+        """Return the value of a schedule at a step that is a tensor."""
         raise NotImplementedError
 
     @staticmethod
@@ -151,8 +173,11 @@ class KerasQuantizer(BaseTrainableQuantizer):
         low = config.min_threshold
         if config.quantization_method is QuantizationMethod.UNIFORM:
             return self.grids.uniform(shaped[RANGE_MIN], shaped[RANGE_MAX], width, min_threshold=low)
-        power_of_two = config.quantization_method is QuantizationMethod.POWER_OF_TWO
         threshold = shaped[THRESHOLD]
+        if config.quantization_method in LUT_METHODS:  # codes of 8 bits, of which a table keeps some
+            power_of_two = config.quantization_method is QuantizationMethod.LUT_POT_QUANTIZER
+            return self.grids.symmetric(threshold, 8, signed=True, power_of_two=power_of_two, min_threshold=low)
+        power_of_two = config.quantization_method is QuantizationMethod.POWER_OF_TWO
         return self.grids.symmetric(threshold, width, signed=self.signed, power_of_two=power_of_two, min_threshold=low)
 
     def grid_tensors(self, width: int) -> dict[str, Tensor]:
@@ -204,6 +229,24 @@ class KerasQuantizer(BaseTrainableQuantizer):
     def counted_steps(self, count: int) -> None:
         self.step.assign(count)
 
+    def annealed(self, schedule: AnnealingScheduler | float) -> Tensor | float:
+        """Return the value of a schedule at the present training step, a float32 tensor; a number as it is."""
+        if not isinstance(schedule, AnnealingScheduler):
+            return schedule
+        return self.functions.cast(self.value_at(schedule, self.current_step), "float32")
+
+    def add_state(self, name: str, value: NDArray[Any]) -> None:
+        """Keep a float32 variable that does not learn; see core's base class."""
+        setattr(self, name, self.new_variable(name, np.asarray(value, np.float32), trainable=False))
+
+    def state(self, name: str) -> Tensor:
+        """Return the value of what `add_state` keeps, outside of the graph."""
+        return self.functions.stop_gradient(self.functions.read(getattr(self, name)))
+
+    def set_state(self, name: str, value: Tensor) -> None:
+        """Set what `add_state` keeps."""
+        getattr(self, name).assign(self.functions.stop_gradient(value))
+
     def until(self, end: int, soft: Tensor, deployed: Tensor) -> Tensor:
         """Return `soft` in the training steps before `end` steps are counted, and `deployed` from then on.
 
@@ -252,7 +295,7 @@ class KerasQuantizer(BaseTrainableQuantizer):
             make: Any = self.inferable_class(config.target, config.quantization_method, granularity.BLOCKS)
             return make(self.current_qparams(width), width, config.blocks)
         make = self.inferable_class(config.target, config.quantization_method)
-        return make(self.current_qparams(width), width, self.tensor_ndim)
+        return make(self.deployed_qparams(), width, self.tensor_ndim)
 
     def freeze(self, frozen: bool = True) -> None:  # noqa: FBT001, FBT002 - reads as a fact
         """Stop the quantizer's variables from learning, or let them learn again."""

@@ -23,9 +23,10 @@ from trainable_core.constants import SIGNED
 from trainable_core.enums import VariableGroup
 from trainable_core.errors import InvalidArgumentError, ShapeMismatchError
 from trainable_core.quantizer import BaseTrainableQuantizer
+from trainable_core.schedule import AnnealingScheduler
 from trainable_torch import granularity, inferable, kernels, ops
 from trainable_torch import grid as grids
-from trainable_torch.annealing import PytorchLinearAnnealingScheduler
+from trainable_torch.annealing import PytorchLinearAnnealingScheduler, value_at
 from trainable_torch.grid import Grid
 from trainable_torch.kernels.cache import Dependencies
 
@@ -153,12 +154,26 @@ class BasePytorchTrainableQuantizer(
             self._check_channels(inputs.shape)
         values = inputs if inputs.dtype == torch.float32 else inputs.float()
         trains = self.training if training is None else bool(training)
-        if self._blocks is None:
-            quantized = self.quantize(values, trains)
-        else:
-            rows = self.quantize(granularity.rows_of(values, self._blocks), trains)
-            quantized = granularity.tensor_of(rows, self._blocks, tuple(inputs.shape))
+        quantized = self.modified_values(self.laid_out(values), trains)
+        if self._blocks is not None:
+            quantized = granularity.tensor_of(quantized, self._blocks, tuple(inputs.shape))
         return quantized if quantized.dtype == inputs.dtype else quantized.to(inputs.dtype)
+
+    def laid_out(self, x: Tensor) -> Tensor:
+        """Return `x` with a row for each block that has a scale of its own, if some have."""
+        return x if self._blocks is None else granularity.rows_of(x, self._blocks)
+
+    def modified_values(self, x: Tensor, training: bool) -> Tensor:  # noqa: FBT001 - as in `forward`
+        """Return what the method, and the modifiers that change values, make of a float32 tensor; see `laid_out`."""
+        if not self.modified:
+            return self.quantize(x, training)
+        entered = x
+        for modifier in self.modifiers:
+            entered = modifier.enter(self, entered, training)
+        quantized = self.quantize(entered, training)
+        for modifier in self.modifiers:
+            quantized = modifier.leave(self, x, quantized, training)
+        return quantized
 
     def fake_quantization(self, x: Tensor) -> kernels.FakeQuantization | None:
         """Return what `forward` does with a float32 tensor, where that is a rule on a grid; else None.
@@ -175,7 +190,8 @@ class BasePytorchTrainableQuantizer(
         # a look into the dictionary costs a tenth of an attribute, and a small layer asks two quantizers at each call
         fields: Any = self.__dict__
         cls: Any = type(self)
-        if not fields["_enabled"] or not _follows_rule(cls) or not fields.keys().isdisjoint(_CALLED):
+        own = fields["modified"] or not fields.keys().isdisjoint(_CALLED)
+        if own or not fields["_enabled"] or not _follows_rule(cls):
             return None  # called by itself, it raises what it has to
         if not fields["_calibrated"]:
             self.require_calibrated()
@@ -204,9 +220,9 @@ class BasePytorchTrainableQuantizer(
         return kernels.Snapping.of(self._forms[width], self._variables(width), self._scale_shape(x.dim()))
 
     def _is_a_rule(self) -> bool:
-        """Return whether a rule is all there is to this quantizer: nobody replaced a method that it stands for."""
+        """Return whether a rule is all there is to this quantizer: nothing modifies or replaces what it stands for."""
         cls: Any = type(self)
-        return _follows_rule(cls) and self.__dict__.keys().isdisjoint(_CALLED)
+        return _follows_rule(cls) and not self.modified and self.__dict__.keys().isdisjoint(_CALLED)
 
     def _check_channels(self, shape: torch.Size) -> None:
         if self._blocks is not None:
@@ -329,7 +345,7 @@ class BasePytorchTrainableQuantizer(
         config = self.quantization_config
         self.require_deployable()
         width = self.selected_width
-        qparams = self.current_qparams(width)
+        qparams = self.deployed_qparams()
         device = next(iter(self.grid_variables(width).values())).device
         if self._blocks is not None:
             made = granularity.build_blocks(config.quantization_method, width, qparams, self._blocks)
@@ -367,6 +383,26 @@ class BasePytorchTrainableQuantizer(
     @counted_steps.setter
     def counted_steps(self, count: int) -> None:
         self.step.fill_(count)
+
+    def annealed(self, schedule: AnnealingScheduler | float) -> Tensor | float:
+        """Return the value of a schedule at the present training step, a float64 tensor; a number as it is."""
+        return value_at(schedule, self.current_step) if isinstance(schedule, AnnealingScheduler) else schedule
+
+    def add_state(self, name: str, value: NDArray[Any]) -> None:
+        """Keep a float32 tensor as a buffer; see core's base class."""
+        self.register_buffer(name, torch.as_tensor(value, dtype=torch.float32))
+
+    def set_state(self, name: str, value: Tensor) -> None:
+        """Set what `add_state` keeps, outside of the graph."""
+        if torch.compiler.is_compiling():  # as in `count_step`
+            setattr(self, name, value)
+        else:
+            self.get_buffer(name).copy_(value)
+
+    @torch.no_grad()
+    def observe(self, x: Tensor) -> None:
+        """Let the modifiers look at a weight; see core's base class."""
+        super().observe(x.detach().float())
 
     def until(self, end: int, soft: Tensor, deployed: Tensor) -> Tensor:
         """Return `soft` in the training steps before `end` steps are counted, and `deployed` from then on.
