@@ -27,6 +27,7 @@ pass through them on the tensors' own device, and two statements that must agree
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -313,27 +314,43 @@ def variable_names(method: QuantizationMethod) -> tuple[str, ...]:
 def variable_shape(
     config: TrainableQuantizerConfig, tensor_shape: tuple[int, ...] | None, subject: str
 ) -> tuple[int, ...]:
-    """Return the shape of a quantizer's variables: () per tensor, (C,) per channel.
+    """Return the shape of a quantizer's variables: () per tensor, (C,) per channel or with C blocks.
 
     Raises
     ------
     ShapeMismatchError
-        When the channel axis is outside the tensor, or the config's params have another number of channels.
+        When an axis is outside the tensor, a group size does not divide its axis, or the config's params have another
+        number of channels.
     """
     axis = config.channels_axis
     if axis is None:
         return ()
-    if tensor_shape is None or not -len(tensor_shape) <= axis < len(tensor_shape):
-        raise ShapeMismatchError(f"{subject}: weights_channels_axis", f"an axis of shape {tensor_shape}", axis)
-    channels = tensor_shape[axis]
+    if config.blocks is not None:
+        if tensor_shape is None:
+            raise ShapeMismatchError(subject, "the shape of a tensor", tensor_shape)
+        channels = math.prod(config.blocks.counts(tensor_shape, subject))
+        what = f"{config.blocks} of {tensor_shape}"
+    else:
+        if tensor_shape is None or not -len(tensor_shape) <= axis < len(tensor_shape):
+            raise ShapeMismatchError(f"{subject}: weights_channels_axis", f"an axis of shape {tensor_shape}", axis)
+        channels = tensor_shape[axis]
+        what = f"axis {axis} of {tensor_shape}"
     for params in [config.quantization_params, *(c.quantization_params for c in config.candidates or [])]:
         given = check_params(params, config.quantization_method, config.n_bits, config.target)
         if given is not None and given not in (1, channels):
             key = variable_names(config.quantization_method)[0]
-            raise ShapeMismatchError(
-                f"{subject}: {key}", f"1 or {channels} values (axis {axis} of {tensor_shape})", given
-            )
+            raise ShapeMismatchError(f"{subject}: {key}", f"1 or {channels} values ({what})", given)
     return (channels,)
+
+
+def shape_with(config: TrainableQuantizerConfig, ndim: int, variable: tuple[int, ...]) -> tuple[int, ...]:
+    """Return a shape of `ndim` dimensions for which `variable_shape` returns `variable`."""
+    if config.blocks is not None:
+        return config.blocks.shape_with(ndim, variable[0])
+    shape, axis = [1] * ndim, config.channels_axis
+    if axis is not None and -ndim <= axis < ndim:
+        shape[axis] = variable[0] if variable else 1
+    return tuple(shape)
 
 
 def from_params(

@@ -124,6 +124,9 @@ class KerasInferableQuantizer:
     mctq_class: ClassVar[Any] = None
     """mctq's class with the same name, None where its kernels can't run."""
 
+    native: ClassVar[str] = ""
+    """Which kind of `trainable_keras.granularity` it is; empty for those that mctq has too."""
+
     quantization_target: ClassVar[Any]
     quantization_method: ClassVar[Any]
 
@@ -137,27 +140,29 @@ class KerasInferableQuantizer:
     quant_max: int
     levels: tuple[int, ...]
 
-    def __init__(self, qparams: QParams, n_bits: int, ndim: int, name: str | None = None) -> None:
+    def __init__(self, qparams: QParams | None, n_bits: int, ndim: int, name: str | None = None) -> None:
         raise NotImplementedError
 
-    def start(self, qparams: QParams, n_bits: int, ndim: int) -> None:
+    def start(self, qparams: QParams | None, n_bits: int, ndim: int) -> None:
         """Set what is not a variable; called once, by the constructor.
 
         Parameters
         ----------
-        qparams : QParams
-            The grid's numbers.
+        qparams : QParams or None
+            The grid's numbers; None where the grid is computed from the tensor itself.
         n_bits : int
             Width of the codes.
         ndim : int
             Number of dimensions of the weights tensor; 0 for activations.
         """
-        self.channel_axis = qparams.channels_axis
-        self.per_channel = qparams.channels_axis is not None
         self.input_rank = ndim
         self.num_bits = n_bits
-        self.quant_min, self.quant_max = qparams.quant_min, qparams.quant_max
-        self.levels = qparams.levels
+        self.levels: tuple[int, ...] = ()
+        if qparams is not None:
+            self.channel_axis = qparams.channels_axis
+            self.per_channel = qparams.channels_axis is not None
+            self.quant_min, self.quant_max = qparams.quant_min, qparams.quant_max
+            self.levels = qparams.levels
 
     @classmethod
     def method(cls) -> QuantizationMethod:
@@ -165,18 +170,22 @@ class KerasInferableQuantizer:
         return target_and_method(cls)[1]
 
     def snapped(self, inputs: Tensor) -> Tensor:
-        """Return the input snapped to the grid, in the input's dtype; no gradient is defined."""
+        """Return the input snapped to the grid, in the input's dtype.
+
+        The gradient of an activation is that of `trainable_core.reference.ste`; weights are constants.
+        """
         f = self.functions
-        values = f.stop_gradient(f.cast(inputs, "float32"))
+        values = f.cast(inputs, "float32")
+        passes = target_and_method(type(self))[0] is QuantizationTarget.Activation
+        snap = self.ops.snap_passing if passes else self.ops.snap
+        values = values if passes else f.stop_gradient(values)
         if self.levels:
             snapped = self.ops.snap_to_levels(values, f.hide_shape(f.read(self.grid_scale)), self.levels)
             return f.cast(f.show_shape(snapped, values), f.dtype_of(inputs))
         zero_point = f.read(self.grid_zero_point) if self.method() is QuantizationMethod.UNIFORM else None
         # hidden as in training: else Grappler multiplies it into the operations around, in the deployed model alone
-        snapped = self.ops.snap(
-            values, f.hide_shape(f.read(self.grid_scale)), zero_point, self.quant_min, self.quant_max
-        )
-        snapped = f.show_shape(snapped, values)
+        scale = f.hide_shape(f.read(self.grid_scale))
+        snapped = f.show_shape(snap(values, scale, zero_point, self.quant_min, self.quant_max), values)
         return f.cast(snapped, f.dtype_of(inputs))
 
     @property

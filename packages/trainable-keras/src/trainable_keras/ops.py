@@ -41,6 +41,7 @@ class HalfUp:
         self._moved = functools.cache(self._make_moved)
         self._forward = functools.cache(self._make_forward)
         self._ste = functools.cache(self._make_ste)
+        self._passing = functools.cache(self._make_passing)
         self._lsq = functools.cache(self._make_lsq)
         self._finite_gradient = functools.cache(self._make_finite_gradient)
         self._straight_through = functools.cache(self._make_straight_through)
@@ -99,6 +100,16 @@ class HalfUp:
         # Rounded before the zero point is added, as the reference does. Clipped between numbers, not between the ends
         # counted from zero: TensorFlow makes -z of 0 - z, and with it zeros negative.
         return (self._clip(codes + zero_point, quant_min, quant_max) - zero_point) * scale
+
+    def snap_passing(
+        self, x: Tensor, scale: Tensor, zero_point: Tensor | None, quant_min: int, quant_max: int
+    ) -> Tensor:
+        """Return what `snap` does, with the gradient of `trainable_core.reference.ste`; parameters as there.
+
+        It is never compiled by itself as `ste_fake_quantize` is, so a graph of it runs on a TensorFlow without XLA.
+        """
+        numbers = (scale,) if zero_point is None else (scale, zero_point)
+        return self._passing(quant_min, quant_max, zero_point is None)(x, *numbers)
 
     def _clip(self, codes: Tensor, quant_min: int, quant_max: int) -> Tensor:
         return self._f.minimum(self._f.maximum(codes, float(quant_min)), float(quant_max))
@@ -301,7 +312,8 @@ class HalfUp:
         made: Function = self._f.fused(values, keeps_nan)
         return made
 
-    def _make_ste(self, quant_min: int, quant_max: int, centered: bool) -> Function:  # noqa: FBT001
+    def _make_mask(self, quant_min: int, quant_max: int, centered: bool) -> Function:  # noqa: FBT001
+        """Return the gradient of STE: of an input, the upstream gradient, a scale and maybe a zero point."""
         f = self._f
 
         def masked(x: Tensor, upstream: Tensor, scale: Tensor, zero_point: Tensor = None) -> Tensor:
@@ -310,12 +322,25 @@ class HalfUp:
             inside = f.all_of(steps >= low, steps <= high)
             return f.where(inside, upstream, f.zeros_like(upstream))
 
-        compiled = f.fused(masked)
+        return masked
+
+    def _make_ste(self, quant_min: int, quant_max: int, centered: bool) -> Function:  # noqa: FBT001
+        mask = self._f.fused(self._make_mask(quant_min, quant_max, centered))
+        return self._with_mask(self._forward(quant_min, quant_max), mask)
+
+    def _make_passing(self, quant_min: int, quant_max: int, centered: bool) -> Function:  # noqa: FBT001
+        def values(x: Tensor, scale: Tensor, zero_point: Tensor = None) -> Tensor:
+            return self.snap(x, scale, zero_point, quant_min, quant_max)
+
+        return self._with_mask(values, self._make_mask(quant_min, quant_max, centered))
+
+    def _with_mask(self, values: Function, mask: Function) -> Function:
+        """Return a function of an input and a grid's numbers with a gradient of the input alone."""
 
         def backward(upstream: Tensor, _: Tensor, x: Tensor, *grid: Tensor) -> tuple[Tensor, ...]:
-            return compiled(x, upstream, *grid), *(f.zeros_like(each) for each in grid)
+            return mask(x, upstream, *grid), *(self._f.zeros_like(each) for each in grid)
 
-        made: Function = f.with_gradient(self._forward(quant_min, quant_max), backward)
+        made: Function = self._f.with_gradient(values, backward)
         return made
 
     def _make_lsq(self, quant_min: int, quant_max: int, centered: bool, replicas: int) -> Function:  # noqa: FBT001

@@ -7,8 +7,22 @@ from os import PathLike
 from typing import Any
 
 from trainable_core.backend.description import Description
+from trainable_core.export.report import ExportReport
+from trainable_core.export.verification import VerificationReport
 from trainable_core.recipe.document import RecipeSource
-from trainable_keras import calibration, description, finalized, mctq, serialization, training, wrapping
+from trainable_keras import (
+    calibration,
+    callback,
+    description,
+    exporting,
+    finalized,
+    mctq,
+    serialization,
+    statistics,
+    training,
+    verifying,
+    wrapping,
+)
 from trainable_keras.which import framework_of, framework_of_class
 
 
@@ -37,7 +51,10 @@ def wrap(model: Any, recipe: RecipeSource) -> Any:
     TrainableError, pydantic.ValidationError
         When the recipe doesn't fit; the message names field or layer.
     """
-    return wrapping.wrap(framework_of(model, "wrap: the model"), model, recipe)
+    framework = framework_of(model, "wrap: the model")
+    wrapped = wrapping.wrap(framework, model, recipe)
+    exporting.require_expressible(framework, wrapped)
+    return wrapped
 
 
 def calibrate(
@@ -187,6 +204,93 @@ def advance_schedules(qmodel: Any) -> None:
     training.advance_schedules(framework_of(qmodel, "advance_schedules: the model"), qmodel)
 
 
+def reestimate_batch_norm(
+    qmodel: Any, batches: Iterable[Any], *, forward: Callable[[Any, Any], Any] | None = None
+) -> Any:
+    """Estimate the statistics of the model's batch norms anew, from the quantized model as it is.
+
+    Parameters
+    ----------
+    qmodel : keras.Model
+        A wrapped, calibrated model with batch norms that were not folded; changed in place, and only when everything
+        went well.
+    batches : iterable
+        What the model is called with, as for `calibrate`; some 50 batches of the size of training.
+    forward : callable, optional
+        ``forward(qmodel, batch)`` instead, when batches need another call.
+
+    Returns
+    -------
+    keras.Model
+        `qmodel`.
+
+    Raises
+    ------
+    ModelError
+        When the model is not wrapped, or has no batch norm that learns.
+    CalibrationError
+        When there are no batches, or they don't reach some batch norm; names it.
+
+    Notes
+    -----
+    Batch norms are called as in training, everything else as in inference, eagerly; the statistics are the averages of
+    those of the batches, all of equal weight. No schedule advances. A batch norm with ``trainable = False`` keeps its
+    statistics, as it does in training.
+    """
+    framework = framework_of(qmodel, "reestimate_batch_norm: the model")
+    return statistics.reestimate_batch_norm(framework, qmodel, batches, forward)
+
+
+def training_callback(
+    qmodel: Any,
+    *,
+    freeze_at: int | None = None,
+    batches: Iterable[Any] | None = None,
+    forward: Callable[[Any, Any], Any] | None = None,
+    log: Callable[[dict[str, float]], Any] | None = None,
+    log_every: int = 100,
+) -> Any:
+    """Return what a trainer calls so that thresholds freeze, statistics are estimated anew, and numbers are logged.
+
+    Parameters
+    ----------
+    qmodel : keras.Model
+        A wrapped model.
+    freeze_at : int, optional
+        Number of optimizer steps after which thresholds and ranges stop learning; by default they never do.
+    batches : iterable, optional
+        Read anew before each evaluation and at the end, to estimate batch-norm statistics from; see
+        `reestimate_batch_norm`.
+    forward : callable, optional
+        ``forward(qmodel, batch)``, when these batches need another call.
+    log : callable, optional
+        Called with a dictionary of numbers by name, such as `print` or ``wandb.log``.
+    log_every : int
+        Number of optimizer steps between two calls of `log`.
+
+    Returns
+    -------
+    keras.callbacks.Callback
+        For ``fit(callbacks=[...])``; its methods `start`, `step_end` and `before_evaluation` are for a loop of your
+        own.
+
+    Raises
+    ------
+    ModelError
+        When the model is not wrapped, or there are batches and no batch norm that learns.
+    InvalidArgumentError
+        When an argument is of a wrong kind, or the batches can be read only once.
+    CalibrationError
+        When `batches` are one batch.
+    UnsupportedConfigError
+        For `freeze_at` on JAX, where Keras's trainer can't go on with fewer variables.
+    """
+    framework = framework_of(qmodel, "training_callback: the model")
+    return callback.training_callback(
+        framework, qmodel, freeze_at=freeze_at, batches=batches, forward=forward, log=log, log_every=log_every
+    )
+
+
 def finalize(qmodel: Any) -> Any:
     """Return a new model with inferable quantizers, which gives bit for bit what `qmodel` gives in inference.
 
@@ -240,6 +344,80 @@ def to_mctq(model: Any) -> Any:
     ``2**n_bits * 2**-22`` steps of a tie.
     """
     return mctq.to_mctq(framework_of(model, "to_mctq: the model"), model)
+
+
+def export(deployed: Any, path: str | PathLike[str], target: str = "tflite", *, packed: bool = False) -> ExportReport:
+    """Write a deployed model for a runtime, with the very integers that it computes with.
+
+    Parameters
+    ----------
+    deployed : keras.Model
+        What `finalize` returned, a functional or Sequential model; left as it is.
+    path : path
+        File to write; an old one is replaced only once the new one is complete on disk.
+    target : {"tflite"}
+        ``tflite``: integers throughout, for TensorFlow Lite (LiteRT). The file's inputs and outputs are int8 codes; its
+        grids say which real numbers they stand for. The number of rows is free.
+    packed : bool
+        Whether weights of at most 4 bits stand two in a byte. The runtime computes them with kernels of its own then,
+        which round twice; with 8 bits for each, the file gives what the model gives.
+
+    Returns
+    -------
+    ExportReport
+        What is in the file, and which parts of it stay float, with the reasons. Prints as text.
+
+    Raises
+    ------
+    ModelError
+        When the model was not made by `wrap`, or has no graph.
+    QuantizerStateError
+        When it is not finalized.
+    UnsupportedConfigError
+        When integer kernels can't compute something; names the layer, and says why.
+    InvalidArgumentError
+        When the target is unknown.
+    MissingLibraryError
+        When neither LiteRT nor TensorFlow is installed; names the extra.
+    DocumentError
+        When the file can't be written.
+    """
+    return exporting.export(framework_of(deployed, "export: the model"), deployed, path, target, packed=packed)
+
+
+def verify(deployed: Any, path: str | PathLike[str], batches: Iterable[Any]) -> VerificationReport:
+    """Run a file in LiteRT, and compare every code with the model's and with NumPy's.
+
+    Parameters
+    ----------
+    deployed : keras.Model
+        The finalized model that `export` wrote.
+    path : path
+        What `export` wrote.
+    batches : iterable of batches
+        As `calibrate` takes them.
+
+    Returns
+    -------
+    VerificationReport
+        One row for each quantized activation: which kernel ran, whether equality is certified, and the codes that
+        differ between NumPy and the runtime, and between the model and the runtime. `changed` names each constant and
+        each grid of the file that is not the model's. `ok` says whether all is well, and the report prints as a table.
+
+    Raises
+    ------
+    ModelError
+        When the model was not made by `wrap`, or has no graph; or when the runtime refuses the file.
+    QuantizerStateError
+        When it is not finalized.
+    InvalidArgumentError
+        When there is no batch, or it lacks an input.
+    DocumentError
+        When the file is missing, damaged, or was not written by `export`.
+    MissingLibraryError
+        When neither LiteRT nor TensorFlow is installed; names the extra.
+    """
+    return verifying.verify(framework_of(deployed, "verify: the model"), deployed, path, batches)
 
 
 def describe(qmodel: Any) -> Description:

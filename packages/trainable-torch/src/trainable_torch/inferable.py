@@ -5,7 +5,8 @@ Faults of mctq 1.7 that are corrected here (`docs/design/0004-corrected-mctq-pyt
 - the numbers are buffers, so the deployed model moves between devices and its state dict is complete;
 - the forward is `trainable_torch.ops.snap`, the formula that trained: infinities saturate to their own side, NaN stays
   NaN, float64 and half-precision inputs are computed in float32;
-- the input's ``requires_grad`` is left alone;
+- the input's ``requires_grad`` is left alone, and gradients pass through an activation's quantizer
+  (`docs/design/0065-gradients-pass-deployed-activations.md`); weights are constants;
 - scale and zero point are the grid's own, not derived once more from a range.
 
 While a TorchScript trace with ``enable_custom_impl()`` runs, mctq's own path is taken: that is how mctq exports to
@@ -26,11 +27,14 @@ from trainable_core.backend.inferable import by_grid, target_and_method
 from trainable_core.backend.unlisted import UnlistedSubclass
 from trainable_core.constants import LUT_VALUES, RANGE_MAX, RANGE_MIN, SIGNED, THRESHOLD
 from trainable_core.enums import QuantizationMethod, QuantizationTarget
+from trainable_core.granularity import Blocks
 from trainable_core.qparams import TABLE_STEPS, QParams, inferable_params
 from trainable_core.validation import MAX_THRESHOLD
 from trainable_torch import kernels, ops
+from trainable_torch.grid import Grid
 from trainable_torch.kernels import eligible
 from trainable_torch.kernels.cache import Dependencies
+from trainable_torch.kernels.plain import Ste
 
 F32_TINY = torch.finfo(torch.float32).tiny  # the inverse of less may be infinite
 
@@ -54,6 +58,8 @@ class _Mended(nn.Module):
     quantization_target: Any
     quantization_method: Any
     num_bits: int
+    blocks: Blocks | None = None
+    """What shares a scale where it is finer than channels, as only `trainable_torch.granularity` has it."""
     _use_custom_impl: bool
 
     def __init__(self, qparams: QParams, n_bits: int, ndim: int) -> None:
@@ -158,6 +164,19 @@ class _Mended(nn.Module):
             return kernels.snap(inputs.float(), self.grid_scale, self.grid_low, self.grid_high).to(inputs.dtype)
 
 
+class _Activation(_Mended):
+    """What every mended inferable quantizer of activations shares."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return the input snapped to the grid, in the input's dtype; its gradient is that of `reference.ste`."""
+        recorded = (torch.is_grad_enabled() and inputs.requires_grad) or eligible.is_transformed()
+        if not recorded or eligible.is_tracing():
+            return super().forward(inputs)
+        # counted from the lowest code, so that the ends counted from zero are the buffers
+        grid = Grid(self.grid_scale, -self.grid_low, 0, 2**self.num_bits - 1, centered=False)
+        return kernels.fake_quantize(inputs.float(), grid, Ste()).to(inputs.dtype)
+
+
 def keep_float32(fn: Any, tensor: Tensor) -> Tensor:
     """Return ``fn(tensor)``, but in the dtype that the tensor had: for ``nn.Module._apply`` of a quantizer."""
     moved: Tensor = fn(tensor)
@@ -179,17 +198,17 @@ class WeightsUniformInferableQuantizer(_Mended, metaclass=UnlistedSubclass, of=m
 
 
 class ActivationSymmetricInferableQuantizer(
-    _Mended, metaclass=UnlistedSubclass, of=mctq.ActivationSymmetricInferableQuantizer
+    _Activation, metaclass=UnlistedSubclass, of=mctq.ActivationSymmetricInferableQuantizer
 ):
     """Deployed SYMMETRIC activations."""
 
 
-class ActivationPOTInferableQuantizer(_Mended, metaclass=UnlistedSubclass, of=mctq.ActivationPOTInferableQuantizer):
+class ActivationPOTInferableQuantizer(_Activation, metaclass=UnlistedSubclass, of=mctq.ActivationPOTInferableQuantizer):
     """Deployed POWER_OF_TWO activations."""
 
 
 class ActivationUniformInferableQuantizer(
-    _Mended, metaclass=UnlistedSubclass, of=mctq.ActivationUniformInferableQuantizer
+    _Activation, metaclass=UnlistedSubclass, of=mctq.ActivationUniformInferableQuantizer
 ):
     """Deployed UNIFORM activations."""
 

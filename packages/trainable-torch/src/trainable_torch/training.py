@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -15,7 +15,8 @@ from trainable_core.errors import QuantizerStateError
 from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer
 from trainable_torch.ranks import world_size
 from trainable_torch.state import state_of
-from trainable_torch.wrapping import scheduled_quantizers
+from trainable_torch.wrapper import QuantizationWrapper
+from trainable_torch.wrapping import advance
 
 
 def quantizers_of(model: nn.Module) -> dict[str, BasePytorchTrainableQuantizer]:
@@ -128,11 +129,23 @@ def regularization(qmodel: nn.Module) -> Tensor:
     Add it to the loss: ``loss = criterion(qmodel(x), y) + regularization(qmodel)``.
     """
     state_of(qmodel)
-    terms = [term for quantizer in quantizers_of(qmodel).values() if (term := quantizer.regularization()) is not None]
+    terms = [quantizer.regularization() for quantizer in quantizers_of(qmodel).values()]
+    terms += [quantizer.regularization_of(weight.float()) for weight, quantizer in _weights_of(qmodel)]
+    terms = [term for term in terms if term is not None]
     if not terms:
         device = next((p.device for p in qmodel.parameters()), torch.device("cpu"))
         return torch.zeros((), device=device)
     return torch.stack(terms).sum()
+
+
+def _weights_of(qmodel: nn.Module) -> Iterator[tuple[Tensor, BasePytorchTrainableQuantizer]]:
+    """Yield each weight with its trainable quantizer; of those that tied weights share, once."""
+    seen = set()
+    for module in qmodel.modules():
+        for _, weight, quantizer in module.get_weights_vars() if isinstance(module, QuantizationWrapper) else ():
+            if isinstance(quantizer, BasePytorchTrainableQuantizer) and id(quantizer) not in seen:
+                seen.add(id(quantizer))
+                yield weight, quantizer
 
 
 def freeze_quant_params(qmodel: nn.Module, frozen: bool = True) -> nn.Module:  # noqa: FBT001, FBT002 - reads as a fact
@@ -150,8 +163,7 @@ def advance_schedules(qmodel: nn.Module) -> None:
     itself.
     """
     state_of(qmodel)
-    for quantizer in scheduled_quantizers(qmodel):
-        quantizer.advance()
+    advance(qmodel)
 
 
 def average_scalar_gradients(qmodel: nn.Module, group: Any = None) -> set[nn.Parameter]:

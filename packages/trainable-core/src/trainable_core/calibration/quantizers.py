@@ -63,10 +63,13 @@ def weights_params(quantizer: BaseTrainableQuantizer, weights: NDArray[Any], sec
         When the weights are empty or not finite; names the tensor.
     """
     config = quantizer.quantization_config
+    values = np.asarray(weights)
+    if config.blocks is not None:
+        values = config.blocks.rows(values)
     with _named(quantizer):
         return {
             width: calibrate_table(
-                np.asarray(weights),
+                values,
                 quantizer.levels,
                 calibration_method=section.weights,
                 quantization_method=config.quantization_method,
@@ -76,7 +79,7 @@ def weights_params(quantizer: BaseTrainableQuantizer, weights: NDArray[Any], sec
             )
             if quantizer.levels
             else calibrate_weights(
-                np.asarray(weights),
+                values,
                 calibration_method=section.weights,
                 quantization_method=config.quantization_method,
                 n_bits=width,

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trainable_core.config import TrainableQuantizerConfig
 from trainable_core.enums import TieRule
 from trainable_core.qparams import Float32, Float64, QParams
 from trainable_core.reference import affine
@@ -179,8 +180,12 @@ class Oracle:
         From the input, the state and whether the model trains to `ExpectedValues`.
     regularization : callable, optional
         From the state to the term for the loss, and how far from it a float32 computation may be.
+    grid : callable, optional
+        From the input, the quantizer's config and its further arguments to the grid that the input has for itself; of a
+        method that computes its grid.
     """
 
     gradients: Callable[[Float32, Float32, State], ExpectedGradients]
     values: Callable[[Float32, State, bool], ExpectedValues] = on_grid
     regularization: Callable[[State], tuple[float, float]] | None = None
+    grid: Callable[[Float32, TrainableQuantizerConfig, Mapping[str, Any]], QParams] | None = None
