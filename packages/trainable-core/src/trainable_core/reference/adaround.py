@@ -90,9 +90,9 @@ def soft_rounding(x: ArrayLike, grid: QParams, rounding: ArrayLike) -> SoftRound
     Examples
     --------
     >>> grid = QParams(np.float32(0.5), np.int32(0), -8, 7)
-    >>> found = soft_rounding([0.2, 0.3], grid, [0.0, -3.0])
+    >>> found = soft_rounding([0.2, 0.3], grid, [0.0, -1.0])
     >>> found.hard, found.soft.round(3)
-    (array([0., 0.]), array([0.2  , 0.023]))
+    (array([0., 0.]), array([0.2  , 0.154]))
     """
     x = affine.to_float32(np.asarray(x))
     steps = affine.steps(x, grid).astype(np.float64)
