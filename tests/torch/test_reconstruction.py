@@ -31,7 +31,7 @@ def test_layers_come_closer_to_the_float_model(grid: str) -> None:
     assert str(told).splitlines()[1].split()[0] == "stem.conv"
     assert told.to_dict()["rows"][0]["layer"] == "stem.conv"
     model, nearest = network().eval(), ready(network(), {"weights": spec("STE", grid, 3)}, images()).eval()
-    distances = [float((each.eval()(images(32)) - model(images(32))).square().mean()) for each in (qmodel, nearest)]
+    distances = [(each.eval()(images(32)) - model(images(32))).square().mean().item() for each in (qmodel, nearest)]
     assert distances[0] < distances[1]
     assert all(torch.equal(before[name], dict(qmodel.named_parameters())[name]) for name in before)
     assert qmodel.head.weight.grad is None
