@@ -27,6 +27,8 @@ if TYPE_CHECKING:
         calibrate,
         describe,
         distill,
+        exclude_from_weight_decay,
+        export,
         finalize,
         freeze_quant_params,
         load,
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
         save,
         to_mctq,
         training_callback,
+        verify,
         wrap,
     )
 
@@ -53,6 +56,8 @@ __all__ = [
     "calibrate",
     "describe",
     "distill",
+    "exclude_from_weight_decay",
+    "export",
     "finalize",
     "freeze_quant_params",
     "load",
@@ -64,6 +69,7 @@ __all__ = [
     "save",
     "to_mctq",
     "training_callback",
+    "verify",
     "wrap",
 ]
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from trainable_core.backend.routine import SUBJECT, TrainingRoutine
-from trainable_core.calibration.statistics import check_request
+from trainable_core.calibration.batch_norm import check_request
 from trainable_core.errors import UnsupportedConfigError
 from trainable_keras import training
 from trainable_keras.framework import Framework

@@ -10,7 +10,7 @@ from trainable_core.backend.building import require_calibrated
 from trainable_keras.copying import copy_model
 from trainable_keras.folding import fold_quantized, named_layers
 from trainable_keras.framework import Framework
-from trainable_keras.parts import KerasWrapper
+from trainable_keras.parts import KerasWrapper, check_biases
 from trainable_keras.wrapping import note, parts_of, state_of, trainable_quantizers
 
 FOLDED = "folded after training"
@@ -32,6 +32,7 @@ def finalize(framework: Framework, qmodel: Any, folded: Sequence[bool] | None = 
     """
     state = state_of(framework, qmodel)
     require_calibrated(trainable_quantizers(qmodel), type(qmodel).__name__, "trainable_keras")
+    check_biases(parts_of(qmodel), framework.functions.to_numpy)
     deployed = copy_model(framework, qmodel)
     with framework.strategy_of(qmodel):
         _store_values(framework, parts_of(deployed))

@@ -20,10 +20,14 @@ class Functions:
     ----------
     maximum, minimum, where, isnan, isfinite, abs, floor, round, zeros_like, stack, argmax, reshape : callable
         NumPy's.
-    exp, log, tanh : callable
+    transpose : callable
+        NumPy's.
+    exp, log, tanh, cos : callable
         NumPy's; compilers may give other last bits.
     sum, max : callable
         NumPy's, with ``axis`` and ``keepdims``.
+    largest : callable
+        The largest element or zero, whichever is more, with ``axis`` and ``keepdims``; there may be no element.
     all_of, any_of : callable
         ``logical_and`` and ``logical_or``.
     bits_and : callable
@@ -83,12 +87,15 @@ class Functions:
     exp: Function
     log: Function
     tanh: Function
+    cos: Function
     zeros_like: Function
     stack: Function
     argmax: Function
     reshape: Function
+    transpose: Function
     sum: Function
     max: Function
+    largest: Function
     all_of: Function
     any_of: Function
     bits_and: Function

@@ -26,7 +26,7 @@ def codes(quantizer: Any, x: Tensor) -> Tensor:
 
 def _add_counter(quantizer: Any) -> None:
     for name, value in ((CODE, math.nan), (DIRECTION, 0.0), (FREQUENCY, 0.0)):
-        quantizer.add_state(name, np.full(quantizer.tensor_shape, value, np.float32))
+        quantizer.add_state(name, np.full(quantizer.values_shape, value, np.float32))
 
 
 def _count(quantizer: Any, now: Tensor, momentum: float) -> None:
@@ -86,8 +86,8 @@ class OscillationFreezing(modifier.OscillationFreezing):
     def add_state(self, quantizer: Any) -> None:
         """Create what counts oscillations, the average codes and the frozen ones."""
         _add_counter(quantizer)
-        quantizer.add_state(AVERAGE, np.zeros(quantizer.tensor_shape, np.float32))
-        quantizer.add_state(FROZEN, np.full(quantizer.tensor_shape, np.nan, np.float32))
+        quantizer.add_state(AVERAGE, np.zeros(quantizer.values_shape, np.float32))
+        quantizer.add_state(FROZEN, np.full(quantizer.values_shape, np.nan, np.float32))
 
     def observe(self, quantizer: Any, x: Tensor) -> None:
         """Count the oscillations of a weight, and freeze what oscillates too often."""

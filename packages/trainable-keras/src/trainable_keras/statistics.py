@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from trainable_core.calibration.batch_norm import SUBJECT, check_request, require_reached
 from trainable_core.calibration.batches import feed, inputs_of
-from trainable_core.calibration.statistics import SUBJECT, check_request, require_reached
 from trainable_keras.calibration import calls_replaced
 from trainable_keras.framework import Framework
 from trainable_keras.graph import layers_within

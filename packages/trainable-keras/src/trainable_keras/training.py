@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from trainable_core.backend.variable_groups import variable_groups
+from trainable_core.enums import VariableGroup
 from trainable_core.quantizer import BaseTrainableQuantizer
 from trainable_keras.framework import Framework
 from trainable_keras.functions import Tensor
@@ -23,10 +24,18 @@ def parameter_groups(
     qmodel: Any,
     weights: Mapping[str, Any] | None = None,
     qparams: Mapping[str, Any] | None = None,
+    pace: str = "threshold",
 ) -> list[dict[str, Any]]:
     """Return the model's trainable variables in groups; see `trainable_keras.parameter_groups`."""
     state_of(framework, qmodel)
-    return variable_groups(qmodel.trainable_variables, trainable_quantizers(qmodel), weights, qparams)
+    return variable_groups(qmodel.trainable_variables, trainable_quantizers(qmodel), weights, qparams, pace)
+
+
+def exclude_from_weight_decay(framework: Framework, optimizer: Any, qmodel: Any) -> None:
+    """Let an optimizer leave the quantizers' variables out of weight decay; see the verb of that name."""
+    state_of(framework, qmodel)
+    own = [v for q in trainable_quantizers(qmodel) for v in q.get_trainable_variables(VariableGroup.QPARAMS)]
+    optimizer.exclude_from_weight_decay(var_list=own)
 
 
 def regularization(framework: Framework, qmodel: Any) -> Tensor:

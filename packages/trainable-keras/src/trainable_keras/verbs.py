@@ -8,18 +8,22 @@ from typing import Any
 
 from trainable_core.backend.description import Description
 from trainable_core.backend.reconstruction import Reconstruction
+from trainable_core.export.report import ExportReport
+from trainable_core.export.verification import VerificationReport
 from trainable_core.recipe.document import RecipeSource
 from trainable_keras import (
     calibration,
     callback,
     description,
     distillation,
+    exporting,
     finalized,
     mctq,
     reconstruction,
     serialization,
     statistics,
     training,
+    verifying,
     wrapping,
 )
 from trainable_keras.which import framework_of, framework_of_class
@@ -50,7 +54,10 @@ def wrap(model: Any, recipe: RecipeSource) -> Any:
     TrainableError, pydantic.ValidationError
         When the recipe doesn't fit; the message names field or layer.
     """
-    return wrapping.wrap(framework_of(model, "wrap: the model"), model, recipe)
+    framework = framework_of(model, "wrap: the model")
+    wrapped = wrapping.wrap(framework, model, recipe)
+    exporting.require_expressible(framework, wrapped)
+    return wrapped
 
 
 def calibrate(
@@ -109,7 +116,11 @@ def calibrate(
 
 
 def parameter_groups(
-    qmodel: Any, *, weights: Mapping[str, Any] | None = None, qparams: Mapping[str, Any] | None = None
+    qmodel: Any,
+    *,
+    weights: Mapping[str, Any] | None = None,
+    qparams: Mapping[str, Any] | None = None,
+    pace: str = "threshold",
 ) -> list[dict[str, Any]]:
     """Return the model's trainable variables in groups, for one optimizer each in a training loop of your own.
 
@@ -122,6 +133,10 @@ def parameter_groups(
     qparams : mapping, optional
         Options of the group QPARAMS: thresholds, ranges, attention logits. Without a ``weight_decay`` here it is 0:
         decay would pull thresholds to zero.
+    pace : {"threshold", "scale"}
+        ``threshold`` is for Adam and all that divide by the gradient's size. ``scale`` is for SGD: the learning rate
+        of thresholds and ranges, which `qparams` or `weights` must have, is multiplied by ``4**(n_bits -
+        signed)``, which moves the scale as SGD on the scale itself would, and there is a group QPARAMS for each factor.
 
     Returns
     -------
@@ -133,14 +148,38 @@ def parameter_groups(
     ModelError
         When the model is not wrapped.
     InvalidArgumentError
-        When options are not a mapping, or one would replace the variables or the name.
+        When options are not a mapping, or one would replace the variables or the name, or `pace` is unknown or has no
+        learning rate.
 
     Notes
     -----
-    A Keras optimizer has no groups. With one optimizer for all, as in `fit`, keep weight decay off the thresholds:
-    ``optimizer.exclude_from_weight_decay(var_list=group["params"])``.
+    A Keras optimizer has no groups. With one optimizer for all, as in `fit`, `exclude_from_weight_decay` keeps weight
+    decay off the thresholds.
     """
-    return training.parameter_groups(framework_of(qmodel, "parameter_groups: the model"), qmodel, weights, qparams)
+    return training.parameter_groups(
+        framework_of(qmodel, "parameter_groups: the model"), qmodel, weights, qparams, pace
+    )
+
+
+def exclude_from_weight_decay(optimizer: Any, qmodel: Any) -> None:
+    """Let an optimizer leave thresholds, ranges and the like out of weight decay.
+
+    Parameters
+    ----------
+    optimizer : keras.optimizers.Optimizer
+        An optimizer that has made no variables yet; changed in place.
+    qmodel : keras.Model
+        A wrapped model.
+
+    Raises
+    ------
+    ModelError
+        When the model is not wrapped.
+    ValueError
+        Keras's own, when the optimizer is built already.
+    """
+    framework = framework_of(qmodel, "exclude_from_weight_decay: the model")
+    training.exclude_from_weight_decay(framework, optimizer, qmodel)
 
 
 def regularization(qmodel: Any) -> Any:
@@ -412,6 +451,80 @@ def to_mctq(model: Any) -> Any:
     ``2**n_bits * 2**-22`` steps of a tie.
     """
     return mctq.to_mctq(framework_of(model, "to_mctq: the model"), model)
+
+
+def export(deployed: Any, path: str | PathLike[str], target: str = "tflite", *, packed: bool = False) -> ExportReport:
+    """Write a deployed model for a runtime, with the very integers that it computes with.
+
+    Parameters
+    ----------
+    deployed : keras.Model
+        What `finalize` returned, a functional or Sequential model; left as it is.
+    path : path
+        File to write; an old one is replaced only once the new one is complete on disk.
+    target : {"tflite"}
+        ``tflite``: integers throughout, for TensorFlow Lite (LiteRT). The file's inputs and outputs are int8 codes; its
+        grids say which real numbers they stand for. The number of rows is free.
+    packed : bool
+        Whether weights of at most 4 bits stand two in a byte. The runtime computes them with kernels of its own then,
+        which round twice; with 8 bits for each, the file gives what the model gives.
+
+    Returns
+    -------
+    ExportReport
+        What is in the file, and which parts of it stay float, with the reasons. Prints as text.
+
+    Raises
+    ------
+    ModelError
+        When the model was not made by `wrap`, or has no graph.
+    QuantizerStateError
+        When it is not finalized.
+    UnsupportedConfigError
+        When integer kernels can't compute something; names the layer, and says why.
+    InvalidArgumentError
+        When the target is unknown.
+    MissingLibraryError
+        When neither LiteRT nor TensorFlow is installed; names the extra.
+    DocumentError
+        When the file can't be written.
+    """
+    return exporting.export(framework_of(deployed, "export: the model"), deployed, path, target, packed=packed)
+
+
+def verify(deployed: Any, path: str | PathLike[str], batches: Iterable[Any]) -> VerificationReport:
+    """Run a file in LiteRT, and compare every code with the model's and with NumPy's.
+
+    Parameters
+    ----------
+    deployed : keras.Model
+        The finalized model that `export` wrote.
+    path : path
+        What `export` wrote.
+    batches : iterable of batches
+        As `calibrate` takes them.
+
+    Returns
+    -------
+    VerificationReport
+        One row for each quantized activation: which kernel ran, whether equality is certified, and the codes that
+        differ between NumPy and the runtime, and between the model and the runtime. `changed` names each constant and
+        each grid of the file that is not the model's. `ok` says whether all is well, and the report prints as a table.
+
+    Raises
+    ------
+    ModelError
+        When the model was not made by `wrap`, or has no graph; or when the runtime refuses the file.
+    QuantizerStateError
+        When it is not finalized.
+    InvalidArgumentError
+        When there is no batch, or it lacks an input.
+    DocumentError
+        When the file is missing, damaged, or was not written by `export`.
+    MissingLibraryError
+        When neither LiteRT nor TensorFlow is installed; names the extra.
+    """
+    return verifying.verify(framework_of(deployed, "verify: the model"), deployed, path, batches)
 
 
 def describe(qmodel: Any) -> Description:

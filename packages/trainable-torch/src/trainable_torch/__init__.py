@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from trainable_torch.training import (
         advance_schedules,
         average_scalar_gradients,
+        exclude_from_weight_decay,
         freeze_quant_params,
         parameter_groups,
         regularization,
@@ -49,6 +50,7 @@ __all__ = [
     "calibrate",
     "describe",
     "distill",
+    "exclude_from_weight_decay",
     "export",
     "finalize",
     "freeze_quant_params",
@@ -88,6 +90,7 @@ __getattr__, __dir__ = lazy_names(
         "training": [
             "advance_schedules",
             "average_scalar_gradients",
+            "exclude_from_weight_decay",
             "freeze_quant_params",
             "parameter_groups",
             "regularization",

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from trainable_core.backend.routine import TrainingRoutine
-from trainable_core.calibration.statistics import check_request
+from trainable_core.calibration.batch_norm import check_request
 from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer
 from trainable_torch.state import state_of
 from trainable_torch.statistics import batch_norms, reestimate_batch_norm

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from trainable_core.calibration.batch_norm import SUBJECT, check_request, require_reached
 from trainable_core.calibration.batches import feed, inputs_of
-from trainable_core.calibration.statistics import SUBJECT, check_request, require_reached
 from trainable_torch.ranks import require_whole
 from trainable_torch.state import state_of
 

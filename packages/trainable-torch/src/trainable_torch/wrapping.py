@@ -32,7 +32,7 @@ from trainable_torch.structure import computed
 from trainable_torch.structure.aliases import read_aliases, rebind_forwards, unregistered_layers
 from trainable_torch.structure.folding import fold_batch_norm, foldable_batch_norm
 from trainable_torch.structure.observing import TRANSPOSED, Observed, observe
-from trainable_torch.structure.operations import Held, Operation, Operations, hold, install, learned
+from trainable_torch.structure.operations import NO_ACTIVATIONS, Held, Operation, Operations, hold, install, learned
 from trainable_torch.structure.origins import (
     Graphs,
     Named,
@@ -287,7 +287,9 @@ def _look(
         named = look.names
         look.calls = _calls(look, named)
         look.clamps = {named(part, node) for part, graph in look.graphs for node in graph.nodes if clamps_node(node)}
-    look.infos += [LayerInfo(each.name, each.kind, clamps=each.name in look.clamps) for each in look.named.values()]
+    for each in look.named.values():
+        obstacle = "" if each.inputs else NO_ACTIVATIONS
+        look.infos.append(LayerInfo(each.name, each.kind, clamps=each.name in look.clamps, obstacle=obstacle))
     return look
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
-from trainable_core.errors import CalibrationError
+from trainable_core.errors import CalibrationError, TrainableError
+
+T = TypeVar("T")
 
 
 def check_batches(batches: Any, forward: object, holders: int, *, single: bool, subject: str = "calibrate") -> None:
@@ -62,3 +64,22 @@ def inputs_of(batch: Any) -> Any:
             raise CalibrationError("calibrate", "a batch is an empty tuple or list")
         return batch[0]
     return batch
+
+
+def explained(batch: Any, call: Callable[[], T]) -> T:
+    """Return what a call of the model with `inputs_of` a batch gives.
+
+    Raises
+    ------
+    CalibrationError
+        Where the model refuses the first item of a tuple or list that has others: says that these were left out.
+    """
+    try:
+        return call()
+    except (TypeError, ValueError) as error:
+        if isinstance(error, TrainableError) or not isinstance(batch, tuple | list) or len(batch) == 1:
+            raise
+        told = f"{type(error).__name__}: {error}".split("\n", 1)[0]
+        problem = f"the model can't be called with the first of the {len(batch)} items of a batch: {told}"
+        hint = "the others are taken for labels; forward=lambda model, batch: ... calls the model in another way."
+        raise CalibrationError("calibrate", problem, hint) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any, Literal
 
 from pydantic import Field
@@ -38,6 +39,11 @@ class _Quantizer(Section):
 class _Weight(Section):
     shape: list[int]
     channels_axis: int
+    inputs_axis: int | None = None
+    experts_axis: int | None = None
+
+    def info(self) -> WeightInfo:
+        return WeightInfo(tuple(self.shape), self.channels_axis, self.inputs_axis, self.experts_axis)
 
 
 class _Layer(Section):
@@ -50,7 +56,7 @@ class _Layer(Section):
     reason: str
 
     def plan(self) -> LayerPlan:
-        infos = {name: WeightInfo(tuple(info.shape), info.channels_axis) for name, info in self.weights_info.items()}
+        infos = {name: weight.info() for name, weight in self.weights_info.items()}
         weights = {attribute: quantizer.plan() for attribute, quantizer in self.weights.items()}
         activation = None if self.activation is None else self.activation.plan()
         return LayerPlan(LayerInfo(self.name, self.op, infos), weights, activation, self.placement, self.reason)
@@ -72,8 +78,7 @@ def plan_document(plan: LayerPlan) -> dict[str, Any]:
         "name": plan.layer.name,
         "op": plan.layer.op,
         "weights_info": {
-            attribute: {"shape": list(info.shape), "channels_axis": info.channels_axis}
-            for attribute, info in plan.layer.weights.items()
+            attribute: {**asdict(info), "shape": list(info.shape)} for attribute, info in plan.layer.weights.items()
         },
         "weights": {attribute: _quantizer_document(each) for attribute, each in plan.weights.items()},
         "activation": None if plan.activation is None else _quantizer_document(plan.activation),

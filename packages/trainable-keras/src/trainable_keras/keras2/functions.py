@@ -68,6 +68,10 @@ def _floats(values: Any) -> Tensor:
     return tf.constant(np.asarray(values, np.float32))
 
 
+def _largest(x: Tensor, axis: int | None = None, keepdims: bool = False) -> Tensor:  # noqa: FBT001, FBT002 - NumPy's
+    return tf.maximum(tf.reduce_max(x, axis=axis, keepdims=keepdims), 0.0)
+
+
 def _total(terms: list[Tensor]) -> Tensor:
     return tf.add_n([tf.zeros(()), *terms])
 
@@ -94,12 +98,15 @@ FUNCTIONS = Functions(
     exp=tf.exp,
     log=tf.math.log,
     tanh=tf.tanh,
+    cos=tf.cos,
     zeros_like=tf.zeros_like,
     stack=tf.stack,
     argmax=tf.argmax,
     reshape=tf.reshape,
+    transpose=tf.transpose,
     sum=tf.reduce_sum,
     max=tf.reduce_max,
+    largest=_largest,
     all_of=tf.logical_and,
     any_of=tf.logical_or,
     bits_and=_bits_and,

@@ -15,7 +15,7 @@ from trainable_core.config import TrainableQuantizerConfig
 from trainable_core.constants import SIGNED
 from trainable_core.errors import QuantizerStateError, ShapeMismatchError
 from trainable_core.quantizer import BaseTrainableQuantizer
-from trainable_keras.keras2 import inferable
+from trainable_keras.keras2 import granularity
 from trainable_keras.keras2.annealing import KerasLinearAnnealingScheduler, value_at
 from trainable_keras.keras2.engine import Tensor, choose, keras, plainly, short_name, to_numpy, unconverted, untracked
 from trainable_keras.keras2.functions import FUNCTIONS
@@ -51,7 +51,7 @@ class BaseKerasTrainableQuantizer(
     functions, ops, grids = FUNCTIONS, OPS, GRIDS
     scheduler = KerasLinearAnnealingScheduler
     value_at = staticmethod(value_at)
-    inferable_class = staticmethod(inferable.class_of)
+    inferable_class = staticmethod(granularity.class_of)
     sign_is_a_variable = True
     variable_type = tf.Variable
 
@@ -113,7 +113,7 @@ class BaseKerasTrainableQuantizer(
             for term in (self.regularization(), self.regularization_of(x)):
                 if term is not None:
                     self.add_loss(term)
-        return self.modified_values(x, training)
+        return self.quantized_by_blocks(x, training)
 
     @property
     def trainable_weights(self) -> list[Any]:

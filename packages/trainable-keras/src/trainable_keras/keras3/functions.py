@@ -66,6 +66,10 @@ def _softmax(x: Tensor) -> Tensor:
     return weights / ops.sum(weights)
 
 
+def _largest(x: Tensor, axis: int | None = None, keepdims: bool = False) -> Tensor:  # noqa: FBT001, FBT002 - NumPy's
+    return ops.max(x, axis=axis, keepdims=keepdims, initial=0.0)
+
+
 def _total(terms: list[Tensor]) -> Tensor:
     return sum(terms, start=ops.zeros((), "float32"))
 
@@ -90,12 +94,15 @@ FUNCTIONS = Functions(
     exp=ops.exp,
     log=ops.log,
     tanh=ops.tanh,
+    cos=ops.cos,
     zeros_like=ops.zeros_like,
     stack=ops.stack,
     argmax=ops.argmax,
     reshape=ops.reshape,
+    transpose=ops.transpose,
     sum=ops.sum,
     max=ops.max,
+    largest=_largest,
     all_of=ops.logical_and,
     any_of=ops.logical_or,
     bits_and=_bits_and,

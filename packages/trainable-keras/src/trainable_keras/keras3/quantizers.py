@@ -15,7 +15,7 @@ from trainable_core.backend.unlisted import UnlistedSubclass
 from trainable_core.config import TrainableQuantizerConfig
 from trainable_core.enums import QuantizationMethod
 from trainable_core.quantizer import BaseTrainableQuantizer
-from trainable_keras.keras3 import inferable
+from trainable_keras.keras3 import granularity
 from trainable_keras.keras3.annealing import KerasLinearAnnealingScheduler, value_at
 from trainable_keras.keras3.engine import Tensor, errors_as_they_are, foreign_tensorflow, infers_shapes
 from trainable_keras.keras3.functions import FUNCTIONS
@@ -51,7 +51,7 @@ class BaseKerasTrainableQuantizer(
     functions, ops, grids = FUNCTIONS, OPS, GRIDS
     scheduler = KerasLinearAnnealingScheduler
     value_at = staticmethod(value_at)
-    inferable_class = staticmethod(inferable.class_of)
+    inferable_class = staticmethod(granularity.class_of)
     sign_is_a_variable = False
     variable_type = keras.Variable
 
@@ -116,7 +116,7 @@ class BaseKerasTrainableQuantizer(
                 if term is not None:
                     self.add_loss(term)
         dtype = keras.backend.standardize_dtype(inputs.dtype)
-        quantized = self.modified_values(x, bool(training))
+        quantized = self.quantized_by_blocks(ops.cast(inputs, "float32"), bool(training))
         return ops.cast(quantized, dtype)
 
     def compute_output_spec(self, inputs: Any, training: bool | None = None) -> Any:  # noqa: ARG002, FBT001 - Keras's signature

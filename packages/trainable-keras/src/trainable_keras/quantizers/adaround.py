@@ -80,6 +80,7 @@ class AdaroundQuantizer(KerasQuantizer):
     def regularization_of(self, x: Tensor) -> Tensor | None:
         """Return the regularizer, while its schedule lasts."""
         other = super().regularization_of(x)
+        x = self.laid_out(x)
         if not self.regularization_weight or not self.calibrated or not self.quantization_config.enabled:
             return other
         f = self.functions

@@ -80,6 +80,7 @@ class AdaroundQuantizer(BasePytorchTrainableQuantizer):
     def regularization_of(self, x: Tensor) -> Any:
         """Return the regularizer, while its schedule lasts."""
         other = super().regularization_of(x)
+        x = self.laid_out(x)
         if not self.regularization_weight or not self.calibrated or self.is_switched_off:
             return other
         h = self.roundings(x.detach() / self.grid(x.dim()).scale.detach())
