@@ -384,6 +384,8 @@ def fold_quantized(framework: Framework, layer: Any, norm: Any) -> str:
         folded, bias = folding.fold(float64(kernel), float64(layer.bias), gain, shift, axes)
     elif quantizer.deploys_itself:
         return "the quantizer converts itself"
+    elif quantizer.quantization_config.blocks is not None:
+        return "the layer's weight has scales for groups along its inputs"
     elif len(axes) > 1 and kernel.shape[axes[1]] != 1:
         return "the layer's channels are along two axes of its kernel"
     else:
