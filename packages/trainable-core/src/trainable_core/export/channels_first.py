@@ -48,6 +48,7 @@ class _Turning:
         self.constants: list[Any] = []
         self.records: dict[str, QuantizerRecord] = {}
         self.names: dict[str, str] = {}
+        self.weights: dict[str, Shape] = {}
         self.taken: set[str] = set()
 
     def source(self) -> Source:
@@ -82,7 +83,7 @@ class _Turning:
 
     def _shapes(self) -> list[Any]:
         """Return what is known of the tensors inside."""
-        found = []
+        found = [self._info(name, shape) for name, shape in self.weights.items()]
         for name, made in self.names.items():
             shape = self.network.shapes[name]
             turned = tuple(shape[axis] for axis in FIRST) if len(shape) == IMAGE else shape
@@ -148,7 +149,9 @@ class _Turning:
         codes = np.ascontiguousarray(turn(record.codes))
         self.records[record.name] = replace(record, grid=grid, codes=codes)
         constant = self._constant(f"{record.name}/real", turn(np.asarray(real, np.float32)))
-        return self._node(QUANTIZE, [constant], record.name, step.layer, DOMAIN, name=record.name)
+        result = self._node(QUANTIZE, [constant], record.name, step.layer, DOMAIN, name=record.name)
+        self.weights[result] = codes.shape
+        return result
 
     def _bias(self, step: Step) -> list[str]:
         return [] if step.bias is None else [self._constant(f"{step.layer}.bias", step.bias)]
