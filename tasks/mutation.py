@@ -36,7 +36,9 @@ SLOW = {"no_framework_leak"}  # starts an interpreter; about imports
 STAGES = (3, 6)
 """Cases per law: of a first look, and for what survives it."""
 TIMEOUT = 120
-"""Seconds after which a mutant counts as rejected: a loop that never ends."""
+"""CPU seconds after which a mutant counts as rejected: a loop that never ends."""
+BLOCKED = 1200
+"""Seconds after which it does so too, as where it waits for a lock; many, because a machine may be busy."""
 
 Row = dict[str, Any]
 """A mutant and what rejected it."""
@@ -274,8 +276,13 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         exec(self.code, module.__dict__)  # noqa: S102 - our own module
 
 
-def rejected(backend: str, target: Target, code: CodeType | None, stages: Sequence[int]) -> str:
-    """Return the law that rejects a module's code, or an empty text; run in a process of its own."""
+def rejected(
+    backend: str, target: Target, code: CodeType | None, stages: Sequence[int], first: Sequence[str] = ()
+) -> str:
+    """Return the law that rejects a module's code, or an empty text; run in a process of its own.
+
+    The laws named by `first` are tried first.
+    """
     if code is not None:
         sys.meta_path.insert(0, Finder(target.module, code))
     try:
@@ -293,7 +300,7 @@ def rejected(backend: str, target: Target, code: CodeType | None, stages: Sequen
         return "import: no quantizers"  # the registry passes over a plugin that can't be loaded
     for stage, examples in enumerate(stages):
         chosen = found[:: max(len(found) - 1, 1)] if not stage else found  # a first look at the first and the last one
-        for law in LAWS.values():
+        for law in (*(LAWS[name] for name in first), *(each for each in LAWS.values() if each.name not in first)):
             for subject in chosen:
                 if law.name not in SLOW and law.about(subject):
                     verdict = try_law(law, subject, examples=examples, seed=0, shrink=False)
@@ -302,18 +309,22 @@ def rejected(backend: str, target: Target, code: CodeType | None, stages: Sequen
     return ""
 
 
-def in_a_process(backend: str, target: Target, code: CodeType | None, stages: Sequence[int]) -> str:
+def in_a_process(
+    backend: str, target: Target, code: CodeType | None, stages: Sequence[int], first: Sequence[str] = ()
+) -> str:
     """Fork, and return what `rejected` returns there."""
     read, write = os.pipe()
     child = os.fork()
     if not child:
         os.close(read)
-        signal.alarm(TIMEOUT * (1 if code is not None else 5))
+        times = 1 if code is not None else 5
+        signal.setitimer(signal.ITIMER_PROF, TIMEOUT * times)
+        signal.alarm(BLOCKED * times)
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, 1)
         os.dup2(null, 2)
         try:
-            answer = rejected(backend, target, code, stages)
+            answer = rejected(backend, target, code, stages, first)
         except BaseException as error:  # noqa: BLE001 - told to the parent
             answer = f"raised: {type(error).__name__}"
         os.write(write, (answer or "survived").encode())
@@ -323,6 +334,13 @@ def in_a_process(backend: str, target: Target, code: CodeType | None, stages: Se
         answer = pipe.read()
     os.waitpid(child, 0)
     return answer or "timeout"
+
+
+def most_severe(rows: Sequence[Row]) -> list[str]:
+    """Return the laws that rejected mutants so far, those that rejected most first: most mutants are done soon then."""
+    from trainable_core.conformance import LAWS  # noqa: PLC0415 - the command line decides when
+
+    return [name for name, _ in Counter(row["by"] for row in rows).most_common() if name in LAWS]
 
 
 def path_of(module: str) -> Path:
@@ -348,7 +366,7 @@ def run(backend: str, targets: Sequence[Target], sample: float, seed: int, log: 
     started = time.monotonic()
     rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.exists() else []
     done = {(row["module"], row["place"]) for row in rows}
-    sound: set[str] = set()
+    sound: set[str] = {row["module"] for row in rows}
     for target, mutant, code in chosen_mutants(targets, sample, seed):
         if (mutant.module, mutant.place) in done:
             continue
@@ -361,7 +379,7 @@ def run(backend: str, targets: Sequence[Target], sample: float, seed: int, log: 
                 message = f"{target.module} is rejected as it is: {by}"
                 raise SystemExit(message)
             sound.add(target.module)
-        by = in_a_process(backend, target, code, STAGES)
+        by = in_a_process(backend, target, code, STAGES, most_severe(rows))
         for name, _ in target.environment:
             os.environ.pop(name)
         rows.append({**asdict(mutant), "by": by})

@@ -308,6 +308,66 @@ def test_the_decorator_marks_expected_failures(numpy_backend):
     assert mark.args[1][1].marks[0].kwargs["strict"] is True
 
 
+def project(folder: Path, table: dict[str, str], name: str = "my_plugin") -> Path:
+    """Return a pyproject.toml with a table of expected failures."""
+    lines = [f'{law} = "{reason}"' for law, reason in table.items()]
+    file = folder / "pyproject.toml"
+    file.write_text("\n".join([f'[project]\nname = "{name}"', "[tool.trainable.expected-failures]", *lines]))
+    return file
+
+
+@pytest.fixture
+def of_my_plugin(numpy_backend, monkeypatch):
+    """Let the NumPy quantizer be that of a distribution ``my-plugin``."""
+    listed = registry.default_registry().list_quantizers
+    rows = [replace(row, distribution="my-plugin") for row in listed("numpy")]
+    monkeypatch.setattr(registry.default_registry(), "list_quantizers", lambda *_: rows)
+
+
+@pytest.mark.usefixtures("of_my_plugin")
+def test_a_project_says_which_checks_fail(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    command = ["check", "--backend", "numpy", "--law", "zero", "--examples", "2"]
+    expected = project(tmp_path, {"STE-Weights-UNIFORM-zero": "is broken", "tie_rule": "no check that is made here"})
+    assert main(command) == 1  # it holds after all
+    assert "STE-Weights-UNIFORM-zero: expected to be broken, and holds: is broken" in capsys.readouterr().out
+    mark = conformance_checks(NumpySte, laws=["zero"], expected_failures=expected).mark
+    assert [len(parameter.marks) for parameter in mark.args[1]] == [0, 1]
+    project(tmp_path, {"zero": "is broken"}, name="somebody-else")
+    assert main(command) == 0
+    project(tmp_path, {"zeros": "is broken"})
+    assert main(command) == 2
+    assert "zeros" in capsys.readouterr().err
+    moved = expected.rename(tmp_path / "other.toml")
+    assert main(command) == 0
+    assert main([*command, "--project", str(moved)]) == 2
+    assert main([*command, "--project", str(tmp_path / "missing.toml")]) == 2
+    assert "missing.toml" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ('[tool.trainable.expected-failures]\nzero = "is broken"', "names no project"),
+        ('[project]\nname = "x"\n[tool.trainable.expected-failures]\nzero = 1', "table of texts"),
+        ('[project]\nname = "x"\n[tool.trainable]\nexpected-failures = "zero"', "table of texts"),
+        ('[project]\nname = "x"\n[tool.trainable.expected-failures]\nzero = " "', "no reason"),
+        ("[project", "TOML"),
+    ],
+)
+def test_a_table_that_says_nothing_is_refused(numpy_backend, tmp_path, text, named):
+    (tmp_path / "pyproject.toml").write_text(text)
+    with pytest.raises((InvalidArgumentError, DocumentError), match=named):
+        conformance_checks(NumpySte, laws=["zero"], expected_failures=tmp_path / "pyproject.toml")
+
+
+def test_an_expectation_of_no_check_is_refused_where_all_are_made(numpy_backend, tmp_path):
+    file = project(tmp_path, {"STE-Weights-POWER_OF_TWO-zero": "NumpySte has no such grid"})
+    with pytest.raises(InvalidArgumentError, match="POWER_OF_TWO"):
+        conformance_checks(NumpySte, expected_failures=file)
+    conformance_checks(NumpySte, laws=["zero"], expected_failures=file)
+
+
 def test_the_command_says_what_it_found(numpy_backend, tmp_path, capsys):
     arguments = ["check", "--backend", "numpy", "--law", "zero", "--examples", "5"]
     assert main([*arguments, "--json", str(tmp_path / "report.json")]) == 0

@@ -16,6 +16,7 @@ from tests.keras.framework import (
     needs_mctq,
     numpy,
     only_tensorflow,
+    pull_back,
     tensor,
     tf,
     to_numpy,
@@ -65,6 +66,19 @@ def test_every_method_and_grid_is_deployed_as_trained(training_method: str, grid
     }
     qmodel = moved(ready(dense(activation="relu"), how, vectors(16, 4)))
     assert same(call(finalize(qmodel), vectors(32, 4)), call(qmodel, vectors(32, 4)))
+
+
+def test_the_gradient_of_the_input_is_the_trained_models() -> None:
+    """For saliency maps and adversarial examples."""
+    how = {"weights": spec("STE"), "activations": spec("STE", "UNIFORM", 8)}
+    qmodel = moved(ready(network(), how, images()))
+    upstream = tensor(np.ones(call(qmodel, images())[0].shape))
+    one, other = (
+        pull_back(lambda x, model=model: model(x, training=False), [tensor(3 * images())], upstream)[0]
+        for model in (qmodel, finalize(qmodel))
+    )
+    assert np.abs(one).max() > 0
+    np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize("n_bits", [1, 2, 3, 8, 16])

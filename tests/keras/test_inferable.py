@@ -19,6 +19,7 @@ from tests.keras.framework import (
     needs_mctq,
     numpy,
     only_tensorflow,
+    pull_back,
     symbolic,
     tensor,
     tf,
@@ -29,7 +30,7 @@ from trainable_core.config import TrainableQuantizerActivationConfig, TrainableQ
 from trainable_core.constants import RANGE_MAX, RANGE_MIN, THRESHOLD
 from trainable_core.enums import QuantizationMethod, QuantizationTarget, TieRule
 from trainable_core.errors import ModelError
-from trainable_core.reference import affine
+from trainable_core.reference import affine, ste
 from trainable_keras.inferable import grid_of_arguments, mctq_arguments
 
 class_of = internal("inferable").class_of
@@ -69,6 +70,22 @@ def deployed(draw: Any, target: QuantizationTarget, method: QuantizationMethod, 
 def simple(target: QuantizationTarget, method: QuantizationMethod, *, bits: int = 4, threshold: float = 1.0) -> Any:
     variables = {RANGE_MIN: -threshold, RANGE_MAX: threshold} if method is UNIFORM else {THRESHOLD: threshold}
     return class_of(target, method)(qparams.from_variables(variables, method, bits), bits, 1)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@every_class
+def test_gradients_of_activations_pass_inside_the_range(
+    target: QuantizationTarget, method: QuantizationMethod, dtype: str
+) -> None:
+    """As STE's: powers of two, so that quotients are exact and the ends themselves are among the inputs."""
+    variables = {RANGE_MIN: -1.0, RANGE_MAX: 2.75} if method is UNIFORM else {THRESHOLD: 1.0}
+    grid = qparams.from_variables(variables, method, 4, signed=True)
+    quantizer = class_of(target, method)(grid, 4, 1)
+    x, upstream = np.linspace(-4, 4, 65, dtype=np.float32), np.arange(65, dtype=np.float32) - 30
+    # of a sum, because an engine may refuse to differentiate what no gradient reaches, as deployed weights
+    (found,) = pull_back(lambda each: each + quantizer(each), [tensor(x, dtype)], tensor(upstream, dtype))
+    passed = ste.gradients(x, upstream, grid).x if target is QuantizationTarget.Activation else 0
+    np.testing.assert_array_equal(found, upstream + passed)
 
 
 @every_class

@@ -480,6 +480,30 @@ class TermNeverAdded(Tutorial):
         return k.cast(self.quantized(k.cast(inputs, "float32"), bool(training)), dtype)
 
 
+@broken("declared_penalty")
+class TermWithoutItsFactor(Tutorial):
+    """The term lacks the factor that is declared."""
+
+    def regularization(self):
+        return k.mean(read(self.threshold) ** 2)
+
+    def penalty(self, variables, steps):
+        return 0.5 * np.mean(variables["threshold"] ** 2)
+
+
+@broken("declared_penalty")
+class TermOfTheStepBefore(Tutorial):
+    """The step is counted after the term was made, so that its strength is that of the step before."""
+
+    counts_steps = True
+
+    def regularization(self):
+        return k.cast(self.current_step, "float32") * k.mean(read(self.threshold) ** 2)
+
+    def penalty(self, variables, steps):
+        return steps * np.mean(variables["threshold"] ** 2)
+
+
 # ---- states ---------------------------------------------------------------------------------------------------------
 
 

@@ -724,6 +724,41 @@ class TermDecaysWhenItIsRead(Tutorial):
         return self.factor * (self.threshold**2).sum()
 
 
+@broken("declared_penalty")
+class TermWithoutItsFactor(Tutorial):
+    """The term lacks the factor that is declared."""
+
+    def regularization(self):
+        return (self.threshold**2).mean()
+
+    def penalty(self, variables, steps):
+        return 0.5 * np.mean(variables["threshold"] ** 2)
+
+
+@broken("declared_penalty")
+class TermWithoutItsSchedule(Tutorial):
+    """The term has from the first step on the strength that it should have at the end of the schedule."""
+
+    counts_steps = True
+
+    def regularization(self):
+        return (self.threshold**2).mean()
+
+    def penalty(self, variables, steps):
+        return min(steps / 4, 1) * np.mean(variables["threshold"] ** 2)
+
+
+@broken("declared_penalty")
+class TermIsForgotten(Tutorial):
+    """A term is declared, and the method has another name than the one that is asked for."""
+
+    def regularisation(self):
+        return self.threshold.sum()
+
+    def penalty(self, variables, steps):
+        return np.sum(variables["threshold"])
+
+
 # ---- states ---------------------------------------------------------------------------------------------------------
 
 

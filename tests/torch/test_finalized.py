@@ -51,6 +51,41 @@ def test_what_was_trained_is_what_is_deployed(training_method, grid, per_channel
     assert_same_outputs(qmodel, finalize(qmodel), images(), 100 * images(3), torch.zeros(2, 1, 6, 6))
 
 
+@ON_EVERY_GRID
+@pytest.mark.parametrize("placement", ["inputs", "outputs"])
+def test_the_gradient_of_the_input_is_the_trained_models(grid, placement):
+    """For saliency maps and adversarial examples. Of the weights there is none: they are constants."""
+    qmodel = trained("STE", grid, placement=placement).eval()
+    deployed = finalize(qmodel)
+    found = []
+    for model in (qmodel, deployed):
+        x = (3 * images()).requires_grad_()  # beyond the calibrated ranges
+        (gradient,) = torch.autograd.grad(model(x).square().sum(), x)
+        found.append(gradient)
+    assert found[0].abs().max() > 0
+    assert torch.equal(*found)
+    deployed(images()).square().sum().backward()
+    weights = [w for m in deployed.modules() if isinstance(m, QuantizationWrapper) for _, w, _ in m.get_weights_vars()]
+    assert weights
+    assert all(weight.grad is None for weight in weights)
+
+
+def test_a_deployed_model_is_differentiated_twice():
+    """As a physics-informed network that is evaluated; between the roundings it is smooth."""
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 1))
+    x = torch.rand(32, 2)
+    qmodel = ready(layers, recipe("STE", n_bits=8), x).eval()
+    found = []
+    for model in (qmodel, finalize(qmodel)):
+        points = x.clone().requires_grad_()
+        (first,) = torch.autograd.grad(model(points).sum(), points, create_graph=True)
+        (second,) = torch.autograd.grad(first[:, 0].sum(), points)
+        found.append((first.detach(), second))
+    assert found[0][1].abs().max() > 0
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
 @EVERY
 @ON_EVERY_GRID
 @pytest.mark.parametrize("n_bits", [1, 2, 8, 16])

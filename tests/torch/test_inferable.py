@@ -20,7 +20,7 @@ from trainable_core import qparams
 from trainable_core.constants import RANGE_MAX, RANGE_MIN, SIGNED, THRESHOLD
 from trainable_core.enums import QuantizationMethod, QuantizationTarget
 from trainable_core.qparams import QParams
-from trainable_core.reference import affine
+from trainable_core.reference import affine, ste
 from trainable_torch import inferable
 
 SYMMETRIC, POWER_OF_TWO, UNIFORM = GRIDS
@@ -32,6 +32,7 @@ every_class = pytest.mark.parametrize(
     ids=[f"{target}-{method}" for target in QuantizationTarget for method in GRIDS],
 )
 every_weights_class = pytest.mark.parametrize("method", GRIDS, ids=str)
+every_grid = every_weights_class
 
 
 def stock(quantizer: Any, method: QuantizationMethod) -> Any:
@@ -166,7 +167,47 @@ def test_the_input_goes_on_needing_its_gradient(target: QuantizationTarget, meth
     x = torch.linspace(-2.0, 2.0, 9).requires_grad_()
     y = quantizer(x)
     assert x.requires_grad
-    assert not y.requires_grad  # a deployed quantizer passes no gradient, as mctq's
+    assert y.requires_grad == (target is QuantizationTarget.Activation)  # deployed weights are constants
+    with torch.no_grad():
+        assert not quantizer(x).requires_grad
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # of dynamo's own modules
+@pytest.mark.parametrize(
+    ("way", "dtype"),
+    [
+        *(("backward", dtype) for dtype in DTYPES),
+        *((way, torch.float32) for way in ("in a function", "vectorized", "forward", "compiled")),
+    ],
+    ids=str,
+)
+@every_grid
+def test_gradients_of_activations_pass_inside_the_range(
+    method: QuantizationMethod, way: str, dtype: torch.dtype
+) -> None:
+    """As STE's: powers of two, so that quotients are exact and the ends themselves are among the inputs."""
+    grid = qparams.from_variables(
+        {RANGE_MIN: -1.0, RANGE_MAX: 2.75} if method is UNIFORM else {THRESHOLD: 1.0}, method, 4, signed=True
+    )
+    quantizer = inferable.build(QuantizationTarget.Activation, method, 4, grid, 0)
+    x = torch.linspace(-4.0, 4.0, 65)
+    upstream = torch.arange(65.0) - 30
+    expected = torch.from_numpy(ste.gradients(x.numpy(), upstream.numpy(), grid).x).to(dtype)
+    given, up = x.to(dtype).requires_grad_(), upstream.to(dtype)
+    if way == "forward":
+        value, found = torch.func.jvp(quantizer, (given.detach(),), (up,))
+    elif way == "in a function":
+        value, pull = torch.func.vjp(quantizer, given.detach())
+        (found,) = pull(up)
+    elif way == "vectorized":
+        value = quantizer(given)
+        found = torch.vmap(torch.func.grad(lambda each, factor: quantizer(each) * factor))(given.detach(), up)
+    else:
+        called = torch.compile(quantizer, backend="aot_eager", fullgraph=True) if way == "compiled" else quantizer
+        value = called(given)
+        (found,) = torch.autograd.grad(value, given, up)
+    assert_same_bits(value.detach(), quantizer(x.to(dtype)))
+    assert torch.equal(found, expected)
 
 
 @every_class

@@ -13,7 +13,7 @@ from typing import Any
 
 from trainable_core.errors import InvalidArgumentError, ModelError, UnsupportedConfigError
 from trainable_core.recipe import layers
-from trainable_core.recipe.layers import LayerInfo, LayerKind, declared_kind
+from trainable_core.recipe.layers import LayerInfo, LayerKind, WeightAxes, declared_kind
 
 LIST = "[]"
 """Mark of an input that is a list of tensors, such as that of Add."""
@@ -29,7 +29,15 @@ _INSIDE = "it is added inside of the layer, to products of tensors that no quant
 def _attention(inputs: tuple[str, ...]) -> LayerKind:
     # (features, heads, size) and for the output (heads, size, features): the last axis is one of the outputs
     kernels = [f"{part}_dense.kernel" for part in ("query", "key", "value", "output")]
-    return LayerKind("attention", dict.fromkeys(kernels, -1), inputs, bias="output_dense.bias", bias_obstacle=_INSIDE)
+    sums = {kernel: 1 if kernel.startswith("output") else 0 for kernel in kernels}
+    return LayerKind(
+        "attention",
+        dict.fromkeys(kernels, -1),
+        inputs,
+        input_axes=sums,
+        bias="output_dense.bias",
+        bias_obstacle=_INSIDE,
+    )
 
 
 _MERGING = (f"inputs{LIST}",)
@@ -57,7 +65,7 @@ KINDS: dict[str, LayerKind] = {
     ),
     **dict.fromkeys(
         ("Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose"),
-        LayerKind("conv_transpose", {"kernel": -2}, bias="bias"),
+        LayerKind("conv_transpose", {"kernel": -2}, input_axes={"kernel": -1}, bias="bias"),
     ),
     "Embedding": LayerKind("embedding", {"embeddings": 0}),
     "MultiHeadAttention": _attention(("query", "value", "key")),
@@ -145,6 +153,20 @@ def einsum_channels_axis(equation: str) -> int:
     return axes[-1]
 
 
+def einsum_input_axes(equation: str) -> dict[str, int]:
+    """Return the axis of the kernel's inputs, the last one that is summed over; nothing where there is none.
+
+    Examples
+    --------
+    >>> einsum_input_axes("ab,bc->ac"), einsum_input_axes("abc,cde->abde"), einsum_input_axes("abde,dec->abc")
+    ({'kernel': 0}, {'kernel': 0}, {'kernel': 1})
+    """
+    operands, _, output = equation.replace(" ", "").partition("->")
+    kernel = operands.partition(",")[2]
+    axes = [axis for axis, letter in enumerate(kernel) if letter not in output and letter != "."]
+    return {"kernel": axes[-1]} if axes else {}
+
+
 class LayerTypes:
     """Which layer types of one Keras are quantized how: its own by the table, users' by what they registered.
 
@@ -160,7 +182,9 @@ class LayerTypes:
         self._layers, self._variable = layers, variable
         self._registered: dict[type, LayerKind] = {}
 
-    def register(self, cls: Any, op: str, weights: Mapping[str, int] | None, inputs: tuple[str, ...]) -> None:
+    def register(
+        self, cls: Any, op: str, weights: Mapping[str, int | WeightAxes] | None, inputs: tuple[str, ...]
+    ) -> None:
         """Note how a user's layer type is quantized; see the backend's ``register_layer``.
 
         Raises
@@ -192,7 +216,7 @@ class LayerTypes:
                 axis = einsum_channels_axis(layer.equation)
             except UnsupportedConfigError as error:
                 return replace(kind, weights={}, unsupported=error.problem)
-            return replace(kind, weights={"kernel": axis})
+            return replace(kind, weights={"kernel": axis}, input_axes=einsum_input_axes(layer.equation))
         if kind.inputs and kind.inputs[0].endswith(LIST):
             shapes = (layer.get_build_config() or {}).get("input_shape") or ()
             name = kind.inputs[0].removesuffix(LIST)

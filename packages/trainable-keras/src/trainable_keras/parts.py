@@ -102,8 +102,8 @@ class KerasPart:
     trainable: Any
 
     @staticmethod
-    def class_of(target: QuantizationTarget, method: QuantizationMethod) -> type[Any]:
-        """Return the backend's deployed class of a target and a grid."""
+    def class_of(target: QuantizationTarget, method: QuantizationMethod, kind: str = "") -> type[Any]:
+        """Return the backend's deployed class of a target and a grid, or one of those that mctq lacks."""
         raise NotImplementedError
 
     @classmethod

@@ -12,11 +12,13 @@ from trainable_core.export.verification import VerificationReport
 from trainable_core.recipe.document import RecipeSource
 from trainable_keras import (
     calibration,
+    callback,
     description,
     exporting,
     finalized,
     mctq,
     serialization,
+    statistics,
     training,
     verifying,
     wrapping,
@@ -111,7 +113,11 @@ def calibrate(
 
 
 def parameter_groups(
-    qmodel: Any, *, weights: Mapping[str, Any] | None = None, qparams: Mapping[str, Any] | None = None
+    qmodel: Any,
+    *,
+    weights: Mapping[str, Any] | None = None,
+    qparams: Mapping[str, Any] | None = None,
+    pace: str = "threshold",
 ) -> list[dict[str, Any]]:
     """Return the model's trainable variables in groups, for one optimizer each in a training loop of your own.
 
@@ -124,6 +130,10 @@ def parameter_groups(
     qparams : mapping, optional
         Options of the group QPARAMS: thresholds, ranges, attention logits. Without a ``weight_decay`` here it is 0:
         decay would pull thresholds to zero.
+    pace : {"threshold", "scale"}
+        ``threshold`` is for Adam and all that divide by the gradient's size. ``scale`` is for SGD: the learning rate
+        of thresholds and ranges, which `qparams` or `weights` must have, is multiplied by ``4**(n_bits -
+        signed)``, which moves the scale as SGD on the scale itself would, and there is a group QPARAMS for each factor.
 
     Returns
     -------
@@ -135,14 +145,38 @@ def parameter_groups(
     ModelError
         When the model is not wrapped.
     InvalidArgumentError
-        When options are not a mapping, or one would replace the variables or the name.
+        When options are not a mapping, or one would replace the variables or the name, or `pace` is unknown or has no
+        learning rate.
 
     Notes
     -----
-    A Keras optimizer has no groups. With one optimizer for all, as in `fit`, keep weight decay off the thresholds:
-    ``optimizer.exclude_from_weight_decay(var_list=group["params"])``.
+    A Keras optimizer has no groups. With one optimizer for all, as in `fit`, `exclude_from_weight_decay` keeps weight
+    decay off the thresholds.
     """
-    return training.parameter_groups(framework_of(qmodel, "parameter_groups: the model"), qmodel, weights, qparams)
+    return training.parameter_groups(
+        framework_of(qmodel, "parameter_groups: the model"), qmodel, weights, qparams, pace
+    )
+
+
+def exclude_from_weight_decay(optimizer: Any, qmodel: Any) -> None:
+    """Let an optimizer leave thresholds, ranges and the like out of weight decay.
+
+    Parameters
+    ----------
+    optimizer : keras.optimizers.Optimizer
+        An optimizer that has made no variables yet; changed in place.
+    qmodel : keras.Model
+        A wrapped model.
+
+    Raises
+    ------
+    ModelError
+        When the model is not wrapped.
+    ValueError
+        Keras's own, when the optimizer is built already.
+    """
+    framework = framework_of(qmodel, "exclude_from_weight_decay: the model")
+    training.exclude_from_weight_decay(framework, optimizer, qmodel)
 
 
 def regularization(qmodel: Any) -> Any:
@@ -168,6 +202,93 @@ def advance_schedules(qmodel: Any) -> None:
     A call with ``training=True`` counts by itself; call this only to skip steps.
     """
     training.advance_schedules(framework_of(qmodel, "advance_schedules: the model"), qmodel)
+
+
+def reestimate_batch_norm(
+    qmodel: Any, batches: Iterable[Any], *, forward: Callable[[Any, Any], Any] | None = None
+) -> Any:
+    """Estimate the statistics of the model's batch norms anew, from the quantized model as it is.
+
+    Parameters
+    ----------
+    qmodel : keras.Model
+        A wrapped, calibrated model with batch norms that were not folded; changed in place, and only when everything
+        went well.
+    batches : iterable
+        What the model is called with, as for `calibrate`; some 50 batches of the size of training.
+    forward : callable, optional
+        ``forward(qmodel, batch)`` instead, when batches need another call.
+
+    Returns
+    -------
+    keras.Model
+        `qmodel`.
+
+    Raises
+    ------
+    ModelError
+        When the model is not wrapped, or has no batch norm that learns.
+    CalibrationError
+        When there are no batches, or they don't reach some batch norm; names it.
+
+    Notes
+    -----
+    Batch norms are called as in training, everything else as in inference, eagerly; the statistics are the averages of
+    those of the batches, all of equal weight. No schedule advances. A batch norm with ``trainable = False`` keeps its
+    statistics, as it does in training.
+    """
+    framework = framework_of(qmodel, "reestimate_batch_norm: the model")
+    return statistics.reestimate_batch_norm(framework, qmodel, batches, forward)
+
+
+def training_callback(
+    qmodel: Any,
+    *,
+    freeze_at: int | None = None,
+    batches: Iterable[Any] | None = None,
+    forward: Callable[[Any, Any], Any] | None = None,
+    log: Callable[[dict[str, float]], Any] | None = None,
+    log_every: int = 100,
+) -> Any:
+    """Return what a trainer calls so that thresholds freeze, statistics are estimated anew, and numbers are logged.
+
+    Parameters
+    ----------
+    qmodel : keras.Model
+        A wrapped model.
+    freeze_at : int, optional
+        Number of optimizer steps after which thresholds and ranges stop learning; by default they never do.
+    batches : iterable, optional
+        Read anew before each evaluation and at the end, to estimate batch-norm statistics from; see
+        `reestimate_batch_norm`.
+    forward : callable, optional
+        ``forward(qmodel, batch)``, when these batches need another call.
+    log : callable, optional
+        Called with a dictionary of numbers by name, such as `print` or ``wandb.log``.
+    log_every : int
+        Number of optimizer steps between two calls of `log`.
+
+    Returns
+    -------
+    keras.callbacks.Callback
+        For ``fit(callbacks=[...])``; its methods `start`, `step_end` and `before_evaluation` are for a loop of your
+        own.
+
+    Raises
+    ------
+    ModelError
+        When the model is not wrapped, or there are batches and no batch norm that learns.
+    InvalidArgumentError
+        When an argument is of a wrong kind, or the batches can be read only once.
+    CalibrationError
+        When `batches` are one batch.
+    UnsupportedConfigError
+        For `freeze_at` on JAX, where Keras's trainer can't go on with fewer variables.
+    """
+    framework = framework_of(qmodel, "training_callback: the model")
+    return callback.training_callback(
+        framework, qmodel, freeze_at=freeze_at, batches=batches, forward=forward, log=log, log_every=log_every
+    )
 
 
 def finalize(qmodel: Any) -> Any:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
+
+import numpy as np
 
 from trainable_core.backend.building import build_quantizer, warn_if_nothing_is_quantized
 from trainable_core.documents.plan import state_document, state_from_document
@@ -82,9 +84,12 @@ def wrap(framework: Framework, model: Any, recipe: RecipeSource, names: Names | 
         )
     framework.check_layers(model)
     state = WrappedState(recipe)
-    folding = plan_folding(framework, model) if recipe.fold_batch_norm else Folding()
+    folds = recipe.folds
+    found = folding = plan_folding(framework, model) if folds else Folding()
+    state.left_out |= {name: f"batch norm not folded: {reason}" for name, reason in found.kept.items()}
+    if folds == "after":
+        folding, state.foldable = Folding(), found.folded
     state.folded = folding.folded
-    state.left_out |= {name: f"batch norm not folded: {reason}" for name, reason in folding.kept.items()}
     seen = Seen(model, framework, folding, state)
     seen.plan(recipe, state, names)
     copier = framework.copier(framework)
@@ -92,10 +97,12 @@ def wrap(framework: Framework, model: Any, recipe: RecipeSource, names: Names | 
         wrapped = copier.copy(model)
         wrapping = Wrapping(framework, state, seen, folding, copier)
         wrapping.fold()
+        wrapping.add_biases(found.norms if folds == "after" else ())
         wrapping.quantize_layers()
         wrapping.quantize_operations()
         wrapping.quantize_biases()
         wrapping.compose(wrapped)
+    state.note_foldable()
     note(framework, wrapped, state)
     return wrapped
 
@@ -360,6 +367,14 @@ class Wrapping:
                 vars(layer)[BIASED] = True
             folded_copy(self._framework, layer, norm, layer.name)
             self._framework.kit.pass_on(self._copier.copy_of(norm))
+
+    def add_biases(self, layers: Iterable[int]) -> None:
+        """Give layers, by the ``id`` of the originals, the bias that a batch norm is folded into after training."""
+        for key in layers:
+            layer = self._copier.copy_with_id(key)
+            if not layer.use_bias:
+                self._framework.kit.add_bias(layer)
+                self._framework.assign(layer.bias, np.zeros(tuple(layer.bias.shape), np.float32))
 
     def quantize_layers(self) -> None:
         """Make quantized layers of those that a plan is for."""

@@ -5,7 +5,8 @@ Faults of mctq 1.7 that are corrected here (`docs/design/0004-corrected-mctq-pyt
 - the numbers are buffers, so the deployed model moves between devices and its state dict is complete;
 - the forward is `trainable_torch.ops.snap`, the formula that trained: infinities saturate to their own side, NaN stays
   NaN, float64 and half-precision inputs are computed in float32;
-- the input's ``requires_grad`` is left alone;
+- the input's ``requires_grad`` is left alone, and gradients pass through an activation's quantizer
+  (`docs/design/0065-gradients-pass-deployed-activations.md`); weights are constants;
 - scale and zero point are the grid's own, not derived once more from a range.
 
 While a TorchScript trace with ``enable_custom_impl()`` runs, mctq's own path is taken: that is how mctq exports to
@@ -14,6 +15,7 @@ ONNX.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -23,13 +25,16 @@ from torch import Tensor, nn
 
 from trainable_core.backend.inferable import by_grid, target_and_method
 from trainable_core.backend.unlisted import UnlistedSubclass
-from trainable_core.constants import RANGE_MAX, RANGE_MIN, SIGNED, THRESHOLD
+from trainable_core.constants import LUT_VALUES, RANGE_MAX, RANGE_MIN, SIGNED, THRESHOLD
 from trainable_core.enums import QuantizationMethod, QuantizationTarget
-from trainable_core.qparams import QParams, inferable_params
+from trainable_core.granularity import Blocks
+from trainable_core.qparams import TABLE_STEPS, QParams, inferable_params
 from trainable_core.validation import MAX_THRESHOLD
-from trainable_torch import kernels
+from trainable_torch import kernels, ops
+from trainable_torch.grid import Grid
 from trainable_torch.kernels import eligible
 from trainable_torch.kernels.cache import Dependencies
+from trainable_torch.kernels.plain import Ste
 
 F32_TINY = torch.finfo(torch.float32).tiny  # the inverse of less may be infinite
 
@@ -53,6 +58,8 @@ class _Mended(nn.Module):
     quantization_target: Any
     quantization_method: Any
     num_bits: int
+    blocks: Blocks | None = None
+    """What shares a scale where it is finer than channels, as only `trainable_torch.granularity` has it."""
     _use_custom_impl: bool
 
     def __init__(self, qparams: QParams, n_bits: int, ndim: int) -> None:
@@ -157,6 +164,19 @@ class _Mended(nn.Module):
             return kernels.snap(inputs.float(), self.grid_scale, self.grid_low, self.grid_high).to(inputs.dtype)
 
 
+class _Activation(_Mended):
+    """What every mended inferable quantizer of activations shares."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return the input snapped to the grid, in the input's dtype; its gradient is that of `reference.ste`."""
+        recorded = (torch.is_grad_enabled() and inputs.requires_grad) or eligible.is_transformed()
+        if not recorded or eligible.is_tracing():
+            return super().forward(inputs)
+        # counted from the lowest code, so that the ends counted from zero are the buffers
+        grid = Grid(self.grid_scale, -self.grid_low, 0, 2**self.num_bits - 1, centered=False)
+        return kernels.fake_quantize(inputs.float(), grid, Ste()).to(inputs.dtype)
+
+
 def keep_float32(fn: Any, tensor: Tensor) -> Tensor:
     """Return ``fn(tensor)``, but in the dtype that the tensor had: for ``nn.Module._apply`` of a quantizer."""
     moved: Tensor = fn(tensor)
@@ -178,19 +198,85 @@ class WeightsUniformInferableQuantizer(_Mended, metaclass=UnlistedSubclass, of=m
 
 
 class ActivationSymmetricInferableQuantizer(
-    _Mended, metaclass=UnlistedSubclass, of=mctq.ActivationSymmetricInferableQuantizer
+    _Activation, metaclass=UnlistedSubclass, of=mctq.ActivationSymmetricInferableQuantizer
 ):
     """Deployed SYMMETRIC activations."""
 
 
-class ActivationPOTInferableQuantizer(_Mended, metaclass=UnlistedSubclass, of=mctq.ActivationPOTInferableQuantizer):
+class ActivationPOTInferableQuantizer(_Activation, metaclass=UnlistedSubclass, of=mctq.ActivationPOTInferableQuantizer):
     """Deployed POWER_OF_TWO activations."""
 
 
 class ActivationUniformInferableQuantizer(
-    _Mended, metaclass=UnlistedSubclass, of=mctq.ActivationUniformInferableQuantizer
+    _Activation, metaclass=UnlistedSubclass, of=mctq.ActivationUniformInferableQuantizer
 ):
     """Deployed UNIFORM activations."""
+
+
+class _Table(_Mended):
+    """What the look-up tables share: levels beside the numbers of the grid that they are codes of."""
+
+    grid_levels: Tensor
+
+    def __init__(self, qparams: QParams, n_bits: int, ndim: int) -> None:
+        self._table = qparams.levels
+        super().__init__(qparams, n_bits, ndim)
+        self.register_buffer("grid_levels", torch.tensor(qparams.levels, dtype=torch.float32))
+
+    def _tell_mctq(self, n_bits: int) -> None:
+        """Set mctq's own attributes; of a grid that was loaded the width is the same as before."""
+        if "grid_levels" in self._buffers:
+            n_bits, self._table = self.num_bits, tuple(int(level) for level in self.grid_levels)
+        super()._tell_mctq(n_bits)
+        for name in ("_threshold_torch", "_lut_values_torch"):
+            setattr(self, name, getattr(self, name).cpu())  # mctq puts them on a GPU when there is one
+
+    def mctq_arguments(self, n_bits: int) -> dict[str, Any]:
+        """Return the arguments that build mctq's stock quantizer; its `eps` is left out, which moves ties."""
+        params, axis = self.params, self._channels_axis
+        threshold = params[THRESHOLD]
+        return {
+            "num_bits": n_bits,
+            "lut_values": [float(level) for level in params[LUT_VALUES]],
+            "threshold": threshold if isinstance(threshold, list) else [threshold],
+            "per_channel": axis is not None,
+            "channel_axis": None if axis is None else axis % self._ndim,
+            "input_rank": self._ndim,
+            "eps": 0.0,
+        }
+
+    @property
+    def qparams(self) -> QParams:
+        """The grid's numbers, from the buffers."""
+        return replace(super().qparams, levels=self._table)
+
+    def _is_grid(self) -> bool:
+        """Return whether the buffers hold a positive finite scale and levels among the codes."""
+        levels = self.grid_levels
+        whole = (levels == levels.round()) & (levels >= -TABLE_STEPS) & (levels < TABLE_STEPS)
+        return super()._is_grid() and bool(whole.all()) and bool((levels.diff() > 0).all())
+
+    def dependencies(self) -> Dependencies | None:
+        """Return None: the kernels know no tables."""
+        return None
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return the input on the levels, in the input's dtype."""
+        if self._use_custom_impl and eligible.is_tracing():
+            stock: Any = super(nn.Module, self)  # mctq's class
+            return cast("Tensor", stock.__call__(inputs))
+        with torch.no_grad():
+            return ops.snap_to_levels(inputs.float(), self.grid_scale, self._table).to(inputs.dtype)
+
+
+class WeightsLUTSymmetricInferableQuantizer(
+    _Table, metaclass=UnlistedSubclass, of=mctq.WeightsLUTSymmetricInferableQuantizer
+):
+    """Deployed LUT_SYM_QUANTIZER weights."""
+
+
+class WeightsLUTPOTInferableQuantizer(_Table, metaclass=UnlistedSubclass, of=mctq.WeightsLUTPOTInferableQuantizer):
+    """Deployed LUT_POT_QUANTIZER weights."""
 
 
 InferableQuantizer = _Mended
@@ -202,6 +288,8 @@ _CLASSES = by_grid(
     ActivationSymmetricInferableQuantizer,
     ActivationPOTInferableQuantizer,
     ActivationUniformInferableQuantizer,
+    WeightsLUTSymmetricInferableQuantizer,
+    WeightsLUTPOTInferableQuantizer,
 )
 
 _OURS = frozenset(_CLASSES.values())

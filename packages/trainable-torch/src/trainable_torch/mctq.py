@@ -326,6 +326,19 @@ def _check_reads(model: fx.GraphModule, parts: Mapping[str, nn.Module], refusals
             refusals.add(f"{owner}: {attribute}", _READ)
 
 
+class _StoppedError(Exception):
+    """Raised where a run of a model raises an error: the place is the part that was called last."""
+
+    def __init__(self, model: nn.Module, place: str, error: Exception) -> None:
+        self.model, self.place, self.error = model, place, error
+        super().__init__(place)
+
+
+def _told_of(error: Exception) -> str:
+    """Return the first line of an error, with its class."""
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
 class _ReadError(Exception):
     """The model reads an attribute of a layer, which mctq's wrapper lacks or has in float."""
 
@@ -358,6 +371,11 @@ def _check_code(
     except _ReadError as read:
         refusals.add(f"{read.name}: {read.attribute}", _READ)
         return
+    except _StoppedError as stopped:
+        if stopped.model is not converted:
+            raise stopped.error from None
+        refusals.add(stopped.place, f"the model's code can't be run with mctq's layers: {_told_of(stopped.error)}")
+        return
     finally:
         for part, cls in classes.items():
             object.__setattr__(part, "__class__", cls)
@@ -377,8 +395,7 @@ def _done(model: nn.Module, parts: Mapping[str, nn.Module], example: Any) -> lis
     except _ReadError:
         raise
     except Exception as error:  # whatever the model's code raises on a proxy
-        told = f"{type(error).__name__}: {error}".splitlines()[0]
-        problem = f"{type(model).__name__} can't be traced symbolically ({told})"
+        problem = f"{type(model).__name__} can't be traced symbolically ({_told_of(error)})"
         hint = "to_mctq(deployed, example=batch): the code is then followed in a run."
         raise ModelError(problem, hint) from error
 
@@ -457,6 +474,11 @@ def _run(model: nn.Module, parts: Mapping[str, nn.Module], example: Any) -> list
     try:
         with torch.no_grad(), recorder:
             model(**example) if isinstance(example, Mapping) else model(inputs_of(example))
+    except _ReadError:
+        raise
+    except Exception as error:  # whatever the layers or the model's code raise
+        calls = [name for what, name, *_ in recorder.seen if what == "call_module"]
+        raise _StoppedError(model, f"at {calls[-1]}" if calls else "at its beginning", error) from error
     finally:
         for handle in handles:
             handle.remove()

@@ -504,7 +504,7 @@ class QuantizationWrapper(Reads, nn.Module, metaclass=UnlistedSubclass, of=Pytor
             if not _are(BasePytorchTrainableQuantizer, quantizers):
                 return None
             kernels.forget(of_weight)
-        elif not _are(InferableQuantizer, quantizers) and (torch.is_grad_enabled() or not _are(_OURS, quantizers)):
+        elif not _are_constant(quantizers, x):
             return None
         outputs = kernels.call_layer(self, type(self).own_class, x, quantizers, watched=watched, on_grid=on_grid)
         if outputs is not None and of_weight is not None:
@@ -676,6 +676,15 @@ def _are(classes: type | tuple[type, ...], quantizers: tuple[Any, Any]) -> bool:
     if of_x is None:
         return isinstance(of_weight, classes)
     return isinstance(of_x, classes) and (of_weight is None or isinstance(of_weight, classes))
+
+
+def _are_constant(quantizers: tuple[Any, Any], x: Any) -> bool:
+    """Return whether two quantizers are ours, and neither has a part in the autograd graph of a call in eval mode."""
+    if not torch.is_grad_enabled():
+        return _are(_OURS, quantizers)
+    if quantizers[0] is not None and isinstance(x, Tensor) and x.requires_grad:
+        return False  # the gradient passes through it
+    return _are(InferableQuantizer, quantizers)
 
 
 def _check(weights_quantizers: Any, module: Any, values: Mapping[int, Tensor]) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
-from trainable_core.errors import CalibrationError
+from trainable_core.errors import CalibrationError, TrainableError
+
+T = TypeVar("T")
 
 
-def check_batches(batches: Any, forward: object, holders: int, *, single: bool) -> None:
+def check_batches(batches: Any, forward: object, holders: int, *, single: bool, subject: str = "calibrate") -> None:
     """Refuse what can't be iterated over for batches.
 
     Parameters
@@ -21,6 +23,8 @@ def check_batches(batches: Any, forward: object, holders: int, *, single: bool) 
         How many activation quantizers need batches.
     single : bool
         Whether `batches` is itself a tensor, as only the framework knows.
+    subject : str
+        What needs the batches, for errors.
 
     Raises
     ------
@@ -28,17 +32,17 @@ def check_batches(batches: Any, forward: object, holders: int, *, single: bool) 
         When there are none, or they are one batch.
     """
     if batches is None:
-        raise CalibrationError("calibrate", f"{holders} activation quantizers need batches, and none were given")
+        raise CalibrationError(subject, f"{holders} activation quantizers need batches, and none were given")
     if single or isinstance(batches, str | bytes | Mapping) or not isinstance(batches, Iterable):
         raise CalibrationError(
-            "calibrate", f"batches must be an iterable of batches, got {type(batches).__name__}", "pass [batch]."
+            subject, f"batches must be an iterable of batches, got {type(batches).__name__}", "pass [batch]."
         )
     if forward is not None and not callable(forward):
-        raise CalibrationError("calibrate", f"forward must be callable, got {forward!r}")
+        raise CalibrationError(subject, f"forward must be callable, got {forward!r}")
 
 
-def feed(batches: Iterable[Any], call: Callable[[Any], Any]) -> None:
-    """Call the model on every batch.
+def feed(batches: Iterable[Any], call: Callable[[Any], Any], subject: str = "calibrate") -> None:
+    """Call the model on every batch; `subject` is what needs them, for errors.
 
     Raises
     ------
@@ -50,9 +54,7 @@ def feed(batches: Iterable[Any], call: Callable[[Any], Any]) -> None:
         call(batch)
         count += 1
     if count == 0:
-        raise CalibrationError(
-            "calibrate", "the batches are empty", "a generator can be read only once; pass a fresh one."
-        )
+        raise CalibrationError(subject, "the batches are empty", "a generator can be read only once; pass a fresh one.")
 
 
 def inputs_of(batch: Any) -> Any:
@@ -62,3 +64,22 @@ def inputs_of(batch: Any) -> Any:
             raise CalibrationError("calibrate", "a batch is an empty tuple or list")
         return batch[0]
     return batch
+
+
+def explained(batch: Any, call: Callable[[], T]) -> T:
+    """Return what a call of the model with `inputs_of` a batch gives.
+
+    Raises
+    ------
+    CalibrationError
+        Where the model refuses the first item of a tuple or list that has others: says that these were left out.
+    """
+    try:
+        return call()
+    except (TypeError, ValueError) as error:
+        if isinstance(error, TrainableError) or not isinstance(batch, tuple | list) or len(batch) == 1:
+            raise
+        told = f"{type(error).__name__}: {error}".split("\n", 1)[0]
+        problem = f"the model can't be called with the first of the {len(batch)} items of a batch: {told}"
+        hint = "the others are taken for labels; forward=lambda model, batch: ... calls the model in another way."
+        raise CalibrationError("calibrate", problem, hint) from error

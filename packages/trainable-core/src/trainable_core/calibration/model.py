@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from numpy.typing import NDArray
 
-from trainable_core.calibration.batches import check_batches, feed
+from trainable_core.calibration.batches import check_batches, explained, feed
 from trainable_core.calibration.observer import Observer
 from trainable_core.calibration.quantizers import Params, activation_params, set_all, weights_params
 from trainable_core.calibration.unseen import Sight, only_read, reason
@@ -176,7 +176,9 @@ class ModelCalibration(ABC):
             assert batches is not None  # noqa: S101 - checked in the line above
 
             def call(batch: Any, training: bool) -> Any:  # noqa: FBT001 - the mode
-                return self.call(batch, training=training) if forward is None else forward(self.model, batch)
+                if forward is not None:
+                    return forward(self.model, batch)
+                return explained(batch, lambda: self.call(batch, training=training))
 
             sights = {holder: Sight() for holder in holders}
             with self.watching(sights):
@@ -241,11 +243,15 @@ class ModelCalibration(ABC):
         ]
 
     def _waiting(self, *, force: bool) -> set[int]:
-        """Return the ``id`` of each quantizer that is to be calibrated; those that are switched off don't count."""
+        """Return the ``id`` of each quantizer that is to be calibrated.
+
+        Those that are switched off don't count, nor those that compute their grids from the tensor itself.
+        """
         name = type(self.model).__name__
         if self.state.finalized:
             raise QuantizerStateError(name, "it is finalized; its quantizers don't change any more")
-        found = [quantizer for quantizer in self.quantizers() if quantizer.quantization_config.enabled]
+        enabled = [quantizer for quantizer in self.quantizers() if quantizer.quantization_config.enabled]
+        found = [quantizer for quantizer in enabled if not quantizer.computes_grid]
         waiting = {id(quantizer) for quantizer in found if force or not quantizer.calibrated}
         if found and not waiting:
             raise QuantizerStateError(

@@ -8,8 +8,16 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
-from trainable_core.conformance.expected import checked_expectations, parsed_expectations
+from trainable_core.conformance.expected import (
+    TABLE,
+    checked_expectations,
+    checked_table,
+    normalized,
+    parsed_expectations,
+    project_expectations,
+)
 from trainable_core.conformance.matrix import COLUMNS, METHOD_COLUMNS, markdown, matrix_rows, method_rows
 from trainable_core.conformance.template import backends_with_template, write_plugin
 from trainable_core.errors import INSTALL, DocumentError, InvalidArgumentError, UnsupportedConfigError
@@ -45,6 +53,13 @@ def check_arguments(parser: argparse.ArgumentParser) -> None:
         help="a law, or QUANTIZER-LAW as in EWGS-Weights-UNIFORM-tie_rule, that is expected to be broken, and why; "
         "it fails when it holds; may be given more than once",
     )
+    parser.add_argument(
+        "--project",
+        metavar="FILE",
+        type=Path,
+        help=f"the file whose table [{TABLE}] says the same for the quantizers of its project; "
+        "by default the pyproject.toml in this folder",
+    )
     parser.add_argument("--laws", action="store_true", help="list the laws and their reasons, and check nothing")
     parser.add_argument("--markdown", action="store_true", help="with --laws: print a Markdown table, for documents")
 
@@ -79,8 +94,8 @@ def check(arguments: argparse.Namespace, print_table: PrintTable) -> int:
         sys.stderr.write(f"plugin {name!r} failed: {problem}\n")
     if not subjects:
         raise InvalidArgumentError("trainable check", "no quantizers are registered", ", ".join(INSTALL.values()))
-    made = [f"{subject}-{each.name}" for subject in subjects for each in laws if each.about(subject)]
-    expected = checked_expectations(parsed_expectations(arguments.expect), {*made, *(each.name for each in laws)})
+    pairs = [(subject, each) for subject in subjects for each in laws if each.about(subject)]
+    expected = _expected(arguments, pairs, {each.name for each in laws}, set(law.LAWS))
     progress = report.Progress()
     done = report.run(
         subjects,
@@ -97,7 +112,7 @@ def check(arguments: argparse.Namespace, print_table: PrintTable) -> int:
     failed, told = 0, []
     for verdict in done.verdicts:
         name = f"{verdict.subject}-{verdict.law.name}"
-        why = expected.get(name, expected.get(verdict.law.name))
+        why = expected.get((verdict.subject.cls, name))
         if why is None and verdict.counterexample is not None:
             told.append(f"\n{verdict.counterexample}\n")
         elif why is not None:
@@ -111,6 +126,26 @@ def check(arguments: argparse.Namespace, print_table: PrintTable) -> int:
     if arguments.json is not None:
         _write(arguments.json, json.dumps(done.document(), indent=2) + "\n")
     return 1 if failed else 0
+
+
+def _expected(
+    arguments: argparse.Namespace, pairs: Sequence[tuple[Any, Any]], chosen: set[str], laws: set[str]
+) -> dict[tuple[type[Any], str], str]:
+    """Return why checks are expected to fail, by class and check, from the command line and a project's table."""
+    made = [(subject.cls, f"{subject}-{each.name}", each.name) for subject, each in pairs]
+    given = checked_expectations(parsed_expectations(arguments.expect), {name for _, name, _ in made} | chosen)
+    project, table = project_expectations(arguments.project)
+    rows = default_registry().list_quantizers(arguments.backend) if table else []
+    own = {row.cls for row in rows if row.distribution and normalized(row.distribution) == normalized(project)}
+    of_project = [name for cls, name, _ in made if cls in own]
+    if of_project:
+        checked_table(table, of_project, laws, complete=arguments.law is None and arguments.backend is None)
+    found = {}
+    for cls, name, of_law in made:
+        why = given.get(name, given.get(of_law)) or (table.get(name, table.get(of_law)) if cls in own else None)
+        if why is not None:
+            found[cls, name] = why
+    return found
 
 
 def _write(path: Path, text: str) -> None:

@@ -23,6 +23,9 @@ RELATIVE_STEP = 1e-6
 VARIABLE_STEP = 2.0**-18
 """Distance of the differences in a method's own variable, relative to it where it is larger than 1."""
 
+FLOAT64 = 2.0**-50
+"""Relative rounding error of a term in float64: a few operations."""
+
 Function = Callable[..., Any]
 
 
@@ -48,6 +51,47 @@ class OwnGradient(NamedTuple):
     value: Float64
     size: Float64
     kink: Float64
+
+
+def declares_penalty(subject: Subject) -> bool:
+    """Return whether the class declares the term that it adds to the loss."""
+    return callable(getattr(subject.cls, "penalty", None))
+
+
+class Penalty:
+    """The term that a class declares, as a function of its variables, in float64.
+
+    Parameters
+    ----------
+    quantizer : object
+        The quantizer, whose method `penalty` is asked.
+    steps : int
+        How many training steps its schedule has counted.
+    """
+
+    def __init__(self, quantizer: Any, steps: int) -> None:
+        self.variables = {name: value.astype(np.float64) for name, value in variables(quantizer).items()}
+        self._declared, self._steps = quantizer.penalty, steps
+
+    def __call__(self, values: Mapping[str, Float64] | None = None) -> float:
+        """Return the term for some values of the variables; by default for those that the quantizer has."""
+        return float(self._declared(self.variables if values is None else values, self._steps))
+
+    def slope(self, name: str) -> OwnGradient:
+        """Return the derivative by one of the variables."""
+        value, kink = (np.zeros(self.variables[name].shape) for _ in range(2))
+        here = self()
+        for place in np.ndindex(value.shape):
+            h = VARIABLE_STEP * max(1.0, abs(float(self.variables[name][place])))
+            there, back = (self._moved(name, place, sign * h) for sign in (1, -1))
+            value[place] = (there - back) / (2 * h)
+            kink[place] = abs(there - 2 * here + back) / (2 * h) + abs(here) * FLOAT64 / h
+        return OwnGradient(value, np.abs(value), kink)
+
+    def _moved(self, name: str, place: tuple[int, ...], by: float) -> float:
+        moved = self.variables[name].copy()
+        moved[place] += by
+        return self({**self.variables, name: moved})
 
 
 class Surrogate:

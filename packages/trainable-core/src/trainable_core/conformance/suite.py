@@ -8,6 +8,8 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from os import PathLike
+from pathlib import Path
 from typing import Any, TypeVar
 
 import hypothesis
@@ -18,7 +20,7 @@ from trainable_core.conformance import laws as _registers_them  # noqa: F401 - a
 from trainable_core.conformance import strategies
 from trainable_core.conformance.adapter import Adapter, adapter_of
 from trainable_core.conformance.case import Case, Counterexample, Subject, Violation, shown
-from trainable_core.conformance.expected import checked_expectations
+from trainable_core.conformance.expected import checked_expectations, checked_table, project_expectations
 from trainable_core.conformance.law import LAWS, Law, named_laws
 from trainable_core.conformance.strategies import Corner
 from trainable_core.enums import LUT_METHODS
@@ -343,7 +345,7 @@ def conformance_checks(
     laws: Sequence[str] | None = None,
     examples: int | None = None,
     seed: int | None = None,
-    expected_failures: Mapping[str, str] | None = None,
+    expected_failures: Mapping[str, str] | str | PathLike[str] | None = None,
 ) -> Callable[[F], F]:
     """Parametrize a test with every law on every quantizer: ``def test_it(check): check()``.
 
@@ -359,12 +361,15 @@ def conformance_checks(
         Only these.
     examples, seed : int, optional
         As for `try_law`.
-    expected_failures : mapping of str to str, optional
-        Reasons, by law (``"tie_rule"``) or by quantizer and law (``"EWGS-Weights-UNIFORM-tie_rule"``). A check that is
-        expected to fail and passes is reported as a failure.
+    expected_failures : mapping of str to str, or path, optional
+        Reasons, by law (``"tie_rule"``) or by quantizer and law (``"EWGS-Weights-UNIFORM-tie_rule"``); or the
+        pyproject.toml whose table ``[tool.trainable.expected-failures]`` has them. A check that is expected to fail
+        and passes is reported as a failure.
 
     Raises
     ------
+    DocumentError
+        When the pyproject.toml can't be read.
     InvalidArgumentError
         When a name is not a law's, when an expected failure belongs to no check or gives no reason, or when there is
         nothing to check.
@@ -376,8 +381,12 @@ def conformance_checks(
         raise InvalidArgumentError(
             f"backend {backend!r}, plugin {plugin!r}", "no quantizer is registered to be checked"
         )
-    names = {str(check) for check in made} | {check.law.name for check in made}
-    expected = checked_expectations(expected_failures or {}, names)
+    if isinstance(expected_failures, str | PathLike):
+        expected = project_expectations(Path(expected_failures))[1]
+        checked_table(expected, [str(check) for check in made], LAWS, complete=laws is None and backend is None)
+    else:
+        names = {str(check) for check in made} | {check.law.name for check in made}
+        expected = checked_expectations(expected_failures or {}, names)
     parameters = []
     for check in made:
         why = expected.get(str(check), expected.get(check.law.name))

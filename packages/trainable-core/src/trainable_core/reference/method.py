@@ -27,6 +27,7 @@ DECLARED = (
     "counts_steps",
     "depends_on",
     "deploys_values",
+    "computes_grid",
     "conformance_arguments",
 )
 """Fields of `Method` that a quantizer class may declare by class attributes of the same names."""
@@ -128,6 +129,9 @@ class Method:
     deploys_values : bool
         Whether the quantized values are stored in the place of the float weights when a model is finalized. It is for
         methods whose values are not those of the deployed grid on the float weights, such as DoReFa; for weights only.
+    computes_grid : bool
+        Whether the grid is computed from the tensor itself at every call: there are no thresholds, and nothing is
+        calibrated.
     conformance_arguments : tuple of dict
         Further arguments that the conformance kit tries besides the defaults.
     oracle : Oracle, optional
@@ -154,6 +158,7 @@ class Method:
     counts_steps: bool = False
     depends_on: Dependence = "element"
     deploys_values: bool = False
+    computes_grid: bool = False
     conformance_arguments: tuple[dict[str, Any], ...] = ()
     oracle: Oracle | None = None
 

@@ -16,8 +16,8 @@ from trainable_keras.copying import attributes_without
 from trainable_keras.keras2.copying import build_by, build_configs, remade
 from trainable_keras.keras2.engine import keras, read
 from trainable_keras.keras2.folding import FoldedBatchNormalization
+from trainable_keras.keras2.granularity import class_of
 from trainable_keras.keras2.holder import ActivationQuantizationHolder
-from trainable_keras.keras2.inferable import class_of
 from trainable_keras.keras2.layers import TYPES
 from trainable_keras.keras2.quantizers import count_step
 from trainable_keras.keras2.tracing import graph_of

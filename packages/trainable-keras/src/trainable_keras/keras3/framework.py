@@ -41,6 +41,7 @@ class Keras3(Framework):
     passing = FoldedBatchNormalization
     copier = Copier
     kit = KIT
+    can_freeze_in_fit = ENGINE != "jax"
 
     graph = staticmethod(graph_of)
     is_layer = staticmethod(is_layer)

@@ -46,7 +46,9 @@ Rule = Ste | Lsq
 
 def snap(x: Tensor, scale: Tensor, low: End, high: End) -> Tensor:
     """Return `x` snapped to the grid; float32 in, float32 out, no gradient defined."""
-    codes = (x * scale.reciprocal()).round_().clamp_(low, high)  # type: ignore[arg-type] # numbers or tensors, not one of each
+    codes = (x * scale.reciprocal()).round_()
+    clamp = codes.clamp if eligible.is_transformed() else codes.clamp_  # in place, `vmap` has no rule for tensors
+    codes = clamp(low, high)  # type: ignore[arg-type] # numbers or tensors, not one of each
     return codes.add_(0.0).mul_(scale)  # -0.0 + 0.0 is +0.0: the deployed kernels have no negative zero
 
 

@@ -17,6 +17,11 @@ def of_weights(subject: Subject) -> bool:
     return subject.weights
 
 
+def takes_blocks(subject: Subject) -> bool:
+    """Say that a law is about weights whose values follow from the elements of their block."""
+    return channel_by_channel(subject) and subject.adapter.blocks
+
+
 def with_fields(config: Config, **changes: Any) -> Config:
     """Return a config with some fields changed, checked again."""
     fields = {name: getattr(config, name) for name in type(config).model_fields}
@@ -34,6 +39,9 @@ def one_of(config: Config, channel: int) -> Config:
         weights_quantization_params=params,
         weights_per_channel_threshold=False,
         weights_channels_axis=None,
+        weights_group_size=None,
+        weights_group_axis=None,
+        weights_expert_axis=None,
     )
 
 
@@ -70,6 +78,25 @@ def per_channel(subject: Subject, case: Case) -> None:
         take_over(subject, alone, case, channel)
         expected[channel] = subject.values(alone, part)
     same_bits("a loop over the channels", got, expected)
+
+
+@law(
+    "A group that is quantized with its neighbour's scale is wrong by the ratio of the two, in every channel.",
+    kind=Kind(blocks=True, least=2),
+    about=takes_blocks,
+)
+def per_block(subject: Subject, case: Case) -> None:
+    """Quantizing per group, and per expert, gives what a quantizer for each block gives."""
+    blocks = case.config.blocks
+    if blocks is None:  # a tensor without elements has none
+        return
+    got = subject.values(subject.quantizer(case), case.x)
+    expected = blocks.rows(got)
+    for block, part in enumerate(blocks.rows(case.x)):
+        alone = subject.fresh(case, one_of(case.config, block), part.shape)
+        take_over(subject, alone, case, block)
+        expected[block] = subject.values(alone, part)
+    same_bits("a loop over the blocks", got, blocks.tensor(expected, case.x.shape))
 
 
 @law(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from trainable_core.conformance.case import Case, Subject, variables
+from trainable_core.conformance.declared import Penalty, declares_penalty
 from trainable_core.conformance.law import close, law, repeatable, require, same_bits
 from trainable_core.conformance.strategies import Kind
 from trainable_core.reference.oracle import EPSILON
@@ -14,6 +16,8 @@ from trainable_core.reference.oracle import EPSILON
 SMALL = Kind(bits=(1, 8), moderate=True, finite=True, tensor=False)
 STEP = 2.0**-5
 """Distance of the finite differences."""
+
+Moved = Callable[[float], float]
 
 
 def _at(subject: Subject, case: Case, values: dict[str, Any]) -> float | None:
@@ -48,23 +52,33 @@ def regularization_gradient(subject: Subject, case: Case) -> None:
     for name, gradient in term[1].items():
         for place in np.ndindex(own[name].shape):
             got = float(gradient[place])
-            wide, narrow = (_difference(subject, case, own, name, place, step) for step in (STEP, STEP / 2))
+            moved = _moved(subject, case, own, name, place)
+            (wide, wide_bend), (narrow, bend) = (_differences(moved, term[0], step) for step in (STEP, STEP / 2))
             # The two differences differ by three quarters of the curvature's error of the first; each has the
-            # rounding of two float32 terms, of which a sum of K numbers has K roundings: 32 are allowed.
+            # rounding of two float32 terms, of which a sum of K numbers has K roundings: 32 are allowed. Between the
+            # slopes on both sides, curvature makes half the distance over half the step. What is left is a kink, as of
+            # a clip, where every slope between the two is right.
             rounding = 64 * EPSILON * (abs(term[0]) + 1) / STEP
-            allowed = 2 * abs(wide - narrow) + 2 * rounding
+            kink = max(2 * bend - wide_bend, 0.0)
+            allowed = 2 * abs(wide - narrow) + kink / 2 + 2 * rounding
             require(f"gradient of the regularization by {name}", abs(got - narrow) <= allowed, narrow, got)
 
 
-def _difference(
-    subject: Subject, case: Case, own: dict[str, Any], name: str, place: tuple[int, ...], step: float
-) -> float:
-    terms = []
-    for sign in (1, -1):
+def _moved(subject: Subject, case: Case, own: dict[str, Any], name: str, place: tuple[int, ...]) -> Moved:
+    """Return the term as a function of how far one number of a variable is moved."""
+
+    def term(by: float) -> float:
         moved = {each: value.copy() for each, value in own.items()}
-        moved[name][place] += np.float32(sign * step)
-        terms.append(_at(subject, case, moved))
-    return float((terms[0] or 0.0) - (terms[1] or 0.0)) / (2 * step)
+        moved[name][place] += np.float32(by)
+        return _at(subject, case, moved) or 0.0
+
+    return term
+
+
+def _differences(term: Moved, here: float, step: float) -> tuple[float, float]:
+    """Return the slope of the term over both sides, and the distance between the slopes on each."""
+    there, back = term(step), term(-step)
+    return (there - back) / (2 * step), abs(there - 2 * here + back) / step
 
 
 @law("A term that is added twice doubles the pull; one that is never added has none.", kind=SMALL, about=repeatable)
@@ -78,3 +92,33 @@ def regularization_once(subject: Subject, case: Case) -> None:
     require("number of terms", len(collected) == len(expected), len(expected), len(collected))
     adds = "terms that one call in training adds"
     same_bits(adds, np.asarray(collected, np.float32), np.asarray(expected, np.float32))
+
+
+@law(
+    "With another factor, or at another step, a term pulls with a strength that nobody chose.",
+    kind=SMALL,
+    about=declares_penalty,
+)
+def declared_penalty(subject: Subject, case: Case) -> None:
+    """What one call in training adds to the loss is the declared ``penalty``, and so are its gradients."""
+    quantizer = subject.quantizer(case)
+    collected = subject.adapter.collected(quantizer, case.x)
+    penalty = Penalty(quantizer, subject.state(quantizer, case).steps)
+    require("number of terms that one call in training adds", len(collected) == 1, 1, len(collected))
+    expected = penalty()
+    slopes = {name: penalty.slope(name) for name in penalty.variables}
+    # A float32 sum of K numbers has K roundings, and what each is made of has a few: 32 are allowed. Each moves the
+    # result by its own last bit, or by that of a variable.
+    count = sum(value.size for value in penalty.variables.values())
+    size = abs(expected) + sum(
+        float(np.abs(penalty.variables[name] * each.value).sum()) for name, each in slopes.items()
+    )
+    rounding = (count + 32) * EPSILON
+    close("term that one call in training adds", np.asarray(collected[0]), np.asarray(expected), rounding * size)
+    term = subject.adapter.regularization(quantizer)
+    for name, got in ({} if term is None else term[1]).items():
+        wanted = slopes[name]
+        # Where the variable is off by some of float32's last bits, the slope is off by less than it changes over the
+        # distance of the differences; and at a kink every slope between those on both sides is right.
+        allowed = 2 * wanted.kink + rounding * wanted.size
+        close(f"gradient of the term by {name}", got, wanted.value, allowed)

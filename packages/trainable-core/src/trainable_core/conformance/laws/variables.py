@@ -25,7 +25,7 @@ SWEEP = 33
 CLOSE = 2.0**-12
 """Relative distance allowed between two float32 computations of one term: vectorized and not, or with another shape."""
 
-MODERATE = Kind(bits=(3, 8), moderate=True, finite=True)
+MODERATE = Kind(bits=(3, 8), moderate=True, finite=True, blocks=False)
 
 
 @law(
@@ -161,7 +161,7 @@ def _close(what: str, got: NDArray[Any], expected: NDArray[Any]) -> None:
 
 @law(
     "A gradient of the wrong sign drives its variable away from where the loss is small.",
-    kind=Kind(bits=(4, 8), moderate=True, finite=True),
+    kind=Kind(bits=(4, 8), moderate=True, finite=True, blocks=False),
     about=has_no_oracle,
 )
 def gradient_direction(subject: Subject, case: Case) -> None:

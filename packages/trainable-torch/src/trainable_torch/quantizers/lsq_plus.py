@@ -1,0 +1,46 @@
+"""LSQ+; defined by `trainable_core.reference.lsq_plus`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from mct_quantizers import QuantizationMethod, QuantizationTarget, mark_quantizer
+from numpy.typing import NDArray
+from torch import Tensor
+
+from trainable_core.constants import RANGE_MAX, RANGE_MIN
+from trainable_core.enums import TrainingMethod
+from trainable_core.reference import lsq_plus
+from trainable_torch import ops
+from trainable_torch.quantizers.lsq import LsqQuantizer
+
+METHODS = [QuantizationMethod.UNIFORM]
+
+
+class LsqPlusQuantizer(LsqQuantizer):
+    """Scale and offset of a range learn with the weights; see `trainable_core.reference.lsq_plus`."""
+
+    declaration = lsq_plus.METHOD
+
+    def encode_grid(self, numbers: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Return scale and offset of a range."""
+        return lsq_plus.encode_grid(numbers, self.quantization_config.n_bits)
+
+    def decode_grid(self, variables: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the range."""
+        last = 2**self.quantization_config.n_bits - 1
+        scale, offset = variables[lsq_plus.SCALE], variables[lsq_plus.OFFSET]
+        # as short as a grid's scale: so the product is exact, and a compiler may contract it with the sum
+        short = ((scale.detach().view(torch.int32) + last) & ~last).view(torch.float32)
+        return {RANGE_MIN: offset, RANGE_MAX: offset + ops.straight_through(short, scale) * float(last)}
+
+
+@mark_quantizer(QuantizationTarget.Weights, METHODS, TrainingMethod.LSQ_PLUS)
+class LsqPlusWeightsQuantizer(LsqPlusQuantizer):
+    """LSQ+ for weights."""
+
+
+@mark_quantizer(QuantizationTarget.Activation, METHODS, TrainingMethod.LSQ_PLUS)
+class LsqPlusActivationQuantizer(LsqPlusQuantizer):
+    """LSQ+ for activations."""
