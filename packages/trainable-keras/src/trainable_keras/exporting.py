@@ -16,7 +16,7 @@ from trainable_core.errors import InvalidArgumentError, ModelError, QuantizerSta
 from trainable_core.export import channels_first, qdq, qonnx
 from trainable_core.export.network import Network, Step
 from trainable_core.export.report import ExportReport
-from trainable_core.export.source import QuantizerRecord
+from trainable_core.export.source import NAME_TARGET, QuantizerRecord
 from trainable_core.export.tflite import document
 from trainable_core.export.tflite.lowering import lower
 from trainable_core.qparams import QParams
@@ -73,6 +73,12 @@ def require_finalized(framework: Framework, model: Any, verb: str) -> None:
             kind = f"{type(quantizer).__module__}.{type(quantizer).__name__}"
             problem = f"{name} is a {kind}, whose codes are not known"
             raise UnsupportedConfigError(verb, problem, "a quantizer's convert2inferable returns one of this package.")
+        elif quantizer.native:
+            problem = f"{name} is of the kind {quantizer.native}, whose scales no file format here holds"
+            raise UnsupportedConfigError(verb, problem, NAME_TARGET)
+        elif quantizer.levels:
+            problem = f"{name} has values of a table, which integer kernels don't have"
+            raise UnsupportedConfigError(verb, problem, NAME_TARGET)
 
 
 def named_quantizers(model: Any) -> Iterator[tuple[str, Any]]:
