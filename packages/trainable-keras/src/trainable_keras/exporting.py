@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from trainable_core.documents.files import as_path, require_writable
 from trainable_core.enums import TieRule
 from trainable_core.errors import InvalidArgumentError, ModelError, QuantizerStateError, UnsupportedConfigError, nearest
-from trainable_core.export import channels_first, qdq, qonnx
+from trainable_core.export import channels_first, qdq, qonnx, verification
 from trainable_core.export.network import Network, Step
 from trainable_core.export.report import ExportReport
 from trainable_core.export.source import NAME_TARGET, QuantizerRecord
@@ -29,7 +29,7 @@ from trainable_keras.parts import KerasHolder, KerasWrapper, key_of, plan_of, to
 from trainable_keras.steps import Shape, Told, activation_of, told
 from trainable_keras.wrapping import state_of
 
-TARGETS = (document.TARGET, qdq.TARGET, qonnx.TARGET)
+TARGETS = (document.TARGET, verification.TARGET, qonnx.TARGET)
 """What `export` can write."""
 
 

@@ -65,8 +65,10 @@ class _Turning:
             self._step(step)
         for name in network.outputs:
             result = f"{name}/output"
-            perm = {"perm": LAST} if self._is_image(name) else {}
-            self._node("Transpose" if perm else "Identity", [self.names[name]], result, **perm)
+            if self._is_image(name):
+                self._node("Transpose", [self.names[name]], result, perm=LAST)
+            else:
+                self._node("Identity", [self.names[name]], result)
             outputs.append(self._info(self.nodes[-1].output[0], network.shapes[name]))
         graph = helper.make_graph(self.nodes, "model", inputs, outputs, self.constants, value_info=self._shapes())
         opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, 1)]
