@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from os import PathLike
 from typing import Any
 
 from trainable_core.backend.description import Description
+from trainable_core.backend.reconstruction import Reconstruction
 from trainable_core.export.report import ExportReport
 from trainable_core.export.verification import VerificationReport
 from trainable_core.recipe.document import RecipeSource
@@ -14,9 +15,11 @@ from trainable_keras import (
     calibration,
     callback,
     description,
+    distillation,
     exporting,
     finalized,
     mctq,
+    reconstruction,
     serialization,
     statistics,
     training,
@@ -288,6 +291,110 @@ def training_callback(
     framework = framework_of(qmodel, "training_callback: the model")
     return callback.training_callback(
         framework, qmodel, freeze_at=freeze_at, batches=batches, forward=forward, log=log, log_every=log_every
+    )
+
+
+def distill(
+    qmodel: Any,
+    teacher: Any,
+    *,
+    temperature: float = 1.0,
+    logits: float = 1.0,
+    features: Mapping[str, float] | Sequence[str] | None = None,
+    axis: int = -1,
+) -> Any:
+    """Return a model that trains a wrapped one: its losses have the term that the one learns from its teacher by.
+
+    Parameters
+    ----------
+    qmodel : keras.Model
+        A wrapped, calibrated model.
+    teacher : keras.Model
+        The float model, or any other of the same outputs; it is called in inference mode and does not learn.
+    temperature : float
+        Of the softmax of both models' logits.
+    logits : float
+        Factor of the term for the logits, the first output; 0 leaves them out.
+    features : mapping of str to float, or sequence of str, optional
+        Layers whose outputs are to be those of the teacher's layers of the same names, with the factors of their mean
+        squared distances. A convolution with a folded batch norm gives what the teacher's batch norm gives: name that.
+    axis : int
+        Axis of the classes.
+
+    Returns
+    -------
+    keras.Model
+        Compile it and call its `fit`; or call it with ``training=True`` in a loop of your own, and minimize its
+        `losses` too. It trains `qmodel` itself, which is what you save and finalize.
+
+    Raises
+    ------
+    ModelError
+        When `qmodel` is not wrapped, or the teacher is no model of the same Keras.
+    InvalidArgumentError
+        When a factor is negative, a name is unknown, or all factors are 0.
+    ShapeMismatchError
+        In a call, when outputs or features of the two models differ in shape.
+    """
+    framework = framework_of(qmodel, "distill: the model")
+    return distillation.distill(
+        framework, qmodel, teacher, temperature=temperature, logits=logits, features=features, axis=axis
+    )
+
+
+def reconstruct(
+    qmodel: Any,
+    batches: Iterable[Any],
+    *,
+    forward: Callable[[Any, Any], Any] | None = None,
+    learning_rate: float = 0.01,
+    progress: bool | None = None,
+) -> Reconstruction:
+    """Learn the roundings of a model's weights layer by layer, against what the float model's layers give.
+
+    Parameters
+    ----------
+    qmodel : keras.Model
+        A wrapped, calibrated model with weights of training method ADAROUND; these are changed in place.
+    batches : iterable
+        What the model is called with, as for `calibrate`; some hundred inputs without labels. All are kept in memory,
+        with the inputs and outputs of one layer at a time.
+    forward : callable, optional
+        ``forward(qmodel, batch)`` instead, when batches need another call.
+    learning_rate : float
+        Of Adam.
+    progress : bool, optional
+        Whether to show a progress bar; by default when a terminal is there.
+
+    Returns
+    -------
+    Reconstruction
+        The distances of each layer's outputs from the float model's, before and after; prints as a table.
+
+    Raises
+    ------
+    ModelError
+        When the model is not wrapped, or has no weights of training method ADAROUND; or when the batches don't reach
+        such a layer.
+    QuantizerStateError
+        When a quantizer has no numbers yet.
+    CalibrationError
+        When there are no batches.
+
+    Notes
+    -----
+    Layers are taken in the order in which they are called. Each learns on the inputs that it has behind the quantized
+    layers before it, and is to give what it gives in the float model (Nagel et al. 2020, equation 25), for as many
+    steps as the schedule of its method lasts, a batch at each. The loss is the squared distance, summed over channels
+    and averaged over the rest, and the regularizer.
+    """
+    return reconstruction.reconstruct(
+        framework_of(qmodel, "reconstruct: the model"),
+        qmodel,
+        batches,
+        forward=forward,
+        learning_rate=learning_rate,
+        progress=progress,
     )
 
 
