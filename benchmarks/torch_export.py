@@ -143,6 +143,9 @@ def row_of(name: str, width: str, deployed: nn.Module, x: Tensor, folder: Path, 
     codes = sum(each.framework.codes for each in rows if each.framework)
     apart = sum(each.framework.different for each in rows if each.framework)
     largest = max((each.framework.largest for each in rows if each.framework), default=0)
+    alone = [each.alone for each in rows if each.alone is not None]
+    share = sum(each.different for each in alone) / max(sum(each.codes for each in alone), 1)
+    step = max((each.largest for each in alone), default=0)
     numpy = sum(each.numpy.different for each in found.rows if each.numpy)
     certified = sum(each.framework.different for each in certain if each.framework)
     speed = 1 / interleaved(runner(plain, x), {"": runner(path, x)}, rounds)[""]
@@ -152,6 +155,7 @@ def row_of(name: str, width: str, deployed: nn.Module, x: Tensor, folder: Path, 
         f"{codes:,}",
         numpy,
         f"{apart} (by {largest})" if apart else 0,
+        f"{1e6 * share:.1f} (by {step})" if share else 0,
         f"{certified} in {len(certain)} of {len(rows)} rows",
         len(found.changed),
         len(written.islands),
@@ -170,6 +174,7 @@ def main() -> None:
         "codes",
         "NumPy against the runtime: differ",
         "framework against the runtime: differ",
+        "the same in each layer alone, per million",
         "of which certified",
         "constants that are not the model's",
         "float islands",
