@@ -15,6 +15,8 @@ class TrainingMethod(str, Enum):
     """Learned step size quantization: thresholds learn with the weights (Esser et al., ICLR 2020)."""
     DQA = "DQA"
     """DNN quantization with attention: a softmax over bit widths anneals to one of them (Hacene et al., 2021)."""
+    ADAROUND = "ADAROUND"
+    """Adaptive rounding: whether each weight is rounded up or down learns (Nagel et al., ICML 2020)."""
     DYNAMIC = "DYNAMIC"
     """Dynamic activations: scales are computed from the tensor itself, per token or per tensor."""
     TQT = "TQT"

@@ -499,7 +499,7 @@ class BaseTrainableQuantizer:
                     self.add_quantizer_variable(variable_name, np.full(variable_shape, np.nan, np.float32))
             for own in map(own_variable, self.own_variables):
                 if own.initial is not None:
-                    value = np.full(own.shape(variable_shape), own.initial, np.float32)
+                    value = np.full(own.shape(variable_shape, self.values_shape or ()), own.initial, np.float32)
                     self.add_quantizer_variable(own.name, value, own.group, trained=True)
             if self.counts_steps:
                 self.add_step()
@@ -738,7 +738,8 @@ class BaseTrainableQuantizer:
         }
         if self.modifiers:
             document["modifiers"] = {each.name: each.model_dump(mode="json") for each in self.modifiers}
-            document["tensor_shape"] = None if self.tensor_shape is None else list(self.tensor_shape)
+        if self.tensor_shape and (self.modifiers or any(own_variable(each).per_element for each in self.own_variables)):
+            document["tensor_shape"] = list(self.tensor_shape)
         return {**document, "step": self.counted_steps} if self.counts_steps else document
 
     @classmethod
@@ -786,8 +787,11 @@ class BaseTrainableQuantizer:
         own = self.initialize_quantization(given if tensor_ndim else None, "restored", None)
         if set(own) != set(variables):
             raise InvalidArgumentError(f"{self.subject}: variables", f"needed {list(own)}, got {list(variables)}")
-        for name, value in variables.items():
-            if tuple(own[name].shape) != value.shape:
+        for name, given_value in variables.items():
+            shape_of_own = tuple(own[name].shape)
+            # the lists of a document don't tell the dimensions behind one that is empty
+            value = given_value if given_value.size else given_value.reshape(shape_of_own)
+            if shape_of_own != value.shape:
                 raise ShapeMismatchError(f"{self.subject}: {name}", f"shape {tuple(own[name].shape)}", value.shape)
             self.assign(own[name], value)
 

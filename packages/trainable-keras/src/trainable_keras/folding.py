@@ -379,11 +379,14 @@ def fold_quantized(framework: Framework, layer: Any, norm: Any) -> str:
         float64(norm.moving_mean), inverse_deviation, float64(norm.gamma), float64(norm.beta)
     )
     quantizers = layer.weights_quantizers if isinstance(layer, KerasWrapper) else {}
-    quantizer, kernel = quantizers.get(attribute), framework.types.find_weight(layer, str(attribute))
+    quantizer: Any = quantizers.get(str(attribute))
+    kernel: Any = framework.types.find_weight(layer, str(attribute))
     if quantizer is None or not quantizer.quantization_config.enabled:
         folded, bias = folding.fold(float64(kernel), float64(layer.bias), gain, shift, axes)
     elif quantizer.deploys_itself:
         return "the quantizer converts itself"
+    elif quantizer.quantization_config.blocks is not None:
+        return "the layer's weight has scales for groups along its inputs"
     elif len(axes) > 1 and kernel.shape[axes[1]] != 1:
         return "the layer's channels are along two axes of its kernel"
     else:

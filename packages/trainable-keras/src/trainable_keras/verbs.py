@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from os import PathLike
 from typing import Any
 
 from trainable_core.backend.description import Description
+from trainable_core.backend.reconstruction import Reconstruction
 from trainable_core.export.report import ExportReport
 from trainable_core.export.verification import VerificationReport
 from trainable_core.recipe.document import RecipeSource
@@ -14,9 +15,11 @@ from trainable_keras import (
     calibration,
     callback,
     description,
+    distillation,
     exporting,
     finalized,
     mctq,
+    reconstruction,
     serialization,
     statistics,
     training,
@@ -291,6 +294,110 @@ def training_callback(
     )
 
 
+def distill(
+    qmodel: Any,
+    teacher: Any,
+    *,
+    temperature: float = 1.0,
+    logits: float = 1.0,
+    features: Mapping[str, float] | Sequence[str] | None = None,
+    axis: int = -1,
+) -> Any:
+    """Return a model that trains a wrapped one: its losses have the term that the one learns from its teacher by.
+
+    Parameters
+    ----------
+    qmodel : keras.Model
+        A wrapped, calibrated model.
+    teacher : keras.Model
+        The float model, or any other of the same outputs; it is called in inference mode and does not learn.
+    temperature : float
+        Of the softmax of both models' logits.
+    logits : float
+        Factor of the term for the logits, the first output; 0 leaves them out.
+    features : mapping of str to float, or sequence of str, optional
+        Layers whose outputs are to be those of the teacher's layers of the same names, with the factors of their mean
+        squared distances. A convolution with a folded batch norm gives what the teacher's batch norm gives: name that.
+    axis : int
+        Axis of the classes.
+
+    Returns
+    -------
+    keras.Model
+        Compile it and call its `fit`; or call it with ``training=True`` in a loop of your own, and minimize its
+        `losses` too. It trains `qmodel` itself, which is what you save and finalize.
+
+    Raises
+    ------
+    ModelError
+        When `qmodel` is not wrapped, or the teacher is no model of the same Keras.
+    InvalidArgumentError
+        When a factor is negative, a name is unknown, or all factors are 0.
+    ShapeMismatchError
+        In a call, when outputs or features of the two models differ in shape.
+    """
+    framework = framework_of(qmodel, "distill: the model")
+    return distillation.distill(
+        framework, qmodel, teacher, temperature=temperature, logits=logits, features=features, axis=axis
+    )
+
+
+def reconstruct(
+    qmodel: Any,
+    batches: Iterable[Any],
+    *,
+    forward: Callable[[Any, Any], Any] | None = None,
+    learning_rate: float = 0.01,
+    progress: bool | None = None,
+) -> Reconstruction:
+    """Learn the roundings of a model's weights layer by layer, against what the float model's layers give.
+
+    Parameters
+    ----------
+    qmodel : keras.Model
+        A wrapped, calibrated model with weights of training method ADAROUND; these are changed in place.
+    batches : iterable
+        What the model is called with, as for `calibrate`; some hundred inputs without labels. All are kept in memory,
+        with the inputs and outputs of one layer at a time.
+    forward : callable, optional
+        ``forward(qmodel, batch)`` instead, when batches need another call.
+    learning_rate : float
+        Of Adam.
+    progress : bool, optional
+        Whether to show a progress bar; by default when a terminal is there.
+
+    Returns
+    -------
+    Reconstruction
+        The distances of each layer's outputs from the float model's, before and after; prints as a table.
+
+    Raises
+    ------
+    ModelError
+        When the model is not wrapped, or has no weights of training method ADAROUND; or when the batches don't reach
+        such a layer.
+    QuantizerStateError
+        When a quantizer has no numbers yet.
+    CalibrationError
+        When there are no batches.
+
+    Notes
+    -----
+    Layers are taken in the order in which they are called. Each learns on the inputs that it has behind the quantized
+    layers before it, and is to give what it gives in the float model (Nagel et al. 2020, equation 25), for as many
+    steps as the schedule of its method lasts, a batch at each. The loss is the squared distance, summed over channels
+    and averaged over the rest, and the regularizer.
+    """
+    return reconstruction.reconstruct(
+        framework_of(qmodel, "reconstruct: the model"),
+        qmodel,
+        batches,
+        forward=forward,
+        learning_rate=learning_rate,
+        progress=progress,
+    )
+
+
 def finalize(qmodel: Any) -> Any:
     """Return a new model with inferable quantizers, which gives bit for bit what `qmodel` gives in inference.
 
@@ -346,7 +453,14 @@ def to_mctq(model: Any) -> Any:
     return mctq.to_mctq(framework_of(model, "to_mctq: the model"), model)
 
 
-def export(deployed: Any, path: str | PathLike[str], target: str = "tflite", *, packed: bool = False) -> ExportReport:
+def export(
+    deployed: Any,
+    path: str | PathLike[str],
+    target: str = "tflite",
+    *,
+    packed: bool = False,
+    external_data: bool | None = None,
+) -> ExportReport:
     """Write a deployed model for a runtime, with the very integers that it computes with.
 
     Parameters
@@ -355,12 +469,16 @@ def export(deployed: Any, path: str | PathLike[str], target: str = "tflite", *, 
         What `finalize` returned, a functional or Sequential model; left as it is.
     path : path
         File to write; an old one is replaced only once the new one is complete on disk.
-    target : {"tflite"}
+    target : {"tflite", "onnx", "qonnx"}
         ``tflite``: integers throughout, for TensorFlow Lite (LiteRT). The file's inputs and outputs are int8 codes; its
-        grids say which real numbers they stand for. The number of rows is free.
+        grids say which real numbers they stand for. ``onnx``: QuantizeLinear and DequantizeLinear with integer
+        constants, for ONNX Runtime and OpenVINO. ``qonnx``: ``Quant`` nodes with the true widths, for FPGA flows. The
+        number of rows is free.
     packed : bool
         Whether weights of at most 4 bits stand two in a byte. The runtime computes them with kernels of its own then,
-        which round twice; with 8 bits for each, the file gives what the model gives.
+        which round twice; with 8 bits for each, the file gives what the model gives. For ``tflite`` alone.
+    external_data : bool, optional
+        Whether large constants of an ONNX file go into a second file beside it; by default from one gigabyte on.
 
     Returns
     -------
@@ -374,26 +492,27 @@ def export(deployed: Any, path: str | PathLike[str], target: str = "tflite", *, 
     QuantizerStateError
         When it is not finalized.
     UnsupportedConfigError
-        When integer kernels can't compute something; names the layer, and says why.
+        When the target can't express something; names the layer, and says why.
     InvalidArgumentError
-        When the target is unknown.
+        When the target is unknown, or an argument is not for it.
     MissingLibraryError
-        When neither LiteRT nor TensorFlow is installed; names the extra.
+        When a library that the target needs is not installed; names the extra.
     DocumentError
         When the file can't be written.
     """
-    return exporting.export(framework_of(deployed, "export: the model"), deployed, path, target, packed=packed)
+    framework = framework_of(deployed, "export: the model")
+    return exporting.export(framework, deployed, path, target, packed=packed, external_data=external_data)
 
 
 def verify(deployed: Any, path: str | PathLike[str], batches: Iterable[Any]) -> VerificationReport:
-    """Run a file in LiteRT, and compare every code with the model's and with NumPy's.
+    """Run a file in LiteRT or ONNX Runtime, and compare every code with the model's and with NumPy's.
 
     Parameters
     ----------
     deployed : keras.Model
         The finalized model that `export` wrote.
     path : path
-        What `export` wrote.
+        What `export` wrote for the target ``tflite`` or ``onnx``.
     batches : iterable of batches
         As `calibrate` takes them.
 
@@ -415,7 +534,7 @@ def verify(deployed: Any, path: str | PathLike[str], batches: Iterable[Any]) -> 
     DocumentError
         When the file is missing, damaged, or was not written by `export`.
     MissingLibraryError
-        When neither LiteRT nor TensorFlow is installed; names the extra.
+        When the runtime is not installed; names the extra.
     """
     return verifying.verify(framework_of(deployed, "verify: the model"), deployed, path, batches)
 

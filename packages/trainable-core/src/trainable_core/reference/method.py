@@ -48,6 +48,8 @@ class OwnVariable:
         Value that the base class creates it with; None: the method's `add_variables` creates it.
     group : VariableGroup
         The optimizer group that it belongs to.
+    per_element : bool
+        Whether there is one value for each element of the tensor.
 
     Examples
     --------
@@ -59,14 +61,15 @@ class OwnVariable:
     per_channel: bool = False
     initial: float | None = None
     group: VariableGroup = VariableGroup.QPARAMS
+    per_element: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name.isidentifier():
             raise InvalidArgumentError("OwnVariable", f"name must be an identifier, got {self.name!r}")
 
-    def shape(self, threshold: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the shape of a variable that the base class creates, from the shape of the threshold."""
-        return threshold if self.per_channel else ()
+    def shape(self, threshold: tuple[int, ...], tensor: tuple[int, ...] = ()) -> tuple[int, ...]:
+        """Return the shape of a variable that the base class creates, from those of the threshold and the tensor."""
+        return tensor if self.per_element else threshold if self.per_channel else ()
 
 
 @dataclass(frozen=True)

@@ -130,6 +130,8 @@ def fold_quantized(layer: Any, norm: Any, quantizer: Any) -> str:
     if transposed and layer.groups > 1:
         return "the channels of the layer's groups are along two axes of its weight"
     config = quantizer.quantization_config
+    if config.blocks is not None:
+        return "the layer's weight has scales for groups along its inputs"
     found = fold_codes(
         quantizer.to_numpy(quantizer(layer.weight.float(), training=False)),
         quantizer.current_qparams(),

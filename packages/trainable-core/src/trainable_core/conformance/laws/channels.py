@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from trainable_core.conformance.case import Case, Config, Subject, variables
-from trainable_core.conformance.declared import channel_by_channel
+from trainable_core.conformance.declared import channel_by_channel, treats_elements_alike
 from trainable_core.conformance.law import law, same_bits
 from trainable_core.conformance.strategies import Kind
 
@@ -102,7 +102,7 @@ def per_block(subject: Subject, case: Case) -> None:
 @law(
     "Layers keep their channels on different axes, and an axis may be counted from either end.",
     kind=Kind(per_channel=True, least=1),
-    about=of_weights,
+    about=lambda subject: of_weights(subject) and treats_elements_alike(subject),
 )
 def channels_axis(subject: Subject, case: Case) -> None:
     """Values stay the same when the axis is counted from the other end, or the channels are moved to the front."""

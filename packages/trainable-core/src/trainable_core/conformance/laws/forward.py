@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from trainable_core.conformance.case import Case, Subject, grid
-from trainable_core.conformance.declared import snaps_its_input
+from trainable_core.conformance.declared import snaps_its_input, treats_elements_alike
 from trainable_core.conformance.law import law, require, same_bits
 from trainable_core.conformance.strategies import Kind
 from trainable_core.enums import TieRule
@@ -96,6 +96,7 @@ def saturation(subject: Subject, case: Case) -> None:
 @law(
     "Where a value falls while its input grows, gradient descent moves the weight in the wrong direction.",
     kind=PER_TENSOR,
+    about=treats_elements_alike,
     of_grid=True,
 )
 def monotonicity(subject: Subject, case: Case) -> None:

@@ -54,7 +54,9 @@ def declared_variables(subject: Subject, case: Case) -> None:
             threshold = tuple(quantizer.structure.shape)
             require(f"shape of {own.name}, which is declared per channel", shape == threshold, threshold, shape)
         if own.initial is not None:
-            expected = np.full(own.shape(tuple(quantizer.structure.shape)), own.initial, np.float32)
+            expected = np.full(
+                own.shape(tuple(quantizer.structure.shape), quantizer.values_shape or ()), own.initial, np.float32
+            )
             equal = shape == expected.shape and (values[own.name] == expected).all()
             require(f"initial value of {own.name}", equal, expected, values[own.name])
 
