@@ -269,7 +269,7 @@ def test_a_weight_whose_inputs_are_nowhere_known_has_no_groups() -> None:
 def test_a_table_has_no_groups() -> None:
     with pytest.raises(UnsupportedConfigError, match=r'fc.weight: LUT_SYM_QUANTIZER.*\n.*"granularity": "channel"'):
         plan(FC, method="LUT_SYM_QUANTIZER", group_size=32)
-    with pytest.raises(UnsupportedConfigError, match="experts.up: LUT_POT_QUANTIZER"):
+    with pytest.raises(UnsupportedConfigError, match=r"experts.up: LUT_POT_QUANTIZER"):
         plan(EXPERTS, method="LUT_POT_QUANTIZER")
 
 
