@@ -266,6 +266,13 @@ def test_a_weight_whose_inputs_are_nowhere_known_has_no_groups() -> None:
         plan(odd, group_size=2)
 
 
+def test_a_table_has_no_groups() -> None:
+    with pytest.raises(UnsupportedConfigError, match=r'fc.weight: LUT_SYM_QUANTIZER.*\n.*"granularity": "channel"'):
+        plan(FC, method="LUT_SYM_QUANTIZER", group_size=32)
+    with pytest.raises(UnsupportedConfigError, match=r"experts.up: LUT_POT_QUANTIZER"):
+        plan(EXPERTS, method="LUT_POT_QUANTIZER")
+
+
 def test_an_integer_bias_needs_one_scale_for_a_sum_of_products() -> None:
     layer = LayerInfo("fc", "linear", FC.weights, bias="bias")
     recipe = QuantizationRecipe.model_validate({"weights": weights(group_size=32), "bias": "int32", "target": "native"})

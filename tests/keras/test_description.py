@@ -40,6 +40,7 @@ def test_a_row_tells_everything_about_its_quantizer() -> None:
                 params={"threshold": [1.0, 0.25]},
                 state="trainable",
                 quantizer="LsqWeightsQuantizer",
+                granularity="channel (axis 1)",
             ),
             DescriptionRow(
                 layer="fc",
@@ -53,6 +54,7 @@ def test_a_row_tells_everything_about_its_quantizer() -> None:
                 params={"threshold": 3.0, "is_signed": False},
                 state="trainable",
                 quantizer="LsqActivationQuantizer",
+                granularity="tensor",
             ),
         ),
         left_out={},

@@ -385,6 +385,9 @@ class QuantizationRecipe(Document):
     ) -> QuantizerPlan:
         subject = f"{layer.name}.{attribute}"
         per_channel, group_size = section.grouping != "tensor", section.inputs_of_a_group
+        if section.method in LUT_METHODS and (group_size is not None or info.experts_axis is not None):
+            problem = f"{section.method} has one threshold per tensor or channel, and none for groups or experts"
+            raise UnsupportedConfigError(subject, problem, GROUPS_HINT)
         if group_size is not None and info.inputs_axis is None:
             if layer.op != "depthwise_conv":  # whose outputs have one input each
                 problem = "it is not known along which axis its inputs lie, so it has no groups"
