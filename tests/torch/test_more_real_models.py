@@ -169,4 +169,12 @@ def test_the_matrices_of_all_experts_are_quantized(name: str) -> None:
 
 def test_experts_are_refused_before_training_where_a_target_has_no_scales_for_them() -> None:
     with pytest.raises(UnsupportedConfigError, match=r"experts.gate_up_proj.*experts, and mctq.*\n.*target: native"):
-        trainable_torch.wrap(build("mixtral")[0], RECIPE)
+        trainable_torch.wrap(build("mixtral")[0], {**RECIPE, "target": "mctq"})
+
+
+def test_experts_are_quantized_where_no_target_is_named() -> None:
+    qmodel = trainable_torch.calibrate(trainable_torch.wrap(build("mixtral")[0], {"weights": RECIPE["weights"]}))
+    rows = {row.granularity for row in trainable_torch.describe(qmodel).rows if row.tensor == "down_proj"}
+    assert rows == {"expert (axis 0), channel (axis 1)"}
+    with pytest.raises(UnsupportedConfigError, match="mctq"):
+        trainable_torch.to_mctq(trainable_torch.finalize(qmodel))

@@ -401,7 +401,9 @@ class QuantizationRecipe(Document):
             op=layer.op,
             per_channel=per_channel,
         )
-        self._target.check_blocks(subject, groups=group_size is not None, experts=info.experts_axis is not None)
+        # a recipe that names no target deploys by `finalize`, which has quantizers of its own for experts
+        has_experts = info.experts_axis is not None and "target" in self.model_fields_set
+        self._target.check_blocks(subject, groups=group_size is not None, experts=has_experts)
         config = TrainableQuantizerWeightsConfig(
             weights_quantization_method=section.method,
             weights_n_bits=section.n_bits,
