@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from trainable_core.config import TrainableQuantizerActivationConfig, TrainableQuantizerWeightsConfig
 from trainable_core.constants import THRESHOLD
-from trainable_core.enums import LUT_METHODS, QuantizationMethod
+from trainable_core.enums import QuantizationMethod
 from trainable_core.errors import (
     DocumentError,
     InvalidArgumentError,
@@ -187,14 +187,17 @@ def refuses_configs_it_is_not_for(cls: type[Any]) -> None:
     own, other = (weights_config, activation_config) if weights else (activation_config, weights_config)
     refused(lambda: cls(other()), UnsupportedConfigError, (cls.__name__, "Activation" if weights else "Weights"))
     prefix = own().prefix
+    grids = [grid.name for grid in cls.quantization_method]
+    fields = {f"{prefix}_n_bits": 2, f"{prefix}_quantization_params": {}}  # a width that every method has
     for method in QuantizationMethod:
-        config = own(**{f"{prefix}_quantization_method": method})
-        if method in LUT_METHODS:
-            refused(lambda config=config: cls(config), UnsupportedConfigError, (cls.__name__, str(method), "UNIFORM"))
-        else:
+        config = own(**{**fields, f"{prefix}_quantization_method": method})
+        if method.name in grids:
             assert cls(config).quantization_config is config
+        else:
+            refused(lambda config=config: cls(config), UnsupportedConfigError, (cls.__name__, str(method), grids[0]))
     refused(lambda: cls(None), InvalidArgumentError, (cls.__name__, "NoneType"))
-    refused(lambda: cls(own(), freeze_quant_params=1), InvalidArgumentError, (cls.__name__, "freeze_quant_params"))
+    good = own(**{**fields, f"{prefix}_quantization_method": grids[0]})
+    refused(lambda: cls(good, freeze_quant_params=1), InvalidArgumentError, (cls.__name__, "freeze_quant_params"))
 
 
 RUBBISH: dict[str, tuple[Any, str]] = {
