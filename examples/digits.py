@@ -15,7 +15,7 @@ from sklearn.model_selection import train_test_split
 
 BATCH = 64
 FLOAT_EPOCHS = 60
-RECIPE = Path(__file__).parent / "recipes" / "w4a4_lsq.yaml"
+RECIPES = Path(__file__).parent / "recipes"
 
 Images = NDArray[np.float32]
 Labels = NDArray[np.int64]
@@ -57,10 +57,10 @@ def batches(images: Images, labels: Labels, *, epochs: int, seed: int) -> Iterat
             yield windows[chosen, down, right], labels[chosen]
 
 
-def options(description: str | None, out: str) -> argparse.Namespace:
+def options(description: str | None, out: str, recipe: str) -> argparse.Namespace:
     """Read the command line: recipe, epochs of quantized training, seed, and the file that the figures go to."""
     parser = argparse.ArgumentParser(description=(description or "").split("\n", 1)[0])
-    parser.add_argument("--recipe", default=RECIPE, type=Path, help="recipe, YAML or JSON")
+    parser.add_argument("--recipe", default=RECIPES / recipe, type=Path, help="recipe, YAML or JSON")
     help_epochs = f"epochs of quantized training (training in float takes {FLOAT_EPOCHS})"
     parser.add_argument("--epochs", default=30, type=int, help=help_epochs)
     parser.add_argument("--seed", default=0, type=int, help="seed of data split, initialization and order")

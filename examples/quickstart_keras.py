@@ -85,7 +85,7 @@ def accuracy(model: Any, x: digits.Images, y: digits.Labels) -> float:
 
 def main() -> None:
     """Run the six steps and report."""
-    options = digits.options(__doc__, "quickstart_keras.json")
+    options = digits.options(__doc__, "quickstart_keras.json", "w4a4_lsq.yaml")
     started = time.perf_counter()
     keras.utils.set_random_seed(options.seed)
     data = digits.load(options.seed)

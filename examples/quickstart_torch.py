@@ -120,7 +120,7 @@ def ship(model: nn.Module, deployed: nn.Module, x: Tensor) -> dict[str, float]:
 
 def main() -> None:
     """Run the steps and report."""
-    options = digits.options(__doc__, "quickstart_torch.json")
+    options = digits.options(__doc__, "quickstart_torch.json", "w4a8_pot_lsq.yaml")
     started = time.perf_counter()
     torch.manual_seed(options.seed)
     data = digits.load(options.seed)

@@ -30,6 +30,7 @@ TORCH_SCRIPTS = (
     "torch_linearity",
     "torch_hops",
     "torch_small_layers",
+    "torch_export",
 )
 KERAS_SCRIPTS = ("keras_kernels", "keras_steps")
 KERAS_VERSIONS = ((KERAS_TESTS, keras_on("tensorflow")), (KERAS_2_TESTS, KERAS_2), (KERAS_2_TF215_TESTS, TENSORFLOW))

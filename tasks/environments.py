@@ -93,6 +93,8 @@ LINT = Environment("lint", ["ruff", "numpydoc", "import-linter"])
 CORE_TESTS = Environment("core", [*CORE, "pytest-xdist"])
 # The type checker is here because it needs torch's own annotations, and a second installation of torch is a gigabyte.
 WITH_ONNX = ("-e", "packages/trainable-core[onnx]", "-e", "packages/trainable-torch[onnx]")
+# Elsewhere TensorFlow is there, which has an interpreter of its own: the tests run with either.
+WITH_LITERT = ("-e", "packages/trainable-core[tflite]", "-e", "packages/trainable-keras[tflite]")
 TORCH_TESTS = Environment("torch", [*WITH_TORCH, *WITH_ONNX, *TRAINERS, "mypy", "nox", "types-PyYAML"])
 KERAS_TESTS = Environment("keras", [*WITH_KERAS, "keras", "tensorflow-cpu"])
 # The other engines of Keras 3 have no TensorFlow beside them, so nothing can fall back on it.
@@ -101,10 +103,8 @@ KERAS_TORCH_TESTS = Environment("keras-torch", [*WITH_KERAS, "keras", "torch"])
 KERAS_2_TESTS = Environment("keras-2", [*WITH_KERAS, "tensorflow-cpu", "tf-keras"], "tensorflow-2.21")
 KERAS_2_TF215_TESTS = Environment("keras-2-tf215", [*WITH_KERAS, "tensorflow-cpu"], "tensorflow-2.15")
 # All frameworks together: each backend must leave the others alone.
-CROSS_TESTS = Environment(
-    "cross",
-    [*WITH_KERAS, "-e", "packages/trainable-torch", *WITH_ONNX, "keras", "tensorflow-cpu", "tf-keras", "torch"],
-)
+WITH_ALL = ("-e", "packages/trainable-torch", "keras", "tensorflow-cpu", "tf-keras", "torch")
+CROSS_TESTS = Environment("cross", [*WITH_KERAS, *WITH_ALL, *WITH_ONNX, *WITH_LITERT])
 MINIMUMS = Environment("minimums", WITH_TORCH, "minimums")
 MAXIMUMS_TORCH = Environment("maximums-torch", WITH_TORCH, None)
 MAXIMUMS_KERAS = Environment("maximums-keras", [*WITH_KERAS, "keras", "tensorflow-cpu"], None)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
+from tests.kit import is_whole
 from trainable_core.config import TrainableQuantizerActivationConfig, TrainableQuantizerWeightsConfig
 from trainable_core.constants import RANGE_MAX, RANGE_MIN, SIGNED, THRESHOLD
 from trainable_core.enums import QuantizationMethod, QuantizationTarget
@@ -43,10 +44,11 @@ class Kind:
 
 
 class Kinds(list[Kind]):
-    """Every registered quantizer of a backend, on each of its targets and grids."""
+    """A backend's quantizers on which everything is tested, on each of their targets and grids; see `tests.kit`."""
 
     def __init__(self, backend: str) -> None:
-        super().__init__(Kind(row.cls, key) for row in list_quantizers(backend) for key in row.keys)
+        rows = [row for row in list_quantizers(backend) if is_whole(row.training_method)]
+        super().__init__(Kind(row.cls, key) for row in rows for key in row.keys)
 
     @property
     def every(self) -> pytest.MarkDecorator:

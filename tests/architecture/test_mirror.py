@@ -12,14 +12,13 @@ PARTS = (KERAS / "keras2", KERAS / "keras3")
 """What each version of Keras has for itself."""
 
 NAMES = {
-    "export": "Keras models are not exported yet; the writer in core is for every framework",
-    "verify": "goes with `export`, which Keras does not have yet",
     "running": "PyTorch calls methods of a model that are no forward; Keras can't tell them from others",
     "average_scalar_gradients": "closes a gap of `fully_shard`; TensorFlow's strategies average every gradient",
 }
 """Public names that only one backend has, and why; by their names in Keras."""
 
 SIGNATURES = {
+    "export": "a Keras model knows its graph, so no example is traced; TensorFlow Lite files can have packed weights",
     "wrap": "a Keras model knows its graph or is refused; PyTorch learns from an example what tracing can't see",
     "to_mctq": "Keras converts graphs alone, which tell all; PyTorch's code may have to be followed in a run",
     "register_layer": "the usual name of a layer's input is `input` in PyTorch and `inputs` in Keras",
@@ -99,7 +98,7 @@ def test_each_module_of_torch_with_a_public_name_has_a_namesake_in_keras():
     of_torch = {path.relative_to(TORCH).parts[0].removesuffix(".py") for path in home_of(TORCH).values()}
     of_keras = modules(KERAS).union(*map(modules, PARTS))
     assert of_torch
-    assert of_torch - of_keras == {"exporting", "reading", "verifying"}  # of names that Keras lacks, see `NAMES`
+    assert of_torch - of_keras == {"reading"}  # of names that Keras lacks, see `NAMES`
 
 
 def test_both_versions_of_keras_have_the_same_classes_and_modules():

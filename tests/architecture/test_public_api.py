@@ -120,5 +120,5 @@ def test_the_documentation_mentions_every_constant(documentation):
 
 
 def test_there_are_hooks_and_configs_to_look_for():
-    assert len(HOOKS) == 2
+    assert len(HOOKS) == 3
     assert len(CONFIGS) == 3

@@ -47,6 +47,7 @@ def test_a_row_says_where_what_and_how():
         params={THRESHOLD: [1.0, 2.0]},
         state="trainable",
         quantizer="WarmWeights",
+        granularity="channel (axis 0)",
     )
 
 

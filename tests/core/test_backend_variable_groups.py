@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from trainable_core import QuantizationMethod
 from trainable_core.backend.variable_groups import variable_groups
 from trainable_core.errors import InvalidArgumentError
 
@@ -39,3 +40,42 @@ def test_options_that_are_none_are_refused(part, options):
     given = {"weights": None, "qparams": None, part: options}
     with pytest.raises(InvalidArgumentError, match=f"parameter_groups: {part}"):
         variable_groups([], [], **given)
+
+
+def learning(name, method="SYMMETRIC", width=4, signed=True, parameters=()):
+    """Return what is asked of a quantizer with one variable of its grid and one of its own."""
+    variables = {name: object()}
+    return SimpleNamespace(
+        get_trainable_variables=lambda group: [*variables.values(), THRESHOLD],
+        grid_parameters=parameters,
+        structure=SimpleNamespace(widths=(width,)),
+        grid_variables=lambda width: variables,
+        quantization_config=SimpleNamespace(quantization_method=QuantizationMethod[method]),
+        signed=signed,
+    )
+
+
+@pytest.mark.parametrize(
+    ("quantizer", "factor"),
+    [
+        (learning("threshold"), 4.0**3),
+        (learning("threshold", signed=False), 4.0**4),
+        (learning("threshold", "POWER_OF_TWO", width=8), 4.0**7),
+        (learning("range_max", "UNIFORM", width=2), 4.0**2),
+        (learning("log2_threshold", parameters=("log2_threshold",)), 1.0),
+    ],
+)
+def test_the_pace_of_the_scale_multiplies_the_learning_rate_of_thresholds(quantizer, factor):
+    groups = variable_groups([], [quantizer], {"lr": 0.5}, None, "scale")
+    rates = {len(group["params"]): group["lr"] for group in groups if factor == 1.0}
+    assert rates == ({2: 0.5} if factor == 1.0 else {})
+    assert [group["lr"] for group in groups] == ([0.5] if factor == 1.0 else [0.5, 0.5 * factor])
+    assert {group["weight_decay"] for group in groups} == {0.0}
+    (group,) = variable_groups([], [quantizer], {"lr": 0.5}, {"lr": 0.25}, "threshold")
+    assert group["lr"] == 0.25
+
+
+@pytest.mark.parametrize(("pace", "fact"), [("slow", "threshold, scale"), ("scale", "None")])
+def test_a_pace_that_is_unknown_or_has_no_learning_rate_is_refused(pace, fact):
+    with pytest.raises(InvalidArgumentError, match=fact):
+        variable_groups([], [learning("threshold")], None, None, pace)

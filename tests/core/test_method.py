@@ -72,7 +72,7 @@ def test_the_oracle_agrees_with_the_golden_vectors(method: Method, case: dict[st
     state = State(
         grids={width: grid_of(case, width) for width in widths},
         width=case.get("width", widths[0]),
-        variables={name: np.asarray(case[name], np.float64) for name in method.own_variables},
+        variables={name: np.asarray(case[name], np.float64) for name in method.own_names},
         arguments=case.get("arguments", {}),
         steps=case.get("steps", 0),
         tie_rule=tie_rule_of(case),
@@ -83,7 +83,7 @@ def test_the_oracle_agrees_with_the_golden_vectors(method: Method, case: dict[st
         np.testing.assert_allclose(found.values, array(case["values"]), rtol=2.0**-23)
     gradients = method.oracle.gradients(x, upstream, state)
     np.testing.assert_allclose(gradients.x, case["d_x"], rtol=EXACT)
-    assert set(gradients.variables) == set(method.own_variables)
+    assert set(gradients.variables) == set(method.own_names)
     for name, value in gradients.variables.items():
         np.testing.assert_allclose(value, case[f"d_{name}"], rtol=EXACT)
     assert (gradients.grid is not None) == method.learns_grid

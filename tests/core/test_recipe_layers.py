@@ -23,7 +23,7 @@ KIND = LayerKind("conv", {"kernel": -1})
 
 def test_a_layers_weights_are_told_with_shape_and_axis():
     info = layer_info("stem", None, KIND, {"kernel": (3, 3, 1, 4)}.get)
-    assert (info.name, info.op, info.weights) == ("stem", "conv", {"kernel": WeightInfo((3, 3, 1, 4), 3)})
+    assert (info.name, info.op, info.weights) == ("stem", "conv", {"kernel": WeightInfo((3, 3, 1, 4), 3, 2)})
 
 
 def test_a_weight_that_the_layer_lacks_is_named():

@@ -26,6 +26,8 @@ LINEAR = (SYMMETRIC, POWER_OF_TWO, UNIFORM)
 EXPRESSED: dict[tuple[str, QuantizationTarget], dict[QuantizationMethod, range]] = {
     ("mctq", WEIGHTS): {**dict.fromkeys(LINEAR, range(1, 17)), **dict.fromkeys(LUT_METHODS, range(1, 9))},
     ("mctq", ACTIVATIONS): {**dict.fromkeys(LINEAR, range(1, 17)), LUT_POT: range(1, 9)},
+    ("native", WEIGHTS): {**dict.fromkeys(LINEAR, range(1, 17)), **dict.fromkeys(LUT_METHODS, range(1, 9))},
+    ("native", ACTIVATIONS): {**dict.fromkeys(LINEAR, range(1, 17)), LUT_POT: range(1, 9)},
     ("onnx", WEIGHTS): dict.fromkeys(LINEAR, range(2, 9)),
     ("onnx", ACTIVATIONS): dict.fromkeys(LINEAR, range(2, 17)),
     ("tflite", WEIGHTS): dict.fromkeys((SYMMETRIC, POWER_OF_TWO), range(2, 9)),
@@ -121,4 +123,5 @@ def test_the_records_say_how_each_target_rounds():
         "onnx": (TieRule.HALF_EVEN, Requantization.FLOAT32),
         "tflite": (TieRule.HALF_EVEN, Requantization.FLOAT32),
         "qonnx": (TieRule.HALF_EVEN, None),
+        "native": (None, None),
     }

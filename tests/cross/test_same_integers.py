@@ -135,16 +135,34 @@ def ties(values: np.ndarray, scale: np.ndarray) -> np.ndarray:
     return steps - np.floor(steps) == np.float32(0.5)
 
 
-@pytest.mark.parametrize("recipe", [RECIPES / "w4a4_lsq.yaml", RECIPES / "w2a4_lsq.yaml"], ids=lambda path: path.stem)
-def test_a_model_trained_in_torch_quantizes_to_the_same_integers_in_keras(recipe: Path) -> None:
+def scales_of(quantizer: Any, shape: Any) -> np.ndarray:
+    """Return the scale of each element of a weight."""
+    grid, blocks = quantizer.current_qparams(), quantizer.quantization_config.blocks
+    if blocks is None:
+        return np.broadcast_to(grid.along(len(shape)).scale, shape)
+    rows = np.broadcast_to(grid.scale[:, None], blocks.layout(tuple(shape)).rows)
+    return blocks.tensor(rows, tuple(shape))
+
+
+GROUPS = {
+    "weights": {"method": "SYMMETRIC", "n_bits": 4, "training_method": "LSQ", "group_size": 8},
+    "activations": {"method": "UNIFORM", "n_bits": 4, "training_method": "LSQ"},
+    "target": "native",
+}
+"""Scales for groups of eight inputs: four per channel of a transposed convolution, three of the linear layer."""
+
+
+@pytest.mark.parametrize(
+    "recipe", [RECIPES / "w4a4_lsq.yaml", RECIPES / "w2a4_lsq.yaml", GROUPS], ids=["w4a4", "w2a4", "w4a4 in groups"]
+)
+def test_a_model_trained_in_torch_quantizes_to_the_same_integers_in_keras(recipe: Any) -> None:
     qmodel = trained_in_torch(recipe)
     handed = handed_to_keras(qmodel, recipe)
     total = different = tied = 0
     for name, wrapper in wrappers(qmodel).items():
         quantizer = torch_quantizers(qmodel)[f"{name}.weights_quantizers.weight"]
-        grid = quantizer.current_qparams()
         axes = TO_KERAS[name]
-        scale = grid.along(len(axes)).scale.transpose(axes)
+        scale = scales_of(quantizer, wrapper.layer.weight.shape).transpose(axes)
         found = to_numpy(wrappers(handed)[name].get_quantized_weights()[kernel_of(name)])
         expected = wrapper.get_quantized_weights()["weight"].detach().numpy().transpose(axes)
         weights = wrapper.layer.weight.detach().numpy().transpose(axes)

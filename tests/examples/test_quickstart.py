@@ -15,7 +15,11 @@ import pytest
 from trainable_core import QuantizationRecipe
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-RECIPE = EXAMPLES / "recipes" / "w2a4_lsq.yaml"
+RECIPES = {
+    backend: EXAMPLES / "recipes" / f"{name}.yaml"
+    for backend, name in (("torch", "w4a8_pot_lsq"), ("keras", "w2a4_lsq"))
+}
+"""PyTorch's has powers of two alone, so every code of the file must be the model's, on every processor."""
 NEEDED = {"torch": ("trainable_torch", "onnxruntime", "onnxscript"), "keras": ("keras",)}
 """What each example imports; which Keras, and which engine, is for the environment variables to say."""
 FIGURES = {
@@ -58,7 +62,7 @@ def run(backend, tmp_path_factory) -> Run:
     """A run with every option; most of its time goes into training in float."""
     folder = tmp_path_factory.mktemp("quickstart")
     outcome = quickstart(
-        backend, folder, "--epochs", "5", "--seed", "1", "--out", "figures.json", "--recipe", str(RECIPE)
+        backend, folder, "--epochs", "5", "--seed", "1", "--out", "figures.json", "--recipe", str(RECIPES[backend])
     )
     assert outcome.returncode == 0, outcome.stderr
     return Run(backend, folder, outcome, json.loads((folder / "figures.json").read_text(encoding="utf-8")))
@@ -86,15 +90,17 @@ def test_the_file_holds_the_model_and_runs_in_integers(run):
 def test_the_models_have_learned(run):
     """In float ten seeds gave 98 % or more in the mean; of 450 images, two standard deviations are 1.3 %."""
     assert run.figures["float_accuracy"] > 0.98 - 0.013
-    # chance is 10 %; five epochs bring 2-bit weights above what calibration alone gives
-    assert run.figures["trained_accuracy"] > max(0.8, run.figures["calibrated_accuracy"])
+    # five epochs bring 2-bit weights far above what calibration alone gives, which with 4 bits is little to gain
+    gained = run.figures["trained_accuracy"] - run.figures["calibrated_accuracy"]
+    assert run.figures["trained_accuracy"] > (0.8 if run.backend == "keras" else 0.95)
+    assert gained > (0 if run.backend == "keras" else -0.01)
 
 
 def test_the_recipe_that_was_asked_for_is_used_and_the_report_says_so(run):
     rows = [line.split() for line in run.outcome.stdout.splitlines() if line.endswith("deployed")]
     assert len(rows) == 8 + (2 if run.backend == "torch" else 0)  # a model in integers quantizes input and pooling, too
     weights = [row for row in rows if row[1] in {"weight", "kernel"}]
-    assert all("2" in row and "LSQ" in row for row in weights)
+    assert all(("4" if run.backend == "torch" else "2") in row and "LSQ" in row for row in weights)
     assert {row[0] for row in weights} == {"stem.conv", "body1.conv", "body2.conv", "head"}
     assert f"{run.figures['float_accuracy']:.4f}" in run.outcome.stdout
     assert "figures.json written" in run.outcome.stdout

@@ -53,6 +53,7 @@ from trainable_core.errors import (
     RuleError,
     ShapeMismatchError,
     TrainableError,
+    UnsupportedConfigError,
 )
 from trainable_keras import (
     ActivationQuantizationHolder,
@@ -61,6 +62,7 @@ from trainable_keras import (
     advance_schedules,
     calibrate,
     describe,
+    export,
     finalize,
     freeze_quant_params,
     load,
@@ -69,6 +71,7 @@ from trainable_keras import (
     regularization,
     save,
     to_mctq,
+    verify,
     wrap,
 )
 from trainable_keras.graph import layers_within
@@ -81,6 +84,8 @@ LsqActivationQuantizer = internal("quantizers").LsqActivationQuantizer
 LsqWeightsQuantizer = internal("quantizers").LsqWeightsQuantizer
 
 LSQ, DQA = recipe("LSQ", "UNIFORM"), recipe("DQA")
+FILE = "never-written.tflite"
+
 NAMES = "stem.conv, stem.relu, body, relu, head"
 
 MODELS: dict[str, Callable[[], keras.Model]] = {
@@ -303,6 +308,24 @@ def test_a_wrong_call_of_calibrate_is_refused(state: str, call: Any, error: Any,
         QuantizerStateError,
         "stem.conv: inputs",
     ),
+    row("export a float model", "float", lambda m: export(m, FILE), ModelError, "Sequential", "wrap"),
+    row("export nothing", "float", lambda _: export(None, FILE), ModelError, "NoneType"),
+    row("export before finalize", "calibrated", lambda m: export(m, FILE), QuantizerStateError, "finalize"),
+    row(
+        "export for a target that is not there",
+        "finalized",
+        lambda m: export(m, FILE, target="tflight"),
+        InvalidArgumentError,
+        "'tflight'",
+        "tflite",
+    ),
+    row("export to no path", "finalized", lambda m: export(m, None), DocumentError, "NoneType"),
+    row("export what stays float", "finalized", lambda m: export(m, FILE), UnsupportedConfigError, "integer kernels"),
+    row("verify a float model", "float", lambda m: verify(m, FILE, [images()]), ModelError, "Sequential", "wrap"),
+    row("verify nothing", "float", lambda _: verify(None, FILE, [images()]), ModelError, "NoneType"),
+    row("verify before finalize", "calibrated", lambda m: verify(m, FILE, []), QuantizerStateError, "finalize"),
+    row("verify with no batches", "finalized", lambda m: verify(m, FILE, []), InvalidArgumentError, "no batches"),
+    row("verify no file", "finalized", lambda m: verify(m, FILE, [images()]), DocumentError, "can't be read"),
     row("describe a float model", "float", describe, ModelError, "Sequential", "wrap"),
     row("regularize a float model", "float", regularization, ModelError, "Sequential", "wrap"),
     row("freeze a float model", "float", freeze_quant_params, ModelError, "Sequential", "wrap"),
@@ -585,6 +608,7 @@ def test_every_public_verb_is_tried() -> None:
         advance_schedules,
         calibrate,
         describe,
+        export,
         finalize,
         freeze_quant_params,
         load,
@@ -593,6 +617,7 @@ def test_every_public_verb_is_tried() -> None:
         regularization,
         save,
         to_mctq,
+        verify,
         wrap,
     }
     assert {getattr(trainable_keras, name) for name in trainable_keras.__all__} - tried == {trainable_keras.Grid}

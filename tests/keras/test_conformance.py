@@ -13,6 +13,7 @@ from mct_quantizers import QuantizationMethod, QuantizationTarget, mark_quantize
 
 import trainable_keras
 from tests.keras.framework import BACKEND, functions, internal, keras, only_keras
+from tests.kit import affordable
 from trainable_core.cli import main
 from trainable_core.config import TrainableQuantizerWeightsConfig
 from trainable_core.conformance import LAWS, check_quantizer, replay
@@ -48,7 +49,8 @@ def shared(made: list[Check]) -> list[Check]:
     ]
 
 
-CHECKS = shared(checks(backend=BACKEND, plugin=BACKEND, laws=[name for name in LAWS if name != SLOW], examples=SOME))
+EVERY = checks(backend=BACKEND, plugin=BACKEND, laws=[name for name in LAWS if name != SLOW], examples=SOME)
+CHECKS = affordable(shared(EVERY))
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=str)

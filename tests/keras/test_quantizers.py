@@ -13,6 +13,7 @@ from mct_quantizers.common.base_inferable_quantizer import BaseInferableQuantize
 
 from tests.keras.framework import ENGINE, KERAS_VERSION, call, gradients, needs_mctq, numpy, only_tensorflow, tensor, tf
 from tests.keras.strategies import KINDS, end_schedule, every_kind, kinds_of
+from tests.kit import WHOLE
 from tests.quantizer_laws import LAWS, UNIT, Backend, Drawn, Mixture, learned_gradients
 from tests.strategies import (
     GRIDS,
@@ -27,7 +28,7 @@ from tests.strategies import (
 )
 from trainable_core.config import TrainableQuantizerActivationConfig, TrainableQuantizerWeightsConfig
 from trainable_core.constants import SIGNED, THRESHOLD
-from trainable_core.enums import TieRule, TrainingMethod, VariableGroup
+from trainable_core.enums import TieRule, VariableGroup
 from trainable_core.errors import QuantizerStateError
 from trainable_core.qparams import QParams
 from trainable_core.reference import affine
@@ -269,9 +270,7 @@ def test_a_call_before_calibration_says_so(kind: Kind) -> None:
 
 def test_every_built_in_method_answers_on_every_grid() -> None:
     keys = {(kind.key.quantizer_id, kind.weights, kind.key.method) for kind in KINDS}
-    assert keys == {
-        (method.value, weights, grid) for method in TrainingMethod for weights in (True, False) for grid in GRIDS
-    }
+    assert keys == {(method, weights, grid) for method in WHOLE for weights in (True, False) for grid in GRIDS}
 
 
 @every_kind

@@ -39,6 +39,7 @@ from trainable_keras import (
     advance_schedules,
     calibrate,
     describe,
+    exclude_from_weight_decay,
     finalize,
     freeze_quant_params,
     parameter_groups,
@@ -84,6 +85,8 @@ def test_options_go_to_their_group_and_thresholds_do_not_decay() -> None:
     assert "weight_decay" not in one
     (_, decayed) = parameter_groups(qmodel, qparams={"weight_decay": 0.1})
     assert decayed["weight_decay"] == 0.1
+    (_, paced) = parameter_groups(qmodel, qparams={"learning_rate": 0.5}, pace="scale")
+    assert paced["learning_rate"] == 0.5 * 4.0**3
 
 
 @pytest.mark.parametrize("options", [{"weights": {"params": []}}, {"qparams": {"name": "mine"}}, {"weights": 0.1}])
@@ -107,7 +110,7 @@ def test_thresholds_can_be_kept_from_the_weight_decay_of_fit() -> None:
     qmodel = ready(dense(), recipe("LSQ"), vectors(8, 4))
     (_, learned) = parameter_groups(qmodel)
     optimizer = keras.optimizers.SGD(0.0, weight_decay=0.5)
-    optimizer.exclude_from_weight_decay(var_list=learned["params"])
+    exclude_from_weight_decay(optimizer, qmodel)
     before = [numpy(v).copy() for v in learned["params"]]
     kernel = qmodel.layers[0].layer.kernel
     old = numpy(kernel).copy()

@@ -293,23 +293,6 @@ def test_a_model_in_which_nothing_is_quantized_warns_and_says_what_was_looked_at
     assert told[0].filename == __file__  # the line that called wrap
 
 
-@pytest.mark.parametrize(
-    ("asked", "subject"),
-    [
-        ({"bias": "int32"}, "bias: int32"),
-        ({"rules": [{"match": {"op": "linear"}, "bias": "int32"}]}, "bias: int32"),
-        ({"activations": spec("LSQ", "UNIFORM", 8, placement="integer")}, "placement: integer"),
-        ({"rules": [{"match": {"name": "fc"}, "activations": {"placement": "integer"}}]}, "placement: integer"),
-    ],
-)
-def test_what_only_pytorch_layers_can_do_so_far_is_refused(asked: dict[str, Any], subject: str) -> None:
-    model = with_activation()
-    before = state(model)
-    with pytest.raises(UnsupportedConfigError, match=f"^{subject}: the backend (keras|tf_keras) can't"):
-        wrap(model, {**LSQ, **asked})
-    assert state(model) == before
-
-
 def test_the_target_is_checked_before_training() -> None:
     with pytest.raises(UnsupportedConfigError, match=r"^fc\..*: onnx can't express SYMMETRIC with 16 bits"):
         wrap(with_activation(), {**weights_only("LSQ", n_bits=16), "target": "onnx"})

@@ -31,6 +31,7 @@ ALONE = {
     "monotonicity": "ComparedTheWrongWay",
     "tie_rule": "HalfUp",
     "per_channel": "FirstChannelsScale",
+    "per_block": "ScatteredGroups",
     "channels_axis": "FirstAxisOnly",
     "locality": "DropsABadBatch",
     "reference_values": "BiasedMixture",

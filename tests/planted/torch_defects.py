@@ -325,6 +325,19 @@ class LargestChannelsRange(Consistent):
         return ((x * grid.scale.reciprocal()).round().clamp(low, high) + 0.0) * grid.scale
 
 
+@broken("per_block")
+class ScatteredGroups(Consistent):
+    """A group takes every n-th input, instead of neighbours."""
+
+    def forward(self, inputs, training=None):
+        blocks = self.quantization_config.blocks
+        if blocks is None or blocks.group_size is None or not inputs.numel():
+            return super().forward(inputs, training)
+        axis, count = blocks.group_axis, blocks.counts(tuple(inputs.shape))[-1]
+        order = torch.arange(inputs.shape[axis]).reshape(-1, count).T.reshape(-1)
+        return super().forward(inputs.index_select(axis, order), training).index_select(axis, order.argsort())
+
+
 @broken("channels_axis")
 class AlwaysTheFirstAxis(Consistent):
     """Scales are laid along the first axis, whatever the config says."""

@@ -95,7 +95,9 @@ def test_the_plugins_are_discovered(stranger):
     found = {(row["backend"], row["training_method"], row["distribution"]) for row in rows["quantizers"]}
     assert found >= {(name, "EWGS", "trainable-ewgs") for name in BACKENDS}
     assert found >= {(name, "FADE", "trainable-fade") for name in BACKENDS}
-    assert found >= {(name, method, "trainable-log-threshold") for name in BACKENDS for method in ("TQT", "DSQ")}
+    assert found >= {
+        (name, method, "trainable-log-threshold") for name in BACKENDS for method in ("LOG_THRESHOLD", "DSQ")
+    }
 
 
 @pytest.mark.parametrize("plugin", ["ewgs", "trainable_fade"])

@@ -378,7 +378,8 @@ def test_a_parametrized_projection_of_attention_is_quantized(path):
         for attribute, weight in qmodel.get_quantized_weights().items():
             plain.get_parameter(attribute).copy_(weight)
     assert set(qmodel.weights_quantizers) == {"in_proj_weight", "out_proj.weight"}
-    assert torch.equal(qmodel(x, x, x)[0], plain(x, x, x)[0])
+    # of one tensor three times, PyTorch makes one product, which some processors round otherwise than three
+    assert torch.equal(qmodel(x, x, x)[0], plain(x, x.clone(), x)[0])
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")

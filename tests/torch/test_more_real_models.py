@@ -10,6 +10,7 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 import trainable_torch
+from trainable_core.errors import UnsupportedConfigError
 from trainable_torch import QuantizationWrapper
 
 transformers = pytest.importorskip("transformers", reason="the models are those of transformers")
@@ -58,6 +59,8 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "gemma2": ("Gemma2ForCausalLM", "Gemma2Config", {**KEYS, "head_dim": 8}),
     "gpt_neox": ("GPTNeoXForCausalLM", "GPTNeoXConfig", POSITIONS),
     "mamba": ("MambaForCausalLM", "MambaConfig", {"vocab_size": 99, "hidden_size": 16, "num_hidden_layers": 1}),
+    "gpt_oss": ("GptOssForCausalLM", "GptOssConfig", {**KEYS, "head_dim": 8, "num_local_experts": 4}),
+    "mixtral": ("MixtralForCausalLM", "MixtralConfig", {**KEYS, "num_local_experts": 4}),
     "opt": (
         "OPTForCausalLM",
         "OPTConfig",
@@ -78,6 +81,7 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "swin_v2": ("Swinv2ForImageClassification", "Swinv2Config", SWIN),
     "yolos": ("YolosForObjectDetection", "YolosConfig", {**IMAGE, "image_size": [32, 32], "num_detection_tokens": 3}),
 }
+OF_EXPERTS = ("deepseek_v3", "mixtral", "gpt_oss")
 OF_IMAGES = ("bit", "convnext_v2", "deit", "detr", "glpn", "swin_v2", "yolos")
 
 
@@ -113,7 +117,7 @@ def test_it_trains_as_in_float_and_is_deployed_bit_for_bit(name: str) -> None:
     model, inputs = build(name)
     with torch.no_grad():
         before = tensors(model(**inputs))
-    qmodel = trainable_torch.wrap(model, RECIPE)
+    qmodel = trainable_torch.wrap(model, RECIPE if name not in OF_EXPERTS else {**RECIPE, "target": "native"})
     trainable_torch.calibrate(qmodel, [inputs], progress=False)
     folded = trainable_torch.describe(qmodel).folded
     learned = learned_by(qmodel, inputs)
@@ -141,3 +145,28 @@ def test_standardized_weights_are_told() -> None:
     assert {
         name for name, reason in left_out.items() if "batch_norm" in reason and "on no grid" in reason
     } == convolutions
+
+
+@pytest.mark.parametrize("name", ["deepseek_v3", "gpt_oss", "mixtral"])
+def test_the_matrices_of_all_experts_are_quantized(name: str) -> None:
+    model, _ = build(name)
+    recipe = {"weights": {**RECIPE["weights"], "group_size": 8}, "target": "native"}
+    qmodel = trainable_torch.calibrate(trainable_torch.wrap(model, recipe))
+    quantized = {
+        id(weight): weight.numel()
+        for module in qmodel.modules()
+        if isinstance(module, QuantizationWrapper)
+        for _, weight, _ in module.get_weights_vars()
+    }
+    # what stays float: norms, biases, and routers that are parameters of no layer
+    assert sum(quantized.values()) > 0.95 * sum(p.numel() for p in model.parameters())
+    rows = [row for row in trainable_torch.describe(qmodel).rows if row.tensor == "down_proj"]
+    (_, *shape) = model.get_submodule(rows[0].layer).down_proj.shape
+    outputs, inputs_axis = (2, 1) if name == "gpt_oss" else (1, 2)
+    assert rows[0].granularity == f"expert (axis 0), channel (axis {outputs}), group of 8 (axis {inputs_axis})"
+    assert len(rows[0].params["threshold"]) == 4 * shape[outputs - 1] * shape[inputs_axis - 1] // 8
+
+
+def test_experts_are_refused_before_training_where_a_target_has_no_scales_for_them() -> None:
+    with pytest.raises(UnsupportedConfigError, match=r"experts.gate_up_proj.*experts, and mctq.*\n.*target: native"):
+        trainable_torch.wrap(build("mixtral")[0], RECIPE)

@@ -17,7 +17,7 @@ import trainable_torch
 from trainable_core.validation import MAX_THRESHOLD
 from trainable_torch import ops
 from trainable_torch.grid import Form, SymmetricScale, UniformGrid
-from trainable_torch.kernels import native, tier
+from trainable_torch.kernels import memory, native, tier
 
 numba = pytest.importorskip("numba", reason="numba is not installed")
 
@@ -258,7 +258,7 @@ def test_an_input_gradient_may_take_the_place_of_the_upstream_one():
 @pytest.mark.parametrize("axis", [None, 0, 1])
 def test_parts_with_nothing_outside_are_left_alone_and_no_other(axis):
     """Elements at the ends and beside them, NaN and infinities, each alone in its part; lines of odd lengths."""
-    shape = (3, 2, 2 * native.PART + 70)
+    shape = (3, 2, 2 * memory.PART + 70)
     sizes = [size if index == axis else 1 for index, size in enumerate(shape)]
     threshold = torch.linspace(1.0, 1.5, 1 if axis is None else shape[axis]).reshape(() if axis is None else -1)
     scale_shape = () if axis is None else tuple(sizes)
@@ -269,7 +269,7 @@ def test_parts_with_nothing_outside_are_left_alone_and_no_other(axis):
     assert not any(snapped(clean, grid, scale_shape, marking=True)[1])
     beyond = [torch.nextafter(ends[0], torch.tensor(-9.0)), torch.nextafter(ends[1], torch.tensor(9.0))]
     special = [*ends, *beyond, *map(torch.tensor, (math.nan, math.inf, -math.inf, -0.0))]
-    for where, value in itertools.product((0, native.PART - 1, native.PART, shape[-1] - 1), special):
+    for where, value in itertools.product((0, memory.PART - 1, memory.PART, shape[-1] - 1), special):
         x = clean.clone()
         x[1, 1, where] = value.expand(shape)[1, 1, where]
         y, marks = snapped(x, grid, scale_shape, marking=True)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tests.golden import array, cases
+from tests.kit import WHOLE
 from tests.quantizer_laws import LAWS, REFERENCES, UNIT, Backend, Mixture, learned_gradients
 from tests.strategies import GRIDS, Kind, float32s, inputs, moderate_min_thresholds, quantizers, shapes, upstreams
 from tests.torch.strategies import (
@@ -29,7 +30,7 @@ from tests.torch.strategies import (
 )
 from trainable_core.config import TrainableQuantizerActivationConfig, TrainableQuantizerWeightsConfig
 from trainable_core.constants import RANGE_MAX, RANGE_MIN, SIGNED, THRESHOLD
-from trainable_core.enums import QuantizationMethod, TieRule, TrainingMethod, VariableGroup
+from trainable_core.enums import QuantizationMethod, TieRule, VariableGroup
 from trainable_core.errors import QuantizerStateError
 from trainable_core.qparams import QParams, lower_bound
 from trainable_core.reference import affine, dqa
@@ -792,6 +793,4 @@ def test_functional_calls_and_vmap_are_a_loop() -> None:
 
 def test_every_grid_of_the_built_in_methods_is_registered() -> None:
     found = {(kind.key.quantizer_id, kind.weights, kind.key.method) for kind in KINDS}
-    assert found >= {
-        (name.value, weights, method) for name in TrainingMethod for weights in (True, False) for method in GRIDS
-    }
+    assert found >= {(name, weights, method) for name in WHOLE for weights in (True, False) for method in GRIDS}

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from tests.torch.models import images, network, ready, recipe, spec, train, vectors, weights_only
 from trainable_core import VariableGroup
-from trainable_core.errors import InvalidArgumentError, ModelError
-from trainable_torch import advance_schedules, finalize, freeze_quant_params, parameter_groups, regularization, wrap
+from trainable_core.errors import InvalidArgumentError, ModelError, QuantizerStateError
+from trainable_torch import (
+    advance_schedules,
+    exclude_from_weight_decay,
+    finalize,
+    freeze_quant_params,
+    parameter_groups,
+    regularization,
+    wrap,
+)
 from trainable_torch.training import quantizers_of
 
 COSTLY = spec("DQA", arguments={"bit_cost_weight": 0.5})
@@ -81,6 +90,92 @@ def test_options_go_to_their_group_and_thresholds_do_not_decay():
     optimizer = torch.optim.AdamW(parameter_groups(qmodel, qparams={"lr": 1e-4}), lr=1e-3, weight_decay=0.5)
     assert [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups] == [(1e-3, 0.5), (1e-4, 0.0)]
     assert by_name(parameter_groups(qmodel, qparams={"weight_decay": 0.2}))["QPARAMS"]["weight_decay"] == 0.2
+
+
+def test_sgd_at_the_pace_of_the_scale_moves_the_scale_as_sgd_on_it_would():
+    (x,) = (torch.linspace(-2.0, 2.0, 61)[None],)
+    qmodel = ready(nn.Linear(61, 1, bias=False), {"activations": spec("LSQ", n_bits=3)}, x).train()
+    (quantizer,) = quantizers_of(qmodel).values()
+    grid = quantizer.current_qparams()
+    codes = np.clip(np.rint(x.numpy() / grid.scale), -4, 3)
+    upstream = qmodel.weight.detach().numpy()
+    v = x.numpy() / grid.scale
+    slope = np.where((v > -4) & (v < 3), codes - v, codes)  # LSQ, equation 3
+    expected = grid.scale - 0.5 * (upstream * slope).sum() / np.sqrt(61 * 3)
+    optimizer = torch.optim.SGD(parameter_groups(qmodel, qparams={"lr": 0.5}, pace="scale"), lr=0.1)
+    qmodel(x).sum().backward()
+    optimizer.step()
+    assert abs(quantizer.current_qparams().scale - expected) < 61 * 4 * 2.0**-24 * 61  # a float32 sum of 61 terms
+
+
+def test_thresholds_are_moved_out_of_the_decay_of_an_optimizer_that_knows_no_groups():
+    qmodel = ready(network(), recipe("LSQ"), images())
+    optimizer = torch.optim.AdamW(qmodel.parameters(), lr=0.0, weight_decay=0.5)
+    exclude_from_weight_decay(optimizer, qmodel)
+    decayed, kept = optimizer.param_groups
+    assert all(name.endswith("threshold") for name in names_of(qmodel, kept))
+    assert len(kept["params"]) == 6
+    assert {key: value for key, value in decayed.items() if key not in ("params", "weight_decay")} == {
+        key: value for key, value in kept.items() if key not in ("params", "weight_decay")
+    }
+    assert (decayed["weight_decay"], kept["weight_decay"]) == (0.5, 0.0)
+    exclude_from_weight_decay(optimizer, qmodel)
+    assert [len(group["params"]) for group in optimizer.param_groups] == [len(decayed["params"]), 6]
+
+
+def test_a_group_without_decay_takes_the_thresholds():
+    qmodel = ready(network(), recipe("LSQ"), images())
+    biases = [p for name, p in qmodel.named_parameters() if name.endswith("bias")]
+    others = [p for name, p in qmodel.named_parameters() if not name.endswith("bias")]
+    groups = [{"params": others, "weight_decay": 0.5}, {"params": biases, "weight_decay": 0.0}]
+    optimizer = torch.optim.SGD(groups, lr=0.1)
+    torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step)
+    exclude_from_weight_decay(optimizer, qmodel)  # a scheduler knows both groups, and goes on knowing them
+    assert len(optimizer.param_groups) == 2
+    assert sum(name.endswith("threshold") for name in names_of(qmodel, optimizer.param_groups[1])) == 6
+    assert not any(name.endswith("threshold") for name in names_of(qmodel, optimizer.param_groups[0]))
+
+
+def test_a_group_is_not_added_behind_a_schedulers_back():
+    qmodel = ready(network(), recipe("LSQ"), images())
+    optimizer = torch.optim.AdamW(qmodel.parameters(), weight_decay=0.5)
+    torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step)
+    with pytest.raises(QuantizerStateError, match="scheduler"):
+        exclude_from_weight_decay(optimizer, qmodel)
+    assert len(optimizer.param_groups) == 1
+    assert len(optimizer.param_groups[0]["params"]) == len(list(qmodel.parameters()))
+
+
+def test_hugging_faces_trainer_decays_no_threshold(tmp_path):
+    transformers = pytest.importorskip("transformers", reason="needs transformers")
+    pytest.importorskip("accelerate", reason="its Trainer needs accelerate")
+
+    class Classifier(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(4, 2)
+
+        def forward(self, x, labels=None):
+            return nn.functional.cross_entropy(self.fc(x), labels), self.fc(x)
+
+    data = [{"x": row, "labels": torch.tensor(0)} for row in vectors(8, 4)]
+    qmodel = ready(Classifier(), weights_only("LSQ"))
+    before = {name: q.threshold.clone() for name, q in quantizers_of(qmodel).items()}
+    arguments = transformers.TrainingArguments(
+        output_dir=str(tmp_path),
+        weight_decay=0.5,
+        learning_rate=0.0,
+        max_steps=2,
+        use_cpu=True,
+        report_to=[],
+        disable_tqdm=True,
+    )
+    trainer = transformers.Trainer(qmodel, arguments, train_dataset=data)
+    exclude_from_weight_decay(trainer.create_optimizer(), qmodel)
+    decayed = [group for group in trainer.optimizer.param_groups if group["weight_decay"]]
+    assert {name for group in decayed for name in names_of(qmodel, group)} == {"fc.weight"}
+    trainer.train()
+    assert all(torch.equal(q.threshold, before[name]) for name, q in quantizers_of(qmodel).items())
 
 
 @pytest.mark.parametrize("reserved", ["params", "name"])

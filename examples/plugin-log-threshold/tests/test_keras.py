@@ -11,7 +11,7 @@ keras = pytest.importorskip("keras", reason="needs Keras 3")
 trainable_keras = pytest.importorskip("trainable_keras", reason="needs trainable-keras")
 
 METHODS = {
-    "TQT": {"method": "POWER_OF_TWO", "training_method": "TQT"},
+    "LOG_THRESHOLD": {"method": "POWER_OF_TWO", "training_method": "LOG_THRESHOLD"},
     "DSQ": {"method": "SYMMETRIC", "training_method": "DSQ", "arguments": {"soft_steps": 40, "alpha_weight": 0.1}},
 }
 
@@ -25,7 +25,7 @@ def test_a_recipe_trains_on_digits(name):
     recipe = {"weights": {**METHODS[name], "n_bits": 3}, "activations": {**METHODS[name], "n_bits": 4}}
     qmodel = trainable_keras.wrap(keras.Sequential(layers), QuantizationRecipe.model_validate(recipe))
     trainable_keras.calibrate(qmodel, [images[:256]])
-    own = "log2_threshold" if name == "TQT" else "alpha"
+    own = "log2_threshold" if name == "LOG_THRESHOLD" else "alpha"
     learned = [variable for variable in qmodel.trainable_variables if variable.path.endswith(own)]
     before = [np.array(variable) for variable in learned]
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)

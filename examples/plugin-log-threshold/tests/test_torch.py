@@ -11,7 +11,7 @@ trainable_torch = pytest.importorskip("trainable_torch", reason="needs trainable
 nn = torch.nn
 
 METHODS = {
-    "TQT": {"method": "POWER_OF_TWO", "training_method": "TQT"},
+    "LOG_THRESHOLD": {"method": "POWER_OF_TWO", "training_method": "LOG_THRESHOLD"},
     "DSQ": {"method": "SYMMETRIC", "training_method": "DSQ", "arguments": {"soft_steps": 40, "alpha_weight": 0.1}},
 }
 
@@ -27,7 +27,7 @@ def test_a_recipe_trains_on_digits(name):
     qmodel = trainable_torch.wrap(model, QuantizationRecipe.model_validate(recipe))
     trainable_torch.calibrate(qmodel, [images[:256]])
     optimizer = torch.optim.Adam(trainable_torch.parameter_groups(qmodel, qparams={"lr": 1e-2}), lr=1e-2)
-    own = "log2_threshold" if name == "TQT" else "alpha"
+    own = "log2_threshold" if name == "LOG_THRESHOLD" else "alpha"
     before = {key: value.clone() for key, value in qmodel.state_dict().items() if key.endswith(own)}
     for _ in range(60):
         optimizer.zero_grad()

@@ -3,17 +3,17 @@
 from mct_quantizers import QuantizationTarget, mark_quantizer
 
 from trainable_keras.keras3 import BaseKerasTrainableQuantizer
-from trainable_log_threshold import dsq, keras_dsq, keras_tqt, tqt
+from trainable_log_threshold import dsq, keras_dsq, keras_log, log
 
 
-@mark_quantizer(QuantizationTarget.Weights, tqt.METHODS, "TQT")
-class TqtWeightsQuantizer(keras_tqt.TqtQuantizer, BaseKerasTrainableQuantizer):
-    """TQT for weights."""
+@mark_quantizer(QuantizationTarget.Weights, log.METHODS, "LOG_THRESHOLD")
+class LogWeightsQuantizer(keras_log.LogQuantizer, BaseKerasTrainableQuantizer):
+    """LOG_THRESHOLD for weights."""
 
 
-@mark_quantizer(QuantizationTarget.Activation, tqt.METHODS, "TQT")
-class TqtActivationQuantizer(keras_tqt.TqtQuantizer, BaseKerasTrainableQuantizer):
-    """TQT for activations."""
+@mark_quantizer(QuantizationTarget.Activation, log.METHODS, "LOG_THRESHOLD")
+class LogActivationQuantizer(keras_log.LogQuantizer, BaseKerasTrainableQuantizer):
+    """LOG_THRESHOLD for activations."""
 
 
 @mark_quantizer(QuantizationTarget.Weights, dsq.METHODS, "DSQ")
@@ -26,4 +26,4 @@ class DsqActivationQuantizer(keras_dsq.DsqQuantizer, BaseKerasTrainableQuantizer
     """DSQ for activations."""
 
 
-QUANTIZERS = [TqtWeightsQuantizer, TqtActivationQuantizer, DsqWeightsQuantizer, DsqActivationQuantizer]
+QUANTIZERS = [LogWeightsQuantizer, LogActivationQuantizer, DsqWeightsQuantizer, DsqActivationQuantizer]

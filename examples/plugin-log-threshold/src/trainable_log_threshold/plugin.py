@@ -7,12 +7,12 @@ from trainable_core import hookimpl
 
 @hookimpl
 def trainable_register_quantizers(backend: str) -> list[type]:
-    """Return the TQT and DSQ quantizers of a backend."""
+    """Return the LOG_THRESHOLD and DSQ quantizers of a backend."""
     if backend == "torch":
-        from trainable_log_threshold import torch_dsq, torch_tqt  # noqa: PLC0415
+        from trainable_log_threshold import torch_dsq, torch_log  # noqa: PLC0415
 
-        tqt = [torch_tqt.TqtWeightsQuantizer, torch_tqt.TqtActivationQuantizer]
-        return [*tqt, torch_dsq.DsqWeightsQuantizer, torch_dsq.DsqActivationQuantizer]
+        log = [torch_log.LogWeightsQuantizer, torch_log.LogActivationQuantizer]
+        return [*log, torch_dsq.DsqWeightsQuantizer, torch_dsq.DsqActivationQuantizer]
     if backend == "keras":
         from trainable_log_threshold import keras3_quantizers  # noqa: PLC0415
 

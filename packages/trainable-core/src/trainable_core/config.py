@@ -21,8 +21,9 @@ from pydantic import (
 )
 
 from trainable_core.constants import MIN_THRESHOLD, RANGE_MIN, SIGNED
-from trainable_core.enums import QuantizationMethod, QuantizationTarget
+from trainable_core.enums import LUT_METHODS, QuantizationMethod, QuantizationTarget
 from trainable_core.errors import InvalidArgumentError
+from trainable_core.granularity import Blocks
 from trainable_core.validation import MAX_THRESHOLD, check_params, check_widths, plain, shape_of
 
 SCHEMA_VERSION = 1
@@ -97,6 +98,8 @@ class Document(BaseModel):
 NBits = Annotated[int, Field(ge=1, le=16, strict=True), BeforeValidator(plain)]
 MinThreshold = Annotated[float, Field(ge=0, le=MAX_THRESHOLD), BeforeValidator(number)]
 StrictBool = Annotated[bool, Field(strict=True), BeforeValidator(plain)]
+Axis = Annotated[int, Field(strict=True), BeforeValidator(plain)]
+GroupSize = Annotated[int, Field(ge=1, strict=True), BeforeValidator(plain)]
 
 
 class _SeedConfig(Document):
@@ -175,8 +178,16 @@ class _QuantizerConfig(_SeedConfig):
         return bool(getattr(self, f"enable_{self.prefix}_quantization"))
 
     @property
+    def blocks(self) -> Blocks | None:
+        """What shares a threshold where it is finer than one axis of channels, else None."""
+        return None
+
+    @property
     def channels_axis(self) -> int | None:
-        """Channel axis when there is one threshold per channel, else None."""
+        """Axis of what is quantized that the thresholds go along, None for one threshold.
+
+        It is the tensor's channel axis, or 0 where the tensor is laid out with one of its `blocks` per row.
+        """
         return None
 
     @property
@@ -226,7 +237,7 @@ class _QuantizerConfig(_SeedConfig):
 
     def _check_axes(self, params: Mapping[str, Any]) -> None:
         """Raise ValueError for params that are shaped to broadcast along another axis than the channels'."""
-        axis = self.channels_axis
+        axis = None if self.blocks is not None else self.channels_axis  # those of blocks are plain lists
         for key, value in params.items():
             shape = shape_of(value)
             several = [index for index, size in enumerate(shape) if size > 1]
@@ -260,6 +271,13 @@ class TrainableQuantizerWeightsConfig(_QuantizerConfig):
         Lower bound of thresholds and range widths, >= 0.
     weights_quantization_candidates : list of TrainableQuantizerCandidateConfig, optional
         Bit widths for methods that choose among several.
+    weights_group_size : int, optional
+        One threshold per channel and group of so many neighbours along `weights_group_axis`. Params are lists with one
+        number per group, those of a channel side by side.
+    weights_group_axis : int, optional
+        Axis of the tensor's inputs, which groups are formed along; negative counts from the end.
+    weights_expert_axis : int, optional
+        Axis of the experts of a tensor that holds a matrix for each of several; each has thresholds of its own.
     """
 
     target: ClassVar[QuantizationTarget] = QuantizationTarget.Weights
@@ -279,19 +297,50 @@ class TrainableQuantizerWeightsConfig(_QuantizerConfig):
     weights_n_bits: NBits
     weights_quantization_params: Params
     enable_weights_quantization: StrictBool = True
-    weights_channels_axis: Annotated[int, Field(strict=True), BeforeValidator(plain)] | None = None
+    weights_channels_axis: Axis | None = None
     weights_per_channel_threshold: StrictBool = False
     weights_quantization_candidates: Candidates | None = None
+    weights_group_size: GroupSize | None = None
+    weights_group_axis: Axis | None = None
+    weights_expert_axis: Axis | None = None
+
+    @property
+    def blocks(self) -> Blocks | None:
+        """What shares a threshold where it is finer than one axis of channels, else None."""
+        if self.weights_group_size is None and self.weights_expert_axis is None:
+            return None
+        channels = self.weights_channels_axis if self.weights_per_channel_threshold else None
+        axes = tuple(axis for axis in (self.weights_expert_axis, channels) if axis is not None)
+        return Blocks(axes, self.weights_group_axis, self.weights_group_size)
 
     @property
     def channels_axis(self) -> int | None:
-        """Channel axis when there is one threshold per channel, else None."""
+        """Axis of what is quantized that the thresholds go along, None for one threshold.
+
+        It is the tensor's channel axis, or 0 where the tensor is laid out with one of its `blocks` per row.
+        """
+        if self.blocks is not None:
+            return 0
         return self.weights_channels_axis if self.weights_per_channel_threshold else None
 
     @model_validator(mode="after")
     def _check_axis(self) -> "TrainableQuantizerWeightsConfig":
         if self.weights_per_channel_threshold and self.weights_channels_axis is None:
             message = "weights_channels_axis: needed when weights_per_channel_threshold is true"
+            raise ValueError(message)
+        return self
+
+    @model_validator(mode="after")
+    def _check_blocks(self) -> "TrainableQuantizerWeightsConfig":
+        if (self.weights_group_size is None) != (self.weights_group_axis is None):
+            missing = "weights_group_axis" if self.weights_group_axis is None else "weights_group_size"
+            message = f"{missing}: groups need both weights_group_size and weights_group_axis"
+            raise ValueError(message)
+        if self.weights_group_size is not None and not self.weights_per_channel_threshold:
+            message = "weights_group_size: groups are parts of channels; set weights_per_channel_threshold"
+            raise ValueError(message)
+        if self.blocks is not None and self.weights_quantization_method in LUT_METHODS:
+            message = f"{self.weights_quantization_method} has one threshold per tensor or channel, and no groups"
             raise ValueError(message)
         return self
 

@@ -15,6 +15,22 @@ class TrainingMethod(str, Enum):
     """Learned step size quantization: thresholds learn with the weights (Esser et al., ICLR 2020)."""
     DQA = "DQA"
     """DNN quantization with attention: a softmax over bit widths anneals to one of them (Hacene et al., 2021)."""
+    ADAROUND = "ADAROUND"
+    """Adaptive rounding: whether each weight is rounded up or down learns (Nagel et al., ICML 2020)."""
+    DYNAMIC = "DYNAMIC"
+    """Dynamic activations: scales are computed from the tensor itself, per token or per tensor."""
+    TQT = "TQT"
+    """Trained quantization thresholds: their logarithms learn (Jain et al., MLSys 2020)."""
+    LSQ_PLUS = "LSQ_PLUS"
+    """LSQ with learned offsets: scale and offset of a range learn (Bhalgat et al., CVPR Workshops 2020)."""
+    PACT = "PACT"
+    """Parameterized clipping activation: the clipping bound learns (Choi et al., 2018)."""
+    PARETOQ = "PARETOQ"
+    """ParetoQ's binary, ternary and stretched 2-bit levels, with a learned threshold (Liu et al., 2025)."""
+    APOT = "APOT"
+    """Additive powers of two as levels, with a learned threshold (Li et al., ICLR 2020)."""
+    DOREFA = "DOREFA"
+    """DoReFa-Net: weights are squashed into the range before they are rounded (Zhou et al., 2016)."""
 
     def __str__(self) -> str:
         return self.value
@@ -92,6 +108,12 @@ class CalibrationMethod(str, Enum):
     """Least mean of the absolute error to the power p."""
     KL = "kl"
     """Least Kullback-Leibler divergence of the values' histogram from its quantized version (Migacz, 2017)."""
+    LSQ = "lsq"
+    """The initial scale of LSQ, ``2 mean|x| / sqrt(p)`` (Esser et al., 2020, section 2.1)."""
+    LSQ_PLUS = "lsq_plus"
+    """That of LSQ+: the mean and three standard deviations for weights, `MSE` for activations (Bhalgat et al.)."""
+    SAWB = "sawb"
+    """Statistics-aware weight binning: from the mean square and the mean magnitude (Choi et al., MLSys 2019)."""
 
     def __str__(self) -> str:
         """Return the value."""

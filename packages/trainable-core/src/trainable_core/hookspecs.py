@@ -1,4 +1,4 @@
-"""The whole plugin API: two hooks, and what a backend says about itself.
+"""The whole plugin API: three hooks, and what a backend says about itself.
 
 A plugin is an entry point of group ``trainable``, the hooks it has something to say to, and its quantizer classes::
 
@@ -76,6 +76,15 @@ def trainable_register_quantizers(backend: str) -> list[type[Any]]:
     not import keras. A plugin may have quantizers for a backend that another plugin provides.
     """
     raise NotImplementedError(backend)  # a specification: pluggy reads its signature and never calls it
+
+
+@hookspec
+def trainable_register_modifiers(backend: str) -> list[type[Any]]:
+    """Return the subclasses of `trainable_core.modifier.Modifier` this plugin has for `backend`; an empty list if none.
+
+    Called once per backend asked for, when a recipe has modifiers; import the framework inside, as for quantizers.
+    """
+    raise NotImplementedError(backend)  # a specification, as above
 
 
 @hookspec

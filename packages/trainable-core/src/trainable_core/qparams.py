@@ -10,6 +10,8 @@ backend that carries them out on its own tensors gets the very same bits as this
 
 - SYMMETRIC: ``scale = t / 2**(n_bits - signed)``, zero point 0.
 - POWER_OF_TWO: the same after ``t`` was rounded up to a power of two; a power of two stays.
+- LUT_SYM_QUANTIZER and LUT_POT_QUANTIZER: the threshold, or the power of two above it, stands for `TABLE_STEPS` steps,
+  and the codes are the levels of a table, whole numbers from -128 to 127.
 - UNIFORM: the range is widened to hold zero, ``scale = (b - a) / (2**n_bits - 1)`` is rounded up to ``24 - n_bits``
   significant bits, and ``zero_point = rint(-a / scale)``. A scale so short makes every product ``code * scale`` exact
   in float32: zero is on the grid, a nudged range nudges to itself, and any deployed kernel that derives scale and zero
@@ -25,6 +27,7 @@ pass through them on the tensors' own device, and two statements that must agree
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -33,7 +36,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from trainable_core.config import TrainableQuantizerConfig
-from trainable_core.constants import RANGE_MAX, RANGE_MIN, SIGNED, THRESHOLD
+from trainable_core.constants import LUT_VALUES, RANGE_MAX, RANGE_MIN, SIGNED, THRESHOLD
 from trainable_core.enums import LUT_METHODS, QuantizationMethod
 from trainable_core.errors import ShapeMismatchError, UnsupportedConfigError
 from trainable_core.validation import MAX_THRESHOLD, check_params, flat
@@ -43,6 +46,10 @@ Float64 = NDArray[np.float64]
 
 SMALLEST_THRESHOLD = 2.0**-100
 """Lower bound when `min_threshold` is smaller: a 16-bit grid's scale and its inverse stay normal float32 numbers."""
+
+
+TABLE_STEPS = 128
+"""Steps of a table's codes from zero to the threshold: mctq's tables hold integers of 8 bits."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +66,8 @@ class QParams:
         First and last code.
     channels_axis : int or None
         Axis of the tensor that the C scales go along; None for one scale.
+    levels : tuple of int
+        The only codes there are, ascending; empty where every one from `quant_min` to `quant_max` is.
     """
 
     scale: Float32
@@ -66,6 +75,7 @@ class QParams:
     quant_min: int
     quant_max: int
     channels_axis: int | None = None
+    levels: tuple[int, ...] = ()
 
     def along(self, ndim: int) -> QParams:
         """Return the same numbers shaped to broadcast against a tensor of `ndim` dimensions."""
@@ -146,6 +156,7 @@ def from_variables(
     signed: bool = True,
     min_threshold: float = 0.0,
     channels_axis: int | None = None,
+    levels: tuple[int, ...] = (),
 ) -> QParams:
     """Return the grid that a quantizer's variables stand for.
 
@@ -163,6 +174,8 @@ def from_variables(
         Lower bound of the threshold, or of the range's width.
     channels_axis : int or None
         Kept in the result.
+    levels : tuple of int
+        The table of a look-up-table method, whole numbers from -128 to 127.
 
     Returns
     -------
@@ -172,11 +185,18 @@ def from_variables(
     Raises
     ------
     UnsupportedConfigError
-        For the look-up-table methods, which have no scale.
+        For a look-up-table method without a table.
     """
     quant_min, quant_max = code_range(method, n_bits, signed=signed)
     if method in LUT_METHODS:
-        raise UnsupportedConfigError("from_variables", f"{method} is a look-up table and has no scale")
+        if not levels:
+            raise UnsupportedConfigError("from_variables", f"{method} is a look-up table, and there is none")
+        threshold = bound_threshold(variables[THRESHOLD], min_threshold)
+        if method is QuantizationMethod.LUT_POT_QUANTIZER:
+            threshold = power_of_two_ceil(threshold)
+        scale = np.asarray(threshold / np.float32(TABLE_STEPS))
+        zeros = np.zeros(scale.shape, np.int32)
+        return QParams(scale, zeros, -TABLE_STEPS, TABLE_STEPS - 1, channels_axis, tuple(sorted(levels)))
     if method is QuantizationMethod.UNIFORM:
         low, high = hold_zero(variables[RANGE_MIN], variables[RANGE_MAX])
         width = bound_threshold(high - low, min_threshold)
@@ -241,7 +261,8 @@ def variable_gradients(
       ``dL/da = -G / Q - (dL/dz) / s``. For a value above the range this gives ``dy/db = 1, dy/da = 0``, below it the
       reverse (Bhalgat et al., 2020, equation 4 in terms of the range's ends).
     """
-    qparams = from_variables(variables, method, n_bits, signed=signed, min_threshold=min_threshold)
+    levels = (0,) if method in LUT_METHODS else ()  # any: the gradients of scale and threshold are given
+    qparams = from_variables(variables, method, n_bits, signed=signed, min_threshold=min_threshold, levels=levels)
     d_scale, d_zero = np.asarray(scale_gradient, np.float64), np.asarray(zero_point_gradient, np.float64)
     scale, zero_point = qparams.scale.astype(np.float64), qparams.zero_point.astype(np.float64)
     if method is QuantizationMethod.UNIFORM:
@@ -255,8 +276,8 @@ def variable_gradients(
             RANGE_MAX: _held(range_max, through_width, 0.0, limit),
         }
     threshold = np.asarray(variables[THRESHOLD], np.float32)
-    gradient = d_scale * 2.0 ** -(n_bits - int(signed))
-    if method is QuantizationMethod.POWER_OF_TWO:
+    gradient = d_scale * (1 / TABLE_STEPS if levels else 2.0 ** -(n_bits - int(signed)))
+    if method in {QuantizationMethod.POWER_OF_TWO, QuantizationMethod.LUT_POT_QUANTIZER}:
         bounded = bound_threshold(threshold, min_threshold)
         gradient = gradient * (power_of_two_ceil(bounded).astype(np.float64) / bounded)
     return {THRESHOLD: _held(threshold, gradient, lower_bound(min_threshold), MAX_THRESHOLD)}
@@ -276,7 +297,9 @@ def variables_from_params(params: Mapping[str, Any], method: QuantizationMethod)
     """
     if not set(params) - {SIGNED}:
         return {}
-    values = {key: np.asarray(flat(value), np.float32) for key, value in params.items() if key != SIGNED}
+    values = {
+        key: np.asarray(flat(value), np.float32) for key, value in params.items() if key not in {SIGNED, LUT_VALUES}
+    }
     if method is QuantizationMethod.UNIFORM and THRESHOLD in values:
         high = values[THRESHOLD]
         return {RANGE_MIN: -high if params.get(SIGNED, True) else np.zeros_like(high), RANGE_MAX: high}
@@ -291,27 +314,43 @@ def variable_names(method: QuantizationMethod) -> tuple[str, ...]:
 def variable_shape(
     config: TrainableQuantizerConfig, tensor_shape: tuple[int, ...] | None, subject: str
 ) -> tuple[int, ...]:
-    """Return the shape of a quantizer's variables: () per tensor, (C,) per channel.
+    """Return the shape of a quantizer's variables: () per tensor, (C,) per channel or with C blocks.
 
     Raises
     ------
     ShapeMismatchError
-        When the channel axis is outside the tensor, or the config's params have another number of channels.
+        When an axis is outside the tensor, a group size does not divide its axis, or the config's params have another
+        number of channels.
     """
     axis = config.channels_axis
     if axis is None:
         return ()
-    if tensor_shape is None or not -len(tensor_shape) <= axis < len(tensor_shape):
-        raise ShapeMismatchError(f"{subject}: weights_channels_axis", f"an axis of shape {tensor_shape}", axis)
-    channels = tensor_shape[axis]
+    if config.blocks is not None:
+        if tensor_shape is None:
+            raise ShapeMismatchError(subject, "the shape of a tensor", tensor_shape)
+        channels = math.prod(config.blocks.counts(tensor_shape, subject))
+        what = f"{config.blocks} of {tensor_shape}"
+    else:
+        if tensor_shape is None or not -len(tensor_shape) <= axis < len(tensor_shape):
+            raise ShapeMismatchError(f"{subject}: weights_channels_axis", f"an axis of shape {tensor_shape}", axis)
+        channels = tensor_shape[axis]
+        what = f"axis {axis} of {tensor_shape}"
     for params in [config.quantization_params, *(c.quantization_params for c in config.candidates or [])]:
         given = check_params(params, config.quantization_method, config.n_bits, config.target)
         if given is not None and given not in (1, channels):
             key = variable_names(config.quantization_method)[0]
-            raise ShapeMismatchError(
-                f"{subject}: {key}", f"1 or {channels} values (axis {axis} of {tensor_shape})", given
-            )
+            raise ShapeMismatchError(f"{subject}: {key}", f"1 or {channels} values ({what})", given)
     return (channels,)
+
+
+def shape_with(config: TrainableQuantizerConfig, ndim: int, variable: tuple[int, ...]) -> tuple[int, ...]:
+    """Return a shape of `ndim` dimensions for which `variable_shape` returns `variable`."""
+    if config.blocks is not None:
+        return config.blocks.shape_with(ndim, variable[0])
+    shape, axis = [1] * ndim, config.channels_axis
+    if axis is not None and -ndim <= axis < ndim:
+        shape[axis] = variable[0] if variable else 1
+    return tuple(shape)
 
 
 def from_params(
@@ -324,21 +363,23 @@ def from_params(
 ) -> QParams:
     """Return the grid of quantization params as a config holds them; see `from_variables`."""
     variables = variables_from_params(params, method)
-    return from_variables(
-        variables, method, n_bits, signed=signed, min_threshold=min_threshold, channels_axis=channels_axis
-    )
+    levels = tuple(int(each) for each in params.get(LUT_VALUES, ()))
+    fixed: dict[str, Any] = {"signed": signed, "min_threshold": min_threshold, "channels_axis": channels_axis}
+    return from_variables(variables, method, n_bits, **fixed, levels=levels)
 
 
 def inferable_params(qparams: QParams, method: QuantizationMethod) -> dict[str, Any]:
     """Return the params an inferable quantizer is built from: exactly the grid's threshold, or its nudged range.
 
-    Every number is a float32 held in a Python float; plain numbers per tensor, lists per channel.
+    Every number is a float32 held in a Python float; plain numbers per tensor, lists per channel; a table as it is.
     """
     scale = qparams.scale.astype(np.float64)
     if method is QuantizationMethod.UNIFORM:
         zero_point = qparams.zero_point.astype(np.float64)
         low, high = (qparams.quant_min - zero_point) * scale, (qparams.quant_max - zero_point) * scale
         return {RANGE_MIN: (low + 0.0).tolist(), RANGE_MAX: high.tolist()}  # + 0.0 turns -0.0 into 0.0
+    if qparams.levels:
+        return {THRESHOLD: (scale * TABLE_STEPS).tolist(), LUT_VALUES: list(qparams.levels)}
     signed = qparams.quant_min < 0
     steps = -qparams.quant_min if signed else qparams.quant_max + 1
     return {THRESHOLD: (scale * steps).tolist(), SIGNED: signed}

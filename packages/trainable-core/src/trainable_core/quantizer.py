@@ -20,7 +20,7 @@ from trainable_core.config import (
     config_document,
     config_from_document,
 )
-from trainable_core.constants import RANGE_MIN, SIGNED
+from trainable_core.constants import LUT_VALUES, RANGE_MIN, SIGNED
 from trainable_core.enums import QuantizationMethod, QuantizationTarget, VariableGroup
 from trainable_core.errors import (
     InvalidArgumentError,
@@ -30,8 +30,10 @@ from trainable_core.errors import (
     nearest,
 )
 from trainable_core.key import identifier_text
+from trainable_core.modifier import Modifier
 from trainable_core.reference.method import DECLARED, Dependence, Method, OwnVariable, TrainingForward, own_variable
 from trainable_core.registry.marks import marks_of
+from trainable_core.registry.process import get_modifier_class
 from trainable_core.validation import check_params, plain
 
 Q = TypeVar("Q", bound="BaseTrainableQuantizer")
@@ -87,11 +89,11 @@ class BaseTrainableQuantizer:
     -----
     A method declares itself by class attributes: `declaration`, or `learns_grid` (thresholds and ranges become trained
     variables of the group QPARAMS), `grid_parameters` (other variables are trained in their place), `own_variables`,
-    `training_forward`, `counts_steps` (a schedule), `depends_on`, `deploys_values` and `conformance_arguments`. It may
-    override `widths` (several grids of different bit widths), `selected_width` and `select_width` (which of them is
-    deployed), `add_variables` (variables that no declaration makes), `encode_grid` and `decode_grid`, `get_arguments`,
-    `regularization` (a term for the loss) and `advance` (a schedule that counts in its own way). `widths` is asked
-    once, when the quantizer is initialized; from then on `structure` has the answer.
+    `training_forward`, `counts_steps` (a schedule), `depends_on`, `deploys_values`, `computes_grid` and
+    `conformance_arguments`. It may override `widths` (several grids of different bit widths), `selected_width` and
+    `select_width` (which of them is deployed), `add_variables` (variables that no declaration makes), `encode_grid` and
+    `decode_grid`, `get_arguments`, `regularization` (a term for the loss) and `advance` (a schedule that counts in its
+    own way). `widths` is asked once, when the quantizer is initialized; from then on `structure` has the answer.
     """
 
     backend: ClassVar[str]
@@ -121,6 +123,9 @@ class BaseTrainableQuantizer:
     deploys_values: ClassVar[bool] = False
     """Whether finalizing stores the quantized values in the place of the float weights."""
 
+    computes_grid: ClassVar[bool] = False
+    """Whether the grid is computed from the tensor itself at every call: there are no thresholds to calibrate."""
+
     conformance_arguments: ClassVar[tuple[dict[str, Any], ...]] = ()
     """Further arguments of the constructor that the conformance kit tries besides the defaults."""
 
@@ -147,6 +152,10 @@ class BaseTrainableQuantizer:
         self.signed = quantization_config.signed
         self._calibrated = False
         self.tensor_ndim = 0
+        self.tensor_shape: tuple[int, ...] | None = None
+        self.modifiers: tuple[Modifier, ...] = ()
+        self.modified = False
+        self.folded_grid: qparams.QParams | None = None
         self.structure = Structure()
         self._variable_groups: dict[str, VariableGroup] = {}
 
@@ -166,6 +175,9 @@ class BaseTrainableQuantizer:
             raise UnsupportedConfigError(
                 cls.__name__, f"quantization method {config.quantization_method} is not one of: {offered}"
             )
+        if cls.computes_grid and config.calibrated:
+            problem = "it computes its grid from the tensor itself, and the config has quantization params"
+            raise UnsupportedConfigError(cls.__name__, problem, "leave them out; a sign alone may be given.")
 
     # ---- what a backend writes --------------------------------------------------------------------------------------
 
@@ -250,6 +262,11 @@ class BaseTrainableQuantizer:
                 "a method with several widths overrides `select_width`.",
             )
 
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """The table of a look-up-table grid, whole numbers from -128 to 127; empty on every other grid."""
+        return ()
+
     def add_variables(self) -> None:
         """Add variables beyond the grid's own; called once, from `initialize_quantization`."""
 
@@ -260,6 +277,20 @@ class BaseTrainableQuantizer:
     def regularization(self) -> Any:
         """Return a scalar term for the loss, or None when the method has none."""
         return None
+
+    def regularization_of(self, x: Any) -> Any:
+        """Return a scalar term for the loss that depends on the tensor too, or None; by default the modifiers'.
+
+        Parameters
+        ----------
+        x : tensor, float32
+            The float tensor.
+        """
+        if not self.modifiers:
+            return None
+        x = self.laid_out(x)
+        terms = [term for modifier in self.modifiers if (term := modifier.term(self, x)) is not None]
+        return sum(terms[1:], start=terms[0]) if terms else None
 
     def encode_grid(self, numbers: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:  # noqa: ARG002 - a subclass's
         """Return the values of `grid_parameters` that stand for a threshold or a range, in NumPy.
@@ -299,6 +330,59 @@ class BaseTrainableQuantizer:
         return NotImplementedError(
             f"{type(self).__name__} declares {declared} as grid_parameters and has no `{method}`"
         )
+
+    # ---- modifiers --------------------------------------------------------------------------------------------------
+
+    def modify(self, modifiers: Sequence[Modifier]) -> None:
+        """Put modifiers on top of the method; called once, before `initialize_quantization`.
+
+        Raises
+        ------
+        UnsupportedConfigError
+            When one of them can't stand on this quantizer.
+        QuantizerStateError
+            When it is initialized already.
+        """
+        if not modifiers:
+            return
+        if self.structure.widths:
+            raise QuantizerStateError(self.subject, "it is initialized; modifiers come before")
+        for modifier in modifiers:
+            modifier.check(self)
+        own: dict[str, Any] = vars(self)  # Keras would track the tuple
+        own["modifiers"] = tuple(modifiers)
+        own["modified"] = any(modifier.changes_values for modifier in modifiers)
+        own["counts_steps"] = self.counts_steps or any(modifier.counts_steps for modifier in modifiers)
+        own["deploys_values"] = self.deploys_values or any(modifier.deploys_values for modifier in modifiers)
+
+    def add_state(self, name: str, value: NDArray[Any]) -> None:
+        """Keep a float32 tensor that does not learn, found again as the attribute `name`; a backend writes it.
+
+        It is saved, loaded and copied with the variables, but is none of them.
+        """
+        raise NotImplementedError
+
+    def observe(self, x: Any) -> None:
+        """Let the modifiers look at a weight, at the beginning of a training step."""
+        x = self.laid_out(x)
+        for modifier in self.modifiers:
+            modifier.observe(self, x)
+
+    def laid_out(self, x: Any) -> Any:
+        """Return a tensor as modifiers see it: with a row for each block that has a scale of its own, if some have."""
+        return x
+
+    @property
+    def values_shape(self) -> tuple[int, ...] | None:
+        """Shape of a tensor as modifiers see it; see `laid_out`."""
+        blocks = self.quantization_config.blocks
+        if blocks is None or self.tensor_shape is None:
+            return self.tensor_shape
+        return blocks.layout(self.tensor_shape).rows
+
+    def report(self) -> dict[str, dict[str, float]]:
+        """Return what `describe` tells of the modifiers: numbers, by the name of the modifier."""
+        return {modifier.name: modifier.report(self) for modifier in self.modifiers}
 
     # ---- a schedule's step ------------------------------------------------------------------------------------------
 
@@ -408,19 +492,22 @@ class BaseTrainableQuantizer:
                 raise QuantizerStateError(f"{self.subject} {name!r}", "already initialized for another shape")
         else:
             self.tensor_ndim = 0 if shape is None else len(shape)
+            vars(self)["tensor_shape"] = shape  # Keras would track it
             self.structure = structure = self._structure(variable_shape)
             for names in structure.names.values():
                 for variable_name in names:
                     self.add_quantizer_variable(variable_name, np.full(variable_shape, np.nan, np.float32))
             for own in map(own_variable, self.own_variables):
                 if own.initial is not None:
-                    value = np.full(own.shape(variable_shape), own.initial, np.float32)
+                    value = np.full(own.shape(variable_shape, self.values_shape or ()), own.initial, np.float32)
                     self.add_quantizer_variable(own.name, value, own.group, trained=True)
             if self.counts_steps:
                 self.add_step()
             self.add_variables()
+            for modifier in self.modifiers:
+                modifier.add_state(self)
             params = {width: self._config_params(width) for width in structure.widths}
-            if all(set(given) - {SIGNED} for given in params.values()):
+            if not self.computes_grid and all(set(given) - {SIGNED} for given in params.values()):
                 self.set_quantization_params(params)
         return {each: self.get_quantizer_variable(each) for each in self.variable_names}
 
@@ -440,6 +527,8 @@ class BaseTrainableQuantizer:
 
     @property
     def _grid_keys(self) -> tuple[str, ...]:
+        if self.computes_grid:
+            return ()
         return self.grid_parameters or qparams.variable_names(self.quantization_config.quantization_method)
 
     def grid_variables(self, width: int) -> dict[str, Any]:
@@ -529,6 +618,10 @@ class BaseTrainableQuantizer:
             except ValueError as error:
                 raise InvalidArgumentError(self.subject, str(error)) from None
             values = qparams.variables_from_params(given, config.quantization_method)
+            table = tuple(sorted(given.get(LUT_VALUES, self.levels)))
+            if table != self.levels:
+                problem = f"{LUT_VALUES!r} is {list(table)}, and its levels are {list(self.levels)}"
+                raise InvalidArgumentError(self.subject, problem)
             if not values:
                 raise InvalidArgumentError(self.subject, f"no numbers for width {width}: {dict(given)}")
             signs.add(self.signed if RANGE_MIN in given else bool(given.get(SIGNED, self.signed)))
@@ -552,12 +645,17 @@ class BaseTrainableQuantizer:
 
     @property
     def calibrated(self) -> bool:
-        """Whether the quantizer has its numbers; one that makes and deploys its variables by itself always has."""
-        return self._calibrated or self.deploys_itself
+        """Whether the quantizer has its numbers; one that needs none, or makes them by itself, always has."""
+        return self._calibrated or self.needs_no_numbers
 
     @calibrated.setter
     def calibrated(self, value: bool) -> None:
         self._calibrated = value
+
+    @property
+    def needs_no_numbers(self) -> bool:
+        """Whether there is nothing to calibrate: the grid is computed from the tensor, or the class does it all."""
+        return (self.computes_grid and bool(self.structure.widths)) or self.deploys_itself
 
     @property
     def deploys_itself(self) -> bool:
@@ -572,9 +670,23 @@ class BaseTrainableQuantizer:
             what = "has no quantization params yet" if self.variable_names else "is not initialized"
             raise QuantizerStateError(self.subject, what, "calibrate the model, or give the params in the config.")
 
-    def current_qparams(self, width: int | None = None) -> qparams.QParams:
-        """Return the numbers of one width's grid (default: the selected one) as they stand."""
+    def require_deployable(self) -> None:
+        """Raise QuantizerStateError unless the quantizer has its numbers and is switched on."""
+        if not self.quantization_config.enabled:
+            raise QuantizerStateError(self.subject, "its config switches quantization off; there is nothing to deploy")
         self.require_calibrated()
+
+    def current_qparams(self, width: int | None = None) -> qparams.QParams:
+        """Return the numbers of one width's grid (default: the selected one) as they stand.
+
+        Raises
+        ------
+        QuantizerStateError
+            Before calibration, or when the grid is computed from the tensor itself.
+        """
+        self.require_calibrated()
+        if self.computes_grid:
+            raise QuantizerStateError(self.subject, "it computes its grid from each tensor, and has none without one")
         config = self.quantization_config
         width = self.selected_width if width is None else width
         return qparams.from_variables(
@@ -584,11 +696,18 @@ class BaseTrainableQuantizer:
             signed=self.signed,
             min_threshold=config.min_threshold,
             channels_axis=config.channels_axis,
+            levels=self.levels,
         )
+
+    def deployed_qparams(self) -> qparams.QParams:
+        """Return the grid that is deployed: that of the variables, or of a batch norm folded into the weights."""
+        return self.current_qparams() if self.folded_grid is None else self.folded_grid
 
     def current_config(self) -> TrainableQuantizerConfig:
         """Return the config with the trained numbers and the selected width in it: the quantizer as it stands."""
         self.require_calibrated()
+        if self.computes_grid:
+            return self.quantization_config
         width, config = self.selected_width, self.quantization_config
         params = qparams.inferable_params(self.current_qparams(width), config.quantization_method)
         if config.target is QuantizationTarget.Weights:
@@ -601,7 +720,7 @@ class BaseTrainableQuantizer:
     def stores_sign(self) -> bool:
         """Whether calibration decides the sign, so that a saved state must have it."""
         uniform = self.quantization_config.quantization_method is QuantizationMethod.UNIFORM
-        return self.activation_quantization() and not uniform
+        return self.activation_quantization() and not uniform and not self.computes_grid
 
     # ---- documents --------------------------------------------------------------------------------------------------
 
@@ -617,6 +736,10 @@ class BaseTrainableQuantizer:
             "signed": self.signed,
             "variables": state if self.calibrated else {},
         }
+        if self.modifiers:
+            document["modifiers"] = {each.name: each.model_dump(mode="json") for each in self.modifiers}
+        if self.tensor_shape and (self.modifiers or any(own_variable(each).per_element for each in self.own_variables)):
+            document["tensor_shape"] = list(self.tensor_shape)
         return {**document, "step": self.counted_steps} if self.counts_steps else document
 
     @classmethod
@@ -632,35 +755,43 @@ class BaseTrainableQuantizer:
         """
         subject = f"{cls.__name__}.from_config"
         document = read_document(config, subject)
-        step = config.get("step")
-        if cls.counts_steps and (not isinstance(step, int) or isinstance(step, bool)):
-            raise InvalidArgumentError(subject, f"not a quantizer's config: 'step' is {step!r}")
         try:
             quantizer = cls(
                 document.quantization_config, freeze_quant_params=document.freeze_quant_params, **document.arguments
             )
         except TypeError as error:  # an argument that the class doesn't take
             raise InvalidArgumentError(subject, f"arguments: {error}") from error
+        quantizer.modify(modifiers_of(document.modifiers, cls.backend, subject))
+        step = config.get("step")
+        if quantizer.counts_steps and (not isinstance(step, int) or isinstance(step, bool)):
+            raise InvalidArgumentError(subject, f"not a quantizer's config: 'step' is {step!r}")
         if document.variables:
-            quantizer._restore(document.variables, document.tensor_ndim)
+            quantizer._restore(document.variables, document.tensor_ndim, document.tensor_shape)
             quantizer.signed, quantizer.calibrated = document.signed, True
-        if isinstance(step, int) and cls.counts_steps and quantizer.variable_names:
+        elif cls.computes_grid:
+            shape = (1,) * document.tensor_ndim
+            quantizer.initialize_quantization(shape or None, "restored", None)
+        if isinstance(step, int) and quantizer.counts_steps and quantizer.variable_names:
             quantizer.counted_steps = step
         return quantizer
 
-    def _restore(self, variables: Mapping[str, NDArray[Any]], tensor_ndim: int) -> None:
+    def _restore(
+        self, variables: Mapping[str, NDArray[Any]], tensor_ndim: int, tensor_shape: tuple[int, ...] | None = None
+    ) -> None:
         """Initialize and take over variables as `get_config` wrote them."""
-        axis, shape = self.quantization_config.channels_axis, [1] * tensor_ndim
         first = next(iter(self._structure(()).names.values()))[0]
         if first not in variables:
             raise InvalidArgumentError(f"{self.subject}: variables", f"needed {first!r}, got {list(variables)}")
-        if axis is not None and -tensor_ndim <= axis < tensor_ndim:
-            shape[axis] = variables[first].size
-        own = self.initialize_quantization(shape if tensor_ndim else None, "restored", None)
+        shape = qparams.shape_with(self.quantization_config, tensor_ndim, (variables[first].size,))
+        given = shape if tensor_shape is None else tensor_shape
+        own = self.initialize_quantization(given if tensor_ndim else None, "restored", None)
         if set(own) != set(variables):
             raise InvalidArgumentError(f"{self.subject}: variables", f"needed {list(own)}, got {list(variables)}")
-        for name, value in variables.items():
-            if tuple(own[name].shape) != value.shape:
+        for name, given_value in variables.items():
+            shape_of_own = tuple(own[name].shape)
+            # the lists of a document don't tell the dimensions behind one that is empty
+            value = given_value if given_value.size else given_value.reshape(shape_of_own)
+            if shape_of_own != value.shape:
                 raise ShapeMismatchError(f"{self.subject}: {name}", f"shape {tuple(own[name].shape)}", value.shape)
             self.assign(own[name], value)
 
@@ -680,6 +811,8 @@ class QuantizerDocument:
     tensor_ndim: int
     signed: bool
     variables: dict[str, NDArray[Any]]
+    modifiers: dict[str, dict[str, Any]]
+    tensor_shape: tuple[int, ...] | None
 
 
 def read_document(config: object, subject: str) -> QuantizerDocument:
@@ -727,4 +860,42 @@ def read_document(config: object, subject: str) -> QuantizerDocument:
         config["tensor_ndim"],
         config["signed"],
         variables,
+        _modifiers_part(config.get("modifiers", {}), subject),
+        _shape_part(config.get("tensor_shape"), subject),
     )
+
+
+def _modifiers_part(modifiers: Any, subject: str) -> dict[str, dict[str, Any]]:
+    if not isinstance(modifiers, Mapping) or not all(isinstance(each, Mapping) for each in modifiers.values()):
+        raise InvalidArgumentError(subject, f"not a quantizer's config: 'modifiers' is {modifiers!r}")
+    return {str(name): dict(arguments) for name, arguments in modifiers.items()}
+
+
+def _shape_part(shape: Any, subject: str) -> tuple[int, ...] | None:
+    if shape is None:
+        return None
+    if not isinstance(shape, list | tuple) or not all(type(size) is int and size >= 0 for size in shape):
+        raise InvalidArgumentError(subject, f"not a quantizer's config: 'tensor_shape' is {shape!r}")
+    return tuple(shape)
+
+
+def modifiers_of(arguments: Mapping[str, Mapping[str, Any]], backend: str, subject: str) -> list[Modifier]:
+    """Return a backend's modifiers by what a plan or a document says of them.
+
+    Parameters
+    ----------
+    arguments : mapping of str to mapping
+        Arguments by the name of the modifier.
+    backend : str
+        Whose classes.
+    subject : str
+        What has the modifiers, for errors.
+
+    Raises
+    ------
+    UnsupportedConfigError
+        When there is no modifier of a name.
+    pydantic.ValidationError
+        When an argument is wrong; names it.
+    """
+    return [get_modifier_class(name, backend, subject).model_validate(given) for name, given in arguments.items()]

@@ -16,12 +16,13 @@ from trainable_core.calibration import Observer
 from trainable_core.calibration.batches import inputs_of
 from trainable_core.calibration.model import ModelCalibration
 from trainable_core.calibration.unseen import Sight, value_text
+from trainable_core.errors import IntegerRangeError
 from trainable_core.quantizer import BaseTrainableQuantizer
 from trainable_keras.framework import Framework
 from trainable_keras.graph import layers_within
-from trainable_keras.parts import KerasHolder, KerasWrapper, told_of
+from trainable_keras.parts import KerasHolder, KerasWrapper, check_biases, told_of
 from trainable_keras.training import forget_functions
-from trainable_keras.wrapping import state_of, trainable_quantizers
+from trainable_keras.wrapping import parts_of, state_of, trainable_quantizers
 
 
 def calibrate(
@@ -35,17 +36,41 @@ def calibrate(
     progress: bool | None = None,
 ) -> Any:
     """Set the thresholds of a wrapped model's quantizers; see `trainable_keras.calibrate`."""
-    KerasCalibration(framework, qmodel).run(
-        batches,
-        forward,
-        force=force,
-        training=training,
-        show_progress=lambda shown: tqdm(
-            shown, desc="calibrate", disable=None if progress is None else not progress, leave=False
-        ),
-    )
+    with _biases_checked(framework, qmodel):
+        KerasCalibration(framework, qmodel).run(
+            batches,
+            forward,
+            force=force,
+            training=training,
+            show_progress=lambda shown: tqdm(
+                shown, desc="calibrate", disable=None if progress is None else not progress, leave=False
+            ),
+        )
     forget_functions(qmodel)
     return qmodel
+
+
+@contextmanager
+def _biases_checked(framework: Framework, qmodel: Any) -> Iterator[None]:
+    """Check the codes of int32 biases in the end; give quantizers back what they had before when one is refused."""
+    parts, to_numpy = parts_of(qmodel), framework.functions.to_numpy
+    if not any(isinstance(part, KerasWrapper) and part.bias_quantizer is not None for part in parts):
+        yield
+        return
+    before = [
+        (q, q.calibrated, q.quantization_config, q.signed, [(v, to_numpy(v)) for v in q.all_variables().values()])
+        for q in trainable_quantizers(qmodel)
+    ]
+    yield
+    try:
+        check_biases(parts, to_numpy)
+    except IntegerRangeError:
+        for quantizer, calibrated, config, signed, variables in before:
+            for variable, value in variables:
+                framework.assign(variable, value)
+            quantizer.signed = signed
+            quantizer.calibrated, quantizer.quantization_config = calibrated, config
+        raise
 
 
 class KerasCalibration(ModelCalibration):
@@ -125,7 +150,7 @@ class KerasCalibration(ModelCalibration):
         """Let dropout and batch norm do what they do in inference, whatever the model does."""
         kinds = tuple(getattr(self.framework.module.layers, name) for name in _DIFFERENT_IN_TRAINING)
         layers = [layer for layer in self.layers if these and isinstance(layer, kinds)]
-        with _calls_replaced([(layer, _inferring) for layer in layers]):
+        with calls_replaced([(layer, _inferring) for layer in layers]):
             yield
 
     @contextmanager
@@ -137,7 +162,7 @@ class KerasCalibration(ModelCalibration):
             (owners[holder], partial(_call_noted, sight)) for holder, sight in sights.items() if holder in owners
         ]
         watched = {id(each): told_of(each) for each in owners.values()}.values() if readers else ()
-        with _calls_replaced(replaced):
+        with calls_replaced(replaced):
             try:
                 for holder, sight in sights.items():
                     if readers and holder in owners:
@@ -161,7 +186,7 @@ Method = Callable[..., Any]
 
 
 @contextmanager
-def _calls_replaced(replaced: Sequence[tuple[Any, Callable[[Method], Method]]]) -> Iterator[None]:
+def calls_replaced(replaced: Sequence[tuple[Any, Callable[[Method], Method]]]) -> Iterator[None]:
     """Put functions made of them in the place of layers' `call`, one after the other where a layer comes again."""
     before: list[tuple[Any, Method | None]] = []
     try:

@@ -28,7 +28,7 @@ class KerasAdapter(BaseAdapter):
         The Keras.
     """
 
-    tie_rule, subnormals = TieRule.HALF_UP, False
+    tie_rule, subnormals, blocks = TieRule.HALF_UP, False, True
     devices: tuple[str, ...]
     cases = 54  # an eager call takes milliseconds, and every shape is traced anew
 

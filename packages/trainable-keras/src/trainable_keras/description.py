@@ -8,7 +8,7 @@ from typing import Any
 from trainable_core.backend.description import Description, DescriptionRow, describe_quantizer
 from trainable_keras.framework import Framework
 from trainable_keras.parts import KerasPart, KerasWrapper, holders_of, plan_of, told_of
-from trainable_keras.wrapping import parts_of, state_of
+from trainable_keras.wrapping import BIASES, ISLANDS, parts_of, state_of
 
 
 def describe(framework: Framework, qmodel: Any) -> Description:
@@ -16,7 +16,12 @@ def describe(framework: Framework, qmodel: Any) -> Description:
     state = state_of(framework, qmodel)
     parts = parts_of(qmodel)
     return Description(
-        tuple(_rows(parts)), state.left_out | _unread(parts), dict(state.folded), finalized=state.finalized
+        tuple(_rows(parts)),
+        state.left_out | _unread(parts),
+        dict(state.folded),
+        finalized=state.finalized,
+        biases=dict(state.structure.get(BIASES, {})),
+        islands=dict(state.structure.get(ISLANDS, {})),
     )
 
 
@@ -40,7 +45,6 @@ def _rows(parts: Sequence[KerasPart]) -> Iterator[DescriptionRow]:
             for attribute, quantizer in part.weights_quantizers.items():
                 yield describe_quantizer(plan.layer, attribute, plan.weights[attribute], quantizer)
         for holder in holders_of(part):
-            assert plan.activation is not None  # noqa: S101 - there is a holder, so there was a plan for it
-            yield describe_quantizer(
-                plan.layer, told_of(holder).tensor, plan.activation, holder.activation_holder_quantizer
-            )
+            of_holder = plan_of(holder).activation
+            assert of_holder is not None  # noqa: S101 - there is a holder, so there was a plan for it
+            yield describe_quantizer(plan.layer, told_of(holder).tensor, of_holder, holder.activation_holder_quantizer)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ from trainable_core.backend import folding
 from trainable_keras.framework import Framework
 from trainable_keras.graph import Call, Graph, children, layers_within
 from trainable_keras.layers import DEPTHWISE_KERNEL, KINDS
+from trainable_keras.parts import KerasWrapper
 
 KERNELS: dict[str, tuple[str, tuple[int, ...]]] = {
     "Dense": ("kernel", (-1,)),
@@ -334,6 +335,73 @@ def folded_copy(framework: Framework, layer: Any, norm: Any, name: str) -> Any:
     if not layer.trainable:
         copied.trainable = False
     return copied
+
+
+def named_layers(framework: Framework, layer: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the layers inside a layer under the names that `plan_folding` gives them."""
+    graph = framework.graph(layer)
+    if graph is None:
+        inside = [(name, child) for name, child in children(layer)]
+    else:
+        inside = [(each.name, each) for each in graph.operations if framework.is_layer(each)]
+    for name, each in inside:
+        full = f"{prefix}.{name}" if prefix else name
+        yield full, each
+        yield from named_layers(framework, each, full)
+
+
+def fold_quantized(framework: Framework, layer: Any, norm: Any) -> str:
+    """Let a layer, whose weights may be quantized, do the work of the batch norm behind it, with the codes it has.
+
+    Parameters
+    ----------
+    framework : Framework
+        The layer's Keras.
+    layer : layer
+        The layer, with a bias, in a model that is about to be deployed.
+    norm : layer
+        The batch norm; passes on what it gets from then on.
+
+    Returns
+    -------
+    str
+        Why nothing was folded; empty where it was.
+    """
+    f = framework.functions
+
+    def float64(variable: Any) -> Any:
+        return None if variable is None else f.to_numpy(variable).astype(np.float64)
+
+    known = next(cls.__name__ for cls in type(layer).__mro__ if cls.__name__ in KERNELS)
+    attribute, axes = kernel_attribute(layer, known, framework.types.find_weight), KERNELS[known][1]
+    inverse_deviation = 1.0 / np.sqrt(float64(norm.moving_variance) + norm.epsilon)
+    gain, shift = folding.gain_and_shift(
+        float64(norm.moving_mean), inverse_deviation, float64(norm.gamma), float64(norm.beta)
+    )
+    quantizers = layer.weights_quantizers if isinstance(layer, KerasWrapper) else {}
+    quantizer, kernel = quantizers.get(attribute), framework.types.find_weight(layer, str(attribute))
+    if quantizer is None or not quantizer.quantization_config.enabled:
+        folded, bias = folding.fold(float64(kernel), float64(layer.bias), gain, shift, axes)
+    elif quantizer.deploys_itself:
+        return "the quantizer converts itself"
+    elif quantizer.quantization_config.blocks is not None:
+        return "the layer's weight has scales for groups along its inputs"
+    elif len(axes) > 1 and kernel.shape[axes[1]] != 1:
+        return "the layer's channels are along two axes of its kernel"
+    else:
+        values = f.to_numpy(quantizer(f.cast(f.read(kernel), "float32"), training=False))
+        config, width = quantizer.quantization_config, quantizer.selected_width
+        grid = quantizer.current_qparams()
+        axis = axes[0] % values.ndim
+        found = folding.fold_codes(values, grid, config.quantization_method, width, gain, axis)
+        if isinstance(found, str):
+            return found
+        folded, vars(quantizer)["folded_grid"] = found
+        bias = float64(layer.bias) * gain + shift
+    framework.assign(kernel, folded)
+    framework.assign(layer.bias, bias)
+    framework.kit.pass_on(norm)
+    return ""
 
 
 class PassingLayer:

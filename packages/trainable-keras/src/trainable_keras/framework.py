@@ -14,11 +14,12 @@ from typing import Any, ClassVar
 from numpy.typing import NDArray
 
 from trainable_core.recipe.layers import LayerInfo, LayerKind
-from trainable_keras import layers
+from trainable_keras import layers, operations
 from trainable_keras.configs import ConfigKit
 from trainable_keras.functions import Functions
 from trainable_keras.graph import Graph, direct_layers
 from trainable_keras.layers import LayerTypes
+from trainable_keras.operations import Clamp
 from trainable_keras.parts import KerasHolder, KerasWrapper
 from trainable_keras.two_classes import own_class
 
@@ -73,6 +74,9 @@ class Framework(ABC):
     kit: ClassVar[ConfigKit]
     """What layers of two classes ask of it."""
 
+    can_freeze_in_fit: ClassVar[bool] = True
+    """Whether `fit` can go on when fewer variables are trained."""
+
     # ---- what is in a model -----------------------------------------------------------------------------------------
 
     @staticmethod
@@ -97,6 +101,23 @@ class Framework(ABC):
     def info(self, name: str, layer: Any, kind: LayerKind) -> LayerInfo:
         """Return what a recipe needs to know of a layer."""
         return layers.layer_info(name, layer, kind, self.types.find_weight)
+
+    @staticmethod
+    @abstractmethod
+    def function(operation: Any) -> str:
+        """Return the name of a functional operation, an empty string for a layer."""
+
+    def clamp(self, operation: Any) -> Clamp | None:
+        """Return what an activation clamps its input to; None where it does something else."""
+        return operations.clamp_of(operation, self.types.stock(operation), self.function(operation))
+
+    def passes(self, operation: Any) -> bool:
+        """Return whether an operation's result holds values of its first input, and zeros."""
+        return operations.passes(operation, self.types.stock(operation), self.function(operation))
+
+    def model_graph(self, layer: Any) -> Graph | None:
+        """Return the graph of a model that is looked into, None of a layer that is quantized as a whole."""
+        return None if self.kind(layer) is not None else self.graph(layer)
 
     # ---- copies -----------------------------------------------------------------------------------------------------
 
@@ -174,6 +195,11 @@ class Framework(ABC):
     def eagerly() -> AbstractContextManager[None]:
         """Return a context in which calls run eagerly, so that values are seen."""
         return nullcontext()
+
+    @staticmethod
+    @abstractmethod
+    def flat(values: Any) -> list[Any]:
+        """Return nested values in a list."""
 
     @staticmethod
     @abstractmethod

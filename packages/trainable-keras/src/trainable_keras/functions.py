@@ -20,10 +20,14 @@ class Functions:
     ----------
     maximum, minimum, where, isnan, isfinite, abs, floor, round, zeros_like, stack, argmax, reshape : callable
         NumPy's.
-    exp, log, tanh : callable
+    transpose : callable
+        NumPy's.
+    exp, log, tanh, cos : callable
         NumPy's; compilers may give other last bits.
     sum, max : callable
         NumPy's, with ``axis`` and ``keepdims``.
+    largest : callable
+        The largest element or zero, whichever is more, with ``axis`` and ``keepdims``; there may be no element.
     all_of, any_of : callable
         ``logical_and`` and ``logical_or``.
     bits_and : callable
@@ -49,6 +53,8 @@ class Functions:
         ``show_shape(x, like)`` returns `x`, whose shape is that of `like`, with the shape known again.
     steps_of : callable
         ``steps_of(x, scale, quant_min, quant_max, centered=...)`` returns ``x / scale`` for comparisons with the ends.
+    positions : callable
+        Numbers of the elements of a tensor, from 0, as an int32 tensor of its shape.
     size : callable
         Number of a tensor's elements: an int, or a float32 tensor where a dimension is not known yet.
     rank : callable
@@ -81,12 +87,15 @@ class Functions:
     exp: Function
     log: Function
     tanh: Function
+    cos: Function
     zeros_like: Function
     stack: Function
     argmax: Function
     reshape: Function
+    transpose: Function
     sum: Function
     max: Function
+    largest: Function
     all_of: Function
     any_of: Function
     bits_and: Function
@@ -104,6 +113,7 @@ class Functions:
     hide_shape: Function
     show_shape: Function
     steps_of: Function
+    positions: Function
     size: Callable[[Tensor], Any]
     rank: Callable[[Tensor], int | None]
     dtype_of: Callable[[Tensor], Any]

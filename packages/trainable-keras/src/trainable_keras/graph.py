@@ -62,10 +62,13 @@ class Graph:
         In an order they can be run in, without the model's inputs.
     outputs : sequence of tensor
         What leaves the model.
+    inputs : sequence of tensor
+        What it is given.
     """
 
-    def __init__(self, calls: Sequence[Call], outputs: Sequence[Any]) -> None:
+    def __init__(self, calls: Sequence[Call], outputs: Sequence[Any], inputs: Sequence[Any] = ()) -> None:
         self.nodes = list(calls)
+        self.inputs, self.outputs = list(inputs), list(outputs)
         self._outputs = {id(tensor) for tensor in outputs}
         self._makers = {id(tensor): call for call in self.nodes for tensor in call.outputs}
         self._users: dict[int, list[Call]] = {}

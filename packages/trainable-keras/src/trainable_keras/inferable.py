@@ -29,8 +29,8 @@ from numpy.typing import NDArray
 
 from trainable_core.backend.inferable import target_and_method
 from trainable_core.backend.unlisted import UnlistedSubclass
-from trainable_core.constants import RANGE_MAX, RANGE_MIN, SIGNED, THRESHOLD
-from trainable_core.enums import QuantizationMethod, QuantizationTarget
+from trainable_core.constants import LUT_VALUES, RANGE_MAX, RANGE_MIN, SIGNED, THRESHOLD
+from trainable_core.enums import LUT_METHODS, QuantizationMethod, QuantizationTarget
 from trainable_core.errors import ModelError
 from trainable_core.qparams import QParams, from_params, inferable_params
 from trainable_keras.functions import Functions, Tensor
@@ -61,6 +61,8 @@ def mctq_arguments(
     params = inferable_params(qparams, method)
     signed = params.pop(SIGNED, None)
     arguments: dict[str, Any] = {"num_bits": n_bits}
+    if qparams.levels:  # mctq's eps, a summand of the threshold, moves ties
+        arguments |= {"lut_values": [float(level) for level in params.pop(LUT_VALUES)], "eps": 0.0}
     arguments |= {_NAMES[key]: value if isinstance(value, list) else [value] for key, value in params.items()}
     if target is QuantizationTarget.Weights:
         axis = qparams.channels_axis
@@ -80,6 +82,8 @@ def grid_of_arguments(config: Mapping[str, Any], method: QuantizationMethod) -> 
     axis = config.get("channel_axis") if config.get("per_channel", False) else None
     if axis is None:
         params = {key: value[0] for key, value in params.items()}
+    if "lut_values" in config:
+        params[LUT_VALUES] = config["lut_values"]
     n_bits, signed = config["num_bits"], config.get("signed", True)
     qparams = from_params(method, n_bits, signed, params, channels_axis=axis)
     if method is QuantizationMethod.UNIFORM:
@@ -120,6 +124,9 @@ class KerasInferableQuantizer:
     mctq_class: ClassVar[Any] = None
     """mctq's class with the same name, None where its kernels can't run."""
 
+    native: ClassVar[str] = ""
+    """Which kind of `trainable_keras.granularity` it is; empty for those that mctq has too."""
+
     quantization_target: ClassVar[Any]
     quantization_method: ClassVar[Any]
 
@@ -131,27 +138,31 @@ class KerasInferableQuantizer:
     num_bits: int
     quant_min: int
     quant_max: int
+    levels: tuple[int, ...]
 
-    def __init__(self, qparams: QParams, n_bits: int, ndim: int, name: str | None = None) -> None:
+    def __init__(self, qparams: QParams | None, n_bits: int, ndim: int, name: str | None = None) -> None:
         raise NotImplementedError
 
-    def start(self, qparams: QParams, n_bits: int, ndim: int) -> None:
+    def start(self, qparams: QParams | None, n_bits: int, ndim: int) -> None:
         """Set what is not a variable; called once, by the constructor.
 
         Parameters
         ----------
-        qparams : QParams
-            The grid's numbers.
+        qparams : QParams or None
+            The grid's numbers; None where the grid is computed from the tensor itself.
         n_bits : int
             Width of the codes.
         ndim : int
             Number of dimensions of the weights tensor; 0 for activations.
         """
-        self.channel_axis = qparams.channels_axis
-        self.per_channel = qparams.channels_axis is not None
         self.input_rank = ndim
         self.num_bits = n_bits
-        self.quant_min, self.quant_max = qparams.quant_min, qparams.quant_max
+        self.levels: tuple[int, ...] = ()
+        if qparams is not None:
+            self.channel_axis = qparams.channels_axis
+            self.per_channel = qparams.channels_axis is not None
+            self.quant_min, self.quant_max = qparams.quant_min, qparams.quant_max
+            self.levels = qparams.levels
 
     @classmethod
     def method(cls) -> QuantizationMethod:
@@ -168,6 +179,9 @@ class KerasInferableQuantizer:
         passes = target_and_method(type(self))[0] is QuantizationTarget.Activation
         snap = self.ops.snap_passing if passes else self.ops.snap
         values = values if passes else f.stop_gradient(values)
+        if self.levels:
+            snapped = self.ops.snap_to_levels(values, f.hide_shape(f.read(self.grid_scale)), self.levels)
+            return f.cast(f.show_shape(snapped, values), f.dtype_of(inputs))
         zero_point = f.read(self.grid_zero_point) if self.method() is QuantizationMethod.UNIFORM else None
         # hidden as in training: else Grappler multiplies it into the operations around, in the deployed model alone
         scale = f.hide_shape(f.read(self.grid_scale))
@@ -181,7 +195,8 @@ class KerasInferableQuantizer:
         scale, zero_point = (
             self.functions.to_numpy(each).reshape(shape) for each in (self.grid_scale, self.grid_zero_point)
         )
-        return QParams(scale, zero_point.astype(np.int32), self.quant_min, self.quant_max, self.channel_axis)
+        whole = zero_point.astype(np.int32)
+        return QParams(scale, whole, self.quant_min, self.quant_max, self.channel_axis, tuple(self.levels))
 
     @property
     def params(self) -> dict[str, Any]:
@@ -205,7 +220,7 @@ class KerasInferableQuantizer:
         ModelError
             Where TensorFlow doesn't run, or for 1 bit: mctq's class can't do that.
         """
-        if self.mctq_class is None or self.num_bits < MCTQ_LEAST_BITS:
+        if self.mctq_class is None or (self.num_bits < MCTQ_LEAST_BITS and not self.levels):
             engine = "another engine" if self.mctq_class is None else "TensorFlow"
             raise ModelError(
                 f"mctq's Keras quantizers need TensorFlow and 2 to 16 bits; this is {engine} with {self.num_bits} bits"
@@ -227,6 +242,8 @@ SHORT = {
     QuantizationMethod.SYMMETRIC: "Symmetric",
     QuantizationMethod.POWER_OF_TWO: "POT",
     QuantizationMethod.UNIFORM: "Uniform",
+    QuantizationMethod.LUT_SYM_QUANTIZER: "LUTSymmetric",
+    QuantizationMethod.LUT_POT_QUANTIZER: "LUTPOT",
 }
 """What mctq's class names call each grid."""
 
@@ -246,6 +263,8 @@ def classes_for(base: type[Q], mctq: Any, register: Callable[[Any], Any]) -> dic
     classes: dict[str, type[Q]] = {}
     for target in QuantizationTarget:
         for method, short in SHORT.items():
+            if method in LUT_METHODS and target is QuantizationTarget.Activation:
+                continue
             name = f"{target.name}{short}InferableQuantizer"
             text = f"Deployed {method.name} {'weights' if target is QuantizationTarget.Weights else 'activations'}."
             stock = None if mctq is None else getattr(mctq, name)
@@ -283,6 +302,8 @@ def difference(quantizer: Any, values: NDArray[Any], ours: NDArray[Any], theirs:
     a code's value may be as much off.
     """
     scale = quantizer.qparams.along(values.ndim).scale.astype(np.float64)
+    if quantizer.levels:  # mctq computes with the numbers that it is given
+        return _told(values, ours, theirs, ours != theirs)
     rounding = 4 * 2.0**quantizer.num_bits * 2.0**-24
     with np.errstate(invalid="ignore"):
         steps, our_steps, their_steps = (each.astype(np.float64) / scale for each in (values, ours, theirs))
@@ -290,7 +311,11 @@ def difference(quantizer: Any, values: NDArray[Any], ours: NDArray[Any], theirs:
         near = np.abs(steps - np.floor(steps) - 0.5) <= rounding
         same = (our_codes == their_codes) | (near & (np.abs(our_codes - their_codes) <= 1))
         same &= np.abs(their_steps - their_codes) <= rounding
-    wrong = ~(same | (np.isnan(ours) & np.isnan(theirs)))
+    return _told(values, ours, theirs, ~same)
+
+
+def _told(values: NDArray[Any], ours: NDArray[Any], theirs: NDArray[Any], wrong: NDArray[np.bool_]) -> str:
+    wrong = wrong & ~(np.isnan(ours) & np.isnan(theirs))
     if not wrong.any():
         return ""
     place = tuple(np.argwhere(wrong)[0])

@@ -13,7 +13,7 @@ from typing import Any
 
 from trainable_core.errors import InvalidArgumentError, ModelError, UnsupportedConfigError
 from trainable_core.recipe import layers
-from trainable_core.recipe.layers import LayerInfo, LayerKind, declared_kind
+from trainable_core.recipe.layers import LayerInfo, LayerKind, WeightAxes, declared_kind
 
 LIST = "[]"
 """Mark of an input that is a list of tensors, such as that of Add."""
@@ -22,32 +22,58 @@ DEPTHWISE_KERNEL = "depthwise_kernel"
 """What Keras 2 calls the kernel of a depthwise convolution, which is ``kernel`` in Keras 3."""
 
 
+_INSIDE = "it is added inside of the layer, to products of tensors that no quantizer makes"
+"""Why the biases of layers with several steps can't be integers."""
+
+
 def _attention(inputs: tuple[str, ...]) -> LayerKind:
     # (features, heads, size) and for the output (heads, size, features): the last axis is one of the outputs
     kernels = [f"{part}_dense.kernel" for part in ("query", "key", "value", "output")]
-    return LayerKind("attention", dict.fromkeys(kernels, -1), inputs)
+    sums = {kernel: 1 if kernel.startswith("output") else 0 for kernel in kernels}
+    return LayerKind(
+        "attention",
+        dict.fromkeys(kernels, -1),
+        inputs,
+        input_axes=sums,
+        bias="output_dense.bias",
+        bias_obstacle=_INSIDE,
+    )
 
 
 _MERGING = (f"inputs{LIST}",)
 _OF_A_CELL = {"kernel": -1, "recurrent_kernel": -1}
-_RECURRENT = LayerKind("recurrent", {f"cell.{name}": axis for name, axis in _OF_A_CELL.items()}, ("sequences",))
+_RECURRENT = LayerKind(
+    "recurrent",
+    {f"cell.{name}": axis for name, axis in _OF_A_CELL.items()},
+    ("sequences",),
+    bias="cell.bias",
+    bias_obstacle=_INSIDE,
+)
 
 KINDS: dict[str, LayerKind] = {
-    "Dense": LayerKind("linear", {"kernel": -1}),
-    "EinsumDense": LayerKind("linear", {"kernel": -1}),  # the axis depends on the equation: `einsum_channels_axis`
-    **dict.fromkeys(("Conv1D", "Conv2D", "Conv3D"), LayerKind("conv", {"kernel": -1})),
-    **dict.fromkeys(("DepthwiseConv1D", "DepthwiseConv2D"), LayerKind("depthwise_conv", {"kernel": -2})),
+    "Dense": LayerKind("linear", {"kernel": -1}, bias="bias"),
+    "EinsumDense": LayerKind(
+        "linear", {"kernel": -1}, bias="bias", bias_obstacle="it may lie along other axes than the scales of the kernel"
+    ),  # the axis depends on the equation: `einsum_channels_axis`
+    **dict.fromkeys(("Conv1D", "Conv2D", "Conv3D"), LayerKind("conv", {"kernel": -1}, bias="bias")),
     **dict.fromkeys(
-        ("SeparableConv1D", "SeparableConv2D"),
-        LayerKind("conv", {"depthwise_kernel": -2, "pointwise_kernel": -1}),
+        ("DepthwiseConv1D", "DepthwiseConv2D"), LayerKind("depthwise_conv", {"kernel": -2}, bias="bias")
     ),
     **dict.fromkeys(
-        ("Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose"), LayerKind("conv_transpose", {"kernel": -2})
+        ("SeparableConv1D", "SeparableConv2D"),
+        LayerKind("conv", {"depthwise_kernel": -2, "pointwise_kernel": -1}, bias="bias"),
+    ),
+    **dict.fromkeys(
+        ("Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose"),
+        LayerKind("conv_transpose", {"kernel": -2}, input_axes={"kernel": -1}, bias="bias"),
     ),
     "Embedding": LayerKind("embedding", {"embeddings": 0}),
     "MultiHeadAttention": _attention(("query", "value", "key")),
     **dict.fromkeys(("LSTM", "GRU", "SimpleRNN", "ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D"), _RECURRENT),
-    **dict.fromkeys(("LSTMCell", "GRUCell", "SimpleRNNCell"), LayerKind("recurrent", _OF_A_CELL)),
+    **dict.fromkeys(
+        ("LSTMCell", "GRUCell", "SimpleRNNCell"),
+        LayerKind("recurrent", _OF_A_CELL, bias="bias", bias_obstacle=_INSIDE),
+    ),
     **dict.fromkeys(
         (
             "BatchNormalization", "LayerNormalization", "GroupNormalization", "UnitNormalization",
@@ -127,6 +153,20 @@ def einsum_channels_axis(equation: str) -> int:
     return axes[-1]
 
 
+def einsum_input_axes(equation: str) -> dict[str, int]:
+    """Return the axis of the kernel's inputs, the last one that is summed over; nothing where there is none.
+
+    Examples
+    --------
+    >>> einsum_input_axes("ab,bc->ac"), einsum_input_axes("abc,cde->abde"), einsum_input_axes("abde,dec->abc")
+    ({'kernel': 0}, {'kernel': 0}, {'kernel': 1})
+    """
+    operands, _, output = equation.replace(" ", "").partition("->")
+    kernel = operands.partition(",")[2]
+    axes = [axis for axis, letter in enumerate(kernel) if letter not in output and letter != "."]
+    return {"kernel": axes[-1]} if axes else {}
+
+
 class LayerTypes:
     """Which layer types of one Keras are quantized how: its own by the table, users' by what they registered.
 
@@ -142,7 +182,9 @@ class LayerTypes:
         self._layers, self._variable = layers, variable
         self._registered: dict[type, LayerKind] = {}
 
-    def register(self, cls: Any, op: str, weights: Mapping[str, int] | None, inputs: tuple[str, ...]) -> None:
+    def register(
+        self, cls: Any, op: str, weights: Mapping[str, int | WeightAxes] | None, inputs: tuple[str, ...]
+    ) -> None:
         """Note how a user's layer type is quantized; see the backend's ``register_layer``.
 
         Raises
@@ -174,7 +216,7 @@ class LayerTypes:
                 axis = einsum_channels_axis(layer.equation)
             except UnsupportedConfigError as error:
                 return replace(kind, weights={}, unsupported=error.problem)
-            return replace(kind, weights={"kernel": axis})
+            return replace(kind, weights={"kernel": axis}, input_axes=einsum_input_axes(layer.equation))
         if kind.inputs and kind.inputs[0].endswith(LIST):
             shapes = (layer.get_build_config() or {}).get("input_shape") or ()
             name = kind.inputs[0].removesuffix(LIST)

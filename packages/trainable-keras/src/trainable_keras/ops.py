@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from trainable_core.backend.grid import GridNumbers, ends
+from trainable_core.qparams import TABLE_STEPS
 from trainable_core.reference import lsq
 from trainable_keras.functions import Function, Functions, Tensor
 
@@ -44,6 +46,7 @@ class HalfUp:
         self._finite_gradient = functools.cache(self._make_finite_gradient)
         self._straight_through = functools.cache(self._make_straight_through)
         self._exp2 = functools.cache(self._make_exp2)
+        self._magnitude_gradient = functools.cache(self._make_magnitude_gradient)
 
     def exp2(self, u: Tensor) -> Tensor:
         """Return ``2**u``, float32, exact for whole numbers on every engine and in every compiler.
@@ -146,6 +149,77 @@ class HalfUp:
         """
         return self._lsq(grid.quant_min, grid.quant_max, grid.centered, replicas)(x, *_numbers(grid))
 
+    def by_slopes(
+        self,
+        x: Tensor,
+        grid: GridNumbers,
+        d_x: Tensor,
+        d_scale: Tensor = None,
+        d_zero_point: Tensor = None,
+        *,
+        by_sign: tuple[Tensor, Tensor] | None = None,
+        values: Tensor = None,
+    ) -> Tensor:
+        """Return `x` snapped to the grid, with gradients that are given as a slope for each element; float32.
+
+        Parameters
+        ----------
+        x : Tensor, float32
+            Real values.
+        grid : GridNumbers
+            The grid; gradients reach its scale and zero point as far as their slopes are given.
+        d_x, d_scale, d_zero_point : Tensor, shape of `x`
+            Derivatives of each output by its input, by its scale and by its zero point; finite, and constants.
+        by_sign : tuple of Tensor, optional
+            What is added to the first two where the upstream gradient is positive, and subtracted where it is negative.
+        values : Tensor, optional
+            What is returned, where that is not the nearest value of the grid, as in a table.
+
+        Notes
+        -----
+        An infinite input does no harm: no derivative is computed from it.
+        """
+        constant = self._f.stop_gradient
+        smooth = x * constant(d_x)
+        if d_scale is not None:
+            smooth = smooth + grid.scale * constant(d_scale)
+        if d_zero_point is not None and not grid.centered:
+            smooth = smooth + grid.zero_point * constant(d_zero_point)
+        if by_sign is not None:
+            signed = x * constant(by_sign[0]) + grid.scale * constant(by_sign[1])
+            smooth = smooth + self.magnitude_gradient(signed)
+        return self.straight_through(self.snapped(x, grid) if values is None else values, smooth)
+
+    def snap_to_levels(self, x: Tensor, scale: Tensor, levels: Sequence[int]) -> Tensor:
+        """Return `x` on the levels of a table, as `trainable_core.reference.affine.nearest_levels` says; float32.
+
+        Parameters
+        ----------
+        x : Tensor, float32
+            Real values.
+        scale : Tensor, float32, broadcastable to `x`
+            A 128th of the threshold.
+        levels : sequence of int
+            The table, ascending.
+        """
+        f, steps = self._f, float(TABLE_STEPS)
+        at = f.minimum(f.maximum(x / (scale * steps) * steps, -steps), steps - 1.0)
+        codes, least = f.zeros_like(at) + float(levels[0]), f.abs(at - float(levels[0]))
+        for level in levels[1:]:
+            distance = f.abs(at - float(level))
+            codes = f.where(distance < least, f.zeros_like(at) + float(level), codes)
+            least = f.minimum(least, distance)
+        return f.where(f.isnan(x), x, codes * scale)
+
+    def snapped(self, x: Tensor, grid: GridNumbers) -> Tensor:
+        """Return `x` snapped to the grid, as `ste_fake_quantize` does; no gradient passes."""
+        numbers = (self._f.stop_gradient(each) for each in _numbers(grid))
+        return self._forward(grid.quant_min, grid.quant_max)(self._f.stop_gradient(x), *numbers)
+
+    def magnitude_gradient(self, x: Tensor) -> Tensor:
+        """Return `x`; what comes back as its gradient counts by its magnitude."""
+        return self._magnitude_gradient()(x)
+
     def gradient_scale(self, x: Tensor, scale: Tensor, quant_max: int, replicas: int = 1) -> Any:
         """Return `trainable_core.reference.lsq.gradient_scale`; a tensor where a dimension of `x` is not known yet."""
         scales = max(math.prod(int(size) for size in scale.shape), 1)
@@ -163,6 +237,18 @@ class HalfUp:
 
         def backward(upstream: Tensor, _: Tensor, __: Tensor) -> tuple[Tensor, ...]:
             return (f.where(f.isfinite(upstream), upstream, f.zeros_like(upstream)),)
+
+        made: Function = f.with_gradient(identity, backward)
+        return made
+
+    def _make_magnitude_gradient(self) -> Function:
+        f = self._f
+
+        def identity(x: Tensor) -> Tensor:
+            return x + 0.0
+
+        def backward(upstream: Tensor, _: Tensor, __: Tensor) -> tuple[Tensor, ...]:
+            return (f.abs(upstream),)
 
         made: Function = f.with_gradient(identity, backward)
         return made

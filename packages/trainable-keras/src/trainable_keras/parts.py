@@ -15,6 +15,7 @@ from trainable_core.enums import QuantizationMethod, QuantizationTarget
 from trainable_core.errors import CalibrationError, InvalidArgumentError, ModelError, QuantizerStateError
 from trainable_core.quantizer import BaseTrainableQuantizer
 from trainable_core.recipe.plan import LayerPlan
+from trainable_keras.bias import BiasQuantizer, remember
 from trainable_keras.layers import weight_path
 from trainable_keras.two_classes import TOLD, OfTwoClasses, base_class, held, let_read, own_class
 
@@ -48,6 +49,8 @@ class Told:
         What a holder shows its values to.
     sights : list of Sight
         What notes who reads the layer's weights, while calibration looks why a holder saw nothing.
+    bias : BiasQuantizer, optional
+        What makes an integer of the layer's bias.
     """
 
     plan: LayerPlan | None = None
@@ -59,6 +62,7 @@ class Told:
     read: set[str] = field(default_factory=set)
     observer: Observer | None = None
     sights: list[Sight] = field(default_factory=list)
+    bias: BiasQuantizer | None = None
 
     def noted_config(self) -> dict[str, Any]:
         """Return the part of a config that tells plan and notes; JSON-clean."""
@@ -74,6 +78,11 @@ def told_of(part: Any) -> Told:
     """Return what is known of a quantized layer or a holder."""
     told: Told = vars(part)[TOLD]
     return told
+
+
+def key_of(holder: Any) -> str:
+    """Return what tells a holder from the others of its model: the layer's name and the tensor's."""
+    return f"{plan_of(holder).layer.name}: {told_of(holder).tensor}"
 
 
 def plan_of(part: Any) -> LayerPlan:
@@ -93,8 +102,8 @@ class KerasPart:
     trainable: Any
 
     @staticmethod
-    def class_of(target: QuantizationTarget, method: QuantizationMethod) -> type[Any]:
-        """Return the backend's deployed class of a target and a grid."""
+    def class_of(target: QuantizationTarget, method: QuantizationMethod, kind: str = "") -> type[Any]:
+        """Return the backend's deployed class of a target and a grid, or one of those that mctq lacks."""
         raise NotImplementedError
 
     @classmethod
@@ -158,6 +167,8 @@ class KerasHolder(KerasPart):
         holder = make(cls.quantizer_of(config["quantizer"]), name=config["name"])
         told_of(holder).tensor = config["tensor"]
         told_of(holder).keep_noted(config)
+        if told_of(holder).plan is not None:
+            remember(key_of(holder), holder)
         return holder
 
 
@@ -272,7 +283,8 @@ class KerasWrapper(KerasPart, OfTwoClasses):
     def get_quantized_weights(self, training: Any = None, attributes: Iterable[str] | None = None) -> dict[str, Any]:
         """Return each quantized weight's quantized value, or that of some, by attribute."""
         quantized = {}
-        for attribute in self.weights_quantizers if attributes is None else attributes:
+        wanted = self.weights_quantizers if attributes is None else attributes
+        for attribute in (each for each in wanted if each in self.weights_quantizers):
             weight, quantizer = variable_of(self, attribute), self.weights_quantizers[attribute]
             arguments = {"training": training} if isinstance(quantizer, BaseTrainableQuantizer) else {}
             quantized[attribute] = quantizer(self.value_of(weight), **arguments)
@@ -304,7 +316,27 @@ class KerasWrapper(KerasPart, OfTwoClasses):
     def quantized_for_call(self, training: Any, attributes: Iterable[str] | None = None) -> dict[int, Any]:
         """Return the quantized values of the layer's weights, or of some, by the ``id`` of each."""
         quantized = self.get_quantized_weights(training, attributes)
-        return {id(variable_of(self, attribute)): value for attribute, value in quantized.items()}
+        found = {id(variable_of(self, attribute)): value for attribute, value in quantized.items()}
+        bias = told_of(self).bias
+        if bias is not None and (attributes is None or bias.attribute in attributes):
+            variable = variable_of(self, bias.attribute)
+            found[id(variable)] = bias(self.value_of(variable))
+        return found
+
+    @property
+    def bias_quantizer(self) -> BiasQuantizer | None:
+        """What makes an integer of the layer's bias; None where it stays float."""
+        return told_of(self).bias
+
+    def quantize_bias(self, bias: BiasQuantizer) -> None:
+        """Let reads of the layer's bias go through its quantizer."""
+        told = told_of(self)
+        told.weights[bias.attribute] = (self, self._let_read(bias.attribute))
+        told.bias = bias
+
+    def _let_read(self, attribute: str) -> str:
+        variable = self.weight_of(self, attribute)
+        return let_read(self, base_class(self), variable, self, attribute)
 
     # ---- saving -----------------------------------------------------------------------------------------------------
 
@@ -324,6 +356,8 @@ class KerasWrapper(KerasPart, OfTwoClasses):
             output_holder=None if output is None else holder(output),
         )
         told_of(wrapper).keep_noted(config)
+        if config.get("bias") is not None:
+            wrapper.quantize_bias(BiasQuantizer.of_config(config["bias"], wrapper.weights_quantizers))
         return wrapper
 
 
@@ -337,6 +371,7 @@ def own_config(wrapper: Any) -> dict[str, Any]:
     """Return what makes a layer the quantized one that it is; JSON-clean."""
     told, output = told_of(wrapper), wrapper.output_holder
     return {
+        "bias": None if told.bias is None else told.bias.config(),
         "weights_quantizers": {name: quantizer_document(q) for name, q in wrapper.weights_quantizers.items()},
         "input_holders": {name: holder.get_config() for name, holder in wrapper.input_holders.items()},
         "input_names": list(told.input_names),
@@ -375,6 +410,14 @@ def start_wrapper(
         base = base_class(wrapper) if owner is wrapper else within
         name = let_read(owner, base, wrapper.weight_of(wrapper, attribute), wrapper, attribute)
         told.weights[attribute] = (owner, name)
+
+
+def check_biases(parts: Iterable[Any], to_numpy: Callable[[Any], NDArray[Any]]) -> None:
+    """Raise IntegerRangeError when int32 does not hold the code of a bias that is an integer; names the layer."""
+    for part in parts:
+        bias = part.bias_quantizer if isinstance(part, KerasWrapper) else None
+        if bias is not None:
+            bias.check(to_numpy(variable_of(part, bias.attribute)))
 
 
 def freeze_like(wrapper: Any) -> None:

@@ -6,14 +6,17 @@ the ``save`` and ``load`` that every backend has.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from os import PathLike
 from typing import Any
 
 from trainable_core.documents.files import as_path, read_arrays, write_arrays
 from trainable_core.documents.model import SCHEMA_VERSION, recipe_of, switch_off_quantizers
+from trainable_core.errors import DocumentError
 from trainable_core.quantizer import BaseTrainableQuantizer
+from trainable_core.recipe.state import WrappedState
 from trainable_keras import documents
-from trainable_keras.finalized import finalize
+from trainable_keras.finalized import FOLDED, finalize
 from trainable_keras.framework import Framework
 from trainable_keras.parts import KerasWrapper, holders_of, told_of
 from trainable_keras.wrapping import Names, parts_of, state_of, wrap
@@ -23,6 +26,8 @@ def save(framework: Framework, qmodel: Any, path: str | PathLike[str]) -> None:
     """Write a wrapped or finalized model; see `trainable_keras.save`."""
     state, quantizers = state_of(framework, qmodel), _quantizers(qmodel)
     header = documents.header_of(framework.file_format, state, quantizers, _quantizers(qmodel, trainable=False))
+    if FOLDED in state.structure:
+        header[FOLDED] = state.structure[FOLDED]
     variables = _variables(framework, qmodel)
     arrays = {name: documents.storable(framework.functions.to_numpy(variable)) for name, variable in variables.items()}
     write_arrays(as_path(path), header, arrays)
@@ -35,10 +40,20 @@ def load(framework: Framework, path: str | PathLike[str], model: Any) -> Any:
     switch_off_quantizers(path, header, _quantizers(qmodel), state_of(framework, qmodel))
     if header["finalized"]:
         documents.place_numbers(path, _quantizers(qmodel), header["inferable"])
-        qmodel = finalize(framework, qmodel)
+        qmodel = finalize(framework, qmodel, _which_folded(path, header, state_of(framework, qmodel)))
     quantizers = _quantizers(qmodel)
     documents.fill(path, header, arrays, quantizers, lambda: _variables(framework, qmodel), framework.assign)
     return qmodel
+
+
+def _which_folded(path: object, header: Mapping[str, Any], state: WrappedState) -> list[bool] | None:
+    """Return which batch norms of a finalized model were folded after training; None where none was to be."""
+    if not state.foldable:
+        return None
+    folded = header.get(FOLDED)
+    if not isinstance(folded, list) or len(folded) != len(state.foldable) or not all(type(x) is bool for x in folded):
+        raise DocumentError(path, f"its header does not say which of {len(state.foldable)} batch norms were folded")
+    return folded
 
 
 def _variables(framework: Framework, qmodel: Any) -> dict[str, Any]:

@@ -6,9 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from trainable_core.backend.variable_groups import variable_groups
+from trainable_core.enums import VariableGroup
+from trainable_core.quantizer import BaseTrainableQuantizer
 from trainable_keras.framework import Framework
 from trainable_keras.functions import Tensor
-from trainable_keras.wrapping import state_of, trainable_quantizers
+from trainable_keras.parts import KerasWrapper
+from trainable_keras.wrapping import parts_of, state_of, trainable_quantizers
 
 
 def quantizers_of(model: Any) -> dict[str, Any]:
@@ -21,16 +24,31 @@ def parameter_groups(
     qmodel: Any,
     weights: Mapping[str, Any] | None = None,
     qparams: Mapping[str, Any] | None = None,
+    pace: str = "threshold",
 ) -> list[dict[str, Any]]:
     """Return the model's trainable variables in groups; see `trainable_keras.parameter_groups`."""
     state_of(framework, qmodel)
-    return variable_groups(qmodel.trainable_variables, trainable_quantizers(qmodel), weights, qparams)
+    return variable_groups(qmodel.trainable_variables, trainable_quantizers(qmodel), weights, qparams, pace)
+
+
+def exclude_from_weight_decay(framework: Framework, optimizer: Any, qmodel: Any) -> None:
+    """Let an optimizer leave the quantizers' variables out of weight decay; see the verb of that name."""
+    state_of(framework, qmodel)
+    own = [v for q in trainable_quantizers(qmodel) for v in q.get_trainable_variables(VariableGroup.QPARAMS)]
+    optimizer.exclude_from_weight_decay(var_list=own)
 
 
 def regularization(framework: Framework, qmodel: Any) -> Tensor:
     """Return the sum of the quantizers' terms for the loss; see `trainable_keras.regularization`."""
     state_of(framework, qmodel)
     terms = [quantizer.regularization() for quantizer in trainable_quantizers(qmodel)]
+    wrappers = [part for part in parts_of(qmodel) if isinstance(part, KerasWrapper)]
+    weights = {id(q): (w, q) for wrapper in wrappers for _, w, q in wrapper.get_weights_vars()}  # shared ones once
+    for weight, quantizer in weights.values():
+        if isinstance(quantizer, BaseTrainableQuantizer):
+            terms.append(
+                quantizer.regularization_of(framework.functions.cast(framework.functions.read(weight), "float32"))
+            )
     return framework.functions.total([term for term in terms if term is not None])
 
 

@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from os import PathLike
 from typing import Any
 
 from trainable_core.backend.description import Description
+from trainable_core.backend.reconstruction import Reconstruction
+from trainable_core.export.report import ExportReport
+from trainable_core.export.verification import VerificationReport
 from trainable_core.recipe.document import RecipeSource
-from trainable_keras import calibration, description, finalized, mctq, serialization, training, wrapping
+from trainable_keras import (
+    calibration,
+    callback,
+    description,
+    distillation,
+    exporting,
+    finalized,
+    mctq,
+    reconstruction,
+    serialization,
+    statistics,
+    training,
+    verifying,
+    wrapping,
+)
 from trainable_keras.which import framework_of, framework_of_class
 
 
@@ -37,7 +54,10 @@ def wrap(model: Any, recipe: RecipeSource) -> Any:
     TrainableError, pydantic.ValidationError
         When the recipe doesn't fit; the message names field or layer.
     """
-    return wrapping.wrap(framework_of(model, "wrap: the model"), model, recipe)
+    framework = framework_of(model, "wrap: the model")
+    wrapped = wrapping.wrap(framework, model, recipe)
+    exporting.require_expressible(framework, wrapped)
+    return wrapped
 
 
 def calibrate(
@@ -96,7 +116,11 @@ def calibrate(
 
 
 def parameter_groups(
-    qmodel: Any, *, weights: Mapping[str, Any] | None = None, qparams: Mapping[str, Any] | None = None
+    qmodel: Any,
+    *,
+    weights: Mapping[str, Any] | None = None,
+    qparams: Mapping[str, Any] | None = None,
+    pace: str = "threshold",
 ) -> list[dict[str, Any]]:
     """Return the model's trainable variables in groups, for one optimizer each in a training loop of your own.
 
@@ -109,6 +133,10 @@ def parameter_groups(
     qparams : mapping, optional
         Options of the group QPARAMS: thresholds, ranges, attention logits. Without a ``weight_decay`` here it is 0:
         decay would pull thresholds to zero.
+    pace : {"threshold", "scale"}
+        ``threshold`` is for Adam and all that divide by the gradient's size. ``scale`` is for SGD: the learning rate
+        of thresholds and ranges, which `qparams` or `weights` must have, is multiplied by ``4**(n_bits -
+        signed)``, which moves the scale as SGD on the scale itself would, and there is a group QPARAMS for each factor.
 
     Returns
     -------
@@ -120,14 +148,38 @@ def parameter_groups(
     ModelError
         When the model is not wrapped.
     InvalidArgumentError
-        When options are not a mapping, or one would replace the variables or the name.
+        When options are not a mapping, or one would replace the variables or the name, or `pace` is unknown or has no
+        learning rate.
 
     Notes
     -----
-    A Keras optimizer has no groups. With one optimizer for all, as in `fit`, keep weight decay off the thresholds:
-    ``optimizer.exclude_from_weight_decay(var_list=group["params"])``.
+    A Keras optimizer has no groups. With one optimizer for all, as in `fit`, `exclude_from_weight_decay` keeps weight
+    decay off the thresholds.
     """
-    return training.parameter_groups(framework_of(qmodel, "parameter_groups: the model"), qmodel, weights, qparams)
+    return training.parameter_groups(
+        framework_of(qmodel, "parameter_groups: the model"), qmodel, weights, qparams, pace
+    )
+
+
+def exclude_from_weight_decay(optimizer: Any, qmodel: Any) -> None:
+    """Let an optimizer leave thresholds, ranges and the like out of weight decay.
+
+    Parameters
+    ----------
+    optimizer : keras.optimizers.Optimizer
+        An optimizer that has made no variables yet; changed in place.
+    qmodel : keras.Model
+        A wrapped model.
+
+    Raises
+    ------
+    ModelError
+        When the model is not wrapped.
+    ValueError
+        Keras's own, when the optimizer is built already.
+    """
+    framework = framework_of(qmodel, "exclude_from_weight_decay: the model")
+    training.exclude_from_weight_decay(framework, optimizer, qmodel)
 
 
 def regularization(qmodel: Any) -> Any:
@@ -153,6 +205,197 @@ def advance_schedules(qmodel: Any) -> None:
     A call with ``training=True`` counts by itself; call this only to skip steps.
     """
     training.advance_schedules(framework_of(qmodel, "advance_schedules: the model"), qmodel)
+
+
+def reestimate_batch_norm(
+    qmodel: Any, batches: Iterable[Any], *, forward: Callable[[Any, Any], Any] | None = None
+) -> Any:
+    """Estimate the statistics of the model's batch norms anew, from the quantized model as it is.
+
+    Parameters
+    ----------
+    qmodel : keras.Model
+        A wrapped, calibrated model with batch norms that were not folded; changed in place, and only when everything
+        went well.
+    batches : iterable
+        What the model is called with, as for `calibrate`; some 50 batches of the size of training.
+    forward : callable, optional
+        ``forward(qmodel, batch)`` instead, when batches need another call.
+
+    Returns
+    -------
+    keras.Model
+        `qmodel`.
+
+    Raises
+    ------
+    ModelError
+        When the model is not wrapped, or has no batch norm that learns.
+    CalibrationError
+        When there are no batches, or they don't reach some batch norm; names it.
+
+    Notes
+    -----
+    Batch norms are called as in training, everything else as in inference, eagerly; the statistics are the averages of
+    those of the batches, all of equal weight. No schedule advances. A batch norm with ``trainable = False`` keeps its
+    statistics, as it does in training.
+    """
+    framework = framework_of(qmodel, "reestimate_batch_norm: the model")
+    return statistics.reestimate_batch_norm(framework, qmodel, batches, forward)
+
+
+def training_callback(
+    qmodel: Any,
+    *,
+    freeze_at: int | None = None,
+    batches: Iterable[Any] | None = None,
+    forward: Callable[[Any, Any], Any] | None = None,
+    log: Callable[[dict[str, float]], Any] | None = None,
+    log_every: int = 100,
+) -> Any:
+    """Return what a trainer calls so that thresholds freeze, statistics are estimated anew, and numbers are logged.
+
+    Parameters
+    ----------
+    qmodel : keras.Model
+        A wrapped model.
+    freeze_at : int, optional
+        Number of optimizer steps after which thresholds and ranges stop learning; by default they never do.
+    batches : iterable, optional
+        Read anew before each evaluation and at the end, to estimate batch-norm statistics from; see
+        `reestimate_batch_norm`.
+    forward : callable, optional
+        ``forward(qmodel, batch)``, when these batches need another call.
+    log : callable, optional
+        Called with a dictionary of numbers by name, such as `print` or ``wandb.log``.
+    log_every : int
+        Number of optimizer steps between two calls of `log`.
+
+    Returns
+    -------
+    keras.callbacks.Callback
+        For ``fit(callbacks=[...])``; its methods `start`, `step_end` and `before_evaluation` are for a loop of your
+        own.
+
+    Raises
+    ------
+    ModelError
+        When the model is not wrapped, or there are batches and no batch norm that learns.
+    InvalidArgumentError
+        When an argument is of a wrong kind, or the batches can be read only once.
+    CalibrationError
+        When `batches` are one batch.
+    UnsupportedConfigError
+        For `freeze_at` on JAX, where Keras's trainer can't go on with fewer variables.
+    """
+    framework = framework_of(qmodel, "training_callback: the model")
+    return callback.training_callback(
+        framework, qmodel, freeze_at=freeze_at, batches=batches, forward=forward, log=log, log_every=log_every
+    )
+
+
+def distill(
+    qmodel: Any,
+    teacher: Any,
+    *,
+    temperature: float = 1.0,
+    logits: float = 1.0,
+    features: Mapping[str, float] | Sequence[str] | None = None,
+    axis: int = -1,
+) -> Any:
+    """Return a model that trains a wrapped one: its losses have the term that the one learns from its teacher by.
+
+    Parameters
+    ----------
+    qmodel : keras.Model
+        A wrapped, calibrated model.
+    teacher : keras.Model
+        The float model, or any other of the same outputs; it is called in inference mode and does not learn.
+    temperature : float
+        Of the softmax of both models' logits.
+    logits : float
+        Factor of the term for the logits, the first output; 0 leaves them out.
+    features : mapping of str to float, or sequence of str, optional
+        Layers whose outputs are to be those of the teacher's layers of the same names, with the factors of their mean
+        squared distances. A convolution with a folded batch norm gives what the teacher's batch norm gives: name that.
+    axis : int
+        Axis of the classes.
+
+    Returns
+    -------
+    keras.Model
+        Compile it and call its `fit`; or call it with ``training=True`` in a loop of your own, and minimize its
+        `losses` too. It trains `qmodel` itself, which is what you save and finalize.
+
+    Raises
+    ------
+    ModelError
+        When `qmodel` is not wrapped, or the teacher is no model of the same Keras.
+    InvalidArgumentError
+        When a factor is negative, a name is unknown, or all factors are 0.
+    ShapeMismatchError
+        In a call, when outputs or features of the two models differ in shape.
+    """
+    framework = framework_of(qmodel, "distill: the model")
+    return distillation.distill(
+        framework, qmodel, teacher, temperature=temperature, logits=logits, features=features, axis=axis
+    )
+
+
+def reconstruct(
+    qmodel: Any,
+    batches: Iterable[Any],
+    *,
+    forward: Callable[[Any, Any], Any] | None = None,
+    learning_rate: float = 0.01,
+    progress: bool | None = None,
+) -> Reconstruction:
+    """Learn the roundings of a model's weights layer by layer, against what the float model's layers give.
+
+    Parameters
+    ----------
+    qmodel : keras.Model
+        A wrapped, calibrated model with weights of training method ADAROUND; these are changed in place.
+    batches : iterable
+        What the model is called with, as for `calibrate`; some hundred inputs without labels. All are kept in memory,
+        with the inputs and outputs of one layer at a time.
+    forward : callable, optional
+        ``forward(qmodel, batch)`` instead, when batches need another call.
+    learning_rate : float
+        Of Adam.
+    progress : bool, optional
+        Whether to show a progress bar; by default when a terminal is there.
+
+    Returns
+    -------
+    Reconstruction
+        The distances of each layer's outputs from the float model's, before and after; prints as a table.
+
+    Raises
+    ------
+    ModelError
+        When the model is not wrapped, or has no weights of training method ADAROUND; or when the batches don't reach
+        such a layer.
+    QuantizerStateError
+        When a quantizer has no numbers yet.
+    CalibrationError
+        When there are no batches.
+
+    Notes
+    -----
+    Layers are taken in the order in which they are called. Each learns on the inputs that it has behind the quantized
+    layers before it, and is to give what it gives in the float model (Nagel et al. 2020, equation 25), for as many
+    steps as the schedule of its method lasts, a batch at each. The loss is the squared distance, summed over channels
+    and averaged over the rest, and the regularizer.
+    """
+    return reconstruction.reconstruct(
+        framework_of(qmodel, "reconstruct: the model"),
+        qmodel,
+        batches,
+        forward=forward,
+        learning_rate=learning_rate,
+        progress=progress,
+    )
 
 
 def finalize(qmodel: Any) -> Any:
@@ -208,6 +451,92 @@ def to_mctq(model: Any) -> Any:
     ``2**n_bits * 2**-22`` steps of a tie.
     """
     return mctq.to_mctq(framework_of(model, "to_mctq: the model"), model)
+
+
+def export(
+    deployed: Any,
+    path: str | PathLike[str],
+    target: str = "tflite",
+    *,
+    packed: bool = False,
+    external_data: bool | None = None,
+) -> ExportReport:
+    """Write a deployed model for a runtime, with the very integers that it computes with.
+
+    Parameters
+    ----------
+    deployed : keras.Model
+        What `finalize` returned, a functional or Sequential model; left as it is.
+    path : path
+        File to write; an old one is replaced only once the new one is complete on disk.
+    target : {"tflite", "onnx", "qonnx"}
+        ``tflite``: integers throughout, for TensorFlow Lite (LiteRT). The file's inputs and outputs are int8 codes; its
+        grids say which real numbers they stand for. ``onnx``: QuantizeLinear and DequantizeLinear with integer
+        constants, for ONNX Runtime and OpenVINO. ``qonnx``: ``Quant`` nodes with the true widths, for FPGA flows. The
+        number of rows is free.
+    packed : bool
+        Whether weights of at most 4 bits stand two in a byte. The runtime computes them with kernels of its own then,
+        which round twice; with 8 bits for each, the file gives what the model gives. For ``tflite`` alone.
+    external_data : bool, optional
+        Whether large constants of an ONNX file go into a second file beside it; by default from one gigabyte on.
+
+    Returns
+    -------
+    ExportReport
+        What is in the file, and which parts of it stay float, with the reasons. Prints as text.
+
+    Raises
+    ------
+    ModelError
+        When the model was not made by `wrap`, or has no graph.
+    QuantizerStateError
+        When it is not finalized.
+    UnsupportedConfigError
+        When the target can't express something; names the layer, and says why.
+    InvalidArgumentError
+        When the target is unknown, or an argument is not for it.
+    MissingLibraryError
+        When a library that the target needs is not installed; names the extra.
+    DocumentError
+        When the file can't be written.
+    """
+    framework = framework_of(deployed, "export: the model")
+    return exporting.export(framework, deployed, path, target, packed=packed, external_data=external_data)
+
+
+def verify(deployed: Any, path: str | PathLike[str], batches: Iterable[Any]) -> VerificationReport:
+    """Run a file in LiteRT or ONNX Runtime, and compare every code with the model's and with NumPy's.
+
+    Parameters
+    ----------
+    deployed : keras.Model
+        The finalized model that `export` wrote.
+    path : path
+        What `export` wrote for the target ``tflite`` or ``onnx``.
+    batches : iterable of batches
+        As `calibrate` takes them.
+
+    Returns
+    -------
+    VerificationReport
+        One row for each quantized activation: which kernel ran, whether equality is certified, and the codes that
+        differ between NumPy and the runtime, and between the model and the runtime. `changed` names each constant and
+        each grid of the file that is not the model's. `ok` says whether all is well, and the report prints as a table.
+
+    Raises
+    ------
+    ModelError
+        When the model was not made by `wrap`, or has no graph; or when the runtime refuses the file.
+    QuantizerStateError
+        When it is not finalized.
+    InvalidArgumentError
+        When there is no batch, or it lacks an input.
+    DocumentError
+        When the file is missing, damaged, or was not written by `export`.
+    MissingLibraryError
+        When the runtime is not installed; names the extra.
+    """
+    return verifying.verify(framework_of(deployed, "verify: the model"), deployed, path, batches)
 
 
 def describe(qmodel: Any) -> Description:

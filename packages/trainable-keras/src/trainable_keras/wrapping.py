@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import itertools
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
+
+import numpy as np
 
 from trainable_core.backend.building import build_quantizer, warn_if_nothing_is_quantized
 from trainable_core.documents.plan import state_document, state_from_document
@@ -15,15 +19,23 @@ from trainable_core.recipe.document import QuantizationRecipe, RecipeSource
 from trainable_core.recipe.layers import HOLDS, LayerInfo, LayerKind
 from trainable_core.recipe.placement import Call, behind_activations
 from trainable_core.recipe.plan import LayerPlan, QuantizerPlan
+from trainable_core.recipe.routes import OWN, Origin, Routes, routes
 from trainable_core.recipe.state import WrappedState
+from trainable_keras.bias import BiasQuantizer
 from trainable_keras.configs import BIASED
 from trainable_keras.copying import ModelCopier, join
 from trainable_keras.documents import NAMES
-from trainable_keras.folding import Folding, folded_copy, plan_folding
+from trainable_keras.flow import flow_of
+from trainable_keras.folding import Folding, folded_copy, inherits_call, plan_folding
 from trainable_keras.framework import Framework
 from trainable_keras.graph import Graph, children, layers_within
-from trainable_keras.parts import KerasHolder, KerasPart, parts_among, told_of
+from trainable_keras.operations import CLAMPS, activation_name
+from trainable_keras.origins import UNSEEN, inputs_of_calls
+from trainable_keras.parts import KerasHolder, KerasPart, key_of, parts_among, told_of
 from trainable_keras.two_classes import Passing
+
+BIASES, ISLANDS = "biases", "islands"
+"""Keys of a model's structure: which input each int32 bias has its scale from, and what is computed in float."""
 
 STATE = "trainable_state"
 """Attribute of a wrapped model that holds its `WrappedState`."""
@@ -65,7 +77,6 @@ def wrap(framework: Framework, model: Any, recipe: RecipeSource, names: Names | 
     if parts_of(model):
         raise QuantizerStateError(type(model).__name__, "it is wrapped already", "wrap the float model.")
     recipe = QuantizationRecipe.of(recipe)
-    _check_fields(framework, recipe)
     if not model.built:
         raise ModelError(
             f"{type(model).__name__} is not built: it has no weights yet",
@@ -73,9 +84,12 @@ def wrap(framework: Framework, model: Any, recipe: RecipeSource, names: Names | 
         )
     framework.check_layers(model)
     state = WrappedState(recipe)
-    folding = plan_folding(framework, model) if recipe.fold_batch_norm else Folding()
+    folds = recipe.folds
+    found = folding = plan_folding(framework, model) if folds else Folding()
+    state.left_out |= {name: f"batch norm not folded: {reason}" for name, reason in found.kept.items()}
+    if folds == "after":
+        folding, state.foldable = Folding(), found.folded
     state.folded = folding.folded
-    state.left_out |= {name: f"batch norm not folded: {reason}" for name, reason in folding.kept.items()}
     seen = Seen(model, framework, folding, state)
     seen.plan(recipe, state, names)
     copier = framework.copier(framework)
@@ -83,22 +97,14 @@ def wrap(framework: Framework, model: Any, recipe: RecipeSource, names: Names | 
         wrapped = copier.copy(model)
         wrapping = Wrapping(framework, state, seen, folding, copier)
         wrapping.fold()
+        wrapping.add_biases(found.norms if folds == "after" else ())
         wrapping.quantize_layers()
         wrapping.quantize_operations()
+        wrapping.quantize_biases()
         wrapping.compose(wrapped)
+    state.note_foldable()
     note(framework, wrapped, state)
     return wrapped
-
-
-def _check_fields(framework: Framework, recipe: QuantizationRecipe) -> None:
-    """Refuse what a recipe may say but Keras layers can't do yet."""
-    hint = "train the model with trainable-torch, or leave the field out."
-    if recipe.quantizes_biases:
-        problem = f"the backend {framework.backend} can't train biases as integers yet"
-        raise UnsupportedConfigError("bias: int32", problem, hint)
-    if recipe.quantizes_float_inputs:
-        problem = f"the backend {framework.backend} can't place quantizers for integer models yet"
-        raise UnsupportedConfigError("placement: integer", problem, hint)
 
 
 def parts_of(model: Any) -> list[Any]:
@@ -170,6 +176,8 @@ class Seen:
         self._gone = frozenset(folding.gone)
         self._done: set[int] = set(folding.gone)
         self._state = state
+        self._folds = frozenset(folding.norms)
+        self.routes = Routes()
         self._look(model, "")
 
     @property
@@ -198,8 +206,51 @@ class Seen:
             plans = behind_activations(recipe, plans, calls)
         plans = [replace(plan, layer=info) for plan, info in zip(plans, infos, strict=True)]
         state.structure[NAMES] = told
+        if recipe.quantizes_float_inputs or recipe.quantizes_biases:
+            self._find_routes(plans, state)
         state.note(plans)
         warn_if_nothing_is_quantized(self._model_name, plans, stacklevel=5)
+
+    def _find_routes(self, plans: Sequence[LayerPlan], state: WrappedState) -> None:
+        """Note which inputs get quantizers of their own, and whose scale each bias follows."""
+        framework = self._framework
+        quantized = {p.layer.name for p in plans if p.activation is not None and p.placement == "outputs"}
+        calls: dict[str, list[list[Origin]]] = {}
+        looked_into: set[int] = set()
+        for prefix, model in self.graphs.items():
+            graph = None if id(model) in looked_into else framework.graph(model)
+            if graph is None:
+                continue
+            flow = flow_of(graph, framework.model_graph, prefix)
+            looked_into |= flow.inside
+            found = inputs_of_calls(
+                flow,
+                lambda operation: self._names.get(id(operation), ""),
+                quantized,
+                is_layer=framework.is_layer,
+                passes=lambda operation: id(operation) in self._gone or framework.passes(operation),
+                joins=lambda operation: framework.op(operation) == "cat",
+            )
+            for name, each in found.items():
+                calls.setdefault(name, []).extend(each)
+        inputs = {name: list(kind.inputs) for name, kind in self.kinds.items()}
+        inputs |= {
+            name: [str(index) for index in range(len(calls[name][0]))] for name in self.operations if name in calls
+        }
+        self.routes = routes(plans, inputs, calls, unseen=UNSEEN)
+        self.routes.islands |= self._float_activations(plans)
+        state.islands = dict(self.routes.islands)
+        state.structure[ISLANDS] = dict(state.islands)
+
+    def _float_activations(self, plans: Sequence[LayerPlan]) -> dict[str, str]:
+        """Return why layers are computed in float whose own activation function is more than a clamp."""
+        found = {}
+        for plan in plans:
+            layer = self.layers.get(plan.layer.name)
+            function = activation_name(layer) if plan.integer and plan.weights and layer is not None else ""
+            if function not in ("", *CLAMPS):
+                found[plan.layer.name] = f"its activation function {function} is computed in float"
+        return found
 
     def _look(self, layer: Any, name: str) -> None:
         if id(layer) in self._done:
@@ -246,7 +297,19 @@ class Seen:
             return
         self.kinds[name] = kind
         self.layers[name] = layer
-        self.in_order.append(self._framework.info(name, layer, kind))
+        info = self._framework.info(name, layer, kind)
+        if kind.bias and id(layer) in self._folds:  # it has one as soon as the batch norm is folded into it
+            info = replace(info, bias=kind.bias)
+        if info.bias and not info.bias_obstacle and not self._computes_as_keras(layer):
+            cls = type(layer).__name__
+            info = replace(info, bias_obstacle=f"{cls} may add it to something else than the products of its kernel")
+        self.in_order.append(replace(info, clamps=self._framework.clamp(layer) is not None))
+
+    def _computes_as_keras(self, layer: Any) -> bool:
+        """Return whether a layer's output is computed by a class of Keras's own."""
+        layers = self._framework.module.layers
+        own = next((cls for cls in type(layer).__mro__ if getattr(layers, cls.__name__, None) is cls), None)
+        return own is not None and inherits_call(layer, own)
 
     def _look_into_graph(self, graph: Graph, prefix: str) -> None:
         op_of = self._framework.op
@@ -256,7 +319,8 @@ class Seen:
                 self._look(operation, name)
             elif (op := op_of(operation)) is not None:
                 self.operations[name] = operation
-                self.in_order.append(LayerInfo(name, op))
+                clamps = self._framework.clamp(operation) is not None
+                self.in_order.append(LayerInfo(name, op, clamps=clamps))
         for call in graph.nodes:
             user = graph.activation_after(call, op_of, self._gone)
             activation = None if user is None else self._names[id(user.operation)]
@@ -288,6 +352,12 @@ class Wrapping:
         self._seen = seen
         self._folding = folding
         self._copier = copier
+        self._state = state
+        self._held_inputs: dict[tuple[str, str], Any] = {}
+        self._held_outputs: dict[str, Any] = {}
+        tensors = Counter(tensor for each in seen.routes.inputs.values() for tensor in each.values())
+        self._shared = {tensor for tensor, count in tensors.items() if count > 1 and tensor.startswith("t")}
+        """Float tensors that several layers or operations read: each has one quantizer, behind it."""
 
     def fold(self) -> None:
         """Let layers do the work of the batch norms behind them."""
@@ -298,23 +368,35 @@ class Wrapping:
             folded_copy(self._framework, layer, norm, layer.name)
             self._framework.kit.pass_on(self._copier.copy_of(norm))
 
+    def add_biases(self, layers: Iterable[int]) -> None:
+        """Give layers, by the ``id`` of the originals, the bias that a batch norm is folded into after training."""
+        for key in layers:
+            layer = self._copier.copy_with_id(key)
+            if not layer.use_bias:
+                self._framework.kit.add_bias(layer)
+                self._framework.assign(layer.bias, np.zeros(tuple(layer.bias.shape), np.float32))
+
     def quantize_layers(self) -> None:
         """Make quantized layers of those that a plan is for."""
         for name, layer in self._seen.layers.items():
             plan = self._plans.get(name)
-            if plan is not None and (plan.weights or plan.activation is not None):
+            if plan is not None and (plan.weights or plan.activation is not None or self._own_inputs(name)):
                 self._quantize(self._copier.copy_of(layer), name, plan)
 
     def quantize_operations(self) -> None:
         """Put holders around the functional operations that a plan is for."""
-        names = (name for name in self._seen.operations if name in self._plans)
+        names = [name for name in self._seen.operations if name in self._plans]
         planned = {name for name in names if self._plans[name].activation is not None}
+        planned |= {name for name in names if self._plans[name].float_inputs is not None}
+        planned |= {
+            name for name, each in self._seen.routes.inputs.items() if not self._shared.isdisjoint(each.values())
+        }
         for prefix, original in self._seen.graphs.items():
             graph = self._framework.graph(original)
             assert graph is not None  # noqa: S101 - it was one when it was seen
             if any(join(prefix, each.name) in planned for each in graph.operations):
                 model = self._copier.copy_of(original)
-                self._framework.rerun(model, partial(self._call, prefix))
+                self._framework.rerun(model, partial(self._call, prefix, {}))
                 if not model.trainable:
                     for holder in (each for each in layers_within(model) if isinstance(each, KerasHolder)):
                         holder.trainable = False
@@ -330,14 +412,52 @@ class Wrapping:
     def _quantize(self, layer: Any, name: str, plan: LayerPlan) -> None:
         kind = self._seen.kinds[name]
         inputs, output = {}, None
+        for key in self._own_inputs(name):
+            inputs[key] = self._held_inputs[name, key] = self._held(_of_input(plan), name, key)
         if plan.activation is not None and plan.placement == "inputs":
             inputs = {each: self._held(plan, name, each) for each in kind.inputs}
+            self._held_inputs |= {(name, each): holder for each, holder in inputs.items()}
         elif plan.activation is not None:
-            output = self._held(plan, name, "output")
+            output = self._held_outputs[name] = self._held(plan, name, "output")
         weights = {attribute: self._built(each, f"{name}.{attribute}") for attribute, each in plan.weights.items()}
         make: Any = self._framework.wrapper
         make(layer, weights, input_holders=inputs, input_names=kind.inputs, output_holder=output)
         told_of(layer).plan = plan
+
+    def _own_inputs(self, name: str) -> list[str]:
+        """Return the inputs of a layer that a quantizer of its own reads."""
+        needed = self._seen.routes.inputs.get(name, {})
+        return [key for key, tensor in needed.items() if tensor not in self._shared]
+
+    def quantize_biases(self) -> None:
+        """Give the layers with int32 biases what puts these on their grids, once all holders are there."""
+        for name, producer in self._seen.routes.biases.items():
+            plan, kind = self._plans[name], self._seen.kinds[name]
+            subject = f"{name}.{plan.layer.bias}"
+            key = (name, kind.inputs[0])
+            source = self._held_inputs.get(key) if producer == OWN else self._held_outputs.get(producer)
+            if source is None:
+                reason = self._state.left_out.get(producer or name, "it has no quantizer")
+                raise UnsupportedConfigError(subject, f"bias: int32 needs the quantizer of {producer}: {reason}")
+            self._state.biases[subject] = key_of(source)
+            layer = self._copier.copy_of(self._seen.layers[name])
+            (attribute,) = plan.weights
+            shape, axis = (getattr(plan.layer.weights[attribute], each) for each in ("shape", "channels_axis"))
+            bias = self._framework.types.find_weight(layer, plan.layer.bias)
+            repeats = int(bias.shape[0]) // shape[axis]  # type: ignore[union-attr] # `LayerInfo` says that it is there
+            layer.quantize_bias(
+                BiasQuantizer(
+                    plan.layer.bias,
+                    key_of(source),
+                    source,
+                    layer.weights_quantizers,
+                    weight=attribute,
+                    repeats=repeats,
+                    subject=subject,
+                )
+            )
+        if self._state.biases:
+            self._state.structure[BIASES] = dict(self._state.biases)
 
     def _built(self, plan: QuantizerPlan, subject: str) -> Any:
         """Return the quantizer of a plan."""
@@ -351,23 +471,72 @@ class Wrapping:
         told_of(holder).plan, told_of(holder).tensor = plan, tensor
         return holder
 
-    def _call(self, prefix: str, operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call a functional operation with activation quantizers at its inputs or behind it."""
+    def _call(self, prefix: str, held: dict[str, Any], operation: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
+        """Call an operation of a graph with activation quantizers at its inputs or behind it."""
         name = join(prefix, operation.name)
+        args, kwargs = self._with_inputs(name, held, operation, args, kwargs)
         plan = None if self._framework.is_layer(operation) else self._plans.get(name)
         if plan is None or plan.activation is None:
             return operation(*args, **kwargs)
         if plan.placement == "outputs":
-            holder = self._held(plan, name, "output", f"{operation.name}_output_holder")
+            holder = self._held_outputs[name] = self._held(plan, name, "output", f"{operation.name}_output_holder")
             return holder(operation(*args, **kwargs))
-        held: dict[int, Any] = {}
+        known: dict[int, Any] = {}
 
         def hold(value: Any) -> Any:
-            if id(value) not in held:
-                index = len(held)
+            if id(value) not in known:
+                index = len(known)
                 layer_name = f"{operation.name}_input_{index}_holder"
-                held[id(value)] = self._held(plan, name, f"input {index}", layer_name)(value)
-            return held[id(value)]
+                known[id(value)] = self._held(plan, name, f"input {index}", layer_name)(value)
+            return known[id(value)]
 
         args, kwargs = self._framework.map_symbolic(hold, (args, kwargs))
         return operation(*args, **kwargs)
+
+    def _with_inputs(
+        self, name: str, held: dict[str, Any], operation: Any, args: tuple[Any, ...], kwargs: Any
+    ) -> tuple[tuple[Any, ...], Any]:
+        """Return arguments with quantizers at the float tensors that need one; tensors that are shared share it.
+
+        Parameters
+        ----------
+        name : str
+            Of the layer or operation.
+        held : dict
+            The holders of shared tensors in this graph, by what tells the tensor; with their output.
+        operation : layer or operation
+            What is called.
+        args, kwargs : tuple, dict
+            Its arguments.
+        """
+        is_layer = self._framework.is_layer(operation)
+        needed = self._seen.routes.inputs.get(name, {})
+        needed = {key: tensor for key, tensor in needed.items() if not is_layer or tensor in self._shared}
+        if not needed:
+            return args, kwargs
+        keys = self._seen.kinds[name].inputs if is_layer else None
+        places: dict[int, int] = {}
+        count = itertools.count()
+
+        def hold(value: Any) -> Any:
+            index = next(count) if is_layer else places.setdefault(id(value), len(places))
+            key = (keys[index] if index < len(keys) else "") if keys is not None else str(index)
+            if key not in needed:
+                return value
+            tensor = needed[key]
+            if tensor not in held:
+                place = key if is_layer else f"input {key}"
+                layer_name = f"{operation.name}_input_{key.replace('.', '_')}_holder"
+                holder = self._held(_of_input(self._plans[name]), name, place, layer_name)
+                held[tensor] = holder, holder(value)
+            holder, output = held[tensor]
+            self._held_inputs[name, key] = holder
+            return output
+
+        found: tuple[tuple[Any, ...], Any] = self._framework.map_symbolic(hold, (args, kwargs))
+        return found
+
+
+def _of_input(plan: LayerPlan) -> LayerPlan:
+    """Return the plan of the quantizer of an input that no other quantizer reaches."""
+    return replace(plan, activation=plan.float_inputs)

@@ -11,7 +11,9 @@ from trainable_core.lazy import lazy_names
 if TYPE_CHECKING:
     from trainable_torch.annealing import PytorchLinearAnnealingScheduler
     from trainable_torch.calibration import calibrate
+    from trainable_torch.callback import training_callback
     from trainable_torch.description import describe
+    from trainable_torch.distillation import distill
     from trainable_torch.exporting import export
     from trainable_torch.finalized import finalize
     from trainable_torch.grid import Grid
@@ -20,10 +22,13 @@ if TYPE_CHECKING:
     from trainable_torch.mctq import to_mctq
     from trainable_torch.quantizers import BasePytorchTrainableQuantizer
     from trainable_torch.reading import running
+    from trainable_torch.reconstruction import reconstruct
     from trainable_torch.serialization import load, save
+    from trainable_torch.statistics import reestimate_batch_norm
     from trainable_torch.training import (
         advance_schedules,
         average_scalar_gradients,
+        exclude_from_weight_decay,
         freeze_quant_params,
         parameter_groups,
         regularization,
@@ -44,16 +49,21 @@ __all__ = [
     "average_scalar_gradients",
     "calibrate",
     "describe",
+    "distill",
+    "exclude_from_weight_decay",
     "export",
     "finalize",
     "freeze_quant_params",
     "load",
     "parameter_groups",
+    "reconstruct",
+    "reestimate_batch_norm",
     "register_layer",
     "regularization",
     "running",
     "save",
     "to_mctq",
+    "training_callback",
     "verify",
     "wrap",
 ]
@@ -63,7 +73,9 @@ __getattr__, __dir__ = lazy_names(
     {
         "annealing": ["PytorchLinearAnnealingScheduler"],
         "calibration": ["calibrate"],
+        "callback": ["training_callback"],
         "description": ["describe"],
+        "distillation": ["distill"],
         "exporting": ["export"],
         "finalized": ["finalize"],
         "grid": ["Grid"],
@@ -72,10 +84,13 @@ __getattr__, __dir__ = lazy_names(
         "mctq": ["to_mctq"],
         "quantizers": ["BasePytorchTrainableQuantizer"],
         "reading": ["running"],
+        "reconstruction": ["reconstruct"],
         "serialization": ["load", "save"],
+        "statistics": ["reestimate_batch_norm"],
         "training": [
             "advance_schedules",
             "average_scalar_gradients",
+            "exclude_from_weight_decay",
             "freeze_quant_params",
             "parameter_groups",
             "regularization",

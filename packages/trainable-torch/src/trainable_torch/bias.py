@@ -11,6 +11,7 @@ from trainable_core.errors import QuantizerStateError
 from trainable_core.reference import bias as reference
 from trainable_torch.holder import ActivationQuantizationHolder
 from trainable_torch.inferable import InferableQuantizer
+from trainable_torch.kernels import eligible
 from trainable_torch.kernels.cache import Dependencies, dependencies_of
 from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer
 
@@ -100,13 +101,15 @@ class BiasQuantizer(nn.Module):
 
     def forward(self, bias: Tensor) -> Tensor:
         """Return the bias on the grid, in its own dtype."""
-        if self.is_switched_off:
+        is_trained = [isinstance(each, BasePytorchTrainableQuantizer) for each in self._quantizers]
+        if True in is_trained and self.is_switched_off:
             return bias
         values = bias if bias.dtype == torch.float32 else bias.float()
         scale = self.scale()
         scale = scale if scale.device == values.device else scale.to(values.device)  # of a replica on another device
-        if any(isinstance(each, BasePytorchTrainableQuantizer) for each in self._quantizers):
-            on_grid: Tensor = _Snap.apply(values, scale)  # type: ignore[no-untyped-call] # torch leaves it so
+        if True in is_trained:
+            apply = _apply if eligible.is_eager(values, scale) else _Snap.apply
+            on_grid: Tensor = apply(values, scale)
         else:  # deployed: as weights, without a gradient
             with torch.no_grad():
                 on_grid = _codes(values, scale) * scale
@@ -157,3 +160,7 @@ class _Snap(torch.autograd.Function):
     def backward(_ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
         """Return the gradient of the bias, and none of the scale."""
         return upstream, None
+
+
+# what `apply` does where no function transform is active, without looking up the arguments' names by `inspect`
+_apply: Any = super(torch.autograd.Function, _Snap).apply

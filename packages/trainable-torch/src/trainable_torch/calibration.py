@@ -19,7 +19,7 @@ from trainable_core.calibration.batches import inputs_of
 from trainable_core.calibration.model import ModelCalibration
 from trainable_core.calibration.unseen import Sight, value_text
 from trainable_core.errors import CalibrationError, IntegerRangeError, ShapeMismatchError
-from trainable_core.qparams import variable_shape
+from trainable_core.qparams import shape_with, variable_shape
 from trainable_core.quantizer import Structure
 from trainable_torch.holder import ActivationQuantizationHolder
 from trainable_torch.kernels import eligible
@@ -348,10 +348,7 @@ def _biases_checked(qmodel: nn.Module) -> Iterator[None]:
 
 def _renew(quantizer: BasePytorchTrainableQuantizer, channels: tuple[int, ...]) -> None:
     """Give a quantizer new variables, without numbers, for another number of channels."""
-    shape = [1] * quantizer.tensor_ndim
-    axis = quantizer.quantization_config.channels_axis
-    if axis is not None:
-        shape[axis] = channels[0]
+    shape = shape_with(quantizer.quantization_config, quantizer.tensor_ndim, channels)
     first = _variables(quantizer)[0]
     for name in quantizer.variable_names:
         delattr(quantizer, name)

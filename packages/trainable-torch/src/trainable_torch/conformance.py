@@ -62,6 +62,7 @@ class TorchAdapter(BaseAdapter):
     modes: Mapping[str, bool] = {}
     thorough_modes: Mapping[str, bool] = {"compiled with aot_eager": True, "compiled with inductor": False}
     casts = ("float16", "bfloat16", "float64")
+    blocks = True
     default_training = (False, True)
 
     def build(self, cls: type[Any], config: Any, shape: tuple[int, ...], arguments: Mapping[str, Any]) -> Any:

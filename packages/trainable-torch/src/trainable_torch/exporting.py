@@ -30,11 +30,12 @@ from trainable_core.errors import (
 from trainable_core.export import qdq, qonnx
 from trainable_core.export.libraries import library
 from trainable_core.export.report import ExportReport
-from trainable_core.export.source import DOMAIN, QUANTIZE, QuantizerRecord, Source
+from trainable_core.export.source import DOMAIN, NAME_TARGET, QUANTIZE, QuantizerRecord, Source
 from trainable_core.qparams import QParams
 from trainable_torch import __version__
 from trainable_torch.copying import copied
 from trainable_torch.description import place_of_holder
+from trainable_torch.granularity import DynamicInferableQuantizer
 from trainable_torch.holder import ActivationQuantizationHolder
 from trainable_torch.inferable import InferableQuantizer
 from trainable_torch.mctq import to_mctq
@@ -130,10 +131,16 @@ def require_finalized(model: nn.Module, verb: str) -> None:
             if quantizer.quantization_config.enabled:
                 problem = f"{quantizer.subject} is still trainable"
                 raise QuantizerStateError(type(model).__name__, problem, f"{verb}(finalize(qmodel), ...).")
+        elif isinstance(quantizer, DynamicInferableQuantizer):
+            problem = f"{name} computes its scales from the activation itself, which no file format here holds"
+            raise UnsupportedConfigError(verb, problem, NAME_TARGET)
         elif not isinstance(quantizer, InferableQuantizer):
             kind = f"{type(quantizer).__module__}.{type(quantizer).__name__}"
             problem = f"{name} is a {kind}, whose codes are not known"
             raise UnsupportedConfigError(verb, problem, "a quantizer's convert2inferable returns one of this package.")
+        elif quantizer.blocks is not None:
+            problem = f"{name} has a scale for each group of weights or each expert, which no file format here holds"
+            raise UnsupportedConfigError(verb, problem, NAME_TARGET)
 
 
 def named_quantizers(model: nn.Module) -> list[tuple[str, Any]]:

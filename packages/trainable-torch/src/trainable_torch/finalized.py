@@ -9,8 +9,9 @@ from trainable_core.backend.building import require_calibrated
 from trainable_torch.copying import copied
 from trainable_torch.holder import ActivationQuantizationHolder
 from trainable_torch.ranks import require_whole
-from trainable_torch.reading import MARK
-from trainable_torch.state import STATE, state_of
+from trainable_torch.reading import MARK, ORIGIN
+from trainable_torch.state import STATE, present_state, state_of
+from trainable_torch.structure.folding import fold_quantized
 from trainable_torch.training import quantizers_of
 from trainable_torch.wrapper import QuantizationWrapper, check_biases
 from trainable_torch.wrapping import count_step
@@ -50,6 +51,7 @@ def converted(qmodel: nn.Module) -> nn.Module:
     """Return what `finalize` returns, whatever the biases are: `load` fills them in later."""
     deployed = copied(qmodel).eval()
     _store_values(deployed)
+    folded = _fold(deployed)
     inferable = {
         id(q): q.convert2inferable() for q in quantizers_of(deployed).values() if q.quantization_config.enabled
     }
@@ -67,8 +69,32 @@ def converted(qmodel: nn.Module) -> nn.Module:
         for state in (vars(module).get(STATE), getattr(vars(module).get(MARK), "state", None)):
             if state is not None:
                 state.finalized = True
+                state.note_folded(folded)
     state_of(deployed).finalized = True
     return deployed
+
+
+@torch.no_grad()
+def _fold(deployed: nn.Module) -> dict[str, str]:
+    """Fold the batch norms that were to be folded after training; return why, by name, what was not.
+
+    Names are those from when the model was wrapped, and those that modules have now.
+    """
+    kept: dict[str, str] = {}
+    for name, into in present_state(deployed).foldable.items():
+        norm, layer = deployed.get_submodule(name), deployed.get_submodule(into)
+        quantizer = (
+            layer.weights_quantizers["weight"]
+            if isinstance(layer, QuantizationWrapper) and len(layer.weights_quantizers)
+            else None
+        )
+        if quantizer is not None and not quantizer.quantization_config.enabled:
+            quantizer = None
+        reason = "" if quantizer is None or not quantizer.deploys_itself else "the quantizer converts itself"
+        reason = reason or fold_quantized(layer, norm, quantizer)
+        if reason:
+            kept |= {name: reason, vars(norm)[ORIGIN]: reason}
+    return kept
 
 
 @torch.no_grad()

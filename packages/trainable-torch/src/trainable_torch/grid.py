@@ -15,7 +15,7 @@ from torch import Tensor
 
 from trainable_core import qparams
 from trainable_core.backend import grid as tensor_grid
-from trainable_core.enums import QuantizationMethod
+from trainable_core.enums import LUT_METHODS, QuantizationMethod
 from trainable_core.validation import MAX_THRESHOLD
 
 _LARGEST = repr(MAX_THRESHOLD)  # a text: a module's number is a variable to `torch.compile(dynamic=True)`
@@ -225,6 +225,9 @@ def form(method: QuantizationMethod, n_bits: int, *, signed: bool, min_threshold
     function: type[SymmetricScale | UniformGrid]
     if method is QuantizationMethod.UNIFORM:
         function, arguments, ends = UniformGrid, (low, n_bits), (0, 2**n_bits - 1)
+    elif method in LUT_METHODS:
+        power_of_two, steps = method is QuantizationMethod.LUT_POT_QUANTIZER, qparams.TABLE_STEPS
+        function, arguments, ends = SymmetricScale, (low, float(steps), power_of_two), (-steps, steps - 1)
     else:
         power_of_two = method is QuantizationMethod.POWER_OF_TWO
         function, arguments = SymmetricScale, (low, 2.0 ** (n_bits - int(signed)), power_of_two)

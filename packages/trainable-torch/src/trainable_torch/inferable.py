@@ -15,6 +15,7 @@ ONNX.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -24,11 +25,12 @@ from torch import Tensor, nn
 
 from trainable_core.backend.inferable import by_grid, target_and_method
 from trainable_core.backend.unlisted import UnlistedSubclass
-from trainable_core.constants import RANGE_MAX, RANGE_MIN, SIGNED, THRESHOLD
+from trainable_core.constants import LUT_VALUES, RANGE_MAX, RANGE_MIN, SIGNED, THRESHOLD
 from trainable_core.enums import QuantizationMethod, QuantizationTarget
-from trainable_core.qparams import QParams, inferable_params
+from trainable_core.granularity import Blocks
+from trainable_core.qparams import TABLE_STEPS, QParams, inferable_params
 from trainable_core.validation import MAX_THRESHOLD
-from trainable_torch import kernels
+from trainable_torch import kernels, ops
 from trainable_torch.grid import Grid
 from trainable_torch.kernels import eligible
 from trainable_torch.kernels.cache import Dependencies
@@ -56,6 +58,8 @@ class _Mended(nn.Module):
     quantization_target: Any
     quantization_method: Any
     num_bits: int
+    blocks: Blocks | None = None
+    """What shares a scale where it is finer than channels, as only `trainable_torch.granularity` has it."""
     _use_custom_impl: bool
 
     def __init__(self, qparams: QParams, n_bits: int, ndim: int) -> None:
@@ -209,6 +213,72 @@ class ActivationUniformInferableQuantizer(
     """Deployed UNIFORM activations."""
 
 
+class _Table(_Mended):
+    """What the look-up tables share: levels beside the numbers of the grid that they are codes of."""
+
+    grid_levels: Tensor
+
+    def __init__(self, qparams: QParams, n_bits: int, ndim: int) -> None:
+        self._table = qparams.levels
+        super().__init__(qparams, n_bits, ndim)
+        self.register_buffer("grid_levels", torch.tensor(qparams.levels, dtype=torch.float32))
+
+    def _tell_mctq(self, n_bits: int) -> None:
+        """Set mctq's own attributes; of a grid that was loaded the width is the same as before."""
+        if "grid_levels" in self._buffers:
+            n_bits, self._table = self.num_bits, tuple(int(level) for level in self.grid_levels)
+        super()._tell_mctq(n_bits)
+        for name in ("_threshold_torch", "_lut_values_torch"):
+            setattr(self, name, getattr(self, name).cpu())  # mctq puts them on a GPU when there is one
+
+    def mctq_arguments(self, n_bits: int) -> dict[str, Any]:
+        """Return the arguments that build mctq's stock quantizer; its `eps` is left out, which moves ties."""
+        params, axis = self.params, self._channels_axis
+        threshold = params[THRESHOLD]
+        return {
+            "num_bits": n_bits,
+            "lut_values": [float(level) for level in params[LUT_VALUES]],
+            "threshold": threshold if isinstance(threshold, list) else [threshold],
+            "per_channel": axis is not None,
+            "channel_axis": None if axis is None else axis % self._ndim,
+            "input_rank": self._ndim,
+            "eps": 0.0,
+        }
+
+    @property
+    def qparams(self) -> QParams:
+        """The grid's numbers, from the buffers."""
+        return replace(super().qparams, levels=self._table)
+
+    def _is_grid(self) -> bool:
+        """Return whether the buffers hold a positive finite scale and levels among the codes."""
+        levels = self.grid_levels
+        whole = (levels == levels.round()) & (levels >= -TABLE_STEPS) & (levels < TABLE_STEPS)
+        return super()._is_grid() and bool(whole.all()) and bool((levels.diff() > 0).all())
+
+    def dependencies(self) -> Dependencies | None:
+        """Return None: the kernels know no tables."""
+        return None
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return the input on the levels, in the input's dtype."""
+        if self._use_custom_impl and eligible.is_tracing():
+            stock: Any = super(nn.Module, self)  # mctq's class
+            return cast("Tensor", stock.__call__(inputs))
+        with torch.no_grad():
+            return ops.snap_to_levels(inputs.float(), self.grid_scale, self._table).to(inputs.dtype)
+
+
+class WeightsLUTSymmetricInferableQuantizer(
+    _Table, metaclass=UnlistedSubclass, of=mctq.WeightsLUTSymmetricInferableQuantizer
+):
+    """Deployed LUT_SYM_QUANTIZER weights."""
+
+
+class WeightsLUTPOTInferableQuantizer(_Table, metaclass=UnlistedSubclass, of=mctq.WeightsLUTPOTInferableQuantizer):
+    """Deployed LUT_POT_QUANTIZER weights."""
+
+
 InferableQuantizer = _Mended
 
 _CLASSES = by_grid(
@@ -218,6 +288,8 @@ _CLASSES = by_grid(
     ActivationSymmetricInferableQuantizer,
     ActivationPOTInferableQuantizer,
     ActivationUniformInferableQuantizer,
+    WeightsLUTSymmetricInferableQuantizer,
+    WeightsLUTPOTInferableQuantizer,
 )
 
 _OURS = frozenset(_CLASSES.values())

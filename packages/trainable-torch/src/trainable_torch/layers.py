@@ -13,7 +13,7 @@ from torch.nn import functional as F  # noqa: N812 - the name everyone reads
 
 from trainable_core.errors import InvalidArgumentError, ModelError
 from trainable_core.recipe import layers
-from trainable_core.recipe.layers import LayerInfo, LayerKind, declared_kind
+from trainable_core.recipe.layers import LayerInfo, LayerKind, WeightAxes, declared_kind
 from trainable_torch.kernels import eligible
 
 
@@ -23,9 +23,11 @@ def _kind(
     inputs: tuple[str, ...] = ("input",),
     bias: str = "",
     bias_obstacle: str = "",
+    input_axes: Mapping[str, int] | None = None,
 ) -> LayerKind:
     """Return a kind whose input has PyTorch's usual name."""
-    return LayerKind(op, dict(weights or {}), inputs, bias=bias, bias_obstacle=bias_obstacle)
+    axes = dict(input_axes or {})
+    return LayerKind(op, dict(weights or {}), inputs, bias=bias, bias_obstacle=bias_obstacle, input_axes=axes)
 
 
 _INSIDE = "it is added inside of the layer, to products of tensors that no quantizer makes"
@@ -40,9 +42,9 @@ _KINDS: dict[type[nn.Module], LayerKind] = {
     nn.Conv1d: _kind("conv", {"weight": 0}, bias="bias"),
     nn.Conv2d: _kind("conv", {"weight": 0}, bias="bias"),
     nn.Conv3d: _kind("conv", {"weight": 0}, bias="bias"),
-    nn.ConvTranspose1d: _kind("conv_transpose", {"weight": 1}, bias="bias"),
-    nn.ConvTranspose2d: _kind("conv_transpose", {"weight": 1}, bias="bias"),
-    nn.ConvTranspose3d: _kind("conv_transpose", {"weight": 1}, bias="bias"),
+    nn.ConvTranspose1d: _kind("conv_transpose", {"weight": 1}, bias="bias", input_axes={"weight": 0}),
+    nn.ConvTranspose2d: _kind("conv_transpose", {"weight": 1}, bias="bias", input_axes={"weight": 0}),
+    nn.ConvTranspose3d: _kind("conv_transpose", {"weight": 1}, bias="bias", input_axes={"weight": 0}),
     nn.Embedding: _kind("embedding", {"weight": 0}),
     nn.EmbeddingBag: _kind("embedding", {"weight": 0}),
     nn.RNNCellBase: _kind("recurrent", {"weight_ih": 0, "weight_hh": 0}, bias="bias_ih", bias_obstacle=_INSIDE),
@@ -95,7 +97,7 @@ FUNCTIONS: dict[Any, str] = {
 def register_layer(
     cls: type[nn.Module],
     op: str,
-    weights: Mapping[str, int] | None = None,
+    weights: Mapping[str, int | WeightAxes] | None = None,
     inputs: tuple[str, ...] = ("input",),
     bias: str | None = None,
 ) -> None:
@@ -107,8 +109,10 @@ def register_layer(
         Module type; subclasses are meant too.
     op : str
         Its op kind, one of `trainable_core.recipe.document.OPS`.
-    weights : mapping of str to int, optional
-        Axis of the output channels, by weight attribute.
+    weights : mapping of str to int or WeightAxes, optional
+        Axis of the output channels, by weight attribute. `trainable_core.recipe.layers.WeightAxes` says besides along
+        which axis the inputs lie, for groups, and which one counts experts; by default groups are formed along the axis
+        next to that of the output channels.
     inputs : tuple of str
         Names of its tensor arguments, in positional order.
     bias : str, optional
@@ -189,7 +193,44 @@ def _declared_kind(module: nn.Module) -> LayerKind | None:
     cls = type(module)
     if cls.__name__ == "Conv1D" and cls.__module__.startswith("transformers."):
         return LayerKind("linear", {"weight": 1}, ("x",), bias="bias")  # a linear layer stored transposed
-    return None
+    return _experts(module) if cls.__module__.startswith("transformers.") else None
+
+
+def _experts(module: Any) -> LayerKind | None:
+    """Return the kind of a module of transformers that holds the matrices of all its experts in one parameter each.
+
+    It is known by the parameters' names and shapes. They are ``(experts, outputs, inputs)`` or, in some models,
+    ``(experts, inputs, outputs)``: the first matrix makes gate and value, twice as many outputs as the second one has
+    inputs. Where there is no gate, the attribute ``is_transposed`` tells.
+    """
+    parameters = module._parameters  # noqa: SLF001 - own ones
+    first = next((name for name in ("gate_up_proj", "up_proj") if parameters.get(name) is not None), "")
+    names = [name for name in (first, "down_proj") if getattr(parameters.get(name), "ndim", 0) == EXPERTS_NDIM]
+    if len(names) < 2:  # noqa: PLR2004 - into the experts and out of them
+        return None
+    (experts, *up), (_, *down) = (parameters[name].shape for name in names)
+    if parameters[names[1]].shape[0] != experts:
+        return None
+    factor = 2 if first == "gate_up_proj" else 1
+    fits = {1: up == [factor * down[1], down[0]], 2: up == [down[1], factor * down[0]]}
+    found = [outputs for outputs, fit in fits.items() if fit]
+    if len(found) > 1:
+        known = getattr(module, "is_transposed", None)
+        found = [2 if known else 1] if isinstance(known, bool) else []
+    if not found:
+        return None
+    (outputs,) = found
+    return LayerKind(
+        "linear",
+        dict.fromkeys(names, outputs),
+        ("hidden_states",),
+        input_axes=dict.fromkeys(names, 3 - outputs),
+        expert_axes=dict.fromkeys(names, 0),
+    )
+
+
+EXPERTS_NDIM = 3
+"""Dimensions of a parameter that holds a matrix for each of several experts."""
 
 
 def is_computed(module: nn.Module, attribute: str) -> bool:

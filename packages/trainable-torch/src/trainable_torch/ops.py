@@ -7,11 +7,13 @@ forward alone, the very formula that is deployed. See `trainable_torch.kernels.p
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from trainable_core.qparams import TABLE_STEPS
 from trainable_torch.grid import Grid
 from trainable_torch.kernels import fake_quantize, snap
 from trainable_torch.kernels.plain import Lsq, Rule, Ste
@@ -20,11 +22,14 @@ __all__ = [
     "Lsq",
     "Rule",
     "Ste",
+    "by_slopes",
     "exp2",
     "fake_quantize",
     "finite_gradient",
     "lsq_fake_quantize",
+    "magnitude_gradient",
     "snap",
+    "snap_to_levels",
     "ste_fake_quantize",
     "straight_through",
 ]
@@ -137,3 +142,93 @@ class _FiniteGradient(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> Tensor:  # noqa: ARG004 - torch's signature
         """Return the gradient with zeros for what is not finite."""
         return upstream.nan_to_num(0.0, 0.0, 0.0)
+
+
+def by_slopes(
+    x: Tensor,
+    grid: Grid,
+    d_x: Tensor,
+    d_scale: Tensor | None = None,
+    d_zero_point: Tensor | None = None,
+    *,
+    by_sign: tuple[Tensor, Tensor] | None = None,
+    values: Tensor | None = None,
+) -> Tensor:
+    """Return `x` snapped to the grid, with gradients that are given as a slope for each element; float32.
+
+    Parameters
+    ----------
+    x : Tensor, float32
+        Real values.
+    grid : Grid
+        The grid; gradients reach its scale and zero point as far as their slopes are given.
+    d_x, d_scale, d_zero_point : Tensor, shape of `x`
+        Derivatives of each output by its input, by its scale and by its zero point; finite, and constants.
+    by_sign : tuple of Tensor, optional
+        What is added to the first two where the upstream gradient is positive, and subtracted where it is negative.
+    values : Tensor, optional
+        What is returned, where that is not the nearest value of the grid, as in a table.
+
+    Notes
+    -----
+    An infinite input does no harm: no derivative is computed from it.
+    """
+    smooth = x * d_x.detach()
+    if d_scale is not None:
+        smooth = smooth + grid.scale * d_scale.detach()
+    if d_zero_point is not None and not grid.centered:
+        smooth = smooth + grid.zero_point * d_zero_point.detach()
+    if by_sign is not None:
+        signed = x * by_sign[0].detach() + grid.scale * by_sign[1].detach()
+        smooth = smooth + magnitude_gradient(signed)
+    if values is None:
+        values = snap(x.detach(), grid.scale.detach(), *grid.ends)
+    return straight_through(values, smooth)
+
+
+def snap_to_levels(x: Tensor, scale: Tensor, levels: Sequence[int]) -> Tensor:
+    """Return `x` on the levels of a table, as `trainable_core.reference.affine.nearest_levels` says; float32.
+
+    Parameters
+    ----------
+    x : Tensor, float32
+        Real values.
+    scale : Tensor, float32, broadcastable to `x`
+        A 128th of the threshold.
+    levels : sequence of int
+        The table, ascending.
+    """
+    at = (x / (scale * TABLE_STEPS) * TABLE_STEPS).clamp(-TABLE_STEPS, TABLE_STEPS - 1)
+    codes = torch.full_like(at, levels[0])
+    least = (at - levels[0]).abs()
+    for level in levels[1:]:
+        distance = (at - level).abs()
+        codes = torch.where(distance < least, float(level), codes)
+        least = torch.minimum(least, distance)
+    return torch.where(x.isnan(), x, codes * scale)
+
+
+def magnitude_gradient(x: Tensor) -> Tensor:
+    """Return `x`; what comes back as its gradient counts by its magnitude."""
+    result: Tensor = _MagnitudeGradient.apply(x)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _MagnitudeGradient(torch.autograd.Function):
+    """The identity, whose gradient is never negative."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        """Return the tensor."""
+        return x.view_as(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        """Keep nothing."""
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> Tensor:  # noqa: ARG004 - torch's signature
+        """Return the gradient's magnitude."""
+        return upstream.abs()

@@ -28,3 +28,13 @@ def trainable_register_quantizers(backend: str) -> list[type]:
     from trainable_torch.quantizers import BUILTIN  # noqa: PLC0415 - imports torch, only when torch is asked for
 
     return list(BUILTIN)
+
+
+@hookimpl
+def trainable_register_modifiers(backend: str) -> list[type]:
+    """Return the built-in modifiers for PyTorch."""
+    if backend != "torch":
+        return []
+    from trainable_torch.modifiers import BUILTIN  # noqa: PLC0415 - as above
+
+    return list(BUILTIN)

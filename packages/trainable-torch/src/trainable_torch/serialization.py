@@ -79,6 +79,8 @@ def save(qmodel: nn.Module, path: str | PathLike[str]) -> None:
             tensors[name] = value.detach().to("cpu").contiguous().clone()
     header = header_of(FORMAT, state, quantizers_of(qmodel))
     more: dict[str, Any] = {"aliases": aliases, "training": qmodel.training, "folded": state.folded}
+    if state.recipe.folds == "after":
+        more["foldable"] = state.foldable
     if state.structure:
         more["structure"] = state.structure
     if state.origins:
@@ -132,7 +134,7 @@ def load(path: str | PathLike[str], model: nn.Module) -> nn.Module:
     recipe = recipe_of(path, metadata)
     try:
         known: dict[str, Any] = {
-            name: metadata[name] for name in ("folded", "structure", "origins") if name in metadata
+            name: metadata[name] for name in ("folded", "foldable", "structure", "origins") if name in metadata
         }
         qmodel = wrapped(model, recipe, known=known)
     except (ModelError, RuleError) as error:
@@ -165,9 +167,10 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             folded = metadata.get("folded", {})  # a file of release 0.1.0 may have none
             if not isinstance(folded, dict) or not all(isinstance(name, str) for name in folded.values()):
                 raise DocumentError(path, "its header has 'folded' that is no mapping of names")
-            origins = metadata.get("origins", {})
-            if not isinstance(origins, dict) or not all(isinstance(name, str) for name in origins.values()):
-                raise DocumentError(path, "its header has 'origins' that is no mapping of names")
+            for key in ("origins", "foldable"):
+                names = metadata.get(key, {})
+                if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+                    raise DocumentError(path, f"its header has {key!r} that is no mapping of names")
             check_structure(path, metadata.get("structure"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - the file is no mapping
             if header.get(DIGEST) != digest(text, tensors):

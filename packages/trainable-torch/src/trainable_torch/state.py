@@ -97,6 +97,9 @@ def _state_here(model: nn.Module, membership: Membership) -> WrappedState:
         plans={name: replace(plan, layer=replace(plan.layer, name=name)) for name, plan in plans.items()},
         left_out=_renamed(whole.left_out, names, membership),
         folded={names[norm]: names[layer] for norm, layer in whole.folded.items() if norm in names and layer in names},
+        foldable={
+            names[norm]: names[layer] for norm, layer in whole.foldable.items() if norm in names and layer in names
+        },
         biases=_renamed(whole.biases, names, membership),
         islands=_renamed(whole.islands, names, membership),
         origins={new or "model": old or "model" for old, new in names.items()},

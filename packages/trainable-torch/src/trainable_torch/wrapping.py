@@ -30,9 +30,9 @@ from trainable_torch.state import keep
 from trainable_torch.state import state_of as state_of  # noqa: PLC0414 - it is known by this module's name
 from trainable_torch.structure import computed
 from trainable_torch.structure.aliases import read_aliases, rebind_forwards, unregistered_layers
-from trainable_torch.structure.folding import fold_batch_norm
+from trainable_torch.structure.folding import fold_batch_norm, foldable_batch_norm
 from trainable_torch.structure.observing import TRANSPOSED, Observed, observe
-from trainable_torch.structure.operations import Held, Operation, Operations, hold, install, learned
+from trainable_torch.structure.operations import NO_ACTIVATIONS, Held, Operation, Operations, hold, install, learned
 from trainable_torch.structure.origins import (
     Graphs,
     Named,
@@ -101,15 +101,20 @@ def wrapped(
     model, recipe, example
         As for `wrap`.
     known : mapping, optional
-        ``folded``, ``structure`` and ``origins`` of an earlier model's `WrappedState`.
+        ``folded``, ``foldable``, ``structure`` and ``origins`` of an earlier model's `WrappedState`.
     """
     known = known or {}
     root, state = _copy_of(model), WrappedState(QuantizationRecipe.of(recipe))
     state.left_out |= {**reached_by_name(model, root), **unregistered_layers(root)}
     observed = None if example is None else observe(root, example)
-    if state.recipe.fold_batch_norm:
+    kept: dict[str, str] = {}
+    folds = state.recipe.folds
+    if folds == "before" or known.get("folded"):
         state.folded, kept = fold_batch_norm(root, observed, known.get("folded"))
-        state.left_out |= {name: f"batch norm not folded: {reason}" for name, reason in kept.items()}
+    elif folds == "after":
+        found = foldable_batch_norm(root, observed) if "foldable" not in known else (dict(known["foldable"]), kept)
+        state.foldable, kept = found
+    state.left_out |= {name: f"batch norm not folded: {reason}" for name, reason in kept.items()}
     look = _look(root, state.recipe, state, observed, known.get("structure", {}))
     state.origins = dict(known.get("origins", {}))
     plans = _resolved(state, look)
@@ -121,6 +126,7 @@ def wrapped(
         look.routes = _routes(look, plans, state.recipe)
     state.islands = dict(look.routes.islands)
     _quantize(look, state.note(plans), state)
+    state.note_foldable()
     warn_if_nothing_is_quantized(type(model).__name__, plans, stacklevel=4)
     leave_fused_paths(look.root)
     reading.mark(look.root)
@@ -196,9 +202,20 @@ def _quantize(look: _Look, plans: list[LayerPlan], state: WrappedState) -> None:
 def count_step(module: nn.Module, _args: Any) -> None:
     """Count one training forward in every quantizer with a schedule; a forward pre-hook of the wrapped model."""
     if module.training and not eligible.is_in_backward():  # activation checkpointing calls a forward again
-        for quantizer in scheduled_quantizers(module):
-            if quantizer.calibrated:  # else this forward is about to be refused
-                quantizer.advance()
+        advance(module)
+
+
+def advance(model: nn.Module) -> None:
+    """Count one training step in the quantizers with a schedule, and let modifiers look at the weights."""
+    scheduled = [each for each in scheduled_quantizers(model) if each.calibrated]  # others are about to refuse
+    for quantizer in scheduled:
+        quantizer.advance()
+    watched = {id(each) for each in scheduled if each.modifiers and each.weights_quantization()}
+    for module in model.modules() if watched else ():
+        for _, weight, quantizer in module.get_weights_vars() if isinstance(module, QuantizationWrapper) else ():
+            if id(quantizer) in watched:
+                watched.discard(id(quantizer))  # one that tied weights share looks once
+                quantizer.observe(weight)
 
 
 def scheduled_quantizers(model: nn.Module) -> list[BasePytorchTrainableQuantizer]:
@@ -270,7 +287,9 @@ def _look(
         named = look.names
         look.calls = _calls(look, named)
         look.clamps = {named(part, node) for part, graph in look.graphs for node in graph.nodes if clamps_node(node)}
-    look.infos += [LayerInfo(each.name, each.kind, clamps=each.name in look.clamps) for each in look.named.values()]
+    for each in look.named.values():
+        obstacle = "" if each.inputs else NO_ACTIVATIONS
+        look.infos.append(LayerInfo(each.name, each.kind, clamps=each.name in look.clamps, obstacle=obstacle))
     return look
 
 

@@ -15,7 +15,7 @@ from trainable_core.errors import (
     QuantizerStateError,
     nearest,
 )
-from trainable_core.quantizer import BaseTrainableQuantizer
+from trainable_core.quantizer import BaseTrainableQuantizer, modifiers_of
 from trainable_core.recipe.layers import HOLDS
 from trainable_core.recipe.plan import LayerPlan, QuantizerPlan
 from trainable_core.registry.process import get_trainable_quantizer_class
@@ -43,6 +43,8 @@ def build_quantizer(plan: QuantizerPlan, backend: str, base: type[BaseTrainableQ
         When the class is not of this backend.
     InvalidArgumentError
         When the class doesn't take an argument of the plan.
+    UnsupportedConfigError
+        When a modifier is unknown, or can't stand on the quantizer.
     """
     config = plan.config
     cls: Any = get_trainable_quantizer_class(
@@ -60,6 +62,7 @@ def build_quantizer(plan: QuantizerPlan, backend: str, base: type[BaseTrainableQ
             )
     quantizer = cls(config, **plan.arguments)
     quantizer.subject = subject
+    quantizer.modify(modifiers_of(plan.modifiers, backend, subject))
     return quantizer
 
 

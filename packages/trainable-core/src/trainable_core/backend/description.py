@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from trainable_core.config import TrainableQuantizerConfig, TrainableQuantizerWeightsConfig
 from trainable_core.constants import SIGNED
-from trainable_core.enums import QuantizationTarget
+from trainable_core.enums import QuantizationTarget, TrainingMethod
 from trainable_core.errors import DocumentError, DocumentVersionError
 from trainable_core.quantizer import BaseTrainableQuantizer
 from trainable_core.recipe.layers import LayerInfo
@@ -45,6 +46,12 @@ class DescriptionRow:
         ``not calibrated``, ``trainable``, ``frozen``, ``switched off`` or ``deployed``.
     quantizer : str
         Class name.
+    granularity : str
+        What has a threshold of its own, in words: ``tensor``, ``channel (axis 0)``, or ``channel (axis 0), group of 32
+        (axis 1)``. Of an activation whose grid is computed from the tensor itself: ``token, computed`` or ``tensor,
+        computed``.
+    modifiers : mapping of str to mapping
+        What stands on top of the method, and its numbers: such as the share of weights that oscillate.
     """
 
     layer: str
@@ -58,6 +65,24 @@ class DescriptionRow:
     params: Mapping[str, Any]
     state: str
     quantizer: str
+    granularity: str = ""
+    modifiers: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+
+def granularity_of(config: TrainableQuantizerConfig, arguments: Mapping[str, Any], *, computed: bool) -> str:
+    """Return in words what has a threshold of its own; see `DescriptionRow`."""
+    if computed:
+        return f"{arguments.get('granularity', 'token')}, computed"
+    if not isinstance(config, TrainableQuantizerWeightsConfig):
+        return "tensor"
+    said = []
+    if config.weights_expert_axis is not None:
+        said.append(f"expert (axis {config.weights_expert_axis})")
+    if config.weights_per_channel_threshold:
+        said.append(f"channel (axis {config.weights_channels_axis})")
+    if config.weights_group_size is not None:
+        said.append(f"group of {config.weights_group_size} (axis {config.weights_group_axis})")
+    return ", ".join(said) or "tensor"
 
 
 def describe_quantizer(layer: LayerInfo, tensor: str, plan: QuantizerPlan, quantizer: Any) -> DescriptionRow:
@@ -65,6 +90,7 @@ def describe_quantizer(layer: LayerInfo, tensor: str, plan: QuantizerPlan, quant
     config, state = plan.config, "deployed"
     params: Mapping[str, Any] = {}
     n_bits = config.n_bits
+    modifiers: Mapping[str, Mapping[str, float]] = {}
     if not isinstance(quantizer, BaseTrainableQuantizer):
         params, n_bits = quantizer.params, quantizer.num_bits
     elif not config.enabled:
@@ -75,6 +101,7 @@ def describe_quantizer(layer: LayerInfo, tensor: str, plan: QuantizerPlan, quant
         state = "frozen" if quantizer.freeze_quant_params else "trainable"
         current = quantizer.current_config()
         params, n_bits = current.quantization_params, current.n_bits
+        modifiers = quantizer.report()
     if config.target is QuantizationTarget.Weights:
         params = {key: value for key, value in params.items() if key != SIGNED}
     return DescriptionRow(
@@ -85,11 +112,20 @@ def describe_quantizer(layer: LayerInfo, tensor: str, plan: QuantizerPlan, quant
         training_method=plan.training_method,
         method=str(config.quantization_method),
         n_bits=n_bits,
-        channels_axis=config.channels_axis,
+        channels_axis=_channels_axis(config),
         params=params,
         state=state,
         quantizer=type(quantizer).__name__,
+        granularity=granularity_of(config, plan.arguments, computed=plan.training_method == TrainingMethod.DYNAMIC),
+        modifiers=modifiers,
     )
+
+
+def _channels_axis(config: TrainableQuantizerConfig) -> int | None:
+    """Return the axis of the tensor's channels where each has thresholds of its own."""
+    if isinstance(config, TrainableQuantizerWeightsConfig) and config.weights_per_channel_threshold:
+        return config.weights_channels_axis
+    return None
 
 
 @dataclass(frozen=True)
@@ -175,10 +211,12 @@ def set_described_params(quantizers: Iterable[BaseTrainableQuantizer], document:
         raise DocumentVersionError("description", version, [SCHEMA_VERSION])
     described: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for row in document["rows"]:
+        if row["training_method"] == TrainingMethod.DYNAMIC:
+            continue  # it has no numbers
         described.setdefault((row["layer"], row["target"]), []).append(row)
     found: dict[tuple[str, str], list[BaseTrainableQuantizer]] = {}
     for quantizer in quantizers:
-        if quantizer.quantization_config.enabled:
+        if quantizer.quantization_config.enabled and not quantizer.computes_grid:
             found.setdefault((_layer_of(quantizer), str(quantizer.quantization_config.target)), []).append(quantizer)
     for key in sorted(described.keys() | found.keys()):
         if len(described.get(key, [])) != len(found.get(key, [])):
@@ -212,9 +250,12 @@ def _check_fits(row: Mapping[str, Any], quantizer: BaseTrainableQuantizer) -> No
 
 
 def _cells(row: DescriptionRow) -> tuple[str, ...]:
-    grid = row.method if row.channels_axis is None else f"{row.method} per channel (axis {row.channels_axis})"
+    plain = row.granularity in {"", "tensor"}
+    grid = row.method if plain else f"{row.method} per {row.granularity}"
     numbers = ", ".join(f"{key}={_short(value)}" for key, value in row.params.items())
-    return row.layer, row.tensor, grid, str(row.n_bits), row.training_method, numbers, row.state
+    shares = (f"{name} {share:.1%}" for told in row.modifiers.values() for name, share in told.items())
+    state = ", ".join(dict.fromkeys((row.state, *shares)))
+    return row.layer, row.tensor, grid, str(row.n_bits), row.training_method, numbers, state
 
 
 def _short(value: Any) -> str:

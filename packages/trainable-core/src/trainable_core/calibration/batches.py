@@ -10,7 +10,7 @@ from trainable_core.errors import CalibrationError, TrainableError
 T = TypeVar("T")
 
 
-def check_batches(batches: Any, forward: object, holders: int, *, single: bool) -> None:
+def check_batches(batches: Any, forward: object, holders: int, *, single: bool, subject: str = "calibrate") -> None:
     """Refuse what can't be iterated over for batches.
 
     Parameters
@@ -23,6 +23,8 @@ def check_batches(batches: Any, forward: object, holders: int, *, single: bool) 
         How many activation quantizers need batches.
     single : bool
         Whether `batches` is itself a tensor, as only the framework knows.
+    subject : str
+        What needs the batches, for errors.
 
     Raises
     ------
@@ -30,17 +32,17 @@ def check_batches(batches: Any, forward: object, holders: int, *, single: bool) 
         When there are none, or they are one batch.
     """
     if batches is None:
-        raise CalibrationError("calibrate", f"{holders} activation quantizers need batches, and none were given")
+        raise CalibrationError(subject, f"{holders} activation quantizers need batches, and none were given")
     if single or isinstance(batches, str | bytes | Mapping) or not isinstance(batches, Iterable):
         raise CalibrationError(
-            "calibrate", f"batches must be an iterable of batches, got {type(batches).__name__}", "pass [batch]."
+            subject, f"batches must be an iterable of batches, got {type(batches).__name__}", "pass [batch]."
         )
     if forward is not None and not callable(forward):
-        raise CalibrationError("calibrate", f"forward must be callable, got {forward!r}")
+        raise CalibrationError(subject, f"forward must be callable, got {forward!r}")
 
 
-def feed(batches: Iterable[Any], call: Callable[[Any], Any]) -> None:
-    """Call the model on every batch.
+def feed(batches: Iterable[Any], call: Callable[[Any], Any], subject: str = "calibrate") -> None:
+    """Call the model on every batch; `subject` is what needs them, for errors.
 
     Raises
     ------
@@ -52,9 +54,7 @@ def feed(batches: Iterable[Any], call: Callable[[Any], Any]) -> None:
         call(batch)
         count += 1
     if count == 0:
-        raise CalibrationError(
-            "calibrate", "the batches are empty", "a generator can be read only once; pass a fresh one."
-        )
+        raise CalibrationError(subject, "the batches are empty", "a generator can be read only once; pass a fresh one.")
 
 
 def inputs_of(batch: Any) -> Any:

@@ -243,11 +243,15 @@ class ModelCalibration(ABC):
         ]
 
     def _waiting(self, *, force: bool) -> set[int]:
-        """Return the ``id`` of each quantizer that is to be calibrated; those that are switched off don't count."""
+        """Return the ``id`` of each quantizer that is to be calibrated.
+
+        Those that are switched off don't count, nor those that compute their grids from the tensor itself.
+        """
         name = type(self.model).__name__
         if self.state.finalized:
             raise QuantizerStateError(name, "it is finalized; its quantizers don't change any more")
-        found = [quantizer for quantizer in self.quantizers() if quantizer.quantization_config.enabled]
+        enabled = [quantizer for quantizer in self.quantizers() if quantizer.quantization_config.enabled]
+        found = [quantizer for quantizer in enabled if not quantizer.computes_grid]
         waiting = {id(quantizer) for quantizer in found if force or not quantizer.calibrated}
         if found and not waiting:
             raise QuantizerStateError(

@@ -15,6 +15,7 @@ from trainable_core.calibration.observer import Float32, Float64, Observer, fini
 from trainable_core.calibration.percentile import exact_percentile, observed_percentile
 from trainable_core.calibration.row_search import search_rows
 from trainable_core.calibration.search import GridKind, search
+from trainable_core.calibration.statistics import STATISTICAL, Moments, statistical_ends
 from trainable_core.config import member
 from trainable_core.constants import MIN_THRESHOLD, RANGE_MAX, RANGE_MIN, SIGNED, THRESHOLD
 from trainable_core.enums import LUT_METHODS, CalibrationMethod, QuantizationMethod
@@ -68,7 +69,7 @@ def calibrate_activation(
     Raises
     ------
     CalibrationError
-        When the observer has seen nothing.
+        When the observer has seen nothing, or SAWB has no coefficients for the bit width.
     InvalidArgumentError
         When an argument is out of bounds; the message names it.
     UnsupportedConfigError
@@ -89,6 +90,9 @@ def calibrate_activation(
     ``2**(n_bits - 10)`` points evenly spread, and the bound is a whole bin. *KL* compares histograms; see
     `measure.kl_divergence`. `search.search` says how candidates are chosen. The params chosen never measure
     worse than those of MINMAX.
+
+    *LSQ* and *SAWB* are computed from means over bin centres, see `statistics.statistical_ends`. *LSQ_PLUS* is MSE, as
+    in its paper.
 
     Examples
     --------
@@ -118,6 +122,8 @@ def calibrate_activation(
         ends = kind.bounded(observed_percentile(kind, observer, percentile))
     elif method is CalibrationMethod.KL:
         ends = search(kind, extremes, kl_objective(kind, observer))
+    elif method in STATISTICAL and method is not CalibrationMethod.LSQ_PLUS:
+        ends = statistical_ends(kind, method, Moments.of_observer(observer), extremes)
     else:
         ends = search(kind, extremes, observed_power_objective(kind, observer, exponent))
     low, high = float(ends[0, 0]), float(ends[1, 0])
@@ -159,7 +165,7 @@ def calibrate_weights(
     Raises
     ------
     CalibrationError
-        When there are no values, or any is NaN or infinite.
+        When there are no values, any is NaN or infinite, or SAWB has no coefficients for the bit width.
     InvalidArgumentError
         When an argument is out of bounds, or the tensor has no such axis; the message names it.
     UnsupportedConfigError
@@ -172,6 +178,8 @@ def calibrate_weights(
     *LP* choose among many candidates; which of them are measured, and how, is told by `row_search`. What is chosen was
     measured on all values, and is never worse than what MINMAX chooses. A channel's params don't depend on the other
     channels. Memory: up to two copies of the tensor, and little else.
+
+    *LSQ*, *LSQ_PLUS* and *SAWB* are computed from means, see `statistics.statistical_ends`.
 
     Examples
     --------
@@ -186,7 +194,7 @@ def calibrate_weights(
     subject = "calibrate_weights"
     method, exponent = _choice(subject, calibration_method, percentile, p)
     kind = _kind(subject, quantization_method, n_bits, min_threshold)
-    rows = _rows(subject, finite_float32(values, subject), channels_axis)
+    rows = rows_of(subject, finite_float32(values, subject), channels_axis)
     extremes = kind.extremes(rows.min(axis=1).astype(np.float64), rows.max(axis=1).astype(np.float64))
     if method is CalibrationMethod.MINMAX:
         ends = kind.bounded(extremes)
@@ -194,6 +202,8 @@ def calibrate_weights(
         ends = kind.bounded(exact_percentile(kind, rows, percentile))
     elif method is CalibrationMethod.KL:
         ends = np.concatenate([_search_channel(kind, row, extremes[:, [i]]) for i, row in enumerate(rows)], axis=1)
+    elif method in STATISTICAL:
+        ends = statistical_ends(kind, method, Moments.of_rows(rows), extremes)
     else:
         ends = search_rows(kind, rows, exponent)
     low, high = ends.tolist()
@@ -214,7 +224,12 @@ def _choice(
         raise InvalidArgumentError(subject, f"percentile must be in (0, 100], got {percentile!r}")
     if not _real(p) or not p > 0:
         raise InvalidArgumentError(subject, f"p must be a positive number, got {p!r}")
-    return chosen, {CalibrationMethod.LP: float(p), CalibrationMethod.MAE: 1.0}.get(chosen, 2.0)
+    return chosen, error_exponent(chosen, p)
+
+
+def error_exponent(method: CalibrationMethod, p: float) -> float:
+    """Return what a search by a method raises the magnitude of an error to."""
+    return {CalibrationMethod.LP: float(p), CalibrationMethod.MAE: 1.0}.get(method, 2.0)
 
 
 def _kind(subject: str, quantization_method: QuantizationMethod | str, n_bits: int, min_threshold: float) -> GridKind:
@@ -243,7 +258,7 @@ def _real(value: object) -> bool:
         return False
 
 
-def _rows(subject: str, values: Float32, channels_axis: int | None) -> Float32:
+def rows_of(subject: str, values: Float32, channels_axis: int | None) -> Float32:
     """Return the values as one row per channel, shape (C, n)."""
     if channels_axis is not None:
         axis_is_integer = hasattr(channels_axis, "__index__") and not isinstance(channels_axis, bool)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from trainable_core.calibration.observer import Observer
 from trainable_core.calibration.params import calibrate_activation, calibrate_weights
+from trainable_core.calibration.tables import calibrate_table
 from trainable_core.constants import SIGNED
 from trainable_core.errors import CalibrationError
 from trainable_core.quantizer import BaseTrainableQuantizer
@@ -62,10 +63,23 @@ def weights_params(quantizer: BaseTrainableQuantizer, weights: NDArray[Any], sec
         When the weights are empty or not finite; names the tensor.
     """
     config = quantizer.quantization_config
+    values = np.asarray(weights)
+    if config.blocks is not None:
+        values = config.blocks.rows(values)
     with _named(quantizer):
         return {
-            width: calibrate_weights(
-                np.asarray(weights),
+            width: calibrate_table(
+                values,
+                quantizer.levels,
+                calibration_method=section.weights,
+                quantization_method=config.quantization_method,
+                channels_axis=config.channels_axis,
+                min_threshold=config.min_threshold,
+                p=section.p,
+            )
+            if quantizer.levels
+            else calibrate_weights(
+                values,
                 calibration_method=section.weights,
                 quantization_method=config.quantization_method,
                 n_bits=width,

@@ -133,6 +133,8 @@ class Adapter(Protocol):
     """Further ones, which take seconds each."""
     casts: Sequence[str]
     """Names of the dtypes that a whole model can be cast to."""
+    blocks: bool
+    """Whether its quantizers take weights with a scale for each group, or each expert."""
     cases: int
     """Cases per law that the quantizers share out, so that ``trainable check`` of all takes less than five minutes."""
     default_training: Sequence[bool]
@@ -230,6 +232,7 @@ class BaseAdapter:
     modes: Mapping[str, bool] = {}
     thorough_modes: Mapping[str, bool] = {}
     casts: Sequence[str] = ()
+    blocks: bool = False
     default_training: Sequence[bool] = (False,)
     cases: int = 600
 

@@ -19,7 +19,7 @@ from trainable_core.key import Key
 from trainable_core.qparams import Float32, QParams
 from trainable_core.reference.method import Method
 from trainable_core.reference.oracle import State
-from trainable_core.registry.methods import declaration_of
+from trainable_core.registry.methods import declaration_of, options_of
 
 Config = TrainableQuantizerWeightsConfig | TrainableQuantizerActivationConfig
 _CONFIGS: dict[str, type[Config]] = {
@@ -91,7 +91,7 @@ class Case:
         """Return what is special about the case, in the words of a report."""
         size = self.x.size
         said = {f"{self.x.ndim}-D", next(words for bits, words in WIDTHS.items() if self.config.n_bits <= bits)}
-        said.add("per tensor" if self.config.channels_axis is None else "per channel")
+        said |= granularity(self.config)
         if self.config.channels_axis is not None and self.config.channels_axis < 0:
             said.add("axis from the end")
         if not size:
@@ -120,6 +120,8 @@ class Case:
         """Return whether a threshold, or a range's width, is at its lower bound or below it."""
         params, bound = self.config.quantization_params, self.config.min_threshold
         numbers = [np.atleast_1d(np.asarray(value, np.float64)) for key, value in params.items() if key != SIGNED]
+        if not numbers:
+            return False
         least = min(self.factors)
         width = numbers[0] if len(numbers) == 1 else abs(numbers[0]) + abs(numbers[-1])
         return bool((width * least <= bound).any())
@@ -177,6 +179,12 @@ class Subject:
         """What its training method declares."""
         return declaration_of(self.cls, self.key.quantizer_id)
 
+    @functools.cached_property
+    def argument_sets(self) -> list[dict[str, Any]]:
+        """The constructor's further arguments to try: those that the method declares and the class takes, and none."""
+        taken = {option.name for option in options_of(self.cls)}
+        return [*(given for given in self.method.conformance_arguments if given.keys() <= taken), {}]
+
     @property
     def random(self) -> bool:
         """Whether its values in training are random."""
@@ -185,13 +193,23 @@ class Subject:
     def state(self, quantizer: Any, case: Case) -> State:
         """Return the numbers that decide what the case's quantizer gives when it is called next."""
         return State(
-            grids={width: grid(quantizer, width) for width in quantizer.widths},
+            grids=self.grids(quantizer, case),
             width=quantizer.selected_width,
             variables=variables(quantizer),
             arguments=quantizer.get_arguments(),
             steps=case.steps + int(self.adapter.counts_calls),
             tie_rule=self.adapter.tie_rule,
         )
+
+    def grids(self, quantizer: Any, case: Case) -> dict[int, QParams]:
+        """Return the grids, by width, that the case's tensor is quantized on; none where nobody can say them."""
+        if not self.method.computes_grid:
+            return {width: grid(quantizer, width) for width in quantizer.widths}
+        oracle = self.method.oracle
+        if oracle is None or oracle.grid is None or not case.x.size:
+            return {}
+        made = oracle.grid(case.x, quantizer.quantization_config, quantizer.get_arguments())
+        return {quantizer.selected_width: made}
 
     @property
     def element_by_element(self) -> bool:
@@ -311,6 +329,33 @@ def variables(quantizer: Any) -> dict[str, NDArray[Any]]:
     return {
         name: np.array(quantizer.to_numpy(quantizer.get_quantizer_variable(name))) for name in quantizer.variable_names
     }
+
+
+def granularity(config: Config) -> set[str]:
+    """Return what has a threshold of its own, in the words of a report."""
+    if not isinstance(config, TrainableQuantizerWeightsConfig) or config.blocks is None:
+        return {"per tensor" if config.channels_axis is None else "per channel"}
+    words = {"per group": config.weights_group_size, "per expert": config.weights_expert_axis}
+    return {said for said, value in words.items() if value is not None}
+
+
+def rows(config: Config, values: NDArray[Any]) -> NDArray[Any]:
+    """Return a tensor as a quantizer of this config sees it: with one row per block, where it has blocks."""
+    return values if config.blocks is None else config.blocks.rows(values)
+
+
+def tensor(config: Config, values: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+    """Return the tensor of a shape that `rows` was called on."""
+    return values if config.blocks is None else config.blocks.tensor(values, shape)
+
+
+def fixed_axes(config: Config, ndim: int) -> set[int]:
+    """Return the axes of a tensor whose sizes decide how many numbers its quantizer has."""
+    blocks = config.blocks
+    if blocks is not None:
+        several = (*blocks.axes, *(() if blocks.group_axis is None else (blocks.group_axis,)))
+        return {axis % ndim for axis in several}
+    return set() if config.channels_axis is None else {config.channels_axis % ndim}
 
 
 HOSTILE = np.array([np.nan, np.inf, -np.inf, 3e38, -3e38, 1.0, -1.0, 0.0], np.float32)

@@ -221,6 +221,11 @@ def snaps_its_input(subject: Subject) -> bool:
     return not subject.deploys_values
 
 
+def treats_elements_alike(subject: Subject) -> bool:
+    """Return whether equal elements of a channel get equal values: the method has no variable with one for each."""
+    return not any(each.per_element for each in subject.method.own)
+
+
 def element_by_element(subject: Subject) -> bool:
     """Return whether an element's value follows from the element alone."""
     return subject.method.depends_on == "element"

@@ -90,11 +90,20 @@ def law(
     about: Callable[[Subject], bool] = everywhere,
     once: bool = False,
     most: int | None = None,
+    of_grid: bool = False,
 ) -> Callable[[Check], Check]:
-    """Register a function as a law under its own name."""
+    """Register a function as a law under its own name.
+
+    With `of_grid` it is about the numbers of a grid that a quantizer keeps, and does not apply to a method that
+    computes its grid from the tensor itself.
+    """
+
+    def keeps_grid(subject: Subject) -> bool:
+        return about(subject) and not subject.method.computes_grid
 
     def register(check: Check) -> Check:
-        LAWS[check.__name__] = Law(check.__name__, reason, check, kind or Kind(), about, once, most)
+        whom = keeps_grid if of_grid else about
+        LAWS[check.__name__] = Law(check.__name__, reason, check, kind or Kind(), whom, once, most)
         return check
 
     return register

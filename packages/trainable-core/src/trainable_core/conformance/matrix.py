@@ -12,13 +12,15 @@ from trainable_core.registry.rows import QuantizerRow
 GRIDS = tuple(sorted(QuantizationMethod, key=lambda method: method.value))
 COLUMNS = ("training method", "learns", "target", "granularity", *(method.name for method in GRIDS))
 GRANULARITY = {
-    # mctq deploys activations with one threshold per tensor; the base classes do both for weights
-    QuantizationTarget.Weights: "per tensor, per channel",
+    # mctq deploys activations with one threshold per tensor; the base classes do all three for weights
+    QuantizationTarget.Weights: "per tensor, per channel, per group",
     QuantizationTarget.Activation: "per tensor",
 }
+COMPUTED = "per token, per tensor"
+"""Granularity of grids that are computed from the tensor itself."""
 NOBODY = "-"
 
-METHOD_COLUMNS = ("training method", "name", "learns", "in training", "options", "reference")
+METHOD_COLUMNS = ("training method", "name", "learns", "in training", "targets", "grids", "options", "reference")
 FORWARDS = {
     "deployed": "the deployed values",
     "soft": "soft values",
@@ -34,6 +36,8 @@ def method_rows() -> list[tuple[str, ...]]:
             method.title,
             ", ".join(method.learns) or NOBODY,
             FORWARDS[method.training_forward] + (" until its schedule ends" if method.schedule_end else ""),
+            ", ".join(target.name for target in method.targets),
+            ", ".join(grid.name for grid in method.grids),
             _options(method),
             method.reference,
         )
@@ -49,8 +53,10 @@ def matrix_rows(quantizers: Iterable[QuantizerRow]) -> list[tuple[str, ...]]:
     """Return a row per training method and target; a cell names the backends that have it on that grid."""
     offered: dict[tuple[str, str], dict[QuantizationMethod, list[str]]] = {}
     learns: dict[str, str] = {}
+    computed: set[str] = set()
     for row in quantizers:
         learns.setdefault(row.training_method, ", ".join(row.declaration.learns) or NOBODY)
+        computed |= {row.training_method} if row.declaration.computes_grid else set()
         cells = offered.setdefault((row.training_method, row.target.name), {})
         for method in row.methods:
             cells.setdefault(method, []).append(row.backend)
@@ -59,7 +65,7 @@ def matrix_rows(quantizers: Iterable[QuantizerRow]) -> list[tuple[str, ...]]:
             training_method,
             learns[training_method],
             target,
-            GRANULARITY[QuantizationTarget[target]],
+            COMPUTED if training_method in computed else GRANULARITY[QuantizationTarget[target]],
             *(", ".join(dict.fromkeys(cells.get(grid, [NOBODY]))) for grid in GRIDS),
         )
         for (training_method, target), cells in sorted(offered.items())

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainable_core import qparams
-from trainable_core.conformance.case import Case, Subject, grid
+from trainable_core.conformance.case import Case, Subject, grid, rows, tensor
 from trainable_core.conformance.declared import Surrogate, allowed_through_parameters, through_parameters
 from trainable_core.constants import RANGE_MAX, RANGE_MIN, THRESHOLD
 from trainable_core.enums import QuantizationMethod
@@ -48,16 +48,16 @@ def decided(subject: Subject, quantizer: Any, case: Case, *, ends: bool) -> Floa
     It is undecided where rounding errors decide, and without `ends` exactly at the ends of the range too. Zero may be
     an end: a backend that treats subnormal numbers as zero can't tell on which side of it an input or quotient is.
     """
-    unsure = np.zeros(case.x.shape, bool)
-    for width in quantizer.widths:
-        at = grid(quantizer, width)
-        low, high = affine.ends(at, case.x.ndim)
-        quotient, error = steps(case.x, at)
+    x = rows(case.config, case.x)
+    unsure = np.zeros(x.shape, bool)
+    for at in subject.grids(quantizer, case).values():
+        low, high = affine.ends(at, x.ndim)
+        quotient, error = steps(x, at)
         at_end = np.minimum(np.abs(quotient - low), np.abs(quotient - high)) <= error
-        unsure |= near_tie(case.x, at) | (at_end & (not (ends and is_exact(at))))
-        subnormal = (case.x != 0) & (np.minimum(np.abs(case.x), np.abs(quotient)) < SMALLEST_NORMAL)
+        unsure |= near_tie(x, at) | (at_end & (not (ends and is_exact(at))))
+        subnormal = (x != 0) & (np.minimum(np.abs(x), np.abs(quotient)) < SMALLEST_NORMAL)
         unsure |= subnormal & (not subject.adapter.subnormals)
-    return np.where(unsure, np.float32(0), case.upstream)
+    return np.where(tensor(case.config, unsure, case.x.shape), np.float32(0), case.upstream)
 
 
 def by_oracle(subject: Subject, quantizer: Any, case: Case, upstream: Float32) -> Expected:
@@ -66,9 +66,11 @@ def by_oracle(subject: Subject, quantizer: Any, case: Case, upstream: Float32) -
     if oracle is None:
         message = f"{subject} declares no oracle"
         raise TypeError(message)
-    found = oracle.gradients(case.x, upstream, subject.state(quantizer, case))
+    config = case.config
+    found = oracle.gradients(rows(config, case.x), rows(config, upstream), subject.state(quantizer, case))
     learned, allowed = ({}, {}) if found.grid is None else through_variables(quantizer, case, found.grid)
-    return Expected(found.x, found.x_allowed, {**learned, **found.variables}, {**allowed, **found.variables_allowed})
+    x, x_allowed = (tensor(config, each, case.x.shape) for each in (found.x, found.x_allowed))
+    return Expected(x, x_allowed, {**learned, **found.variables}, {**allowed, **found.variables_allowed})
 
 
 def through_variables(
@@ -132,7 +134,8 @@ def by_surrogate(
     """
     single = grid(quantizer)
     at = _double(single)
-    x = case.x.astype(np.float64)
+    x, upstream = rows(case.config, case.x).astype(np.float64), rows(case.config, upstream)
+    values = None if values is None else rows(case.config, values)
     surrogate = Surrogate(quantizer, x, at, upstream.astype(np.float64), values)
 
     def value(x: Float64, at: QParams) -> Float64:
@@ -157,8 +160,9 @@ def by_surrogate(
         + 64 * EPSILON * (at.reduce(outputs) if size.shape == at.scale.shape else outputs.sum())
         for name, (_, size, kink) in gradients.items()
     }
+    d_x, x_allowed = (tensor(case.config, each, case.x.shape) for each in (d_x, allowed))
     if not quantizer.learns_grid:
-        return Expected(d_x, allowed, own, own_allowed)
+        return Expected(d_x, x_allowed, own, own_allowed)
     reach = float(single.quant_max - single.quant_min)
     sizes = at.reduce(np.abs(upstream) * np.float64(reach))
     sizes_zero = at.reduce(np.abs(upstream) * at.along(x.ndim).scale)
@@ -166,7 +170,7 @@ def by_surrogate(
     expected, variables_allowed = through_variables(quantizer, case, learned)
     factor = curvature / ((case.x.size + 16) * EPSILON)  # the curvature's error instead of float32's
     variables_allowed = {name: value * factor for name, value in variables_allowed.items()}
-    return Expected(d_x, allowed, {**expected, **own}, {**variables_allowed, **own_allowed})
+    return Expected(d_x, x_allowed, {**expected, **own}, {**variables_allowed, **own_allowed})
 
 
 def _double(at: QParams) -> QParams:
@@ -187,11 +191,12 @@ def _difference(
 
 def away_from_kinks(quantizer: Any, case: Case) -> Float32:
     """Return the case's upstream with zeros where a difference would step over a tie or an end of the range."""
-    at = grid(quantizer)
-    low, high = affine.ends(at, case.x.ndim)
+    at, x = grid(quantizer), rows(case.config, case.x)
+    low, high = affine.ends(at, x.ndim)
     with np.errstate(invalid="ignore", over="ignore"):
-        quotient = case.x.astype(np.float64) / at.along(case.x.ndim).scale
+        quotient = x.astype(np.float64) / at.along(x.ndim).scale
     to_tie = np.abs(np.abs(quotient - np.rint(quotient)) - 0.5)
     to_end = np.minimum(np.abs(quotient - low), np.abs(quotient - high))
     margin = MARGIN + 2 * (at.quant_max - at.quant_min + 1) * 2.0**-24
-    return np.where(np.minimum(to_tie, to_end) > margin, case.upstream, np.float32(0))
+    away = tensor(case.config, np.minimum(to_tie, to_end) > margin, case.x.shape)
+    return np.where(away, case.upstream, np.float32(0))

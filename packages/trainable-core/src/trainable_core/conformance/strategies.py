@@ -9,6 +9,7 @@ decode to the simplest value.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from trainable_core import qparams
 from trainable_core.config import TrainableQuantizerActivationConfig, TrainableQuantizerWeightsConfig
 from trainable_core.conformance.adapter import PLAIN, Way
-from trainable_core.conformance.case import Case, Config, Subject
+from trainable_core.conformance.case import Case, Config, Subject, fixed_axes, tensor
 from trainable_core.constants import RANGE_MAX, RANGE_MIN, SIGNED, THRESHOLD
 from trainable_core.enums import QuantizationMethod
 from trainable_core.qparams import Float32, QParams
@@ -55,6 +56,9 @@ class Kind:
         Whether thresholds at their lower bound, and below it, are tried besides.
     fixed_input : bool
         Whether inputs that need no gradient are tried besides.
+    blocks : bool or None
+        Whether weights have a threshold for each group of a channel, or for each expert; None tries it now and then,
+        where `per_channel` is not said.
     """
 
     bits: tuple[int, int] = (1, 16)
@@ -66,6 +70,7 @@ class Kind:
     tensor: bool = True
     bound: bool = False
     fixed_input: bool = False
+    blocks: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -150,6 +155,7 @@ RANGE_WORDS = 3  # arrays of numbers that a range takes at most
 DIMENSIONS = (1, 2, 3, 2, 3, 0, 2, 4, 1, 2, 3, 4, 3, 0, 2, 5)
 MANY_DIMENSIONS = 4
 FEW = 3  # largest size of a tensor with many dimensions: hypothesis draws no more than 8 KiB
+LONG = 6  # size of an axis that has groups of several sizes
 SIZES = (1, 2, 3, 4, 2, 3, 4, 2, 3, 4, 2, 3, 4, 2, 3, 0)
 # 0 and numbers below 2**-100 leave the bound to the library; 1e-3 and 0.1 are not float32 numbers.
 MIN_THRESHOLDS = (2.0**-16, 0.0, 1e-3, 2.0**-16, 0.0, 0.1, 2.0**-16, 0.0, 2.0**-120, 1.0, 2.0**-16, 2.0**100)
@@ -188,6 +194,8 @@ def shapes(source: Source, kind: Kind, corner: Corner) -> tuple[int, ...]:
     rank = rank if corner.rank is None else corner.rank
     if rank >= MANY_DIMENSIONS:
         sizes = [min(size, FEW) for size in sizes]
+    elif kind.blocks and rank:
+        sizes[source.choice(range(rank))] = LONG
     if corner.size:
         sizes = [FEW for _ in sizes]
     if corner.way:
@@ -204,11 +212,12 @@ def config(
     """Return a calibrated config for a tensor of this shape."""
     axes = [axis for axis in range(-len(shape), len(shape)) if shape[axis] > 0] if subject.weights else []
     wanted = source.choice((True, False)) if kind.per_channel is None else kind.per_channel
-    axis = source.choice(axes or [0]) if wanted and axes else None
+    axis = source.choice(axes or [0]) if (wanted or kind.blocks) and axes else None
     low, high = kind.bits
     n_bits = low + int(source.take(1)[0]) % (high - low + 1)
     n_bits = n_bits if corner.bits is None else corner.bits
-    params = _params(source, body, subject, 1 if axis is None else shape[axis], n_bits, kind)
+    blocks = {} if axis is None else _blocks(source, subject, axis, shape, kind)
+    params = _params(source, body, subject, _thresholds(axis, blocks, shape), n_bits, kind)
     if axis is None:
         params = {key: value[0] if isinstance(value, list) else value for key, value in params.items()}
     prefix = "weights" if subject.weights else "activation"
@@ -223,11 +232,46 @@ def config(
     elif corner.bound:
         fields["min_threshold"] = source.choice(BOUNDS) * _largest(params)
     if axis is not None:
-        fields |= {"weights_per_channel_threshold": True, "weights_channels_axis": axis}
+        fields |= {"weights_per_channel_threshold": True, "weights_channels_axis": axis, **blocks}
     widths = dict.fromkeys(low + int(byte) % (high - low + 1) for byte in source.take(3))
     if source.choice((False, True)):
         fields[f"{prefix}_quantization_candidates"] = [{"n_bits": width} for width in widths]
     return (TrainableQuantizerWeightsConfig if subject.weights else TrainableQuantizerActivationConfig)(**fields)
+
+
+def _may_have_blocks(subject: Subject, kind: Kind) -> bool:
+    """Return whether weights may be cut into blocks."""
+    return subject.weights and subject.adapter.blocks and kind.per_channel is None and kind.blocks is not False
+
+
+def _blocks(source: Source, subject: Subject, axis: int, shape: tuple[int, ...], kind: Kind) -> dict[str, int]:
+    """Return the fields of a config that cut channels along `axis` into groups, or give each expert its own."""
+    often = (3, 1, 2) if kind.blocks else (0, 0, 1, 0, 2, 0, 3, 0)
+    wanted = source.choice(often)  # bits: groups, experts
+    places = [each for each in range(len(shape)) if each != axis % len(shape) and shape[each] > 0]
+    if not _may_have_blocks(subject, kind) or not places:
+        return {}
+    chosen = source.choice(places)
+    first = max(places, key=lambda each: shape[each]) if kind.blocks else chosen
+    others = [each for each in places if each != first]
+    fields: dict[str, int] = {}
+    if wanted & 1:
+        sizes = [size for size in range(1, shape[first] + 1) if shape[first] % size == 0]
+        several = sizes[1:-1] if kind.blocks else []
+        size = source.choice([*several, *several, *sizes, shape[first] + 1])
+        fields = {"weights_group_axis": first, "weights_group_size": size}
+    if wanted & 2 and (others or not fields):
+        fields["weights_expert_axis"] = others[0] if fields else first
+    return fields
+
+
+def _thresholds(axis: int | None, blocks: dict[str, int], shape: tuple[int, ...]) -> int:
+    """Return how many thresholds there are."""
+    if axis is None:
+        return 1
+    size, expert = blocks.get("weights_group_size"), blocks.get("weights_expert_axis")
+    groups = max(shape[blocks["weights_group_axis"]] // size, 1) if size is not None else 1
+    return shape[axis] * groups * (1 if expert is None else shape[expert])
 
 
 BOUNDS = (1.0, 1.5, 0.75)  # of the largest threshold: so several channels are at the bound, below it, or above
@@ -354,13 +398,19 @@ def made(
     way = ways(source, subject, kind) if corner.way is None else corner.way
     shape = shapes(source, kind, corner)
     size = int(np.prod(shape, dtype=np.int64))
-    body = Source(draw_body(WORD * RANGE_WORDS * max(*shape, 1, 1) + (WORD + 1) * size))
+    thresholds = max(*shape, 1, 1)
+    if _may_have_blocks(subject, kind):  # a block may be as small as an element
+        thresholds = math.prod(max(each, 1) for each in shape)
+    body = Source(draw_body(WORD * RANGE_WORDS * thresholds + (WORD + 1) * size))
     chosen = config(source, body, subject, shape, kind, corner)
     by = factors(source, kind)
-    arguments = source.choice([*subject.method.conformance_arguments, {}])
+    arguments = source.choice(subject.argument_sets)
     widths = [chosen.n_bits, *(candidate.n_bits for candidate in chosen.candidates or [])]
     grid = grid_after(chosen, by, source.choice(widths))
-    x, upstream = inputs(body, grid, shape, kind), upstreams(body, shape)
+    laid_out = shape if chosen.blocks is None else chosen.blocks.layout(shape).rows
+    x, upstream = tensor(chosen, inputs(body, grid, laid_out, kind), shape), upstreams(body, shape)
+    if subject.method.computes_grid:
+        chosen = _without_numbers(chosen)
     if way.layout == EXPANDED and shape:
         x = np.broadcast_to(x[:1], shape).copy()
     if way.upstream == EXPANDED:
@@ -370,9 +420,15 @@ def made(
     case = Case(chosen, x, upstream, by, source.choice(range(5)), dict(arguments), way)
     if not corner.size or not size:
         return case
-    axis = chosen.channels_axis
-    channels = -1 if axis is None else axis % len(shape)
-    return case.repeated(next(each for each in range(len(shape)) if each != channels), corner.size // size + 1)
+    fixed = fixed_axes(chosen, len(shape))
+    return case.repeated(next(each for each in range(len(shape)) if each not in fixed), corner.size // size + 1)
+
+
+def _without_numbers(chosen: Config) -> Config:
+    """Return the config of a method that computes its grid: with a sign at most."""
+    kept = {key: value for key, value in chosen.quantization_params.items() if key == SIGNED}
+    kept = {} if chosen.quantization_method is QuantizationMethod.UNIFORM else kept
+    return chosen.with_params(kept)
 
 
 EXPANDED = "expanded"
@@ -415,10 +471,9 @@ def simpler(case: Case) -> Iterator[Case]:
         yield replace(case, arguments={})
     if case.repeats[1] > 1:
         return
-    axis = case.config.channels_axis
-    channels = -1 if axis is None else axis % case.x.ndim
+    fixed = fixed_axes(case.config, case.x.ndim) if case.x.ndim else set()
     for each in range(case.x.ndim):
         size = case.x.shape[each]
-        if each != channels and size > 1:
+        if each not in fixed and size > 1:
             for part in (range(size // 2), range(size // 2, size)):
                 yield replace(case, x=case.x.take(part, each), upstream=case.upstream.take(part, each))

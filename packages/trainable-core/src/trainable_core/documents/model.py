@@ -77,6 +77,8 @@ def recipe_of(path: object, header: Mapping[str, Any]) -> QuantizationRecipe:
 
 def placeholder(quantizer: BaseTrainableQuantizer) -> None:
     """Give a quantizer numbers that make it convert; those of a file replace them."""
+    if quantizer.computes_grid:
+        return
     names, shape = variable_names(quantizer.quantization_config.quantization_method), quantizer.structure.shape
     values = quantizer.encoded({key: np.full(shape, -1.0 if key == RANGE_MIN else 1.0) for key in names})
     for width in quantizer.structure.widths:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any, Literal
 
 from pydantic import Field
@@ -16,26 +17,33 @@ from trainable_core.recipe.state import WrappedState
 
 
 def _quantizer_document(plan: QuantizerPlan) -> dict[str, Any]:
-    return {
+    document = {
         "config": config_document(plan.config),
         "training_method": plan.training_method,
         "arguments": dict(plan.arguments),
     }
+    return {**document, "modifiers": {**plan.modifiers}} if plan.modifiers else document
 
 
 class _Quantizer(Section):
     config: dict[str, Any]
     training_method: str
     arguments: dict[str, Any]
+    modifiers: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
     def plan(self) -> QuantizerPlan:
         config = config_from_document(self.config, "a quantizer's plan")
-        return QuantizerPlan(config, self.training_method, self.arguments)
+        return QuantizerPlan(config, self.training_method, self.arguments, self.modifiers)
 
 
 class _Weight(Section):
     shape: list[int]
     channels_axis: int
+    inputs_axis: int | None = None
+    experts_axis: int | None = None
+
+    def info(self) -> WeightInfo:
+        return WeightInfo(tuple(self.shape), self.channels_axis, self.inputs_axis, self.experts_axis)
 
 
 class _Layer(Section):
@@ -48,7 +56,7 @@ class _Layer(Section):
     reason: str
 
     def plan(self) -> LayerPlan:
-        infos = {name: WeightInfo(tuple(info.shape), info.channels_axis) for name, info in self.weights_info.items()}
+        infos = {name: weight.info() for name, weight in self.weights_info.items()}
         weights = {attribute: quantizer.plan() for attribute, quantizer in self.weights.items()}
         activation = None if self.activation is None else self.activation.plan()
         return LayerPlan(LayerInfo(self.name, self.op, infos), weights, activation, self.placement, self.reason)
@@ -61,6 +69,7 @@ class _State(Section):
     folded: dict[str, str]
     finalized: StrictBool
     structure: dict[str, Any] = Field(default_factory=dict)
+    foldable: dict[str, str] = Field(default_factory=dict)
 
 
 def plan_document(plan: LayerPlan) -> dict[str, Any]:
@@ -69,8 +78,7 @@ def plan_document(plan: LayerPlan) -> dict[str, Any]:
         "name": plan.layer.name,
         "op": plan.layer.op,
         "weights_info": {
-            attribute: {"shape": list(info.shape), "channels_axis": info.channels_axis}
-            for attribute, info in plan.layer.weights.items()
+            attribute: {**asdict(info), "shape": list(info.shape)} for attribute, info in plan.layer.weights.items()
         },
         "weights": {attribute: _quantizer_document(each) for attribute, each in plan.weights.items()},
         "activation": None if plan.activation is None else _quantizer_document(plan.activation),
@@ -92,7 +100,7 @@ def plan_from_document(document: Mapping[str, Any]) -> LayerPlan:
 
 def state_document(state: WrappedState) -> dict[str, Any]:
     """Return what a wrapped model knows about itself as a JSON-clean document."""
-    return {
+    document = {
         "recipe": state.recipe.model_dump(mode="json", exclude_unset=True),
         "plans": [plan_document(plan) for plan in state.plans.values()],
         "left_out": dict(state.left_out),
@@ -100,6 +108,7 @@ def state_document(state: WrappedState) -> dict[str, Any]:
         "finalized": state.finalized,
         "structure": dict(state.structure),
     }
+    return {**document, "foldable": dict(state.foldable)} if state.foldable else document
 
 
 def state_from_document(document: Mapping[str, Any]) -> WrappedState:
@@ -119,4 +128,5 @@ def state_from_document(document: Mapping[str, Any]) -> WrappedState:
         state.folded,
         finalized=state.finalized,
         structure=state.structure,
+        foldable=state.foldable,
     )

@@ -12,8 +12,8 @@ from trainable_core.enums import QuantizationMethod, QuantizationTarget
 from trainable_core.quantizer import BaseTrainableQuantizer
 from trainable_core.registry.process import get_trainable_quantizer_class
 
-ClassOf = Callable[[QuantizationTarget, QuantizationMethod], Any]
-"""The backend's inferable class of a target and a grid."""
+ClassOf = Callable[..., Any]
+"""The backend's inferable class of a target and a grid, and of the kind of one that mctq lacks."""
 
 
 def quantizer_document(quantizer: Any) -> dict[str, Any]:
@@ -23,6 +23,8 @@ def quantizer_document(quantizer: Any) -> dict[str, Any]:
         key = [config.target.name, quantizer.training_method, config.quantization_method.name]
         return {"trainable": key, "subject": quantizer.subject, "config": quantizer.get_config()}
     key = [quantizer.quantization_target.name, quantizer.quantization_method[0].name]
+    native = getattr(quantizer, "native", "")
+    key += [native] if native else []
     return {"inferable": key, "config": quantizer.get_config()}
 
 
@@ -36,7 +38,7 @@ def quantizer_from_document(document: Mapping[str, Any], backend: str, class_of:
     backend : str
         Whose trainable quantizers.
     class_of : callable
-        The backend's inferable class of a target and a grid.
+        The backend's inferable class of a target and a grid, and of the kind of one that mctq lacks.
 
     Raises
     ------
@@ -49,5 +51,5 @@ def quantizer_from_document(document: Mapping[str, Any], backend: str, class_of:
         quantizer = cls.from_config(document["config"])
         quantizer.subject = document["subject"]
         return quantizer
-    target, method = document["inferable"]
-    return class_of(QuantizationTarget[target], QuantizationMethod[method]).from_config(document["config"])
+    target, method, *native = document["inferable"]
+    return class_of(QuantizationTarget[target], QuantizationMethod[method], *native).from_config(document["config"])

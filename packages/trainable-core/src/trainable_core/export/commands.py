@@ -6,12 +6,15 @@ import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from trainable_core.errors import DocumentError, InvalidArgumentError
 from trainable_core.export.graph import Array
+
+if TYPE_CHECKING:
+    from trainable_core.export.verification import VerificationReport
 
 EQUAL, DIFFERENT = 0, 1
 """Exit codes: the file is as it was written and every code is equal; something is not."""
@@ -22,7 +25,7 @@ ROWS = 8
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("file", type=Path, help="what `export` wrote for the target onnx")
+    parser.add_argument("file", type=Path, help="what `export` wrote for the target onnx or tflite")
     parser.add_argument("--inputs", type=Path, metavar="NPZ", help="arrays by the names of the file's inputs")
     parser.add_argument("--batches", type=int, default=1, metavar="N", help="random batches without --inputs")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the random batches")
@@ -33,10 +36,22 @@ def verify(
     given: argparse.Namespace, print_table: Callable[[str, Sequence[str], Sequence[Sequence[str]]], None]
 ) -> int:
     """Run a file and print what differs; returns the exit code."""
-    from trainable_core.export.verification import Verification, feeds_of  # noqa: PLC0415 - no other command needs it
-
     if given.batches < 1:
         raise InvalidArgumentError("trainable verify", f"--batches must be at least 1, got {given.batches}")
+    from trainable_core.export.files import is_tflite  # noqa: PLC0415 - no other command needs it
+
+    report = (_verify_tflite if is_tflite(given.file) else _verify_onnx)(given)
+    if given.json:
+        sys.stdout.write(report.to_json() + "\n")
+    else:
+        print_table("codes", *report.table())
+        sys.stdout.write(report.summary() + "\n")
+    return EQUAL if report.ok else DIFFERENT
+
+
+def _verify_onnx(given: argparse.Namespace) -> VerificationReport:
+    from trainable_core.export.verification import Verification, feeds_of  # noqa: PLC0415 - no other command needs it
+
     verification = Verification(given.file)
     inputs = verification.graph.inputs
     random = np.random.default_rng(given.seed)
@@ -47,13 +62,22 @@ def verify(
         batches = [{each.name: _random(each, random) for each in inputs} for _ in range(given.batches)]
     for feeds in batches:
         verification.run(feeds)
-    report = verification.report
-    if given.json:
-        sys.stdout.write(report.to_json() + "\n")
-    else:
-        print_table("codes", *report.table())
-        sys.stdout.write(report.summary() + "\n")
-    return EQUAL if report.ok else DIFFERENT
+    return verification.report
+
+
+def _verify_tflite(given: argparse.Namespace) -> VerificationReport:
+    from trainable_core.export.tflite.verification import Verification  # noqa: PLC0415 - no other command needs it
+
+    verification = Verification(given.file)
+    random = np.random.default_rng(given.seed)
+    if given.inputs is not None:
+        verification.run(_arrays(given.inputs))
+        return verification.report
+    tensors = [verification.program.tensors[name] for name in verification.program.inputs]
+    for _ in range(given.batches):
+        shapes = {each.name: [ROWS if size is None else size for size in each.shape] for each in tensors}
+        verification.run({name: random.integers(-128, 128, shape).astype(np.int8) for name, shape in shapes.items()})
+    return verification.report
 
 
 def _arrays(path: Path) -> dict[str, Array]:

@@ -23,6 +23,7 @@ from trainable_core.integer.certificate import Certificate
 from trainable_core.integer.products import Window
 from trainable_core.integer.tensor import Quantized
 from trainable_core.qparams import QParams
+from trainable_core.reference.bias import bias_scale
 
 Arrays = dict[str, Array]
 
@@ -269,7 +270,7 @@ def _sums(node: Node, operands: Sequence[Quantized | None]) -> Array:
         sums = products.with_bias(products.matmul_codes(x.counted, turned.counted.T), _bias(operands), -1)
     else:
         sums = products.with_bias(products.matmul_codes(x.counted, weight.counted), None, -1)
-    return np.asarray(sums.astype(np.float32) * products.sum_scale(x.grid, weight.grid))
+    return np.asarray(sums.astype(np.float32) * bias_scale(x.grid.scale, weight.grid.scale))
 
 
 def _conv(node: Node, operands: Sequence[Quantized | None], output: QParams) -> Quantized:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
@@ -29,3 +31,24 @@ def library(name: str, purpose: str, extra: str = "trainable-core[onnx]") -> Any
         return import_module(name)
     except ImportError as error:
         raise MissingLibraryError(name.partition(".")[0], purpose, str(error), f"pip install '{extra}'") from error
+
+
+def first_of(names: Sequence[str], purpose: str, extra: str) -> Any:
+    """Return the first of some modules that is installed.
+
+    Parameters
+    ----------
+    names : sequence of str
+        Names of modules, any of which will do.
+    purpose, extra : str
+        As for `library`.
+
+    Raises
+    ------
+    MissingLibraryError
+        When none is installed; about the first.
+    """
+    for name in names:
+        with suppress(MissingLibraryError):
+            return library(name, purpose, extra)
+    return library(names[0], purpose, extra)

@@ -17,10 +17,10 @@ from trainable_core.export.graph import Array, Graph, Node, attribute
 from trainable_core.export.libraries import library
 from trainable_core.export.passes import HIGH, LOW, MOVES, Records, calls_of, clip_ends, is_quantizer
 from trainable_core.export.source import QuantizerRecord
-from trainable_core.integer.products import sum_scale
 from trainable_core.integer.requantization import INT32_MAX, INT32_MIN
 from trainable_core.integer.tensor import Quantized
 from trainable_core.reference import affine
+from trainable_core.reference.bias import bias_scale
 
 OPSET = 21
 """The first one whose QuantizeLinear takes 16-bit tensors."""
@@ -414,7 +414,7 @@ class _Lowering:
         value = self.graph.constant(bias)
         if value is None or x is None or not x.box.per_tensor or weight.box.axis not in (None, axis):
             return
-        scale = sum_scale(x.box.grid, weight.box.grid)
+        scale = bias_scale(x.box.grid.scale, weight.box.grid.scale)
         codes = bias_codes(value, scale)
         if codes is None:
             self.result.kept_float[result] = OFF_GRID

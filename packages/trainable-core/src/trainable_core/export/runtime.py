@@ -113,12 +113,17 @@ class Processor:
 def processor() -> Processor:
     """Return which runtime and which processor this is."""
     runtime = library("onnxruntime", "running an exported file")
+    return Processor(f"onnxruntime {runtime.__version__}", processor_flags())
+
+
+def processor_flags() -> tuple[str, ...]:
+    """Return those of `FLAGS` that the processor has; none where the system does not tell."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
         text = ""
     line = next((each for each in text.splitlines() if each.startswith(("flags", "Features"))), "")
-    return Processor(f"onnxruntime {runtime.__version__}", tuple(flag for flag in FLAGS if flag in line.split()))
+    return tuple(flag for flag in FLAGS if flag in line.split())
 
 
 def seconds(call: Any, repeats: int = 5) -> float:

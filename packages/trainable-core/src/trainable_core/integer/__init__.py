@@ -10,6 +10,8 @@
     Quantize, dequantize, add, multiply, concatenate, clip, ReLU.
 `pooling`
     Maximum and average pooling, and padding.
+`lite`
+    What TensorFlow Lite computes otherwise than ONNX Runtime.
 `certificate`
     Whether a framework's float32 forward is bound to give the same codes.
 """

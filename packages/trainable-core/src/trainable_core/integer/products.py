@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from trainable_core.integer.requantization import FLOAT32, Requantizer
 from trainable_core.integer.tensor import Int32, Int64, Quantized, clipped
-from trainable_core.qparams import Float32, QParams
+from trainable_core.qparams import QParams
 
 EXACT_FLOAT64 = 2**53
 """Whole numbers below this are exact in float64, whose matrix product is the fast one in NumPy."""
@@ -156,11 +156,6 @@ def with_bias(sums: Int64, bias: ArrayLike | None, axis: int) -> Int32:
         shape[axis] = -1
         sums = sums + np.asarray(bias, np.int64).reshape(shape)
     return sums.astype(np.int32)
-
-
-def sum_scale(x: QParams, weight: QParams) -> Float32:
-    """Return the scale of a layer's sums and of its bias: ``float32(s_x) * float32(s_w)`` in float32."""
-    return np.asarray(x.scale * weight.scale)
 
 
 def requantized(

@@ -21,18 +21,21 @@ from trainable_core.config import (
     TrainableQuantizerWeightsConfig,
 )
 from trainable_core.constants import SIGNED
-from trainable_core.enums import LUT_METHODS, QuantizationTarget
+from trainable_core.enums import LUT_METHODS, QuantizationTarget, TrainingMethod
 from trainable_core.errors import DocumentError, RuleError, UnsupportedConfigError
+from trainable_core.qparams import variable_shape
 from trainable_core.recipe.layers import INTEGER_INPUT_OPS, INTEGER_OPS, OPS, LayerInfo, WeightInfo
 from trainable_core.recipe.plan import LayerPlan, QuantizerPlan
 from trainable_core.recipe.sections import (
     ActivationsSection,
     BiasField,
     CalibrationSection,
+    FoldingField,
     Section,
     TensorSection,
     WeightsSection,
     one_of,
+    with_changes,
 )
 from trainable_core.targets.known import TARGETS
 from trainable_core.targets.target import Bias, Target
@@ -42,6 +45,11 @@ S = TypeVar("S", bound=TensorSection)
 
 BIAS_HINT = 'a rule {"match": {"name": ...}, "bias": "float"} leaves the bias in float.'
 """What to do about a bias that can't be an integer."""
+
+GROUPS_HINT = (
+    'a rule {"match": {"name": ...}, "weights": {"granularity": "channel"}} gives it one threshold per channel.'
+)
+"""What to do about a weight that can't have groups."""
 
 SKIPPED = "skipped by a rule"
 """Reason of a layer that a rule leaves alone."""
@@ -149,10 +157,11 @@ class QuantizationRecipe(Document):
     bias : {"float", "int32"}
         How the biases of layers with quantized weights are represented, in training and after: as they are, or as
         int32 codes on the grid of the layer's sums of products, which integer kernels compute with.
-    target : {"mctq", "onnx", "tflite", "qonnx"}
+    target : {"mctq", "onnx", "tflite", "qonnx", "native"}
         What the result is deployed with; what it can't express is refused when wrapping.
-    fold_batch_norm : bool
-        Whether batch normalization is folded into the convolution or linear layer before it.
+    fold_batch_norm : {"before", "after"} or bool
+        Whether batch normalization is folded into the convolution or linear layer before it: before the model trains
+        (true means the same), or after, by `finalize`; false leaves it where it is.
     rules : list of Rule
         In order; later ones win.
 
@@ -173,8 +182,8 @@ class QuantizationRecipe(Document):
     activations: ActivationsSection | None = None
     calibration: CalibrationSection = CalibrationSection()
     bias: BiasField = "float"
-    target: Annotated[Literal["mctq", "onnx", "tflite", "qonnx"], BeforeValidator(one_of(*TARGETS))] = "mctq"
-    fold_batch_norm: StrictBool = True
+    target: Annotated[Literal["mctq", "onnx", "tflite", "qonnx", "native"], BeforeValidator(one_of(*TARGETS))] = "mctq"
+    fold_batch_norm: FoldingField = True
     rules: list[Rule] = Field(default_factory=list)
 
     @classmethod
@@ -251,6 +260,30 @@ class QuantizationRecipe(Document):
         return not all(self.matched(layers))
 
     @property
+    def folds(self) -> Literal["before", "after"] | None:
+        """When batch norm is folded; None where it is not.
+
+        Raises
+        ------
+        UnsupportedConfigError
+            When it is to be simulated in training, or folded after it where quantizers or integer biases have to stand
+            behind it.
+        """
+        subject = f"fold_batch_norm: {self.fold_batch_norm}"
+        if self.fold_batch_norm == "training":
+            problem = "simulating the folded batch norm in training is not possible yet"
+            raise UnsupportedConfigError(subject, problem, "after keeps batch norms in training, and folds them then.")
+        if self.fold_batch_norm != "after":
+            return "before" if self.fold_batch_norm else None
+        if self.quantizes_outputs:
+            problem = "an activation quantizer at a layer's output stands between it and its batch norm"
+            raise UnsupportedConfigError(subject, problem, "use placement: inputs, or fold_batch_norm: before.")
+        if self.quantizes_biases:
+            problem = "an int32 bias has to hold what the batch norm adds while it trains"
+            raise UnsupportedConfigError(subject, problem, "use bias: float, or fold_batch_norm: before.")
+        return "after"
+
+    @property
     def quantizes_outputs(self) -> bool:
         """Whether any activation quantizer may stand at an output."""
         return not self._placements <= {"inputs"}
@@ -288,9 +321,9 @@ class QuantizationRecipe(Document):
             skip = skip if rule.skip is None else rule.skip
             bias = rule.bias or bias
             if rule.weights and layer.weights:
-                weights = {**(weights or {}), **rule.weights}
+                weights = with_changes(weights or {}, rule.weights)
             if rule.activations:
-                activations = {**(activations or {}), **rule.activations}
+                activations = with_changes(activations or {}, rule.activations)
                 asked = asked or rule.match.op is not None or (rule.match.plain and rule.match(layer))
         if skip:
             return LayerPlan(layer, {}, None, "inputs", SKIPPED)
@@ -336,8 +369,11 @@ class QuantizationRecipe(Document):
             return "float"
         subject = f"{layer.name}.{layer.bias}"
         if asked == "int32":
-            tables = any(plan.config.quantization_method in LUT_METHODS for plan in weights.values())
-            problem = "its weights are values of a table, without a scale" if tables else layer.bias_obstacle
+            problem = layer.bias_obstacle
+            if any(plan.config.quantization_method in LUT_METHODS for plan in weights.values()):
+                problem = "its weights are values of a table, without a scale"
+            elif any(plan.config.blocks is not None for plan in weights.values()):
+                problem = "its sums of products have no scale of their own, as the weights of one sum have several"
             problem = problem or ("it has several quantized weights" if len(weights) > 1 else "")
             if problem:
                 raise UnsupportedConfigError(subject, f"bias: int32 is not possible: {problem}", BIAS_HINT)
@@ -347,27 +383,44 @@ class QuantizationRecipe(Document):
     def _weights_plan(
         self, layer: LayerInfo, attribute: str, info: WeightInfo, section: WeightsSection
     ) -> QuantizerPlan:
+        subject = f"{layer.name}.{attribute}"
+        per_channel, group_size = section.grouping != "tensor", section.inputs_of_a_group
+        if group_size is not None and info.inputs_axis is None:
+            if layer.op != "depthwise_conv":  # whose outputs have one input each
+                problem = "it is not known along which axis its inputs lie, so it has no groups"
+                raise UnsupportedConfigError(subject, problem, GROUPS_HINT)
+            group_size = None
         self._target.check_grid(
-            f"{layer.name}.{attribute}",
+            subject,
             QuantizationTarget.Weights,
             section.method,
             (section.n_bits, *(section.candidates or ())),
             op=layer.op,
-            per_channel=section.per_channel,
+            per_channel=per_channel,
         )
+        self._target.check_blocks(subject, groups=group_size is not None, experts=info.experts_axis is not None)
         config = TrainableQuantizerWeightsConfig(
             weights_quantization_method=section.method,
             weights_n_bits=section.n_bits,
             weights_quantization_params={},
             enable_weights_quantization=True,
             weights_channels_axis=info.channels_axis,
-            weights_per_channel_threshold=section.per_channel,
+            weights_per_channel_threshold=per_channel,
             min_threshold=section.min_threshold,
             weights_quantization_candidates=section.candidate_configs(),
+            weights_group_size=group_size,
+            weights_group_axis=None if group_size is None else info.inputs_axis,
+            weights_expert_axis=info.experts_axis,
         )
-        return QuantizerPlan(config, section.training_method, section.arguments)
+        variable_shape(config, info.shape, subject)  # raises where the groups don't fit the layer
+        return QuantizerPlan(config, section.training_method, section.arguments, section.modifiers)
 
     def _activation_plan(self, layer: LayerInfo, section: ActivationsSection) -> QuantizerPlan:
+        if section.training_method == TrainingMethod.DYNAMIC:
+            self._target.check_dynamic(layer.name)
+            if section.placement == "integer":
+                problem = "placement: integer needs scales that are known before the model runs"
+                raise UnsupportedConfigError(layer.name, problem, "use placement: inputs or outputs.")
         self._target.check_grid(
             layer.name, QuantizationTarget.Activation, section.method, (section.n_bits, *(section.candidates or ()))
         )
@@ -379,7 +432,7 @@ class QuantizationRecipe(Document):
             min_threshold=section.min_threshold,
             activation_quantization_candidates=section.candidate_configs(),
         )
-        return QuantizerPlan(config, section.training_method, section.arguments)
+        return QuantizerPlan(config, section.training_method, section.arguments, section.modifiers)
 
 
 RecipeSource = QuantizationRecipe | Mapping[str, Any] | str | PathLike[str]

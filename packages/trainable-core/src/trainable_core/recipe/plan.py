@@ -13,11 +13,12 @@ from trainable_core.targets.target import Bias
 
 @dataclass(frozen=True)
 class QuantizerPlan:
-    """Which quantizer to build: its config, its training method and its further arguments."""
+    """Which quantizer to build: its config, its training method, its further arguments, and modifiers by name."""
 
     config: TrainableQuantizerConfig
     training_method: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    modifiers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,6 +34,8 @@ class WrappedState:
         What a backend learned of the model's structure from an example, JSON-clean: `load` has no example.
     origins : dict of str to str
         For layers that have moved since the model was wrapped: their names then, by those now.
+    foldable : dict of str to str
+        Layer by the batch norm that `finalize` is to fold into it.
     """
 
     recipe: QuantizationRecipe
@@ -45,6 +47,21 @@ class WrappedState:
     islands: dict[str, str] = field(default_factory=dict)
     structure: dict[str, Any] = field(default_factory=dict)
     origins: dict[str, str] = field(default_factory=dict)
+    foldable: dict[str, str] = field(default_factory=dict)
+
+    def note_foldable(self) -> None:
+        """Tell of the batch norms that `finalize` is to fold."""
+        self.left_out |= {norm: f"batch norm that finalize folds into {into}" for norm, into in self.foldable.items()}
+
+    def note_folded(self, reasons: Mapping[str, str]) -> None:
+        """Tell of the batch norms that `finalize` has folded, all but those that there are reasons for."""
+        for norm, layer in self.foldable.items():
+            if norm in reasons:
+                self.left_out[norm] = f"batch norm not folded: {reasons[norm]}"
+            else:
+                self.folded[norm] = layer
+                self.left_out.pop(norm, None)
+        self.foldable = {}
 
     def note(self, plans: Iterable[LayerPlan]) -> list[LayerPlan]:
         """Take in what becomes of the layers, and return the plans of those that get quantizers.

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from trainable_core.enums import TieRule
-from trainable_core.qparams import Float32, Float64, QParams
+from trainable_core.qparams import TABLE_STEPS, Float32, Float64, QParams
 
 
 @dataclass(frozen=True)
@@ -107,6 +107,35 @@ def quantize(x: ArrayLike, qparams: QParams, *, tie_rule: TieRule = TieRule.HALF
     return np.asarray(counted.astype(np.int32) + qparams.along(x.ndim).zero_point)
 
 
+def nearest_levels(x: ArrayLike, qparams: QParams) -> Float32:
+    """Return the nearest levels of a table, float32; of two that are equally near the lower one; NaN stays NaN.
+
+    Parameters
+    ----------
+    x : float array, any shape
+        Real values.
+    qparams : QParams
+        A grid with `levels`.
+
+    Notes
+    -----
+    In the order of mctq's ``lut_quantizer`` without its ``eps``: ``x / threshold * 128`` is clipped to [-128, 127], and
+    the first level of the least distance is taken, all in float32. The tie rule of a backend has no say in it.
+
+    Examples
+    --------
+    >>> nearest_levels([-9.0, -0.1, 0.0, 0.2], QParams(np.float32(2**-7), np.int32(0), -128, 127, None, (-64, 0, 64)))
+    array([-64.,   0.,   0.,   0.], dtype=float32)
+    """
+    x = to_float32(x)
+    threshold = qparams.along(x.ndim).scale * np.float32(TABLE_STEPS)
+    with np.errstate(over="ignore", invalid="ignore"):  # a huge value saturates
+        at = np.clip(x / threshold * np.float32(TABLE_STEPS), np.float32(-TABLE_STEPS), np.float32(TABLE_STEPS - 1))
+        distances = np.stack([np.abs(at - np.float32(level)) for level in qparams.levels])
+    found = np.asarray(qparams.levels, np.float32)[np.argmin(distances, axis=0)]
+    return np.where(np.isnan(x), x, found).astype(np.float32)
+
+
 def dequantize(codes: ArrayLike, qparams: QParams) -> Float32:
     """Return the real values, float32, that grid codes stand for: ``(code - zero_point) * scale``."""
     codes = np.asarray(codes)
@@ -126,6 +155,9 @@ def fake_quantize(x: ArrayLike, qparams: QParams, *, tie_rule: TieRule = TieRule
     """
     x = np.asarray(x)
     low, high = ends(qparams, x.ndim)
-    counted = np.clip(round_steps(steps(x, qparams), tie_rule), low, high) + np.float32(0)  # -0.0 + 0.0 is +0.0
+    if qparams.levels:
+        counted = nearest_levels(x, qparams)
+    else:
+        counted = np.clip(round_steps(steps(x, qparams), tie_rule), low, high) + np.float32(0)  # -0.0 + 0.0 is +0.0
     with np.errstate(over="ignore"):  # a float16 result beyond its range is infinite
         return np.asarray((counted * qparams.along(x.ndim).scale).astype(result_dtype(x)))

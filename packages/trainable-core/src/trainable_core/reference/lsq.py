@@ -16,10 +16,10 @@ from numpy.typing import ArrayLike
 
 from trainable_core.enums import TieRule
 from trainable_core.qparams import Float32, QParams
-from trainable_core.reference import affine
+from trainable_core.reference import affine, rounding
 from trainable_core.reference.affine import Gradients, fake_quantize
 from trainable_core.reference.method import Method
-from trainable_core.reference.oracle import ExpectedGradients, GridGradients, Oracle, State
+from trainable_core.reference.oracle import ExpectedGradients, Oracle, State, with_grid
 
 __all__ = ["METHOD", "fake_quantize", "gradient_scale", "gradients"]
 
@@ -112,16 +112,11 @@ def gradients(
 
 
 def _expected(x: Float32, upstream: Float32, state: State) -> ExpectedGradients:
-    grid = state.grid
-    found = gradients(x, upstream, grid, tie_rule=state.tie_rule)
+    grid, slope = state.grid, rounding.of_arguments(state.arguments)
     constant = gradient_scale(grid.sharing(x.size), grid.quant_max)
-    low, high = affine.ends(grid, x.ndim)
-    # Terms are at most max(|low|, |high|) * upstream; inside, `steps` has two roundings of up to that size.
-    terms = np.abs(upstream).astype(np.float64) * np.maximum(np.abs(low), np.abs(high))
-    size = grid.reduce(terms) * constant
-    size_zero = grid.reduce(np.abs(upstream) * grid.along(x.ndim).scale.astype(np.float64)) * constant
-    learned = GridGradients(found.scale, found.zero_point, size, size_zero)
-    return ExpectedGradients(found.x, np.zeros(found.x.shape), grid=learned)
+    found = gradients(x, upstream, grid, tie_rule=state.tie_rule)
+    found = rounding.through(found, x, upstream, grid, slope, tie_rule=state.tie_rule, constant=constant)
+    return with_grid(found, x, upstream, grid, constant, slope.slack(grid.quant_max - grid.quant_min))
 
 
 METHOD = Method(
@@ -130,5 +125,7 @@ METHOD = Method(
     reference="Esser et al., ICLR 2020, arXiv:1902.08153",
     module=__name__,
     learns_grid=True,
+    options=rounding.OPTIONS,
+    conformance_arguments=rounding.CONFORMANCE_ARGUMENTS,
     oracle=Oracle(_expected),
 )

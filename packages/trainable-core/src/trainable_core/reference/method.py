@@ -27,6 +27,7 @@ DECLARED = (
     "counts_steps",
     "depends_on",
     "deploys_values",
+    "computes_grid",
     "conformance_arguments",
 )
 """Fields of `Method` that a quantizer class may declare by class attributes of the same names."""
@@ -47,6 +48,8 @@ class OwnVariable:
         Value that the base class creates it with; None: the method's `add_variables` creates it.
     group : VariableGroup
         The optimizer group that it belongs to.
+    per_element : bool
+        Whether there is one value for each element of the tensor.
 
     Examples
     --------
@@ -58,14 +61,15 @@ class OwnVariable:
     per_channel: bool = False
     initial: float | None = None
     group: VariableGroup = VariableGroup.QPARAMS
+    per_element: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name.isidentifier():
             raise InvalidArgumentError("OwnVariable", f"name must be an identifier, got {self.name!r}")
 
-    def shape(self, threshold: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the shape of a variable that the base class creates, from the shape of the threshold."""
-        return threshold if self.per_channel else ()
+    def shape(self, threshold: tuple[int, ...], tensor: tuple[int, ...] = ()) -> tuple[int, ...]:
+        """Return the shape of a variable that the base class creates, from those of the threshold and the tensor."""
+        return tensor if self.per_element else threshold if self.per_channel else ()
 
 
 @dataclass(frozen=True)
@@ -128,6 +132,9 @@ class Method:
     deploys_values : bool
         Whether the quantized values are stored in the place of the float weights when a model is finalized. It is for
         methods whose values are not those of the deployed grid on the float weights, such as DoReFa; for weights only.
+    computes_grid : bool
+        Whether the grid is computed from the tensor itself at every call: there are no thresholds, and nothing is
+        calibrated.
     conformance_arguments : tuple of dict
         Further arguments that the conformance kit tries besides the defaults.
     oracle : Oracle, optional
@@ -154,6 +161,7 @@ class Method:
     counts_steps: bool = False
     depends_on: Dependence = "element"
     deploys_values: bool = False
+    computes_grid: bool = False
     conformance_arguments: tuple[dict[str, Any], ...] = ()
     oracle: Oracle | None = None
 

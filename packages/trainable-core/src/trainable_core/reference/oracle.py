@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trainable_core.config import TrainableQuantizerConfig
 from trainable_core.enums import TieRule
 from trainable_core.qparams import Float32, Float64, QParams
 from trainable_core.reference import affine
@@ -135,6 +136,38 @@ def on_grid(x: Float32, state: State, training: bool) -> ExpectedValues:  # noqa
     return ExpectedValues(expected, step * (1 + EPSILON))
 
 
+def with_grid(
+    found: affine.Gradients, x: Float32, upstream: Float32, grid: QParams, constant: float = 1.0, slack: float = 1.0
+) -> ExpectedGradients:
+    """Return what is expected of a method that learns its grid, from the gradients of input, scale and zero point.
+
+    Parameters
+    ----------
+    found : Gradients
+        What is right.
+    x, upstream : float32 array
+        The input, and the gradient of the output.
+    grid : QParams
+        The deployed grid.
+    constant : float
+        What `found` has multiplied the gradients of scale and zero point by.
+    slack : float
+        How many times as far from right as a rounded term may be one whose slope is computed from a rounded input.
+
+    Notes
+    -----
+    Terms of the scale are at most ``max(|low|, |high|) * upstream``; inside, `steps` has two roundings of up to that
+    size. Terms of the zero point are a scale times the upstream gradient.
+    """
+    low, high = affine.ends(grid, x.ndim)
+    sizes = np.abs(upstream).astype(np.float64)
+    size = grid.reduce(sizes * np.maximum(np.abs(low), np.abs(high))) * constant * slack
+    size_zero = grid.reduce(sizes * grid.along(x.ndim).scale.astype(np.float64)) * constant
+    learned = GridGradients(found.scale, found.zero_point, size, size_zero)
+    x_allowed = sizes * (slack - 1) * EPSILON
+    return ExpectedGradients(found.x, x_allowed, grid=learned)
+
+
 @dataclass(frozen=True)
 class Oracle:
     """What is expected of a training method, as functions of input and state.
@@ -147,8 +180,12 @@ class Oracle:
         From the input, the state and whether the model trains to `ExpectedValues`.
     regularization : callable, optional
         From the state to the term for the loss, and how far from it a float32 computation may be.
+    grid : callable, optional
+        From the input, the quantizer's config and its further arguments to the grid that the input has for itself; of a
+        method that computes its grid.
     """
 
     gradients: Callable[[Float32, Float32, State], ExpectedGradients]
     values: Callable[[Float32, State, bool], ExpectedValues] = on_grid
     regularization: Callable[[State], tuple[float, float]] | None = None
+    grid: Callable[[Float32, TrainableQuantizerConfig, Mapping[str, Any]], QParams] | None = None

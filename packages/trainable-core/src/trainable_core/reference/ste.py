@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from trainable_core.qparams import Float32, QParams
-from trainable_core.reference import affine
+from trainable_core.reference import affine, rounding
 from trainable_core.reference.affine import Gradients, fake_quantize
 from trainable_core.reference.method import Method
 from trainable_core.reference.oracle import ExpectedGradients, Oracle, State
@@ -64,8 +64,11 @@ def gradients(x: ArrayLike, upstream: ArrayLike, qparams: QParams) -> Gradients:
 
 
 def _expected(x: Float32, upstream: Float32, state: State) -> ExpectedGradients:
-    found = gradients(x, upstream, state.grid).x
-    return ExpectedGradients(found, np.zeros(found.shape))
+    grid, slope = state.grid, rounding.of_arguments(state.arguments)
+    found = rounding.through(
+        gradients(x, upstream, grid), x, upstream, grid, slope, tie_rule=state.tie_rule, constant=0.0
+    )
+    return ExpectedGradients(found.x, rounding.allowed(upstream, slope, grid))
 
 
 METHOD = Method(
@@ -73,5 +76,7 @@ METHOD = Method(
     title="Straight-through estimator",
     reference="Bengio et al., 2013, arXiv:1308.3432",
     module=__name__,
+    options=rounding.OPTIONS,
+    conformance_arguments=rounding.CONFORMANCE_ARGUMENTS,
     oracle=Oracle(_expected),
 )

@@ -21,7 +21,7 @@ DISABLE_VARIABLE: Final = "TRAINABLE_DISABLE_PLUGINS"
 IN_PROCESS: Final = "in process"
 """Stands where a distribution's name would, for a plugin that is not installed."""
 
-HOOKS: Final = ("trainable_register_quantizers", "trainable_register_backend")
+HOOKS: Final = ("trainable_register_quantizers", "trainable_register_modifiers", "trainable_register_backend")
 
 BROKEN: Final = (Exception, SystemExit)
 """Errors of a plugin's import or hook that are recorded instead of raised; an interrupt by the user is raised."""

@@ -6,7 +6,9 @@ from enum import Enum
 from typing import Any
 
 from trainable_core.enums import QuantizationMethod, QuantizationTarget, TrainingMethod
+from trainable_core.errors import UnsupportedConfigError
 from trainable_core.hookspecs import Backend
+from trainable_core.modifier import Modifier, unknown_modifier
 from trainable_core.registry.registry import Registry
 from trainable_core.registry.rows import QuantizerRow
 
@@ -132,3 +134,32 @@ def failures() -> dict[str, str]:
     A hook that no one asked for yet has not failed yet; ``list_quantizers()`` asks them all.
     """
     return _DEFAULT.failures()
+
+
+def get_modifier_class(name: str, backend: str, subject: str) -> type[Modifier]:
+    """Return the one class registered for a modifier's name in a backend.
+
+    Parameters
+    ----------
+    name : str
+        What a recipe calls it.
+    backend : str
+        Name of an installed backend.
+    subject : str
+        What asks for it, for errors.
+
+    Raises
+    ------
+    UnknownBackendError
+        When no installed plugin provides the backend.
+    UnsupportedConfigError
+        When no class has the name, or several plugins have one.
+    """
+    known = _DEFAULT.list_modifiers(backend)
+    found = known.get(name, [])
+    if len({cls for _, cls in found}) == 1:
+        return found[0][1]
+    problem = unknown_modifier(name, known)
+    if found:
+        problem = f"{len(found)} plugins have a modifier {name!r}: {'; '.join(str(plugin) for plugin, _ in found)}"
+    raise UnsupportedConfigError(f"{subject}: modifiers", problem)

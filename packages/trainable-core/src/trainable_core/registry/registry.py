@@ -21,6 +21,7 @@ from trainable_core.errors import (
 )
 from trainable_core.hookspecs import Backend
 from trainable_core.key import Key, identifier_text, is_readable
+from trainable_core.modifier import Modifier
 from trainable_core.registry.marks import named
 from trainable_core.registry.methods import built_in_methods
 from trainable_core.registry.plugins import (
@@ -33,7 +34,16 @@ from trainable_core.registry.plugins import (
     installed_plugins,
     reason,
 )
-from trainable_core.registry.rows import Entry, Offer, PluginRow, QuantizerRow, provider, quantizer_row, row_order
+from trainable_core.registry.rows import (
+    Entry,
+    ModifierOffer,
+    Offer,
+    PluginRow,
+    QuantizerRow,
+    provider,
+    quantizer_row,
+    row_order,
+)
 from trainable_core.registry.turns import Turns
 
 
@@ -129,6 +139,18 @@ class Registry:
             asked = known if backend is None else [backend]
             rows = [row for name in asked for _, row in self._offered(name)]
         return sorted(rows, key=row_order)
+
+    def list_modifiers(self, backend: str) -> dict[str, list[tuple[Plugin, type[Modifier]]]]:
+        """Return a backend's modifiers by name, each with its plugin; more than one under a name is a clash."""
+        with self._lock:
+            self.get_backend(backend)
+            found: dict[str, list[tuple[Plugin, type[Modifier]]]] = {}
+            for entry in list(self._entries.values()):  # as in `_offered`
+                if backend not in entry.modifiers:
+                    entry.modifiers[backend] = self._ask_for_modifiers(entry.plugin, backend)
+                for cls in entry.modifiers[backend].classes:
+                    found.setdefault(cls.name, []).append((entry.plugin, cls))
+        return found
 
     def list_backends(self) -> list[Backend]:
         """Return what the installed backends say about themselves; see `list_backends`."""
@@ -239,6 +261,17 @@ class Registry:
                     offer.problems.append(reason(error))
         return offer
 
+    def _ask_for_modifiers(self, plugin: Plugin, backend: str) -> ModifierOffer:
+        results, problems = self._host.call(plugin, "trainable_register_modifiers", backend)
+        offer = ModifierOffer(problems=problems)
+        for cls in (each for result in results for each in (result if isinstance(result, list) else [result])):
+            if isinstance(cls, type) and issubclass(cls, Modifier) and isinstance(getattr(cls, "name", None), str):
+                offer.classes.append(cls)
+            else:
+                call = f"trainable_register_modifiers({backend!r})"
+                offer.problems.append(f"{call} offers {cls!r}, which is no subclass of Modifier with a name")
+        return offer
+
     def _quantizer_base(self, backend: str) -> type[Any] | None:
         """Return the base class of a backend's quantizers, where it names one that can be imported."""
         claims = self._claims().get(backend)
@@ -270,7 +303,8 @@ class Registry:
     def _problems(self, entry: Entry, backend: str | None = None) -> list[str]:
         """Return what went wrong with a plugin; given a backend, only what may explain that it lacks something."""
         problems = list(entry.plugin.problems)
-        problems += [text for name, offer in entry.offers.items() if backend in (None, name) for text in offer.problems]
+        for offers in (entry.offers, entry.modifiers):
+            problems += [text for name, each in offers.items() if backend in (None, name) for text in each.problems]
         claims = self._claims()
         for own in entry.backends:
             others = [str(plugin) for plugin, _ in claims[own.name] if plugin is not entry.plugin]

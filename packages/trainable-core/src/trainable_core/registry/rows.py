@@ -9,6 +9,7 @@ from trainable_core.enums import QuantizationMethod, QuantizationTarget
 from trainable_core.errors import QuantizerDefinitionError
 from trainable_core.hookspecs import Backend
 from trainable_core.key import Key
+from trainable_core.modifier import Modifier
 from trainable_core.reference.method import Method
 from trainable_core.registry.marks import keys_of
 from trainable_core.registry.methods import check_class, check_declared, check_estimator, declaration_of
@@ -61,6 +62,14 @@ class Offer:
 
 
 @dataclass
+class ModifierOffer:
+    """The modifiers that one plugin has for one backend."""
+
+    classes: list[type[Modifier]] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+@dataclass
 class Entry:
     """A plugin, the backends it describes, and what it offers to the backends asked for so far."""
 
@@ -68,6 +77,7 @@ class Entry:
     disabled: bool = False
     backends: list[Backend] = field(default_factory=list)
     offers: dict[str, Offer] = field(default_factory=dict)
+    modifiers: dict[str, ModifierOffer] = field(default_factory=dict)
 
 
 def quantizer_row(plugin: Plugin, cls: Any, backend: str, base: type[Any] | None = None) -> QuantizerRow:

@@ -52,5 +52,18 @@ QONNX = Target(
     requantization=None,
 )
 
-TARGETS = {target.name: target for target in (MCTQ, ONNX, TFLITE, QONNX)}
+NATIVE = Target(
+    name="native",
+    title="this library's own inferable quantizers, in the framework that trained the model, in real numbers",
+    weights=MCTQ.weights,
+    activations=MCTQ.activations,
+    biases=("float", "int32"),
+    tie_rule=None,
+    requantization=None,
+    groups=True,
+    experts=True,
+    dynamic=True,
+)
+
+TARGETS = {target.name: target for target in (MCTQ, ONNX, TFLITE, QONNX, NATIVE)}
 """The targets by their names in recipes."""

@@ -58,6 +58,11 @@ class Target:
         shifted where a format has only one kind.
     biases : tuple of {"float", "int32"}
         How the bias of a quantized layer may be represented.
+    groups, experts : bool
+        Whether weights may have a scale for each group of a channel's inputs, and for each expert of a tensor that
+        holds several matrices.
+    dynamic : bool
+        Whether activations may have scales that are computed from the tensor itself.
     tie_rule : TieRule or None
         Where a value half way between two codes goes; None where this is left to the backend that trained the model.
     requantization : Requantization or None
@@ -71,6 +76,9 @@ class Target:
     biases: tuple[Bias, ...]
     tie_rule: TieRule | None
     requantization: Requantization | None
+    groups: bool = False
+    experts: bool = False
+    dynamic: bool = False
 
     def check_grid(
         self,
@@ -118,6 +126,34 @@ class Target:
         if per_channel and op in grids.per_tensor_only.get(method, ()):
             problem = f"{self.name} can't express {method} weights of kind {op} with one range per channel"
             raise UnsupportedConfigError(subject, problem, "use per_channel: false, or SYMMETRIC.")
+
+    def check_blocks(self, subject: str, *, groups: bool, experts: bool) -> None:
+        """Refuse weights with a scale for each group, or for each expert, where the target can't express them.
+
+        Raises
+        ------
+        UnsupportedConfigError
+            Names the layer.
+        """
+        if groups and not self.groups:
+            hint = 'use target: native, or granularity: "channel".'
+            raise UnsupportedConfigError(subject, f"{self.name} has no scales for groups of weights", hint)
+        if experts and not self.experts:
+            problem = f"it holds one matrix for each of several experts, and {self.name} has no scales for each of them"
+            hint = 'use target: native, or a rule {"match": {"name": "*.experts"}, "skip": true}.'
+            raise UnsupportedConfigError(subject, problem, hint)
+
+    def check_dynamic(self, subject: str) -> None:
+        """Refuse activations with scales that are computed from the tensor itself, where the target has none.
+
+        Raises
+        ------
+        UnsupportedConfigError
+            Names the layer.
+        """
+        if not self.dynamic:
+            problem = f"{self.name} has no scales that are computed from the activation itself"
+            raise UnsupportedConfigError(subject, problem, "use target: native, or another training method.")
 
     def check_bias(self, subject: str, bias: Bias) -> None:
         """Refuse the representation of a quantized layer's bias that the target can't express.

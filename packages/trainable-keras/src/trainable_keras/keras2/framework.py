@@ -19,7 +19,7 @@ from trainable_keras.keras2.holder import ActivationQuantizationHolder
 from trainable_keras.keras2.layers import TYPES, is_layer
 from trainable_keras.keras2.mctq import stock_copy
 from trainable_keras.keras2.quantizers import BaseKerasTrainableQuantizer
-from trainable_keras.keras2.tracing import graph_of, op_of
+from trainable_keras.keras2.tracing import function_of, graph_of, op_of
 from trainable_keras.keras2.wrapper import KIT, QuantizationWrapper
 
 
@@ -42,6 +42,7 @@ class Keras2(Framework):
     graph = staticmethod(graph_of)
     is_layer = staticmethod(is_layer)
     op = staticmethod(op_of)
+    function = staticmethod(function_of)
     remade = staticmethod(remade)
     rerun = staticmethod(rerun)
     strategy_of = staticmethod(strategy_of)
@@ -82,6 +83,11 @@ class Keras2(Framework):
     def eagerly() -> AbstractContextManager[None]:
         """Return a context in which calls run eagerly, so that values are seen."""
         return functions_run_eagerly(tf)
+
+    @staticmethod
+    def flat(values: Any) -> list[Any]:
+        """Return nested values in a list."""
+        return list(tf.nest.flatten(values))
 
     @staticmethod
     def map_symbolic(function: Callable[[Any], Any], values: Any) -> Any:

@@ -52,6 +52,10 @@ def _size(x: Tensor) -> Any:
     return tf.cast(tf.size(x, out_type=tf.int64), "float32") if known is None else known
 
 
+def _positions(x: Tensor) -> Tensor:
+    return tf.reshape(tf.range(tf.size(x)), tf.shape(x))
+
+
 def _bits_and(bits: Tensor, mask: int) -> Tensor:
     return tf.bitwise.bitwise_and(bits, tf.fill(tf.shape(bits), mask))
 
@@ -62,6 +66,10 @@ def _number(value: float) -> Tensor:
 
 def _floats(values: Any) -> Tensor:
     return tf.constant(np.asarray(values, np.float32))
+
+
+def _largest(x: Tensor, axis: int | None = None, keepdims: bool = False) -> Tensor:  # noqa: FBT001, FBT002 - NumPy's
+    return tf.maximum(tf.reduce_max(x, axis=axis, keepdims=keepdims), 0.0)
 
 
 def _total(terms: list[Tensor]) -> Tensor:
@@ -90,12 +98,15 @@ FUNCTIONS = Functions(
     exp=tf.exp,
     log=tf.math.log,
     tanh=tf.tanh,
+    cos=tf.cos,
     zeros_like=tf.zeros_like,
     stack=tf.stack,
     argmax=tf.argmax,
     reshape=tf.reshape,
+    transpose=tf.transpose,
     sum=tf.reduce_sum,
     max=tf.reduce_max,
+    largest=_largest,
     all_of=tf.logical_and,
     any_of=tf.logical_or,
     bits_and=_bits_and,
@@ -113,6 +124,7 @@ FUNCTIONS = Functions(
     hide_shape=_hide_shape,
     show_shape=_show_shape,
     steps_of=steps_of,
+    positions=_positions,
     size=_size,
     rank=_rank,
     dtype_of=_dtype_of,

@@ -13,7 +13,7 @@ from trainable_core.backend.unlisted import UnlistedSubclass
 from trainable_core.enums import QuantizationTarget
 from trainable_core.errors import CalibrationError
 from trainable_keras.keras2.engine import Tensor, keras, plainly, to_numpy, unconverted
-from trainable_keras.keras2.inferable import class_of
+from trainable_keras.keras2.granularity import class_of
 from trainable_keras.keras2.quantizers import count_step
 from trainable_keras.parts import KerasHolder, told_of
 

@@ -22,14 +22,15 @@ class InferableQuantizer(KerasInferableQuantizer, keras.layers.Layer):  # type: 
 
     functions, ops = FUNCTIONS, OPS
 
-    def __init__(self, qparams: QParams, n_bits: int, ndim: int, name: str | None = None) -> None:
+    def __init__(self, qparams: QParams | None, n_bits: int, ndim: int, name: str | None = None) -> None:
         keras.layers.Layer.__init__(self, dtype="float32", autocast=False, trainable=False, name=name)
         self.supports_masking = True
-        along = qparams.along(ndim)
         with untracked(self):
             self.start(qparams, n_bits, ndim)
-        self.grid_scale = self._number("grid_scale", along.scale)
-        self.grid_zero_point = self._number("grid_zero_point", along.zero_point)
+        if qparams is not None:
+            along = qparams.along(ndim)
+            self.grid_scale = self._number("grid_scale", along.scale)
+            self.grid_zero_point = self._number("grid_zero_point", along.zero_point)
         self.built = True
 
     def _number(self, name: str, value: NDArray[Any]) -> Any:

@@ -32,3 +32,13 @@ def trainable_register_quantizers(backend: str) -> list[type]:
         from trainable_keras.keras2.quantizers import BUILTIN  # noqa: PLC0415 - imports TensorFlow, only when it is asked for
 
     return list(BUILTIN)
+
+
+@hookimpl
+def trainable_register_modifiers(backend: str) -> list[type]:
+    """Return the built-in modifiers for Keras."""
+    if backend != "tf_keras":
+        return []
+    from trainable_keras.modifiers import BUILTIN  # noqa: PLC0415 - loads NumPy, only when it is needed
+
+    return list(BUILTIN)

@@ -15,8 +15,8 @@ from trainable_core.config import TrainableQuantizerConfig
 from trainable_core.constants import SIGNED
 from trainable_core.errors import QuantizerStateError, ShapeMismatchError
 from trainable_core.quantizer import BaseTrainableQuantizer
-from trainable_keras.keras2 import inferable
-from trainable_keras.keras2.annealing import KerasLinearAnnealingScheduler
+from trainable_keras.keras2 import granularity
+from trainable_keras.keras2.annealing import KerasLinearAnnealingScheduler, value_at
 from trainable_keras.keras2.engine import Tensor, choose, keras, plainly, short_name, to_numpy, unconverted, untracked
 from trainable_keras.keras2.functions import FUNCTIONS
 from trainable_keras.keras2.grid import GRIDS
@@ -50,7 +50,8 @@ class BaseKerasTrainableQuantizer(
     estimated_by = ("fake_quantize", "quantized", "call", "__call__")
     functions, ops, grids = FUNCTIONS, OPS, GRIDS
     scheduler = KerasLinearAnnealingScheduler
-    inferable_class = staticmethod(inferable.class_of)
+    value_at = staticmethod(value_at)
+    inferable_class = staticmethod(granularity.class_of)
     sign_is_a_variable = True
     variable_type = tf.Variable
 
@@ -107,10 +108,12 @@ class BaseKerasTrainableQuantizer(
 
     def _run(self, x: Tensor, training: bool) -> Tensor:  # noqa: FBT001 - mctq's word
         if training:
-            term = self.regularization()
-            if term is not None:
-                self.add_loss(term)
-        return self.quantized(x, training)
+            if self.weights_quantization():
+                self.observe(x)
+            for term in (self.regularization(), self.regularization_of(x)):
+                if term is not None:
+                    self.add_loss(term)
+        return self.quantized_by_blocks(x, training)
 
     @property
     def trainable_weights(self) -> list[Any]:

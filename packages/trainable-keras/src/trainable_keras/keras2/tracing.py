@@ -37,7 +37,7 @@ def graph_of(model: Any) -> Graph | None:
         )
         for node in nodes
     ]
-    return Graph(calls, tf.nest.flatten(model.outputs))
+    return Graph(calls, tf.nest.flatten(model.outputs), tf.nest.flatten(model.inputs))
 
 
 def op_of(operation: Any) -> str | None:
@@ -46,3 +46,8 @@ def op_of(operation: Any) -> str | None:
         return FUNCTIONS_OF_TENSORFLOW.get(str(operation.symbol)) if hasattr(operation, "symbol") else None
     kind = TYPES.kind_of(operation)
     return None if kind is None else kind.op
+
+
+def function_of(operation: Any) -> str:
+    """Return the name of a functional operation, an empty string for a layer."""
+    return str(getattr(operation, "symbol", type(operation).__name__)) if is_operation(operation) else ""

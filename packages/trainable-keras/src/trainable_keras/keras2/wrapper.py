@@ -16,8 +16,8 @@ from trainable_keras.copying import attributes_without
 from trainable_keras.keras2.copying import build_by, build_configs, remade
 from trainable_keras.keras2.engine import keras, read
 from trainable_keras.keras2.folding import FoldedBatchNormalization
+from trainable_keras.keras2.granularity import class_of
 from trainable_keras.keras2.holder import ActivationQuantizationHolder
-from trainable_keras.keras2.inferable import class_of
 from trainable_keras.keras2.layers import TYPES
 from trainable_keras.keras2.quantizers import count_step
 from trainable_keras.keras2.tracing import graph_of
@@ -175,11 +175,13 @@ class QuantizationWrapper(
         self.__dict__.update(weights_quantizers=weights, input_holders=inputs, output_holder=output)
         self.quantizing_layers = [*weights.values(), *self.holders]
         freeze_like(self)
+        if self.bias_quantizer is not None:
+            self.bias_quantizer.follow(self.weights_quantizers)
 
     def quantized_for_call(self, training: Any, attributes: Iterable[str] | None = None) -> dict[int, Any]:
         """Return the quantized values of the layer's weights, or of some, by the ``id`` of each."""
         names = self.weights_quantizers if attributes is None else attributes
-        count_step([self.weights_quantizers[name] for name in names], training)
+        count_step([self.weights_quantizers[name] for name in names if name in self.weights_quantizers], training)
         return super().quantized_for_call(training, attributes)
 
     def convert_to_inferable_quantizers(self) -> None:

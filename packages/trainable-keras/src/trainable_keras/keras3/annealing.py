@@ -7,7 +7,25 @@ from typing import Any
 import keras
 from keras import ops
 
-from trainable_core.schedule import LinearAnnealingScheduler
+from trainable_core.schedule import AnnealingScheduler, LinearAnnealingScheduler
+
+
+def value_at(schedule: AnnealingScheduler, t: Any) -> Any:
+    """Return the value of any schedule at a step that is a tensor or a variable.
+
+    Returns
+    -------
+    Tensor, float32
+        Within a few ulp of core's number (not every engine has float64), exact at both ends and beyond.
+    """
+    step = ops.cast(t, "float32")
+    low, high = sorted((float(schedule.initial_val), float(schedule.target_val)))
+    start, end = float(schedule.t_start), float(schedule.t_end)
+    fraction = (ops.minimum(ops.maximum(step, start), end) - start) * (1.0 / (end - start))
+    way = schedule.initial_val + (schedule.target_val - schedule.initial_val) * schedule.progress(fraction, ops)
+    way = ops.minimum(ops.maximum(way, low), high)
+    way = ops.where(step <= start, ops.cast(schedule.initial_val, "float32"), way)
+    return ops.where(step >= end, ops.cast(schedule.target_val, "float32"), way)
 
 
 class KerasLinearAnnealingScheduler(LinearAnnealingScheduler):
@@ -20,13 +38,4 @@ class KerasLinearAnnealingScheduler(LinearAnnealingScheduler):
 
     def __call__(self, t: Any) -> Any:
         """Return the annealed value at step `t`."""
-        if not (isinstance(t, keras.Variable) or ops.is_tensor(t)):
-            return super().__call__(t)
-        step = ops.cast(t, "float32")
-        low, high = sorted((float(self.initial_val), float(self.target_val)))
-        start, end = float(self.t_start), float(self.t_end)
-        fraction = (ops.minimum(ops.maximum(step, start), end) - start) * (1.0 / (end - start))
-        line = self.initial_val + (self.target_val - self.initial_val) * fraction
-        line = ops.minimum(ops.maximum(line, low), high)
-        line = ops.where(step <= start, ops.cast(self.initial_val, "float32"), line)
-        return ops.where(step >= end, ops.cast(self.target_val, "float32"), line)
+        return value_at(self, t) if isinstance(t, keras.Variable) or ops.is_tensor(t) else super().__call__(t)

@@ -20,7 +20,7 @@ from trainable_keras.keras3.functions import FUNCTIONS
 from trainable_keras.keras3.holder import ActivationQuantizationHolder
 from trainable_keras.keras3.layers import TYPES, is_layer
 from trainable_keras.keras3.quantizers import BaseKerasTrainableQuantizer
-from trainable_keras.keras3.tracing import graph_of, op_of
+from trainable_keras.keras3.tracing import function_of, graph_of, op_of
 from trainable_keras.keras3.wrapper import KIT, QuantizationWrapper
 
 if ENGINE == "tensorflow":
@@ -41,10 +41,12 @@ class Keras3(Framework):
     passing = FoldedBatchNormalization
     copier = Copier
     kit = KIT
+    can_freeze_in_fit = ENGINE != "jax"
 
     graph = staticmethod(graph_of)
     is_layer = staticmethod(is_layer)
     op = staticmethod(op_of)
+    function = staticmethod(function_of)
     remade = staticmethod(remade)
     rerun = staticmethod(rerun)
     created_variables = staticmethod(own_variables)
@@ -90,6 +92,11 @@ class Keras3(Framework):
     def eagerly() -> AbstractContextManager[None]:
         """Return a context in which calls run eagerly, so that values are seen."""
         return functions_run_eagerly(tf) if ENGINE == "tensorflow" else nullcontext()
+
+    @staticmethod
+    def flat(values: Any) -> list[Any]:
+        """Return nested values in a list."""
+        return list(keras.tree.flatten(values))
 
     @staticmethod
     def map_symbolic(function: Callable[[Any], Any], values: Any) -> Any:

@@ -43,6 +43,11 @@ def _size(x: Tensor) -> Any:
     return math.prod(unknown, start=known) if unknown else known
 
 
+def _positions(x: Tensor) -> Tensor:
+    shape = ops.shape(x)
+    return ops.reshape(ops.arange(math.prod(shape), dtype="int32"), shape)
+
+
 def _steps_of(x: Tensor, scale: Tensor, quant_min: int, quant_max: int, *, centered: bool) -> Tensor:  # noqa: ARG001 - Keras 2 needs them
     return x * engine.reciprocal(scale)
 
@@ -59,6 +64,10 @@ def _softmax(x: Tensor) -> Tensor:
     """Return the softmax of a vector; `keras.ops.softmax` warns of one with a single element."""
     weights = ops.exp(x - ops.stop_gradient(ops.max(x)))
     return weights / ops.sum(weights)
+
+
+def _largest(x: Tensor, axis: int | None = None, keepdims: bool = False) -> Tensor:  # noqa: FBT001, FBT002 - NumPy's
+    return ops.max(x, axis=axis, keepdims=keepdims, initial=0.0)
 
 
 def _total(terms: list[Tensor]) -> Tensor:
@@ -85,12 +94,15 @@ FUNCTIONS = Functions(
     exp=ops.exp,
     log=ops.log,
     tanh=ops.tanh,
+    cos=ops.cos,
     zeros_like=ops.zeros_like,
     stack=ops.stack,
     argmax=ops.argmax,
     reshape=ops.reshape,
+    transpose=ops.transpose,
     sum=ops.sum,
     max=ops.max,
+    largest=_largest,
     all_of=ops.logical_and,
     any_of=ops.logical_or,
     bits_and=_bits_and,
@@ -108,6 +120,7 @@ FUNCTIONS = Functions(
     hide_shape=_hide_shape,
     show_shape=_show_shape,
     steps_of=_steps_of,
+    positions=_positions,
     size=_size,
     rank=_rank,
     dtype_of=_dtype_of,

@@ -10,7 +10,7 @@ from keras import ops
 from trainable_core.backend.building import require_quantizer
 from trainable_core.enums import QuantizationTarget
 from trainable_keras.keras3.engine import Tensor, errors_as_they_are, to_numpy
-from trainable_keras.keras3.inferable import class_of
+from trainable_keras.keras3.granularity import class_of
 from trainable_keras.parts import KerasHolder, told_of
 
 

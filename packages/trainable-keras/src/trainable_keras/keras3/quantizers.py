@@ -15,8 +15,8 @@ from trainable_core.backend.unlisted import UnlistedSubclass
 from trainable_core.config import TrainableQuantizerConfig
 from trainable_core.enums import QuantizationMethod
 from trainable_core.quantizer import BaseTrainableQuantizer
-from trainable_keras.keras3 import inferable
-from trainable_keras.keras3.annealing import KerasLinearAnnealingScheduler
+from trainable_keras.keras3 import granularity
+from trainable_keras.keras3.annealing import KerasLinearAnnealingScheduler, value_at
 from trainable_keras.keras3.engine import Tensor, errors_as_they_are, foreign_tensorflow, infers_shapes
 from trainable_keras.keras3.functions import FUNCTIONS
 from trainable_keras.keras3.grid import GRIDS, Grid
@@ -50,7 +50,8 @@ class BaseKerasTrainableQuantizer(
     estimated_by = ("fake_quantize", "quantized", "call", "__call__")
     functions, ops, grids = FUNCTIONS, OPS, GRIDS
     scheduler = KerasLinearAnnealingScheduler
-    inferable_class = staticmethod(inferable.class_of)
+    value_at = staticmethod(value_at)
+    inferable_class = staticmethod(granularity.class_of)
     sign_is_a_variable = False
     variable_type = keras.Variable
 
@@ -105,14 +106,17 @@ class BaseKerasTrainableQuantizer(
         training : bool, optional
             Whether the model trains; by default what Keras says.
         """
+        x = ops.cast(inputs, "float32")
         if training and self.has_schedule:
             self.advance()
         if training:
-            term = self.regularization()
-            if term is not None:
-                self.add_loss(term)
+            if self.weights_quantization():
+                self.observe(x)
+            for term in (self.regularization(), self.regularization_of(x)):
+                if term is not None:
+                    self.add_loss(term)
         dtype = keras.backend.standardize_dtype(inputs.dtype)
-        quantized = self.quantized(ops.cast(inputs, "float32"), bool(training))
+        quantized = self.quantized_by_blocks(ops.cast(inputs, "float32"), bool(training))
         return ops.cast(quantized, dtype)
 
     def compute_output_spec(self, inputs: Any, training: bool | None = None) -> Any:  # noqa: ARG002, FBT001 - Keras's signature
@@ -212,7 +216,7 @@ def _rebuilt(
     quantizer = cls.from_config(document)
     quantizer.subject = subject
     if values:
-        quantizer._restore(values, document["tensor_ndim"])  # noqa: SLF001 - ours
+        quantizer._restore(values, document["tensor_ndim"], document.get("tensor_shape"))  # noqa: SLF001 - ours
         quantizer.load_own_variables(state)
     quantizer.trainable = trainable
     return quantizer

@@ -43,7 +43,7 @@ def graph_of(model: Any) -> Graph | None:
         for node in nodes
         if node.operation is not None and not node.is_input
     ]
-    return Graph(calls, functional.outputs)
+    return Graph(calls, functional.outputs, functional.inputs)
 
 
 def op_of(operation: Any) -> str | None:
@@ -52,3 +52,8 @@ def op_of(operation: Any) -> str | None:
     if kind is not None:
         return kind.op
     return None if is_layer(operation) else FUNCTIONS.get(type(operation).__name__)
+
+
+def function_of(operation: Any) -> str:
+    """Return the name of a functional operation, an empty string for a layer."""
+    return "" if is_layer(operation) else type(operation).__name__

@@ -12,8 +12,8 @@ from trainable_keras.configs import BIASED, ConfigKit
 from trainable_keras.keras3.copying import remade, scopes, unlocked
 from trainable_keras.keras3.engine import call_context, dtype_read, read_uncast
 from trainable_keras.keras3.folding import FoldedBatchNormalization
+from trainable_keras.keras3.granularity import class_of
 from trainable_keras.keras3.holder import ActivationQuantizationHolder
-from trainable_keras.keras3.inferable import class_of
 from trainable_keras.keras3.layers import TYPES
 from trainable_keras.keras3.tracing import graph_of
 from trainable_keras.parts import KerasWrapper, deployed_quantizers, freeze_like, start_wrapper, variable_of
@@ -153,6 +153,8 @@ class QuantizationWrapper(KerasWrapper, keras.layers.Layer):  # type: ignore[mis
             self.input_holders = inputs
             self.output_holder = output
         freeze_like(self)
+        if self.bias_quantizer is not None:
+            self.bias_quantizer.follow(weights)
 
     def convert_to_inferable_quantizers(self) -> None:
         """Put inferable quantizers in the trainable ones' place, holders included; does nothing the second time."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -9,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainable_core.constants import RANGE_MAX, RANGE_MIN, SIGNED, THRESHOLD
-from trainable_core.enums import QuantizationMethod, QuantizationTarget, VariableGroup
+from trainable_core.enums import LUT_METHODS, QuantizationMethod, QuantizationTarget, VariableGroup
 from trainable_core.errors import InvalidArgumentError, QuantizerStateError, ShapeMismatchError
 from trainable_core.quantizer import BaseTrainableQuantizer
-from trainable_core.schedule import LinearAnnealingScheduler
+from trainable_core.schedule import AnnealingScheduler, LinearAnnealingScheduler
+from trainable_keras import granularity
 from trainable_keras.functions import Functions, Tensor
 from trainable_keras.grid import Grid, GridMaker
 from trainable_keras.inferable import KerasInferableQuantizer
@@ -91,6 +93,31 @@ class KerasQuantizer(BaseTrainableQuantizer):
             x = self.ops.off_the_edge(x, self.functions.stop_gradient(grid.scale))
         return self.functions.show_shape(self.fake_quantize(x, grid, training), x)
 
+    def laid_out(self, x: Tensor) -> Tensor:
+        """Return `x` with a row for each block that has a scale of its own, if some have."""
+        blocks = self.quantization_config.blocks
+        return x if blocks is None else granularity.rows_of(self.functions, x, blocks)
+
+    def quantized_by_blocks(self, x: Tensor, training: bool) -> Tensor:  # noqa: FBT001 - mctq's call
+        """Return what the quantizer makes of a float32 tensor, whether or not it is quantized by blocks."""
+        blocks = self.quantization_config.blocks
+        if blocks is None:
+            return self.modified_values(x, training)
+        rows = self.modified_values(self.laid_out(x), training)
+        return granularity.tensor_of(self.functions, rows, blocks, tuple(x.shape))
+
+    def modified_values(self, x: Tensor, training: bool) -> Tensor:  # noqa: FBT001 - mctq's call
+        """Return what the method, and the modifiers that change values, make of a float32 tensor; see `laid_out`."""
+        if not self.modified:
+            return self.quantized(x, training)
+        entered = x
+        for modifier in self.modifiers:
+            entered = modifier.enter(self, entered, training)
+        quantized = self.quantized(entered, training)
+        for modifier in self.modifiers:
+            quantized = modifier.leave(self, x, quantized, training)
+        return quantized
+
     variable_type: ClassVar[Any]
     """The framework's variables."""
 
@@ -109,8 +136,15 @@ class KerasQuantizer(BaseTrainableQuantizer):
         raise NotImplementedError
 
     @staticmethod
-    def inferable_class(target: QuantizationTarget, method: QuantizationMethod) -> type[KerasInferableQuantizer]:
-        """Return the class of deployed quantizers of a target and a grid."""
+    def value_at(schedule: AnnealingScheduler, t: Tensor) -> Tensor:
+        """Return the value of a schedule at a step that is a tensor."""
+        raise NotImplementedError
+
+    @staticmethod
+    def inferable_class(
+        target: QuantizationTarget, method: QuantizationMethod, kind: str = ""
+    ) -> type[KerasInferableQuantizer]:
+        """Return the class of deployed quantizers of a target and a grid, or one of those that mctq lacks."""
         raise NotImplementedError
 
     # ---- the grid, and what is deployed -----------------------------------------------------------------------------
@@ -139,8 +173,11 @@ class KerasQuantizer(BaseTrainableQuantizer):
         low = config.min_threshold
         if config.quantization_method is QuantizationMethod.UNIFORM:
             return self.grids.uniform(shaped[RANGE_MIN], shaped[RANGE_MAX], width, min_threshold=low)
-        power_of_two = config.quantization_method is QuantizationMethod.POWER_OF_TWO
         threshold = shaped[THRESHOLD]
+        if config.quantization_method in LUT_METHODS:  # codes of 8 bits, of which a table keeps some
+            power_of_two = config.quantization_method is QuantizationMethod.LUT_POT_QUANTIZER
+            return self.grids.symmetric(threshold, 8, signed=True, power_of_two=power_of_two, min_threshold=low)
+        power_of_two = config.quantization_method is QuantizationMethod.POWER_OF_TWO
         return self.grids.symmetric(threshold, width, signed=self.signed, power_of_two=power_of_two, min_threshold=low)
 
     def grid_tensors(self, width: int) -> dict[str, Tensor]:
@@ -192,6 +229,24 @@ class KerasQuantizer(BaseTrainableQuantizer):
     def counted_steps(self, count: int) -> None:
         self.step.assign(count)
 
+    def annealed(self, schedule: AnnealingScheduler | float) -> Tensor | float:
+        """Return the value of a schedule at the present training step, a float32 tensor; a number as it is."""
+        if not isinstance(schedule, AnnealingScheduler):
+            return schedule
+        return self.functions.cast(self.value_at(schedule, self.current_step), "float32")
+
+    def add_state(self, name: str, value: NDArray[Any]) -> None:
+        """Keep a float32 variable that does not learn; see core's base class."""
+        setattr(self, name, self.new_variable(name, np.asarray(value, np.float32), trainable=False))
+
+    def state(self, name: str) -> Tensor:
+        """Return the value of what `add_state` keeps, outside of the graph."""
+        return self.functions.stop_gradient(self.functions.read(getattr(self, name)))
+
+    def set_state(self, name: str, value: Tensor) -> None:
+        """Set what `add_state` keeps."""
+        getattr(self, name).assign(self.functions.stop_gradient(value))
+
     def until(self, end: int, soft: Tensor, deployed: Tensor) -> Tensor:
         """Return `soft` in the training steps before `end` steps are counted, and `deployed` from then on.
 
@@ -213,13 +268,20 @@ class KerasQuantizer(BaseTrainableQuantizer):
         if axis is None or rank is None:
             return
         (channels,), shape = self.structure.shape, tuple(inputs.shape)
+        blocks = self.quantization_config.blocks
+        if blocks is not None:
+            found = math.prod(blocks.counts(shape, self.subject))
+            if found != channels:
+                expected = f"{channels} blocks with a scale each"
+                raise ShapeMismatchError(self.subject, expected, f"{found} in shape {shape}")
+            return
         if not -rank <= axis < rank or shape[axis] not in {channels, None}:  # None: not known before a graph runs
             raise ShapeMismatchError(self.subject, f"{channels} channels along axis {axis}", f"shape {shape}")
 
     def convert2inferable(self) -> Any:
         """Return the inferable quantizer with the trained numbers; this quantizer goes on as it is.
 
-        On TensorFlow it is an instance of mctq's class.
+        On TensorFlow it is an instance of mctq's class, except where mctq has no form for the granularity.
 
         Raises
         ------
@@ -227,12 +289,13 @@ class KerasQuantizer(BaseTrainableQuantizer):
             Before calibration, or when the config switches quantization off.
         """
         config = self.quantization_config
-        if not config.enabled:
-            raise QuantizerStateError(self.subject, "its config switches quantization off; there is nothing to deploy")
-        self.require_calibrated()
+        self.require_deployable()
         width = self.selected_width
+        if config.blocks is not None:
+            make: Any = self.inferable_class(config.target, config.quantization_method, granularity.BLOCKS)
+            return make(self.current_qparams(width), width, config.blocks)
         make = self.inferable_class(config.target, config.quantization_method)
-        return make(self.current_qparams(width), width, self.tensor_ndim)
+        return make(self.deployed_qparams(), width, self.tensor_ndim)
 
     def freeze(self, frozen: bool = True) -> None:  # noqa: FBT001, FBT002 - reads as a fact
         """Stop the quantizer's variables from learning, or let them learn again."""
@@ -285,6 +348,8 @@ class KerasQuantizer(BaseTrainableQuantizer):
 
     def has_numbers(self) -> bool:
         """Return whether the grid's variables have values, however they came into them."""
+        if self.computes_grid:
+            return bool(self.structure.widths)
         if not self.variable_names:
             return False
         grid = [variable for width in self.structure.widths for variable in self.grid_variables(width).values()]

@@ -19,6 +19,8 @@ Which file does what, from the bottom up:
     The formula as tensor expressions: for compilers, transforms, other devices, and whatever the others don't take.
 ``passes``
     The formula by PyTorch's operations in place.
+``memory``
+    How numbers lie in the memory that the loops are given.
 ``native``, ``loops``, ``grid_loops``, ``layer_loops``
     The formula, and the one that makes grids, in one pass over memory, compiled by numba; for small layers at once.
 ``fake_quantization``

@@ -17,7 +17,7 @@ from numba import carray  # type: ignore[attr-defined] # numba says not what it 
 
 from trainable_torch.kernels import grid_loops, loops
 from trainable_torch.kernels.loops import as_pointer
-from trainable_torch.kernels.native import INTEGERS, SLOTS
+from trainable_torch.kernels.memory import INTEGERS, SLOTS
 
 _symmetric, _uniform = numba.njit(grid_loops.symmetric), numba.njit(grid_loops.uniform)
 _symmetric_gradients = numba.njit(grid_loops.symmetric_gradients)

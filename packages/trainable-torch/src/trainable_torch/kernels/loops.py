@@ -17,7 +17,7 @@ import numpy as np
 from numba import carray, types  # type: ignore[attr-defined] # numba says not what it exports
 from numba.extending import intrinsic
 
-from trainable_torch.kernels.native import PART
+from trainable_torch.kernels.memory import PART
 
 ALL, NONE = np.int32(-1), np.int32(0)
 

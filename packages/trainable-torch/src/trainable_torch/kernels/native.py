@@ -22,15 +22,13 @@ from torch import Tensor
 from trainable_core.errors import InvalidArgumentError
 from trainable_torch.grid import Form
 from trainable_torch.kernels import tier
+from trainable_torch.kernels.memory import INTEGERS, PART, SLOTS
 from trainable_torch.kernels.passes import Numbers
 
 Loop = Callable[..., None]
 
 CHUNK = 2**17
 """Elements of a line where one scale serves all of a tensor."""
-
-PART = 2**8
-"""Elements of a gradient that are masked at once, or not at all; `loops` has the same."""
 
 SHARE = 2**17
 """Elements that are worth a thread of their own: handing them over takes as long as some ten thousand of them."""
@@ -331,10 +329,6 @@ def _place(x: Tensor, upstream: Tensor, *, reuse: bool) -> tuple[Tensor, Tensor]
 
 
 # ---- a small layer's two quantizers in one call ---------------------------------------------------------------------
-
-INTEGERS, SLOTS = 16, 21
-"""How many integers a part's table has, and how many numbers in all, each of 8 bytes; the grid's numbers and the marks
-come behind them."""
 
 X, Y, FIRST, LAST, D_FIRST, D_LAST, LEARNS = 0, 1, 4, 5, 12, 13, 14
 """Places in a table: the addresses of the tensor, of what it is snapped to (in backward: of its gradient), of the

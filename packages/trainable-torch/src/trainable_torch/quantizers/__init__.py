@@ -3,6 +3,7 @@
 from trainable_core.registry.methods import built_in_classes
 from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer
 from trainable_torch.quantizers.dqa import DqaActivationQuantizer, DqaWeightsQuantizer
+from trainable_torch.quantizers.dynamic import DynamicActivationQuantizer
 from trainable_torch.quantizers.lsq import LsqActivationQuantizer, LsqWeightsQuantizer
 from trainable_torch.quantizers.ste import SteActivationQuantizer, SteWeightsQuantizer
 
@@ -14,6 +15,7 @@ __all__ = [
     "BasePytorchTrainableQuantizer",
     "DqaActivationQuantizer",
     "DqaWeightsQuantizer",
+    "DynamicActivationQuantizer",
     "LsqActivationQuantizer",
     "LsqWeightsQuantizer",
     "SteActivationQuantizer",

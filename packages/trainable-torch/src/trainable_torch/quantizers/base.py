@@ -7,6 +7,7 @@ default.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, cast
 
@@ -20,11 +21,12 @@ from trainable_core.backend.unlisted import UnlistedSubclass
 from trainable_core.config import TrainableQuantizerConfig
 from trainable_core.constants import SIGNED
 from trainable_core.enums import VariableGroup
-from trainable_core.errors import InvalidArgumentError, QuantizerStateError, ShapeMismatchError
+from trainable_core.errors import InvalidArgumentError, ShapeMismatchError
 from trainable_core.quantizer import BaseTrainableQuantizer
+from trainable_core.schedule import AnnealingScheduler
+from trainable_torch import granularity, inferable, kernels, ops
 from trainable_torch import grid as grids
-from trainable_torch import inferable, kernels, ops
-from trainable_torch.annealing import PytorchLinearAnnealingScheduler
+from trainable_torch.annealing import PytorchLinearAnnealingScheduler, value_at
 from trainable_torch.grid import Grid
 from trainable_torch.kernels.cache import Dependencies
 
@@ -71,6 +73,7 @@ class BasePytorchTrainableQuantizer(
         self._forms: dict[int, grids.Form] = {}
         BaseTrainableQuantizer.__init__(self, quantization_config, freeze_quant_params)
         self._axis, self._enabled = quantization_config.channels_axis, quantization_config.enabled
+        self._blocks = quantization_config.blocks
         if self.stores_sign:
             self.register_buffer(SIGNED, torch.tensor(self.signed))
 
@@ -117,7 +120,7 @@ class BasePytorchTrainableQuantizer(
 
     def quantize(self, x: Tensor, training: bool) -> Tensor:  # noqa: FBT001 - mctq's call
         """Return `x` fake-quantized on the selected width's grid; a method that mixes widths overrides it."""
-        made = None if torch.compiler.is_compiling() else self.fake_quantization(x)
+        made = None if torch.compiler.is_compiling() else self._fake_quantization(x)
         if made is None or not made.fits(x):
             return self.fake_quantize(x, self.grid(x.dim()), training)
         return made.apply(x)
@@ -150,8 +153,27 @@ class BasePytorchTrainableQuantizer(
         if self._axis is not None:
             self._check_channels(inputs.shape)
         values = inputs if inputs.dtype == torch.float32 else inputs.float()
-        quantized = self.quantize(values, self.training if training is None else bool(training))
+        trains = self.training if training is None else bool(training)
+        quantized = self.modified_values(self.laid_out(values), trains)
+        if self._blocks is not None:
+            quantized = granularity.tensor_of(quantized, self._blocks, tuple(inputs.shape))
         return quantized if quantized.dtype == inputs.dtype else quantized.to(inputs.dtype)
+
+    def laid_out(self, x: Tensor) -> Tensor:
+        """Return `x` with a row for each block that has a scale of its own, if some have."""
+        return x if self._blocks is None else granularity.rows_of(x, self._blocks)
+
+    def modified_values(self, x: Tensor, training: bool) -> Tensor:  # noqa: FBT001 - as in `forward`
+        """Return what the method, and the modifiers that change values, make of a float32 tensor; see `laid_out`."""
+        if not self.modified:
+            return self.quantize(x, training)
+        entered = x
+        for modifier in self.modifiers:
+            entered = modifier.enter(self, entered, training)
+        quantized = self.quantize(entered, training)
+        for modifier in self.modifiers:
+            quantized = modifier.leave(self, x, quantized, training)
+        return quantized
 
     def fake_quantization(self, x: Tensor) -> kernels.FakeQuantization | None:
         """Return what `forward` does with a float32 tensor, where that is a rule on a grid; else None.
@@ -161,10 +183,15 @@ class BasePytorchTrainableQuantizer(
         QuantizerStateError, ShapeMismatchError
             As `forward` does.
         """
+        return None if self.__dict__["_blocks"] is not None else self._fake_quantization(x)
+
+    def _fake_quantization(self, x: Tensor) -> kernels.FakeQuantization | None:
+        """Return what `quantize` does with a float32 tensor, which has a row for each block where there are blocks."""
         # a look into the dictionary costs a tenth of an attribute, and a small layer asks two quantizers at each call
         fields: Any = self.__dict__
         cls: Any = type(self)
-        if not fields["_enabled"] or not _follows_rule(cls) or not fields.keys().isdisjoint(_CALLED):
+        own = fields["modified"] or not fields.keys().isdisjoint(_CALLED)
+        if own or not fields["_enabled"] or not _follows_rule(cls):
             return None  # called by itself, it raises what it has to
         if not fields["_calibrated"]:
             self.require_calibrated()
@@ -173,7 +200,8 @@ class BasePytorchTrainableQuantizer(
         form = fields["_forms"][width]
         shape, sharing = structure.shape, x.numel()
         if fields["_axis"] is not None:
-            self._check_channels(x.shape)
+            if fields["_blocks"] is None:
+                self._check_channels(x.shape)
             sharing //= shape[0] or 1
             shape = self._scale_shape(x.dim())
         rule = self.rule(sharing, form.quant_max)
@@ -181,7 +209,7 @@ class BasePytorchTrainableQuantizer(
 
     def dependencies(self) -> Dependencies | None:
         """Return what the values depend on besides the input; None where a method does something of its own."""
-        if not self._is_a_rule() or not self._enabled or not self.calibrated:
+        if not self._is_a_rule() or not self._enabled or not self.calibrated or self._blocks is not None:
             return None
         width = self.structure.width or self.selected_width
         return (self._forms[width], self._axis), self._variables(width)
@@ -192,11 +220,17 @@ class BasePytorchTrainableQuantizer(
         return kernels.Snapping.of(self._forms[width], self._variables(width), self._scale_shape(x.dim()))
 
     def _is_a_rule(self) -> bool:
-        """Return whether a rule is all there is to this quantizer: nobody replaced a method that it stands for."""
+        """Return whether a rule is all there is to this quantizer: nothing modifies or replaces what it stands for."""
         cls: Any = type(self)
-        return _follows_rule(cls) and self.__dict__.keys().isdisjoint(_CALLED)
+        return _follows_rule(cls) and not self.modified and self.__dict__.keys().isdisjoint(_CALLED)
 
     def _check_channels(self, shape: torch.Size) -> None:
+        if self._blocks is not None:
+            found = math.prod(self._blocks.counts(tuple(shape), self.subject))
+            if found != self.structure.shape[0]:
+                expected = f"{self.structure.shape[0]} blocks with a scale each"
+                raise ShapeMismatchError(self.subject, expected, f"{found} in shape {tuple(shape)}", RESHAPED)
+            return
         axis, channels = self._axis, self.structure.shape[0]
         if axis is not None and (not -len(shape) <= axis < len(shape) or shape[axis] != channels):
             expected = f"{channels} channels along axis {axis}"
@@ -298,8 +332,10 @@ class BasePytorchTrainableQuantizer(
         self._enabled = False
         self.requires_grad_(requires_grad=False)  # DistributedDataParallel would wait for gradients
 
-    def convert2inferable(self) -> inferable.InferableQuantizer:
+    def convert2inferable(self) -> inferable.InferableQuantizer | granularity.DynamicInferableQuantizer:
         """Return mctq's inferable quantizer, mended, with the trained numbers; this quantizer goes on as it is.
+
+        Where mctq has no form for the granularity, it is one of `trainable_torch.granularity`.
 
         Raises
         ------
@@ -307,12 +343,13 @@ class BasePytorchTrainableQuantizer(
             Before calibration, or when the config switches quantization off.
         """
         config = self.quantization_config
-        if not config.enabled:
-            raise QuantizerStateError(self.subject, "its config switches quantization off; there is nothing to deploy")
-        self.require_calibrated()
+        self.require_deployable()
         width = self.selected_width
-        qparams = self.current_qparams(width)
+        qparams = self.deployed_qparams()
         device = next(iter(self.grid_variables(width).values())).device
+        if self._blocks is not None:
+            made = granularity.build_blocks(config.quantization_method, width, qparams, self._blocks)
+            return made.to(device).train(self.training)
         built = inferable.build(config.target, config.quantization_method, width, qparams, self.tensor_ndim)
         return built.to(device).train(self.training)
 
@@ -346,6 +383,26 @@ class BasePytorchTrainableQuantizer(
     @counted_steps.setter
     def counted_steps(self, count: int) -> None:
         self.step.fill_(count)
+
+    def annealed(self, schedule: AnnealingScheduler | float) -> Tensor | float:
+        """Return the value of a schedule at the present training step, a float64 tensor; a number as it is."""
+        return value_at(schedule, self.current_step) if isinstance(schedule, AnnealingScheduler) else schedule
+
+    def add_state(self, name: str, value: NDArray[Any]) -> None:
+        """Keep a float32 tensor as a buffer; see core's base class."""
+        self.register_buffer(name, torch.as_tensor(value, dtype=torch.float32))
+
+    def set_state(self, name: str, value: Tensor) -> None:
+        """Set what `add_state` keeps, outside of the graph."""
+        if torch.compiler.is_compiling():  # as in `count_step`
+            setattr(self, name, value)
+        else:
+            self.get_buffer(name).copy_(value)
+
+    @torch.no_grad()
+    def observe(self, x: Tensor) -> None:
+        """Let the modifiers look at a weight; see core's base class."""
+        super().observe(x.detach().float())
 
     def until(self, end: int, soft: Tensor, deployed: Tensor) -> Tensor:
         """Return `soft` in the training steps before `end` steps are counted, and `deployed` from then on.
@@ -463,6 +520,7 @@ class BasePytorchTrainableQuantizer(
         """Return grid and state in a few words."""
         config = self.quantization_config
         axis = "" if config.channels_axis is None else f", channels_axis={config.channels_axis}"
+        axis = axis if self._blocks is None else f", {self._blocks}"
         state = "" if self.calibrated else ", not calibrated"
         return f"{self.training_method}, {config.quantization_method}, n_bits={config.n_bits}{axis}{state}"
 

@@ -7,21 +7,21 @@ from mct_quantizers import QuantizationMethod, QuantizationTarget, mark_quantize
 from trainable_core.enums import TrainingMethod
 from trainable_core.reference import ste
 from trainable_torch import ops
-from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer
+from trainable_torch.quantizers.rounding import RoundingQuantizer
 
 METHODS = [QuantizationMethod.SYMMETRIC, QuantizationMethod.POWER_OF_TWO, QuantizationMethod.UNIFORM]
 
 _STE = ops.Ste()
 
 
-class SteQuantizer(BasePytorchTrainableQuantizer):
+class SteQuantizer(RoundingQuantizer):
     """Fixed grid, identity gradient inside the range; see `trainable_core.reference.ste`."""
 
     declaration = ste.METHOD
 
-    def rule(self, sharing: int, quant_max: int) -> ops.Ste:  # noqa: ARG002 - the base's signature
-        """Return the straight-through estimator."""
-        return _STE
+    def rule(self, sharing: int, quant_max: int) -> ops.Ste | None:  # noqa: ARG002 - the base's signature
+        """Return the straight-through estimator, where that is the rounding gradient."""
+        return _STE if self.rounding.is_straight_through else None
 
 
 @mark_quantizer(QuantizationTarget.Weights, METHODS, TrainingMethod.STE)

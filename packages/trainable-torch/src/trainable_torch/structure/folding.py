@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from trainable_core.backend.folding import fold, gain_and_shift
+from trainable_core.backend.folding import fold, fold_codes, gain_and_shift
 from trainable_core.errors import ModelError
 from trainable_torch.layers import is_computed
 from trainable_torch.structure.dataflow import move_of, moved, reshaped
@@ -78,6 +78,76 @@ def fold_batch_norm(
         fold_of.into(fold_of.layer, fold_of.norm)
         _become_identity(fold_of.norm)
     return {structure.names[each.norm]: structure.names[each.layer] for each in folds}, kept
+
+
+def foldable_batch_norm(model: nn.Module, observed: Observed | None = None) -> tuple[dict[str, str], dict[str, str]]:
+    """Return what `fold_batch_norm` would fold into the layer before it, and leave the model as it is.
+
+    Parameters
+    ----------
+    model, observed
+        As for `fold_batch_norm`.
+
+    Returns
+    -------
+    foldable : dict of str to str
+        Layer name by the name of the batch norm.
+    kept : dict of str to str
+        Why, by the name of each other batch norm.
+    """
+    structure = _Structure(model)
+    folds, kept = _found(structure, observed)
+    later = {each.norm: each.layer for each in folds if each.into is _fold}
+    before = "it comes before the layer, and can be folded before training only"
+    kept |= {structure.names[each.norm]: before for each in folds if each.norm not in later}
+    return {structure.names[norm]: structure.names[layer] for norm, layer in later.items()}, kept
+
+
+@torch.no_grad()
+def fold_quantized(layer: Any, norm: Any, quantizer: Any) -> str:
+    """Let a layer with a quantized weight do the work of the batch norm behind it, with the codes that it has.
+
+    Parameters
+    ----------
+    layer : Module
+        The layer, in a model that is about to be deployed.
+    norm : Module
+        The batch norm; becomes an identity.
+    quantizer : BasePytorchTrainableQuantizer or None
+        That of the layer's weight; None where the weight is float.
+
+    Returns
+    -------
+    str
+        Why nothing was folded; empty where it was.
+    """
+    if quantizer is None:
+        _fold(layer, norm)
+        _become_identity(norm)
+        return ""
+    gain, shift = _gain_and_shift(norm)
+    transposed = isinstance(layer, TRANSPOSED)
+    if transposed and layer.groups > 1:
+        return "the channels of the layer's groups are along two axes of its weight"
+    config = quantizer.quantization_config
+    if config.blocks is not None:
+        return "the layer's weight has scales for groups along its inputs"
+    found = fold_codes(
+        quantizer.to_numpy(quantizer(layer.weight.float(), training=False)),
+        quantizer.current_qparams(),
+        config.quantization_method,
+        quantizer.selected_width,
+        quantizer.to_numpy(gain),
+        axis=int(transposed),
+    )
+    if isinstance(found, str):
+        return found
+    values, quantizer.folded_grid = found
+    _add_bias(layer, norm)
+    layer.bias.copy_((layer.bias.double() * gain + shift).to(layer.bias.dtype))
+    layer.weight.copy_(torch.as_tensor(values))
+    _become_identity(norm)
+    return ""
 
 
 @dataclass(frozen=True)

@@ -31,8 +31,13 @@ from trainable_torch.structure.overrides import change_of, own_class, tensors_of
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 WITH_OWN_OPERATION = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
 """Layers that call one function with their weight and bias."""
-SHAPE, OPERATION = "shape", "operation"
-"""Keys in a node's ``meta``: the shape of its result; of a functional operation, its module, op kind and ordinal."""
+SHAPE, OPERATION, ACTIVATION = "shape", "operation", "activation"
+"""Keys in a node's ``meta``: the shape of its result; of a functional operation, its module, op kind and ordinal; and
+whether its result follows from parameters or from real numbers that the model was given, and not from indices, sizes
+and constants alone, as a mask does."""
+
+MASKED = -1e4
+"""Attention masks add this or less to what they hide."""
 
 
 @dataclass
@@ -53,7 +58,8 @@ class Run:
     last : mapping of str to list of bool
         By layer: whether each call's last operation was the layer's own, with its own weight and bias.
     operations : mapping of str to list
-        By module: of each call, op kind and number of inputs of the functional operations, in order.
+        By module: of each call, op kind and number of inputs of the functional operations, in order; no inputs where
+        an operation works on no activations, or adds a mask to them.
     """
 
     graph: fx.Graph
@@ -234,21 +240,9 @@ class _Recorder(TorchFunctionMode):
         name = name_of(func)
         if self.is_aside:
             return func(*args, **kwargs)
-        here = self.names[self.stack[-1]] if self.stack else ""
-        for tensor in _tensors((args, kwargs)):
-            if id(tensor) in self.owned:
-                self.run.users.setdefault(self.owned[id(tensor)], set()).add(here)
+        read = self._note_reads(name, args, kwargs)
         if name in SIZE_ATTRIBUTES:
             return func(*args, **kwargs)
-        read = [
-            *(tensor for i, arg in enumerate(args) if reads_values(name, i) for tensor in _tensors(arg)),
-            *(tensor for key, arg in kwargs.items() if reads_values(name, 1) for tensor in _tensors(arg)),
-        ]
-        for tensor in read:
-            if id(tensor) in self.owned:
-                self.run.readers.setdefault(self.owned[id(tensor)], set()).add(here)
-            if self.leaf_calls and id(tensor) in self.nodes and not self.leaf_calls[-1].has(tensor):
-                self._use(tensor)  # a layer that reads more than it is given
         kind = operation_kind(func)
         inputs = len(operands(func, args, kwargs)) if kind else 0
         self.depth += 1
@@ -261,10 +255,49 @@ class _Recorder(TorchFunctionMode):
         elif read:
             node = self._node("call_function", func, args, kwargs, result, name)
             if kind and inputs and self.stack:
-                ordinal = sum(each == kind for each, _ in self.operations[-1])
-                self.operations[-1].append((kind, inputs))
-                node.meta[OPERATION] = (here, kind, ordinal)
+                self._note_operation(node, kind, inputs, operands(func, args, kwargs))
+        else:
+            self._note_constants(result)
         return result
+
+    def _note_reads(self, name: str, args: Any, kwargs: Any) -> list[Tensor]:
+        """Note who asks anything of a parameter or buffer; return the tensors whose values are read."""
+        here = self.names[self.stack[-1]] if self.stack else ""
+        for tensor in _tensors((args, kwargs)):
+            if id(tensor) in self.owned:
+                self.run.users.setdefault(self.owned[id(tensor)], set()).add(here)
+        if name in SIZE_ATTRIBUTES:
+            return []
+        read = [
+            *(tensor for i, arg in enumerate(args) if reads_values(name, i) for tensor in _tensors(arg)),
+            *(tensor for key, arg in kwargs.items() if reads_values(name, 1) for tensor in _tensors(arg)),
+        ]
+        for tensor in read:
+            if id(tensor) in self.owned:
+                self.run.readers.setdefault(self.owned[id(tensor)], set()).add(here)
+            if self.leaf_calls and id(tensor) in self.nodes and not self.leaf_calls[-1].has(tensor):
+                self._use(tensor)  # a layer that reads more than it is given
+        return read
+
+    def _note_constants(self, result: Any) -> None:
+        """Note that tensors are made of sizes and numbers alone."""
+        for tensor in _tensors(result):
+            known = self.nodes.get(id(tensor))
+            if id(tensor) not in self.owned and (known is None or known[0]() is not tensor):
+                self._node_of(tensor).meta[ACTIVATION] = False
+
+    def _note_operation(self, node: fx.Node, kind: str, inputs: int, given: list[Tensor]) -> None:
+        ordinal = sum(each == kind for each, _ in self.operations[-1])
+        is_quantizable = node.meta[ACTIVATION] and not self._adds_mask(kind, given)
+        self.operations[-1].append((kind, inputs if is_quantizable else 0))
+        node.meta[OPERATION] = (self.names[self.stack[-1]], kind, ordinal)
+
+    def _adds_mask(self, kind: str, tensors: list[Tensor]) -> bool:
+        """Return whether an operation adds a tensor that is no activation and hides something."""
+        if kind != "add":
+            return False
+        added = [tensor for tensor in tensors if not self._node_of(tensor).meta[ACTIVATION] and not tensor.is_meta]
+        return any(bool((tensor <= MASKED).any()) for tensor in added)
 
     @contextmanager
     def _aside(self) -> Iterator[None]:
@@ -281,6 +314,9 @@ class _Recorder(TorchFunctionMode):
         args = tuple(self._argument(arg, read=not name or reads_values(name, i)) for i, arg in enumerate(args))
         kwargs = {key: self._argument(arg, read=not name or reads_values(name, 1)) for key, arg in kwargs.items()}
         node = self.run.graph.create_node(op, target, args, kwargs)
+        node.meta[ACTIVATION] = any(each.meta[ACTIVATION] for each in node.all_input_nodes) or (
+            op == "call_module" and any(True for _ in self.model.get_submodule(target).parameters())
+        )
         for tensor in _tensors(result):
             self.nodes[id(tensor)] = weakref.ref(tensor), node
         if isinstance(result, Tensor):
@@ -305,6 +341,7 @@ class _Recorder(TorchFunctionMode):
         graph = self.run.graph
         node = graph.create_node("get_attr", name) if name else graph.create_node("placeholder", "given")
         node.meta[SHAPE] = tuple(tensor.shape)
+        node.meta[ACTIVATION] = tensor.is_floating_point() and (not name or isinstance(tensor, nn.Parameter))
         self.nodes[id(tensor)] = weakref.ref(tensor), node
         return node
 

@@ -26,6 +26,9 @@ from trainable_torch.reading import MARK
 from trainable_torch.structure.observing import Observed, Run, is_leaf
 from trainable_torch.structure.operands import is_in_place, operands, operation_kind, replaced
 
+NO_ACTIVATIONS = "it works on indices, constants or a mask, and not on activations alone"
+"""Why an operation has no quantizers, whose number of inputs is 0."""
+
 CONTAINER = "functional_quantizers"
 """Name of the child of a wrapped model that holds the quantizers of its functional operations."""
 
@@ -45,7 +48,7 @@ class Operation:
     ordinal : int
         How many operations of this kind the module's forward calls before it.
     inputs : int
-        How many different tensors of real numbers it is given.
+        How many different tensors of real numbers it is given; 0 where it works on no activations (`NO_ACTIVATIONS`).
     """
 
     name: str
@@ -143,6 +146,9 @@ class Held:
     inputs: int
     of_inputs: list[ActivationQuantizationHolder | None] = field(default_factory=list)
     of_output: ActivationQuantizationHolder | None = None
+
+
+_FLOAT = Held("", 0)
 
 
 def hold(
@@ -322,9 +328,11 @@ class _Call:
         if table is None:
             raise self._refused(f"it computes an operation of kind {kind!r}, and the example did not reach it")
         known = table.get(kind, [])
+        if not any(each.inputs for each in known) and (known or torch.compiler.is_exporting()):
+            return _FLOAT  # an exporter computes masks that the model leaves out where they hide nothing
         if ordinal >= len(known):
             raise self._refused(f"it computes more than the {len(known)} operations of kind {kind!r} of the example")
-        if known[ordinal].inputs != inputs:
+        if known[ordinal].inputs not in (0, inputs):
             was = known[ordinal].inputs
             raise self._refused(f"its operation {known[ordinal].name} has {inputs} inputs, and {was} with the example")
         return known[ordinal]
@@ -332,7 +340,7 @@ class _Call:
     def finish(self) -> None:
         """Refuse a call in which operations were missing."""
         for kind, known in (self.forward.table or {}).items():
-            if self.counts[kind] != len(known):
+            if self.counts[kind] != len(known) and any(each.inputs for each in known):
                 problem = (
                     f"it computed {self.counts[kind]} operations of kind {kind!r}, and {len(known)} with the example"
                 )
@@ -387,7 +395,8 @@ class _Operations(TorchFunctionMode):
 
 
 def _call_of(module: Any) -> _Call | None:
-    return next((call for call in reversed(_RUNNING.calls) if call.forward.module is module), None)
+    attributes = getattr(module, "__dict__", None)  # an exporter calls objects that stand for modules and share these
+    return next((call for call in reversed(_RUNNING.calls) if vars(call.forward.module) is attributes), None)
 
 
 _PACKAGE = __name__.partition(".")[0] + "."

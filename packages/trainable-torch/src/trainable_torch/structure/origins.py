@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from torch import fx, nn
 from torch.nn import functional as F  # noqa: N812 - the name everyone reads
 from torch.nn.utils import parametrize
 
+from trainable_core.recipe.routes import Origin
 from trainable_torch.kernels import eligible
 from trainable_torch.layers import kind_of
 from trainable_torch.structure.dataflow import SIZE_ATTRIBUTES, SIZE_METHODS
@@ -54,28 +54,6 @@ _SEVERAL = ("attention", "recurrent")
 """Op kinds of layers that return several tensors, of which the first one is quantized."""
 _CLAMPS = frozenset(("relu", "relu_", "relu6", "hardtanh"))
 _CLAMPING_MODULES = (nn.ReLU, nn.ReLU6, nn.Hardtanh)
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Where a tensor comes from.
-
-    Parameters
-    ----------
-    producer : str
-        The layer or operation whose output's quantizer made its values; empty where none did.
-    tensor : str
-        What tells a tensor without quantizer from others.
-    reason : str
-        Why no quantizer made its values.
-    empty : bool
-        Whether it holds no values, as a cache before its first use.
-    """
-
-    producer: str
-    tensor: str = ""
-    reason: str = ""
-    empty: bool = False
 
 
 def graphs_of(root: nn.Module, observed: Observed | None) -> Graphs:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from trainable_core.conformance.case import Case, Config, Subject, variables
-from trainable_core.conformance.declared import channel_by_channel
+from trainable_core.conformance.declared import channel_by_channel, treats_elements_alike
 from trainable_core.conformance.law import law, same_bits
 from trainable_core.conformance.strategies import Kind
 
@@ -15,6 +15,11 @@ from trainable_core.conformance.strategies import Kind
 def of_weights(subject: Subject) -> bool:
     """Say that a law is about weights: activations have one threshold per tensor."""
     return subject.weights
+
+
+def takes_blocks(subject: Subject) -> bool:
+    """Say that a law is about weights whose values follow from the elements of their block."""
+    return channel_by_channel(subject) and subject.adapter.blocks
 
 
 def with_fields(config: Config, **changes: Any) -> Config:
@@ -34,6 +39,9 @@ def one_of(config: Config, channel: int) -> Config:
         weights_quantization_params=params,
         weights_per_channel_threshold=False,
         weights_channels_axis=None,
+        weights_group_size=None,
+        weights_group_axis=None,
+        weights_expert_axis=None,
     )
 
 
@@ -73,9 +81,28 @@ def per_channel(subject: Subject, case: Case) -> None:
 
 
 @law(
+    "A group that is quantized with its neighbour's scale is wrong by the ratio of the two, in every channel.",
+    kind=Kind(blocks=True, least=2),
+    about=takes_blocks,
+)
+def per_block(subject: Subject, case: Case) -> None:
+    """Quantizing per group, and per expert, gives what a quantizer for each block gives."""
+    blocks = case.config.blocks
+    if blocks is None:  # a tensor without elements has none
+        return
+    got = subject.values(subject.quantizer(case), case.x)
+    expected = blocks.rows(got)
+    for block, part in enumerate(blocks.rows(case.x)):
+        alone = subject.fresh(case, one_of(case.config, block), part.shape)
+        take_over(subject, alone, case, block)
+        expected[block] = subject.values(alone, part)
+    same_bits("a loop over the blocks", got, blocks.tensor(expected, case.x.shape))
+
+
+@law(
     "Layers keep their channels on different axes, and an axis may be counted from either end.",
     kind=Kind(per_channel=True, least=1),
-    about=of_weights,
+    about=lambda subject: of_weights(subject) and treats_elements_alike(subject),
 )
 def channels_axis(subject: Subject, case: Case) -> None:
     """Values stay the same when the axis is counted from the other end, or the channels are moved to the front."""

@@ -77,11 +77,12 @@ def refusals(subject: Subject, case: Case) -> None:
                 }
             )
             _refused(f"a grid that the class is not marked with, {method}", functools.partial(_build, cls, unmarked))
-    bare = type(config).model_validate({**fields, f"{config.prefix}_quantization_params": {}})
-    waiting = subject.fresh(case, bare)
-    _refused("a call before calibration", lambda: subject.values(waiting, case.x))
-    _refused("deploying before calibration", waiting.convert2inferable)
-    axis = config.channels_axis
+    if not subject.method.computes_grid:
+        bare = type(config).model_validate({**fields, f"{config.prefix}_quantization_params": {}})
+        waiting = subject.fresh(case, bare)
+        _refused("a call before calibration", lambda: subject.values(waiting, case.x))
+        _refused("deploying before calibration", waiting.convert2inferable)
+    axis = config.channels_axis if config.blocks is None else config.blocks.axes[-1]
     if axis is not None:
         _refused("a channel axis outside the tensor", lambda: adapter.build(cls, config, (), case.arguments))
         given = [value for value in config.quantization_params.values() if isinstance(value, list)]

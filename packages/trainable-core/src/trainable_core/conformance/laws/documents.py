@@ -21,7 +21,8 @@ def _bare(case: Case) -> Case:
     """Return the case without quantization params, as a model is before its state is loaded."""
     config = case.config
     fields = {name: getattr(config, name) for name in type(config).model_fields}
-    bare = type(config)(**{**fields, f"{config.prefix}_quantization_params": {}})
+    kept = {} if config.calibrated else config.quantization_params  # a sign that no calibration decides
+    bare = type(config)(**{**fields, f"{config.prefix}_quantization_params": kept})
     return Case(bare, case.x, case.upstream, (1.0,), 0, case.arguments)
 
 
@@ -107,7 +108,11 @@ def model_round_trip(subject: Subject, case: Case) -> None:  # noqa: ARG001 - a 
     """A model quantized by a recipe gives the same values after it was saved and loaded, finalized or not."""
     verbs = import_module(get_backend(subject.key.backend).verbs)
     fields = {"method": subject.key.method.name, "n_bits": 4, "training_method": subject.key.quantizer_id}
-    recipe = {"weights": {**fields, "per_channel": True}} if subject.weights else {"activations": fields}
+    recipe: dict[str, Any] = (
+        {"weights": {**fields, "per_channel": True}} if subject.weights else {"activations": fields}
+    )
+    if subject.method.computes_grid:
+        recipe["target"] = "native"
     model, batch, values = subject.adapter.model()
     qmodel = verbs.wrap(model, recipe)
     verbs.calibrate(qmodel, [batch])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from trainable_core.conformance.case import Case, Subject
+from trainable_core.conformance.case import Case, Subject, rows
 from trainable_core.conformance.declared import element_by_element
 from trainable_core.conformance.law import law, require, same_bits
 from trainable_core.conformance.strategies import Kind
@@ -54,8 +54,10 @@ def reference_values(subject: Subject, case: Case) -> None:
         return
     quantizer = subject.quantizer(case)
     for training in (False,) if subject.random else (False, True):
-        expected = oracle.values(case.x, subject.state(quantizer, case), training)
-        got = subject.values(quantizer, case.x, training=training)
+        if not case.x.size and subject.method.computes_grid:
+            return  # without an element there is no grid
+        expected = oracle.values(rows(case.config, case.x), subject.state(quantizer, case), training)
+        got = rows(case.config, subject.values(quantizer, case.x, training=training))
         require(
             "values in training" if training else "values",
             np.abs(got.astype(np.float64) - expected.values.astype(np.float64)) <= expected.allowed,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from trainable_core.conformance.case import Case, Subject, grid
-from trainable_core.conformance.declared import snaps_its_input
+from trainable_core.conformance.declared import snaps_its_input, treats_elements_alike
 from trainable_core.conformance.law import law, require, same_bits
 from trainable_core.conformance.strategies import Kind
 from trainable_core.enums import TieRule
@@ -24,6 +24,7 @@ def _counted(values: Float32, qparams: QParams) -> Float32:
 @law(
     "The deployed kernel has no values between two codes, so a model that trains with them can't be deployed.",
     kind=PER_TENSOR,
+    of_grid=True,
 )
 def on_grid(subject: Subject, case: Case) -> None:
     """Every value is a value of the grid: a code times the scale."""
@@ -39,6 +40,7 @@ def on_grid(subject: Subject, case: Case) -> None:
     "A level that is never used wastes part of the bit width.",
     kind=Kind(bits=(1, 8), moderate=True, per_channel=False),
     about=snaps_its_input,
+    of_grid=True,
 )
 def level_count(subject: Subject, case: Case) -> None:
     """A sweep over the range gives exactly ``2**n_bits`` different values."""
@@ -56,6 +58,7 @@ def level_count(subject: Subject, case: Case) -> None:
     "Weights that are stored quantized are quantized again when the model runs, and must not move.",
     kind=PER_TENSOR,
     about=snaps_its_input,
+    of_grid=True,
 )
 def idempotence(subject: Subject, case: Case) -> None:
     """Quantizing a quantized tensor changes nothing."""
@@ -76,6 +79,7 @@ def zero(subject: Subject, case: Case) -> None:
     "The end of the range is the nearest value that an input beyond it can have; this holds for infinities too.",
     kind=Kind(moderate=True, per_channel=False),
     about=snaps_its_input,
+    of_grid=True,
 )
 def saturation(subject: Subject, case: Case) -> None:
     """Inputs beyond an end of the range get the value of that end."""
@@ -92,6 +96,8 @@ def saturation(subject: Subject, case: Case) -> None:
 @law(
     "Where a value falls while its input grows, gradient descent moves the weight in the wrong direction.",
     kind=PER_TENSOR,
+    about=treats_elements_alike,
+    of_grid=True,
 )
 def monotonicity(subject: Subject, case: Case) -> None:
     """A larger input never gets a smaller value."""
@@ -109,6 +115,7 @@ def monotonicity(subject: Subject, case: Case) -> None:
     "The deployed kernel follows this rule; with another one, trained and deployed codes differ by one at every tie.",
     kind=Kind(exact=True, per_channel=False),
     about=snaps_its_input,
+    of_grid=True,
 )
 def tie_rule(subject: Subject, case: Case) -> None:
     """An input half way between two codes goes where the backend's declared rule sends it."""

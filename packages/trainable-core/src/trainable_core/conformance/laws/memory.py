@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from trainable_core.conformance.adapter import PLAIN
-from trainable_core.conformance.case import Case, Subject
+from trainable_core.conformance.case import Case, Subject, fixed_axes
 from trainable_core.conformance.law import elementwise, law, same_bits, same_sums
 from trainable_core.conformance.strategies import Kind
 
@@ -48,8 +48,8 @@ def tensor_size(subject: Subject, case: Case) -> None:
     case = replace(case, x=subject.normal(case.x))
     axis, times = case.repeats
     if times == 1:
-        channels = case.config.channels_axis
-        free = [each for each in range(case.x.ndim) if channels is None or each != channels % case.x.ndim]
+        fixed = fixed_axes(case.config, case.x.ndim)
+        free = [each for each in range(case.x.ndim) if each not in fixed]
         if not free:
             return
         axis, times = free[0], 2

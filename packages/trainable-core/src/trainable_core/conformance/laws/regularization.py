@@ -11,6 +11,7 @@ from trainable_core.conformance.case import Case, Subject, variables
 from trainable_core.conformance.declared import Penalty, declares_penalty
 from trainable_core.conformance.law import close, law, repeatable, require, same_bits
 from trainable_core.conformance.strategies import Kind
+from trainable_core.quantizer import BaseTrainableQuantizer
 from trainable_core.reference.oracle import EPSILON
 
 SMALL = Kind(bits=(1, 8), moderate=True, finite=True, tensor=False)
@@ -81,7 +82,13 @@ def _differences(term: Moved, here: float, step: float) -> tuple[float, float]:
     return (there - back) / (2 * step), abs(there - 2 * here + back) / step
 
 
-@law("A term that is added twice doubles the pull; one that is never added has none.", kind=SMALL, about=repeatable)
+def _is_known(subject: Subject) -> bool:
+    """Return whether the term follows from the variables alone: that of a tensor is not the adapter's to tell."""
+    own = getattr(subject.cls, "regularization_of", BaseTrainableQuantizer.regularization_of)
+    return repeatable(subject) and own is BaseTrainableQuantizer.regularization_of
+
+
+@law("A term that is added twice doubles the pull; one that is never added has none.", kind=SMALL, about=_is_known)
 def regularization_once(subject: Subject, case: Case) -> None:
     """One call in training adds the term to the loss once; evaluating adds nothing and changes nothing about it."""
     quantizer = subject.quantizer(case)

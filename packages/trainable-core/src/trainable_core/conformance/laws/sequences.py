@@ -120,7 +120,11 @@ def _doubled(params: Any) -> dict[str, Any]:
     }
 
 
-@law("A model is calibrated again on better data; the optimizer that was made before holds its variables.", kind=SMALL)
+@law(
+    "A model is calibrated again on better data; the optimizer that was made before holds its variables.",
+    kind=SMALL,
+    of_grid=True,
+)
 def recalibration(subject: Subject, case: Case) -> None:
     """A second calibration gives what a first one with its numbers gives, in the same variables."""
     config = case.config
@@ -206,7 +210,8 @@ def second_initialization(subject: Subject, case: Case) -> None:
         same_bits(f"{name} after a second initialization", variables(quantizer)[name], before[name])
     require("what a second initialization returns", set(given) == set(own), sorted(own), sorted(given))
     same_bits("values after a second initialization", subject.values(quantizer, case.x), expected)
-    axis = case.config.channels_axis
+    blocks = case.config.blocks
+    axis = case.config.channels_axis if blocks is None else blocks.axes[-1]
     if axis is None:
         return
     wrong = list(case.x.shape)

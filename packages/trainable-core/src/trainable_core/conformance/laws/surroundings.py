@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from trainable_core.conformance.adapter import nothing_random
-from trainable_core.conformance.case import Case, Subject, Violation, grid, variables
+from trainable_core.conformance.case import Case, Subject, Violation, rows, tensor, variables
 from trainable_core.conformance.law import close, law, repeatable, require, same_bits, same_sums
 from trainable_core.conformance.oracles import decided
 from trainable_core.conformance.strategies import Kind
@@ -42,9 +42,11 @@ def graph_execution(subject: Subject, case: Case) -> None:
                     again = adapter.execute(quantizer, case.x, mode, training=False, upstream=None)
                     same_bits(f"values of a second graph {where}", again.values, expected.values)
             elif not training or subject.method.training_forward == "deployed":
-                at = grid(quantizer)
-                scale = at.along(case.x.ndim).scale.astype(np.float64)
-                moved = np.where(near_tie(case.x, at), scale, 0.0) + np.abs(expected.values) * 2 * EPSILON
+                x = rows(case.config, case.x)
+                moved = np.zeros(x.shape)
+                for at in subject.grids(quantizer, case).values():
+                    moved = moved + np.where(near_tie(x, at), at.along(x.ndim).scale.astype(np.float64), 0.0)
+                moved = tensor(case.config, moved, case.x.shape) + np.abs(expected.values) * 2 * EPSILON
                 close(f"values {where}", got.values, expected.values, moved)
             else:
                 continue  # a soft value has no code that a bound could be derived for

@@ -12,7 +12,10 @@ from trainable_core.conformance.strategies import Kind
 from trainable_core.enums import VariableGroup
 
 
-@law("One bad batch must not leave a threshold at zero, negative or NaN: the channel would be NaN from then on.")
+@law(
+    "One bad batch must not leave a threshold at zero, negative or NaN: the channel would be NaN from then on.",
+    of_grid=True,
+)
 def bounded_thresholds(subject: Subject, case: Case) -> None:
     """After optimizer steps with huge, infinite and NaN gradients, scales are positive and values finite."""
     quantizer = subject.quantizer(case)

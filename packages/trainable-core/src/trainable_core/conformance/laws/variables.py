@@ -25,7 +25,7 @@ SWEEP = 33
 CLOSE = 2.0**-12
 """Relative distance allowed between two float32 computations of one term: vectorized and not, or with another shape."""
 
-MODERATE = Kind(bits=(3, 8), moderate=True, finite=True)
+MODERATE = Kind(bits=(3, 8), moderate=True, finite=True, blocks=False)
 
 
 @law(
@@ -54,7 +54,9 @@ def declared_variables(subject: Subject, case: Case) -> None:
             threshold = tuple(quantizer.structure.shape)
             require(f"shape of {own.name}, which is declared per channel", shape == threshold, threshold, shape)
         if own.initial is not None:
-            expected = np.full(own.shape(tuple(quantizer.structure.shape)), own.initial, np.float32)
+            expected = np.full(
+                own.shape(tuple(quantizer.structure.shape), quantizer.values_shape or ()), own.initial, np.float32
+            )
             equal = shape == expected.shape and (values[own.name] == expected).all()
             require(f"initial value of {own.name}", equal, expected, values[own.name])
 
@@ -161,7 +163,7 @@ def _close(what: str, got: NDArray[Any], expected: NDArray[Any]) -> None:
 
 @law(
     "A gradient of the wrong sign drives its variable away from where the loss is small.",
-    kind=Kind(bits=(4, 8), moderate=True, finite=True),
+    kind=Kind(bits=(4, 8), moderate=True, finite=True, blocks=False),
     about=has_no_oracle,
 )
 def gradient_direction(subject: Subject, case: Case) -> None:

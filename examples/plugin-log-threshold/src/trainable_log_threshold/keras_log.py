@@ -1,13 +1,13 @@
 # ruff: noqa: ARG002, D101, D102, FBT001 - signatures and meaning are those of the base class
-"""TQT for Keras 3 and Keras 2."""
+"""LOG_THRESHOLD for Keras 3 and Keras 2."""
 
 from typing import Any
 
 from trainable_keras.quantizers import KerasQuantizer
-from trainable_log_threshold.tqt import Array, encode, surrogate
+from trainable_log_threshold.log import Array, encode, surrogate
 
 
-class TqtQuantizer(KerasQuantizer):
+class LogQuantizer(KerasQuantizer):
     learns_grid = True
     grid_parameters = ("log2_threshold",)
 

@@ -1,5 +1,5 @@
 # ruff: noqa: ARG002, D101, D102, FBT001 - signatures and meaning are those of the base class
-"""TQT for PyTorch."""
+"""LOG_THRESHOLD for PyTorch."""
 
 from typing import Any
 
@@ -7,11 +7,11 @@ import torch
 from mct_quantizers import QuantizationTarget, mark_quantizer
 from torch import Tensor
 
-from trainable_log_threshold.tqt import METHODS, Array, encode, surrogate
+from trainable_log_threshold.log import METHODS, Array, encode, surrogate
 from trainable_torch import BasePytorchTrainableQuantizer, Grid, ops
 
 
-class TqtQuantizer(BasePytorchTrainableQuantizer):
+class LogQuantizer(BasePytorchTrainableQuantizer):
     learns_grid = True
     grid_parameters = ("log2_threshold",)
 
@@ -32,9 +32,9 @@ class TqtQuantizer(BasePytorchTrainableQuantizer):
         return surrogate(x, grid)
 
 
-@mark_quantizer(QuantizationTarget.Weights, METHODS, "TQT")
-class TqtWeightsQuantizer(TqtQuantizer): ...
+@mark_quantizer(QuantizationTarget.Weights, METHODS, "LOG_THRESHOLD")
+class LogWeightsQuantizer(LogQuantizer): ...
 
 
-@mark_quantizer(QuantizationTarget.Activation, METHODS, "TQT")
-class TqtActivationQuantizer(TqtQuantizer): ...
+@mark_quantizer(QuantizationTarget.Activation, METHODS, "LOG_THRESHOLD")
+class LogActivationQuantizer(LogQuantizer): ...

@@ -1,4 +1,4 @@
-"""Trained quantization thresholds (Jain et al., MLSys 2020): what every framework shares, in NumPy."""
+"""The logarithm of the threshold (Jain et al., MLSys 2020): what every framework shares, in NumPy."""
 
 from __future__ import annotations
 

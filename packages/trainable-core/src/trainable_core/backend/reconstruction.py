@@ -1,0 +1,72 @@
+"""What `reconstruct` of every backend returns, and the checks before it begins."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from trainable_core.calibration.batches import check_batches
+from trainable_core.enums import TrainingMethod
+from trainable_core.errors import CalibrationError, ModelError
+
+SUBJECT = "reconstruct"
+
+
+@dataclass(frozen=True)
+class ReconstructedLayer:
+    """How far a layer's outputs are from those of the float model.
+
+    Parameters
+    ----------
+    layer : str
+        Its name.
+    nearest : float
+        Mean squared distance with each weight rounded to the nearest code.
+    learned : float
+        With the roundings that were learned; not larger, because the nearest codes are kept where they are better.
+    """
+
+    layer: str
+    nearest: float
+    learned: float
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """What `reconstruct` did, layer by layer."""
+
+    rows: tuple[ReconstructedLayer, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as a JSON-clean document."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        """Return the report as a table."""
+        width = max([len("layer"), *(len(row.layer) for row in self.rows)])
+        lines = [f"{'layer':<{width}}  {'nearest':>10}  {'learned':>10}"]
+        lines += [f"{row.layer:<{width}}  {row.nearest:>10.4g}  {row.learned:>10.4g}" for row in self.rows]
+        return "\n".join(lines)
+
+
+def check_request(layers: Collection[Any], batches: Any, forward: object, *, single: bool) -> list[Any]:
+    """Return the batches as a list, which is read several times.
+
+    Raises
+    ------
+    ModelError
+        When no layer learns its roundings.
+    CalibrationError
+        When there are no batches, or they are one batch.
+    """
+    if not layers:
+        problem = f"no weights have the training method {TrainingMethod.ADAROUND}"
+        raise ModelError(problem, "name it in the recipe: its roundings are what is learned.")
+    if batches is None:
+        raise CalibrationError(SUBJECT, "it needs batches, and none were given")
+    check_batches(batches, forward, 0, single=single, subject=SUBJECT)
+    listed = list(batches)
+    if not listed:
+        raise CalibrationError(SUBJECT, "the batches are empty", "a generator can be read only once; pass a fresh one.")
+    return listed

@@ -1,0 +1,104 @@
+"""A finalized model operation by operation, as a backend tells it that knows its graph: channels last.
+
+It is what `trainable_core.export.tflite` writes a file of. Real numbers are its tensors; where a quantizer is called
+there is a step of its own, ``quantize``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from trainable_core.enums import TieRule
+from trainable_core.export.source import QuantizerRecord
+from trainable_core.qparams import Float32
+
+Shape = tuple[int | None, ...]
+"""A dimension that is not known is None, as that of the rows."""
+
+OPERATIONS = frozenset(
+    {
+        "quantize", "conv", "depthwise_conv", "conv_transpose", "linear", "add", "mul", "cat", "max_pool",
+        "average_pool", "mean", "clip", "pad", "reshape", "softmax",
+    }
+)  # fmt: skip
+"""What a step may do; a backend tells any other one by a name of its own."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One operation.
+
+    Parameters
+    ----------
+    op : str
+        One of `OPERATIONS`, or the framework's name of another one.
+    layer : str
+        The layer or functional operation that it belongs to.
+    inputs : tuple of str
+        Tensors that it reads.
+    output : str
+        The tensor that it makes.
+    options : mapping
+        By operation:
+
+        - ``quantize``: ``quantizer``, the name of its record.
+        - ``conv``, ``depthwise_conv``, ``conv_transpose``: ``strides``, ``dilations``, ``padding`` (``same`` or
+          ``valid``), ``groups``; weights are HWIO, HWCM for a depthwise and HWOI for a transposed convolution.
+        - ``linear``: nothing; weights are (inputs, outputs).
+        - ``cat``: ``axis``.
+        - ``max_pool``, ``average_pool``: ``size``, ``strides``, ``padding``.
+        - ``mean``: ``axes``, ``keepdims``.
+        - ``clip``: ``low`` and ``high``, real numbers or None.
+        - ``pad``: ``pads``, (before, after) for each axis; zeros are padded.
+        - ``reshape``: ``shape``, without that of the rows.
+        - ``softmax``: ``axis``.
+    weight : QuantizerRecord, optional
+        Its quantized weight.
+    bias : float32 array, optional
+        Its bias in real numbers, as the model computes with it.
+    obstacle : str
+        Why no integer kernel computes it as it is set up; empty where nothing is in the way.
+    """
+
+    op: str
+    layer: str
+    inputs: tuple[str, ...]
+    output: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    weight: QuantizerRecord | None = None
+    bias: Float32 | None = None
+    obstacle: str = ""
+
+
+@dataclass(frozen=True)
+class Network:
+    """A finalized model.
+
+    Parameters
+    ----------
+    inputs, outputs : sequence of str
+        Its tensors, in order.
+    steps : sequence of Step
+        In an order in which they can be run.
+    shapes : mapping of str to tuple
+        Shape of each tensor, that of the rows included.
+    quantizers : mapping of str to QuantizerRecord
+        By name.
+    tie_rule : TieRule
+        Where its backend puts a value half way between two codes.
+    recipe : mapping
+        The recipe, JSON-clean.
+    versions : mapping of str to str
+        Versions of the libraries that made it, by name.
+    """
+
+    inputs: Sequence[str]
+    outputs: Sequence[str]
+    steps: Sequence[Step]
+    shapes: Mapping[str, Shape]
+    quantizers: Mapping[str, QuantizerRecord]
+    tie_rule: TieRule
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)

@@ -1,0 +1,71 @@
+"""Dynamic activations; defined by `trainable_core.reference.dynamic`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from trainable_core.config import TrainableQuantizerConfig
+from trainable_core.reference import dynamic
+from trainable_keras.functions import Tensor
+from trainable_keras.granularity import DYNAMIC, dynamic_grid
+from trainable_keras.quantizers.base import KerasQuantizer
+
+
+class DynamicQuantizer(KerasQuantizer):
+    """Scales are computed from the tensor itself; see `trainable_core.reference.dynamic`.
+
+    Parameters
+    ----------
+    quantization_config : TrainableQuantizerActivationConfig
+        What to quantize and how, without a threshold or a range.
+    freeze_quant_params : bool
+        Accepted as by every quantizer; nothing is learned.
+    granularity : {"token", "tensor"}
+        Whether each vector along the last axis has a scale of its own, or the whole tensor has one.
+    """
+
+    declaration = dynamic.METHOD
+
+    def __init__(
+        self,
+        quantization_config: TrainableQuantizerConfig,
+        freeze_quant_params: bool = False,  # noqa: FBT001, FBT002 - the seed's signature
+        granularity: str = dynamic.TOKEN,
+    ) -> None:
+        super().__init__(quantization_config, freeze_quant_params)
+        self.granularity = dynamic.checked_granularity(granularity, type(self).__name__)
+
+    def get_arguments(self) -> dict[str, Any]:
+        """Return the granularity."""
+        return {"granularity": self.granularity}
+
+    def quantized(self, x: Tensor, training: bool) -> Tensor:  # noqa: ARG002, FBT001 - the base's signature
+        """Return `x` on the grid that it has for itself, in training as in evaluation."""
+        f, config = self.functions, self.quantization_config
+        values = f.stop_gradient(x)
+        grid = dynamic_grid(
+            f,
+            self.grids,
+            values,
+            config.quantization_method,
+            config.n_bits,
+            signed=self.signed,
+            min_threshold=config.min_threshold,
+            per_token=self.granularity == dynamic.TOKEN,
+        )
+        zero_point = None if grid.centered else grid.zero_point
+        snapped = self.ops.snap(values, grid.scale, zero_point, grid.quant_min, grid.quant_max)
+        return self.ops.straight_through(f.show_shape(snapped, x), x)
+
+    def convert2inferable(self) -> Any:
+        """Return the deployed quantizer, which computes its scales as this one does.
+
+        Raises
+        ------
+        QuantizerStateError
+            When the quantizer is not initialized, or its config switches quantization off.
+        """
+        self.require_deployable()
+        config = self.quantization_config
+        make: Any = self.inferable_class(config.target, config.quantization_method, DYNAMIC)
+        return make(config.n_bits, signed=self.signed, min_threshold=config.min_threshold, granularity=self.granularity)

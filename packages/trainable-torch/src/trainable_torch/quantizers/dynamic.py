@@ -1,0 +1,69 @@
+"""Dynamic activations; defined by `trainable_core.reference.dynamic`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mct_quantizers import QuantizationTarget, mark_quantizer
+from torch import Tensor
+
+from trainable_core.config import TrainableQuantizerConfig
+from trainable_core.enums import TrainingMethod
+from trainable_core.reference import dynamic
+from trainable_torch import granularity, ops
+from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer
+from trainable_torch.quantizers.ste import METHODS
+
+
+@mark_quantizer(QuantizationTarget.Activation, METHODS, TrainingMethod.DYNAMIC)
+class DynamicActivationQuantizer(BasePytorchTrainableQuantizer):
+    """Scales are computed from the tensor itself; see `trainable_core.reference.dynamic`.
+
+    Parameters
+    ----------
+    quantization_config : TrainableQuantizerActivationConfig
+        What to quantize and how, without a threshold or a range.
+    freeze_quant_params : bool
+        Accepted as by every quantizer; nothing is learned.
+    granularity : {"token", "tensor"}
+        Whether each vector along the last axis has a scale of its own, or the whole tensor has one.
+    """
+
+    declaration = dynamic.METHOD
+
+    def __init__(
+        self,
+        quantization_config: TrainableQuantizerConfig,
+        freeze_quant_params: bool = False,  # noqa: FBT001, FBT002 - the seed's signature
+        granularity: str = dynamic.TOKEN,
+    ) -> None:
+        super().__init__(quantization_config, freeze_quant_params)
+        self.granularity = dynamic.checked_granularity(granularity, type(self).__name__)
+
+    def get_arguments(self) -> dict[str, Any]:
+        """Return the granularity."""
+        return {"granularity": self.granularity}
+
+    def quantize(self, x: Tensor, training: bool) -> Tensor:  # noqa: ARG002, FBT001 - the base's signature
+        """Return `x` on the grid that it has for itself, in training as in evaluation."""
+        values = granularity.snapped_to_itself(x.detach(), self._forms[self.selected_width], self.granularity)
+        return ops.straight_through(values, x)
+
+    def convert2inferable(self) -> granularity.DynamicInferableQuantizer:
+        """Return the deployed quantizer, which computes its scales as this one does.
+
+        Raises
+        ------
+        QuantizerStateError
+            When the quantizer is not initialized, or its config switches quantization off.
+        """
+        self.require_deployable()
+        config = self.quantization_config
+        made = granularity.build_dynamic(
+            config.quantization_method,
+            config.n_bits,
+            signed=self.signed,
+            min_threshold=config.min_threshold,
+            granularity=self.granularity,
+        )
+        return made.train(self.training)

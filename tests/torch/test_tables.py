@@ -1,0 +1,99 @@
+"""Look-up tables: trained, deployed, saved, and given to mct-quantizers bit for bit."""
+
+import numpy as np
+import pytest
+import torch
+from mct_quantizers.pytorch import quantizers as mctq
+from torch import nn
+
+from tests.table_models import RECIPES
+from tests.torch.models import ready, train, vectors
+from trainable_core.errors import InvalidArgumentError, UnsupportedConfigError
+from trainable_core.reference import affine, apot
+from trainable_torch import describe, finalize, load, save, to_mctq, wrap
+from trainable_torch.training import quantizers_of
+
+
+def trained(recipe):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3))
+    qmodel = ready(model, recipe)
+    before = [q.threshold.clone() for q in quantizers_of(qmodel).values()]
+    train(qmodel, [vectors(4, 8)] * 3, lr=0.05)
+    assert any(not torch.equal(q.threshold, old) for q, old in zip(quantizers_of(qmodel).values(), before, strict=True))
+    return model, qmodel.eval()
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_what_is_trained_is_what_mctqs_own_class_computes(recipe, tmp_path):
+    model, qmodel = trained(recipe)
+    x = vectors(16, 8)
+    deployed = finalize(qmodel)
+    assert torch.equal(deployed(x), qmodel(x))
+    assert torch.equal(qmodel.train()(x), deployed(x))
+    stock = to_mctq(deployed)
+    assert torch.equal(stock(x), deployed(x))
+    assert {type(m).__module__.partition(".")[0] for m in stock.modules()} == {"torch", "mct_quantizers"}
+    for name, saved in (("deployed", deployed), ("trained", qmodel)):
+        save(saved, tmp_path / f"{name}.safetensors")
+        assert torch.equal(load(tmp_path / f"{name}.safetensors", model).eval()(x), deployed(x))
+    assert all(row.params["lut_values"] for row in describe(deployed).rows)
+
+
+@pytest.mark.parametrize("n_bits", [2, 3, 4, 5])
+def test_every_value_gets_mctqs_level_and_keeps_what_it_is(n_bits):
+    recipe = {"weights": {"method": "LUT_SYM_QUANTIZER", "n_bits": n_bits, "training_method": "APOT"}}
+    qmodel = ready(nn.Linear(4, 3), recipe)
+    (quantizer,) = quantizers_of(qmodel).values()
+    deployed = quantizer.convert2inferable()
+    assert isinstance(deployed, mctq.WeightsLUTSymmetricInferableQuantizer)
+    quarters = torch.arange(-4 * 140, 4 * 140) / 4 / 128  # every level, every tie, beyond the ends
+    x = quarters[None] * quantizer.threshold.detach()[:, None]
+    wide = ready(nn.Linear(x.shape[1], 3), recipe)
+    (of_wide,) = quantizers_of(wide).values()
+    of_wide.assign(of_wide.threshold, quantizer.threshold.detach().numpy())
+    values = of_wide(x)
+    assert torch.equal(values, of_wide.convert2inferable()(x))
+    assert torch.equal(values, of_wide.convert2inferable().to_mctq()(x.clone()))
+    expected = affine.fake_quantize(x.numpy(), of_wide.current_qparams())
+    np.testing.assert_array_equal(values.detach().numpy(), expected)
+    assert values.unique().numel() <= 3 * 2**n_bits
+    extreme = torch.tensor([[torch.inf, -torch.inf, torch.nan]]).expand(3, 3)
+    few = ready(nn.Linear(3, 3), recipe)
+    (of_few,) = quantizers_of(few).values()
+    for each in (of_few, of_few.convert2inferable()):
+        got, top = each(extreme), of_few.threshold.detach() * (max(apot.levels(n_bits, "q")) / 128)
+        assert torch.equal(got[:, 0], top)
+        assert torch.equal(got[:, 1], -top)
+        assert got[:, 2].isnan().all()
+
+
+def test_infinite_weights_give_finite_gradients():
+    qmodel = ready(nn.Linear(2, 1, bias=False), RECIPES["stretched LUT_SYM_QUANTIZER per channel"])
+    (quantizer,) = quantizers_of(qmodel).values()
+    x = torch.tensor([[torch.inf, -torch.inf]], requires_grad=True)
+    quantizer.train()(x).sum().backward()
+    assert x.grad.tolist() == [[0.0, 0.0]]
+    assert quantizer.threshold.grad.tolist() == [0.0]  # 96 - 96
+
+
+@pytest.mark.parametrize(
+    ("weights", "error", "fact"),
+    [
+        ({"training_method": "PARETOQ", "n_bits": 3}, UnsupportedConfigError, "LSQ"),
+        ({"training_method": "APOT", "n_bits": 6}, UnsupportedConfigError, "2, 3, 4, 5"),
+        ({"training_method": "PARETOQ", "n_bits": 1, "arguments": {"ternary": True}}, InvalidArgumentError, "2 bits"),
+        ({"training_method": "PARETOQ", "n_bits": 2, "arguments": {"ternary": 1}}, InvalidArgumentError, "ternary"),
+        ({"training_method": "APOT", "n_bits": 4, "method": "SYMMETRIC"}, LookupError, "APOT"),
+    ],
+)
+def test_levels_that_there_are_not_are_refused(weights, error, fact):
+    with pytest.raises(error, match=fact):
+        wrap(nn.Linear(2, 2), {"weights": {"method": "LUT_SYM_QUANTIZER", **weights}})
+
+
+def test_params_with_another_table_are_refused():
+    qmodel = ready(nn.Linear(2, 2), RECIPES["stretched LUT_SYM_QUANTIZER per channel"])
+    (quantizer,) = quantizers_of(qmodel).values()
+    with pytest.raises(InvalidArgumentError, match="lut_values"):
+        quantizer.set_quantization_params({2: {"threshold": 1.0, "lut_values": [-64, 0, 64]}})
