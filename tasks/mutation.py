@@ -75,17 +75,19 @@ class Target:
         Its import path.
     methods : tuple of str
         The training methods whose quantizers it serves; empty for all.
-    environment : tuple of tuple of str
-        Environment variables that the check needs, so that the module is what runs.
+    tiers : tuple of str
+        Kernels of PyTorch with which it is tried, one after the other: what one of them does not run, another does.
     """
 
     module: str
     methods: tuple[str, ...] = ()
-    environment: tuple[tuple[str, str], ...] = ()
+    tiers: tuple[str, ...] = ()
 
 
-# Without numba: it would compile the loops once more for every mutant.
-PLAIN, PASSES = ((("TRAINABLE_TORCH_KERNELS", tier),) for tier in ("plain", "passes"))
+KERNELS = "TRAINABLE_TORCH_KERNELS"
+PLAIN, PASSES, BOTH = ("plain",), ("passes",), ("plain", "passes")
+NATIVE = ("passes", "native")
+"""Numba keeps what it compiled. Modules with loops are left out: it would compile them once more for every mutant."""
 TARGETS = {
     "torch": [
         Target("trainable_torch.quantizers.ste", ("STE",), PASSES),
@@ -93,10 +95,10 @@ TARGETS = {
         Target("trainable_torch.quantizers.dqa", ("DQA",), PASSES),
         Target("trainable_torch.quantizers.base", ("LSQ",), PASSES),
         Target("trainable_torch.annealing", ("DQA",), PASSES),
-        Target("trainable_torch.grid", ("LSQ",), PLAIN),
+        Target("trainable_torch.grid", ("LSQ",), BOTH),
         Target("trainable_torch.kernels.plain", ("STE", "LSQ"), PLAIN),
         Target("trainable_torch.kernels.passes", ("STE", "LSQ"), PASSES),
-        Target("trainable_torch.kernels.fake_quantization", ("STE", "LSQ"), PASSES),
+        Target("trainable_torch.kernels.fake_quantization", ("STE", "LSQ"), NATIVE),
     ],
     "keras": [
         Target("trainable_keras.quantizers.ste", ("STE",)),
@@ -372,21 +374,32 @@ def run(backend: str, targets: Sequence[Target], sample: float, seed: int, log: 
             continue
         if time.monotonic() - started > seconds:
             break
-        os.environ.update(dict(target.environment))
         if target.module not in sound:
-            by = in_a_process(backend, target, None, STAGES[:1])
+            by = tried(backend, target, None, STAGES[:1])
             if by != "survived":
                 message = f"{target.module} is rejected as it is: {by}"
                 raise SystemExit(message)
             sound.add(target.module)
-        by = in_a_process(backend, target, code, STAGES, most_severe(rows))
-        for name, _ in target.environment:
-            os.environ.pop(name)
+        by = tried(backend, target, code, STAGES, most_severe(rows))
         rows.append({**asdict(mutant), "by": by})
         with log.open("a", encoding="utf-8") as file:
             file.write(json.dumps(rows[-1]) + "\n")
         print(f"{by:<24} {mutant.module}:{mutant.line} {mutant.change}", flush=True)
     return rows
+
+
+def tried(backend: str, target: Target, code: CodeType | None, stages: Sequence[int], first: Sequence[str] = ()) -> str:
+    """Return what rejects a module's code with any of the kernels that it is tried with."""
+    by = ""
+    for tier in target.tiers or ("",):
+        os.environ[KERNELS] = tier
+        try:
+            by = in_a_process(backend, target, code, stages, first)
+        finally:
+            del os.environ[KERNELS]
+        if by != "survived":
+            break
+    return by
 
 
 def summary(backend: str, rows: Sequence[Row], all_mutants: int) -> dict[str, Any]:

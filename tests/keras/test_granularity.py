@@ -202,6 +202,8 @@ def test_the_gradient_passes_as_it_is() -> None:
     found, variables = gradients(activation_quantizer(), x * 9, upstream, training=True)
     assert np.array_equal(found, upstream)
     assert variables == {}
+    found, _ = gradients(activation_quantizer().convert2inferable(), x * 9, upstream)
+    assert np.array_equal(found, upstream)
 
 
 def test_calibration_needs_no_batches_and_leaves_dynamic_activations_alone() -> None:

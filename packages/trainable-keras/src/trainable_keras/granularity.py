@@ -167,10 +167,11 @@ class OfItself(_Native):
         return {}
 
     def snapped(self, inputs: Tensor) -> Tensor:
-        """Return the input snapped to its own grid, in the input's dtype; no gradient is defined."""
+        """Return the input snapped to its own grid, in the input's dtype; the gradient passes, as in training."""
         f = self.functions
-        x = f.stop_gradient(f.cast(inputs, "float32"))
-        return f.cast(self._on_own_grid(x), f.dtype_of(inputs))
+        x = f.cast(inputs, "float32")
+        values = self.ops.straight_through(self._on_own_grid(f.stop_gradient(x)), x)
+        return f.cast(values, f.dtype_of(inputs))
 
     def _on_own_grid(self, x: Tensor) -> Tensor:
         grid = dynamic_grid(

@@ -22,8 +22,9 @@ from trainable_core.granularity import Blocks
 from trainable_core.qparams import QParams
 from trainable_core.reference import dynamic
 from trainable_torch import grid as grids
-from trainable_torch import kernels
+from trainable_torch import kernels, ops
 from trainable_torch.inferable import InferableQuantizer
+from trainable_torch.kernels import eligible
 
 ROWS_NDIM = 2
 """Number of dimensions of a tensor that is laid out with one block per row."""
@@ -179,8 +180,12 @@ class DynamicInferableQuantizer(nn.Module, metaclass=UnlistedSubclass, of=BaseIn
         return {}
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Return the input snapped to its own grid, in the input's dtype."""
-        return snapped_to_itself(inputs.detach().float(), self._form, self.granularity).to(inputs.dtype)
+        """Return the input snapped to its own grid, in the input's dtype; the gradient passes, as in training."""
+        x = inputs.float()
+        values = snapped_to_itself(x.detach(), self._form, self.granularity)
+        if eligible.is_differentiated(inputs):
+            values = ops.straight_through(values, x)
+        return values.to(inputs.dtype)
 
     def extra_repr(self) -> str:
         """Return width and granularity."""

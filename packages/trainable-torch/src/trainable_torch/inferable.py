@@ -169,8 +169,7 @@ class _Activation(_Mended):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the input snapped to the grid, in the input's dtype; its gradient is that of `reference.ste`."""
-        recorded = (torch.is_grad_enabled() and inputs.requires_grad) or eligible.is_transformed()
-        if not recorded or eligible.is_tracing():
+        if not eligible.is_differentiated(inputs):
             return super().forward(inputs)
         # counted from the lowest code, so that the ends counted from zero are the buffers
         grid = Grid(self.grid_scale, -self.grid_low, 0, 2**self.num_bits - 1, centered=False)

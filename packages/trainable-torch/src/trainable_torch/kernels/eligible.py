@@ -238,6 +238,11 @@ def is_tracing() -> bool:
     return bool(public.is_tracing() if _tracing_state is None else _tracing_state())
 
 
+def is_differentiated(x: Tensor) -> bool:
+    """Return whether a derivative of what is made of a tensor may be asked for; a TorchScript trace takes none."""
+    return ((torch.is_grad_enabled() and x.requires_grad) or is_transformed()) and not is_tracing()
+
+
 def is_in_backward() -> bool:
     """Return whether a backward pass is running, as where activation checkpointing computes a forward again."""
     return not torch.compiler.is_compiling() and _current_backward is not None and _current_backward() != -1
