@@ -136,7 +136,7 @@ def checked_beta(beta: Any, subject: str) -> AnnealingScheduler:
 
 def checked_weight(weight: Any, subject: str) -> float:
     """Return the factor of the regularizer; InvalidArgumentError unless it is a number from 0."""
-    if not isinstance(weight, Real) or isinstance(weight, bool) or not 0 <= weight < math.inf:
+    if not isinstance(weight, Real) or isinstance(weight, bool) or not 0 <= float(weight) < math.inf:
         raise InvalidArgumentError(f"{subject}: regularization_weight", f"must be a number from 0, got {weight!r}")
     return float(weight)
 

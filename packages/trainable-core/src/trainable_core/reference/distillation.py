@@ -111,4 +111,4 @@ def checked_weights(
 
 
 def _is_factor(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and value >= 0 and math.isfinite(value)
+    return isinstance(value, Real) and not isinstance(value, bool) and 0 <= float(value) < math.inf
