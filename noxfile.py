@@ -48,6 +48,7 @@ ARCHITECTURE = (
     "tests/architecture",
     "--ignore=tests/architecture/test_docs.py",
 )  # the session `examples` runs that one
+MATRIX = "tests/architecture/test_matrix.py"  # what it sees depends on which Keras a process has
 
 
 # What these are about does not depend on which kernels are used, or tries all of them.
@@ -55,16 +56,30 @@ NOT_ABOUT_KERNELS = [
     f"--ignore=tests/torch/test_{name}.py"
     for name in (
         "bad_input",
+        "calibration",
+        "description",
         "distributed",
         "document_fuzz",
         "eligible",
         "engines",
+        "export",
         "exporting",
+        "folding",
         "folding_structure",
+        "granularity",
+        "layers",
         "mctq",
         "memory",
+        "migration",
+        "more_real_models",
+        "moved_layers",
         "operations",
         "origins",
+        "references",
+        "serialization",
+        "tracing",
+        "weight_uses",
+        "wrapping",
     )
 ]
 
@@ -105,8 +120,8 @@ def tests_core(session: nox.Session) -> None:
 def tests_torch(session: nox.Session) -> None:
     """Test trainable-torch; `minimums` runs trainable-core's tests beside an installed backend."""
     runtime = "tests/core/test_integer_runtime.py"  # ONNX Runtime is in this environment
-    tests = ["tests/torch", runtime, "tests/artifacts", "tests/examples", *ARCHITECTURE]
-    pytest(session, TORCH_TESTS, *PARALLEL, *tests, env=ONE_THREAD)
+    tests = ["tests/torch", runtime, "tests/artifacts", "tests/examples"]
+    pytest(session, TORCH_TESTS, *PARALLEL, *tests, env={**ONE_THREAD, "TRAINABLE_EXAMPLES": "20"})
 
 
 @check("tests-torch-plain")
@@ -119,7 +134,7 @@ def tests_torch_plain(session: nox.Session) -> None:
 @check("tests-keras")
 def tests_keras(session: nox.Session) -> None:
     """Test trainable-keras on Keras 3 with the TensorFlow engine."""
-    tests = ["tests/keras", "tests/artifacts", "tests/examples", *ARCHITECTURE]
+    tests = ["tests/keras", "tests/artifacts", "tests/examples"]
     pytest(session, KERAS_TESTS, *PARALLEL, *tests, env=keras_on("tensorflow"))
 
 
@@ -138,7 +153,7 @@ def tests_keras_torch(session: nox.Session) -> None:
 @check("tests-keras-2")
 def tests_keras_2(session: nox.Session) -> None:
     """Test trainable-keras on Keras 2, with TensorFlow 2.21 and tf-keras."""
-    tests = ["tests/keras", "tests/artifacts", "tests/examples", *ARCHITECTURE]
+    tests = ["tests/keras", "tests/artifacts", "tests/examples", MATRIX]
     pytest(session, KERAS_2_TESTS, *PARALLEL, *tests, env=KERAS_2)
 
 
@@ -150,8 +165,8 @@ def tests_keras_2_tf215(session: nox.Session) -> None:
 
 @check("tests-cross")
 def tests_cross(session: nox.Session) -> None:
-    """Test that one recipe and the same weights give the same integers in every backend."""
-    pytest(session, CROSS_TESTS, "tests/cross", env=keras_on("tensorflow"))
+    """Test that one recipe and the same weights give the same integers in every backend, and the house's own rules."""
+    pytest(session, CROSS_TESTS, "tests/cross", *ARCHITECTURE, env=keras_on("tensorflow"))
     pytest(session, CROSS_TESTS, "tests/cross", env=KERAS_2)
     # Both versions of Keras are installed here alone: models of both in one process, and what each says of the other's.
     pytest(session, CROSS_TESTS, "tests/keras/test_which.py", env=keras_on("tensorflow"))

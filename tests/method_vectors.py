@@ -27,7 +27,7 @@ def method_cases(backend: str, tie_rule: TieRule) -> pytest.MarkDecorator:
         for case in [] if method is None else every_case(method.module.rpartition(".")[2]):
             weights = row.target is QuantizationTarget.Weights
             fits = case["method"] in {each.name for each in row.methods} and "widths" not in case
-            fits &= case.get("signed", True) if weights else "channels_axis" not in case
+            fits &= case.get("signed", True) if weights else "channels_axis" not in case or row.cls.computes_grid
             if fits and case.get("tie_rule") in {tie_rule.value, None}:  # none: there are no ties in it
                 made.append(pytest.param(row.cls, case, id=f"{row.cls.__name__}: {case['name']}"))
     return pytest.mark.parametrize(("cls", "case"), made)
@@ -36,11 +36,12 @@ def method_cases(backend: str, tie_rule: TieRule) -> pytest.MarkDecorator:
 def quantizer_of(cls: type[Any], case: dict[str, Any]) -> Any:
     """Return the quantizer that a case is about, initialized."""
     axis = case.get("channels_axis")
+    params = {} if cls.computes_grid else case["params"]
     if cls.quantization_target.name == "Weights":
         config: Any = TrainableQuantizerWeightsConfig(
             weights_quantization_method=case["method"],
             weights_n_bits=case["n_bits"],
-            weights_quantization_params=case["params"],
+            weights_quantization_params=params,
             weights_channels_axis=axis,
             weights_per_channel_threshold=axis is not None,
             min_threshold=0.0,
@@ -50,7 +51,7 @@ def quantizer_of(cls: type[Any], case: dict[str, Any]) -> Any:
         config = TrainableQuantizerActivationConfig(
             activation_quantization_method=case["method"],
             activation_n_bits=case["n_bits"],
-            activation_quantization_params={**case["params"], **sign},
+            activation_quantization_params={**params, **sign},
             min_threshold=0.0,
         )
     quantizer = cls(config, **case.get("arguments", {}))

@@ -18,7 +18,7 @@ NAMES = {
 """Public names that only one backend has, and why; by their names in Keras."""
 
 SIGNATURES = {
-    "export": "a Keras model knows its graph, so no example is traced, and no file that it becomes needs a second one",
+    "export": "a Keras model knows its graph, so no example is traced; TensorFlow Lite files can have packed weights",
     "wrap": "a Keras model knows its graph or is refused; PyTorch learns from an example what tracing can't see",
     "to_mctq": "Keras converts graphs alone, which tell all; PyTorch's code may have to be followed in a run",
     "register_layer": "the usual name of a layer's input is `input` in PyTorch and `inputs` in Keras",

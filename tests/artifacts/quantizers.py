@@ -16,6 +16,7 @@ from trainable_core import (
     TrainingMethod,
     list_quantizers,
 )
+from trainable_core.enums import LUT_METHODS
 
 TENSOR = 3 * numbers(4, 9)
 """What they quantize; a weight has its channels on the first axis."""
@@ -54,7 +55,7 @@ def built_in(backend: str) -> Iterator[tuple[list[str], Any]]:
     for row in list_quantizers(backend):
         if row.training_method not in methods:
             continue
-        for method in row.methods:
+        for method in (each for each in row.methods if each not in LUT_METHODS):  # their params name a table
             weights, activation = configs(method, row.training_method)
             config = weights if row.target is QuantizationTarget.Weights else activation
             quantizer = row.cls(config)

@@ -28,7 +28,7 @@ def test_what_is_trained_is_what_mctqs_own_class_computes(recipe: dict[str, Any]
     expected = call(qmodel, x)
     np.testing.assert_array_equal(call(deployed, x), expected)
     save(deployed, tmp_path / "deployed.keras")
-    np.testing.assert_array_equal(call(load(tmp_path / "deployed.keras"), x), expected)
+    np.testing.assert_array_equal(call(load(tmp_path / "deployed.keras", model), x), expected)
     if KERAS_VERSION == 2:
         np.testing.assert_array_equal(call(to_mctq(deployed), x), expected)
     elif ENGINE == "tensorflow":

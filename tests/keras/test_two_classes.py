@@ -335,9 +335,43 @@ class Block(kl.Layer):
         return (*shape[:-1], 3)
 
 
+@keras.utils.register_keras_serializable("tests.two_classes")
+class Stack(kl.Layer):
+    """Layers of one's own in a list, which Keras 2 names by their classes in files."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.blocks = [Block(), Block()]
+
+    def build(self, shape: Any) -> None:
+        for block in self.blocks:
+            block.build(shape)
+        self.built = True
+
+    def call(self, x: Any) -> Any:
+        return self.blocks[0](x) + self.blocks[1](x)
+
+
+@keras.utils.register_keras_serializable("tests.two_classes")
+class StackModel(keras.Model):
+    """The same in a model without a graph."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.blocks, self.head = [Block(), Block()], kl.Dense(2)
+
+    def call(self, x: Any) -> Any:
+        return self.head(self.blocks[0](x) + self.blocks[1](x))
+
+
 def with_block() -> tuple[Any, Any]:
     given = keras.Input((4,))
     return keras.Model(given, kl.Dense(2)(Block()(given))), tensor(vectors(8, 4))
+
+
+def with_blocks() -> tuple[Any, Any]:
+    given = keras.Input((4,))
+    return keras.Model(given, kl.Dense(2)(Stack()(given))), tensor(vectors(8, 4))
 
 
 def folded() -> tuple[Any, Any]:
@@ -349,9 +383,10 @@ IN_FILES: dict[str, Callable[[], tuple[Any, Any]]] = {
     **{name: INSIDE[name][0] for name in ("Bidirectional", "TimeDistributed", "stacked", "ConvLSTM")},
     "adapted": normalized,
     "block": with_block,
+    "blocks": with_blocks,
     "folded": folded,
 }
-COMPOSITES = ("Bidirectional", "TimeDistributed", "block")
+COMPOSITES = ("Bidirectional", "TimeDistributed", "block", "blocks")
 """Those with layers inside of layers, which Keras 2 can't read from a SavedModel."""
 
 
@@ -360,7 +395,7 @@ def endings(name: str) -> list[str]:
     if KERAS_VERSION == 3:
         return [".keras", ".h5"]
     # variables that a layer's own build makes have one name: Keras 2 can't write a float model's HDF5 file either
-    return [".keras", *([] if name == "block" else [".h5"]), *([] if name in COMPOSITES else [""])]
+    return [".keras", *([] if name in {"block", "blocks"} else [".h5"]), *([] if name in COMPOSITES else [""])]
 
 
 READS = """
@@ -397,6 +432,15 @@ def test_a_new_process_reads_every_format(tmp_path: Path) -> None:
     for name, output in expected.items():
         for end in (*endings(name), ".weights", ".own"):
             assert np.array_equal(np.load(tmp_path / f"{name}{end}.npy"), output), name + end
+
+
+def test_a_model_without_a_graph_that_has_composite_layers_in_a_list_is_read(tmp_path: Path) -> None:
+    model, x = StackModel(), tensor(vectors(8, 4))
+    model(x)
+    qmodel = quantized(model, x)
+    for each in (qmodel, trainable_keras.finalize(qmodel)):
+        each.save(tmp_path / "model.keras")
+        assert np.array_equal(call(keras.models.load_model(tmp_path / "model.keras"), x)[0], call(qmodel, x)[0])
 
 
 @only_keras(2, "Keras 3 writes no such files")

@@ -40,6 +40,7 @@ def test_a_row_tells_everything_of_its_quantizer():
                 params={"threshold": [1.0, 0.25]},
                 state="trainable",
                 quantizer="LsqWeightsQuantizer",
+                granularity="channel (axis 0)",
             ),
             DescriptionRow(
                 layer="0",
@@ -53,6 +54,7 @@ def test_a_row_tells_everything_of_its_quantizer():
                 params={"threshold": 3.0, "is_signed": False},
                 state="trainable",
                 quantizer="LsqActivationQuantizer",
+                granularity="tensor",
             ),
         ),
         left_out={},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import subprocess
 import sys
@@ -302,6 +303,29 @@ def test_the_first_layer_and_channel_that_differ_are_named(shipped, tmp_path):
     assert found.first.layer in ("add", "b", "relu_1")
     assert found.first.framework.channel == 2
     assert all(not row.numpy.different for row in found.rows)  # NumPy computes what the file says
+
+
+def test_a_deep_network_is_judged_layer_by_layer(tmp_path):
+    torch.manual_seed(3)
+    deep = nn.Sequential(*[nn.Sequential(nn.Conv2d(6, 6, 3, padding=1), nn.ReLU()) for _ in range(24)])
+    x = torch.rand(2, 6, 8, 8, generator=torch.Generator().manual_seed(5))
+    model = deployed(deep, recipe("SYMMETRIC"), x)
+    export(model, tmp_path / "m.onnx", example=x)
+    found = verify(model, tmp_path / "m.onnx", [x])
+    assert found.ok, str(found)
+    assert all(row.alone is not None and row.alone.largest <= 1 for row in found.rows)
+    assert sum(row.alone.different for row in found.rows) <= sum(row.framework.different for row in found.rows)
+
+
+def test_a_layer_that_computes_otherwise_is_not_hidden_by_those_before_it(shipped):
+    model, path, _ = shipped
+    other = copy.deepcopy(model)
+    holder = other.get_submodule("relu_2_output_holder")
+    step = holder.activation_holder_quantizer.grid_scale
+    holder.register_forward_pre_hook(lambda _, args: (args[0] + 0.6 * step,))
+    found = verify(other, path, [images(3)])
+    assert not found.ok
+    assert any("in integers" in problem or "certified" in problem for problem in found.problems)
 
 
 def test_another_model_is_not_the_files(shipped):

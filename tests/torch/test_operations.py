@@ -16,6 +16,7 @@ from torch import fx, nn
 from torch.nn import functional as F  # noqa: N812 - the name everyone reads
 from torch.utils.checkpoint import checkpoint
 
+import trainable_torch
 from tests.torch.models import moved, ready, same_state, spec, train, vectors, weights_only
 from trainable_core.errors import DocumentError, ModelError, QuantizerStateError, RuleError
 from trainable_torch import calibrate, describe, finalize, load, save, wrap
@@ -697,3 +698,61 @@ def test_a_model_with_an_attribute_of_the_containers_name_is_refused():
 def test_an_example_may_be_a_function():
     qmodel = wrap(Untraced(AskedForLess()), rules("add"), example=lambda model: model(X, how="plain"))
     assert [row.layer for row in describe(qmodel).rows] == ["model.add", "model.add"]
+
+
+# ---- what is no activation ------------------------------------------------------------------------------------------
+
+
+class Attends(nn.Module):
+    """Attention with buckets of positions and a mask, as in T5; the mask is left out where it hides nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.query, self.buckets = nn.Linear(8, 8), nn.Embedding(8, 1)
+        self.register_buffer("rates", torch.tensor([1.0, 0.5]))
+
+    def forward(self, x, keep):
+        distance = (torch.arange(x.shape[1]) - torch.arange(x.shape[1])[:, None]).abs()
+        bucket = (torch.log(distance.float()) * 2.0).clamp(min=0.0)  # of 0 it is minus infinity
+        turned = self.rates * distance[..., None].float()
+        scores = torch.matmul(self.query(x), x.transpose(1, 2)) + self.buckets(bucket.long()).squeeze(-1)
+        if torch.compiler.is_exporting() or not bool(keep.all()):
+            scores = scores + (1.0 - keep[:, None].float()) * torch.finfo(x.dtype).min
+        return torch.matmul(torch.softmax(scores, -1), x) + turned.sum() * 0.0
+
+
+def attends(keep):
+    recipe = outputs(weights=spec("LSQ", "SYMMETRIC", 8)) | {"activations": spec("LSQ", "SYMMETRIC", 8)}
+    recipe["activations"]["placement"] = "integer"
+    model = Attends().eval()
+    qmodel = calibrate(wrap(model, recipe, example={"x": X, "keep": keep}), [{"x": X, "keep": keep}])
+    return model, qmodel.eval()
+
+
+def test_masks_indices_and_constants_get_no_quantizer():
+    keep = torch.ones(3, 5, dtype=torch.long)
+    keep[:, 3:] = 0
+    model, qmodel = attends(keep)
+    quantized = {row.layer for row in describe(qmodel).rows if row.target == "Activation"}
+    assert {"matmul", "add", "matmul_1", "add_3"} <= quantized
+    assert not quantized & {"mul", "mul_1", "mul_2", "mul_3", "add_1", "add_2"}  # add_1 is a difference of the mask
+    # a quantizer of the masked scores would have steps of 1e36, and so no score would count any more
+    distance = (qmodel(x=X, keep=keep) - model(X, keep)).abs().max()
+    assert distance < 0.1 * model(X, keep).abs().max()
+
+
+def test_an_operation_that_an_exporter_adds_stays_float(tmp_path):
+    pytest.importorskip("onnxscript", reason="onnxscript comes with the extra `onnx`")
+    pytest.importorskip("onnxruntime", reason="ONNX Runtime comes with the extra `onnx`")
+    keep = torch.ones(3, 5, dtype=torch.long)
+    recipe = {"rules": [{"match": {"op": "mul"}, "activations": spec("LSQ", "SYMMETRIC", 8)}], "target": "onnx"}
+    recipe |= {"weights": spec("LSQ", "SYMMETRIC", 8)}
+    with pytest.raises(RuleError, match="mul"):  # no product of this model is an activation's
+        wrap(Attends(), recipe, example={"x": X, "keep": keep})
+    batch = {"x": X, "keep": keep}
+    recipe["rules"][0]["match"]["op"] = "matmul"
+    deployed = finalize(calibrate(wrap(Attends().eval(), recipe, example=batch), [batch]))
+    trainable_torch.export(deployed, tmp_path / "m.onnx", example=batch)
+    masked = {"x": X, "keep": torch.tensor([[1, 1, 1, 0, 0]] * 3)}
+    found = trainable_torch.verify(deployed, tmp_path / "m.onnx", [batch, masked])
+    assert found.ok, str(found)

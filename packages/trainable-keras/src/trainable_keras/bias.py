@@ -147,7 +147,7 @@ def _scale_of(quantizer: Any, subject: str) -> Tensor:
         scale = quantizer.functions.hide_shape(quantizer.functions.read(quantizer.grid_scale))
     else:
         raise _foreign(quantizer, subject)
-    functions: Functions = quantizer.functions  # type: ignore[union-attr] # as above
+    functions: Functions = quantizer.functions
     return functions.reshape(scale, (-1,)) if len(scale.shape) else scale
 
 

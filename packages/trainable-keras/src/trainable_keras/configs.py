@@ -10,12 +10,21 @@ from typing import Any, ClassVar
 from trainable_core.errors import ModelError
 from trainable_keras.graph import structure
 from trainable_keras.parts import KerasHolder, KerasWrapper, own_config
-from trainable_keras.two_classes import PENDING, Kit, Passing, add_class, as_its_own_class, own_class, plainly
+from trainable_keras.two_classes import (
+    PENDING,
+    Composite,
+    Kit,
+    Passing,
+    add_class,
+    as_its_own_class,
+    own_class,
+    plainly,
+)
 
 BIASED = "_trainable_biased"
 """Attribute of a layer that got a bias when a batch norm was folded into it."""
 
-NOTHING: dict[str, Any] = {"parts": {}, "biased": [], "passing": []}
+NOTHING: dict[str, Any] = {"parts": {}, "biased": [], "passing": [], "composites": []}
 
 
 class ConfigKit(Kit):
@@ -57,7 +66,7 @@ class ConfigKit(Kit):
             graph: a file could be written, but not read.
         """
         self._require_readable(layer)
-        parts, biased, passing = {}, [], []
+        parts, biased, passing, composites = {}, [], [], []
         for place, each in structure(layer, self.graph):
             if isinstance(each, KerasHolder):
                 raise ModelError(
@@ -71,7 +80,9 @@ class ConfigKit(Kit):
                 biased.append(place)
             if isinstance(each, Passing):
                 passing.append(place)
-        return {"parts": parts, "biased": biased, "passing": passing}
+            if isinstance(each, Composite):
+                composites.append(place)
+        return {"parts": parts, "biased": biased, "passing": passing, "composites": composites}
 
     def _require_readable(self, layer: Any) -> None:
         """Raise ModelError for a layer that can't be made again from its own config."""
@@ -112,7 +123,7 @@ class ConfigKit(Kit):
             raise
 
     def _restore_inside(self, layer: Any, inside: Mapping[str, Any]) -> None:
-        places = {*inside["parts"], *inside["biased"], *inside["passing"]}
+        places = {*inside["parts"], *inside["biased"], *inside["passing"], *inside.get("composites", ())}
         found = dict(structure(layer, self.graph)) if places else {}
         if missing := places - set(found):
             raise ModelError(
@@ -129,6 +140,8 @@ class ConfigKit(Kit):
             self.pass_on(found[place])
         for place, part in inside["parts"].items():
             self.restore(found[place], part)
+        for place in inside.get("composites", ()):  # Keras 2 names the entries of its files by classes
+            self.compose(found[place])
 
     def restore(self, layer: Any, told: Mapping[str, Any]) -> None:
         """Quantize a built layer as its config tells."""

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from trainable_core.documents.files import as_path, require_writable
 from trainable_core.enums import TieRule
 from trainable_core.errors import InvalidArgumentError, ModelError, QuantizerStateError, UnsupportedConfigError, nearest
+from trainable_core.export import channels_first, qdq, qonnx, verification
 from trainable_core.export.network import Network, Step
 from trainable_core.export.report import ExportReport
-from trainable_core.export.source import QuantizerRecord
+from trainable_core.export.source import NAME_TARGET, QuantizerRecord
 from trainable_core.export.tflite import document
 from trainable_core.export.tflite.lowering import lower
 from trainable_core.qparams import QParams
@@ -28,18 +29,26 @@ from trainable_keras.parts import KerasHolder, KerasWrapper, key_of, plan_of, to
 from trainable_keras.steps import Shape, Told, activation_of, told
 from trainable_keras.wrapping import state_of
 
-TARGETS = ("tflite",)
+TARGETS = (document.TARGET, verification.TARGET, qonnx.TARGET)
 """What `export` can write."""
 
 
-def export(framework: Framework, deployed: Any, path: Any, target: str, *, packed: bool) -> ExportReport:
+def export(
+    framework: Framework, deployed: Any, path: Any, target: str, *, packed: bool, external_data: bool | None
+) -> ExportReport:
     """Write a deployed model for a runtime; see `trainable_keras.export`."""
     if target not in TARGETS:
         problem = f"there is no target {target!r}; there are {', '.join(TARGETS)}{nearest(target, TARGETS)}"
         raise InvalidArgumentError("export", problem)
     require_finalized(framework, deployed, "export")
     require_writable(as_path(path))
-    return document.write(network_of(framework, deployed), path, packed=packed)
+    if packed and target != document.TARGET:
+        raise InvalidArgumentError("export", f"packed=True is for the target tflite, not for {target}")
+    network = network_of(framework, deployed)
+    if target == document.TARGET:
+        return document.write(network, path, packed=packed)
+    write = qonnx.write if target == qonnx.TARGET else qdq.write
+    return write(channels_first.source_of(network), path, external_data)
 
 
 def require_finalized(framework: Framework, model: Any, verb: str) -> None:
@@ -64,6 +73,12 @@ def require_finalized(framework: Framework, model: Any, verb: str) -> None:
             kind = f"{type(quantizer).__module__}.{type(quantizer).__name__}"
             problem = f"{name} is a {kind}, whose codes are not known"
             raise UnsupportedConfigError(verb, problem, "a quantizer's convert2inferable returns one of this package.")
+        elif quantizer.native:
+            problem = f"{name} is of the kind {quantizer.native}, whose scales no file format here holds"
+            raise UnsupportedConfigError(verb, problem, NAME_TARGET)
+        elif quantizer.levels:
+            problem = f"{name} has values of a table, which integer kernels don't have"
+            raise UnsupportedConfigError(verb, problem, NAME_TARGET)
 
 
 def named_quantizers(model: Any) -> Iterator[tuple[str, Any]]:
@@ -114,7 +129,7 @@ def require_expressible(framework: Framework, qmodel: Any) -> None:
     UnsupportedConfigError
         When integer kernels can't compute a layer; names it, and says why.
     """
-    if state_of(framework, qmodel).recipe.target in TARGETS:
+    if state_of(framework, qmodel).recipe.target == document.TARGET:
         lower(network_of(framework, qmodel, numbers=False))
 
 

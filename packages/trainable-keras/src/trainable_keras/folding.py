@@ -374,14 +374,13 @@ def fold_quantized(framework: Framework, layer: Any, norm: Any) -> str:
 
     known = next(cls.__name__ for cls in type(layer).__mro__ if cls.__name__ in KERNELS)
     attribute, axes = kernel_attribute(layer, known, framework.types.find_weight), KERNELS[known][1]
-    assert attribute is not None  # noqa: S101 - `plan_folding` asked
     inverse_deviation = 1.0 / np.sqrt(float64(norm.moving_variance) + norm.epsilon)
     gain, shift = folding.gain_and_shift(
         float64(norm.moving_mean), inverse_deviation, float64(norm.gamma), float64(norm.beta)
     )
     quantizers = layer.weights_quantizers if isinstance(layer, KerasWrapper) else {}
-    kernel: Any
-    quantizer, kernel = quantizers.get(attribute), framework.types.find_weight(layer, attribute)
+    quantizer: Any = quantizers.get(str(attribute))
+    kernel: Any = framework.types.find_weight(layer, str(attribute))
     if quantizer is None or not quantizer.quantization_config.enabled:
         folded, bias = folding.fold(float64(kernel), float64(layer.bias), gain, shift, axes)
     elif quantizer.deploys_itself:

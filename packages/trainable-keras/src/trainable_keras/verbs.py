@@ -453,7 +453,14 @@ def to_mctq(model: Any) -> Any:
     return mctq.to_mctq(framework_of(model, "to_mctq: the model"), model)
 
 
-def export(deployed: Any, path: str | PathLike[str], target: str = "tflite", *, packed: bool = False) -> ExportReport:
+def export(
+    deployed: Any,
+    path: str | PathLike[str],
+    target: str = "tflite",
+    *,
+    packed: bool = False,
+    external_data: bool | None = None,
+) -> ExportReport:
     """Write a deployed model for a runtime, with the very integers that it computes with.
 
     Parameters
@@ -462,12 +469,16 @@ def export(deployed: Any, path: str | PathLike[str], target: str = "tflite", *, 
         What `finalize` returned, a functional or Sequential model; left as it is.
     path : path
         File to write; an old one is replaced only once the new one is complete on disk.
-    target : {"tflite"}
+    target : {"tflite", "onnx", "qonnx"}
         ``tflite``: integers throughout, for TensorFlow Lite (LiteRT). The file's inputs and outputs are int8 codes; its
-        grids say which real numbers they stand for. The number of rows is free.
+        grids say which real numbers they stand for. ``onnx``: QuantizeLinear and DequantizeLinear with integer
+        constants, for ONNX Runtime and OpenVINO. ``qonnx``: ``Quant`` nodes with the true widths, for FPGA flows. The
+        number of rows is free.
     packed : bool
         Whether weights of at most 4 bits stand two in a byte. The runtime computes them with kernels of its own then,
-        which round twice; with 8 bits for each, the file gives what the model gives.
+        which round twice; with 8 bits for each, the file gives what the model gives. For ``tflite`` alone.
+    external_data : bool, optional
+        Whether large constants of an ONNX file go into a second file beside it; by default from one gigabyte on.
 
     Returns
     -------
@@ -481,26 +492,27 @@ def export(deployed: Any, path: str | PathLike[str], target: str = "tflite", *, 
     QuantizerStateError
         When it is not finalized.
     UnsupportedConfigError
-        When integer kernels can't compute something; names the layer, and says why.
+        When the target can't express something; names the layer, and says why.
     InvalidArgumentError
-        When the target is unknown.
+        When the target is unknown, or an argument is not for it.
     MissingLibraryError
-        When neither LiteRT nor TensorFlow is installed; names the extra.
+        When a library that the target needs is not installed; names the extra.
     DocumentError
         When the file can't be written.
     """
-    return exporting.export(framework_of(deployed, "export: the model"), deployed, path, target, packed=packed)
+    framework = framework_of(deployed, "export: the model")
+    return exporting.export(framework, deployed, path, target, packed=packed, external_data=external_data)
 
 
 def verify(deployed: Any, path: str | PathLike[str], batches: Iterable[Any]) -> VerificationReport:
-    """Run a file in LiteRT, and compare every code with the model's and with NumPy's.
+    """Run a file in LiteRT or ONNX Runtime, and compare every code with the model's and with NumPy's.
 
     Parameters
     ----------
     deployed : keras.Model
         The finalized model that `export` wrote.
     path : path
-        What `export` wrote.
+        What `export` wrote for the target ``tflite`` or ``onnx``.
     batches : iterable of batches
         As `calibrate` takes them.
 
@@ -522,7 +534,7 @@ def verify(deployed: Any, path: str | PathLike[str], batches: Iterable[Any]) -> 
     DocumentError
         When the file is missing, damaged, or was not written by `export`.
     MissingLibraryError
-        When neither LiteRT nor TensorFlow is installed; names the extra.
+        When the runtime is not installed; names the extra.
     """
     return verifying.verify(framework_of(deployed, "verify: the model"), deployed, path, batches)
 

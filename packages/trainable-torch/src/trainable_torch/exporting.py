@@ -30,7 +30,7 @@ from trainable_core.errors import (
 from trainable_core.export import qdq, qonnx
 from trainable_core.export.libraries import library
 from trainable_core.export.report import ExportReport
-from trainable_core.export.source import DOMAIN, QUANTIZE, QuantizerRecord, Source
+from trainable_core.export.source import DOMAIN, NAME_TARGET, QUANTIZE, QuantizerRecord, Source
 from trainable_core.qparams import QParams
 from trainable_torch import __version__
 from trainable_torch.copying import copied
@@ -46,9 +46,6 @@ from trainable_torch.wrapper import QuantizationWrapper
 from trainable_torch.wrapping import state_of
 
 EXTRA = "trainable-torch[onnx]"
-
-NAME_TARGET = "name the target in the recipe; `wrap` then checks every layer before training."
-"""What to do about a model that a target can't express."""
 
 TARGETS = ("mctq", "onnx", "qonnx")
 """What `export` can write."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from trainable_core.enums import QuantizationMethod, QuantizationTarget
+from trainable_core.enums import LUT_METHODS, QuantizationMethod, QuantizationTarget
 from trainable_core.reference.method import Method
 from trainable_core.registry.methods import built_in_methods
 from trainable_core.registry.rows import QuantizerRow
@@ -16,6 +16,8 @@ GRANULARITY = {
     QuantizationTarget.Weights: "per tensor, per channel, per group",
     QuantizationTarget.Activation: "per tensor",
 }
+OF_TABLES = "per tensor, per channel"
+"""Granularity of weights on the levels of a look-up table: mctq deploys these."""
 COMPUTED = "per token, per tensor"
 """Granularity of grids that are computed from the tensor itself."""
 NOBODY = "-"
@@ -65,11 +67,16 @@ def matrix_rows(quantizers: Iterable[QuantizerRow]) -> list[tuple[str, ...]]:
             training_method,
             learns[training_method],
             target,
-            COMPUTED if training_method in computed else GRANULARITY[QuantizationTarget[target]],
+            COMPUTED if training_method in computed else _granularity(QuantizationTarget[target], cells),
             *(", ".join(dict.fromkeys(cells.get(grid, [NOBODY]))) for grid in GRIDS),
         )
         for (training_method, target), cells in sorted(offered.items())
     ]
+
+
+def _granularity(target: QuantizationTarget, grids: Iterable[QuantizationMethod]) -> str:
+    is_table = target is QuantizationTarget.Weights and set(grids) <= set(LUT_METHODS)
+    return OF_TABLES if is_table else GRANULARITY[target]
 
 
 def markdown(rows: Sequence[Sequence[str]], columns: Sequence[str] = COLUMNS) -> str:

@@ -38,26 +38,15 @@ def verify(
     """Run a file and print what differs; returns the exit code."""
     if given.batches < 1:
         raise InvalidArgumentError("trainable verify", f"--batches must be at least 1, got {given.batches}")
-    report = (_verify_tflite if _is_tflite(given.file) else _verify_onnx)(given)
+    from trainable_core.export.files import is_tflite  # noqa: PLC0415 - no other command needs it
+
+    report = (_verify_tflite if is_tflite(given.file) else _verify_onnx)(given)
     if given.json:
         sys.stdout.write(report.to_json() + "\n")
     else:
         print_table("codes", *report.table())
         sys.stdout.write(report.summary() + "\n")
     return EQUAL if report.ok else DIFFERENT
-
-
-def _is_tflite(path: Path) -> bool:
-    """Return whether a file says of itself that it is one for TensorFlow Lite."""
-    try:
-        with path.open("rb") as file:
-            return file.read(8)[4:] == TFLITE
-    except OSError:
-        return False  # whoever reads it as an ONNX file says what is wrong
-
-
-TFLITE = b"TFL3"
-"""The identifier of TensorFlow Lite files, behind their first four bytes."""
 
 
 def _verify_onnx(given: argparse.Namespace) -> VerificationReport:

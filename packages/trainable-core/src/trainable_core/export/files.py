@@ -185,6 +185,19 @@ def _data_files(path: Path) -> list[Path]:
     return [each for each in path.parent.iterdir() if pattern.fullmatch(each.name)]
 
 
+TFLITE = b"TFL3"
+"""The identifier of TensorFlow Lite files, behind their first four bytes."""
+
+
+def is_tflite(path: Any) -> bool:
+    """Return whether a file says of itself that it is one for TensorFlow Lite."""
+    try:
+        with as_path(path).open("rb") as file:
+            return file.read(8)[4:] == TFLITE
+    except (OSError, ValueError):
+        return False  # whoever reads it as another file says what is wrong
+
+
 def read(path: Any) -> Any:
     """Return the model of a file, its data included.
 

@@ -15,6 +15,9 @@ DOMAIN = "trainable"
 QUANTIZE = "Quantize"
 """Their operation: one input, one output of the same shape, and the attribute ``name``."""
 
+NAME_TARGET = "name the target in the recipe; `wrap` then checks every layer before training."
+"""What to do about quantizers that no file format holds."""
+
 
 @dataclass(frozen=True)
 class QuantizerRecord:

@@ -134,8 +134,8 @@ def add(x: Quantized, y: Quantized, output: QParams, kernels: str = XNNPACK) -> 
     --------
     >>> grid = QParams(np.float32(1.0), np.int32(0), -128, 127)
     >>> one, two = Quantized(np.int32([1, -1]), grid), Quantized(np.int32([2, -2]), grid)
-    >>> add(one, two, QParams(np.float32(2.0), np.int32(0), -128, 127)).codes  # 1.5 and -1.5
-    array([ 2, -1])
+    >>> add(one, two, QParams(np.float32(2.0), np.int32(0), -128, 127)).codes.tolist()  # 1.5 and -1.5
+    [2, -1]
     """
     if kernels == XNNPACK:
         ratios = [np.float32(np.float32(each.grid.scale) / np.float32(output.scale)) for each in (x, y)]

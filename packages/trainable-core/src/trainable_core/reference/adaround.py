@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -136,7 +135,7 @@ def checked_beta(beta: Any, subject: str) -> AnnealingScheduler:
 
 def checked_weight(weight: Any, subject: str) -> float:
     """Return the factor of the regularizer; InvalidArgumentError unless it is a number from 0."""
-    if not isinstance(weight, Real) or isinstance(weight, bool) or not 0 <= float(weight) < math.inf:
+    if not isinstance(weight, int | float) or isinstance(weight, bool) or not 0 <= weight < math.inf:
         raise InvalidArgumentError(f"{subject}: regularization_weight", f"must be a number from 0, got {weight!r}")
     return float(weight)
 

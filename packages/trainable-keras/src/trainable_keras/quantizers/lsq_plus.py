@@ -22,8 +22,6 @@ class LsqPlusQuantizer(LsqQuantizer):
 
     def decode_grid(self, variables: dict[str, Any]) -> dict[str, Any]:
         """Return the range."""
-        f, last = self.functions, 2**self.quantization_config.n_bits - 1
+        last = 2.0**self.quantization_config.n_bits - 1.0
         scale, offset = variables[lsq_plus.SCALE], variables[lsq_plus.OFFSET]
-        # as short as a grid's scale: so the product is exact, and a compiler may contract it with the sum
-        short = f.bits_float(f.bits_and(f.float_bits(f.stop_gradient(scale)) + last, ~last))
-        return {RANGE_MIN: offset, RANGE_MAX: offset + self.ops.straight_through(short, scale) * float(last)}
+        return {RANGE_MIN: offset, RANGE_MAX: offset + scale * last}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from mct_quantizers import QuantizationMethod, QuantizationTarget, mark_quantizer
 from numpy.typing import NDArray
 from torch import Tensor
@@ -12,7 +11,6 @@ from torch import Tensor
 from trainable_core.constants import RANGE_MAX, RANGE_MIN
 from trainable_core.enums import TrainingMethod
 from trainable_core.reference import lsq_plus
-from trainable_torch import ops
 from trainable_torch.quantizers.lsq import LsqQuantizer
 
 METHODS = [QuantizationMethod.UNIFORM]
@@ -31,9 +29,8 @@ class LsqPlusQuantizer(LsqQuantizer):
         """Return the range."""
         last = 2**self.quantization_config.n_bits - 1
         scale, offset = variables[lsq_plus.SCALE], variables[lsq_plus.OFFSET]
-        # as short as a grid's scale: so the product is exact, and a compiler may contract it with the sum
-        short = ((scale.detach().view(torch.int32) + last) & ~last).view(torch.float32)
-        return {RANGE_MIN: offset, RANGE_MAX: offset + ops.straight_through(short, scale) * float(last)}
+        # in float64 the product is exact: a compiler may contract it with the sum, and the end stays the same
+        return {RANGE_MIN: offset, RANGE_MAX: (offset.double() + scale.double() * last).float()}
 
 
 @mark_quantizer(QuantizationTarget.Weights, METHODS, TrainingMethod.LSQ_PLUS)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from trainable_core.errors import DocumentError
+from trainable_core.export.files import TFLITE
 from trainable_core.export.graph import Array
 from trainable_core.export.libraries import first_of
 from trainable_core.export.tflite.program import Program, TfliteOperator, TfliteTensor
@@ -16,9 +17,6 @@ EXTRA = "trainable-core[tflite]"
 
 SCHEMAS = ("ai_edge_litert.schema_py_generated", "tensorflow.lite.python.schema_py_generated")
 """Modules with the schema: LiteRT's, or TensorFlow's."""
-
-IDENTIFIER = b"TFL3"
-"""What the bytes from the fifth on of every file are."""
 
 KEY = "trainable"
 """Name of the file's metadata that holds the document."""
@@ -107,7 +105,7 @@ def to_bytes(program: Program, purpose: str = "writing a TensorFlow Lite file") 
     flatbuffers = first_of(("flatbuffers",), purpose, EXTRA)
     model = _Writer(schema, program).model()
     builder = flatbuffers.Builder(1 << 16)
-    builder.Finish(model.Pack(builder), file_identifier=IDENTIFIER)
+    builder.Finish(model.Pack(builder), file_identifier=TFLITE)
     return bytes(builder.Output())
 
 
@@ -226,7 +224,7 @@ def from_bytes(content: bytes, path: object) -> Program:
         When no library with the schema is installed.
     """
     schema = first_of(SCHEMAS, "reading a TensorFlow Lite file", EXTRA)
-    if content[4:8] != IDENTIFIER:
+    if content[4:8] != TFLITE:
         raise DocumentError(path, "no TensorFlow Lite file")
     try:
         return _read(schema, schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0)))

@@ -223,7 +223,7 @@ def _depth_to_space(operator: TfliteOperator, operands: list[Any], output: QPara
 
 
 _KERNELS: dict[str, Callable[[TfliteOperator, list[Any], QParams, str], Quantized]] = {
-    "ADD": lambda _, operands, output, family: lite.add(*operands, output, family),
+    "ADD": lambda _, operands, output, family: lite.add(operands[0], operands[1], output, family),
     "CONCATENATION": _concatenate,
     "CONV_2D": _conv,
     "DEPTH_TO_SPACE": _depth_to_space,
@@ -231,7 +231,7 @@ _KERNELS: dict[str, Callable[[TfliteOperator, list[Any], QParams, str], Quantize
     "FULLY_CONNECTED": _linear,
     "MAX_POOL_2D": _max_pool,
     "MEAN": _mean,
-    "MUL": lambda _, operands, output, family: lite.multiply(*operands, output, family),
+    "MUL": lambda _, operands, output, family: lite.multiply(operands[0], operands[1], output, family),
     "PAD": _pad,
     "RESHAPE": _reshape,
     "SLICE": _slice,
