@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from tests.torch.models import GRIDS, images, network, ready, spec, train
 from trainable_core import hookimpl
-from trainable_core.errors import QuantizerStateError, UnsupportedConfigError
+from trainable_core.errors import QuantizerStateError, ShapeMismatchError, UnsupportedConfigError
 from trainable_core.modifier import Modifier
 from trainable_core.reference import gradual, oscillation
 from trainable_core.registry.process import register, unregister
 from trainable_core.schedule import CosineAnnealingScheduler
-from trainable_torch import describe, finalize, load, regularization, save, to_mctq, wrap
+from trainable_torch import calibrate, describe, finalize, load, regularization, save, to_mctq, wrap
 from trainable_torch.modifiers import AVERAGE, CODE, DIRECTION, FREQUENCY, FROZEN
 from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer
 from trainable_torch.training import quantizers_of
@@ -190,8 +190,6 @@ def test_tied_weights_are_looked_at_once() -> None:
 
     seen = []
     qmodel = wrap(Tied(), weights_with(FREEZING, per_channel=False))
-    from trainable_torch import calibrate
-
     calibrate(qmodel)
     quantizer = qmodel.head.weights_quantizers["weight"]
     assert quantizer is qmodel.embed.weights_quantizers["weight"]
@@ -249,6 +247,40 @@ def test_a_plugin_s_modifier_is_one_like_any_other() -> None:
         unregister("halves")
     with pytest.raises(UnsupportedConfigError, match="no modifier is called 'halving'"):
         wrap(network(), weights_with({"halving": {}}))
+
+
+def test_a_new_calibration_begins_anew() -> None:
+    qmodel = train(ready(network(), weights_with(FREEZING), images()), batches(24), lr=0.5)
+    assert any(q.get_buffer(FROZEN).isfinite().any() for q in weight_quantizers(qmodel))
+    calibrate(qmodel, force=True)
+    assert all(
+        q.get_buffer(FROZEN).isnan().all() and not q.get_buffer(FREQUENCY).any() for q in weight_quantizers(qmodel)
+    )
+
+
+def test_modifiers_are_made_with_a_model_without_memory() -> None:
+    with torch.device("meta"):
+        qmodel = wrap(network(), weights_with(FREEZING))
+    qmodel.load_state_dict(network().state_dict(), strict=False, assign=True)
+    folded = wrap(network(), weights_with(FREEZING))
+    qmodel.load_state_dict(
+        {k: v for k, v in folded.state_dict().items() if "quantizers" not in k}, strict=False, assign=True
+    )
+    calibrate(qmodel)
+    qmodel.train()(images())
+    assert all(q.get_buffer(CODE).isfinite().all() for q in weight_quantizers(qmodel))
+
+
+@pytest.mark.parametrize("rule", ["LSQ", "ADAROUND"])
+def test_a_weight_of_another_shape_gets_state_of_its_shape(rule: str) -> None:
+    modifiers = FREEZING if rule == "LSQ" else {}
+    qmodel = ready(nn.Sequential(nn.Linear(4, 3)), weights_with(modifiers, rule, per_channel=False), torch.ones(2, 4))
+    qmodel[0].weight = nn.Parameter(torch.randn(5, 4))
+    qmodel[0].bias = nn.Parameter(torch.zeros(5))
+    with pytest.raises(ShapeMismatchError, match=r"shape \(3, 4\)"):
+        calibrate(qmodel)
+    calibrate(qmodel, force=True)
+    assert qmodel.train()(torch.ones(2, 4)).shape == (2, 5)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # of dynamo's own modules

@@ -92,6 +92,9 @@ class Modifier(BaseModel):
     def add_state(self, quantizer: Any) -> None:
         """Create its state by the quantizer's `add_state`; the quantizer's `tensor_shape` is known by then."""
 
+    def start_anew(self, quantizer: Any) -> None:
+        """Give the state its first values; called when the quantizer gets other numbers by calibration."""
+
     def observe(self, quantizer: Any, x: Any) -> None:
         """Look at a weight at the beginning of a training step, and update the state; outside of the graph."""
 

@@ -373,6 +373,11 @@ class BaseTrainableQuantizer:
         return x
 
     @property
+    def fits_one_shape(self) -> bool:
+        """Whether variables or state have a value for each element, so that a tensor of another shape does not fit."""
+        return bool(self.modifiers) or any(own_variable(each).per_element for each in self.own_variables)
+
+    @property
     def values_shape(self) -> tuple[int, ...] | None:
         """Shape of a tensor as modifiers see it; see `laid_out`."""
         blocks = self.quantization_config.blocks
@@ -637,6 +642,8 @@ class BaseTrainableQuantizer:
             self.assign(variable, value)
         (self.signed,) = signs
         self.calibrated = True
+        for modifier in self.modifiers:
+            modifier.start_anew(self)
 
     def switch_off(self) -> None:
         """Pass tensors on as they are from here on, and deploy nothing, as if the config had said so."""
@@ -738,7 +745,7 @@ class BaseTrainableQuantizer:
         }
         if self.modifiers:
             document["modifiers"] = {each.name: each.model_dump(mode="json") for each in self.modifiers}
-        if self.tensor_shape and (self.modifiers or any(own_variable(each).per_element for each in self.own_variables)):
+        if self.tensor_shape and self.fits_one_shape:
             document["tensor_shape"] = list(self.tensor_shape)
         return {**document, "step": self.counted_steps} if self.counts_steps else document
 

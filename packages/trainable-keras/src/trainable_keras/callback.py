@@ -88,4 +88,7 @@ class KerasRoutine(TrainingRoutine):
 
     def optimizer_steps(self) -> int:
         """Return how many steps the model's optimizer has taken."""
+        sync = getattr(self.qmodel, "jax_state_sync", None)
+        if sync is not None:  # JAX's trainer keeps the variables' values to itself between batches
+            sync()
         return int(self.framework.functions.to_numpy(self.qmodel.optimizer.iterations))

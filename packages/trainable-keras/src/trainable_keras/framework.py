@@ -74,6 +74,9 @@ class Framework(ABC):
     kit: ClassVar[ConfigKit]
     """What layers of two classes ask of it."""
 
+    can_reconstruct: ClassVar[bool] = True
+    """Whether a layer of a model can be trained by itself."""
+
     can_freeze_in_fit: ClassVar[bool] = True
     """Whether `fit` can go on when fewer variables are trained."""
 

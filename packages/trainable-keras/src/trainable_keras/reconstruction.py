@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from trainable_core.backend.building import require_calibrated
 from trainable_core.backend.reconstruction import SUBJECT, ReconstructedLayer, Reconstruction, check_request
 from trainable_core.calibration.batches import inputs_of
-from trainable_core.errors import ModelError
+from trainable_core.errors import ModelError, UnsupportedConfigError
 from trainable_core.reference import adaround
 from trainable_keras.calibration import calls_replaced
 from trainable_keras.framework import Framework
@@ -35,6 +35,9 @@ def reconstruct(
 ) -> Reconstruction:
     """Learn the roundings of a model's weights layer by layer; see `trainable_keras.reconstruct`."""
     state_of(framework, qmodel)
+    if not framework.can_reconstruct:
+        problem = "it can't train a layer by itself on Keras's PyTorch engine yet"
+        raise UnsupportedConfigError(SUBJECT, problem, "use trainable-torch, or another engine.")
     layers = [each for each in layers_within(qmodel) if isinstance(each, KerasWrapper) and _learners(each)]
     single = bool(framework.functions.is_tensor(batches)) or hasattr(batches, "__array__")
     listed = check_request(layers, batches, forward, single=single)
@@ -76,7 +79,7 @@ def _learn(
     targets = [to_numpy(output) for _, output in told[id(layer)]]
     with _calls([layer]) as told:
         run()
-    inputs = [given for given, _ in told[id(layer)]]
+    inputs = [framework.functions.floats(to_numpy(given)) for given, _ in told[id(layer)]]  # outside of any graph
 
     def distance() -> float:
         pairs = zip(inputs, targets, strict=True)

@@ -376,6 +376,8 @@ def reconstruct(
     ModelError
         When the model is not wrapped, or has no weights of training method ADAROUND; or when the batches don't reach
         such a layer.
+    UnsupportedConfigError
+        On the PyTorch engine of Keras 3.
     QuantizerStateError
         When a quantizer has no numbers yet.
     CalibrationError

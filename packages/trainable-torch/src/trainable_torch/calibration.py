@@ -296,6 +296,7 @@ def _leave_meta(qmodel: nn.Module) -> None:
         for quantizer in empty:
             config, arguments = quantizer.quantization_config, quantizer.get_arguments()
             new = type(quantizer)(config, quantizer.freeze_quant_params, **arguments)
+            new.modify(quantizer.modifiers)
             new.initialize_quantization(shapes.get(quantizer), quantizer.subject, None)
             quantizer.load_state_dict(new.state_dict(), assign=True)
 
@@ -304,21 +305,27 @@ def _leave_meta(qmodel: nn.Module) -> None:
 def _fitted_to_shapes(qmodel: nn.Module, *, force: bool) -> Iterator[None]:
     """Give quantizers of weights that have another shape by now variables of that shape; take them back on an error."""
     shapes: dict[BasePytorchTrainableQuantizer, tuple[int, ...]] = {}
+    outgrown: dict[BasePytorchTrainableQuantizer, tuple[int, ...]] = {}
     for wrapper in _wrappers(qmodel):
         for _, weight, quantizer in wrapper.get_weights_vars():
             if not isinstance(quantizer, BasePytorchTrainableQuantizer) or not quantizer.variable_names:
                 continue
             shape = tuple(weight.shape)
             needed = variable_shape(quantizer.quantization_config, shape, quantizer.subject)
+            if quantizer.fits_one_shape and shape != quantizer.tensor_shape:
+                if not force or quantizer in shapes:
+                    expected = f"shape {quantizer.tensor_shape}"
+                    raise ShapeMismatchError(quantizer.subject, expected, f"a weight of shape {shape}", RESHAPED)
+                outgrown[quantizer] = shape
             if needed != shapes.get(quantizer, quantizer.structure.shape) and (not force or quantizer in shapes):
                 expected = f"{shapes.get(quantizer, quantizer.structure.shape)[0]} channels"
                 raise ShapeMismatchError(quantizer.subject, expected, f"a weight of shape {shape}", RESHAPED)
             shapes[quantizer] = needed
-    changed = {q: shape for q, shape in shapes.items() if shape != q.structure.shape}
+    changed = {q: shape for q, shape in shapes.items() if shape != q.structure.shape or q in outgrown}
     before = [(q, {name: copy(value) for name, value in q.__dict__.items()}) for q in changed]
     try:
         for quantizer, shape in changed.items():
-            _renew(quantizer, shape)
+            _renew(quantizer, shape, outgrown.get(quantizer))
         yield
     except BaseException:
         for quantizer, attributes in before:
@@ -346,9 +353,11 @@ def _biases_checked(qmodel: nn.Module) -> Iterator[None]:
         raise
 
 
-def _renew(quantizer: BasePytorchTrainableQuantizer, channels: tuple[int, ...]) -> None:
-    """Give a quantizer new variables, without numbers, for another number of channels."""
-    shape = shape_with(quantizer.quantization_config, quantizer.tensor_ndim, channels)
+def _renew(
+    quantizer: BasePytorchTrainableQuantizer, channels: tuple[int, ...], whole: tuple[int, ...] | None = None
+) -> None:
+    """Give a quantizer new variables, without numbers, for another number of channels; or for a whole other shape."""
+    shape = whole or shape_with(quantizer.quantization_config, quantizer.tensor_ndim, channels)
     first = _variables(quantizer)[0]
     for name in quantizer.variable_names:
         delattr(quantizer, name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -25,9 +26,19 @@ def codes(quantizer: Any, x: Tensor) -> Tensor:
     return found
 
 
-def _add_counter(quantizer: Any) -> None:
-    for name, value in ((CODE, math.nan), (DIRECTION, 0.0), (FREQUENCY, 0.0)):
+_COUNTER = {CODE: math.nan, DIRECTION: 0.0, FREQUENCY: 0.0}
+_FREEZER = {**_COUNTER, AVERAGE: 0.0, FROZEN: math.nan}
+"""First values of the state of either modifier."""
+
+
+def _add(quantizer: Any, state: Mapping[str, float]) -> None:
+    for name, value in state.items():
         quantizer.add_state(name, np.full(quantizer.values_shape, value, np.float32))
+
+
+def _start_anew(quantizer: Any, state: Mapping[str, float]) -> None:
+    for name, value in state.items():
+        quantizer.assign(getattr(quantizer, name), np.full(quantizer.values_shape, value, np.float32))
 
 
 def _count(quantizer: Any, now: Tensor, momentum: float) -> None:
@@ -50,7 +61,12 @@ class OscillationDampening(modifier.OscillationDampening):
     def add_state(self, quantizer: Any) -> None:
         """Create what counts oscillations, unless freezing counts them already."""
         if not any(isinstance(each, OscillationFreezing) for each in quantizer.modifiers):
-            _add_counter(quantizer)
+            _add(quantizer, _COUNTER)
+
+    def start_anew(self, quantizer: Any) -> None:
+        """Forget what was counted, unless freezing does."""
+        if not hasattr(quantizer, FROZEN):
+            _start_anew(quantizer, _COUNTER)
 
     def observe(self, quantizer: Any, x: Tensor) -> None:
         """Count the oscillations of a weight, unless freezing does."""
@@ -81,9 +97,11 @@ class OscillationFreezing(modifier.OscillationFreezing):
 
     def add_state(self, quantizer: Any) -> None:
         """Create what counts oscillations, the average codes and the frozen ones."""
-        _add_counter(quantizer)
-        quantizer.add_state(AVERAGE, np.zeros(quantizer.values_shape, np.float32))
-        quantizer.add_state(FROZEN, np.full(quantizer.values_shape, np.nan, np.float32))
+        _add(quantizer, _FREEZER)
+
+    def start_anew(self, quantizer: Any) -> None:
+        """Forget what was counted and frozen: codes of another grid mean other values."""
+        _start_anew(quantizer, _FREEZER)
 
     def observe(self, quantizer: Any, x: Tensor) -> None:
         """Count the oscillations of a weight, and freeze what oscillates too often."""

@@ -42,6 +42,7 @@ class Keras3(Framework):
     copier = Copier
     kit = KIT
     can_freeze_in_fit = ENGINE != "jax"
+    can_reconstruct = ENGINE != "torch"
 
     graph = staticmethod(graph_of)
     is_layer = staticmethod(is_layer)
