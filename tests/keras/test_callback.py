@@ -54,7 +54,7 @@ def test_statistics_are_estimated_before_evaluations_and_at_the_end() -> None:
     qmodel, seen = kept(), []
 
     class Look(keras.callbacks.Callback):
-        def on_test_batch_begin(self, batch: int, logs: Any = None) -> None:
+        def on_test_begin(self, logs: Any = None) -> None:
             seen.append(numpy(qmodel.get_layer("norm").moving_mean).copy())
 
     callback = training_callback(qmodel, batches=BATCHES)
