@@ -70,7 +70,7 @@ class Stochastic(BasePytorchTrainableQuantizer):
         return lambda x, grid: (clipped(x, grid) + error) * grid.scale
 
 
-@mark_quantizer(WEIGHTS, [SYMMETRIC], "DOREFA")
+@mark_quantizer(WEIGHTS, [SYMMETRIC], "SQUASHED")
 class DoReFa(BasePytorchTrainableQuantizer):
     """DoReFa (Zhou et al., 2016) on a symmetric grid: weights go through tanh, and the largest one to the threshold."""
 
