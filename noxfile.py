@@ -48,7 +48,7 @@ ARCHITECTURE = (
     "tests/architecture",
     "--ignore=tests/architecture/test_docs.py",
 )  # the session `examples` runs that one
-MATRIX = "tests/architecture/test_matrix.py"  # what it sees depends on which Keras a process has
+OF_KERAS_2 = ["tests/architecture/test_docstrings.py", "tests/architecture/test_matrix.py"]  # a process has one Keras
 
 
 # What these are about does not depend on which kernels are used, or tries all of them.
@@ -153,7 +153,7 @@ def tests_keras_torch(session: nox.Session) -> None:
 @check("tests-keras-2")
 def tests_keras_2(session: nox.Session) -> None:
     """Test trainable-keras on Keras 2, with TensorFlow 2.21 and tf-keras."""
-    tests = ["tests/keras", "tests/artifacts", "tests/examples", MATRIX]
+    tests = ["tests/keras", "tests/artifacts", "tests/examples", *OF_KERAS_2]
     pytest(session, KERAS_2_TESTS, *PARALLEL, *tests, env=KERAS_2)
 
 

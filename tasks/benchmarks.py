@@ -47,7 +47,7 @@ TORCH_PEERS: dict[str, tuple[str, ...]] = {
 """Other libraries, and what each needs but does not declare."""
 KERAS_PEERS = ("model-compression-toolkit",)
 """Other libraries for Keras; this one's is the Keras of TensorFlow 2.15."""
-TORCH_PEER_SCRIPTS = ("torch_peers", "torch_peer_steps")
+TORCH_PEER_SCRIPTS = ("torch_peers", "torch_peer_steps", "torch_peer_small_layers")
 KERAS_PEER_SCRIPTS = ("keras_peers",)
 
 
