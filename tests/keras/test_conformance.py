@@ -19,6 +19,7 @@ from trainable_core.config import TrainableQuantizerWeightsConfig
 from trainable_core.conformance import LAWS, check_quantizer, replay
 from trainable_core.conformance.suite import Check, checks
 from trainable_core.conformance.template import write_plugin
+from trainable_core.enums import LUT_METHODS
 from trainable_core.registry import process as registry
 
 ADAPTER = internal("conformance").ADAPTER
@@ -62,8 +63,8 @@ def test_every_law_meets_some_quantizers():
     subjects = {check.subject for check in CHECKS}
     about = {name for name, law in LAWS.items() if any(map(law.about, subjects))}
     assert {check.law.name for check in CHECKS} == about - {SLOW}
-    # the others are about methods without an oracle, such as a plugin's
-    assert set(LAWS) - about == {"gradients_arrive", "gradient_direction"}
+    # the others are about methods without an oracle, or with a penalty that is declared, such as a plugin's
+    assert set(LAWS) - about == {"gradients_arrive", "gradient_direction", "declared_penalty"}
 
 
 def test_importing_a_quantizer_loads_no_other_framework():
@@ -72,7 +73,11 @@ def test_importing_a_quantizer_loads_no_other_framework():
 
 
 def test_every_built_in_class_is_checked():
-    assert {check.subject.cls for check in CHECKS} == set(quantizers.BUILTIN)
+    # the laws are about whole grids; look-up tables have tests of their own
+    grids = {method.name for method in LUT_METHODS}
+    tables = {cls for cls in quantizers.BUILTIN if {each.name for each in cls.quantization_method} <= grids}
+    assert tables
+    assert {check.subject.cls for check in CHECKS} == set(quantizers.BUILTIN) - tables
 
 
 @mark_quantizer(QuantizationTarget.Weights, [QuantizationMethod.SYMMETRIC], "TIES")

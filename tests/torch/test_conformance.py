@@ -147,7 +147,8 @@ def test_the_matrix_shows_who_implements_what(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("| training method | learns | target | granularity | POWER_OF_TWO |")
     assert any(
-        line.startswith("| LSQ | thresholds, ranges | Weights | per tensor, per channel, per group |") and "torch" in line
+        line.startswith("| LSQ | thresholds, ranges | Weights | per tensor, per channel, per group |")
+        and "torch" in line
         for line in lines
     )
     assert main(["matrix"]) == 0

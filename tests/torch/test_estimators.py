@@ -275,7 +275,9 @@ def test_values_that_the_grid_alone_does_not_make_are_stored_when_a_model_is_fin
     torch.manual_seed(0)
     tied = nn.Linear(4, 4, bias=False)
     model = nn.Sequential(nn.Linear(6, 4), tied, tied)
-    qmodel = trainable_torch.wrap(model, {"weights": {"method": "SYMMETRIC", "n_bits": 3, "training_method": "SQUASHED"}})
+    qmodel = trainable_torch.wrap(
+        model, {"weights": {"method": "SYMMETRIC", "n_bits": 3, "training_method": "SQUASHED"}}
+    )
     x = torch.randn(5, 6)
     trainable_torch.calibrate(qmodel, [x])
     before = copy.deepcopy(qmodel.state_dict())

@@ -105,7 +105,9 @@ def version() -> str:
     """Return the name and the version of the runtime."""
     library: Any = first_of(RUNTIMES, "running an exported file", EXTRA)
     root = library.__name__.partition(".")[0]
-    return f"{DISTRIBUTIONS[root]} {metadata.version(DISTRIBUTIONS[root])}"
+    # TensorFlow comes in distributions of several names, such as tensorflow-cpu
+    distribution = next(iter(metadata.packages_distributions().get(root, ())), DISTRIBUTIONS[root])
+    return f"{DISTRIBUTIONS[root]} {metadata.version(distribution)}"
 
 
 def processor() -> Processor:
