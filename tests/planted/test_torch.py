@@ -106,6 +106,7 @@ EARLIER = {
 }
 # Defects that were seen by one law only, and the laws on more situations that see them since as well.
 ALSO = {
+    "FirstChannelsScale": {"per_block"},
     "DropsABadBatch": {"nan_inputs", "nonfinite_inputs"},
     "WrapAround": {"nan_inputs"},
     "Float32Out": {"deployed_dtypes"},

@@ -13,7 +13,7 @@ from tests.planted.defect import planted
 from trainable_core import enums
 from trainable_core.enums import VariableGroup
 from trainable_core.reference import lsq
-from trainable_torch import BasePytorchTrainableQuantizer, Grid, inferable, ops
+from trainable_torch import BasePytorchTrainableQuantizer, Grid, granularity, inferable, ops
 from trainable_torch import grid as grids
 from trainable_torch.quantizers.dqa import DqaQuantizer
 from trainable_torch.quantizers.lsq import LsqQuantizer
@@ -392,7 +392,10 @@ class ComputedInTheInputsDtype(Consistent):
 
     def forward(self, inputs, training=None):
         self.require_calibrated()
-        return self.quantize(inputs, self.training if training is None else training).to(inputs.dtype)
+        values = self.quantize(self.laid_out(inputs), self.training if training is None else training)
+        blocks = self.quantization_config.blocks
+        values = values if blocks is None else granularity.tensor_of(values, blocks, tuple(inputs.shape))
+        return values.to(inputs.dtype)
 
     def snap(self, x, grid):
         low, high = grid.ends
@@ -703,6 +706,8 @@ class ConvertsBeforeRounding(SteQuantizer):
 
     def convert2inferable(self):
         qparams, config = self.current_qparams(), self.quantization_config
+        if config.blocks is not None:
+            return super().convert2inferable()
         bound = torch.tensor(qparams.scale * -qparams.quant_min)
         raw = torch.minimum(self.threshold.detach().abs(), bound).clamp_min(2.0**-100)
         object.__setattr__(qparams, "scale", (raw / -qparams.quant_min).numpy())

@@ -265,6 +265,9 @@ class DeploysInTheInputsDtype(Tutorial):
         self.require_calibrated()
         axis = self.quantization_config.channels_axis
 
+        if self.quantization_config.blocks is not None:
+            return super().convert2inferable()
+
         def formula(x):
             grid = self.frozen.grid(x.dim() if axis is not None else 0)
             scale = grid.scale.detach().to(x.dtype)
