@@ -48,6 +48,26 @@ ARCHITECTURE = (
     "tests/architecture",
     "--ignore=tests/architecture/test_docs.py",
 )  # the session `examples` runs that one
+# PyTorch's version is the same in `tests-torch` and in `minimums`; what these are about depends on it alone.
+OF_PYTORCH = [
+    f"--ignore=tests/torch/test_{name}.py"
+    for name in (
+        "conformance",
+        "distributed",
+        "eligible",
+        "fast_paths",
+        "faults",
+        "folding_structure",
+        "fused_layer",
+        "identity",
+        "memory",
+        "more_real_models",
+        "moved_layers",
+        "native",
+        "real_models",
+        "references",
+    )
+]
 OF_KERAS_2 = ["tests/architecture/test_docstrings.py", "tests/architecture/test_matrix.py"]  # a process has one Keras
 
 
@@ -57,11 +77,13 @@ NOT_ABOUT_KERNELS = [
     for name in (
         "bad_input",
         "calibration",
+        "callback",
         "description",
         "distributed",
         "document_fuzz",
         "eligible",
         "engines",
+        "estimators",
         "export",
         "exporting",
         "folding",
@@ -71,10 +93,13 @@ NOT_ABOUT_KERNELS = [
         "mctq",
         "memory",
         "migration",
+        "modifiers",
         "more_real_models",
         "moved_layers",
         "operations",
         "origins",
+        "real_models",
+        "reconstruction",
         "references",
         "serialization",
         "tracing",
@@ -183,9 +208,7 @@ def examples(session: nox.Session) -> None:
 @check("minimums")
 def minimums(session: nox.Session) -> None:
     """Test with the lowest versions that the distributions declare; constraints/minimums.txt says why not torch's."""
-    # PyTorch's version is the one of `tests-torch`; what these are about depends on it alone.
-    of_pytorch = [f"--ignore=tests/torch/test_{name}.py" for name in ("conformance", "eligible", "fast_paths")]
-    tests = ["tests/core", "tests/torch", *of_pytorch]
+    tests = ["tests/core", "tests/torch", *OF_PYTORCH]
     pytest(session, MINIMUMS, *PARALLEL, *tests, env={**ONE_THREAD, **FEWER_EXAMPLES})
 
 
