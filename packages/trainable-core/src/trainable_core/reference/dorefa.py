@@ -23,6 +23,10 @@ from trainable_core.reference.oracle import EPSILON, ExpectedGradients, Expected
 __all__ = ["METHOD", "fake_quantize", "gradients", "squashed"]
 
 
+LEAST = 2.0**-64
+"""What the largest tangent counts as at least, where it is not 0: float32 would not hold larger gradients."""
+
+
 def squashed(x: ArrayLike, qparams: QParams) -> Float64:
     """Return weights squashed into the range, in steps of the grid.
 
@@ -55,7 +59,7 @@ def _tangent(x: NDArray[Any], qparams: QParams) -> tuple[Float64, Float64]:
     axis = qparams.channels_axis
     others = tuple(i for i in range(x.ndim) if axis is None or i != axis % x.ndim)
     largest = np.abs(tangent).max(axis=others, keepdims=True, initial=0.0)
-    return tangent, np.where(largest == 0, 1.0, largest)
+    return tangent, np.where(largest == 0, 1.0, np.maximum(largest, LEAST))
 
 
 def fake_quantize(x: ArrayLike, qparams: QParams, *, tie_rule: TieRule = TieRule.HALF_EVEN) -> NDArray[Any]:
@@ -95,7 +99,8 @@ def gradients(x: ArrayLike, upstream: ArrayLike, qparams: QParams) -> Gradients:
     Rounding is straight-through, and nothing is clipped (equations 5 and 9). *Deviation:* the maximum counts as a
     constant. The paper's levels are ``2**n_bits`` evenly spaced ones from -1 to 1, without zero; ours are the grid's,
     times the threshold, which calibration sets: with ``minmax`` to the largest magnitude. A weight at the positive end
-    is half a step beyond the last code at least, and its gradient passes like the others'.
+    is half a step beyond the last code at least, and its gradient passes like the others'. A maximum below `LEAST`
+    counts as that, because float32 would not hold the gradients.
 
     Examples
     --------

@@ -23,7 +23,7 @@ class DorefaQuantizer(KerasQuantizer):
         rank = len(x.shape)
         others = tuple(each for each in range(rank) if axis is None or each != axis % rank)
         largest = f.max(f.abs(tangent), axis=others, keepdims=True) if others else f.abs(tangent)
-        largest = f.where(largest == 0.0, f.zeros_like(largest) + 1.0, largest)
+        largest = f.where(largest == 0.0, f.zeros_like(largest) + 1.0, f.maximum(largest, f.number(dorefa.LEAST)))
         snapped = self.ops.snapped(tangent / largest * steps * scale, grid)
         slope = scale * steps * (1.0 - tangent * tangent) / largest
         return self.ops.straight_through(snapped, x * f.stop_gradient(slope))

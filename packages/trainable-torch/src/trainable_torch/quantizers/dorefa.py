@@ -29,7 +29,7 @@ class DorefaQuantizer(BasePytorchTrainableQuantizer):
         if not x.numel():
             return ops.by_slopes(x, grid, tangent)  # there is no maximum
         largest = tangent.abs().amax(others, keepdim=True) if others else tangent.abs()
-        largest = torch.where(largest == 0, 1.0, largest)
+        largest = torch.where(largest == 0, 1.0, largest.clamp_min(dorefa.LEAST))
         low, high = grid.ends
         snapped = ops.snap(tangent / largest * steps * scale, scale, low, high)
         return ops.straight_through(snapped, x * (scale * steps * (1 - tangent.square()) / largest))
