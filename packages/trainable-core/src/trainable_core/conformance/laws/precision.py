@@ -23,6 +23,18 @@ def rounded(values: NDArray[Any], dtype: str) -> NDArray[Any]:
     return np.where(np.isfinite(values), even.view(np.float32).reshape(values.shape), values)
 
 
+SUMMED = 2.0**-20
+"""Share of the upstream gradient by which two sums of it may differ: sixteen roundings of float32, and a five-hundredth
+of what a half-precision number is rounded by. Frameworks add in another order where tensors lie otherwise in memory."""
+
+
+def _same_sum(what: str, found: NDArray[Any], expected: NDArray[Any], upstream: NDArray[Any]) -> None:
+    allowed = SUMMED * float(np.abs(upstream.astype(np.float64)).sum())
+    distance = np.abs(found.astype(np.float64) - expected.astype(np.float64))
+    is_same = (found == expected) | (distance <= allowed) | (np.isnan(found) & np.isnan(expected))
+    require(what, bool(is_same.all()), expected, found)
+
+
 @law(
     "A model that trains in half precision must learn what it learns in float32: thresholds need all bits.",
     kind=Kind(moderate=True, finite=True),
@@ -43,4 +55,4 @@ def dtype_gradients(subject: Subject, case: Case) -> None:
             for name, gradient in single.variables.items():
                 found = got.variables[name]
                 require(f"dtype of the gradient of {name}", found.dtype == np.float32, "float32", found.dtype)
-                same_bits(f"gradient of {name} for a {dtype} input", found, gradient)
+                _same_sum(f"gradient of {name} for a {dtype} input", found, gradient, case.upstream)
