@@ -297,7 +297,8 @@ class _Recorder(TorchFunctionMode):
         if kind != "add":
             return False
         added = [tensor for tensor in tensors if not self._node_of(tensor).meta[ACTIVATION] and not tensor.is_meta]
-        return any(bool((tensor <= MASKED).any()) for tensor in added)
+        with self._aside():  # else the look at it would count as a use by the model
+            return any(bool((tensor <= MASKED).any()) for tensor in added)
 
     @contextmanager
     def _aside(self) -> Iterator[None]:
