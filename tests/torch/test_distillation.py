@@ -12,7 +12,7 @@ from torch import nn
 from tests.torch.models import images, network, ready, recipe
 from trainable_core.errors import InvalidArgumentError, ModelError, ShapeMismatchError
 from trainable_core.reference.distillation import features_term, logits_term
-from trainable_torch import distill, parameter_groups
+from trainable_torch import calibrate, distill, parameter_groups, wrap
 
 
 def student() -> nn.Module:
@@ -117,3 +117,19 @@ class _Around(nn.Module):
 
     def forward(self, x: Any) -> Any:
         return self.model(x)
+
+
+def test_a_feature_is_what_the_module_gave_whatever_is_written_into_it_later():
+    def model(*, in_place):
+        torch.manual_seed(2)
+        return nn.Sequential(nn.Linear(4, 6), nn.ReLU(inplace=in_place), nn.Linear(6, 3))
+
+    x, terms = torch.randn(5, 4, generator=torch.Generator().manual_seed(1)), []
+    for in_place in (False, True):
+        how = {"weights": {"method": "SYMMETRIC", "n_bits": 2, "training_method": "LSQ"}}
+        qmodel = calibrate(wrap(model(in_place=in_place), how), [x])
+        _, term = distill(qmodel, model(in_place=in_place), logits=0.0, features=["0"])(x)
+        term.backward()
+        terms.append((term.item(), qmodel[0].weight.grad))
+    assert terms[0][0] == terms[1][0]
+    assert torch.equal(terms[0][1], terms[1][1])

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from tests.torch.models import images, network, ready, recipe, same_state, spec
 from trainable_core.errors import CalibrationError, ModelError
@@ -100,3 +101,25 @@ def test_models_without_such_weights_are_told() -> None:
         reconstruct(network(), BATCHES)
     with pytest.raises(Exception, match="not calibrated"):
         reconstruct(wrap(network(), learning()), BATCHES)
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_what_the_model_writes_into_in_place_is_learned_as_it_was(residual: bool) -> None:
+    """A convolution's outputs that an activation overwrites, and its inputs that a sum overwrites."""
+
+    class Chain(nn.Module):
+        def __init__(self, in_place: bool) -> None:
+            super().__init__()
+            self.a, self.b, self.in_place = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3, padding=1), in_place
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = nn.functional.relu(self.a(x), inplace=self.in_place and not residual)
+            z = self.b(y)
+            return y.add_(z) if self.in_place and residual else y + z
+
+    torch.manual_seed(3)
+    plain = Chain(in_place=False)
+    writes = Chain(in_place=True)
+    writes.load_state_dict(plain.state_dict())
+    told = [reconstruct(ready(model, learning(), images()), BATCHES, learning_rate=0.05) for model in (plain, writes)]
+    assert told[0] == told[1]

@@ -51,14 +51,13 @@ def reconstruct(
                 else:
                     qmodel(inputs_of(batch), training=False)
 
-    with _float(qmodel), _calls(layers) as seen:
+    with _calls(layers, keep=False) as seen:
         run()
     missed = [plan_of(layer).layer.name for layer in layers if id(layer) not in seen]
     if missed:
         raise ModelError(f"{SUBJECT}: no batch reached {', '.join(missed)}")
     by_id = {id(layer): layer for layer in layers}
     order = [by_id[key] for key in seen]
-    seen.clear()
     shown = tqdm(order, desc=SUBJECT, disable=None if progress is None else not progress, leave=False)
     return Reconstruction(tuple(_learn(framework, layer, run, qmodel, learning_rate) for layer in shown))
 
@@ -137,15 +136,17 @@ def _forget(learners: list[Any]) -> None:
 
 
 @contextmanager
-def _calls(layers: Iterable[Any]) -> Iterator[dict[int, list[Call]]]:
-    """Note input and output of layers, in the order in which they are first called."""
+def _calls(layers: Iterable[Any], *, keep: bool = True) -> Iterator[dict[int, list[Call]]]:
+    """Note input and output of layers, in the order in which they are first called; or, to save memory, the order."""
     found: dict[int, list[Call]] = {}
 
     def noted(layer: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         def made_of(call: Callable[..., Any]) -> Callable[..., Any]:
             def called(inputs: Any, *args: Any, **kwargs: Any) -> Any:
                 output = call(inputs, *args, **kwargs)
-                found.setdefault(id(layer), []).append((inputs, output))
+                calls = found.setdefault(id(layer), [])
+                if keep:
+                    calls.append((inputs, output))
                 return output
 
             return called

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from trainable_core.errors import ModelError, ShapeMismatchError
 from trainable_core.reference.distillation import SUBJECT, checked_weights
 from trainable_torch.state import state_of
+from trainable_torch.training import evaluating
 
 
 def distill(
@@ -94,7 +95,7 @@ class Distillation:
         """
         with _outputs_of(self.qmodel, self.weights) as own:
             outputs = self.qmodel(*args, **kwargs)
-        with torch.no_grad(), _evaluating(self.teacher), _outputs_of(self.teacher, self.weights) as given:
+        with torch.no_grad(), evaluating(self.teacher), _outputs_of(self.teacher, self.weights) as given:
             target = self.teacher(*args, **kwargs)
         terms = [] if not self.logits else [self.logits * self._of_logits(_logits(outputs), _logits(target))]
         for name, weight in self.weights.items():
@@ -102,7 +103,7 @@ class Distillation:
                 raise ModelError(
                     f"{SUBJECT}: no forward reached {name!r} in {'both models' if name in own else 'the student'}"
                 )
-            student, teacher = _logits(own[name]), _logits(given[name])
+            student, teacher = own[name], given[name]
             _require_same(name, student, teacher)
             terms.append(weight * (student.float() - teacher.float()).square().mean())
         return outputs, torch.stack(terms).sum()
@@ -136,7 +137,7 @@ def _outputs_of(model: nn.Module, names: Mapping[str, float]) -> Iterator[dict[s
 
     def note(name: str) -> Any:
         def hook(_module: nn.Module, _args: Any, output: Any) -> None:
-            found[name] = output
+            found[name] = _logits(output).clone()  # what comes behind may write into it in place
 
         return hook
 
@@ -146,15 +147,3 @@ def _outputs_of(model: nn.Module, names: Mapping[str, float]) -> Iterator[dict[s
     finally:
         for handle in handles:
             handle.remove()
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules() if getattr(module, "training", False)}
-    try:
-        for module in modes:
-            module.training = False
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 from tqdm.auto import tqdm
 
 from trainable_core.backend.building import require_calibrated
@@ -19,7 +20,7 @@ from trainable_torch.holder import ActivationQuantizationHolder
 from trainable_torch.quantizers.adaround import AdaroundQuantizer
 from trainable_torch.ranks import require_whole
 from trainable_torch.state import state_of
-from trainable_torch.training import quantizers_of
+from trainable_torch.training import evaluating, quantizers_of
 from trainable_torch.wrapper import QuantizationWrapper
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -89,16 +90,14 @@ def reconstruct(
                 else:
                     qmodel(**batch) if isinstance(batch, Mapping) else qmodel(inputs_of(batch))
 
-    with _evaluating(qmodel):
-        with _float(qmodel), _calls(layers) as seen:
+    with evaluating(qmodel):
+        with _order(layers) as order:
             run()
-        missed = [name or "model" for name in layers if name not in seen]
+        missed = [name or "model" for name in layers if name not in order]
         if missed:
             raise ModelError(f"{SUBJECT}: no batch reached {', '.join(missed)}")
         rows, done = [], set[int]()
-        shown = tqdm(seen, desc=SUBJECT, disable=None if progress is None else not progress, leave=False)
-        order, seen = list(shown), {}
-        for name in order:
+        for name in tqdm(order, desc=SUBJECT, disable=None if progress is None else not progress, leave=False):
             layer = layers[name]
             learners = [each for each in _learners(layer) if id(each) not in done]
             done |= {id(each) for each in learners}
@@ -123,12 +122,12 @@ def _learn(
     for quantizer in learners:
         quantizer.assign(quantizer.rounding, quantizer.to_numpy(torch.zeros_like(quantizer.rounding)))
         quantizer.counted_steps = 0
-    with _float(qmodel), _calls({name: layer}) as told:
+    with _float(qmodel), _calls(layer) as told:
         run()
-    targets = [output for _, output in told[name]]
-    with _calls({name: layer}) as told:
+    targets = [output for _, output in told]
+    with _calls(layer) as told:
         run()
-    inputs = [arguments for arguments, _ in told[name]]
+    inputs = [arguments for arguments, _ in told]
     nearest = _distance(layer, inputs, targets)
     roundings = [quantizer.rounding for quantizer in learners if quantizer.rounding.requires_grad]
     if not roundings:
@@ -183,17 +182,38 @@ def _first(output: Any) -> Any:
 
 
 @contextmanager
-def _calls(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, list[tuple[Arguments, Tensor]]]]:
-    """Note inputs and outputs of layers, in the order in which they are first called."""
-    found: dict[str, list[tuple[Arguments, Tensor]]] = {}
+def _order(layers: Mapping[str, nn.Module]) -> Iterator[list[str]]:
+    """Note the names of layers, in the order in which they are first called."""
+    found: list[str] = []
 
     def note(name: str) -> Any:
-        def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            found.setdefault(name, []).append(((args, kwargs), _first(output)))
+        def hook(*_: Any) -> None:
+            if name not in found:
+                found.append(name)
 
         return hook
 
-    handles = [layer.register_forward_hook(note(name), with_kwargs=True) for name, layer in layers.items()]
+    handles = [layer.register_forward_hook(note(name)) for name, layer in layers.items()]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _calls(layer: nn.Module) -> Iterator[list[tuple[Arguments, Tensor]]]:
+    """Note inputs and outputs of a layer, as they are at the call: the model may write into both in place."""
+    found: list[tuple[Arguments, Tensor]] = []
+    given: list[Arguments] = []
+
+    def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given.append(tree_map_only(Tensor, Tensor.clone, (args, kwargs)))
+
+    def after(_module: nn.Module, _args: Any, output: Any) -> None:
+        found.append((given.pop(), _first(output).clone()))
+
+    handles = [layer.register_forward_pre_hook(before, with_kwargs=True), layer.register_forward_hook(after)]
     try:
         yield found
     finally:
@@ -224,15 +244,3 @@ def _float(model: nn.Module) -> Iterator[None]:
             wrapper.quantizes_weights = True
         for holder in holders:
             holder.observer = None
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules() if hasattr(module, "training")}
-    try:
-        for module in modes:
-            module.training = False
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode

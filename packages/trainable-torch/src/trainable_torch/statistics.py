@@ -13,6 +13,7 @@ from trainable_core.calibration.batch_norm import SUBJECT, check_request, requir
 from trainable_core.calibration.batches import feed, inputs_of
 from trainable_torch.ranks import require_whole
 from trainable_torch.state import state_of
+from trainable_torch.training import evaluating
 
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -59,7 +60,6 @@ def reestimate_batch_norm(
     require_whole(qmodel, SUBJECT)
     norms = batch_norms(qmodel)
     check_request(norms, batches, forward, single=isinstance(batches, Tensor))
-    modes = {module: module.training for module in qmodel.modules() if hasattr(module, "training")}
     momenta = {norm: norm.momentum for norm in norms.values()}
     before = {norm: {name: getattr(norm, name).clone() for name in _BUFFERS} for norm in norms.values()}
 
@@ -69,12 +69,10 @@ def reestimate_batch_norm(
         return qmodel(**batch) if isinstance(batch, Mapping) else qmodel(inputs_of(batch))
 
     try:
-        for module in modes:
-            module.training = False
-        for norm in norms.values():
-            norm.reset_running_stats()
-            norm.momentum, norm.training = None, True  # None: the average of all batches
-        with torch.no_grad():
+        with evaluating(qmodel), torch.no_grad():
+            for norm in norms.values():
+                norm.reset_running_stats()
+                norm.momentum, norm.training = None, True  # None: the average of all batches
             feed(batches, call, SUBJECT)
         require_reached(name for name, norm in norms.items() if not norm.num_batches_tracked)
     except BaseException:
@@ -82,8 +80,6 @@ def reestimate_batch_norm(
             _put_back(norm, values)
         raise
     finally:
-        for module, mode in modes.items():
-            module.training = mode
         for norm, momentum in momenta.items():
             norm.momentum = momentum
     for norm, values in before.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -22,6 +23,19 @@ from trainable_torch.wrapping import advance
 def quantizers_of(model: nn.Module) -> dict[str, BasePytorchTrainableQuantizer]:
     """Return a model's trainable quantizers by module name, each once."""
     return {name: m for name, m in model.named_modules() if isinstance(m, BasePytorchTrainableQuantizer)}
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Set every module to evaluation mode by its attribute, past a ``train`` of its own, and back in the end."""
+    modes = {module: module.training for module in model.modules() if hasattr(module, "training")}
+    try:
+        for module in modes:
+            module.training = False
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
 def parameter_groups(
