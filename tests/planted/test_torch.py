@@ -88,6 +88,7 @@ ALONE = {
     "pickling": "WeakReference",
     "threads": "OnlyInTheFirstThread",
     "cast_models": "HalvesItsThreshold",
+    "inside_a_layer": "KeepsItsFirstWeights",
 }
 # Laws without such a defect, and why.
 NOT_ALONE = {

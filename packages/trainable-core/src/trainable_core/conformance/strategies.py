@@ -52,6 +52,8 @@ class Kind:
         Whether there is one threshold per channel; None tries both.
     least : int
         Fewest dimensions of the tensor.
+    rank : int or None
+        Number of its dimensions, where the law is about one.
     tensor : bool
         Whether the law is about tensors, so that their layout and their size are varied.
     bound : bool
@@ -69,6 +71,7 @@ class Kind:
     finite: bool = False
     per_channel: bool | None = None
     least: int = 0
+    rank: int | None = None
     tensor: bool = True
     bound: bool = False
     fixed_input: bool = False
@@ -112,7 +115,7 @@ def corners(subject: Subject, kind: Kind) -> list[Corner]:
     adapter = subject.adapter
     least = max(kind.least, int(kind.per_channel or 0))
     made = [Corner(bits=bits) for bits in (1, 2, 8, 16) if kind.bits[0] <= bits <= kind.bits[1]]
-    made += [Corner(rank=rank) for rank in (0, 1, 4, 5) if rank >= least]
+    made += [Corner(rank=rank) for rank in (0, 1, 4, 5) if rank >= least and kind.rank is None]
     made += [Corner(bound=True)] * 2 if kind.bound else []
     if not kind.tensor:
         return made
@@ -193,7 +196,7 @@ def shapes(source: Source, kind: Kind, corner: Corner) -> tuple[int, ...]:
     """Return a tensor's shape: up to five dimensions, including none, and sizes down to 0."""
     sizes = [source.choice(SIZES) for _ in range(5)]
     rank = max(source.choice(DIMENSIONS), kind.least, int(kind.per_channel or 0))
-    rank = rank if corner.rank is None else corner.rank
+    rank = next((each for each in (corner.rank, kind.rank) if each is not None), rank)
     if rank >= MANY_DIMENSIONS:
         sizes = [min(size, FEW) for size in sizes]
     elif kind.blocks and rank:
