@@ -38,6 +38,7 @@ myst_heading_anchors = 3
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 120
+nb_execution_in_temp = True  # notebooks write files
 nb_merge_streams = True
 
 templates_path = [str(ROOT / "docs/templates")]
