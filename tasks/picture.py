@@ -19,7 +19,8 @@ from trainable_core.reference import affine
 
 PATH = Path(__file__).parents[1] / "docs/images/float-to-integers.svg"
 WEIGHTS = np.array([[-0.71, 0.22, 0.38], [0.09, -0.33, 0.85], [0.47, -0.12, 0.60]])
-GRID = from_params(QuantizationMethod.POWER_OF_TWO, 4, True, {"threshold": 1.0})
+SIGNED = True
+GRID = from_params(QuantizationMethod.POWER_OF_TWO, 4, SIGNED, {"threshold": 1.0})
 
 WIDTH, HEIGHT = 900, 322
 CELL, TOP = 58, 84
@@ -63,9 +64,9 @@ def picture(weights: np.ndarray, grid: QParams) -> str:
         Its grid, per tensor.
     """
     codes = affine.quantize(weights, grid)
+    label = "The float weights of a model are trained on a grid of 4 bits, and the file holds their codes."
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-        'aria-label="The float weights of a model are trained on a grid of 4 bits, and the file holds their codes.">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">',
         f"<style>{STYLE}</style>",
         f'<rect class="card" x="0.5" y="0.5" width="{WIDTH - 1}" height="{HEIGHT - 1}" rx="12"/>',
         *_text(LEFT + 1.5 * CELL, 42, "float model", "title"),

@@ -10,8 +10,10 @@ import posixpath
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from sphinx.application import Sphinx
+if TYPE_CHECKING:  # the contents are tested where Sphinx is not installed
+    from sphinx.application import Sphinx
 
 ROOT = Path(__file__).parents[2]
 MAP = "docs/README"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-
-from sphinx.application import Sphinx
+from typing import TYPE_CHECKING
 
 from tasks.site.contents import START, site_map
+
+if TYPE_CHECKING:  # the list is tested where Sphinx is not installed
+    from sphinx.application import Sphinx
 
 SUMMARY = "Trainable quantizers for quantization-aware training in PyTorch and Keras."
 
@@ -19,13 +21,7 @@ def llms(sources: str) -> str:
     sources : str
         Folder of the pages' Markdown in the site.
     """
-    lines = [
-        "# trainable",
-        "",
-        f"> {SUMMARY}",
-        "",
-        f"- [README]({sources}/{START}.md.txt): what it is, with an example",
-    ]
+    lines = ["# trainable", "", f"> {SUMMARY}"]
     for heading, entries in site_map().items():
         lines += ["", f"## {heading}", ""]
         for entry in entries:
