@@ -40,6 +40,7 @@ nb_execution_raise_on_error = True
 nb_execution_timeout = 120
 nb_execution_in_temp = True  # notebooks write files
 nb_merge_streams = True
+nb_output_stderr = "remove"  # the logs of frameworks
 
 templates_path = [str(ROOT / "docs/templates")]
 autosummary_generate = True
@@ -54,6 +55,7 @@ add_module_names = False
 default_role = "py:obj"  # a name in single backticks is a link where the reference has it
 
 html_theme = "furo"
+html_show_copyright = False  # the licence is in the repository
 html_title = f"trainable {release}"
 html_favicon = "images/favicon.svg"
 html_static_path = ["static"]

@@ -41,9 +41,9 @@ def test_a_page_that_lists_a_folder_has_all_of_it(page, folder):
 def test_an_entry_is_the_first_link_of_its_item():
     text = "# T\n[no](no.md)\n\n## One\n\n- [A](a.md): first,\n  with [more](b.md).\n- no\n\n## Two\n\n- [B](../b.md)\n"
     found = sections(text)
-    assert {name: [entry.file for entry in entries] for name, entries in found.items()} == {
-        "One": ["docs/a.md"],
-        "Two": ["b.md"],
+    assert {name: [entry.page for entry in entries] for name, entries in found.items()} == {
+        "One": ["docs/a"],
+        "Two": ["b"],
     }
     assert found["One"][0].description == "first, with more."
 
