@@ -74,7 +74,7 @@ class _Turning:
         opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, 1)]
         model = helper.make_model(graph, opset_imports=opsets)
         activations = {name: each for name, each in network.quantizers.items() if each.codes is None}
-        return Source(model, {**activations, **self.records}, network.recipe, network.versions)
+        return Source(model, {**activations, **self.records}, network.recipe, network.versions, network.layers)
 
     def _is_image(self, name: str) -> bool:
         return len(self.network.shapes[name]) == IMAGE

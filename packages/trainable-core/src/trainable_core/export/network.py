@@ -102,3 +102,8 @@ class Network:
     tie_rule: TieRule
     recipe: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def layers(self) -> list[str]:
+        """The names of its layers and functional operations, in order."""
+        return list(dict.fromkeys(step.layer for step in self.steps))

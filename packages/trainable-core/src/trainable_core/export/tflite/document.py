@@ -42,10 +42,10 @@ def build(network: Network, *, packed: bool = False) -> Program:
         "target": TARGET,
         "versions": {"trainable-core": __version__, **network.versions},
         "recipe": dict(network.recipe),
-        "quantizers": [_entry(each, lowered) for each in network.quantizers.values()],
+        "layers": network.layers,
+        "quantizers": [_entry(each, network, lowered) for each in network.quantizers.values()],
         "biases": lowered.biases,
         "packed": packed,
-        "tie_rule": network.tie_rule.value,
         "islands": [asdict(each) for each in lowered.islands],
         "constants": {name: digest_of(tensor) for name, tensor in _described(program).items()},
         "nodes": digest_of_operators(program),
@@ -54,9 +54,10 @@ def build(network: Network, *, packed: bool = False) -> Program:
     return program
 
 
-def _entry(record: QuantizerRecord, lowered: Lowered) -> dict[str, Any]:
-    """Return what the metadata say of a quantizer: its grid, and where its codes are."""
+def _entry(record: QuantizerRecord, network: Network, lowered: Lowered) -> dict[str, Any]:
+    """Return what the metadata say of a quantizer: its grid, how it rounds ties, and where its codes are."""
     found = lowered.activations if record.codes is None else lowered.weights
+    tie_rule = record.tie_rule or network.tie_rule
     return {
         "name": record.name,
         "layer": record.layer,
@@ -65,6 +66,7 @@ def _entry(record: QuantizerRecord, lowered: Lowered) -> dict[str, Any]:
         "quant_min": record.grid.quant_min,
         "quant_max": record.grid.quant_max,
         "is_weight": record.codes is not None,
+        "tie_rule": tie_rule.value,
         "codes": found.get(record.name, []),
     }
 
@@ -215,10 +217,10 @@ def metadata_of(program: Program, path: object) -> dict[str, Any]:
     kinds = {
         "constants": dict,
         "nodes": str,
+        "layers": list,
         "quantizers": list,
         "islands": list,
         "biases": dict,
-        "tie_rule": str,
         "packed": bool,
     }
     check_header(path, document, FORMAT, SCHEMA_VERSION, kinds)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -104,8 +105,8 @@ class Interpreter:
             return None
         grids = [self.grid_of(each) for each in operator.inputs if self.program.tensors[each].is_quantized]
         output = self.grid_of(name) if self.program.tensors[name].is_quantized else None
-        if operator.code == "ADD" and output is not None:
-            return certificate.of_sum(grids, output)
+        if output is not None and operator.code in _CERTIFIED:
+            return _CERTIFIED[operator.code](self, operator, grids, output)
         if operator.code not in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"):
             return None
         constants = self.program.constants()
@@ -123,9 +124,23 @@ class Interpreter:
         """
         operator = self.makers[name]
         output = float(self.grid_of(name).scale)
-        scales = [np.asarray(self.grid_of(each).scale, np.float64) for each in operator.inputs[:2]]
+        grids = [self.grid_of(each) for each in operator.inputs[:2] if self.program.tensors[each].is_quantized]
+        scales = [np.asarray(each.scale, np.float64) for each in grids]
+        if operator.code == "MEAN":
+            scales.append(np.asarray(1.0 / self._number(operator)))
         unit = np.minimum(*scales) if operator.code == "ADD" else scales[0] * scales[1]
         return bool(np.min(unit) < output)
+
+    def _number(self, operator: TfliteOperator) -> int:
+        """Return how many values a MEAN is of; 0 where it is not known."""
+        shape = self.program.tensors[operator.inputs[0]].shape
+        axes = self.program.tensors[operator.inputs[1]].data
+        assert axes is not None  # noqa: S101 - a constant
+        return prod(shape[int(axis)] or 0 for axis in np.reshape(axes, -1))
+
+    def _mean(self, operator: TfliteOperator, grids: list[QParams], output: QParams) -> Certificate | None:
+        number = self._number(operator)
+        return certificate.of_mean(grids[0], number, output) if number else None
 
 
 def _image(x: Quantized) -> Quantized:
@@ -221,6 +236,13 @@ def _depth_to_space(operator: TfliteOperator, operands: list[Any], output: QPara
         split.transpose(0, 1, 3, 2, 4, 5).reshape(rows, height * block, width * block, depth // block**2), x.grid
     )
 
+
+_CERTIFIED: dict[str, Callable[[Interpreter, TfliteOperator, list[QParams], QParams], Certificate | None]] = {
+    "ADD": lambda _, __, grids, output: certificate.of_sum(grids, output),
+    "MEAN": Interpreter._mean,  # noqa: SLF001 - its own
+    "MUL": lambda _, __, grids, output: certificate.of_product(grids[0], grids[1], output),
+}
+"""Operators without weights that there is a certificate for."""
 
 _KERNELS: dict[str, Callable[[TfliteOperator, list[Any], QParams, str], Quantized]] = {
     "ADD": lambda _, operands, output, family: lite.add(operands[0], operands[1], output, family),
