@@ -223,7 +223,7 @@ def test_a_model_that_rounds_ties_as_another_target_is_refused() -> None:
         if target == "mctq":
             trainable_keras.to_mctq(deployed)
         else:
-            with pytest.raises(UnsupportedConfigError, match="top.*even"):
+            with pytest.raises(UnsupportedConfigError, match=r"top.*even"):
                 trainable_keras.to_mctq(deployed)
 
 

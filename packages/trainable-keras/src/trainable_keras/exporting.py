@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from importlib import import_module, metadata
 from typing import Any
 
@@ -28,7 +29,7 @@ from trainable_keras.framework import Framework
 from trainable_keras.graph import layers_within
 from trainable_keras.inferable import KerasInferableQuantizer
 from trainable_keras.parts import KerasHolder, KerasWrapper, key_of, plan_of, told_of, variable_of
-from trainable_keras.steps import Shape, Told, activation_of, told
+from trainable_keras.steps import ACTIVATIONS, Shape, Told, activation_of, told
 from trainable_keras.wrapping import state_of
 
 TARGETS = (document.TARGET, verification.TARGET, qonnx.TARGET)
@@ -197,7 +198,7 @@ class _Telling:
             given = self._inputs(wrapper, given)
         output = self.flow.shapes[call.outputs[0]]
         shapes = [self.shapes[name] for name in given]
-        found = told(self.framework, operation, call.call.kwargs or {}, shapes, output)
+        found = told(self.framework, operation, call.call, shapes, output)
         result = self._computed(call, layer, found, given, output) if found.op else given[0]
         beside = not self.framework.function(operation) and found.op not in _NO_ACTIVATION
         activation = activation_of(operation) if beside else None
@@ -215,9 +216,17 @@ class _Telling:
         if isinstance(call.operation, KerasWrapper):
             weight, bias = self._weight(call.operation, layer), self._bias(call.operation)
         inputs = tuple(given if found.inputs is None else given[: found.inputs])
-        return self._add(
-            Step(found.op, layer, inputs, self._fresh(layer), found.options, weight, bias, found.obstacle), output
-        )
+        facts = (found.options, weight, bias, found.obstacle)
+        if not found.is_row or found.obstacle:
+            return self._add(Step(found.op, layer, inputs, self._fresh(layer), *facts), output)
+        before = self._reshaped(layer, inputs[0], _of_image(self.shapes[inputs[0]]))
+        if weight is not None:
+            facts = (found.options, _weight_of_image(weight), bias, found.obstacle)
+        made = self._add(Step(found.op, layer, (before,), self._fresh(layer), *facts), _of_image(output))
+        return self._reshaped(layer, made, output)
+
+    def _reshaped(self, layer: str, source: str, shape: Shape) -> str:
+        return self._add(Step("reshape", layer, (source,), self._fresh(layer), {"shape": tuple(shape[1:])}), shape)
 
     def _inputs(self, wrapper: KerasWrapper, given: list[str]) -> list[str]:
         """Return what a layer computes with: its inputs behind the quantizers that it has for them."""
@@ -302,8 +311,22 @@ class _Telling:
         return step.output
 
 
-_NO_ACTIVATION = frozenset({"", "clip", "softmax"})
+_NO_ACTIVATION = frozenset({"", "clip", "softmax", *ACTIVATIONS.values()})
 """What a layer whose activation function is all that it does comes out as."""
+
+
+def _of_image(shape: Shape) -> Shape:
+    """Return the shape of an image of one row."""
+    return (shape[0], 1, *shape[1:])
+
+
+def _weight_of_image(record: QuantizerRecord) -> QuantizerRecord:
+    """Return the weight of a convolution over a row as that of one over an image of one row."""
+    axis = record.grid.channels_axis
+    axis = axis if axis is None or axis < 0 else axis + 1
+    codes = record.codes
+    assert codes is not None  # noqa: S101 - a weight's record
+    return replace(record, grid=replace(record.grid, channels_axis=axis), codes=codes[np.newaxis])
 
 
 def _place(call: FlatCall) -> str:

@@ -21,7 +21,7 @@ from trainable_core.export.report import ExportReport
 from trainable_core.export.source import QuantizerRecord
 from trainable_core.export.tflite.flatbuffer import from_bytes, to_bytes
 from trainable_core.export.tflite.lowering import Lowered, lower
-from trainable_core.export.tflite.program import Program, TfliteTensor
+from trainable_core.export.tflite.program import Program, TfliteOperator, TfliteTensor
 
 TARGET = "tflite"
 
@@ -177,11 +177,14 @@ def write(network: Network, path: Any, *, packed: bool = False) -> ExportReport:
         weights=sum(each["is_weight"] for each in entries["quantizers"]),
         activations=sum(not each["is_weight"] for each in entries["quantizers"]),
         islands=tuple(Island(**each) for each in entries["islands"]),
-        operations=dict(Counter(each.code for each in program.operators if each.code not in _NOT_INTEGER)),
+        operations=dict(Counter(each.code for each in program.operators if _is_integer(program, each))),
     )
 
 
-_NOT_INTEGER = frozenset({"DEQUANTIZE", "QUANTIZE", "SOFTMAX"})
+def _is_integer(program: Program, operator: TfliteOperator) -> bool:
+    """Return whether an operator makes codes of codes."""
+    kinds = {program.tensors[name].kind for name in (*operator.inputs, *operator.outputs)}
+    return "float32" not in kinds
 
 
 def read(path: Any) -> tuple[Program, bytes]:

@@ -19,9 +19,6 @@ from trainable_core.qparams import QParams
 
 Arrays = dict[str, Array]
 
-FLOAT = frozenset({"DEQUANTIZE", "QUANTIZE", "SOFTMAX"})
-"""Operators that compute with real numbers, or make codes of them."""
-
 _IN, _OUT = (0, 3, 1, 2), (0, 2, 3, 1)
 """Axes of an image, from channels last to channels first and back."""
 
@@ -101,11 +98,11 @@ class Interpreter:
     def certificate(self, name: str) -> Certificate | None:
         """Return the certificate of what an operator makes; None where there is none for it."""
         operator = self.makers.get(name)
-        if operator is None:
+        if operator is None or not self.program.tensors[name].is_quantized or operator.code == "QUANTIZE":
             return None
         grids = [self.grid_of(each) for each in operator.inputs if self.program.tensors[each].is_quantized]
-        output = self.grid_of(name) if self.program.tensors[name].is_quantized else None
-        if output is not None and operator.code in _CERTIFIED:
+        output = self.grid_of(name)
+        if operator.code in _CERTIFIED:
             return _CERTIFIED[operator.code](self, operator, grids, output)
         if operator.code not in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"):
             return None
@@ -206,6 +203,18 @@ def _max_pool(operator: TfliteOperator, operands: list[Any], output: QParams, fa
     return pooling.max_pool(_image(x), kernel, window).moved(lambda codes: codes.transpose(_OUT))
 
 
+def _reduce_max(operator: TfliteOperator, operands: list[Any], output: QParams, family: str) -> Quantized:  # noqa: ARG001 - as all
+    x, axes = operands
+    places, keeps = tuple(int(each) for each in np.reshape(axes, -1)), bool(operator.options.get("keepDims"))
+    return x.moved(lambda codes: codes.max(axis=places, keepdims=keeps))  # type: ignore[no-any-return] # an array
+
+
+def _resize_nearest(operator: TfliteOperator, operands: list[Any], output: QParams, family: str) -> Quantized:  # noqa: ARG001 - as all
+    x, size = operands
+    rows, columns = (np.arange(int(n)) * old // int(n) for n, old in zip(size, x.codes.shape[1:3], strict=True))
+    return x.moved(lambda codes: codes[:, rows][:, :, columns])  # type: ignore[no-any-return] # an array
+
+
 def _concatenate(operator: TfliteOperator, operands: list[Any], output: QParams, family: str) -> Quantized:  # noqa: ARG001 - as all
     axis = int(operator.options["axis"])
     return Quantized(np.concatenate([each.codes for each in operands], axis), output)
@@ -255,7 +264,9 @@ _KERNELS: dict[str, Callable[[TfliteOperator, list[Any], QParams, str], Quantize
     "MEAN": _mean,
     "MUL": lambda _, operands, output, family: lite.multiply(operands[0], operands[1], output, family),
     "PAD": _pad,
+    "REDUCE_MAX": _reduce_max,
     "RESHAPE": _reshape,
+    "RESIZE_NEAREST_NEIGHBOR": _resize_nearest,
     "SLICE": _slice,
 }
 """What each operator on codes computes: of the operator, its operands, the grid of its result and the family."""

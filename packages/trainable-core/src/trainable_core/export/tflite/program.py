@@ -14,7 +14,9 @@ from trainable_core.qparams import QParams
 RANGES = {"int8": (-128, 127), "int4": (-8, 7), "int32": (-(2**31), 2**31 - 1)}
 """First and last code of each type of integers."""
 
-PASSING = frozenset({"DEPTH_TO_SPACE", "MAX_POOL_2D", "PAD", "RESHAPE", "SLICE"})
+PASSING = frozenset(
+    {"DEPTH_TO_SPACE", "MAX_POOL_2D", "PAD", "REDUCE_MAX", "RESHAPE", "RESIZE_NEAREST_NEIGHBOR", "SLICE"}
+)
 """Operators that pass on the codes of their first input."""
 
 

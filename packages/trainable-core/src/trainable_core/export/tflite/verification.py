@@ -13,7 +13,7 @@ from trainable_core.export.graph import Array
 from trainable_core.export.network import Network
 from trainable_core.export.tflite import document
 from trainable_core.export.tflite.document import TARGET
-from trainable_core.export.tflite.interpreter import FLOAT, Interpreter
+from trainable_core.export.tflite.interpreter import Interpreter
 from trainable_core.export.tflite.program import PASSING
 from trainable_core.export.tflite.runtime import Runtime, processor
 from trainable_core.export.tflite.ties import tie_rule_of
@@ -92,7 +92,7 @@ class Verification:
         return is_declared and self.tie_rules.get(name) is tie_rule_of(self.program, name)
 
     def _tie_rules(self) -> dict[str, TieRule]:
-        """Return the rule of the quantizer behind each tensor; what is concatenated is put on the grid of the result."""
+        """Return the rule of the quantizer behind each tensor; concatenated ones are put on the grid of the result."""
         found: dict[str, TieRule] = {}
         for entry, name, _ in self.calls:
             source, rule = self.program.source(name), TieRule(entry["tie_rule"])
@@ -138,7 +138,9 @@ class Verification:
             if name not in feeds:
                 raise InvalidArgumentError("batch", f"it lacks {name!r}; the file's inputs are {self.program.inputs}")
             values = np.asarray(feeds[name])
-            if values.dtype.kind == "f":
+            if not self.program.tensors[name].is_quantized:
+                values = values.astype(np.float32)
+            elif values.dtype.kind == "f":
                 values = elementwise.quantize(values, self.program.tensors[name].grid).codes.astype(np.int8)
             found[name] = values
         return found
@@ -162,7 +164,7 @@ class Verification:
         for name in self.runtime.own:
             self.report.outputs.add(_bits(plain[name]), _bits(found[name]))
         self.interpreter.kernels = self.runtime.families
-        given = {n: found[n] for n in self.watched if self.makers[n].code in FLOAT}
+        given = {n: found[n] for n in self.watched if self.makers[n].code == "QUANTIZE"}
         float_outputs = [n for n in self.runtime.own if self.program.tensors[n].kind == "float32"]
         given |= {name: found[name] for name in float_outputs}
         predicted = self.interpreter.run(codes, self.watched, given)
