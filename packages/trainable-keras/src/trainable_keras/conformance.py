@@ -18,6 +18,15 @@ from trainable_keras.framework import Framework
 
 Array = NDArray[Any]
 
+GRAPH, UNKNOWN_BATCH = "graph", "graph of an unknown batch"
+"""Modes of `Adapter.execute` that both Kerases have."""
+
+
+def mode_of(quantizer: Any, mode: str) -> str:
+    """Return the mode in which a quantizer is called: blocks are parts of weights, whose sizes are always known."""
+    in_blocks = mode == UNKNOWN_BATCH and quantizer.quantization_config.blocks is not None
+    return GRAPH if in_blocks else mode
+
 
 class KerasAdapter(BaseAdapter):
     """The part of a `trainable_core.conformance.adapter.Adapter` that is the same for both Kerases.

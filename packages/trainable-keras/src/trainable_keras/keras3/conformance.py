@@ -13,7 +13,7 @@ import numpy as np
 from keras import ops
 
 from trainable_core.conformance.adapter import PLAIN, Call, Run, Way
-from trainable_keras.conformance import Array, KerasAdapter
+from trainable_keras.conformance import Array, KerasAdapter, mode_of
 from trainable_keras.keras3 import graphs
 from trainable_keras.keras3.engine import ENGINE
 from trainable_keras.keras3.framework import FRAMEWORK
@@ -76,7 +76,7 @@ class Keras3Adapter(KerasAdapter):
     def execute(self, quantizer: Any, x: Array, mode: str, *, training: bool, upstream: Array | None) -> Run:
         trained = {} if upstream is None else self.trained(quantizer)
         call = functools.partial(quantizer, training=training)
-        output, *found = graphs.execute(call, x, mode, trained, upstream)
+        output, *found = graphs.execute(call, x, mode_of(quantizer, mode), trained, upstream)
         return self._run(x, output, found, trained, self.devices[0])
 
     def second_derivative(self, quantizer: Any, x: Array, upstream: Array, direction: Array) -> Array | None:
