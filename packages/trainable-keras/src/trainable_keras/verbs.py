@@ -56,7 +56,7 @@ def wrap(model: Any, recipe: RecipeSource) -> Any:
     """
     framework = framework_of(model, "wrap: the model")
     wrapped = wrapping.wrap(framework, model, recipe)
-    exporting.require_expressible(framework, wrapped)
+    exporting.fit_to_target(framework, wrapped)
     return wrapped
 
 
