@@ -22,6 +22,7 @@ from trainable_keras import (
     reconstruction,
     serialization,
     statistics,
+    tracking,
     training,
     verifying,
     wrapping,
@@ -292,6 +293,69 @@ def training_callback(
     return callback.training_callback(
         framework, qmodel, freeze_at=freeze_at, batches=batches, forward=forward, log=log, log_every=log_every
     )
+
+
+def track(
+    qmodel: Any,
+    path: str | PathLike[str],
+    *,
+    every: int = 100,
+    batches: Iterable[Any] | None = None,
+    forward: Callable[[Any, Any], Any] | None = None,
+) -> Any:
+    """Return what a trainer calls so that thresholds, gradients, clipping and codes are written down as it trains.
+
+    Parameters
+    ----------
+    qmodel : keras.Model
+        A wrapped model.
+    path : path
+        A file whose name ends in ``.csv``, which gets one number a line and goes on where an earlier run stopped; any
+        other name is a folder for TensorBoard.
+    every : int
+        Number of optimizer steps between two records.
+    batches : iterable, optional
+        A few batches, as `calibrate` takes them, with which activations are looked at for each record; read anew each
+        time. By default activations tell their thresholds alone.
+    forward : callable, optional
+        ``forward(qmodel, batch)``, when these batches need another call.
+
+    Returns
+    -------
+    keras.callbacks.Callback
+        For ``fit(callbacks=[...])``; its methods `start`, `step_end` and `end` are for a loop of your own. `problems`
+        tells what was warned of.
+
+    Raises
+    ------
+    ModelError
+        When the model is not wrapped, or is finalized.
+    InvalidArgumentError
+        When `every` is not a whole number from 1, or the batches can be read only once.
+    CalibrationError
+        When `batches` are one batch.
+    DocumentError
+        When the path can't be written to, or is a CSV file of others.
+
+    Warns
+    -----
+    GradientMissingWarning
+        When thresholds that should learn had no gradient at three records in a row, or did not change where gradients
+        are not seen.
+    ThresholdCollapsedWarning
+        When a step is below a hundredth of what it was, at its lower bound, or not finite.
+    StatisticsRunAwayWarning
+        When the variance of a batch norm, or the largest value of an activation, is ten thousand times what it was.
+
+    Notes
+    -----
+    Training is the same to the last bit. A record looks at no more than 65,536 elements of a weight, evenly spread, and
+    passes the batches in inference; what that changes in the model is put back. Gradients are noted as the optimizer
+    that the model was compiled with is given them. They are not seen on JAX, with several replicas, and with another
+    optimizer in a loop of your own.
+    """
+    framework = framework_of(qmodel, "track: the model")
+    return tracking.track(framework, qmodel, path, every=every, batches=batches, forward=forward)
 
 
 def distill(

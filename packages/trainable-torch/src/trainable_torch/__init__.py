@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from trainable_torch.reconstruction import reconstruct
     from trainable_torch.serialization import load, save
     from trainable_torch.statistics import reestimate_batch_norm
+    from trainable_torch.tracking import track
     from trainable_torch.training import (
         advance_schedules,
         average_scalar_gradients,
@@ -63,6 +64,7 @@ __all__ = [
     "running",
     "save",
     "to_mctq",
+    "track",
     "training_callback",
     "verify",
     "wrap",
@@ -87,6 +89,7 @@ __getattr__, __dir__ = lazy_names(
         "reconstruction": ["reconstruct"],
         "serialization": ["load", "save"],
         "statistics": ["reestimate_batch_norm"],
+        "tracking": ["track"],
         "training": [
             "advance_schedules",
             "average_scalar_gradients",
