@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from trainable_torch.quantizers import BasePytorchTrainableQuantizer
     from trainable_torch.reading import running
     from trainable_torch.reconstruction import reconstruct
+    from trainable_torch.reporting import report
     from trainable_torch.serialization import load, save
     from trainable_torch.statistics import reestimate_batch_norm
     from trainable_torch.tracking import track
@@ -61,6 +62,7 @@ __all__ = [
     "reestimate_batch_norm",
     "register_layer",
     "regularization",
+    "report",
     "running",
     "save",
     "to_mctq",
@@ -87,6 +89,7 @@ __getattr__, __dir__ = lazy_names(
         "quantizers": ["BasePytorchTrainableQuantizer"],
         "reading": ["running"],
         "reconstruction": ["reconstruct"],
+        "reporting": ["report"],
         "serialization": ["load", "save"],
         "statistics": ["reestimate_batch_norm"],
         "tracking": ["track"],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from html import escape
 from typing import Any
 
@@ -22,6 +22,9 @@ SCHEMA_VERSION = 1
 
 TITLES = ("layer", "tensor", "grid", "bits", "trained by", "numbers", "state")
 """Columns of the table."""
+
+MOST_NUMBERS = 4096
+"""Numbers of a tensor that a file's description tells one by one, at most."""
 
 FOLDED = "batch norm folded"
 """Heading of the batch norms that were folded, each with its layer."""
@@ -190,6 +193,18 @@ class Description:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DocumentError("description", f"damaged: {type(error).__name__}: {error}") from error
         return found
+
+    def summary(self) -> Description:
+        """Return the same, with the smallest and the largest number in the place of more than 4,096 of one tensor.
+
+        That is what files hold of themselves. Where each group of weights has a scale, it is among the tensors.
+        """
+
+        def ends(value: Any) -> Any:
+            return [min(value), max(value)] if isinstance(value, list) and len(value) > MOST_NUMBERS else value
+
+        rows = (replace(row, params={key: ends(value) for key, value in row.params.items()}) for row in self.rows)
+        return replace(self, rows=tuple(rows))
 
     def to_dataframe(self) -> Any:
         """Return the rows as a pandas DataFrame, with one column for each field of `DescriptionRow`.
