@@ -176,11 +176,16 @@ def points_of(facts: TensorFacts) -> NDArray[np.float64]:
     return np.asarray((codes - grid.zero_point.reshape(())) * grid.scale.astype(np.float64).reshape(()))
 
 
+def _rounded(path: re.Match[str]) -> str:
+    """Return a path with a tenth of a point, which is enough."""
+    return re.sub(r"(\d\.\d)\d+", r"\1", path[0])
+
+
 def inlined(svg: str, title: str) -> str:
     """Return a figure as it stands in a page: no prolog, no ids of other figures, the page's colours."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>\s*|<style.*?</style>\s*", "", svg, flags=re.DOTALL)
-    svg = re.sub(r"(\d\.\d)\d{2,}", r"\1", svg)  # a tenth of a point is enough
+    svg = re.sub(r' d="[^"]*"', _rounded, svg)
     svg = re.sub(
         r' id="(?:figure|axes|patch|text|line2d|xtick|ytick|matplotlib\.axis|LineCollection|PolyCollection)_\d+"',
         "",

@@ -25,6 +25,9 @@ CLIPPED = 0.05
 UNUSED = 0.5
 """Share of the codes in use below which a tensor is named at the top."""
 
+MOST_NAMED = 12
+"""Tensors that are named at the top; more can be unfolded."""
+
 SECTIONS = {
     "attention": "Worth a look",
     "diagnosis": "Diagnosis",
@@ -91,6 +94,7 @@ class Page:
             rows=contents.description.table()[1],
             notes=notes,
             attention=attention,
+            most=MOST_NAMED,
             anchors={card.name: card.id for card in cards},
             cards=cards,
             version=__version__,

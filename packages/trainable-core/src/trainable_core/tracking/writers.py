@@ -151,17 +151,18 @@ class TensorBoardWriter(Writer):
         by_step: dict[int, list[Scalar]] = {}
         for scalar in scalars:
             by_step.setdefault(scalar.step, []).append(scalar)
-        self._append(_event(step, found) for step, found in by_step.items())
+        self._append(event_of(step, found) for step, found in by_step.items())
 
     def _append(self, events: Iterable[bytes]) -> None:
         try:
             with self.path.open("ab") as file:
-                file.write(b"".join(map(_record, events)))
+                file.write(b"".join(map(record_of, events)))
         except OSError as error:
             raise DocumentError(self.path, f"can't be written: {error}") from error
 
 
-def _event(step: int, scalars: Iterable[Scalar]) -> bytes:
+def event_of(step: int, scalars: Iterable[Scalar]) -> bytes:
+    """Return the event of a step's numbers."""
     values = (_text(1, tag_of(each)) + _float(2, each.value) for each in scalars)
     summary = b"".join(_message(1, value) for value in values)
     return _double(1, time.time()) + _key(2, 0) + _varint(step) + _message(5, summary)
@@ -213,7 +214,8 @@ _LARGEST = 3.4028234e38
 # ---- records --------------------------------------------------------------------------------------------------------
 
 
-def _record(content: bytes) -> bytes:
+def record_of(content: bytes) -> bytes:
+    """Return an event with its length and its checksums."""
     length = struct.pack("<Q", len(content))
     return length + _checksum(length) + content + _checksum(content)
 
