@@ -111,6 +111,8 @@ SITE = ("furo", "ipykernel", "latex2mathml", "matplotlib", "myst-nb", "sphinx", 
 # All frameworks together: each backend must leave the others alone.
 WITH_ALL = ("-e", "packages/trainable-torch[speed]", "keras", "tensorflow-cpu", "tf-keras", "torch")
 CROSS_TESTS = Environment("cross", [*WITH_KERAS, *WITH_ALL, *WITH_ONNX, *WITH_LITERT, *TRAINERS, *WITH_REPORT, *SITE])
+# A data set of statsmodels is what recurrent networks are tried on; nothing else needs it.
+EVIDENCE = Environment("evidence", [*WITH_KERAS, *WITH_ALL, "statsmodels"])
 MINIMUMS = Environment("minimums", WITH_TORCH, "minimums")
 MAXIMUMS_TORCH = Environment("maximums-torch", WITH_TORCH, None)
 MAXIMUMS_KERAS = Environment("maximums-keras", [*WITH_KERAS, "keras", "tensorflow-cpu"], None)
