@@ -16,8 +16,8 @@ from trainable_core.errors import DocumentError
 from trainable_core.quantizer import BaseTrainableQuantizer
 from trainable_core.recipe.state import WrappedState
 from trainable_keras import documents
-from trainable_keras.exporting import fit_to_target
 from trainable_keras.description import describe
+from trainable_keras.exporting import fit_to_target
 from trainable_keras.finalized import FOLDED, finalize
 from trainable_keras.framework import Framework
 from trainable_keras.parts import KerasWrapper, holders_of, plan_of, told_of
