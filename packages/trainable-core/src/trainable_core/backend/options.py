@@ -57,8 +57,6 @@ class DqaOptions(BaseTrainableQuantizer):
         Factor of the expected bit width in `regularization`.
     """
 
-    declaration = dqa.METHOD
-
     def __init__(
         self,
         quantization_config: TrainableQuantizerConfig,
@@ -95,8 +93,6 @@ class AdaroundOptions(BaseTrainableQuantizer):
         Factor of the regularizer.
     """
 
-    declaration = adaround.METHOD
-
     def __init__(
         self,
         quantization_config: TrainableQuantizerConfig,
@@ -124,8 +120,6 @@ class PactOptions(BaseTrainableQuantizer):
         Whether the rounding error inside the range counts too.
     """
 
-    declaration = pact.METHOD
-
     def __init__(
         self,
         quantization_config: TrainableQuantizerConfig,
@@ -149,8 +143,6 @@ class ApotOptions(BaseTrainableQuantizer):
         As in the base class.
     """
 
-    declaration = apot.METHOD
-
     def __init__(self, quantization_config: TrainableQuantizerConfig, freeze_quant_params: bool = False) -> None:  # noqa: FBT001, FBT002 - the seed's signature
         super().__init__(quantization_config, freeze_quant_params)
         apot.levels(quantization_config.n_bits, type(self).__name__)  # refuses the width
@@ -171,8 +163,6 @@ class ParetoqOptions(BaseTrainableQuantizer):
     ternary : bool
         With 2 bits: three levels instead of four.
     """
-
-    declaration = paretoq.METHOD
 
     def __init__(
         self,
@@ -206,8 +196,6 @@ class DynamicOptions(BaseTrainableQuantizer):
     granularity : {"token", "tensor"}
         Whether each vector along the last axis has a scale of its own, or the whole tensor has one.
     """
-
-    declaration = dynamic.METHOD
 
     def __init__(
         self,

@@ -21,6 +21,8 @@ class AdaroundQuantizer(AdaroundOptions, KerasQuantizer):
     Weights and grid get no gradient. When a model is finalized, the rounded weights take the place of the float ones.
     """
 
+    declaration = adaround.METHOD
+
     rounding: Any
 
     def roundings(self, steps: Tensor) -> Tensor:

@@ -10,7 +10,4 @@ from trainable_keras.quantizers.table import TableQuantizer
 class ApotQuantizer(ApotOptions, TableQuantizer):
     """Levels are sums of powers of two, the threshold learns; see `trainable_core.reference.apot`."""
 
-    @property
-    def levels(self) -> tuple[int, ...]:
-        """The table."""
-        return apot.levels(self.quantization_config.n_bits, self.subject)
+    declaration = apot.METHOD

@@ -28,6 +28,8 @@ class DqaQuantizer(DqaOptions, KerasQuantizer):
     losses, which `fit` minimizes.
     """
 
+    declaration = dqa.METHOD
+
     logits: Any
 
     @property

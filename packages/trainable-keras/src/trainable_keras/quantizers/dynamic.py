@@ -17,6 +17,8 @@ class DynamicQuantizer(DynamicOptions, KerasQuantizer):
     Its arguments are those of `trainable_core.backend.options.DynamicOptions`.
     """
 
+    declaration = dynamic.METHOD
+
     def quantized(self, x: Tensor, training: bool) -> Tensor:  # noqa: ARG002, FBT001 - the base's signature
         """Return `x` on the grid that it has for itself, in training as in evaluation."""
         f, config = self.functions, self.quantization_config

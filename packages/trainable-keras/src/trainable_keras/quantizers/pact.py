@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from trainable_core.backend.options import PactOptions
+from trainable_core.reference import pact
 from trainable_keras.functions import Tensor
 from trainable_keras.grid import Grid
 from trainable_keras.quantizers.base import KerasQuantizer
@@ -13,6 +14,8 @@ class PactQuantizer(PactOptions, KerasQuantizer):
 
     Its arguments are those of `trainable_core.backend.options.PactOptions`.
     """
+
+    declaration = pact.METHOD
 
     def fake_quantize(self, x: Tensor, grid: Grid, training: bool) -> Tensor:  # noqa: ARG002, FBT001 - the base's signature
         """Return `x` on the grid."""

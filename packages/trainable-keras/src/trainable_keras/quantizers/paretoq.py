@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from trainable_core.backend.options import ParetoqOptions
+from trainable_core.reference import paretoq
 from trainable_keras.quantizers.table import TableQuantizer
 
 
@@ -14,6 +13,4 @@ class ParetoqQuantizer(ParetoqOptions, TableQuantizer):
     Its arguments are those of `trainable_core.backend.options.ParetoqOptions`.
     """
 
-    def get_arguments(self) -> dict[str, Any]:
-        """Return the option."""
-        return {"ternary": self.ternary}
+    declaration = paretoq.METHOD

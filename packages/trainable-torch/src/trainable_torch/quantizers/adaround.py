@@ -27,6 +27,8 @@ class AdaroundQuantizer(AdaroundOptions, BasePytorchTrainableQuantizer):
     Weights and grid get no gradient. When a model is finalized, the rounded weights take the place of the float ones.
     """
 
+    declaration = adaround.METHOD
+
     rounding: Tensor
 
     def roundings(self, steps: Tensor) -> Tensor:

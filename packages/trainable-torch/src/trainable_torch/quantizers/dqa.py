@@ -26,6 +26,8 @@ class DqaQuantizer(DqaOptions, BasePytorchTrainableQuantizer):
     width.
     """
 
+    declaration = dqa.METHOD
+
     logits: Tensor
 
     @property

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from trainable_core.backend.options import DynamicOptions
 from trainable_core.enums import TrainingMethod
+from trainable_core.reference import dynamic
 from trainable_torch import granularity, ops
 from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer
 from trainable_torch.quantizers.ste import METHODS
@@ -18,6 +19,8 @@ class DynamicActivationQuantizer(DynamicOptions, BasePytorchTrainableQuantizer):
 
     Its arguments are those of `trainable_core.backend.options.DynamicOptions`.
     """
+
+    declaration = dynamic.METHOD
 
     def quantize(self, x: Tensor, training: bool) -> Tensor:  # noqa: ARG002, FBT001 - the base's signature
         """Return `x` on the grid that it has for itself, in training as in evaluation."""

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from trainable_core.backend.options import PactOptions
 from trainable_core.enums import TrainingMethod
+from trainable_core.reference import pact
 from trainable_torch import ops
 from trainable_torch.grid import Grid
 from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer
@@ -19,6 +20,8 @@ class PactQuantizer(PactOptions, BasePytorchTrainableQuantizer):
 
     Its arguments are those of `trainable_core.backend.options.PactOptions`.
     """
+
+    declaration = pact.METHOD
 
     def fake_quantize(self, x: Tensor, grid: Grid, training: bool) -> Tensor:  # noqa: ARG002, FBT001 - the base's signature
         """Return `x` on the grid."""

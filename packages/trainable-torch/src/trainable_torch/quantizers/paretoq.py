@@ -6,6 +6,7 @@ from mct_quantizers import QuantizationTarget, mark_quantizer
 
 from trainable_core.backend.options import ParetoqOptions
 from trainable_core.enums import TrainingMethod
+from trainable_core.reference import paretoq
 from trainable_torch.quantizers.table import METHODS, TableQuantizer
 
 
@@ -14,6 +15,8 @@ class ParetoqQuantizer(ParetoqOptions, TableQuantizer):
 
     Its arguments are those of `trainable_core.backend.options.ParetoqOptions`.
     """
+
+    declaration = paretoq.METHOD
 
 
 @mark_quantizer(QuantizationTarget.Weights, METHODS, TrainingMethod.PARETOQ)
