@@ -20,6 +20,7 @@ from tasks.environments import (
     CORE,
     CORE_TESTS,
     CROSS_TESTS,
+    EVIDENCE,
     FEWER_EXAMPLES,
     KERAS_2,
     KERAS_2_TESTS,
@@ -284,3 +285,9 @@ def bench(session: nox.Session) -> None:
 def bench_peers(session: nox.Session) -> None:
     """Measure other libraries' fake quantization and training steps beside ours; `-- --write` as for `bench`."""
     benchmarks.measure_peers(session)
+
+
+@check("evidence", default=False)  # takes two hours
+def evidence(session: nox.Session) -> None:
+    """Train with every method, on four networks, in both frameworks, and write docs/evidence.md; `-- --short`."""
+    EVIDENCE.run(session, "benchmarks/evidence", *session.posargs)
