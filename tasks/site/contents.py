@@ -85,8 +85,9 @@ def _entry(item: str) -> Entry | None:
     return Entry(file, title, re.sub(r"\[([^]]+)\]\([^)]*\)", r"\1", description))
 
 
-def _add_contents(_: Sphinx, page: str, source: list[str]) -> None:
+def _add_contents(app: Sphinx, page: str, source: list[str]) -> None:
     if page == START:
+        app.env.note_dependency(f"{MAP}.md")  # so that it is read again when the list has changed
         source[0] += toctree([MAP])
         for heading, entries in site_map().items():
             source[0] += toctree([entry.page for entry in entries if entry.page != START], heading)
