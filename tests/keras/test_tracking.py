@@ -36,18 +36,27 @@ def fit(qmodel: Any, epochs: int, *callbacks: Any) -> Any:
     return qmodel
 
 
+def sees_gradients(*, fitted: bool) -> bool:
+    """Return whether gradients are seen: a new trace would restart the random numbers of Keras 2."""
+    return ENGINE != "jax" and not (fitted and KERAS_VERSION == 2)
+
+
 def numbers(path: Path, quantity: str) -> dict[tuple[int, str], float]:
     return {(each.step, each.tensor): each.value for each in read_csv(path) if each.quantity == quantity}
 
 
-def test_tracking_changes_nothing_to_the_bit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("before", [0, 1])
+def test_tracking_changes_nothing_to_the_bit(tmp_path: Path, before: int) -> None:
     plain, tracked = model(), model()
     callback = track(tracked, tmp_path / "run.csv", every=3, batches=BATCHES)
     for qmodel, callbacks in ((plain, ()), (tracked, (callback,))):
-        fit(qmodel, 3, *callbacks)
+        fit(qmodel, before)
+        fit(qmodel, 3 - before, *callbacks)
         fit(qmodel, 1, *callbacks)  # goes on
     assert state(plain) == state(tracked)
-    assert {step for step, _ in numbers(tmp_path / "run.csv", "low")} == {0, 3, 6, 8}
+    ends = {2, 3, 6, 8} if before else {0, 3, 6, 8}
+    assert {step for step, _ in numbers(tmp_path / "run.csv", "low")} == ends
+    assert bool(numbers(tmp_path / "run.csv", "gradient")) is sees_gradients(fitted=before > 0)
     found = numbers(tmp_path / "run.csv", "clipped")
     assert {tensor for _, tensor in found} == set(quantizers_of(tracked))
 

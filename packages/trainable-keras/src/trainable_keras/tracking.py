@@ -38,6 +38,7 @@ _TRACES = "experimental_get_tracing_count"
 class KerasTracking(KerasSteps, TrackingRoutine):
     """What is looked at in the training of a Keras model."""
 
+    _optimizer: Any = None
     _note: Any = None
     """A variable with the sum of squares of each quantizer's gradients in the last step; NaN where there is none."""
 
