@@ -83,6 +83,9 @@ class Framework(ABC):
     applies: ClassVar[str] = ""
     """The method by which its optimizers are given gradients; empty where nobody can look in between."""
 
+    restarts_random: ClassVar[bool] = False
+    """Whether a training step that is traced anew draws the random numbers of its layers from the beginning."""
+
     # ---- what is in a model -----------------------------------------------------------------------------------------
 
     @staticmethod

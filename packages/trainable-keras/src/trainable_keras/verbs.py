@@ -354,8 +354,8 @@ def track(
     -----
     Training is the same to the last bit. A record looks at no more than 65,536 elements of a weight, evenly spread, and
     passes the batches in inference; what that changes in the model is put back. Gradients are noted as the optimizer
-    that the model was compiled with is given them. They are not seen on JAX, with several replicas, and with another
-    optimizer in a loop of your own.
+    that the model was compiled with is given them. They are not seen on JAX, with several replicas, with an optimizer
+    that the model doesn't know, and on Keras 2 where `fit` has run before.
     """
     framework = framework_of(qmodel, "track: the model")
     return tracking.track(framework, qmodel, path, every=every, batches=batches, forward=forward)

@@ -40,6 +40,7 @@ class Keras2(Framework):
     stock_copy = staticmethod(stock_copy)
     kit = KIT
     applies = "apply_gradients"
+    restarts_random = True  # their state is in the kernels of a graph
 
     graph = staticmethod(graph_of)
     is_layer = staticmethod(is_layer)
