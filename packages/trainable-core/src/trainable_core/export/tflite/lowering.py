@@ -597,14 +597,10 @@ class Lowering:
         record, phases = self._phases(step, shape, out)
         kind, codes, grid = codes_of_weight(record, packed=self.packed)
         count = strides[0] ** 2
-        # (O, block) in one axis; the operator that takes them apart wants (block, O)
-        order = np.arange(phases.outputs * count).reshape(phases.outputs, count).T.reshape(-1)
-        codes = np.ascontiguousarray(codes[order].transpose(0, 2, 3, 1))
-        if grid.channels_axis is not None:
-            grid = replace(grid, scale=grid.scale[order], zero_point=grid.zero_point[order], channels_axis=0)
+        codes = np.ascontiguousarray(codes.transpose(0, 2, 3, 1))
         weight = self._constant(record.name, kind, codes, grid.scale, grid.zero_point, grid.channels_axis)
         self.found.weights.setdefault(record.name, []).append(weight)
-        bias = self._bias(step, source, (weight, grid), phases.outputs, lambda b: np.tile(b, count))
+        bias = self._bias(step, source, (weight, grid), phases.outputs, phases.spread_bias)
         rows, sizes = shape[0], [int(size or 0) for size in shape[1:3]]
         before = source
         if any(phases.pads):
