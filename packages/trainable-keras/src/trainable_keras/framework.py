@@ -7,7 +7,7 @@ in the shared modules, which are given the one that a model belongs to.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, ClassVar
 
@@ -171,6 +171,11 @@ class Framework(ABC):
     @abstractmethod
     def assign(variable: Any, value: NDArray[Any]) -> None:
         """Set a variable to values, which are copied and cast to its dtype."""
+
+    @staticmethod
+    @abstractmethod
+    def pull_back(call: Callable[[], Any], variables: Mapping[str, Any], upstream: NDArray[Any]) -> list[Any | None]:
+        """Return the gradients of ``sum(upstream * call())`` by variables; None where none arrives."""
 
     # ---- what only one of the two needs -----------------------------------------------------------------------------
 

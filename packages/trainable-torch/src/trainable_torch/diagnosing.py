@@ -305,6 +305,22 @@ class TorchDiagnosis(DiagnosedModel):
                 vars(quantizer).pop("forward", None)
                 kernels.forget(quantizer)  # it tells functions apart by their ids, and a later one may have the same
 
+    @contextmanager
+    def outputs_of(self, place: Place) -> Iterator[list[Array]]:
+        """Note the outputs of a weight's layer, by a hook."""
+        found: list[Array] = []
+
+        def hook(_layer: nn.Module, _args: Any, output: Any) -> None:
+            value = main_output(output)
+            if isinstance(value, Tensor) and not value.is_nested:
+                found.append(_array(value).copy())  # what comes behind may write into it in place
+
+        handle = place.part.register_forward_hook(hook)
+        try:
+            yield found
+        finally:
+            handle.remove()
+
     def call(self, batch: Any) -> Any:
         """Call the model with a batch: a mapping is its keyword arguments."""
         return self.model(**batch) if isinstance(batch, Mapping) else self.model(inputs_of(batch))

@@ -1,7 +1,8 @@
-"""Along which axis of a weight the channels lie whose sizes differ: that is where thresholds belong."""
+"""Along which axis of a weight the output channels lie: told by what changes at a layer's output with a part of it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,40 +10,75 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
+UNCHANGED = 1e-4
+"""How small a change is beside the largest one where there is none: kernels may add up in another order."""
 
-def axis_gains(weight: Array, seed: int = 0) -> tuple[float, ...]:
-    """Return what thresholds along each axis gain because of how the weight's elements are arranged, in decibels.
+
+def changed(weight: Array, axis: int) -> Array:
+    """Return a weight that is larger in the second half of an axis, by its own root mean square."""
+    size = float(np.sqrt(np.square(weight, dtype=np.float64).mean())) or 1.0
+    result = weight.copy()
+    half: list[slice | int] = [slice(None)] * weight.ndim
+    half[axis] = slice(weight.shape[axis] // 2, None)
+    result[tuple(half)] += np.float32(size)
+    return result
+
+
+def is_of_outputs(before: Array, after: Array, length: int) -> bool:
+    """Return whether the second half of the channels of an output changed, and nothing else.
+
+    Parameters
+    ----------
+    before, after : float array
+        Output of a layer with a weight, and with `changed` of it.
+    length : int
+        Length of the axis of the weight; the output's channels are as many, or a multiple of it.
+
+    Examples
+    --------
+    >>> x, w = np.ones((5, 3)), np.ones((4, 3))
+    >>> outputs = [x @ each.T for each in (w, changed(w, 0), changed(w, 1))]
+    >>> is_of_outputs(outputs[0], outputs[1], 4), is_of_outputs(outputs[0], outputs[2], 3)
+    (True, False)
+    """
+    if before.shape != after.shape or length < 2:  # noqa: PLR2004 - two halves
+        return False
+    distance = np.abs(after.astype(np.float64) - before)
+    if not distance.size or not np.isfinite(distance).all() or distance.max() == 0:
+        return False
+    for axis, count in enumerate(before.shape):
+        if count % length:
+            continue
+        others = tuple(each for each in range(before.ndim) if each != axis)
+        moved = distance.max(axis=others) > UNCHANGED * distance.max()
+        middle = count * (length // 2) // length
+        if not moved[:middle].any() and moved[middle:].any():
+            return True
+    return False
+
+
+def output_axis(weight: Array, axis: int, output: Callable[[Array], Array | None]) -> int | None:
+    """Return the axis of a weight's output channels where it is another than the given one; else None.
 
     Parameters
     ----------
     weight : float array
-        A weight of at least one dimension, finite.
-    seed : int
-        Of the arrangement at random that is compared with.
-
-    Returns
-    -------
-    tuple of float
-        For each axis. Of a weight whose elements could as well be anywhere, all are near zero.
+        The weight.
+    axis : int
+        The axis that is thought to be that of the output channels; it is tried first.
+    output : callable
+        Returns the layer's output with a weight; None where the layer is not called.
 
     Notes
     -----
-    A channel with the largest magnitude m has steps in proportion to m, and so a mean squared error in proportion to
-    m**2. The gain is the ratio of the average m**2 of the channels of a weight whose elements were shuffled to that of
-    the weight itself. Comparing with the shuffled weight leaves out what finer thresholds gain anyway: an axis with
-    many short channels would otherwise always seem to be the right one.
-
-    Examples
-    --------
-    >>> weight = np.random.default_rng(1).normal(size=(16, 64)) * np.logspace(-2, 0, 16)[:, None]
-    >>> [bool(gain > 6) for gain in axis_gains(weight)]
-    [True, False]
+    None too where no axis is: the weight of a recurrent layer reaches every output, for instance.
     """
-    magnitudes = np.abs(np.asarray(weight, np.float64))
-    shuffled = np.random.default_rng(seed).permutation(magnitudes.ravel()).reshape(magnitudes.shape)
-    gains = []
-    for axis in range(magnitudes.ndim):
-        others = tuple(each for each in range(magnitudes.ndim) if each != axis)
-        own, chance = (float(np.square(each.max(axis=others)).mean()) for each in (magnitudes, shuffled))
-        gains.append(10 * float(np.log10(chance / own)) if own > 0 and chance > 0 else 0.0)
-    return tuple(gains)
+    before = output(weight)
+    if before is None:
+        return None
+    axis %= weight.ndim
+    for each in (axis, *(other for other in range(weight.ndim) if other != axis)):
+        after = output(changed(weight, each)) if weight.shape[each] > 1 else None
+        if after is not None and is_of_outputs(before, after, weight.shape[each]):
+            return None if each == axis else each
+    return None

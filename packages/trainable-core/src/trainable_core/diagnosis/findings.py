@@ -12,11 +12,8 @@ from trainable_core.enums import QuantizationTarget
 RANGE_DB = 10.0
 """How much better calibrated thresholds have to be for a range to count as set wrong: a tenth of the error."""
 
-AXIS_DB = 3.0
-"""How much more thresholds along another axis have to gain for an axis to count as wrong: half the error."""
-
-NOTABLE = 0.01
-"""Share of the total cost from which on something that is set wrong comes before what needs more bits."""
+NOTABLE = 0.2
+"""Share of the total cost that setting something right has to save to come before what needs more bits."""
 
 LARGE = 0.05
 """Share of the total cost from which on a layer is worth a sentence of its own."""
@@ -46,9 +43,8 @@ class _Scale:
         """Return the cost of a layer."""
         return max(self.costs.get(layer, 0.0), 0.0)
 
-    def share(self, layer: str) -> float:
-        """Return the cost of a layer beside the total, or beside the largest where that is more."""
-        cost = self.of(layer)
+    def share(self, cost: float) -> float:
+        """Return a cost beside the total, or beside the largest of a layer where that is more."""
         if not math.isfinite(self.whole):
             return 0.0 if math.isfinite(cost) else 1.0
         return cost / self.whole if self.whole > 0 else 0.0
@@ -81,20 +77,20 @@ def find(
 
     Notes
     -----
-    The order has four parts. Values that are not finite come first. Then what is set wrong in a layer that costs at
-    least a hundredth of the total: a range or an axis, which can be set right without one more bit. Then layers that
-    cost much and need bits or finer thresholds. The rest comes last: what is set wrong and costs little, variables
-    without a gradient, oscillations, codes that are never used. Each part is ordered by the cost of the layer.
+    The order has four parts. Values that are not finite come first. Then what can be set right without one more bit:
+    axes that are wrong, and ranges where that is expected to save at least a fifth of the total. Then layers that cost
+    much and need bits or finer thresholds. The rest comes last: ranges that matter less, variables without a gradient,
+    oscillations, codes that are never used. Each part is ordered by what is to be gained.
     """
     scale = _Scale(layers, total, unit)
     of_layer: dict[str, list[QuantizerFigures]] = {}
     for each in quantizers:
         of_layer.setdefault(each.layer, []).append(each)
     found = [(0, each) for each in _not_finite(quantizers, scale)]
-    wrong = [*_ranges(quantizers, scale), *_axes(quantizers, scale)]
-    # a layer that is set wrong needs no bits before it is set right
-    repaired = {each.layer for each in wrong}
-    found += [(1 if scale.share(each.layer) >= NOTABLE else 3, each) for each in wrong]
+    axes, ranges = list(_axes(quantizers, scale)), list(_ranges(quantizers, scale))
+    first = [*axes, *(each for each in ranges if scale.share(each.cost) >= NOTABLE)]
+    found += [(1, each) for each in first] + [(3, each) for each in ranges if each not in first]
+    repaired = {each.layer for each in first}  # a layer that is set wrong needs no bits before it is set right
     found += [(2, each) for each in _coarse(layers, of_layer, scale, repaired)]
     rest = [*_untrained(variables, scale), *_oscillating(quantizers, scale), *_wasted(quantizers, scale)]
     found += [(3, each) for each in rest]
@@ -120,12 +116,15 @@ def _ranges(quantizers: Sequence[QuantizerFigures], scale: _Scale) -> Iterator[F
             continue
         told = _range_told(quality)
         better = f"calibrated thresholds give {gain:.0f} dB more with the same {each.n_bits} bits"
-        yield _finding(
-            each, "range", scale,
-            f"The range of {each.name} is set wrong: {told}; {better}. Calibrate it again, "
+        yield Finding(
+            kind="range",
+            layer=each.layer,
+            tensor=each.tensor,
+            cost=scale.of(each.layer) * (1 - 10 ** (-gain / 10)),  # what is left of the error
+            sentence=f"The range of {each.name} is set wrong: {told}; {better}. Calibrate it again, "
             "calibrate(qmodel, batches, force=True), with calibration method mse; if training led it there, lower the "
             "learning rate of thresholds.",
-        )  # fmt: skip
+        )
 
 
 def _range_told(quality: GridQuality) -> str:
@@ -140,19 +139,12 @@ def _range_told(quality: GridQuality) -> str:
 
 def _axes(quantizers: Sequence[QuantizerFigures], scale: _Scale) -> Iterator[Finding]:
     for each in quantizers:
-        if each.axis is None or not each.axis_gains:
-            continue
-        axis = each.axis % len(each.axis_gains)
-        best = max(range(len(each.axis_gains)), key=lambda index: each.axis_gains[index])
-        gain = each.axis_gains[best] - each.axis_gains[axis]
-        if best == axis or gain < AXIS_DB:
-            continue
-        yield _finding(
-            each, "axis", scale,
-            f"{each.name} has thresholds along axis {axis}, and its channels differ along axis {best}: thresholds "
-            f"there have {gain:.1f} dB less error. If {best} is the axis of the output channels, say so by "
-            "register_layer; else rescale the channels, or give it more bits.",
-        )  # fmt: skip
+        if each.output_axis is not None:
+            yield _finding(
+                each, "axis", scale,
+                f"{each.name} has thresholds along axis {each.axis}, and its output channels lie along axis "
+                f"{each.output_axis}: name that axis where the layer type is registered or the quantizer is made.",
+            )  # fmt: skip
 
 
 def _coarse(
@@ -161,9 +153,14 @@ def _coarse(
     scale: _Scale,
     repaired: set[str],
 ) -> Iterator[Finding]:
+    usual = {
+        target: sorted(widths)[len(widths) // 2]
+        for target in map(str, QuantizationTarget)
+        if (widths := [each.n_bits for own in quantizers.values() for each in own if each.target == target])
+    }
     for layer in layers:
         own = [each for each in quantizers.get(layer.layer, ()) if each.quality is not None]
-        if layer.layer in repaired or scale.share(layer.layer) < LARGE or not own or not layer.cost > 0:
+        if layer.layer in repaired or scale.share(layer.cost) < LARGE or not own or not layer.cost > 0:
             continue
         worst = min(own, key=lambda each: each.quality.sqnr if each.quality else math.inf)
         yield Finding(
@@ -171,19 +168,19 @@ def _coarse(
             layer=layer.layer,
             tensor=worst.tensor,
             cost=layer.cost,
-            sentence=f"{scale.told(layer)}: {_advice(worst)}.",
+            sentence=f"{scale.told(layer)}: {_advice(worst, usual[worst.target])}.",
         )
 
 
-def _advice(worst: QuantizerFigures) -> str:
-    """Return what to do about a quantizer whose error is the largest of its layer."""
-    wider = next((width for width in WIDTHS if width > worst.n_bits), None)
+def _advice(worst: QuantizerFigures, usual: int) -> str:
+    """Return what to do about a quantizer whose error is the largest of its layer; `usual` is the others' width."""
+    wider = usual if usual > worst.n_bits else next((width for width in WIDTHS if width > worst.n_bits), None)
     weights = worst.target == str(QuantizationTarget.Weights)
     what = "it" if weights else f"its {worst.tensor}"
     ways = [] if wider is None else [f"give {what} {wider} bits"]
     if weights and worst.granularity == "tensor":
         ways.append("give it thresholds per channel")
-    elif weights and "group" not in worst.granularity:
+    elif weights and worst.groups and "group" not in worst.granularity:
         ways.append("give it thresholds per group")
     if not weights:
         ways.append("leave its activations in float")

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from trainable_core.backend.building import require_calibrated
 from trainable_core.backend.description import granularity_of
 from trainable_core.calibration.batches import check_batches, explained
-from trainable_core.diagnosis.axes import axis_gains
+from trainable_core.diagnosis.axes import output_axis
 from trainable_core.diagnosis.findings import find
 from trainable_core.diagnosis.objective import Average, Objective
 from trainable_core.diagnosis.quality import QualityMeter, calibrated_weights
@@ -26,11 +26,16 @@ from trainable_core.quantizer import BaseTrainableQuantizer
 from trainable_core.recipe.layers import LayerInfo
 from trainable_core.recipe.plan import QuantizerPlan
 from trainable_core.recipe.state import WrappedState
+from trainable_core.targets.known import TARGETS
 
 Array = NDArray[Any]
 Forward = Callable[[Any, Any], Any]
 Seen = Callable[["Place", Array, Array], None]
 VariableKey = tuple[int, str]
+
+
+ROWS = frozenset({"embedding"})
+"""Op kinds whose thresholds may as well go along the rows that are looked up."""
 
 
 class Progress(Protocol):
@@ -155,6 +160,10 @@ class DiagnosedModel(ABC):
         """Let weights be read as given arrays, in the place of what their quantizers return."""
 
     @abstractmethod
+    def outputs_of(self, place: Place) -> AbstractContextManager[list[Array]]:
+        """Note the outputs of the layer of a weight, float32, at each of its calls; of several the first."""
+
+    @abstractmethod
     def call(self, batch: Any) -> Any:
         """Call the model with a batch; `calibration.batches.inputs_of` leaves the labels out."""
 
@@ -261,6 +270,7 @@ class _Examination:
             place: QualityMeter(place.plan.config, place.qparams, tells_codes=_tells_codes(place))
             for place in self.places
         }
+        self.axes: dict[Place, int | None] = {}
         self.alone, self.within = ({name: Average() for name in self.layers} for _ in range(2))
         self.whole, self.nothing = Average(), Average()
         self.variables = diagnosed.variables() if gradients else {}
@@ -272,12 +282,31 @@ class _Examination:
         known = getattr(batches, "__len__", None)
         with show_progress(None if known is None else runs * known()) as bar, self.diagnosed.undisturbed():
             for batch in batches:
+                if not self.count:
+                    self._look_at_axes(batch)
                 self._look(batch, bar)
                 self.count += 1
             if not self.count:
                 hint = "a generator can be read only once; pass a fresh one."
                 raise CalibrationError("diagnose", "the batches are empty", hint)
             return self._diagnosis()
+
+    def _look_at_axes(self, batch: Any) -> None:
+        """Find the weights whose thresholds go along another axis than that of their output channels."""
+        diagnosed = self.diagnosed
+        for place in self.places:
+            axis = place.plan.config.channels_axis
+            if not place.is_weight or place.plan.config.blocks is not None or axis is None or place.layer.op in ROWS:
+                continue
+            weight = diagnosed.weight(place)
+            if weight.size and np.isfinite(weight).all() and weight.ndim > 1:
+
+                def output(values: Array, place: Place = place) -> Array | None:
+                    with diagnosed.replacing({place: values}), diagnosed.outputs_of(place) as found:
+                        diagnosed.run(batch)
+                    return found[0] if found else None
+
+                self.axes[place] = output_axis(weight, axis, output)
 
     def _look(self, batch: Any, bar: Progress) -> None:
         """Run the model on a batch, once for each of its states."""
@@ -296,6 +325,9 @@ class _Examination:
         if reference is not None:
             objective.check(reference)
         self.nothing.add(*objective.cost(outputs, values, reference, batch))
+        if self.variables and reference is not None:
+            self._add_gradients(batch, reference)
+            bar.update(1)
         with diagnosed.watching(self._seen):
             self.whole.add(*self._cost(batch, reference))
         bar.update(2)
@@ -305,9 +337,6 @@ class _Examination:
             with diagnosed.quantizing(self.layers.keys() - {name}):
                 self.within[name].add(*self._cost(batch, reference))
             bar.update(2)
-        if self.variables and reference is not None:
-            self._add_gradients(batch, reference)
-            bar.update(1)
 
     def _cost(self, batch: Any, reference: Array | None) -> tuple[float, float]:
         outputs = self.diagnosed.run(batch)
@@ -358,7 +387,6 @@ class _Examination:
 
     def _quantizer(self, place: Place) -> QuantizerFigures:
         config, meter = place.plan.config, self.meters[place]
-        gains: tuple[float, ...] = ()
         calibrated = None
         if place.is_weight:
             values = self.diagnosed.weight(place)
@@ -367,8 +395,6 @@ class _Examination:
             trainable = isinstance(place.quantizer, BaseTrainableQuantizer)
             if finite and trainable and meter.rounds_to_nearest and config.quantization_method not in LUT_METHODS:
                 calibrated = calibrated_weights(place.quantizer, values)
-            if finite and config.blocks is None and config.channels_axis is not None and values.size:
-                gains = axis_gains(values)
         else:
             calibrated = meter.calibrated_activation()
         trainable = isinstance(place.quantizer, BaseTrainableQuantizer)
@@ -384,10 +410,17 @@ class _Examination:
                 config, place.plan.arguments, computed=place.plan.training_method == TrainingMethod.DYNAMIC
             ),
             quality=None if meter.empty and not meter.not_finite else meter.quality(calibrated),
-            axis=config.channels_axis if gains else None,
-            axis_gains=gains,
+            axis=config.channels_axis if config.blocks is None else None,
+            output_axis=self.axes.get(place),
+            groups=self._can_have_groups(place),
             modifiers=place.quantizer.report() if trainable else {},
         )
+
+    def _can_have_groups(self, place: Place) -> bool:
+        """Return whether a weight can have thresholds per group: it has an axis of inputs, and the target allows it."""
+        weight = place.layer.weights.get(place.tensor)
+        target = TARGETS[self.diagnosed.state.recipe.target]
+        return place.is_weight and target.groups and weight is not None and weight.inputs_axis is not None
 
     def _variables(self) -> Iterator[VariableFigures]:
         done: set[VariableKey] = set()

@@ -36,8 +36,10 @@ class QuantizerFigures:
         How the grid fits; None where no value reached the quantizer.
     axis : int or None
         Axis of the channels that have thresholds of their own.
-    axis_gains : tuple of float
-        Of a weight with a threshold per channel: what thresholds along each axis gain; see `axes.axis_gains`.
+    output_axis : int or None
+        Axis of its output channels, of a weight whose thresholds are found to go along another one; else None.
+    groups : bool
+        Whether the weight can have thresholds per group.
     modifiers : mapping of str to mapping
         What stands on top of the method, and its numbers: such as the share of weights that oscillate.
     """
@@ -52,7 +54,8 @@ class QuantizerFigures:
     granularity: str
     quality: GridQuality | None
     axis: int | None = None
-    axis_gains: tuple[float, ...] = ()
+    output_axis: int | None = None
+    groups: bool = False
     modifiers: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @property
@@ -128,7 +131,7 @@ class Finding:
     layer, tensor : str
         Where; the tensor may be empty.
     cost : float
-        What the layer costs.
+        What is to be gained: what the layer costs, or what setting it right is expected to save.
     sentence : str
         What was found, and what to do.
     """

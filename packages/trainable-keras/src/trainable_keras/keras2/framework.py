@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -63,6 +63,13 @@ class Keras2(Framework):
     def assign(variable: Any, value: NDArray[Any]) -> None:
         """Set a variable to values, which are copied and cast to its dtype."""
         variable.assign(value.astype(variable.dtype.as_numpy_dtype))
+
+    @staticmethod
+    def pull_back(call: Callable[[], Any], variables: Mapping[str, Any], upstream: NDArray[Any]) -> list[Any | None]:
+        """Return the gradients of ``sum(upstream * call())`` by variables; None where none arrives."""
+        with tf.GradientTape() as tape:
+            output = call()
+        return list(tape.gradient(output, list(variables.values()), tf.cast(tf.constant(upstream), output.dtype)))
 
     def check(self, model: Any, what: str) -> None:
         """Raise ModelError for a model of another Keras 2 than TensorFlow's: both of its packages may be installed."""
