@@ -19,9 +19,7 @@ import digits
 
 def block(convolution: nn.Conv2d) -> nn.Sequential:
     """Return a convolution with batch norm and ReLU."""
-    return nn.Sequential(
-        OrderedDict(conv=convolution, norm=nn.BatchNorm2d(convolution.out_channels), relu=nn.ReLU())
-    )
+    return nn.Sequential(OrderedDict(conv=convolution, norm=nn.BatchNorm2d(convolution.out_channels), relu=nn.ReLU()))
 
 
 def depthwise(conv: Callable[..., nn.Conv2d] = nn.Conv2d) -> nn.Sequential:

@@ -264,5 +264,4 @@ def width_params(
 
 
 def _energy(values: Array) -> float:
-    flat = values.ravel().astype(np.float64, copy=False)
-    return float(np.dot(flat, flat))
+    return float(np.square(values, dtype=np.float64).sum())
