@@ -129,7 +129,7 @@ class KerasCalibration(ModelCalibration):
             inferring = self.layers if training else ()
             with (
                 self.framework.eagerly(),
-                kept_as_it_is(self.framework, self.model),
+                put_back(self.framework, self.model),
                 in_inference(self.framework, inferring),
             ):
                 yield
@@ -163,8 +163,8 @@ class KerasCalibration(ModelCalibration):
 
 
 @contextmanager
-def kept_as_it_is(framework: Framework, model: Any) -> Iterator[None]:
-    """Put back what a call in training mode may change: statistics, counters, the states of random numbers."""
+def put_back(framework: Framework, model: Any) -> Iterator[None]:
+    """Put back what a call may change in a model: statistics, counters, the states of random numbers."""
     variables = [each for each in model.non_trainable_variables if hasattr(each, "assign")]
     values = [np.array(framework.functions.to_numpy(each)) for each in variables]  # a copy on every engine
     try:

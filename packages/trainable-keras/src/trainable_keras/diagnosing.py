@@ -19,7 +19,7 @@ from trainable_core.diagnosis.objective import Objective
 from trainable_core.diagnosis.report import Diagnosis
 from trainable_core.diagnosis.suggestion import Budget, Suggestion
 from trainable_core.errors import ModelError
-from trainable_keras.calibration import calls_replaced, in_inference, kept_as_it_is
+from trainable_keras.calibration import calls_replaced, in_inference, put_back
 from trainable_keras.distillation import main_output
 from trainable_keras.framework import Framework
 from trainable_keras.graph import layers_within
@@ -120,7 +120,7 @@ class KerasDiagnosis(DiagnosedModel):
         told = [told_of(each) for each in self.layers if isinstance(each, KerasWrapper)]
         noted = [set(each.read) for each in told]
         try:
-            with self.framework.eagerly(), kept_as_it_is(self.framework, self.model):
+            with self.framework.eagerly(), put_back(self.framework, self.model):
                 yield
         finally:
             for each, read in zip(told, noted, strict=True):
@@ -229,9 +229,9 @@ class KerasDiagnosis(DiagnosedModel):
                 return self._main(self.forward(self.model, batch))
             return self._main(self.model(inputs_of(batch), training=True))
 
-        with kept_as_it_is(self.framework, self.model), in_inference(self.framework, self.layers):
+        with put_back(self.framework, self.model), in_inference(self.framework, self.layers):
             given = upstream(self._array(output()))
-        with kept_as_it_is(self.framework, self.model), in_inference(self.framework, self.layers):
+        with put_back(self.framework, self.model), in_inference(self.framework, self.layers):
             named = {f"{number} {name}": each for (number, name), each in variables.items()}
             found = self.framework.pull_back(output, named, given)
         return {key: None if each is None else self._array(each) for key, each in zip(variables, found, strict=True)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 from trainable_core.backend.description import Description
@@ -14,6 +15,7 @@ from trainable_core.diagnosis.suggestion import WIDTHS, Budget, Suggestion
 from trainable_core.export.report import ExportReport
 from trainable_core.export.verification import VerificationReport
 from trainable_core.recipe.document import RecipeSource
+from trainable_core.reporting.report import Asked
 from trainable_keras import (
     calibration,
     callback,
@@ -24,8 +26,10 @@ from trainable_keras import (
     finalized,
     mctq,
     reconstruction,
+    reporting,
     serialization,
     statistics,
+    tracking,
     training,
     verifying,
     wrapping,
@@ -60,7 +64,7 @@ def wrap(model: Any, recipe: RecipeSource) -> Any:
     """
     framework = framework_of(model, "wrap: the model")
     wrapped = wrapping.wrap(framework, model, recipe)
-    exporting.require_expressible(framework, wrapped)
+    exporting.fit_to_target(framework, wrapped)
     return wrapped
 
 
@@ -296,6 +300,69 @@ def training_callback(
     return callback.training_callback(
         framework, qmodel, freeze_at=freeze_at, batches=batches, forward=forward, log=log, log_every=log_every
     )
+
+
+def track(
+    qmodel: Any,
+    path: str | PathLike[str],
+    *,
+    every: int = 100,
+    batches: Iterable[Any] | None = None,
+    forward: Callable[[Any, Any], Any] | None = None,
+) -> Any:
+    """Return what a trainer calls so that thresholds, gradients, clipping and codes are written down as it trains.
+
+    Parameters
+    ----------
+    qmodel : keras.Model
+        A wrapped model.
+    path : path
+        A file whose name ends in ``.csv``, which gets one number a line and goes on where an earlier run stopped; any
+        other name is a folder for TensorBoard.
+    every : int
+        Number of optimizer steps between two records.
+    batches : iterable, optional
+        A few batches, as `calibrate` takes them, with which activations are looked at for each record; read anew each
+        time. By default activations tell their thresholds alone.
+    forward : callable, optional
+        ``forward(qmodel, batch)``, when these batches need another call.
+
+    Returns
+    -------
+    keras.callbacks.Callback
+        For ``fit(callbacks=[...])``; its methods `start`, `step_end` and `end` are for a loop of your own. `problems`
+        tells what was warned of.
+
+    Raises
+    ------
+    ModelError
+        When the model is not wrapped, or is finalized.
+    InvalidArgumentError
+        When `every` is not a whole number from 1, or the batches can be read only once.
+    CalibrationError
+        When `batches` are one batch.
+    DocumentError
+        When the path can't be written to, or is a CSV file of others.
+
+    Warns
+    -----
+    GradientMissingWarning
+        When thresholds that should learn had no gradient at three records in a row, or did not change where gradients
+        are not seen.
+    ThresholdCollapsedWarning
+        When a step is below a hundredth of what it was, at its lower bound, or not finite.
+    StatisticsRunAwayWarning
+        When the variance of a batch norm, or the largest value of an activation, is ten thousand times what it was.
+
+    Notes
+    -----
+    Training is the same to the last bit. A record looks at no more than 65,536 elements of a weight, evenly spread, and
+    passes the batches in inference; what that changes in the model is put back. Gradients are noted as the optimizer
+    that the model was compiled with is given them. They are not seen on JAX, with several replicas, with an optimizer
+    that the model doesn't know, and on Keras 2 where `fit` has run before.
+    """
+    framework = framework_of(qmodel, "track: the model")
+    return tracking.track(framework, qmodel, path, every=every, batches=batches, forward=forward)
 
 
 def distill(
@@ -564,6 +631,67 @@ def describe(qmodel: Any) -> Description:
         When the model is not wrapped.
     """
     return description.describe(framework_of(qmodel, "describe: the model"), qmodel)
+
+
+def report(
+    qmodel: Any,
+    path: str | PathLike[str],
+    batches: Iterable[Any] | None = None,
+    *,
+    forward: Callable[[Any, Any], Any] | None = None,
+    training: str | PathLike[str] | None = None,
+    exported: str | PathLike[str] | None = None,
+    diagnosis: Any = None,
+    title: str | None = None,
+) -> Path:
+    """Write a page about a model: what is quantized and what is not, how tensors fit their grids, how it trained.
+
+    Parameters
+    ----------
+    qmodel : keras.Model
+        A wrapped or finalized model.
+    path : path
+        The page, whose name ends in ``.html``. It is one file that needs no network.
+    batches : iterable, optional
+        What activations are looked at with, in evaluation mode, as `calibrate` takes them; by default they are not.
+    forward : callable, optional
+        ``forward(qmodel, batch)``, when these batches need another call.
+    training : path, optional
+        The CSV file that `track` wrote, to show thresholds over the steps.
+    exported : path, optional
+        A file that `export` wrote, to show what is computed in integers and what stays float.
+    diagnosis : object, optional
+        What hurts: anything with the methods ``table()``, which returns titles and cells, and ``summary()``.
+    title : str, optional
+        What stands at the top; by default the name of the model's class.
+
+    Returns
+    -------
+    Path
+        The page.
+
+    Raises
+    ------
+    ModelError
+        When the model is not wrapped.
+    DocumentError
+        When the page can't be written or its name ends otherwise, or one of the other files is not what it should be.
+    CalibrationError
+        When the batches are none, or one.
+    InvalidArgumentError
+        When `diagnosis` or `title` is of a wrong kind.
+    MissingLibraryError
+        When Matplotlib or Jinja is not installed: the extra ``report`` of trainable-core brings them.
+
+    Notes
+    -----
+    The model is as it was afterwards. Of each weight at most 262,144 elements are looked at, evenly spread, and as many
+    of each activation in every call.
+    """
+    asked = Asked(
+        batches=batches, forward=forward, training=training, exported=exported, diagnosis=diagnosis, title=title
+    )
+    return reporting.report(framework_of(qmodel, "report: the model"), qmodel, path, asked)
 
 
 def diagnose(  # noqa: PLR0913 - each is a choice of its own

@@ -24,8 +24,10 @@ if TYPE_CHECKING:
     from trainable_torch.quantizers import BasePytorchTrainableQuantizer
     from trainable_torch.reading import running
     from trainable_torch.reconstruction import reconstruct
+    from trainable_torch.reporting import report
     from trainable_torch.serialization import load, save
     from trainable_torch.statistics import reestimate_batch_norm
+    from trainable_torch.tracking import track
     from trainable_torch.training import (
         advance_schedules,
         average_scalar_gradients,
@@ -62,10 +64,12 @@ __all__ = [
     "reestimate_batch_norm",
     "register_layer",
     "regularization",
+    "report",
     "running",
     "save",
     "suggest",
     "to_mctq",
+    "track",
     "training_callback",
     "verify",
     "wrap",
@@ -89,8 +93,10 @@ __getattr__, __dir__ = lazy_names(
         "quantizers": ["BasePytorchTrainableQuantizer"],
         "reading": ["running"],
         "reconstruction": ["reconstruct"],
+        "reporting": ["report"],
         "serialization": ["load", "save"],
         "statistics": ["reestimate_batch_norm"],
+        "tracking": ["track"],
         "training": [
             "advance_schedules",
             "average_scalar_gradients",

@@ -23,7 +23,7 @@ from trainable_core.diagnosis.report import Diagnosis
 from trainable_core.diagnosis.suggestion import WIDTHS, Budget, Suggestion
 from trainable_core.errors import ModelError
 from trainable_torch import kernels
-from trainable_torch.calibration import kept_as_it_is
+from trainable_torch.calibration import put_back
 from trainable_torch.description import place_of_holder
 from trainable_torch.distillation import main_output
 from trainable_torch.holder import ActivationQuantizationHolder
@@ -230,7 +230,7 @@ class TorchDiagnosis(DiagnosedModel):
         calls = [vars(each)[CALL] for each in self.model.modules() if isinstance(each, QuantizationWrapper)]
         noted = [dict(call.read) for call in calls]
         try:
-            with kept_as_it_is(self.model, random=True), evaluating(self.model), torch.no_grad():
+            with put_back(self.model, random=True), evaluating(self.model), torch.no_grad():
                 yield
         finally:
             for call, read in zip(calls, noted, strict=True):
@@ -327,7 +327,7 @@ class TorchDiagnosis(DiagnosedModel):
 
     def call_teacher(self, teacher: nn.Module, batch: Any) -> Any:
         """Call another model in evaluation mode."""
-        with evaluating(teacher), kept_as_it_is(teacher, random=False):
+        with evaluating(teacher), put_back(teacher, random=False):
             if self.forward is not None:
                 return self.forward(teacher, batch)
             return teacher(**batch) if isinstance(batch, Mapping) else teacher(inputs_of(batch))
@@ -351,7 +351,7 @@ class TorchDiagnosis(DiagnosedModel):
         self, batch: Any, variables: Mapping[VariableKey, Any], upstream: Callable[[Array], Array]
     ) -> Mapping[VariableKey, Array | None]:
         """Return gradients with the quantizers in training mode; nothing is accumulated in the parameters."""
-        with kept_as_it_is(self.model, random=True), torch.enable_grad():
+        with put_back(self.model, random=True), torch.enable_grad():
             with _training(self.model):
                 output = self._main(self.run(batch))
             if not output.requires_grad:
@@ -373,6 +373,17 @@ def _training(model: nn.Module) -> Iterator[None]:
     finally:
         for each, mode in modes.items():
             each.training = mode
+
+
+@contextmanager
+def _eagerly() -> Iterator[None]:
+    """Leave compiled forwards aside, which would be compiled anew for each state of the model; without gradients."""
+    with torch.inference_mode(mode=False), torch.no_grad():
+        if hasattr(torch.compiler, "set_stance"):  # PyTorch 2.6
+            with torch.compiler.set_stance("force_eager"):
+                yield
+        else:
+            yield
 
 
 class _Passing:

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import keras
+import numpy as np
 from numpy.typing import NDArray
 
 from trainable_core.errors import ModelError
@@ -44,6 +45,7 @@ class Keras3(Framework):
     kit = KIT
     can_freeze_in_fit = ENGINE != "jax"
     can_reconstruct = ENGINE != "torch"
+    applies = "" if ENGINE == "jax" else "apply"  # JAX compiles the step as a function without side effects
 
     graph = staticmethod(graph_of)
     is_layer = staticmethod(is_layer)
@@ -80,6 +82,11 @@ class Keras3(Framework):
         dtype = keras.backend.standardize_dtype(variable.dtype)
         # always a copy: JAX would share the buffer, and training gives it away
         variable.assign(value.astype("float32" if dtype in {"float16", "bfloat16"} else dtype))
+
+    @staticmethod
+    def note_of(size: int) -> keras.Variable:
+        """Return a float32 variable for some numbers that a training step notes, which no model knows of."""
+        return keras.Variable(np.full(size, np.nan), dtype="float32", trainable=False, autocast=False, name="note")
 
     @staticmethod
     def pull_back(call: Callable[[], Any], variables: Mapping[str, Any], upstream: NDArray[Any]) -> list[Any | None]:
