@@ -106,9 +106,13 @@ KERAS_JAX_TESTS = Environment("keras-jax", [*WITH_KERAS, "keras", "jax"])
 KERAS_TORCH_TESTS = Environment("keras-torch", [*WITH_KERAS, "keras", "torch"])
 KERAS_2_TESTS = Environment("keras-2", [*WITH_KERAS, *WITH_REPORT, "tensorflow-cpu", "tf-keras"], "tensorflow-2.21")
 KERAS_2_TF215_TESTS = Environment("keras-2-tf215", [*WITH_KERAS, "tensorflow-cpu"], "tensorflow-2.15")
+# The documentation is about all frameworks, and so is the environment that its site is built in.
+SITE = ("furo", "ipykernel", "latex2mathml", "matplotlib", "myst-nb", "sphinx", "sphinx-copybutton")
 # All frameworks together: each backend must leave the others alone.
 WITH_ALL = ("-e", "packages/trainable-torch[speed]", "keras", "tensorflow-cpu", "tf-keras", "torch")
-CROSS_TESTS = Environment("cross", [*WITH_KERAS, *WITH_ALL, *WITH_ONNX, *WITH_LITERT, *WITH_REPORT])
+CROSS_TESTS = Environment("cross", [*WITH_KERAS, *WITH_ALL, *WITH_ONNX, *WITH_LITERT, *TRAINERS, *WITH_REPORT, *SITE])
+# A data set of statsmodels is what recurrent networks are tried on; nothing else needs it.
+EVIDENCE = Environment("evidence", [*WITH_KERAS, *WITH_ALL, "statsmodels"])
 MINIMUMS = Environment("minimums", WITH_TORCH, "minimums")
 MAXIMUMS_TORCH = Environment("maximums-torch", WITH_TORCH, None)
 MAXIMUMS_KERAS = Environment("maximums-keras", [*WITH_KERAS, "keras", "tensorflow-cpu"], None)

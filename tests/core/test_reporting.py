@@ -22,7 +22,6 @@ from trainable_core.qparams import QParams
 from trainable_core.reporting import files
 from trainable_core.reporting.contents import (
     Contents,
-    Islands,
     TensorFacts,
     facts_of_values,
     gathered,

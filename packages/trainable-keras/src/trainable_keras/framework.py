@@ -7,7 +7,7 @@ in the shared modules, which are given the one that a model belongs to.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, ClassVar
 
@@ -182,6 +182,11 @@ class Framework(ABC):
     @abstractmethod
     def note_of(size: int) -> Any:
         """Return a float32 variable for some numbers that a training step notes, which no model knows of."""
+
+    @staticmethod
+    @abstractmethod
+    def pull_back(call: Callable[[], Any], variables: Mapping[str, Any], upstream: NDArray[Any]) -> list[Any | None]:
+        """Return the gradients of ``sum(upstream * call())`` by variables; None where none arrives."""
 
     # ---- what only one of the two needs -----------------------------------------------------------------------------
 
