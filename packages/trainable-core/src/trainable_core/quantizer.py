@@ -34,6 +34,7 @@ from trainable_core.modifier import Modifier
 from trainable_core.reference.method import DECLARED, Dependence, Method, OwnVariable, TrainingForward, own_variable
 from trainable_core.registry.marks import marks_of
 from trainable_core.registry.process import get_modifier_class
+from trainable_core.schedule import LinearAnnealingScheduler
 from trainable_core.validation import check_params, plain
 
 Q = TypeVar("Q", bound="BaseTrainableQuantizer")
@@ -128,6 +129,9 @@ class BaseTrainableQuantizer:
 
     conformance_arguments: ClassVar[tuple[dict[str, Any], ...]] = ()
     """Further arguments of the constructor that the conformance kit tries besides the defaults."""
+
+    scheduler: ClassVar[type[LinearAnnealingScheduler]] = LinearAnnealingScheduler
+    """Schedule whose step may be a tensor of the framework, such as `current_step`."""
 
     quantization_target: ClassVar[Any] = None
     quantization_method: ClassVar[Any] = None

@@ -40,6 +40,7 @@ class KerasAdapter(BaseAdapter):
 
     tie_rule, subnormals, blocks = TieRule.HALF_UP, False, True
     devices: tuple[str, ...]
+    counts_calls: bool
     cases = 54  # an eager call takes milliseconds, and every shape is traced anew
 
     def __init__(self, framework: Framework) -> None:
@@ -123,6 +124,10 @@ class KerasAdapter(BaseAdapter):
         return model, batch, lambda model: self.to_array(model(batch, training=False))
 
 
+def _wrapper_of(adapter: KerasAdapter) -> Any:
+    return adapter.framework.wrapper  # each Keras's has a constructor of its own
+
+
 class InDense:
     """A wrapped layer as the conformance kit calls it: on unit vectors, so that its output is its kernel.
 
@@ -143,7 +148,7 @@ class InDense:
         dense.build((None, weights.shape[0]))
         self.kernel = dense.kernel
         self.kernel.assign(weights)
-        self.layer = adapter.framework.wrapper(dense, {"kernel": quantizer})
+        self.layer: Any = _wrapper_of(adapter)(dense, {"kernel": quantizer})
 
     def assign(self, weights: Array) -> None:
         """Give the layer another kernel."""
@@ -154,7 +159,7 @@ class InDense:
         adapter, trained = self.adapter, self.adapter.trained(self.quantizer)
         units = adapter.tensor(np.eye(self.kernel.shape[0], dtype=np.float32), "float32")
         known = {} if upstream is None else {"": self.kernel, **trained}
-        call = functools.partial(self.layer, training=training)
+        call: Callable[[Any], Any] = functools.partial(self.layer, training=training)
         output, *found = adapter.differentiated(call, units, known, upstream)
         arrays = [None if each is None else adapter.to_array(each) for each in found[1:]]
         d_kernel, *d_variables = arrays or [None]

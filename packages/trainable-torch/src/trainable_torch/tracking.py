@@ -117,4 +117,5 @@ def _learned(quantizer: Any) -> list[Tensor]:
 
 def _norm(variable: Tensor) -> Tensor:
     assert variable.grad is not None  # noqa: S101 - asked by the hook, or by the line before
-    return variable.grad.detach().norm().to("cpu")
+    norm: Tensor = variable.grad.detach().norm().to("cpu")
+    return norm

@@ -293,6 +293,7 @@ class BaseAdapter:
     def in_a_layer(self, quantizer: Any, weights: NDArray[Any]) -> Layer | None:
         """Return None: there are no layers here."""
         del quantizer, weights
+        return None
 
     def regularization(self, quantizer: Any) -> tuple[float, Mapping[str, NDArray[Any]]] | None:
         """Return None: methods have no terms here."""

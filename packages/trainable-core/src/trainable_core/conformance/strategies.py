@@ -365,7 +365,7 @@ def inputs(source: Source, grid: QParams, shape: tuple[int, ...], kind: Kind) ->
     # Of eight kinds: a code, two of ties, an end, two of anything around the range; then special numbers, any bits.
     steps = np.choose(which, [code, code + 0.5, code + 0.5, end, anywhere, anywhere, code, code])
     if grid.levels:
-        steps = _steps_of_table(grid, which, payload, anywhere)
+        steps = _steps_of_table(grid, which, payload, np.asarray(anywhere, np.float64))
     with np.errstate(over="ignore", under="ignore"):
         values = (steps.astype(np.float32).reshape(shape) * along.scale).astype(np.float32).reshape(size)
     values = nudged(values, np.where(which <= 1, 0, ulps))  # codes, and one kind of ties, stay as they are
