@@ -102,6 +102,7 @@ NOT_ABOUT_KERNELS = [
         "real_models",
         "reconstruction",
         "references",
+        "resuming",
         "serialization",
         "tracing",
         "weight_uses",

@@ -171,6 +171,7 @@ def page_of(**changes: Any) -> str:
     training = [
         Scalar(step, NAME, quantity, sign * step) for step in (0, 5) for quantity, sign in (("low", -1), ("high", 1))
     ]
+    islands = Islands("m.onnx", "onnx", 1234, {"Conv": 2}, [(NAME, "Softmax", "no <kernel>")])
     given = {
         "title": "<script>alert(1)</script>", "facts": {"a": "<i>"}, "description": DESCRIPTION, "tensors": [facts],
         "training": training, "islands": islands, "diagnosis": Diagnosis(),

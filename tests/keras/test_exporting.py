@@ -58,6 +58,47 @@ def sequence():
     return keras.Sequential(layers)
 
 
+def gated():
+    """What classifiers have beside: preprocessing, gates, functions that are more than clamps, averages at borders."""
+    given = keras.Input((8, 8, 3), name="image")
+    a = kl.Conv2D(6, 3, strides=2, padding="same", name="stem")(kl.Rescaling(0.5, -0.25, name="scaled")(given))
+    a = kl.Activation("silu", name="silu")(a)
+    gate = kl.Conv2D(2, 1, activation="silu", name="squeeze")(kl.GlobalAveragePooling2D(keepdims=True, name="seen")(a))
+    gate = kl.Conv2D(6, 1, activation="sigmoid", name="excite")(gate)
+    a = kl.Multiply(name="gated")([a, gate])
+    b = kl.BatchNormalization(name="norm")(kl.AveragePooling2D(3, strides=1, padding="same", name="border")(a))
+    c = kl.SeparableConv2D(6, 3, padding="same", name="separable")(kl.ReLU(name="relu")(b))
+    d = kl.LeakyReLU(name="leaky")(kl.Add(name="three")([a, b, c]))
+    return keras.Model(given, kl.Dense(3, activation="softmax", name="top")(kl.GlobalMaxPooling2D(name="most")(d)))
+
+
+def decoder():
+    """Nearest and bilinear upsampling, cropping, the order of a clamp and a concatenation."""
+    given = keras.Input((5, 6, 3), name="image")
+    a = kl.UpSampling2D(2, name="nearest")(kl.Conv2D(4, 3, name="conv")(given))
+    b = kl.UpSampling2D(2, interpolation="bilinear", name="bilinear")(kl.Conv2D(4, 3, name="other")(given))
+    c = functions.relu(kl.Concatenate(name="cat")([a, kl.Cropping2D(((0, 0), (0, 0)), name="whole")(b)]))
+    c = kl.Cropping2D(((1, 2), (0, 1)), name="crop")(kl.Conv2D(4, 1, name="mixed")(c))
+    return keras.Model(given, functions.relu(kl.GlobalAveragePooling2D(name="mean")(c)))
+
+
+def signal():
+    """Convolutions and pooling along one axis."""
+    given = keras.Input((24, 3), name="signal")
+    a = kl.Conv1D(4, 3, padding="same", activation="relu", name="one")(given)
+    a = kl.MaxPooling1D(2, name="most")(a)
+    a = kl.DepthwiseConv1D(3, strides=2, depth_multiplier=2, name="deep")(a)
+    a = kl.AveragePooling1D(2, strides=1, name="mean")(kl.SeparableConv1D(3, 2, dilation_rate=2, name="split")(a))
+    return keras.Model(given, kl.Dense(2, name="top")(kl.Flatten(name="flat")(a)))
+
+
+LAYERS = {"gated": (gated, (8, 8, 3)), "decoder": (decoder, (5, 6, 3)), "signal": (signal, (24, 3))}
+ISLANDS = {
+    "gated": {"scaled", "silu", "squeeze", "excite", "border", "norm", "three", "leaky", "top"},
+    "decoder": {"bilinear"},
+    "signal": set(),
+}
+
 MODELS = {"residual": (residual, (8, 8, 2)), "unet": (unet, (6, 6, 2)), "sequence": (sequence, (5, 4))}
 
 
@@ -120,6 +161,20 @@ def test_numpy_predicts_other_recipes(changes, packed, kind, tmp_path):
     assert found.ok is not packed  # kernels of packed weights round twice, which the report tells
     program, _ = document.read(tmp_path / "model.tflite")
     assert program.tensors["a.kernel"].kind == kind
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_more_layers_are_integers_or_islands_that_are_told(name, tmp_path):
+    build, shape = LAYERS[name]
+    made = deployed(build, shape)
+    report = export(made, tmp_path / "model.tflite")
+    assert {each.layer for each in report.islands} == ISLANDS[name]
+    found = verify(made, tmp_path / "model.tflite", batches(shape))
+    assert not found.changed
+    assert sum(row.numpy.different for row in found.rows if row.numpy is not None) == 0
+    assert all(row.framework is not None for row in found.rows)
+    assert found.ok, str(found)
+    assert cli.main(["verify", str(tmp_path / "model.tflite")]) == 0
 
 
 def on_ties(shape):

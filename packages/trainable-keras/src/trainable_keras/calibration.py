@@ -126,21 +126,18 @@ class KerasCalibration(ModelCalibration):
                 told_of(wrapper).quantizes_weights = False
             for holder, observer in observers.items():
                 told_of(holder).observer = observer
-            with self.framework.eagerly(), put_back(self.framework, self.model), self._in_inference(these=training):
+            inferring = self.layers if training else ()
+            with (
+                self.framework.eagerly(),
+                put_back(self.framework, self.model),
+                in_inference(self.framework, inferring),
+            ):
                 yield
         finally:
             for holder in observers:
                 told_of(holder).observer = None
             for wrapper in wrappers:
                 told_of(wrapper).quantizes_weights = True
-
-    @contextmanager
-    def _in_inference(self, *, these: bool) -> Iterator[None]:
-        """Let dropout and batch norm do what they do in inference, whatever the model does."""
-        kinds = tuple(getattr(self.framework.module.layers, name) for name in _DIFFERENT_IN_TRAINING)
-        layers = [layer for layer in self.layers if these and isinstance(layer, kinds)]
-        with calls_replaced([(layer, _inferring) for layer in layers]):
-            yield
 
     @contextmanager
     def watching(self, sights: Mapping[Any, Sight], *, readers: bool = False) -> Iterator[None]:
@@ -175,6 +172,14 @@ def put_back(framework: Framework, model: Any) -> Iterator[None]:
     finally:
         for variable, value in zip(variables, values, strict=True):
             variable.assign(value)
+
+
+@contextmanager
+def in_inference(framework: Framework, layers: Iterable[Any]) -> Iterator[None]:
+    """Let dropout and batch norm among some layers do what they do in inference, whatever the model does."""
+    kinds = tuple(getattr(framework.module.layers, name) for name in _DIFFERENT_IN_TRAINING)
+    with calls_replaced([(layer, _inferring) for layer in layers if isinstance(layer, kinds)]):
+        yield
 
 
 _DIFFERENT_IN_TRAINING = (

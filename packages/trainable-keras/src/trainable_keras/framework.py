@@ -7,7 +7,7 @@ in the shared modules, which are given the one that a model belongs to.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, ClassVar
 
@@ -82,6 +82,9 @@ class Framework(ABC):
 
     applies: ClassVar[str] = ""
     """The method by which its optimizers are given gradients; empty where nobody can look in between."""
+
+    restarts_random: ClassVar[bool] = False
+    """Whether a training step that is traced anew draws the random numbers of its layers from the beginning."""
 
     # ---- what is in a model -----------------------------------------------------------------------------------------
 
@@ -179,6 +182,11 @@ class Framework(ABC):
     @abstractmethod
     def note_of(size: int) -> Any:
         """Return a float32 variable for some numbers that a training step notes, which no model knows of."""
+
+    @staticmethod
+    @abstractmethod
+    def pull_back(call: Callable[[], Any], variables: Mapping[str, Any], upstream: NDArray[Any]) -> list[Any | None]:
+        """Return the gradients of ``sum(upstream * call())`` by variables; None where none arrives."""
 
     # ---- what only one of the two needs -----------------------------------------------------------------------------
 

@@ -31,30 +31,38 @@ def track(
     return told_by_keras(framework, routine)
 
 
+_TRACES = "experimental_get_tracing_count"
+"""What a function of TensorFlow tells of its graphs; others have none."""
+
+
 class KerasTracking(KerasSteps, TrackingRoutine):
     """What is looked at in the training of a Keras model."""
 
+    _optimizer: Any = None
     _note: Any = None
     """A variable with the sum of squares of each quantizer's gradients in the last step; NaN where there is none."""
 
     def begin(self) -> None:
-        """Let the model's optimizer note the gradients that it is given."""
+        """Let the model's optimizer note the gradients that it is given, where that changes nothing else."""
         self.finish()
         optimizer, name = getattr(self.qmodel, "optimizer", None), self.framework.applies
         replicas = getattr(getattr(self.qmodel, "distribute_strategy", None), "num_replicas_in_sync", 1)
         if optimizer is None or not name or replicas > 1:  # each replica would note gradients of its own
             return
-        self._note = self.framework.note_of(len(self.tracked))
-        self._optimizer = optimizer
+        new = self._note is None or optimizer is not self._optimizer
+        step = getattr(self.qmodel, "train_function", None)
+        if new and self.framework.restarts_random and getattr(step, _TRACES, int)() > 0:
+            return
+        if new:
+            self._note, self._optimizer = self.framework.note_of(len(self.tracked)), optimizer
         vars(optimizer)[name] = self._noting(getattr(optimizer, name))
-        self._trace_anew()
+        if new and step is not None:
+            self.qmodel.make_train_function(force=True)
 
     def finish(self) -> None:
-        """Let the optimizer go on as before."""
+        """Let the optimizer go on as before; a step that was traced goes on noting, which changes nothing."""
         if self._note is not None:
             vars(self._optimizer).pop(self.framework.applies, None)
-            self._note = None
-            self._trace_anew()
 
     def gradients(self) -> dict[str, float | None] | None:
         """Return the norm of the gradient of each quantizer's variables, as the optimizer was given them."""
@@ -65,11 +73,6 @@ class KerasTracking(KerasSteps, TrackingRoutine):
             name: None if math.isnan(square) else math.sqrt(square)
             for name, square in zip(self.tracked, map(float, squares), strict=True)
         }
-
-    def _trace_anew(self) -> None:
-        """Let `fit` go on with a training step that has been traced with the optimizer as it is."""
-        if getattr(self.qmodel, "train_function", None) is not None:
-            self.qmodel.make_train_function(force=True)
 
     def _noting(self, apply: Callable[..., Any]) -> Callable[..., Any]:
         variables = [t.quantizer.get_trainable_variables(VariableGroup.QPARAMS) for t in self.tracked.values()]

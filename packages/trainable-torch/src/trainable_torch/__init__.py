@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from trainable_torch.calibration import calibrate
     from trainable_torch.callback import training_callback
     from trainable_torch.description import describe
+    from trainable_torch.diagnosing import diagnose, suggest
     from trainable_torch.distillation import distill
     from trainable_torch.exporting import export
     from trainable_torch.finalized import finalize
@@ -51,6 +52,7 @@ __all__ = [
     "average_scalar_gradients",
     "calibrate",
     "describe",
+    "diagnose",
     "distill",
     "exclude_from_weight_decay",
     "export",
@@ -65,6 +67,7 @@ __all__ = [
     "report",
     "running",
     "save",
+    "suggest",
     "to_mctq",
     "track",
     "training_callback",
@@ -79,6 +82,7 @@ __getattr__, __dir__ = lazy_names(
         "calibration": ["calibrate"],
         "callback": ["training_callback"],
         "description": ["describe"],
+        "diagnosing": ["diagnose", "suggest"],
         "distillation": ["distill"],
         "exporting": ["export"],
         "finalized": ["finalize"],

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trainable_core.backend.codes import number_of_codes
 from trainable_core.backend.routine import StepRoutine, check_count, check_repeatable
 from trainable_core.backend.view import ModelView, QuantizedTensor
 from trainable_core.enums import VariableGroup
@@ -78,7 +79,7 @@ class TrackingRoutine(StepRoutine):
         self.tracked = _tracked(view)
         self._writer = writer_for(path) if writes else None
         self._memories: dict[str, WeightMemory] = {}
-        self._first: dict[str, Float32] = {}
+        self._first: dict[tuple[str, int], Float32] = {}
         self._last: dict[str, list[NDArray[Any]]] = {}
         self._recorded = -1
 
@@ -106,14 +107,13 @@ class TrackingRoutine(StepRoutine):
         self.step = step
         self.begin()
         if self._recorded != step:  # else a second `fit` goes on where the first one ended
-            self._recorded = -1
             self.record()
 
     def step_end(self, step: int | None = None) -> None:
         """Count an optimizer step, and write a record if one is due."""
         self.step = self.step + 1 if step is None else step
         if self.step % self.every == 0:
-            self.record()
+            self.record(after_step=True)
 
     def before_evaluation(self) -> None:
         """Do nothing: evaluations change nothing that is tracked."""
@@ -136,14 +136,21 @@ class TrackingRoutine(StepRoutine):
 
     # ---- a record ---------------------------------------------------------------------------------------------------
 
-    def record(self) -> None:
-        """Write what there is to say at this step, and warn of what is wrong for the first time."""
+    def record(self, *, after_step: bool = False) -> None:
+        """Write what there is to say at this step, and warn of what is wrong for the first time.
+
+        Parameters
+        ----------
+        after_step : bool
+            Whether it comes right after an optimizer step that was announced by `looks_next`, so that the gradients of
+            that step are known.
+        """
         if self._writer is None:
             return
         grids = {name: grid for name, tensor in self.tracked.items() if (grid := tensor.grid) is not None}
-        first, self._recorded = self._recorded < 0, self.step
-        gradients = None if first else self.gradients()
-        numbers = {name: self._numbers(name, grid, gradients, first=first) for name, grid in grids.items()}
+        self._recorded = self.step
+        gradients = self.gradients() if after_step else None
+        numbers = {name: self._numbers(name, grid, gradients, after_step=after_step) for name, grid in grids.items()}
         for name, found in self._of_activations(grids).items():
             numbers[name].update(found)
         for name, (mean, variance) in self.view.batch_norms().items():
@@ -157,9 +164,10 @@ class TrackingRoutine(StepRoutine):
         self.alarm.sound()
 
     def _numbers(
-        self, name: str, grid: QParams, gradients: Mapping[str, float | None] | None, *, first: bool
+        self, name: str, grid: QParams, gradients: Mapping[str, float | None] | None, *, after_step: bool
     ) -> Numbers:
-        tensor, start = self.tracked[name], self._first.setdefault(name, grid.scale.copy())
+        tensor = self.tracked[name]
+        start = self._first.setdefault((name, number_of_codes(grid)), grid.scale.copy())  # of several widths, each
         found = {**reported(tensor.quantizer), **grid_numbers(grid, start)}
         if start.shape == grid.scale.shape:
             self.alarm.grid(name, grid.scale, start, _smallest_scale(tensor, grid))
@@ -169,7 +177,7 @@ class TrackingRoutine(StepRoutine):
         learned = tensor.quantizer.get_trainable_variables(VariableGroup.QPARAMS)
         values = [np.array(tensor.quantizer.to_numpy(variable)) for variable in learned]
         before, self._last[name] = self._last.get(name, []), values
-        if values and not first:
+        if values and after_step:
             moved = len(before) != len(values) or not all(map(np.array_equal, before, values))
             self.alarm.learning(name, gradient, known=gradients is not None, moved=moved)
         if tensor.is_weight:

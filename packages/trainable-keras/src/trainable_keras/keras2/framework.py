@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -40,6 +40,7 @@ class Keras2(Framework):
     stock_copy = staticmethod(stock_copy)
     kit = KIT
     applies = "apply_gradients"
+    restarts_random = True  # their state is in the kernels of a graph
 
     graph = staticmethod(graph_of)
     is_layer = staticmethod(is_layer)
@@ -70,6 +71,13 @@ class Keras2(Framework):
     def note_of(size: int) -> Any:
         """Return a float32 variable for some numbers that a training step notes, which no model knows of."""
         return tf.Variable(np.full(size, np.nan, np.float32), trainable=False, name="note")
+
+    @staticmethod
+    def pull_back(call: Callable[[], Any], variables: Mapping[str, Any], upstream: NDArray[Any]) -> list[Any | None]:
+        """Return the gradients of ``sum(upstream * call())`` by variables; None where none arrives."""
+        with tf.GradientTape() as tape:
+            output = call()
+        return list(tape.gradient(output, list(variables.values()), tf.cast(tf.constant(upstream), output.dtype)))
 
     def check(self, model: Any, what: str) -> None:
         """Raise ModelError for a model of another Keras 2 than TensorFlow's: both of its packages may be installed."""

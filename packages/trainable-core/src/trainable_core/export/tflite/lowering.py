@@ -546,22 +546,23 @@ class Lowering:
         parts = []
         for index, name in enumerate(step.inputs):
             source = self._input_of(step, index)
-            if not _same(self.program.tensors[source].grid, grid):
+            if activation != "NONE" or not _same(self.program.tensors[source].grid, grid):
                 part = self._like(f"{step.layer}/input_{index}", self.program.tensors[result], self._shape(name))
                 self._multiply_by_one(source, part, activation)
                 source = part
-            elif activation != "NONE":
-                raise self._refuse(step.layer, "what is concatenated is clamped behind it")
             parts.append(source)
         axis = step.options["axis"] % len(self._shape(step.output))
         self._operator("CONCATENATION", parts, result, axis=axis, fusedActivationFunction="NONE")
 
     def _mean(self, step: Step, result: str, activation: str) -> None:
         source = self._input_of(step)
-        if activation != "NONE":
-            raise self._refuse(step.layer, "its mean is clamped")
-        axes = self._constant(f"{step.layer}/axes", "int32", np.asarray(step.options["axes"], np.int32))
-        self._operator("MEAN", (source, axes), result, keepDims=bool(step.options["keepdims"]))
+        axes = self.whole(f"{step.layer}/axes", step.options["axes"])
+        mean = result
+        if activation != "NONE":  # MEAN has none
+            mean = self._like(f"{step.layer}/mean", self.program.tensors[result], self._shape(step.output))
+        self._operator("MEAN", (source, axes), mean, keepDims=bool(step.options["keepdims"]))
+        if mean != result:
+            self._multiply_by_one(mean, result, activation)
 
     def _average_pool(self, step: Step, result: str, activation: str) -> None:
         """Write an average as the depthwise convolution with ones on a scale of 1 / n.
@@ -596,14 +597,10 @@ class Lowering:
         record, phases = self._phases(step, shape, out)
         kind, codes, grid = codes_of_weight(record, packed=self.packed)
         count = strides[0] ** 2
-        # (O, block) in one axis; the operator that takes them apart wants (block, O)
-        order = np.arange(phases.outputs * count).reshape(phases.outputs, count).T.reshape(-1)
-        codes = np.ascontiguousarray(codes[order].transpose(0, 2, 3, 1))
-        if grid.channels_axis is not None:
-            grid = replace(grid, scale=grid.scale[order], zero_point=grid.zero_point[order], channels_axis=0)
+        codes = np.ascontiguousarray(codes.transpose(0, 2, 3, 1))
         weight = self._constant(record.name, kind, codes, grid.scale, grid.zero_point, grid.channels_axis)
         self.found.weights.setdefault(record.name, []).append(weight)
-        bias = self._bias(step, source, (weight, grid), phases.outputs, lambda b: np.tile(b, count))
+        bias = self._bias(step, source, (weight, grid), phases.outputs, phases.spread_bias)
         rows, sizes = shape[0], [int(size or 0) for size in shape[1:3]]
         before = source
         if any(phases.pads):
