@@ -7,14 +7,26 @@ runtime computes them by kernels of its own, so their last bits are the runtime'
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from trainable_core.export.network import Step
 
-if TYPE_CHECKING:
-    from trainable_core.export.tflite.lowering import Lowering
+
+class Lowering(Protocol):
+    """What writes operators: `trainable_core.export.tflite.lowering.Lowering`, which asks for these functions."""
+
+    def real(self, step: Step, code: str, inputs: Sequence[str], **options: Any) -> str:
+        """Add an operator on real numbers with the shape of a step's result; returns its output."""
+
+    def number(self, value: ArrayLike) -> str:
+        """Return a constant of real numbers."""
+
+    def whole(self, wish: str, values: Sequence[int]) -> str:
+        """Return a constant of whole numbers."""
+
 
 TABLES = "kernels on integers have a scale of their own for its result, or compute it by tables"
 SUMS = "kernels add two tensors, and a second sum would round twice"
