@@ -201,7 +201,7 @@ def _untrained(variables: Sequence[VariableFigures], scale: _Scale) -> Iterator[
             "nothing that the first output depends on goes through it in training; look for a detach, no_grad or "
             "stop_gradient behind it, or freeze it."
             if each.gradient is None
-            else "a bound holds it, no value that was seen is beyond it, or no error reaches it; compare it with the values."
+            else "a bound holds it, no value is beyond it, or no error reaches it; compare it with the values seen."
         )
         yield Finding(kind="gradient", layer=layer, tensor=each.name, cost=scale.of(layer), sentence=sentence)
 
