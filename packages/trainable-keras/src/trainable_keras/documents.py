@@ -27,7 +27,7 @@ def header_of(
     state: WrappedState,
     quantizers: Mapping[str, BaseTrainableQuantizer],
     inferable: Mapping[str, Any],
-    description: Mapping[str, Any],
+    description: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the header of a model's file.
 
@@ -41,7 +41,7 @@ def header_of(
         Its trainable quantizers by their place.
     inferable : mapping of str to quantizer
         Its inferable quantizers by their place.
-    description : mapping
+    description : mapping, optional
         What `describe` says of the model, as a document.
     """
     return {

@@ -641,7 +641,7 @@ def report(
     forward: Callable[[Any, Any], Any] | None = None,
     training: str | PathLike[str] | None = None,
     exported: str | PathLike[str] | None = None,
-    diagnosis: Any = None,
+    diagnosis: Diagnosis | None = None,
     title: str | None = None,
 ) -> Path:
     """Write a page about a model: what is quantized and what is not, how tensors fit their grids, how it trained.
@@ -660,8 +660,8 @@ def report(
         The CSV file that `track` wrote, to show thresholds over the steps.
     exported : path, optional
         A file that `export` wrote, to show what is computed in integers and what stays float.
-    diagnosis : object, optional
-        What hurts: anything with the methods ``table()``, which returns titles and cells, and ``summary()``.
+    diagnosis : Diagnosis, optional
+        What `diagnose` returned, to show what each layer costs and what to do.
     title : str, optional
         What stands at the top; by default the name of the model's class.
 
