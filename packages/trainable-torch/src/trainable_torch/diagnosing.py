@@ -230,7 +230,7 @@ class TorchDiagnosis(DiagnosedModel):
         calls = [vars(each)[CALL] for each in self.model.modules() if isinstance(each, QuantizationWrapper)]
         noted = [dict(call.read) for call in calls]
         try:
-            with put_back(self.model, random=True), evaluating(self.model), torch.no_grad():
+            with _eagerly(), put_back(self.model, random=True), evaluating(self.model):
                 yield
         finally:
             for call, read in zip(calls, noted, strict=True):

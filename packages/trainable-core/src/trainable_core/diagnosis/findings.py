@@ -21,6 +21,9 @@ LARGE = 0.05
 MOSTLY_ALONE = 0.8
 """Share of a layer's cost that it has to cost by itself for that to be told, and not what its float version saves."""
 
+CLIPPED = 0.01
+"""Share of values beyond the grid from which on a range counts as too small at one of its ends."""
+
 OSCILLATING = 0.05
 """Share of a weight's elements that may oscillate."""
 
@@ -135,7 +138,7 @@ def _range_told(quality: GridQuality) -> str:
     end = max(abs(quality.low), abs(quality.high))
     ends = f"the grid goes from {quality.low:.3g} to {quality.high:.3g}, the values from {quality.minimum:.3g} to "
     ends += f"{quality.maximum:.3g}"
-    if end < reach:
+    if end < reach or quality.clipped >= CLIPPED:
         return f"{ends}, and {quality.clipped:.1%} of them are clipped"
     return f"{ends}, {end / reach:.3g} times less" if reach else ends
 
@@ -179,7 +182,8 @@ def _advice(worst: QuantizerFigures, usual: int) -> str:
     """Return what to do about a quantizer whose error is the largest of its layer; `usual` is the others' width."""
     wider = usual if usual > worst.n_bits else next((width for width in WIDTHS if width > worst.n_bits), None)
     weights = worst.target == str(QuantizationTarget.Weights)
-    what = "it" if weights else f"its {worst.tensor}"
+    tensor = worst.tensor if worst.tensor.startswith(("input", "output")) else f"input `{worst.tensor}`"
+    what = "it" if weights else f"its {tensor}"
     ways = [] if wider is None else [f"give {what} {wider} bits"]
     if weights and worst.granularity == "tensor":
         ways.append("give it thresholds per channel")
@@ -201,8 +205,7 @@ def _untrained(variables: Sequence[VariableFigures], scale: _Scale) -> Iterator[
             "nothing that the first output depends on goes through it in training; look for a detach, no_grad or "
             "stop_gradient behind it, or freeze it."
             if each.gradient is None
-            else "a bound holds it, no value that was seen is beyond it, or no error reaches it; compare it with the "
-            "values."
+            else "a bound holds it, no value is beyond it, or no error reaches it; compare it with the values seen."
         )
         yield Finding(kind="gradient", layer=layer, tensor=each.name, cost=scale.of(layer), sentence=sentence)
 
