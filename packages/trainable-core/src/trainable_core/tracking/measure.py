@@ -83,7 +83,7 @@ def grid_numbers(grid: QParams, first: Float32 | None) -> Numbers:
 
 def weight_numbers(view: ModelView, tensor: QuantizedTensor, grid: QParams, memory: WeightMemory) -> Numbers:
     """Return what there is to say of a weight on its grid."""
-    sample = sample_of(view.values(tensor.weight), view.quantized(tensor), grid, tensor.blocks)
+    sample = sample_of(view.values(tensor), view.quantized(tensor), grid, tensor.blocks)
     if not sample.codes.size:
         return {}
     used = np.unique(sample.codes).size / number_of_codes(grid)
