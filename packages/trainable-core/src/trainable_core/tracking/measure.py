@@ -110,8 +110,7 @@ class ActivationNumbers:
         flat = np.asarray(values).reshape(-1)
         if flat.size:
             self.seen += flat.size
-            with np.errstate(invalid="ignore"):
-                self.largest = float(np.fmax(self.largest, np.max(np.abs(flat))))
+            self.largest = float(np.maximum(self.largest, np.max(np.abs(flat))))  # NaN where any of them is
             self.counter.update(flat[places_of(flat.size, SAMPLE)])
 
     def numbers(self) -> Numbers:
