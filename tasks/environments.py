@@ -84,7 +84,7 @@ class Environment:
 
 
 # What each environment has installed.
-CORE = ("-e", "packages/trainable-core[cli,conformance,yaml]")
+CORE = ("-e", "packages/trainable-core[cli,conformance,suggest,yaml]")
 WITH_TORCH = (*CORE, "-e", "packages/trainable-torch[speed]", "torch", "pytest-xdist")
 TRAINERS = ("scikit-learn", "transformers", "lightning", "accelerate")  # the libraries that people train PyTorch with
 WITH_KERAS = (*CORE, "-e", "packages/trainable-keras", "pytest-xdist", "scikit-learn")

@@ -16,12 +16,14 @@ from tests.core.home_view import HomeView
 from trainable_core import cli
 from trainable_core.backend.description import Description, DescriptionRow
 from trainable_core.calibration import Observer
+from trainable_core.diagnosis.report import Diagnosis, Finding, LayerFigures
 from trainable_core.documents.files import write_arrays
 from trainable_core.errors import CalibrationError, DocumentError, InvalidArgumentError, MissingLibraryError
 from trainable_core.qparams import QParams
 from trainable_core.reporting import files
 from trainable_core.reporting.contents import (
     Contents,
+    Islands,
     TensorFacts,
     facts_of_values,
     gathered,
@@ -48,14 +50,15 @@ def needs_figures() -> None:
     pytest.importorskip("jinja2", reason="the extra `report` is not installed")
 
 
-class Diagnosis:
-    """A table of what hurts."""
-
-    def table(self) -> Any:
-        return ("layer", "cost"), [("fc", "4.1")]
-
-    def summary(self) -> str:
-        return "fc costs <4.1> points"
+DIAGNOSIS = Diagnosis(
+    metric="mse", unit="dB", float_cost=0.5, total=4.25,
+    findings=(Finding(kind="bits", layer="fc", tensor="weight", cost=4.0, sentence="fc costs <4.1> points"),),
+    layers=(
+        LayerFigures(layer="fc", op="linear", alone=4.0, within=3.0),
+        LayerFigures(layer="head", op="linear", alone=-0.1, within=0.0),
+    ),
+    quantizers=(), variables=(),
+)  # fmt: skip
 
 
 class Checked(HTMLParser):
@@ -174,7 +177,7 @@ def page_of(**changes: Any) -> str:
     islands = Islands("m.onnx", "onnx", 1234, {"Conv": 2}, [(NAME, "Softmax", "no <kernel>")])
     given = {
         "title": "<script>alert(1)</script>", "facts": {"a": "<i>"}, "description": DESCRIPTION, "tensors": [facts],
-        "training": training, "islands": islands, "diagnosis": Diagnosis(),
+        "training": training, "islands": islands, "diagnosis": DIAGNOSIS,
     }  # fmt: skip
     return Page().html(Contents(**{**given, **changes}))
 
@@ -196,6 +199,8 @@ def test_a_page_is_whole_and_loads_nothing() -> None:
         "2 Conv",
     ):
         assert text in checked.text
+    assert "Quantization costs 4.25 dB; the float model has 0.5." in re.sub(r"\s+", " ", checked.text)
+    assert re.findall(r'style="width: ([\d.]+)%"', page) == ["100.0"]
     assert "<script" not in page
     assert page.count("<svg") == 3  # values, codes, training
     assert "#010101" not in page  # every placeholder has become a colour of the page
@@ -230,7 +235,7 @@ def test_a_report_is_written(tmp_path: Path) -> None:
     needs_figures()
     CsvWriter(tmp_path / "run.csv").write([Scalar(s, "fc.weight", q, 1.0) for s in (0, 1) for q in ("low", "high")])
     options = {"batches": [np.float32([0.5])], "training": tmp_path / "run.csv", "title": "Mine"}
-    path = report(tmp_path / "page.html", **options, diagnosis=Diagnosis())
+    path = report(tmp_path / "page.html", **options, diagnosis=DIAGNOSIS)
     checked = Checked(path.read_text(encoding="utf-8"))
     for text in ("Mine", "fc: input", "ends of the grid over the training", "home 1.0"):
         assert text in checked.text

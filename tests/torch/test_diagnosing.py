@@ -312,6 +312,32 @@ def test_recurrent_layers_and_attention() -> None:
     assert finalize(trainable_torch.calibrate(wrap(Sequence(), chosen.recipe), [x])) is not None
 
 
+class Branches(nn.Module):
+    """A model with a layer that the batches don't reach."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.one, self.two = nn.Linear(4, 3), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor, *, other: bool = False) -> Tensor:
+        return self.two(x) if other else self.one(x)
+
+
+def test_a_layer_that_is_not_reached_costs_nothing_and_a_bad_batch_is_told() -> None:
+    x = torch.randn(16, 4, generator=torch.Generator().manual_seed(0))
+    qmodel = wrap(Branches(), EIGHT)
+    trainable_torch.calibrate(qmodel, [False, True], forward=lambda model, other: model(x, other=other))
+    found = diagnose(qmodel, [x])
+    qualities = {each.name: each.quality for each in found.quantizers}
+    assert qualities["two: input"] is None
+    assert qualities["one: input"] is not None
+    assert next(each for each in found.layers if each.layer == "two").cost == 0
+    assert "no value seen" in str(found)
+    told = [(each.layer, each.kind) for each in found.findings if each.layer == "two"]
+    assert told == [("two", "gradient")] * 3  # of the weight's threshold, and of both ends of the input's range
+
+
 def test_a_metric_of_the_user_s_and_a_teacher() -> None:
     labels = network().eval()(BATCHES[0]).argmax(1)
 

@@ -51,7 +51,8 @@ def wrap(model: Any, recipe: RecipeSource) -> Any:
     -------
     keras.Model
         A copy of the model, not compiled, in which layers sit in quantization wrappers and activation quantizers in
-        holders. It needs `calibrate` before its first call.
+        holders. It needs `calibrate` before its first call. Where activations have ``placement: integer``, separable
+        convolutions are two layers, the second under the name of the one.
 
     Raises
     ------
@@ -641,7 +642,7 @@ def report(
     forward: Callable[[Any, Any], Any] | None = None,
     training: str | PathLike[str] | None = None,
     exported: str | PathLike[str] | None = None,
-    diagnosis: Any = None,
+    diagnosis: Diagnosis | None = None,
     title: str | None = None,
 ) -> Path:
     """Write a page about a model: what is quantized and what is not, how tensors fit their grids, how it trained.
@@ -660,8 +661,8 @@ def report(
         The CSV file that `track` wrote, to show thresholds over the steps.
     exported : path, optional
         A file that `export` wrote, to show what is computed in integers and what stays float.
-    diagnosis : object, optional
-        What hurts: anything with the methods ``table()``, which returns titles and cells, and ``summary()``.
+    diagnosis : Diagnosis, optional
+        What `diagnose` returned, to show what each layer costs and what to do.
     title : str, optional
         What stands at the top; by default the name of the model's class.
 
@@ -894,7 +895,10 @@ def load(path: str | PathLike[str], model: Any) -> Any:
     ModelError
         When `model` is not a Keras model.
     """
-    return serialization.load(framework_of(model, "load: the float model"), path, model)
+    framework = framework_of(model, "load: the float model")
+    qmodel = serialization.load(framework, path, model)
+    exporting.fit_to_target(framework, qmodel)
+    return qmodel
 
 
 def register_layer(

@@ -375,6 +375,17 @@ def _training(model: nn.Module) -> Iterator[None]:
             each.training = mode
 
 
+@contextmanager
+def _eagerly() -> Iterator[None]:
+    """Leave compiled forwards aside, which would be compiled anew for each state of the model; without gradients."""
+    with torch.inference_mode(mode=False), torch.no_grad():
+        if hasattr(torch.compiler, "set_stance"):  # PyTorch 2.6
+            with torch.compiler.set_stance("force_eager"):
+                yield
+        else:
+            yield
+
+
 class _Passing:
     """An observer that only lets a holder pass on what it gets."""
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from trainable_core.diagnosis.report import Diagnosis
 from trainable_core.reporting.report import Asked, report_on
 from trainable_torch.description import describe
 from trainable_torch.viewing import TorchView
@@ -23,7 +24,7 @@ def report(
     forward: Callable[[nn.Module, Any], Any] | None = None,
     training: str | PathLike[str] | None = None,
     exported: str | PathLike[str] | None = None,
-    diagnosis: Any = None,
+    diagnosis: Diagnosis | None = None,
     title: str | None = None,
 ) -> Path:
     """Write a page about a model: what is quantized and what is not, how tensors fit their grids, how it trained.
@@ -42,8 +43,8 @@ def report(
         The CSV file that `track` wrote, to show thresholds over the steps.
     exported : path, optional
         A file that `export` wrote, to show what is computed in integers and what stays float.
-    diagnosis : object, optional
-        What hurts: anything with the methods ``table()``, which returns titles and cells, and ``summary()``.
+    diagnosis : Diagnosis, optional
+        What `diagnose` returned, to show what each layer costs and what to do.
     title : str, optional
         What stands at the top; by default the name of the model's class.
 

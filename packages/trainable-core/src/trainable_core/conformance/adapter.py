@@ -148,6 +148,8 @@ class Adapter(Protocol):
     """Names of the dtypes that a whole model can be cast to."""
     blocks: bool
     """Whether its quantizers take weights with a scale for each group, or each expert."""
+    compiles_shapes: bool
+    """Whether every operation is compiled anew for each shape: then shapes are few."""
     cases: int
     """Cases per law that the quantizers share out, so that ``trainable check`` of all takes less than five minutes."""
     default_training: Sequence[bool]
@@ -254,6 +256,7 @@ class BaseAdapter:
     blocks: bool = False
     default_training: Sequence[bool] = (False,)
     cases: int = 600
+    compiles_shapes: bool = False
 
     def interleave(self, quantizer: Any, calls: Sequence[Call], order: Sequence[int]) -> list[Run]:
         """Return the calls' gradients one by one: without a graph there is nothing between forward and backward."""

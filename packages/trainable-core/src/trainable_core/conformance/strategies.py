@@ -161,6 +161,8 @@ DIMENSIONS = (1, 2, 3, 2, 3, 0, 2, 4, 1, 2, 3, 4, 3, 0, 2, 5)
 MANY_DIMENSIONS = 4
 FEW = 3  # largest size of a tensor with many dimensions: hypothesis draws no more than 8 KiB
 LONG = 6  # size of an axis that has groups of several sizes
+COMPILED = (3, 2, 4, 2, 1)
+"""Sizes where every new shape costs a compilation; corners and groups have further ones."""
 SIZES = (1, 2, 3, 4, 2, 3, 4, 2, 3, 4, 2, 3, 4, 2, 3, 0)
 # 0 and numbers below 2**-100 leave the bound to the library; 1e-3 and 0.1 are not float32 numbers.
 MIN_THRESHOLDS = (2.0**-16, 0.0, 1e-3, 2.0**-16, 0.0, 0.1, 2.0**-16, 0.0, 2.0**-120, 1.0, 2.0**-16, 2.0**100)
@@ -192,9 +194,11 @@ def positives(source: Source, size: int, kind: Kind) -> Float32:
     return np.clip(values, F32.smallest_subnormal, np.float32(MAX_THRESHOLD))
 
 
-def shapes(source: Source, kind: Kind, corner: Corner) -> tuple[int, ...]:
+def shapes(source: Source, subject: Subject, kind: Kind, corner: Corner) -> tuple[int, ...]:
     """Return a tensor's shape: up to five dimensions, including none, and sizes down to 0."""
     sizes = [source.choice(SIZES) for _ in range(5)]
+    if subject.adapter.compiles_shapes:
+        sizes = list(COMPILED)
     rank = max(source.choice(DIMENSIONS), kind.least, int(kind.per_channel or 0))
     rank = next((each for each in (corner.rank, kind.rank) if each is not None), rank)
     if rank >= MANY_DIMENSIONS:
@@ -429,7 +433,7 @@ def made(
     """
     source = Source(header)
     way = ways(source, subject, kind) if corner.way is None else corner.way
-    shape = shapes(source, kind, corner)
+    shape = shapes(source, subject, kind, corner)
     size = int(np.prod(shape, dtype=np.int64))
     thresholds = max(*shape, 1, 1)
     if _may_have_blocks(subject, kind):  # a block may be as small as an element

@@ -18,6 +18,9 @@ NOTABLE = 0.2
 LARGE = 0.05
 """Share of the total cost from which on a layer is worth a sentence of its own."""
 
+MOSTLY_ALONE = 0.8
+"""Share of a layer's cost that it has to cost by itself for that to be told, and not what its float version saves."""
+
 OSCILLATING = 0.05
 """Share of a weight's elements that may oscillate."""
 
@@ -51,7 +54,7 @@ class _Scale:
 
     def told(self, layer: LayerFigures) -> str:
         """Return what a layer costs, in words."""
-        if layer.alone >= layer.within:
+        if layer.alone >= MOSTLY_ALONE * layer.within:
             return f"`{layer.layer}` alone costs {layer.alone:.3g} of {self.total:.3g} {self.unit}"
         rest = f"with `{layer.layer}` in float, the model costs {self.total - layer.within:.3g} instead of "
         return f"{rest}{self.total:.3g} {self.unit}"
@@ -198,7 +201,8 @@ def _untrained(variables: Sequence[VariableFigures], scale: _Scale) -> Iterator[
             "nothing that the first output depends on goes through it in training; look for a detach, no_grad or "
             "stop_gradient behind it, or freeze it."
             if each.gradient is None
-            else "a bound holds it, or no error reaches it; compare its value with the values seen."
+            else "a bound holds it, no value that was seen is beyond it, or no error reaches it; compare it with the "
+            "values."
         )
         yield Finding(kind="gradient", layer=layer, tensor=each.name, cost=scale.of(layer), sentence=sentence)
 

@@ -409,7 +409,7 @@ class _Examination:
             granularity=granularity_of(
                 config, place.plan.arguments, computed=place.plan.training_method == TrainingMethod.DYNAMIC
             ),
-            quality=None if meter.empty and not meter.not_finite else meter.quality(calibrated),
+            quality=None if meter.empty else meter.quality(calibrated),
             axis=config.channels_axis if config.blocks is None else None,
             output_axis=self.axes.get(place),
             groups=self._can_have_groups(place),

@@ -135,8 +135,8 @@ class QualityMeter:
 
     @property
     def empty(self) -> bool:
-        """Whether no value was seen."""
-        return self.observer.empty
+        """Whether no value was seen, not even one that is not finite."""
+        return self.observer.empty and not self._not_finite
 
     def quality(self, calibrated_sqnr: float | None) -> GridQuality:
         """Return the figures of what was seen so far."""
@@ -177,7 +177,7 @@ class QualityMeter:
 
     def calibrated_activation(self) -> float | None:
         """Return the SQNR that thresholds of least squared error would have, from the histogram of what was seen."""
-        if self.qparams is None or self.empty or not self.rounds_to_nearest:
+        if self.qparams is None or self.observer.empty or not self.rounds_to_nearest:
             return None
         n_bits = (self.qparams.quant_max - self.qparams.quant_min).bit_length()
         if n_bits > HISTOGRAM_BITS:

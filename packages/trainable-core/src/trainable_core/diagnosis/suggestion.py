@@ -147,7 +147,7 @@ def rules_of(rows: Iterable[SuggestedLayer]) -> list[dict[str, Any]]:
 
 
 @dataclass(frozen=True)
-class _Unit:
+class Unit:
     """What gets one width: a layer, or layers that share weights.
 
     Parameters
@@ -181,7 +181,7 @@ class _Unit:
         return any(len(each.quantizer.widths) != 1 or each.quantizer.levels for each in self.places)
 
 
-class _Limit:
+class Limit:
     """What a choice of widths may cost.
 
     Parameters
@@ -214,7 +214,7 @@ class _Limit:
                 "budget", f"costs is a mapping of layers to mappings of widths, got {self.table!r}"
             )
 
-    def cost(self, unit: _Unit, width: int, total: int) -> float | None:
+    def cost(self, unit: Unit, width: int, total: int) -> float | None:
         """Return what a width of a unit takes of the budget; None where the table has no such width."""
         if self.kind == "average_bits":
             return unit.size * width / total
@@ -226,7 +226,7 @@ class _Limit:
         costs = [row.get(width) for row in rows]
         return None if None in costs else sum(_number(f"budget: costs of {unit.layers[0]}", cost) for cost in costs)
 
-    def check(self, units: Sequence[_Unit]) -> None:
+    def check(self, units: Sequence[Unit]) -> None:
         """Refuse a table with layers that the model lacks.
 
         Raises
@@ -271,7 +271,7 @@ def suggest(
     show_progress: ShowProgress,
 ) -> Suggestion:
     """Return bits for each layer under a budget; `trainable_torch.suggest` documents the arguments."""
-    limit, wanted = _Limit(budget), _checked_widths(widths)
+    limit, wanted = Limit(budget), _checked_widths(widths)
     solver.require()
     if diagnosed.state.finalized:
         raise QuantizerStateError(SUBJECT, "the model is finalized; its widths don't change any more")
@@ -286,7 +286,7 @@ def suggest(
     return _chosen(diagnosed, objective, limit, present, costs)
 
 
-def _units(diagnosed: DiagnosedModel) -> Iterator[_Unit]:
+def _units(diagnosed: DiagnosedModel) -> Iterator[Unit]:
     """Yield what gets one width."""
     groups: list[dict[str, list[Place]]] = []
     for place in diagnosed.places():
@@ -309,10 +309,10 @@ def _units(diagnosed: DiagnosedModel) -> Iterator[_Unit]:
         places = {id(place.quantizer): place for own in group.values() for place in own}
         sizes = tuple(math.prod(diagnosed.weight(place).shape) for place in places.values())
         present = max(place.n_bits for place in places.values())
-        yield _Unit(tuple(group), tuple(places.values()), sizes, present)
+        yield Unit(tuple(group), tuple(places.values()), sizes, present)
 
 
-def _allowed(diagnosed: DiagnosedModel, unit: _Unit, widths: Sequence[int]) -> tuple[int, ...]:
+def _allowed(diagnosed: DiagnosedModel, unit: Unit, widths: Sequence[int]) -> tuple[int, ...]:
     """Return the widths that a unit may have: those that the target has too, or the present one alone."""
     if unit.fixed():
         return (unit.present,)
@@ -326,7 +326,7 @@ def _allowed(diagnosed: DiagnosedModel, unit: _Unit, widths: Sequence[int]) -> t
 Thresholds = dict[Place, dict[str, Any]]
 
 
-def _params(diagnosed: DiagnosedModel, unit: _Unit, widths: Sequence[int]) -> dict[int, Thresholds | None]:
+def _params(diagnosed: DiagnosedModel, unit: Unit, widths: Sequence[int]) -> dict[int, Thresholds | None]:
     """Return the thresholds that calibration gives the weights of a unit, by width; None: as they are."""
     if unit.fixed() or not unit.size:
         return {unit.present: None}
@@ -345,9 +345,9 @@ def _measured(
     objective: Objective,
     teacher: Any,
     batches: Iterable[Any],
-    candidates: Mapping[_Unit, Mapping[int, Thresholds | None]],
+    candidates: Mapping[Unit, Mapping[int, Thresholds | None]],
     bar: Any,
-) -> tuple[float, dict[_Unit, dict[int, float]]]:
+) -> tuple[float, dict[Unit, dict[int, float]]]:
     """Return what quantization costs now, and with each unit at each width."""
     nothing, present = Average(), Average()
     costs = {unit: {width: Average() for width in widths} for unit, widths in candidates.items()}
@@ -395,9 +395,9 @@ def _measured(
 def _chosen(
     diagnosed: DiagnosedModel,
     objective: Objective,
-    limit: _Limit,
+    limit: Limit,
     present: float,
-    costs: Mapping[_Unit, Mapping[int, float]],
+    costs: Mapping[Unit, Mapping[int, float]],
 ) -> Suggestion:
     units, total = list(costs), sum(unit.size for unit in costs)
     added = [_falling({width: cost - present for width, cost in costs[unit].items()}) for unit in units]

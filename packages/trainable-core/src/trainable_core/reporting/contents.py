@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ from trainable_core.backend.codes import CodeCounter, ends_of, number_of_codes, 
 from trainable_core.backend.description import Description
 from trainable_core.backend.view import ModelView
 from trainable_core.calibration import Observer
+from trainable_core.diagnosis.report import Diagnosis
 from trainable_core.qparams import QParams
 from trainable_core.tracking.writers import Scalar
 
@@ -26,18 +27,6 @@ BINS = 1024
 
 FEW = 0.05
 """Share of exact zeros beyond which they are told."""
-
-
-class Table(Protocol):
-    """What has a table and a sentence about it, such as a diagnosis."""
-
-    def table(self) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
-        """Return the titles and the cells."""
-        ...
-
-    def summary(self) -> str:
-        """Return what the table says, in a few words."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -112,8 +101,8 @@ class Contents:
         What `track` wrote.
     islands : Islands, optional
         Of an exported file.
-    diagnosis : Table, optional
-        What hurts.
+    diagnosis : Diagnosis, optional
+        What `diagnose` said.
     """
 
     title: str
@@ -122,7 +111,7 @@ class Contents:
     tensors: Sequence[TensorFacts] = ()
     training: Sequence[Scalar] = ()
     islands: Islands | None = None
-    diagnosis: Table | None = None
+    diagnosis: Diagnosis | None = None
 
 
 SUBJECT = "report"

@@ -97,6 +97,7 @@ class Page:
             most=MOST_NAMED,
             anchors={card.name: card.id for card in cards},
             cards=cards,
+            number="{:.3g}".format,
             version=__version__,
         )
         return text

@@ -10,8 +10,9 @@ from typing import Any
 from trainable_core import __version__
 from trainable_core.backend.description import Description
 from trainable_core.backend.view import ModelView
+from trainable_core.diagnosis.report import Diagnosis
 from trainable_core.errors import InvalidArgumentError
-from trainable_core.reporting.contents import SUBJECT, Contents, Islands, Table, gathered, overview
+from trainable_core.reporting.contents import SUBJECT, Contents, Islands, gathered, overview
 from trainable_core.reporting.files import islands_of
 from trainable_core.reporting.page import Page, require_page
 from trainable_core.tracking.writers import Scalar, read_csv
@@ -31,8 +32,8 @@ class Asked:
         What `track` wrote.
     exported : path, optional
         What `export` wrote.
-    diagnosis : Table, optional
-        What hurts.
+    diagnosis : Diagnosis, optional
+        What `diagnose` said.
     title : str, optional
         What stands at the top.
     """
@@ -41,7 +42,7 @@ class Asked:
     forward: Callable[[Any, Any], Any] | None = None
     training: object = None
     exported: object = None
-    diagnosis: Table | None = None
+    diagnosis: Diagnosis | None = None
     title: str | None = None
 
 
@@ -77,10 +78,9 @@ def report_on(
 
 
 def _page(diagnosis: object, title: object) -> Page:
-    for name in ("table", "summary"):
-        if diagnosis is not None and not callable(getattr(diagnosis, name, None)):
-            problem = f"diagnosis must be what `diagnose` returned, got {type(diagnosis).__name__}"
-            raise InvalidArgumentError(SUBJECT, problem)
+    if diagnosis is not None and not isinstance(diagnosis, Diagnosis):
+        problem = f"diagnosis must be what `diagnose` returned, got {type(diagnosis).__name__}"
+        raise InvalidArgumentError(SUBJECT, problem)
     if title is not None and not isinstance(title, str):
         raise InvalidArgumentError(SUBJECT, f"title must be text, got {title!r}")
     return Page()
