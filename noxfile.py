@@ -20,6 +20,7 @@ from tasks.environments import (
     CORE,
     CORE_TESTS,
     CROSS_TESTS,
+    EVIDENCE,
     FEWER_EXAMPLES,
     KERAS_2,
     KERAS_2_TESTS,
@@ -101,6 +102,7 @@ NOT_ABOUT_KERNELS = [
         "real_models",
         "reconstruction",
         "references",
+        "resuming",
         "serialization",
         "tracing",
         "weight_uses",
@@ -205,6 +207,13 @@ def examples(session: nox.Session) -> None:
         session.error("a document was skipped, though everything that documents need is installed here")
 
 
+@check("docs")
+def docs(session: nox.Session) -> None:
+    """Build the documentation site into .nox/docs/html and run its notebooks; a warning is an error."""
+    folders = ["-d", ".nox/docs/doctrees", "-c", "docs", ".", ".nox/docs/html"]
+    CROSS_TESTS.run(session, "-m", "sphinx", "-q", "-W", "--keep-going", *folders, env=keras_on("tensorflow"))
+
+
 @check("minimums")
 def minimums(session: nox.Session) -> None:
     """Test with the lowest versions that the distributions declare; constraints/minimums.txt says why not torch's."""
@@ -277,3 +286,9 @@ def bench(session: nox.Session) -> None:
 def bench_peers(session: nox.Session) -> None:
     """Measure other libraries' fake quantization and training steps beside ours; `-- --write` as for `bench`."""
     benchmarks.measure_peers(session)
+
+
+@check("evidence", default=False)  # takes two hours
+def evidence(session: nox.Session) -> None:
+    """Train with every method, on four networks, in both frameworks, and write docs/evidence.md; `-- --short`."""
+    EVIDENCE.run(session, "benchmarks/evidence", *session.posargs)

@@ -308,6 +308,7 @@ def rejected(
     try:
         from trainable_core.conformance import LAWS, try_law  # noqa: PLC0415 - the process decides when
         from trainable_core.conformance.suite import subjects  # noqa: PLC0415
+        from trainable_core.registry.process import default_registry  # noqa: PLC0415
 
         found = [
             each
@@ -316,8 +317,10 @@ def rejected(
         ]
     except Exception as error:  # noqa: BLE001 - a mutant may raise anything
         return f"import: {type(error).__name__}"
-    if not found:
-        return "import: no quantizers"  # the registry passes over a plugin that can't be loaded
+    # The registry passes over what can't be loaded, and says so: a plugin, or a class of one.
+    problem = next((row.problem for row in default_registry().plugins() if row.name == backend), "")
+    if problem or not found:
+        return f"import: {problem.partition(':')[0] or 'no quantizers'}"
     for stage, examples in enumerate(stages):
         chosen = found[:: max(len(found) - 1, 1)] if not stage else found  # a first look at the first and the last one
         for law in (*(LAWS[name] for name in first), *(each for each in LAWS.values() if each.name not in first)):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainable_core.constants import SIGNED
+from trainable_core.constants import LUT_VALUES, SIGNED
 from trainable_core.documents import model
 from trainable_core.errors import DocumentError
 from trainable_core.quantizer import BaseTrainableQuantizer
@@ -23,7 +23,11 @@ NAMES = "names"
 
 
 def header_of(
-    form: str, state: WrappedState, quantizers: Mapping[str, BaseTrainableQuantizer], inferable: Mapping[str, Any]
+    form: str,
+    state: WrappedState,
+    quantizers: Mapping[str, BaseTrainableQuantizer],
+    inferable: Mapping[str, Any],
+    description: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the header of a model's file.
 
@@ -37,9 +41,11 @@ def header_of(
         Its trainable quantizers by their place.
     inferable : mapping of str to quantizer
         Its inferable quantizers by their place.
+    description : mapping, optional
+        What `describe` says of the model, as a document.
     """
     return {
-        **model.header_of(form, state, quantizers),
+        **model.header_of(form, state, quantizers, description),
         "layers": list(state.structure.get(NAMES, state.plans)),
         "signs": {name: q.signed for name, q in quantizers.items() if q.stores_sign},
         "inferable": {name: quantizer.get_config() for name, quantizer in inferable.items()},
@@ -67,6 +73,7 @@ def place_numbers(path: object, quantizers: Mapping[str, BaseTrainableQuantizer]
             raise DocumentError(path, problem + " or ".join(map(str, quantizer.structure.widths)))
         signed = bool(config.get(SIGNED, config.get("signed", quantizer.signed)))
         model.placeholder(quantizer)
+        model.place_levels(path, quantizer, config.get(LUT_VALUES))
         quantizer.select_width(config["num_bits"])
         quantizer.signed = signed
 

@@ -22,11 +22,13 @@ from trainable_core.documents.model import (
     check_shapes,
     freeze_quantizers,
     header_of,
+    place_levels,
     placeholder,
     recipe_of,
     switch_off_quantizers,
 )
 from trainable_core.errors import DocumentError, ModelError, RuleError, TrainableError
+from trainable_torch.description import describe
 from trainable_torch.finalized import converted
 from trainable_torch.ranks import require_whole
 from trainable_torch.state import present_state, state_of
@@ -77,7 +79,7 @@ def save(qmodel: nn.Module, path: str | PathLike[str]) -> None:
         else:
             first[identity] = name
             tensors[name] = value.detach().to("cpu").contiguous().clone()
-    header = header_of(FORMAT, state, quantizers_of(qmodel))
+    header = header_of(FORMAT, state, quantizers_of(qmodel), describe(qmodel).summary().to_dict())
     more: dict[str, Any] = {"aliases": aliases, "training": qmodel.training, "folded": state.folded}
     if state.recipe.folds == "after":
         more["foldable"] = state.foldable
@@ -145,8 +147,9 @@ def load(path: str | PathLike[str], model: nn.Module) -> nn.Module:
         raise DocumentError(path, f"its recipe is damaged: {error}") from error
     switch_off_quantizers(path, metadata, quantizers_of(qmodel), state_of(qmodel))
     if metadata["finalized"]:
-        for quantizer in quantizers_of(qmodel).values():
+        for name, quantizer in quantizers_of(qmodel).items():
             placeholder(quantizer)
+            place_levels(path, quantizer, tensors.get(f"{name}.grid_levels"))
         qmodel = converted(qmodel)
     _fill(path, qmodel, tensors)
     freeze_quantizers(path, metadata["frozen"], quantizers_of(qmodel))

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from trainable_core.calibration.observer import Observer
 from trainable_core.calibration.params import calibrate_activation, calibrate_weights
-from trainable_core.calibration.tables import calibrate_table
+from trainable_core.calibration.tables import calibrate_levels, calibrate_table
 from trainable_core.constants import SIGNED
 from trainable_core.errors import CalibrationError
 from trainable_core.quantizer import BaseTrainableQuantizer
@@ -54,8 +54,24 @@ def activation_params(quantizer: BaseTrainableQuantizer, observer: Observer, sec
         }
 
 
-def weights_params(quantizer: BaseTrainableQuantizer, weights: NDArray[Any], section: CalibrationSection) -> Params:
+def weights_params(
+    quantizer: BaseTrainableQuantizer,
+    weights: NDArray[Any],
+    section: CalibrationSection,
+    widths: Sequence[int] | None = None,
+) -> Params:
     """Return a weights quantizer's params, by width, from the weights.
+
+    Parameters
+    ----------
+    quantizer : BaseTrainableQuantizer
+        The quantizer.
+    weights : array
+        The weights.
+    section : CalibrationSection
+        How thresholds are found.
+    widths : sequence of int, optional
+        By default the quantizer's own.
 
     Raises
     ------
@@ -67,6 +83,15 @@ def weights_params(quantizer: BaseTrainableQuantizer, weights: NDArray[Any], sec
     if config.blocks is not None:
         values = config.blocks.rows(values)
     with _named(quantizer):
+        if quantizer.learns_levels:
+            found = calibrate_levels(
+                values,
+                2**config.n_bits,
+                quantization_method=config.quantization_method,
+                channels_axis=config.channels_axis,
+                min_threshold=config.min_threshold,
+            )
+            return dict.fromkeys(quantizer.widths, found)
         return {
             width: calibrate_table(
                 values,
@@ -88,21 +113,25 @@ def weights_params(quantizer: BaseTrainableQuantizer, weights: NDArray[Any], sec
                 percentile=section.percentile,
                 p=section.p,
             )
-            for width in quantizer.widths
+            for width in (quantizer.widths if widths is None else widths)
         }
 
 
 def set_all(new: Sequence[tuple[BaseTrainableQuantizer, Params]]) -> None:
     """Give quantizers their params: all of them, or, when that fails or is interrupted, none."""
-    before = [(q, q.signed, q.calibrated, [np.array(q.to_numpy(each)) for each in _variables(q)]) for q, _ in new]
+    before = [
+        (q, q.signed, q.calibrated, q.numbers_set, [np.array(q.to_numpy(each)) for each in _variables(q)])
+        for q, _ in new
+    ]
     try:
         for quantizer, params in new:
             quantizer.set_quantization_params(params)
     except BaseException:
-        for quantizer, signed, calibrated, values in before:
+        for quantizer, signed, calibrated, numbers, values in before:
             for variable, value in zip(_variables(quantizer), values, strict=True):
                 quantizer.assign(variable, value)
             quantizer.signed, quantizer.calibrated = signed, calibrated
+            vars(quantizer)["numbers_set"] = numbers
         raise
 
 

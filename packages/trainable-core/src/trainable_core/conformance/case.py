@@ -223,7 +223,8 @@ class Subject:
     @property
     def tables(self) -> Sequence[Table]:
         """The tables of a class that quantizes to one; none for other grids."""
-        return tables_of(self.cls, self.key) if self.key.method in LUT_METHODS else ()
+        cls: Any = self.cls
+        return tables_of(cls, self.key) if self.key.method in LUT_METHODS else ()
 
     @property
     def width(self) -> int:
@@ -373,7 +374,7 @@ def grid(quantizer: Any, width: int | None = None) -> QParams:
 def ends(at: QParams, ndim: int) -> tuple[Float32, Float32]:
     """Return the first and the last code that a grid has, counted from zero, shaped to broadcast."""
     if at.levels:
-        return np.float32(at.levels[0]), np.float32(at.levels[-1])
+        return np.asarray(at.levels[0], np.float32), np.asarray(at.levels[-1], np.float32)
     return affine.ends(at, ndim)
 
 

@@ -52,6 +52,8 @@ class Kind:
         Whether there is one threshold per channel; None tries both.
     least : int
         Fewest dimensions of the tensor.
+    rank : int or None
+        Number of its dimensions, where the law is about one.
     tensor : bool
         Whether the law is about tensors, so that their layout and their size are varied.
     bound : bool
@@ -69,6 +71,7 @@ class Kind:
     finite: bool = False
     per_channel: bool | None = None
     least: int = 0
+    rank: int | None = None
     tensor: bool = True
     bound: bool = False
     fixed_input: bool = False
@@ -112,7 +115,7 @@ def corners(subject: Subject, kind: Kind) -> list[Corner]:
     adapter = subject.adapter
     least = max(kind.least, int(kind.per_channel or 0))
     made = [Corner(bits=bits) for bits in (1, 2, 8, 16) if kind.bits[0] <= bits <= kind.bits[1]]
-    made += [Corner(rank=rank) for rank in (0, 1, 4, 5) if rank >= least]
+    made += [Corner(rank=rank) for rank in (0, 1, 4, 5) if rank >= least and kind.rank is None]
     made += [Corner(bound=True)] * 2 if kind.bound else []
     if not kind.tensor:
         return made
@@ -158,6 +161,8 @@ DIMENSIONS = (1, 2, 3, 2, 3, 0, 2, 4, 1, 2, 3, 4, 3, 0, 2, 5)
 MANY_DIMENSIONS = 4
 FEW = 3  # largest size of a tensor with many dimensions: hypothesis draws no more than 8 KiB
 LONG = 6  # size of an axis that has groups of several sizes
+COMPILED = (3, 2, 4, 2, 1)
+"""Sizes where every new shape costs a compilation; corners and groups have further ones."""
 SIZES = (1, 2, 3, 4, 2, 3, 4, 2, 3, 4, 2, 3, 4, 2, 3, 0)
 # 0 and numbers below 2**-100 leave the bound to the library; 1e-3 and 0.1 are not float32 numbers.
 MIN_THRESHOLDS = (2.0**-16, 0.0, 1e-3, 2.0**-16, 0.0, 0.1, 2.0**-16, 0.0, 2.0**-120, 1.0, 2.0**-16, 2.0**100)
@@ -189,11 +194,13 @@ def positives(source: Source, size: int, kind: Kind) -> Float32:
     return np.clip(values, F32.smallest_subnormal, np.float32(MAX_THRESHOLD))
 
 
-def shapes(source: Source, kind: Kind, corner: Corner) -> tuple[int, ...]:
+def shapes(source: Source, subject: Subject, kind: Kind, corner: Corner) -> tuple[int, ...]:
     """Return a tensor's shape: up to five dimensions, including none, and sizes down to 0."""
     sizes = [source.choice(SIZES) for _ in range(5)]
+    if subject.adapter.compiles_shapes:
+        sizes = list(COMPILED)
     rank = max(source.choice(DIMENSIONS), kind.least, int(kind.per_channel or 0))
-    rank = rank if corner.rank is None else corner.rank
+    rank = next((each for each in (corner.rank, kind.rank) if each is not None), rank)
     if rank >= MANY_DIMENSIONS:
         sizes = [min(size, FEW) for size in sizes]
     elif kind.blocks and rank:
@@ -362,7 +369,7 @@ def inputs(source: Source, grid: QParams, shape: tuple[int, ...], kind: Kind) ->
     # Of eight kinds: a code, two of ties, an end, two of anything around the range; then special numbers, any bits.
     steps = np.choose(which, [code, code + 0.5, code + 0.5, end, anywhere, anywhere, code, code])
     if grid.levels:
-        steps = _steps_of_table(grid, which, payload, anywhere)
+        steps = _steps_of_table(grid, which, payload, np.asarray(anywhere, np.float64))
     with np.errstate(over="ignore", under="ignore"):
         values = (steps.astype(np.float32).reshape(shape) * along.scale).astype(np.float32).reshape(size)
     values = nudged(values, np.where(which <= 1, 0, ulps))  # codes, and one kind of ties, stay as they are
@@ -426,7 +433,7 @@ def made(
     """
     source = Source(header)
     way = ways(source, subject, kind) if corner.way is None else corner.way
-    shape = shapes(source, kind, corner)
+    shape = shapes(source, subject, kind, corner)
     size = int(np.prod(shape, dtype=np.int64))
     thresholds = max(*shape, 1, 1)
     if _may_have_blocks(subject, kind):  # a block may be as small as an element

@@ -10,7 +10,7 @@ import pydantic
 
 from trainable_core.constants import RANGE_MIN
 from trainable_core.errors import DocumentError
-from trainable_core.qparams import variable_names
+from trainable_core.qparams import TABLE_STEPS, variable_names
 from trainable_core.quantizer import BaseTrainableQuantizer
 from trainable_core.recipe.document import QuantizationRecipe
 from trainable_core.recipe.state import WrappedState
@@ -18,11 +18,20 @@ from trainable_core.recipe.state import WrappedState
 SCHEMA_VERSION = 1
 KINDS: dict[str, type] = {"recipe": dict, "frozen": list, "finalized": bool}
 """Keys that every header has, and the type of each; a backend adds its own."""
+DESCRIPTION = "description"
+"""Key of a header: what `describe` says of the model, so that the file can be described without the model's code."""
+PLACES = "places"
+"""Key of a header whose arrays are named otherwise than `describe` names weights: those names, by the latter."""
 SWITCHED_OFF = "switched_off"
 """Key of a header whose model has quantizers that calibration switched off: why, by the quantizer's name."""
 
 
-def header_of(form: str, state: WrappedState, quantizers: Mapping[str, BaseTrainableQuantizer]) -> dict[str, Any]:
+def header_of(
+    form: str,
+    state: WrappedState,
+    quantizers: Mapping[str, BaseTrainableQuantizer],
+    description: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """Return what every header of a model's file says; JSON-clean.
 
     Parameters
@@ -33,6 +42,8 @@ def header_of(form: str, state: WrappedState, quantizers: Mapping[str, BaseTrain
         What the model knows about itself.
     quantizers : mapping of str to BaseTrainableQuantizer
         Its trainable quantizers by the name of their tensor.
+    description : mapping, optional
+        What `describe` says of the model, as a document.
     """
     header = {
         "format": form,
@@ -41,6 +52,8 @@ def header_of(form: str, state: WrappedState, quantizers: Mapping[str, BaseTrain
         "frozen": [name for name, quantizer in quantizers.items() if quantizer.freeze_quant_params],
         "finalized": state.finalized,
     }
+    if description is not None:
+        header[DESCRIPTION] = description
     off = {name: q.subject for name, q in quantizers.items() if not q.quantization_config.enabled}
     if off:
         header[SWITCHED_OFF] = {name: state.left_out.get(subject, "") for name, subject in off.items()}
@@ -85,6 +98,38 @@ def placeholder(quantizer: BaseTrainableQuantizer) -> None:
         for key, variable in quantizer.grid_variables(width).items():
             quantizer.assign(variable, values[key])
     quantizer.calibrated = True
+
+
+def place_levels(path: object, quantizer: BaseTrainableQuantizer, levels: object) -> None:
+    """Give a quantizer whose levels are variables those of a file's deployed table; other quantizers have their own.
+
+    Parameters
+    ----------
+    path : object
+        The file, for errors.
+    quantizer : BaseTrainableQuantizer
+        Changed in place.
+    levels : array of numbers, or anything else
+        What the file has.
+
+    Raises
+    ------
+    DocumentError
+        When these are no levels that the quantizer can have.
+    """
+    if not quantizer.learns_levels:
+        return
+    most = 2**quantizer.quantization_config.n_bits
+    try:
+        table = np.unique(np.asarray(levels, np.float64).reshape(-1))
+    except (TypeError, ValueError):
+        table = np.empty(0)
+    fits = (table == np.rint(table)) & (table >= -TABLE_STEPS) & (table < TABLE_STEPS)
+    if not 0 < table.size <= most or not fits.all():
+        problem = f"the levels of its {quantizer.subject!r} are no table of at most {most} codes: {levels!r}"
+        raise DocumentError(path, problem)
+    for variable, value in quantizer.levels_as_variables(tuple(int(level) for level in table)):
+        quantizer.assign(variable, value)
 
 
 def check_shapes(path: object, wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> None:

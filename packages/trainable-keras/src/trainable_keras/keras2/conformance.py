@@ -93,6 +93,11 @@ class Keras2Adapter(KerasAdapter):
         output, *rest = compiled(given)
         return self._run(quantizer, given, [output, *(rest or [None])], self.devices[0], upstream)
 
+    def differentiated(
+        self, call: Callable[[Any], Any], given: Any, variables: Mapping[str, Any], upstream: Array | None
+    ) -> list[Any]:
+        return gradients(call, given, list(variables.values()), upstream, PLAIN)
+
     def second_derivative(self, quantizer: Any, x: Array, upstream: Array, direction: Array) -> Array | None:
         given, up = tf.constant(x), tf.constant(upstream)
         with tf.GradientTape() as outer:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import functools
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -24,6 +24,8 @@ class Keras3Adapter(KerasAdapter):
     """See `trainable_core.conformance.adapter.Adapter`; Keras places tensors itself: the kit sees one device."""
 
     counts_calls = True
+    compiles_shapes = ENGINE == "jax"
+    cases = 18 if ENGINE == "jax" else KerasAdapter.cases  # JAX traces every gradient anew
     dtypes = ("float32", "float16", "bfloat16") if ENGINE == "jax" else ("float32", "float16", "bfloat16", "float64")
     devices, modules = ("default",), ("keras", ENGINE, "mct_quantizers")
 
@@ -78,6 +80,11 @@ class Keras3Adapter(KerasAdapter):
         call = functools.partial(quantizer, training=training)
         output, *found = graphs.execute(call, x, mode_of(quantizer, mode), trained, upstream)
         return self._run(x, output, found, trained, self.devices[0])
+
+    def differentiated(
+        self, call: Callable[[Any], Any], given: Any, variables: Mapping[str, Any], upstream: Array | None
+    ) -> list[Any]:
+        return [call(given)] if upstream is None else pull_back(call, given, variables, upstream)
 
     def second_derivative(self, quantizer: Any, x: Array, upstream: Array, direction: Array) -> Array | None:
         found = graphs.second_derivative(functools.partial(quantizer, training=True), x, upstream, direction)
