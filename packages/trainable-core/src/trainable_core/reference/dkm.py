@@ -74,7 +74,7 @@ def initial_centroids(n_bits: int) -> Float32:
     array([-96., -32.,  32.,  96.], dtype=float32)
     """
     gap = 2 * TABLE_STEPS / 2**n_bits
-    return (gap * (np.arange(2**n_bits) + 0.5) - TABLE_STEPS).astype(np.float32)
+    return np.asarray(gap * (np.arange(2**n_bits) + 0.5) - TABLE_STEPS, np.float32)
 
 
 def levels_of(centroids: ArrayLike) -> tuple[int, ...]:
@@ -216,8 +216,8 @@ def _expected_values(x: Float32, state: State, training: bool) -> ExpectedValues
 def _expected_gradients(x: Float32, upstream: Float32, state: State) -> ExpectedGradients:
     temperature, centroids = _temperature(state), state.variables["centroids"]
     found = gradients(x, upstream, state.grid, centroids, temperature)
-    # Assignments and mean levels have 108 roundings, as in `_expected_values`; a distance from the mean is as far off as
-    # a number of the size of the table is, and the slope of x is a sum of such distances times steps of that size. A sum
+    # Assignments and mean levels have 108 roundings, as in `_expected_values`; a distance from the mean is as far off
+    # as a number of the table's size is, and the slope of x is a sum of such distances times steps of that size. A sum
     # over the elements has a rounding for each more.
     known = np.nan_to_num(x, nan=0.0)
     steps, levels, weights, means = _assigned(known, state.grid, centroids, temperature)
