@@ -207,6 +207,13 @@ def examples(session: nox.Session) -> None:
         session.error("a document was skipped, though everything that documents need is installed here")
 
 
+@check("docs")
+def docs(session: nox.Session) -> None:
+    """Build the documentation site into .nox/docs/html and run its notebooks; a warning is an error."""
+    folders = ["-d", ".nox/docs/doctrees", "-c", "docs", ".", ".nox/docs/html"]
+    CROSS_TESTS.run(session, "-m", "sphinx", "-q", "-W", "--keep-going", *folders, env=keras_on("tensorflow"))
+
+
 @check("minimums")
 def minimums(session: nox.Session) -> None:
     """Test with the lowest versions that the distributions declare; constraints/minimums.txt says why not torch's."""

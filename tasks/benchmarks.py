@@ -31,8 +31,10 @@ TORCH_SCRIPTS = (
     "torch_hops",
     "torch_small_layers",
     "torch_export",
+    "torch_diagnosis",
+    "torch_suggestion",
 )
-KERAS_SCRIPTS = ("keras_kernels", "keras_steps")
+KERAS_SCRIPTS = ("keras_kernels", "keras_steps", "keras_export")
 KERAS_VERSIONS = ((KERAS_TESTS, keras_on("tensorflow")), (KERAS_2_TESTS, KERAS_2), (KERAS_2_TF215_TESTS, TENSORFLOW))
 """Keras 3, and Keras 2 on both versions of TensorFlow: the same scripts, a table for each."""
 

@@ -84,27 +84,33 @@ class Environment:
 
 
 # What each environment has installed.
-CORE = ("-e", "packages/trainable-core[cli,conformance,yaml]")
+CORE = ("-e", "packages/trainable-core[cli,conformance,suggest,yaml]")
 WITH_TORCH = (*CORE, "-e", "packages/trainable-torch[speed]", "torch", "pytest-xdist")
 TRAINERS = ("scikit-learn", "transformers", "lightning", "accelerate")  # the libraries that people train PyTorch with
 WITH_KERAS = (*CORE, "-e", "packages/trainable-keras", "pytest-xdist", "scikit-learn")
 
+WITH_REPORT = ("-e", "packages/trainable-core[report]")
+
 LINT = Environment("lint", ["ruff", "numpydoc", "import-linter"])
-CORE_TESTS = Environment("core", [*CORE, "pytest-xdist"])
+CORE_TESTS = Environment("core", [*CORE, *WITH_REPORT, "pytest-xdist"])
 # The type checker is here because it needs torch's own annotations, and a second installation of torch is a gigabyte.
 WITH_ONNX = ("-e", "packages/trainable-core[onnx]", "-e", "packages/trainable-torch[onnx]")
 # Elsewhere TensorFlow is there, which has an interpreter of its own: the tests run with either.
 WITH_LITERT = ("-e", "packages/trainable-core[tflite]", "-e", "packages/trainable-keras[tflite]")
-TORCH_TESTS = Environment("torch", [*WITH_TORCH, *WITH_ONNX, *TRAINERS, "mypy", "nox", "types-PyYAML"])
-KERAS_TESTS = Environment("keras", [*WITH_KERAS, "keras", "tensorflow-cpu"])
+TORCH_TESTS = Environment(
+    "torch", [*WITH_TORCH, *WITH_ONNX, *WITH_REPORT, *TRAINERS, "pandas", "mypy", "nox", "types-PyYAML"]
+)
+KERAS_TESTS = Environment("keras", [*WITH_KERAS, *WITH_REPORT, "keras", "tensorflow-cpu"])
 # The other engines of Keras 3 have no TensorFlow beside them, so nothing can fall back on it.
 KERAS_JAX_TESTS = Environment("keras-jax", [*WITH_KERAS, "keras", "jax"])
 KERAS_TORCH_TESTS = Environment("keras-torch", [*WITH_KERAS, "keras", "torch"])
-KERAS_2_TESTS = Environment("keras-2", [*WITH_KERAS, "tensorflow-cpu", "tf-keras"], "tensorflow-2.21")
+KERAS_2_TESTS = Environment("keras-2", [*WITH_KERAS, *WITH_REPORT, "tensorflow-cpu", "tf-keras"], "tensorflow-2.21")
 KERAS_2_TF215_TESTS = Environment("keras-2-tf215", [*WITH_KERAS, "tensorflow-cpu"], "tensorflow-2.15")
+# The documentation is about all frameworks, and so is the environment that its site is built in.
+SITE = ("furo", "ipykernel", "latex2mathml", "matplotlib", "myst-nb", "sphinx", "sphinx-copybutton")
 # All frameworks together: each backend must leave the others alone.
 WITH_ALL = ("-e", "packages/trainable-torch[speed]", "keras", "tensorflow-cpu", "tf-keras", "torch")
-CROSS_TESTS = Environment("cross", [*WITH_KERAS, *WITH_ALL, *WITH_ONNX, *WITH_LITERT])
+CROSS_TESTS = Environment("cross", [*WITH_KERAS, *WITH_ALL, *WITH_ONNX, *WITH_LITERT, *TRAINERS, *WITH_REPORT, *SITE])
 # A data set of statsmodels is what recurrent networks are tried on; nothing else needs it.
 EVIDENCE = Environment("evidence", [*WITH_KERAS, *WITH_ALL, "statsmodels"])
 MINIMUMS = Environment("minimums", WITH_TORCH, "minimums")

@@ -93,6 +93,15 @@ TARGETS = {
         Target("trainable_torch.quantizers.ste", ("STE",), PASSES),
         Target("trainable_torch.quantizers.lsq", ("LSQ",), PASSES),
         Target("trainable_torch.quantizers.dqa", ("DQA",), PASSES),
+        Target("trainable_torch.quantizers.tqt", ("TQT",), PASSES),
+        Target("trainable_torch.quantizers.lsq_plus", ("LSQ_PLUS",), PASSES),
+        Target("trainable_torch.quantizers.pact", ("PACT",), PASSES),
+        Target("trainable_torch.quantizers.dorefa", ("DOREFA",), PASSES),
+        Target("trainable_torch.quantizers.paretoq", ("PARETOQ",), PASSES),
+        Target("trainable_torch.quantizers.table", ("APOT", "PARETOQ"), PASSES),
+        Target("trainable_torch.quantizers.adaround", ("ADAROUND",), PASSES),
+        Target("trainable_torch.quantizers.dynamic", ("DYNAMIC",), PASSES),
+        Target("trainable_torch.quantizers.rounding", ("STE", "LSQ"), PASSES),
         Target("trainable_torch.quantizers.base", ("LSQ",), PASSES),
         Target("trainable_torch.annealing", ("DQA",), PASSES),
         Target("trainable_torch.grid", ("LSQ",), BOTH),
@@ -104,6 +113,15 @@ TARGETS = {
         Target("trainable_keras.quantizers.ste", ("STE",)),
         Target("trainable_keras.quantizers.lsq", ("LSQ",)),
         Target("trainable_keras.quantizers.dqa", ("DQA",)),
+        Target("trainable_keras.quantizers.tqt", ("TQT",)),
+        Target("trainable_keras.quantizers.lsq_plus", ("LSQ_PLUS",)),
+        Target("trainable_keras.quantizers.pact", ("PACT",)),
+        Target("trainable_keras.quantizers.dorefa", ("DOREFA",)),
+        Target("trainable_keras.quantizers.paretoq", ("PARETOQ",)),
+        Target("trainable_keras.quantizers.table", ("APOT", "PARETOQ")),
+        Target("trainable_keras.quantizers.adaround", ("ADAROUND",)),
+        Target("trainable_keras.quantizers.dynamic", ("DYNAMIC",)),
+        Target("trainable_keras.quantizers.rounding", ("STE", "LSQ")),
         Target("trainable_keras.quantizers.base", ("LSQ",)),
         Target("trainable_keras.keras3.annealing", ("DQA",)),
         Target("trainable_keras.grid", ("LSQ",)),
@@ -290,6 +308,7 @@ def rejected(
     try:
         from trainable_core.conformance import LAWS, try_law  # noqa: PLC0415 - the process decides when
         from trainable_core.conformance.suite import subjects  # noqa: PLC0415
+        from trainable_core.registry.process import default_registry  # noqa: PLC0415
 
         found = [
             each
@@ -298,8 +317,10 @@ def rejected(
         ]
     except Exception as error:  # noqa: BLE001 - a mutant may raise anything
         return f"import: {type(error).__name__}"
-    if not found:
-        return "import: no quantizers"  # the registry passes over a plugin that can't be loaded
+    # The registry passes over what can't be loaded, and says so: a plugin, or a class of one.
+    problem = next((row.problem for row in default_registry().plugins() if row.name == backend), "")
+    if problem or not found:
+        return f"import: {problem.partition(':')[0] or 'no quantizers'}"
     for stage, examples in enumerate(stages):
         chosen = found[:: max(len(found) - 1, 1)] if not stage else found  # a first look at the first and the last one
         for law in (*(LAWS[name] for name in first), *(each for each in LAWS.values() if each.name not in first)):

@@ -80,7 +80,7 @@ class Drawn:
         quantizer = data.draw(quantizers(kind, shape, moved=data.draw(st.booleans()), **limits))
         backend.end_schedule(quantizer)
         dtype = data.draw(st.sampled_from(dtypes or backend.dtypes))
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):  # invalid: a signalling NaN
             x = data.draw(inputs(quantizer.current_qparams(), shape)).astype(dtype)
         return cls(quantizer, x, dtype, data.draw(st.booleans()))
 

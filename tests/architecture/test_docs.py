@@ -86,6 +86,9 @@ def run(document: str, found: list[Block], module: types.ModuleType) -> None:
 
 # TensorFlow 2.21's tensors have an __array__ without the argument that NumPy 2 asks for; Keras calls it.
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
+# Lightning asks PyTorch's trees in a way that PyTorch deprecates, and remarks on workers and logging intervals.
+@pytest.mark.filterwarnings(r"ignore:`isinstance\(treespec, LeafSpec\)` is deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore::UserWarning:lightning")
 @pytest.mark.parametrize("document", WITH_PYTHON)
 def test_python_blocks_run(document, tmp_path, monkeypatch):
     found = [block for block in BLOCKS[document] if block.language == "python" and block.not_run is None]

@@ -17,7 +17,7 @@ if sys.version_info >= (3, 11):
     import tomllib
 
 ROOT = Path(__file__).parents[2]
-EXTRAS = {"hypothesis", "onnx", "onnxruntime", "onnxscript", "pytest", "rich", "yaml"}
+EXTRAS = {"hypothesis", "onnx", "onnxruntime", "onnxscript", "pytest", "rich", "scipy", "yaml"}
 
 needs_torch = pytest.mark.skipif(
     importlib.util.find_spec("trainable_torch") is None, reason="trainable-torch is not installed"

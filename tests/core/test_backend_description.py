@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import fields
 from typing import Any
+from xml.etree import ElementTree as ET
 
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ from tests.core.home_backend import (
 )
 from trainable_core.backend.description import Description, DescriptionRow, describe_quantizer, set_described_params
 from trainable_core.constants import RANGE_MAX, RANGE_MIN, SIGNED, THRESHOLD
-from trainable_core.errors import DocumentError, DocumentVersionError
+from trainable_core.errors import DocumentError, DocumentVersionError, MissingLibraryError
 from trainable_core.recipe.layers import LayerInfo, WeightInfo
 from trainable_core.recipe.plan import QuantizerPlan
 
@@ -213,3 +215,89 @@ def test_a_quantizer_that_the_document_lacks_is_named():
 def test_a_description_of_another_version_is_refused(version: Any):
     with pytest.raises(DocumentVersionError):
         set_described_params(quantizers(), {**described(), "schema_version": version})
+
+
+def with_everything() -> Description:
+    """Return a description with a bit of everything."""
+    quantizer = weights_quantizer(weights_config({THRESHOLD: [1.0, 2.0]}, **PER_CHANNEL))
+    return Description(
+        (row(quantizer), row(weights_quantizer(weights_config()), tensor="<other & weight>")),
+        left_out={"a<b": 'it\'s "float"'},
+        folded={"norm": "fc"},
+        biases={"fc.bias": "fc: input"},
+        islands={"softmax": "computed in float"},
+    )
+
+
+def test_a_notebook_shows_a_table_with_everything_escaped():
+    shown = with_everything()._repr_html_()
+    root = ET.fromstring(f"<div>{shown}</div>")  # noqa: S314 - made in the line before
+    cells = [cell.text or "" for cell in root.iter("td")]
+    assert cells == [cell for line in with_everything().table()[1] for cell in line]
+    assert "<other & weight>" in cells
+    assert [text for item in root.iter("li") for text in item.itertext()][-2:] == ["a<b", ': it\'s "float"']
+    assert len(list(root.iter("p"))) == 4
+
+
+def test_the_text_lists_what_is_below_the_table():
+    text = str(with_everything())
+    assert "\nbatch norm folded:\n  norm -> fc\n" in text
+    assert text.endswith('\nnot quantized:\n  a<b: it\'s "float"')
+
+
+def test_a_data_frame_has_the_rows():
+    pytest.importorskip("pandas", reason="pandas is not installed")
+    frame = with_everything().to_dataframe()
+    assert list(frame.columns) == [each.name for each in fields(DescriptionRow)]
+    assert frame["params"].tolist() == [{THRESHOLD: [1.0, 2.0]}, {}]
+    assert Description(()).to_dataframe().shape == (0, len(fields(DescriptionRow)))
+
+
+def test_without_pandas_the_error_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(MissingLibraryError, match="pip install pandas"):
+        with_everything().to_dataframe()
+
+
+def test_a_description_is_read_again():
+    document = json.loads(with_everything().to_json())
+    assert Description.from_dict(document) == with_everything()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"schema_version": 2},
+        {"rows": 3},
+        {"rows": [{}]},
+        {"rows": [{"layer": 3}]},
+        {"unknown": 1},
+        {"left_out": 3},
+        {"folded": [1]},
+    ],
+)
+def test_a_damaged_description_is_refused(change):
+    with pytest.raises(DocumentError):
+        Description.from_dict({**with_everything().to_dict(), **change})
+
+
+def test_a_damaged_row_is_refused():
+    document = with_everything().to_dict()
+    for key, value in (
+        ("layer", 3),
+        ("params", 3),
+        ("params", {"threshold": "x"}),
+        ("modifiers", [1]),
+        ("state", None),
+    ):
+        rows = [{**document["rows"][0], key: value}]
+        with pytest.raises(DocumentError):
+            Description.from_dict({**document, "rows": rows})
+
+
+def test_a_file_holds_the_ends_of_very_many_numbers():
+    many = [float(value) for value in range(1, 5000)]
+    quantizer = weights_quantizer(weights_config({THRESHOLD: many}, **PER_CHANNEL), shape=(4999, 1))
+    many_numbers = Description((row(quantizer),))
+    assert many_numbers.summary().rows[0].params == {THRESHOLD: [1.0, 4999.0]}
+    assert with_everything().summary() == with_everything()

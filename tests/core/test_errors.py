@@ -210,6 +210,9 @@ def test_a_miss_in_an_installed_backend_knows_the_built_in_methods() -> None:
 WARNINGS = [
     errors.NothingQuantizedWarning("Net", {"skipped by a rule": ["fc", "head"]}),
     errors.ThresholdsKeptWarning({"aux: input": "no batch reached its layer"}),
+    errors.GradientMissingWarning({"fc.weight": "no gradient at 3 records in a row"}),
+    errors.StatisticsRunAwayWarning({"norm": "variance went from 1 to 1e+06"}),
+    errors.ThresholdCollapsedWarning({"fc.weight": "its step fell from 0.1, down to 1e-06"}),
 ]
 
 

@@ -21,10 +21,13 @@ CASES = [
 ]
 
 
-def interleaved(y, phases, sizes):
+def interleaved(y, phases, sizes, window_has_groups):
     """Return the output from the convolution's channels."""
     counts, rank = phases.counts(sizes), len(sizes)
-    split = y.reshape(y.shape[0], phases.outputs, *phases.strides, *counts)
+    if window_has_groups:
+        split = y.reshape(y.shape[0], phases.outputs, *phases.strides, *counts)
+    else:
+        split = np.moveaxis(y.reshape(y.shape[0], *phases.strides, phases.outputs, *counts), 1 + rank, 1)
     order = [0, 1, *itertools.chain.from_iterable((2 + rank + axis, 2 + axis) for axis in range(rank))]
     wide = split.transpose(order).reshape(
         y.shape[0], phases.outputs, *(n * s for n, s in zip(counts, phases.strides, strict=True))
@@ -41,7 +44,7 @@ def check(shape, window, sizes, zero=0):
     grid = QParams(np.float32(1), np.int32(zero), -100, 100)
     spread = phases.spread(QuantizerRecord("w", "up", "weight", 8, grid, (counted + zero).astype(np.int32)), "spread")
     inner = Window(pads=tuple(phases.pads), groups=window.groups)
-    y = interleaved(convolve_codes(x, spread.codes - zero, inner), phases, list(sizes))
+    y = interleaved(convolve_codes(x, spread.codes - zero, inner), phases, list(sizes), window.groups > 1)
     assert np.array_equal(y, convolve_transposed_codes(x, counted, window))
 
 
@@ -64,3 +67,13 @@ def test_scales_of_channels_go_to_all_phases_of_all_groups():
     assert spread.grid.channels_axis == 0
     assert spread.grid.scale.tolist() == [1, 1, 2, 2, 3, 3] * 2
     assert phases.spread_bias(np.arange(6)).tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
+
+
+def test_without_groups_all_outputs_of_a_phase_lie_together():
+    phases = Phases((2, 3, 2), Window((2,)).of_rank(1))
+    grid = QParams(np.float32([1, 2, 3]), np.int32([0, 0, 0]), -8, 7, 1)
+    codes = np.arange(12, dtype=np.int32).reshape(2, 3, 2) - 6
+    spread = phases.spread(QuantizerRecord("w", "up", "weight", 4, grid, codes), "spread")
+    assert spread.grid.scale.tolist() == [1, 2, 3] * 2
+    assert phases.spread_bias(np.arange(3)).tolist() == [0, 1, 2] * 2
+    assert spread.codes[:, :, 0].T.tolist() == codes.transpose(0, 2, 1).reshape(2, 6).tolist()

@@ -1,6 +1,8 @@
 """TensorFlow Lite files: what becomes of a model's operations, and what is refused."""
 
 from dataclasses import replace
+from importlib.util import find_spec
+from math import erf
 
 import numpy as np
 import pytest
@@ -200,18 +202,18 @@ def _clamped_at(low, high, scale=0.1):
     return build
 
 
-def _softmax_inside():
-    b = linear()
-    b.steps[-1] = replace(b.steps[-1], op="softmax", layer=b.steps[-2].layer, options={"axis": -1})
-    return b.network("quantize2")
+def _tanh_of_a_sum():
+    b = Builder(2)
+    x = b.quantize("x", 0.5)
+    b.quantize(b.step("tanh", (2,), b.step("add", (2,), x, x, layer="here")), 0.1)
+    return b.network("quantize3")
 
 
 REFUSED = [
-    _refused(_one("gelu"), "here", "gelu"),
+    _refused(_one("selu"), "here", "selu"),
     _refused(_one("mul", obstacle="it is written in Latin"), "here", "Latin"),
-    _refused(_one("add"), "here", "two operands"),
+    _refused(_one("mul"), "here", "two operands"),
     _refused(_one("conv", options=WINDOW), "here", "weights are not quantized"),
-    _refused(_one("average_pool", options={"size": (2, 2), "strides": (1, 1), "padding": "same"}), "here", "border"),
     _refused(_one("softmax", options={"axis": 1}), "here", "another axis"),
     _refused(_float_input, "here", "not quantized"),
     _refused(_float_output, "here", "not quantized", "placement"),
@@ -219,7 +221,7 @@ REFUSED = [
     _refused(_clamped_at(-1.0, None), "here", "clamps at -1"),
     _refused(_clamped_at(0.0, 5.0), "here", "clamps at 5"),
     _refused(_clamped_at(0.0, 6.0, 4.0 / 3.0), "here", "half way"),  # 6 / (4 / 3) is 4.5
-    _refused(_softmax_inside, "softmax", "layer of its own"),
+    _refused(_tanh_of_a_sum, "here", "not quantized"),
     _refused(lambda: linear(bias=np.float32([0.3, 0, 0])).network("quantize2"), "bias: int32"),
 ]
 
@@ -273,17 +275,15 @@ def _without_metadata(program):
     return to_bytes(replace(program, metadata=""))
 
 
+needs_runtime = pytest.mark.skipif(
+    not any(find_spec(name) for name in ("ai_edge_litert", "tensorflow")), reason="LiteRT comes with the extra `tflite`"
+)
+
+
+@needs_runtime
 @pytest.mark.parametrize("kernels", ["default", "builtin", "reference"])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_numpy_predicts_every_code_of_the_runtime(kernels, seed, tmp_path):
-    for runtime in ("ai_edge_litert", "tensorflow"):
-        try:
-            __import__(runtime)
-            break
-        except ImportError:
-            continue
-    else:
-        pytest.skip("LiteRT comes with the extra `tflite`")
     from trainable_core.export.tflite.verification import Verification
 
     document.write(everything(np.random.default_rng(seed)), tmp_path / "model.tflite")
@@ -326,7 +326,91 @@ def everything(random) -> Network:
     wide = quantize(b.step("conv_transpose", (3, 3, 2), mean, weight=weight((3, 3, 2, 8), 2), options=options))
     scaled = quantize(b.step("mul", (3, 3, 2), wide, wide))
     averaged = quantize(b.step("mean", (2,), scaled, options={"axes": (1, 2), "keepdims": False}))
+    wider = b.step("resize_nearest", (7, 5, 2), scaled, options={"size": (7, 5)})
+    scaled = b.step("crop", (3, 3, 2), wider, options={"begins": (0, 3, 1, 0)})
+    largest = quantize(b.step("max", (2,), scaled, options={"axes": (1, 2), "keepdims": False}))
     flat = b.step("reshape", (18,), scaled, options={"shape": (18,)})
     one = quantize(b.step("linear", (2,), flat, weight=weight((18, 2), 1)))
     both = quantize(b.step("add", (2,), one, averaged))
-    return b.network(both)
+    return b.network(quantize(b.step("mul", (2,), both, largest)))
+
+
+X = np.arange(-128, 128)
+SCALE, RESULT = 0.0625, 0.03125
+
+FUNCTIONS = {
+    "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
+    "tanh": np.tanh,
+    "silu": lambda x: x / (1 + np.exp(-x)),
+    "hard_sigmoid": lambda x: np.clip(x + 3, 0, 6) / 6,
+    "hard_swish": lambda x: x * np.clip(x + 3, 0, 6) / 6,
+    "leaky_relu": lambda x: np.where(x < 0, 0.3 * x, x),
+    "elu": lambda x: np.where(x < 0, np.expm1(x), x),
+    "gelu": lambda x: x * 0.5 * (1 + np.vectorize(erf)(x / np.sqrt(2))),
+    "arithmetic": lambda x: (x * 0.3 + 0.7) / 1.7,
+    "add": lambda x: 3 * x,
+}
+
+
+@needs_runtime
+@pytest.mark.parametrize("op", FUNCTIONS)
+def test_an_island_in_float_gives_the_nearest_code(op, tmp_path):
+    """A float32 result of a few roundings is within 2**-20 of it or of 1: a 2**-15th of a step of the result."""
+    from trainable_core.export.tflite.verification import Verification
+
+    options = {"leaky_relu": {"slope": 0.3}, "arithmetic": {"parts": (("mul", 0.3), ("add", 0.7), ("div", 1.7))}}
+    b = Builder(1)
+    given = b.quantize("x", SCALE)
+    inputs = [given] * (3 if op == "add" else 1)
+    b.quantize(b.step(op, (1,), *inputs, layer="here", options=options.get(op, {})), RESULT, 5)
+    report = document.write(b.network("quantize2"), tmp_path / "model.tflite")
+    assert [each.layer for each in report.islands] == ["here"]
+    verification = Verification(tmp_path / "model.tflite")
+    (found,) = verification.run({"x": X[:, np.newaxis].astype(np.int8)}).values()
+    steps = FUNCTIONS[op](X * SCALE) / RESULT
+    clear = np.abs(steps - np.floor(steps) - 0.5) > 2.0**-15 * np.maximum(1, np.abs(steps))
+    expected = np.clip(np.rint(steps) + 5, -128, 127) - 5
+    assert clear.sum() > 200
+    np.testing.assert_array_equal(found[clear, 0] / RESULT, expected[clear])
+    assert np.abs(found[:, 0] / RESULT - expected).max() <= 1
+    assert verification.report.ok
+
+
+@needs_runtime
+def test_a_layer_with_a_function_of_its_own_is_computed_in_float_of_its_integer_weights(tmp_path):
+    from trainable_core.export.tflite.verification import Verification
+
+    b = Builder(2)
+    x = b.quantize("x", 0.5)
+    weight = b.weight([[1, 2, 3], [4, 5, -6]], [0.5, 0.25, 0.125], axis=1)
+    sums = b.step("linear", (3,), x, layer="here", weight=weight, bias=np.float32([0.25, -0.25, 0.0625]))
+    b.quantize(b.step("sigmoid", (3,), sums, layer="here"), 2.0**-8, -128)
+    report = document.write(b.network("quantize3"), tmp_path / "model.tflite")
+    assert [(each.layer, each.op) for each in report.islands] == [("here", "SIGMOID")]
+    verification = Verification(tmp_path / "model.tflite")
+    (found,) = verification.run({"x": np.int8([[2, 3]])}).values()
+    sums = np.array([2 + 12 + 1, 4 + 15 - 2, 6 - 18 + 1]) * [0.25, 0.125, 0.0625]
+    np.testing.assert_array_equal(found[0], np.rint(256 / (1 + np.exp(-sums))) / 256)
+    assert verification.program.tensors[weight.name].data.tolist() == [[1, 4], [2, 5], [3, -6]]
+
+
+@needs_runtime
+def test_what_is_read_in_float_is_an_input_in_float(tmp_path):
+    from trainable_core.export.tflite.verification import Verification
+
+    b = Builder(2)
+    scaled = b.step("arithmetic", (2,), "x", options={"parts": (("mul", np.float32([0.5, 0.25])), ("add", 1.0))})
+    b.quantize(scaled, 0.125)
+    document.write(b.network("quantize1"), tmp_path / "model.tflite")
+    verification = Verification(tmp_path / "model.tflite")
+    assert verification.program.tensors["x"].kind == "float32"
+    (found,) = verification.run({"x": np.float32([[0.7, -3.3]])}).values()
+    assert found.tolist() == [[1.375, 0.125]]  # 1.35 and 0.175 in eighths
+
+
+def test_a_clamp_behind_what_moves_values_holds():
+    b = Builder(4)
+    total = b.step("add", (4,), *[b.quantize("x", 0.5)] * 2)
+    moved = b.step("reshape", (2, 2), total, options={"shape": (2, 2)})
+    b.quantize(b.step("clip", (2, 2), moved, options={"low": 0.0, "high": None}), 1.0)
+    assert computed(b.network("quantize4"), [[-3, 5, -1, 2]]) == [[[0, 5], [0, 2]]]

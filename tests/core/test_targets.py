@@ -125,3 +125,10 @@ def test_the_records_say_how_each_target_rounds():
         "qonnx": (TieRule.HALF_EVEN, None),
         "native": (None, None),
     }
+
+
+def test_additions_of_tensorflow_lite_round_ties_up_and_everything_else_to_even():
+    rules = {op: TARGETS["tflite"].tie_rule_of(op) for op in ("add", "mul", "conv_2d", "mean")}
+    assert rules == {**dict.fromkeys(rules, TieRule.HALF_EVEN), "add": TieRule.HALF_UP}
+    assert TARGETS["onnx"].tie_rule_of("add") is TieRule.HALF_EVEN
+    assert TARGETS["mctq"].tie_rule_of("add") is None

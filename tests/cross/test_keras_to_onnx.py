@@ -27,6 +27,28 @@ def test_every_code_is_equal(name, tmp_path):
     assert {each.op for each in report.islands} <= {"Softmax"}
 
 
+@pytest.mark.parametrize("name", ["gated", "decoder"])
+def test_more_layers_are_written(name, tmp_path):
+    build, shape = tflite.LAYERS[name]
+    made = tflite.deployed(build, shape, RECIPE)
+    export(made, tmp_path / "model.onnx", target="onnx")
+    found = verify(made, tmp_path / "model.onnx", tflite.batches(shape))
+    assert not found.changed
+    assert sum(row.numpy.different for row in found.rows if row.numpy is not None) == 0
+    assert found.ok, str(found)
+    assert max(found.results.values()) < 0.1
+
+
+def test_with_powers_of_two_every_code_is_certified_and_equal(tmp_path):
+    build, shape = tflite.MODELS["residual"]
+    made = tflite.deployed(build, shape, {**tflite.POWERS, "target": "onnx"})
+    export(made, tmp_path / "model.onnx", target="onnx")
+    found = verify(made, tmp_path / "model.onnx", [tflite.on_ties(shape)])
+    assert found.equal, str(found)
+    assert "exact but ties" not in {row.certificate for row in found.rows}
+    assert {row.certificate for row in found.rows if row.must_be_equal} == {"exact", ""}
+
+
 def test_a_qonnx_file_has_the_true_widths_and_nothing_is_packed(tmp_path):
     recipe = {**RECIPE, "target": "qonnx", "weights": {**RECIPE["weights"], "n_bits": 3}}
     made = tflite.deployed(*tflite.MODELS["sequence"], recipe)

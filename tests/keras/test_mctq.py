@@ -213,6 +213,20 @@ def refused(ours: Any, *facts: str) -> None:
         np.testing.assert_array_equal(to_numpy(variable), value)
 
 
+@of_keras_2
+def test_a_model_that_rounds_ties_as_another_target_is_refused() -> None:
+    model = keras.Sequential([kl.Input((4,)), kl.Dense(3, name="top")])
+    for target in ("onnx", "mctq"):
+        asked = recipe(target=target)
+        qmodel = trainable_keras.calibrate(trainable_keras.wrap(model, asked), [np.ones((2, 4), np.float32)])
+        deployed = trainable_keras.finalize(qmodel)
+        if target == "mctq":
+            trainable_keras.to_mctq(deployed)
+        else:
+            with pytest.raises(UnsupportedConfigError, match=r"top.*even"):
+                trainable_keras.to_mctq(deployed)
+
+
 @only_keras(3, "Keras 2 has mctq's classes")
 def test_on_keras_3_it_is_refused_with_the_reason() -> None:
     refused(deployed(shared(), VECTORS), "Keras 3", "learning_phase", "TF_USE_LEGACY_KERAS")

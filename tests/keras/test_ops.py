@@ -185,3 +185,30 @@ def test_functions_are_compiled_once_for_each_kind_of_grid() -> None:
     for _ in range(3):
         rules.lsq_fake_quantize(tensor(np.zeros((1, 3))), on)
     assert len(compiled) == 2  # the values, and the terms of the gradient
+
+
+@pytest.mark.parametrize(
+    "grid",
+    [
+        QParams(np.float32(2.0**-5), np.int32(0), -128, 127),
+        QParams(np.float32(0.1), np.int32(0), -128, 127),
+        QParams(np.float32(3.7e-6), np.int32(0), 0, 2**16 - 1),
+        QParams(np.float32(2.0**-3), np.int32(77), 0, 255),
+    ],
+    ids=["power of two", "any scale", "16 bits", "zero point"],
+)
+def test_ties_that_are_moved_go_to_the_even_code_and_no_other_value_changes_its_code(grid: QParams) -> None:
+    low, high = (end - int(grid.zero_point) for end in (grid.quant_min, grid.quant_max))
+    at = (np.arange(2 * low - 3, 2 * high + 4) / 2 * grid.scale).astype(np.float32)  # codes, ties, and beyond the ends
+    x = np.concatenate([at, np.nextafter(at, np.float32(np.inf)), np.nextafter(at, np.float32(-np.inf))])
+    x = np.concatenate([x, np.float32([np.inf, -np.inf, np.nan, 3e38, -0.0])])
+    moved = numpy(FRAMEWORK.quantizer.ops.ties_to_even(tensor(x), tensor(grid.scale)))
+    assert_same_bits(snapped(moved, grid), affine.fake_quantize(x, grid, tie_rule=TieRule.HALF_EVEN))
+
+
+def test_the_gradient_passes_by_moved_ties() -> None:
+    x, upstream = np.float32([0.5, 1.5, 0.25, -2.5]), np.float32([1.0, -2.0, 3.0, -4.0])
+    moved = FRAMEWORK.quantizer.ops.ties_to_even
+    found, of_scale = pull_back(moved, [tensor(x), tensor(np.float32(1.0))], tensor(upstream))
+    assert found.tolist() == upstream.tolist()
+    assert of_scale == 0

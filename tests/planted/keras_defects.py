@@ -334,6 +334,8 @@ class ConvertsBeforeRounding(SteQuantizer):
 
     def convert2inferable(self):
         qparams, config = copy.copy(self.current_qparams()), self.quantization_config
+        if config.blocks is not None:
+            return super().convert2inferable()
         bound = qparams.scale * -qparams.quant_min
         raw = np.maximum(np.minimum(np.abs(to_numpy(self.threshold)), bound), np.float32(2.0**-100))
         object.__setattr__(qparams, "scale", (raw / -qparams.quant_min).astype(np.float32))

@@ -13,7 +13,7 @@ pytest.importorskip("trainable_torch")
 
 from mct_quantizers import QuantizationMethod, QuantizationTarget, mark_quantizer
 
-from tests.planted import torch_defects, torch_strangers, torch_variables
+from tests.planted import torch_defects, torch_strangers, torch_tables, torch_variables
 from tests.planted.defect import DEFECTS, EXAMPLES, SEED, Defect, failures
 from tests.planted.table import listed
 from trainable_core.conformance import LAWS, adapter_of, try_law
@@ -88,6 +88,7 @@ ALONE = {
     "pickling": "WeakReference",
     "threads": "OnlyInTheFirstThread",
     "cast_models": "HalvesItsThreshold",
+    "inside_a_layer": "KeepsItsFirstWeights",
 }
 # Laws without such a defect, and why.
 NOT_ALONE = {
@@ -107,6 +108,7 @@ EARLIER = {
 # Defects that were seen by one law only, and the laws on more situations that see them since as well.
 ALSO = {
     "FirstChannelsScale": {"per_block"},
+    "OutputBuffer": {"inside_a_layer"},
     "DropsABadBatch": {"nan_inputs", "nonfinite_inputs"},
     "WrapAround": {"nan_inputs"},
     "Float32Out": {"deployed_dtypes"},
@@ -171,7 +173,13 @@ def sound(cls):
 
 
 @pytest.mark.parametrize(
-    "subject", [*subjects_of(torch_defects.Sound, adapter_of("torch")), *sound(torch_variables.Sound)], ids=str
+    "subject",
+    [
+        *subjects_of(torch_defects.Sound, adapter_of("torch")),
+        *subjects_of(torch_tables.SoundTable, adapter_of("torch")),
+        *sound(torch_variables.Sound),
+    ],
+    ids=str,
 )
 def test_the_quantizer_that_defects_are_planted_in_is_sound(subject):
     verdicts = [try_law(law, subject, examples=EXAMPLES, seed=SEED) for law in LAWS.values() if law.about(subject)]

@@ -1073,3 +1073,16 @@ class CodesInSixteenBits(SteQuantizer):
     def convert2inferable(self):
         sound = copy.deepcopy(self).eval()
         return Shipped(lambda x: sound(x, False))
+
+
+@broken("inside_a_layer")
+class KeepsItsFirstWeights(SteQuantizer):
+    """In a layer, what is quantized are the weights that the layer had when the quantizer was made for it."""
+
+    def initialize_quantization(self, tensor_shape, name, layer):
+        made = super().initialize_quantization(tensor_shape, name, layer)
+        self.first = None if layer is None else layer.weight.detach().clone()
+        return made
+
+    def fake_quantize(self, x, grid, training):
+        return super().fake_quantize(x if self.first is None else x + (self.first - x).detach(), grid, training)

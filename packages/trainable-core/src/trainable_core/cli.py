@@ -23,6 +23,7 @@ from trainable_core.hookspecs import Backend
 from trainable_core.registry.process import default_registry
 from trainable_core.registry.registry import Registry
 from trainable_core.registry.rows import QuantizerRow
+from trainable_core.reporting import commands as reporting
 
 OK, FAILED, ERROR = 0, 1, 2
 """Exit codes: all well; ``doctor`` found something broken; the command could not be carried out."""
@@ -250,6 +251,18 @@ COMMANDS = (
         "Run an exported file in ONNX Runtime and compare every code with NumPy's; exit with 1 when one differs.",
         verifying.arguments,
         lambda arguments: verifying.verify(arguments, _print_table),
+    ),
+    Command(
+        "describe",
+        "Show what is quantized in a saved or exported file, without the model's code.",
+        reporting.describe_arguments,
+        lambda arguments: reporting.describe(arguments, _print_table),
+    ),
+    Command(
+        "report",
+        "Write an HTML page about a saved or exported file.",
+        reporting.report_arguments,
+        reporting.report,
     ),
     Command(
         "new-plugin",

@@ -309,6 +309,33 @@ class ThresholdsKeptWarning(TrainableWarning):
         super().__init__("\n".join([*lines, *(f"  {subject}: {reason}" for subject, reason in reasons.items())]))
 
 
+class GradientMissingWarning(TrainableWarning):
+    """Issued by `track` when thresholds that should learn get no gradient."""
+
+    def __init__(self, reasons: Mapping[str, str]) -> None:
+        self.reasons = dict(reasons)
+        hint = "is the layer a part of the loss? Does the optimizer have parameter_groups(qmodel)? Is a ReLU dead?"
+        super().__init__(_told("thresholds that should learn get no gradient:", self.reasons, hint))
+
+
+class ThresholdCollapsedWarning(TrainableWarning):
+    """Issued by `track` when thresholds have shrunk to next to nothing, or are not finite."""
+
+    def __init__(self, reasons: Mapping[str, str]) -> None:
+        self.reasons = dict(reasons)
+        hint = "a smaller learning rate for the group of qparams, as in parameter_groups(qmodel, qparams={'lr': 1e-4})."
+        super().__init__(_told("thresholds have collapsed:", self.reasons, hint))
+
+
+class StatisticsRunAwayWarning(TrainableWarning):
+    """Issued by `track` when statistics of batch norms, or the values of activations, grow beyond all measure."""
+
+    def __init__(self, reasons: Mapping[str, str]) -> None:
+        self.reasons = dict(reasons)
+        hint = "a smaller learning rate, or batch norms that are folded after training (fold_batch_norm: after)."
+        super().__init__(_told("statistics run away:", self.reasons, hint))
+
+
 LISTED = 10
 """How many names a message lists of one reason."""
 
@@ -316,3 +343,9 @@ LISTED = 10
 def _listed(names: Sequence[str]) -> str:
     more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
     return ", ".join(names[:LISTED]) + more
+
+
+def _told(heading: str, reasons: Mapping[str, str], hint: str) -> str:
+    lines = [f"  {name}: {reason}" for name, reason in list(reasons.items())[:LISTED]]
+    more = [f"  and {len(reasons) - LISTED} more"] if len(reasons) > LISTED else []
+    return "\n".join([heading, *lines, *more, f"Hint: {hint}"])

@@ -34,6 +34,7 @@ from trainable_core.modifier import Modifier
 from trainable_core.reference.method import DECLARED, Dependence, Method, OwnVariable, TrainingForward, own_variable
 from trainable_core.registry.marks import marks_of
 from trainable_core.registry.process import get_modifier_class
+from trainable_core.schedule import LinearAnnealingScheduler
 from trainable_core.validation import check_params, plain
 
 Q = TypeVar("Q", bound="BaseTrainableQuantizer")
@@ -129,6 +130,9 @@ class BaseTrainableQuantizer:
     conformance_arguments: ClassVar[tuple[dict[str, Any], ...]] = ()
     """Further arguments of the constructor that the conformance kit tries besides the defaults."""
 
+    scheduler: ClassVar[type[LinearAnnealingScheduler]] = LinearAnnealingScheduler
+    """Schedule whose step may be a tensor of the framework, such as `current_step`."""
+
     learns_levels: ClassVar[bool] = False
     """Whether the levels of a look-up table are variables: calibration finds them, and params may name others."""
 
@@ -143,6 +147,12 @@ class BaseTrainableQuantizer:
         if declared is not None:
             for name in DECLARED:
                 setattr(cls, name, getattr(declared, name))
+
+    numbers_set: Mapping[str, NDArray[np.float32]]
+    """What calibration set the variables of the grids to, by their names; empty where this process has not seen it.
+
+    It is copied with the quantizer, and is in no file.
+    """
 
     def __init__(self, quantization_config: TrainableQuantizerConfig, freeze_quant_params: bool = False) -> None:  # noqa: FBT001, FBT002 - the seed's signature
         self._check_config(quantization_config)
@@ -160,6 +170,7 @@ class BaseTrainableQuantizer:
         self.modified = False
         self.folded_grid: qparams.QParams | None = None
         self.structure = Structure()
+        vars(self)["numbers_set"] = {}  # Keras would track it
         self._variable_groups: dict[str, VariableGroup] = {}
 
     @classmethod
@@ -653,10 +664,17 @@ class BaseTrainableQuantizer:
             raise InvalidArgumentError(self.subject, f"{SIGNED!r} differs between widths")
         for variable, value in new:
             self.assign(variable, value)
+        self.note_numbers()
         (self.signed,) = signs
         self.calibrated = True
         for modifier in self.modifiers:
             modifier.start_anew(self)
+
+    def note_numbers(self) -> None:
+        """Note in `numbers_set` what the variables of the grids are now."""
+        names = [name for width in self.structure.widths for name in self.structure.names[width]]
+        own: dict[str, Any] = vars(self)  # Keras would track it
+        own["numbers_set"] = {name: np.array(self.to_numpy(getattr(self, name)), np.float32) for name in names}
 
     def switch_off(self) -> None:
         """Pass tensors on as they are from here on, and deploy nothing, as if the config had said so."""

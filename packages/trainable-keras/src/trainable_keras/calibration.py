@@ -126,32 +126,18 @@ class KerasCalibration(ModelCalibration):
                 told_of(wrapper).quantizes_weights = False
             for holder, observer in observers.items():
                 told_of(holder).observer = observer
-            with self.framework.eagerly(), self._put_back(), self._in_inference(these=training):
+            inferring = self.layers if training else ()
+            with (
+                self.framework.eagerly(),
+                put_back(self.framework, self.model),
+                in_inference(self.framework, inferring),
+            ):
                 yield
         finally:
             for holder in observers:
                 told_of(holder).observer = None
             for wrapper in wrappers:
                 told_of(wrapper).quantizes_weights = True
-
-    @contextmanager
-    def _put_back(self) -> Iterator[None]:
-        """Put back what a call in training mode may change: statistics, counters, the states of random numbers."""
-        variables = [each for each in self.model.non_trainable_variables if hasattr(each, "assign")]
-        values = [np.array(self.framework.functions.to_numpy(each)) for each in variables]  # a copy on every engine
-        try:
-            yield
-        finally:
-            for variable, value in zip(variables, values, strict=True):
-                variable.assign(value)
-
-    @contextmanager
-    def _in_inference(self, *, these: bool) -> Iterator[None]:
-        """Let dropout and batch norm do what they do in inference, whatever the model does."""
-        kinds = tuple(getattr(self.framework.module.layers, name) for name in _DIFFERENT_IN_TRAINING)
-        layers = [layer for layer in self.layers if these and isinstance(layer, kinds)]
-        with calls_replaced([(layer, _inferring) for layer in layers]):
-            yield
 
     @contextmanager
     def watching(self, sights: Mapping[Any, Sight], *, readers: bool = False) -> Iterator[None]:
@@ -174,6 +160,26 @@ class KerasCalibration(ModelCalibration):
 
     def _wrappers(self) -> list[KerasWrapper]:
         return [layer for layer in self.layers if isinstance(layer, KerasWrapper)]
+
+
+@contextmanager
+def put_back(framework: Framework, model: Any) -> Iterator[None]:
+    """Put back what a call may change in a model: statistics, counters, the states of random numbers."""
+    variables = [each for each in model.non_trainable_variables if hasattr(each, "assign")]
+    values = [np.array(framework.functions.to_numpy(each)) for each in variables]  # a copy on every engine
+    try:
+        yield
+    finally:
+        for variable, value in zip(variables, values, strict=True):
+            variable.assign(value)
+
+
+@contextmanager
+def in_inference(framework: Framework, layers: Iterable[Any]) -> Iterator[None]:
+    """Let dropout and batch norm among some layers do what they do in inference, whatever the model does."""
+    kinds = tuple(getattr(framework.module.layers, name) for name in _DIFFERENT_IN_TRAINING)
+    with calls_replaced([(layer, _inferring) for layer in layers if isinstance(layer, kinds)]):
+        yield
 
 
 _DIFFERENT_IN_TRAINING = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from trainable_core.backend.routine import SUBJECT, TrainingRoutine
+from trainable_core.backend.routine import SUBJECT, StepRoutine, TrainingRoutine
 from trainable_core.calibration.batch_norm import check_request
 from trainable_core.errors import UnsupportedConfigError
 from trainable_keras import training
@@ -34,6 +34,19 @@ def training_callback(
     if batches is not None:
         single = bool(framework.functions.is_tensor(batches)) or hasattr(batches, "__array__")
         check_request(batch_norms(framework, qmodel), batches, forward, single=single)
+    return told_by_keras(framework, routine)
+
+
+def told_by_keras(framework: Framework, routine: Any) -> Any:
+    """Return a callback of Keras that tells a routine of the steps of `fit`.
+
+    Parameters
+    ----------
+    framework : Framework
+        Whose callback.
+    routine : KerasSteps
+        What is told; its public methods are the callback's too, for loops of one's own.
+    """
     base: Any = framework.module.callbacks.Callback
 
     class QuantizationCallback(base):  # type: ignore[misc] # Keras is untyped
@@ -42,8 +55,14 @@ def training_callback(
         def __init__(self) -> None:
             super().__init__()
             self.routine = routine
-            self.start, self.step_end = routine.start, routine.step_end
-            self.before_evaluation, self.numbers = routine.before_evaluation, routine.numbers
+            self.start, self.step_end, self.end = routine.start, routine.step_end, routine.end
+            self.before_evaluation = routine.before_evaluation
+
+        def __getattr__(self, name: str) -> Any:
+            """Return what else the routine tells."""
+            if name == "routine" or name.startswith("_"):
+                raise AttributeError(name)
+            return getattr(self.routine, name)
 
         def on_train_begin(self, logs: Any = None) -> None:  # noqa: ARG002 - Keras's signature
             routine.start(routine.optimizer_steps())
@@ -55,16 +74,28 @@ def training_callback(
             routine.before_evaluation()
 
         def on_train_end(self, logs: Any = None) -> None:  # noqa: ARG002 - as above
-            routine.before_evaluation()
+            routine.end()
 
     return QuantizationCallback()
 
 
-class KerasRoutine(TrainingRoutine):
-    """What is due in the training of a Keras model."""
+class KerasSteps(StepRoutine):
+    """A routine that `fit` tells of its steps."""
 
     framework: Framework
     qmodel: Any
+
+    def optimizer_steps(self) -> int:
+        """Return how many steps the model's optimizer has taken."""
+        sync = getattr(self.qmodel, "jax_state_sync", None)
+        if sync is not None:  # JAX's trainer keeps the variables' values to itself between batches
+            sync()
+        return int(self.framework.functions.to_numpy(self.qmodel.optimizer.iterations))
+
+
+class KerasRoutine(KerasSteps, TrainingRoutine):
+    """What is due in the training of a Keras model."""
+
     forward: Callable[[Any, Any], Any] | None
 
     def quantizers(self) -> dict[str, Any]:
@@ -85,10 +116,3 @@ class KerasRoutine(TrainingRoutine):
     def reestimate(self, batches: Iterable[Any]) -> None:
         """Estimate the statistics of the model's batch norms anew."""
         reestimate_batch_norm(self.framework, self.qmodel, batches, self.forward)
-
-    def optimizer_steps(self) -> int:
-        """Return how many steps the model's optimizer has taken."""
-        sync = getattr(self.qmodel, "jax_state_sync", None)
-        if sync is not None:  # JAX's trainer keeps the variables' values to itself between batches
-            sync()
-        return int(self.framework.functions.to_numpy(self.qmodel.optimizer.iterations))

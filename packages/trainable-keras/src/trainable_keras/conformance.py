@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import gc
 import weakref
 from collections.abc import Callable, Mapping
@@ -18,6 +19,15 @@ from trainable_keras.framework import Framework
 
 Array = NDArray[Any]
 
+GRAPH, UNKNOWN_BATCH = "graph", "graph of an unknown batch"
+"""Modes of `Adapter.execute` that both Kerases have."""
+
+
+def mode_of(quantizer: Any, mode: str) -> str:
+    """Return the mode in which a quantizer is called: blocks are parts of weights, whose sizes are always known."""
+    in_blocks = mode == UNKNOWN_BATCH and quantizer.quantization_config.blocks is not None
+    return GRAPH if in_blocks else mode
+
 
 class KerasAdapter(BaseAdapter):
     """The part of a `trainable_core.conformance.adapter.Adapter` that is the same for both Kerases.
@@ -30,6 +40,7 @@ class KerasAdapter(BaseAdapter):
 
     tie_rule, subnormals, blocks = TieRule.HALF_UP, False, True
     devices: tuple[str, ...]
+    counts_calls: bool
     cases = 54  # an eager call takes milliseconds, and every shape is traced anew
 
     def __init__(self, framework: Framework) -> None:
@@ -74,6 +85,15 @@ class KerasAdapter(BaseAdapter):
             gc.collect(1)  # what only a cycle holds is not kept; it is young
         return Observed(tuple(name for name, reference in held.items() if reference() is not None))
 
+    def differentiated(
+        self, call: Callable[[Any], Any], given: Any, variables: Mapping[str, Any], upstream: Array | None
+    ) -> list[Any]:
+        """Return the output, the input's gradient and those of the variables; without `upstream` the output alone."""
+        raise NotImplementedError
+
+    def in_a_layer(self, quantizer: Any, weights: Array) -> InDense:
+        return InDense(self, quantizer, weights)
+
     def collected(self, quantizer: Any, x: Array) -> list[float]:
         quantizer(self.tensor(x, "float32"), training=True)
         return [float(self.to_array(each)) for each in quantizer.losses]
@@ -102,3 +122,49 @@ class KerasAdapter(BaseAdapter):
         batch = self.framework.functions.floats(np.linspace(-1.0, 1.0, 12).reshape(4, 3))
         model = keras.Sequential([keras.layers.Input((3,)), keras.layers.Dense(2, name="dense")])
         return model, batch, lambda model: self.to_array(model(batch, training=False))
+
+
+def _wrapper_of(adapter: KerasAdapter) -> Any:
+    return adapter.framework.wrapper  # each Keras's has a constructor of its own
+
+
+class InDense:
+    """A wrapped layer as the conformance kit calls it: on unit vectors, so that its output is its kernel.
+
+    Parameters
+    ----------
+    adapter : KerasAdapter
+        Of the layer's Keras.
+    quantizer : object
+        The kernel's.
+    weights : float32 array, shape (rows, columns)
+        The kernel.
+    """
+
+    def __init__(self, adapter: KerasAdapter, quantizer: Any, weights: Array) -> None:
+        self.adapter, self.quantizer = adapter, quantizer
+        self.counts_steps = not adapter.counts_calls
+        dense = adapter.framework.module.layers.Dense(weights.shape[1], use_bias=False)
+        dense.build((None, weights.shape[0]))
+        self.kernel = dense.kernel
+        self.kernel.assign(weights)
+        self.layer: Any = _wrapper_of(adapter)(dense, {"kernel": quantizer})
+
+    def assign(self, weights: Array) -> None:
+        """Give the layer another kernel."""
+        self.kernel.assign(weights)
+
+    def __call__(self, *, training: bool, upstream: Array | None) -> Run:
+        """Return a run of the layer; the gradient of the kernel stands for that of the input."""
+        adapter, trained = self.adapter, self.adapter.trained(self.quantizer)
+        units = adapter.tensor(np.eye(self.kernel.shape[0], dtype=np.float32), "float32")
+        known = {} if upstream is None else {"": self.kernel, **trained}
+        call: Callable[[Any], Any] = functools.partial(self.layer, training=training)
+        output, *found = adapter.differentiated(call, units, known, upstream)
+        arrays = [None if each is None else adapter.to_array(each) for each in found[1:]]
+        d_kernel, *d_variables = arrays or [None]
+        zeros = [np.zeros(tuple(each.shape), np.float32) for each in trained.values()]
+        filled = [zero if each is None else each for each, zero in zip(d_variables, zeros, strict=False)]
+        kernel = adapter.to_array(self.kernel)
+        variables = dict(zip(trained, filled, strict=False))
+        return Run(adapter.to_array(output), "float32", adapter.devices[0], kernel, d_kernel, variables)

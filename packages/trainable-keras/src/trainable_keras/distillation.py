@@ -36,7 +36,9 @@ def distill(
         found: dict[str, Tensor] = {}
         with calls_replaced([(given[name], _noted(found, name)) for name in weights]):
             target = teacher(inputs, training=False)
-        terms = [] if not logits else [logits * _of_logits(f, _first(outputs), _first(target), temperature, axis)]
+        terms = (
+            [] if not logits else [logits * _of_logits(f, main_output(outputs), main_output(target), temperature, axis)]
+        )
         for name, weight in weights.items():
             if name not in student or name not in found:
                 raise ModelError(f"{SUBJECT}: no call reached {name!r}")
@@ -80,7 +82,7 @@ def _log_softmax(f: Functions, x: Tensor, axis: int) -> Tensor:
     return shifted - f.log(f.sum(f.exp(shifted), axis=axis, keepdims=True))
 
 
-def _first(outputs: Any) -> Any:
+def main_output(outputs: Any) -> Any:
     """Return a model's output, or the first of several."""
     while isinstance(outputs, Mapping | list | tuple):
         outputs = next(iter(outputs.values() if isinstance(outputs, Mapping) else outputs))
@@ -99,7 +101,7 @@ def _noted(found: dict[str, Tensor], name: str) -> Callable[[Callable[..., Any]]
     def made_of(call: Callable[..., Any]) -> Callable[..., Any]:
         def called(*args: Any, **kwargs: Any) -> Any:
             output = call(*args, **kwargs)
-            found[name] = _first(output)
+            found[name] = main_output(output)
             return output
 
         return called

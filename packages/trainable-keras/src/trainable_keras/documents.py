@@ -23,7 +23,11 @@ NAMES = "names"
 
 
 def header_of(
-    form: str, state: WrappedState, quantizers: Mapping[str, BaseTrainableQuantizer], inferable: Mapping[str, Any]
+    form: str,
+    state: WrappedState,
+    quantizers: Mapping[str, BaseTrainableQuantizer],
+    inferable: Mapping[str, Any],
+    description: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the header of a model's file.
 
@@ -37,9 +41,11 @@ def header_of(
         Its trainable quantizers by their place.
     inferable : mapping of str to quantizer
         Its inferable quantizers by their place.
+    description : mapping, optional
+        What `describe` says of the model, as a document.
     """
     return {
-        **model.header_of(form, state, quantizers),
+        **model.header_of(form, state, quantizers, description),
         "layers": list(state.structure.get(NAMES, state.plans)),
         "signs": {name: q.signed for name, q in quantizers.items() if q.stores_sign},
         "inferable": {name: quantizer.get_config() for name, quantizer in inferable.items()},

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from importlib import import_module, metadata
 from typing import Any
 
@@ -19,14 +20,16 @@ from trainable_core.export.report import ExportReport
 from trainable_core.export.source import NAME_TARGET, QuantizerRecord
 from trainable_core.export.tflite import document
 from trainable_core.export.tflite.lowering import lower
+from trainable_core.export.tflite.ties import tie_rules
 from trainable_core.qparams import QParams
 from trainable_core.quantizer import BaseTrainableQuantizer
+from trainable_core.targets.known import TARGETS as KNOWN_TARGETS
 from trainable_keras.flow import FlatCall, Flow, flow_of
 from trainable_keras.framework import Framework
 from trainable_keras.graph import layers_within
 from trainable_keras.inferable import KerasInferableQuantizer
 from trainable_keras.parts import KerasHolder, KerasWrapper, key_of, plan_of, told_of, variable_of
-from trainable_keras.steps import Shape, Told, activation_of, told
+from trainable_keras.steps import ACTIVATIONS, Shape, Told, activation_of, told
 from trainable_keras.wrapping import state_of
 
 TARGETS = (document.TARGET, verification.TARGET, qonnx.TARGET)
@@ -91,7 +94,9 @@ def named_quantizers(model: Any) -> Iterator[tuple[str, Any]]:
             yield key_of(layer), layer.activation_holder_quantizer
 
 
-def network_of(framework: Framework, deployed: Any, *, numbers: bool = True) -> Network:
+def network_of(
+    framework: Framework, deployed: Any, *, numbers: bool = True, called: Mapping[str, str] | None = None
+) -> Network:
     """Return a deployed model as `trainable_core.export` takes it.
 
     Parameters
@@ -102,6 +107,8 @@ def network_of(framework: Framework, deployed: Any, *, numbers: bool = True) -> 
         The model.
     numbers : bool
         False tells any wrapped model, with a scale of 1 in the place of each, to see what becomes of its layers.
+    called : mapping of str to str, optional
+        Other names for layers than the model's.
 
     Raises
     ------
@@ -116,28 +123,37 @@ def network_of(framework: Framework, deployed: Any, *, numbers: bool = True) -> 
         if layer.weights and getattr(layer, "compute_dtype", None) not in ("float32", None):
             problem = f"{layer.name} computes in {layer.compute_dtype}; integer kernels know float32 alone"
             raise UnsupportedConfigError("export", problem, "train it with the dtype policy float32.")
-    return _Telling(framework, deployed, flow_of(graph, framework.model_graph), numbers=numbers).network()
+    flow = flow_of(graph, framework.model_graph)
+    return _Telling(framework, deployed, flow, numbers=numbers, called=called or {}).network()
 
 
-def require_expressible(framework: Framework, qmodel: Any) -> None:
-    """Refuse a wrapped model whose recipe names a target that can't express a layer: before it is trained.
+def fit_to_target(framework: Framework, qmodel: Any) -> None:
+    """Let a wrapped model round ties as the kernels of its recipe's target do.
 
     Raises
     ------
     ModelError
-        When it has no graph.
+        When the target needs a model with a graph, and it has none.
     UnsupportedConfigError
-        When integer kernels can't compute a layer; names it, and says why.
+        When integer kernels can't compute a layer, before it is trained; names it, and says why.
     """
-    if state_of(framework, qmodel).recipe.target == document.TARGET:
-        lower(network_of(framework, qmodel, numbers=False))
+    target = KNOWN_TARGETS[state_of(framework, qmodel).recipe.target]
+    rules: Mapping[str, TieRule] = {}
+    if target.name == document.TARGET:
+        rules = tie_rules(lower(network_of(framework, qmodel, numbers=False)))
+    for layer in layers_within(qmodel):
+        if isinstance(layer, KerasHolder):
+            told_of(layer).tie_rule = rules.get(key_of(layer), target.tie_rule)
 
 
 class _Telling:
     """Tells a model's calls as steps; without numbers, every grid has the scale 1."""
 
-    def __init__(self, framework: Framework, deployed: Any, flow: Flow, *, numbers: bool) -> None:
+    def __init__(
+        self, framework: Framework, deployed: Any, flow: Flow, *, numbers: bool, called: Mapping[str, str]
+    ) -> None:
         self.framework, self.deployed, self.flow, self.numbers = framework, deployed, flow, numbers
+        self.called = called
         self.steps: list[Step] = []
         self.records: dict[str, QuantizerRecord] = {}
         self.shapes: dict[str, tuple[int | None, ...]] = {}
@@ -177,12 +193,12 @@ class _Telling:
             self.names[call.outputs[0]] = self._quantized(operation, given[0])
             return
         wrapper = operation if isinstance(operation, KerasWrapper) else None
-        layer = plan_of(wrapper).layer.name if wrapper is not None else _place(call)
+        layer = self._name(plan_of(wrapper).layer.name if wrapper is not None else _place(call))
         if wrapper is not None:
             given = self._inputs(wrapper, given)
         output = self.flow.shapes[call.outputs[0]]
         shapes = [self.shapes[name] for name in given]
-        found = told(self.framework, operation, call.call.kwargs or {}, shapes, output)
+        found = told(self.framework, operation, call.call, shapes, output)
         result = self._computed(call, layer, found, given, output) if found.op else given[0]
         beside = not self.framework.function(operation) and found.op not in _NO_ACTIVATION
         activation = activation_of(operation) if beside else None
@@ -200,9 +216,17 @@ class _Telling:
         if isinstance(call.operation, KerasWrapper):
             weight, bias = self._weight(call.operation, layer), self._bias(call.operation)
         inputs = tuple(given if found.inputs is None else given[: found.inputs])
-        return self._add(
-            Step(found.op, layer, inputs, self._fresh(layer), found.options, weight, bias, found.obstacle), output
-        )
+        facts = (found.options, weight, bias, found.obstacle)
+        if not found.is_row or found.obstacle:
+            return self._add(Step(found.op, layer, inputs, self._fresh(layer), *facts), output)
+        before = self._reshaped(layer, inputs[0], _of_image(self.shapes[inputs[0]]))
+        if weight is not None:
+            facts = (found.options, _weight_of_image(weight), bias, found.obstacle)
+        made = self._add(Step(found.op, layer, (before,), self._fresh(layer), *facts), _of_image(output))
+        return self._reshaped(layer, made, output)
+
+    def _reshaped(self, layer: str, source: str, shape: Shape) -> str:
+        return self._add(Step("reshape", layer, (source,), self._fresh(layer), {"shape": tuple(shape[1:])}), shape)
 
     def _inputs(self, wrapper: KerasWrapper, given: list[str]) -> list[str]:
         """Return what a layer computes with: its inputs behind the quantizers that it has for them."""
@@ -219,13 +243,17 @@ class _Telling:
         quantizer = holder.activation_holder_quantizer
         if not self._counts(quantizer):
             return source
-        name = key_of(holder)
+        layer, tensor = self._name(plan_of(holder).layer.name), told_of(holder).tensor
+        name = f"{layer}: {tensor}"
         if name not in self.records:
-            layer, tensor = plan_of(holder).layer.name, told_of(holder).tensor
             n_bits, grid = self._grid(quantizer)
-            self.records[name] = QuantizerRecord(name, layer, tensor, n_bits, grid)
-        step = Step("quantize", plan_of(holder).layer.name, (source,), self._fresh(name), {"quantizer": name})
+            rule = told_of(holder).tie_rule
+            self.records[name] = QuantizerRecord(name, layer, tensor, n_bits, grid, tie_rule=rule)
+        step = Step("quantize", layer, (source,), self._fresh(name), {"quantizer": name})
         return self._add(step, self.shapes[source])
+
+    def _name(self, layer: str) -> str:
+        return self.called.get(layer, layer)
 
     def _weight(self, wrapper: KerasWrapper, layer: str) -> QuantizerRecord | None:
         """Return the record of a layer's only quantized weight."""
@@ -253,9 +281,10 @@ class _Telling:
         """Return the width of a quantizer's codes, and their grid."""
         if self.numbers:
             return quantizer.num_bits, quantizer.qparams
-        config = quantizer.quantization_config
-        low, high = -(2 ** (config.n_bits - 1)), 2 ** (config.n_bits - 1) - 1
-        return config.n_bits, QParams(np.ones((), np.float32), np.zeros((), np.int32), low, high)
+        is_trainable = isinstance(quantizer, BaseTrainableQuantizer)
+        n_bits = quantizer.quantization_config.n_bits if is_trainable else quantizer.num_bits
+        low, high = -(2 ** (n_bits - 1)), 2 ** (n_bits - 1) - 1
+        return n_bits, QParams(np.ones((), np.float32), np.zeros((), np.int32), low, high)
 
     def _bias(self, wrapper: KerasWrapper) -> NDArray[np.float32] | None:
         """Return the bias that a layer computes with."""
@@ -283,8 +312,22 @@ class _Telling:
         return step.output
 
 
-_NO_ACTIVATION = frozenset({"", "clip", "softmax"})
+_NO_ACTIVATION = frozenset({"", "clip", "softmax", *ACTIVATIONS.values()})
 """What a layer whose activation function is all that it does comes out as."""
+
+
+def _of_image(shape: Shape) -> Shape:
+    """Return the shape of an image of one row."""
+    return (shape[0], 1, *shape[1:])
+
+
+def _weight_of_image(record: QuantizerRecord) -> QuantizerRecord:
+    """Return the weight of a convolution over a row as that of one over an image of one row."""
+    axis = record.grid.channels_axis
+    axis = axis if axis is None or axis < 0 else axis + 1
+    codes = record.codes
+    assert codes is not None  # noqa: S101 - a weight's record
+    return replace(record, grid=replace(record.grid, channels_axis=axis), codes=codes[np.newaxis])
 
 
 def _place(call: FlatCall) -> str:
@@ -298,6 +341,27 @@ def input_names(tensors: Sequence[Any]) -> list[str]:
     given = [name if not _BY_KERAS.fullmatch(name) and names.count(name) == 1 else "" for name in names]
     own = "input" if len(names) == 1 else "input_{}"
     return [name or own.format(index) for index, name in enumerate(given)]
+
+
+def same_places(names: Sequence[str], others: Sequence[str]) -> dict[str, str]:
+    """Return the name that each layer has in a file, where only the numbers differ that Keras gives to names.
+
+    It counts layers in a process, so a model that is made again has others.
+
+    Parameters
+    ----------
+    names, others : sequence of str
+        The names of the layers in the model, and in the file, each in order.
+
+    Examples
+    --------
+    >>> same_places(["conv2d_7", "top"], ["conv2d", "top"]), same_places(["left"], ["right"])
+    ({'conv2d_7': 'conv2d'}, {})
+    """
+    plain = [[re.sub(r"[_\d]+(?=\.|$)", "", name) for name in each] for each in (names, others)]
+    if plain[0] != plain[1]:
+        return {}
+    return {name: other for name, other in zip(names, others, strict=True) if name != other}
 
 
 _BY_KERAS = re.compile(r"(keras_tensor|input|input_layer|.*_input)(_\d+)?")

@@ -7,7 +7,7 @@ in the shared modules, which are given the one that a model belongs to.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, ClassVar
 
@@ -79,6 +79,12 @@ class Framework(ABC):
 
     can_freeze_in_fit: ClassVar[bool] = True
     """Whether `fit` can go on when fewer variables are trained."""
+
+    applies: ClassVar[str] = ""
+    """The method by which its optimizers are given gradients; empty where nobody can look in between."""
+
+    restarts_random: ClassVar[bool] = False
+    """Whether a training step that is traced anew draws the random numbers of its layers from the beginning."""
 
     # ---- what is in a model -----------------------------------------------------------------------------------------
 
@@ -171,6 +177,16 @@ class Framework(ABC):
     @abstractmethod
     def assign(variable: Any, value: NDArray[Any]) -> None:
         """Set a variable to values, which are copied and cast to its dtype."""
+
+    @staticmethod
+    @abstractmethod
+    def note_of(size: int) -> Any:
+        """Return a float32 variable for some numbers that a training step notes, which no model knows of."""
+
+    @staticmethod
+    @abstractmethod
+    def pull_back(call: Callable[[], Any], variables: Mapping[str, Any], upstream: NDArray[Any]) -> list[Any | None]:
+        """Return the gradients of ``sum(upstream * call())`` by variables; None where none arrives."""
 
     # ---- what only one of the two needs -----------------------------------------------------------------------------
 

@@ -26,6 +26,9 @@ HALF = 0.5
 BELOW_HALF = HALF - 2.0**-25
 """The largest float32 below it."""
 
+OFF_A_TIE = 2.0**-21
+"""Part of its magnitude by which a value is moved off a tie."""
+
 
 class HalfUp:
     """Fake quantization whose ties go up, with the gradients of STE and of LSQ.
@@ -39,6 +42,7 @@ class HalfUp:
     def __init__(self, functions: Functions) -> None:
         self._f = functions
         self._moved = functools.cache(self._make_moved)
+        self._ties_to_even = functools.cache(self._make_ties_to_even)
         self._forward = functools.cache(self._make_forward)
         self._ste = functools.cache(self._make_ste)
         self._passing = functools.cache(self._make_passing)
@@ -129,6 +133,24 @@ class HalfUp:
             Step between grid points.
         """
         return self._moved()(x, scale)
+
+    def ties_to_even(self, x: Tensor, scale: Tensor) -> Tensor:
+        """Return `x` with each tie above an even code moved below the tie, so that rounding half up gives the even one.
+
+        Parameters
+        ----------
+        x : Tensor, float32
+            Real values.
+        scale : Tensor, float32, broadcastable to `x`
+            Step between grid points.
+
+        Notes
+        -----
+        Codes count from that of zero, as they do before a zero point is added. A tie is moved by a part in ``2**21`` of
+        its distance from zero: more than the two roundings of ``x * (1 / scale)``, and of at most ``2**16`` steps less
+        than a 32nd of one. The gradient passes as it is.
+        """
+        return self._ties_to_even()(x, scale)
 
     def ste_fake_quantize(self, x: Tensor, grid: GridNumbers) -> Tensor:
         """Return `x` snapped to the grid, gradient by `trainable_core.reference.ste`; float32."""
@@ -294,6 +316,22 @@ class HalfUp:
         def moved(x: Tensor, scale: Tensor) -> Tensor:
             at_edge = x * f.reciprocal(scale) == BELOW_HALF
             return f.bits_float(f.float_bits(x) - f.cast(at_edge, "int32"))
+
+        def backward(upstream: Tensor, _: Tensor, __: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
+            return upstream, f.zeros_like(scale)
+
+        made: Function = f.with_gradient(f.fused(moved), backward)
+        return made
+
+    def _make_ties_to_even(self) -> Function:
+        """Return the function that `ties_to_even` is."""
+        f = self._f
+
+        def moved(x: Tensor, scale: Tensor) -> Tensor:
+            steps = x * f.reciprocal(scale)
+            down = f.floor(steps)
+            is_even = f.floor(down * HALF) * 2.0 == down
+            return f.where(f.all_of(steps - down == HALF, is_even), x - f.abs(x) * OFF_A_TIE, x)
 
         def backward(upstream: Tensor, _: Tensor, __: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
             return upstream, f.zeros_like(scale)

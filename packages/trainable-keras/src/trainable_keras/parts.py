@@ -11,7 +11,7 @@ from trainable_core.calibration import Observer
 from trainable_core.calibration.unseen import Sight
 from trainable_core.documents.plan import plan_document, plan_from_document
 from trainable_core.documents.quantizer import quantizer_document, quantizer_from_document
-from trainable_core.enums import QuantizationMethod, QuantizationTarget
+from trainable_core.enums import QuantizationMethod, QuantizationTarget, TieRule
 from trainable_core.errors import CalibrationError, InvalidArgumentError, ModelError, QuantizerStateError
 from trainable_core.quantizer import BaseTrainableQuantizer
 from trainable_core.recipe.plan import LayerPlan
@@ -51,6 +51,8 @@ class Told:
         What notes who reads the layer's weights, while calibration looks why a holder saw nothing.
     bias : BiasQuantizer, optional
         What makes an integer of the layer's bias.
+    tie_rule : TieRule, optional
+        Where a holder's values half way between two codes go; None leaves it to the quantizer, which rounds them up.
     """
 
     plan: LayerPlan | None = None
@@ -63,6 +65,7 @@ class Told:
     observer: Observer | None = None
     sights: list[Sight] = field(default_factory=list)
     bias: BiasQuantizer | None = None
+    tie_rule: TieRule | None = None
 
     def noted_config(self) -> dict[str, Any]:
         """Return the part of a config that tells plan and notes; JSON-clean."""
@@ -151,6 +154,28 @@ class KerasHolder(KerasPart):
             hint = "look for the layer whose output diverges, or the bad batch."
             raise CalibrationError(subject, error.problem, hint) from error
 
+    @property
+    def sends_ties_to_even(self) -> bool:
+        """Whether values half way between two codes go to the even one, and there is a grid yet."""
+        quantizer = self.activation_holder_quantizer
+        trainable = self.trainable_quantizer
+        is_ready = trainable is None or (trainable.calibrated and trainable.quantization_config.enabled)
+        return told_of(self).tie_rule is TieRule.HALF_EVEN and is_ready and hasattr(quantizer, "ops")
+
+    def off_ties(self, inputs: Any) -> Any:
+        """Return float32 values that the quantizer, which rounds half up, rounds by the holder's rule.
+
+        A target declares the rule of its kernels, and `trainable_keras.exporting.fit_to_target` tells the holders.
+        """
+        quantizer: Any = self.activation_holder_quantizer
+        f = quantizer.functions
+        values = f.cast(inputs, "float32")
+        if self.trainable_quantizer is None:
+            scale = f.hide_shape(f.read(quantizer.grid_scale))
+        else:
+            scale = f.stop_gradient(quantizer.grid(f.rank(values)).scale)
+        return f.show_shape(quantizer.ops.ties_to_even(values, scale), values)
+
     def compute_output_shape(self, input_shape: Any) -> Any:
         """Return the input's own shape."""
         return input_shape
@@ -158,7 +183,8 @@ class KerasHolder(KerasPart):
     def get_config(self) -> dict[str, Any]:
         """Return what `from_config` rebuilds the holder from; JSON-clean."""
         quantizer, told = quantizer_document(self.activation_holder_quantizer), told_of(self)
-        return {"name": self.name, "quantizer": quantizer, "tensor": told.tensor, **told.noted_config()}
+        rule = {} if told.tie_rule is None else {"tie_rule": told.tie_rule.value}
+        return {"name": self.name, "quantizer": quantizer, "tensor": told.tensor, **rule, **told.noted_config()}
 
     @classmethod
     def from_config(cls: type[H], config: Mapping[str, Any]) -> H:  # noqa: PYI019 - Self is not in Python 3.10
@@ -166,6 +192,7 @@ class KerasHolder(KerasPart):
         make: Callable[..., H] = cls
         holder = make(cls.quantizer_of(config["quantizer"]), name=config["name"])
         told_of(holder).tensor = config["tensor"]
+        told_of(holder).tie_rule = TieRule(config["tie_rule"]) if "tie_rule" in config else None
         told_of(holder).keep_noted(config)
         if told_of(holder).plan is not None:
             remember(key_of(holder), holder)

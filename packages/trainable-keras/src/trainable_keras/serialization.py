@@ -11,24 +11,34 @@ from os import PathLike
 from typing import Any
 
 from trainable_core.documents.files import as_path, read_arrays, write_arrays
-from trainable_core.documents.model import SCHEMA_VERSION, recipe_of, switch_off_quantizers
+from trainable_core.documents.model import PLACES, SCHEMA_VERSION, recipe_of, switch_off_quantizers
 from trainable_core.errors import DocumentError
 from trainable_core.quantizer import BaseTrainableQuantizer
 from trainable_core.recipe.state import WrappedState
 from trainable_keras import documents
+from trainable_keras.description import describe
 from trainable_keras.finalized import FOLDED, finalize
 from trainable_keras.framework import Framework
-from trainable_keras.parts import KerasWrapper, holders_of, told_of
+from trainable_keras.parts import KerasWrapper, holders_of, plan_of, told_of
 from trainable_keras.wrapping import Names, parts_of, state_of, wrap
 
 
 def save(framework: Framework, qmodel: Any, path: str | PathLike[str]) -> None:
     """Write a wrapped or finalized model; see `trainable_keras.save`."""
     state, quantizers = state_of(framework, qmodel), _quantizers(qmodel)
-    header = documents.header_of(framework.file_format, state, quantizers, _quantizers(qmodel, trainable=False))
+    inferable, told = _quantizers(qmodel, trainable=False), describe(framework, qmodel).summary().to_dict()
+    header = documents.header_of(framework.file_format, state, quantizers, inferable, told)
     if FOLDED in state.structure:
         header[FOLDED] = state.structure[FOLDED]
     variables = _variables(framework, qmodel)
+    places = {id(variable): place for place, variable in variables.items()}
+    header[PLACES] = {
+        f"{plan_of(part).layer.name}.{attribute}": places[id(weight)]
+        for part in parts_of(qmodel)
+        if isinstance(part, KerasWrapper)
+        for attribute, weight, _ in part.get_weights_vars()
+        if id(weight) in places
+    }
     arrays = {name: documents.storable(framework.functions.to_numpy(variable)) for name, variable in variables.items()}
     write_arrays(as_path(path), header, arrays)
 

@@ -4,24 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 from trainable_core.backend.description import Description
 from trainable_core.backend.reconstruction import Reconstruction
+from trainable_core.diagnosis.objective import Metric, Objective
+from trainable_core.diagnosis.report import Diagnosis
+from trainable_core.diagnosis.suggestion import WIDTHS, Budget, Suggestion
 from trainable_core.export.report import ExportReport
 from trainable_core.export.verification import VerificationReport
 from trainable_core.recipe.document import RecipeSource
+from trainable_core.reporting.report import Asked
 from trainable_keras import (
     calibration,
     callback,
     description,
+    diagnosing,
     distillation,
     exporting,
     finalized,
     mctq,
     reconstruction,
+    reporting,
     serialization,
     statistics,
+    tracking,
     training,
     verifying,
     wrapping,
@@ -43,7 +51,8 @@ def wrap(model: Any, recipe: RecipeSource) -> Any:
     -------
     keras.Model
         A copy of the model, not compiled, in which layers sit in quantization wrappers and activation quantizers in
-        holders. It needs `calibrate` before its first call.
+        holders. It needs `calibrate` before its first call. Where activations have ``placement: integer``, separable
+        convolutions are two layers, the second under the name of the one.
 
     Raises
     ------
@@ -56,7 +65,7 @@ def wrap(model: Any, recipe: RecipeSource) -> Any:
     """
     framework = framework_of(model, "wrap: the model")
     wrapped = wrapping.wrap(framework, model, recipe)
-    exporting.require_expressible(framework, wrapped)
+    exporting.fit_to_target(framework, wrapped)
     return wrapped
 
 
@@ -292,6 +301,69 @@ def training_callback(
     return callback.training_callback(
         framework, qmodel, freeze_at=freeze_at, batches=batches, forward=forward, log=log, log_every=log_every
     )
+
+
+def track(
+    qmodel: Any,
+    path: str | PathLike[str],
+    *,
+    every: int = 100,
+    batches: Iterable[Any] | None = None,
+    forward: Callable[[Any, Any], Any] | None = None,
+) -> Any:
+    """Return what a trainer calls so that thresholds, gradients, clipping and codes are written down as it trains.
+
+    Parameters
+    ----------
+    qmodel : keras.Model
+        A wrapped model.
+    path : path
+        A file whose name ends in ``.csv``, which gets one number a line and goes on where an earlier run stopped; any
+        other name is a folder for TensorBoard.
+    every : int
+        Number of optimizer steps between two records.
+    batches : iterable, optional
+        A few batches, as `calibrate` takes them, with which activations are looked at for each record; read anew each
+        time. By default activations tell their thresholds alone.
+    forward : callable, optional
+        ``forward(qmodel, batch)``, when these batches need another call.
+
+    Returns
+    -------
+    keras.callbacks.Callback
+        For ``fit(callbacks=[...])``; its methods `start`, `step_end` and `end` are for a loop of your own. `problems`
+        tells what was warned of.
+
+    Raises
+    ------
+    ModelError
+        When the model is not wrapped, or is finalized.
+    InvalidArgumentError
+        When `every` is not a whole number from 1, or the batches can be read only once.
+    CalibrationError
+        When `batches` are one batch.
+    DocumentError
+        When the path can't be written to, or is a CSV file of others.
+
+    Warns
+    -----
+    GradientMissingWarning
+        When thresholds that should learn had no gradient at three records in a row, or did not change where gradients
+        are not seen.
+    ThresholdCollapsedWarning
+        When a step is below a hundredth of what it was, at its lower bound, or not finite.
+    StatisticsRunAwayWarning
+        When the variance of a batch norm, or the largest value of an activation, is ten thousand times what it was.
+
+    Notes
+    -----
+    Training is the same to the last bit. A record looks at no more than 65,536 elements of a weight, evenly spread, and
+    passes the batches in inference; what that changes in the model is put back. Gradients are noted as the optimizer
+    that the model was compiled with is given them. They are not seen on JAX, with several replicas, with an optimizer
+    that the model doesn't know, and on Keras 2 where `fit` has run before.
+    """
+    framework = framework_of(qmodel, "track: the model")
+    return tracking.track(framework, qmodel, path, every=every, batches=batches, forward=forward)
 
 
 def distill(
@@ -562,6 +634,217 @@ def describe(qmodel: Any) -> Description:
     return description.describe(framework_of(qmodel, "describe: the model"), qmodel)
 
 
+def report(
+    qmodel: Any,
+    path: str | PathLike[str],
+    batches: Iterable[Any] | None = None,
+    *,
+    forward: Callable[[Any, Any], Any] | None = None,
+    training: str | PathLike[str] | None = None,
+    exported: str | PathLike[str] | None = None,
+    diagnosis: Diagnosis | None = None,
+    title: str | None = None,
+) -> Path:
+    """Write a page about a model: what is quantized and what is not, how tensors fit their grids, how it trained.
+
+    Parameters
+    ----------
+    qmodel : keras.Model
+        A wrapped or finalized model.
+    path : path
+        The page, whose name ends in ``.html``. It is one file that needs no network.
+    batches : iterable, optional
+        What activations are looked at with, in evaluation mode, as `calibrate` takes them; by default they are not.
+    forward : callable, optional
+        ``forward(qmodel, batch)``, when these batches need another call.
+    training : path, optional
+        The CSV file that `track` wrote, to show thresholds over the steps.
+    exported : path, optional
+        A file that `export` wrote, to show what is computed in integers and what stays float.
+    diagnosis : Diagnosis, optional
+        What `diagnose` returned, to show what each layer costs and what to do.
+    title : str, optional
+        What stands at the top; by default the name of the model's class.
+
+    Returns
+    -------
+    Path
+        The page.
+
+    Raises
+    ------
+    ModelError
+        When the model is not wrapped.
+    DocumentError
+        When the page can't be written or its name ends otherwise, or one of the other files is not what it should be.
+    CalibrationError
+        When the batches are none, or one.
+    InvalidArgumentError
+        When `diagnosis` or `title` is of a wrong kind.
+    MissingLibraryError
+        When Matplotlib or Jinja is not installed: the extra ``report`` of trainable-core brings them.
+
+    Notes
+    -----
+    The model is as it was afterwards. Of each weight at most 262,144 elements are looked at, evenly spread, and as many
+    of each activation in every call.
+    """
+    asked = Asked(
+        batches=batches, forward=forward, training=training, exported=exported, diagnosis=diagnosis, title=title
+    )
+    return reporting.report(framework_of(qmodel, "report: the model"), qmodel, path, asked)
+
+
+def diagnose(  # noqa: PLR0913 - each is a choice of its own
+    qmodel: Any,
+    batches: Iterable[Any],
+    teacher: Any = None,
+    *,
+    metric: Metric = "kl",
+    axis: int = -1,
+    greater_is_better: bool = True,
+    gradients: bool = True,
+    forward: Callable[[Any, Any], Any] | None = None,
+    progress: bool | None = None,
+) -> Diagnosis:
+    """Return what hurts a quantized model, what of it trains, and what to do about it.
+
+    Parameters
+    ----------
+    qmodel : keras.Model
+        A wrapped and calibrated model, trained or not, or a finalized one; left as it is.
+    batches : iterable
+        What the model is called with, as for `calibrate`; a few hundred inputs. Read once.
+    teacher : keras.Model, optional
+        What the outputs are compared with; by default the model itself without quantization. After a training with
+        quantization the float model that it began with says more.
+    metric : {"kl", "mse"} or callable
+        What counts. ``kl``: the divergence of the output's class probabilities from the reference's. ``mse``: the
+        squared distance of the output from the reference's, relative to its energy. Or ``metric(outputs, batch)``, a
+        number for what the model returned for a batch, labels included: an accuracy, for instance.
+    axis : int
+        Axis of the classes, for ``kl``.
+    greater_is_better : bool
+        Whether a larger number of a `metric` of your own is better.
+    gradients : bool
+        Whether gradients of thresholds and the like are computed, which takes a backward pass for each batch.
+    forward : callable, optional
+        ``forward(qmodel, batch)`` instead, when batches need another call.
+    progress : bool, optional
+        Whether to show a progress bar; by default when a terminal is there.
+
+    Returns
+    -------
+    Diagnosis
+        Its `findings` are sentences that say what to do, the most important first; `layers`, `quantizers` and
+        `variables` are the figures. Prints as a table; `rows` are for data frames, `to_json` gives all as a document.
+
+    Raises
+    ------
+    ModelError
+        When the model is not wrapped, or has nothing quantized.
+    QuantizerStateError
+        When a quantizer has no numbers yet.
+    CalibrationError
+        When there are no batches, or outputs of the reference are not finite.
+    InvalidArgumentError
+        When the metric is unknown, returns no number, or says nothing of the outputs.
+
+    Notes
+    -----
+    The model is called ``2 + 2 * layers`` times for each batch, eagerly: in float, quantized, and for each layer once
+    with nothing else quantized and once with everything else. Memory does not grow with the number of batches.
+    Everything is computed in inference; gradients are those of the metric (for one of your own, of ``mse``) with the
+    quantizers in training mode, or as `forward` calls them. Afterwards the model's variables are to the bit what they
+    were.
+    """
+    return diagnosing.diagnose(
+        framework_of(qmodel, "diagnose: the model"),
+        qmodel,
+        batches,
+        teacher,
+        objective=Objective(metric, axis=axis, greater_is_better=greater_is_better),
+        gradients=gradients,
+        forward=forward,
+        progress=progress,
+    )
+
+
+def suggest(  # noqa: PLR0913 - each is a choice of its own
+    qmodel: Any,
+    batches: Iterable[Any],
+    budget: Budget,
+    teacher: Any = None,
+    *,
+    widths: Sequence[int] = WIDTHS,
+    metric: Metric = "kl",
+    axis: int = -1,
+    greater_is_better: bool = True,
+    forward: Callable[[Any, Any], Any] | None = None,
+    progress: bool | None = None,
+) -> Suggestion:
+    """Return which layer's weights should have how many bits, so that the model is best under a budget.
+
+    Parameters
+    ----------
+    qmodel : keras.Model
+        A wrapped and calibrated model, not finalized; left as it is. Each layer is measured with the others as they
+        are, so wrap it with wide weights first.
+    batches : iterable
+        What the model is called with, as for `calibrate`; a few hundred inputs. Read once.
+    budget : float or mapping
+        A number is the average number of bits of a weight. ``{"average_bits": 4}`` says the same, ``{"bytes": 10_000}``
+        is the size of all codes, and ``{"costs": {layer: {n_bits: cost}}, "limit": limit}`` has a table of what each
+        width costs in each layer, such as its latency.
+    teacher : keras.Model, optional
+        What the outputs are compared with; by default the model itself without quantization.
+    widths : sequence of int
+        The widths to choose among; those that the recipe's target lacks are left out.
+    metric, axis, greater_is_better
+        As for `diagnose`.
+    forward : callable, optional
+        ``forward(qmodel, batch)`` instead, when batches need another call.
+    progress : bool, optional
+        Whether to show a progress bar; by default when a terminal is there.
+
+    Returns
+    -------
+    Suggestion
+        `recipe` is the model's recipe with a rule for each layer: wrap the float model with it. `rows` are the
+        measurements and the choice. Prints as a table.
+
+    Raises
+    ------
+    ModelError
+        When the model is not wrapped, or has no quantized weights.
+    QuantizerStateError
+        When a quantizer has no numbers yet, or the model is finalized.
+    CalibrationError
+        When there are no batches, or outputs of the reference are not finite.
+    InvalidArgumentError
+        When the budget is not one or too small, or an argument is wrong.
+    MissingLibraryError
+        When SciPy is not installed.
+
+    Notes
+    -----
+    For each layer and width the model is called once for each batch, with that layer's weights calibrated anew for the
+    width and rounded to the nearest codes. What a choice costs is taken to be the sum of what each layer adds by
+    itself, and the choice of the least sum is found exactly, by ``scipy.optimize.milp``.
+    """
+    return diagnosing.suggest(
+        framework_of(qmodel, "suggest: the model"),
+        qmodel,
+        batches,
+        budget,
+        teacher,
+        widths=widths,
+        objective=Objective(metric, axis=axis, greater_is_better=greater_is_better),
+        forward=forward,
+        progress=progress,
+    )
+
+
 def save(qmodel: Any, path: str | PathLike[str]) -> None:
     """Write a wrapped or finalized model.
 
@@ -612,7 +895,10 @@ def load(path: str | PathLike[str], model: Any) -> Any:
     ModelError
         When `model` is not a Keras model.
     """
-    return serialization.load(framework_of(model, "load: the float model"), path, model)
+    framework = framework_of(model, "load: the float model")
+    qmodel = serialization.load(framework, path, model)
+    exporting.fit_to_target(framework, qmodel)
+    return qmodel
 
 
 def register_layer(

@@ -32,6 +32,7 @@ from trainable_keras.graph import Graph, children, layers_within
 from trainable_keras.operations import CLAMPS, activation_name
 from trainable_keras.origins import UNSEEN, inputs_of_calls
 from trainable_keras.parts import KerasHolder, KerasPart, key_of, parts_among, told_of
+from trainable_keras.separable import split
 from trainable_keras.two_classes import Passing
 
 BIASES, ISLANDS = "biases", "islands"
@@ -83,6 +84,9 @@ def wrap(framework: Framework, model: Any, recipe: RecipeSource, names: Names | 
             "call model.build(input_shape), or the model once with an example, before wrapping it.",
         )
     framework.check_layers(model)
+    if recipe.quantizes_float_inputs:
+        with framework.strategy_of(model):
+            model = split(framework, model)
     state = WrappedState(recipe)
     folds = recipe.folds
     found = folding = plan_folding(framework, model) if folds else Folding()

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from trainable_torch.calibration import calibrate
     from trainable_torch.callback import training_callback
     from trainable_torch.description import describe
+    from trainable_torch.diagnosing import diagnose, suggest
     from trainable_torch.distillation import distill
     from trainable_torch.exporting import export
     from trainable_torch.finalized import finalize
@@ -23,8 +24,10 @@ if TYPE_CHECKING:
     from trainable_torch.quantizers import BasePytorchTrainableQuantizer
     from trainable_torch.reading import running
     from trainable_torch.reconstruction import reconstruct
+    from trainable_torch.reporting import report
     from trainable_torch.serialization import load, save
     from trainable_torch.statistics import reestimate_batch_norm
+    from trainable_torch.tracking import track
     from trainable_torch.training import (
         advance_schedules,
         average_scalar_gradients,
@@ -49,6 +52,7 @@ __all__ = [
     "average_scalar_gradients",
     "calibrate",
     "describe",
+    "diagnose",
     "distill",
     "exclude_from_weight_decay",
     "export",
@@ -60,9 +64,12 @@ __all__ = [
     "reestimate_batch_norm",
     "register_layer",
     "regularization",
+    "report",
     "running",
     "save",
+    "suggest",
     "to_mctq",
+    "track",
     "training_callback",
     "verify",
     "wrap",
@@ -75,6 +82,7 @@ __getattr__, __dir__ = lazy_names(
         "calibration": ["calibrate"],
         "callback": ["training_callback"],
         "description": ["describe"],
+        "diagnosing": ["diagnose", "suggest"],
         "distillation": ["distill"],
         "exporting": ["export"],
         "finalized": ["finalize"],
@@ -85,8 +93,10 @@ __getattr__, __dir__ = lazy_names(
         "quantizers": ["BasePytorchTrainableQuantizer"],
         "reading": ["running"],
         "reconstruction": ["reconstruct"],
+        "reporting": ["report"],
         "serialization": ["load", "save"],
         "statistics": ["reestimate_batch_norm"],
+        "tracking": ["track"],
         "training": [
             "advance_schedules",
             "average_scalar_gradients",

@@ -184,7 +184,7 @@ class TorchCalibration(ModelCalibration):
         """Let the holders show what reaches them to the observers, with float weights and without gradients."""
         wrappers = _wrappers(self.model)
         modes = {m: m.training for m in self.model.modules() if hasattr(m, "training")}  # a frozen script has none
-        kept = _put_back(self.model, random=training)
+        kept = put_back(self.model, random=training)
         try:
             self.model.train(training)
             for module in self.model.modules():
@@ -266,7 +266,7 @@ def _name_of(function: Any) -> str:
 
 
 @contextmanager
-def _put_back(model: nn.Module, *, random: bool) -> Iterator[None]:
+def put_back(model: nn.Module, *, random: bool) -> Iterator[None]:
     """Put back a model's buffers, which a forward may change, and with `random` also the random state."""
     owned = [(m._buffers, name, b) for m in model.modules() for name, b in m._buffers.items() if b is not None]  # noqa: SLF001 - a forward may exchange them
     values = [buffer.detach().clone() for _, _, buffer in owned]

@@ -12,6 +12,7 @@ from trainable_core.calibration.batch_norm import check_request
 from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer
 from trainable_torch.state import state_of
 from trainable_torch.statistics import batch_norms, reestimate_batch_norm
+from trainable_torch.trainers import TorchTrainers
 from trainable_torch.training import advance_schedules, freeze_quant_params, quantizers_of
 
 
@@ -65,7 +66,7 @@ def training_callback(
     return callback
 
 
-class TrainingCallback(TrainingRoutine):
+class TrainingCallback(TorchTrainers, TrainingRoutine):
     """What `training_callback` returns; see there."""
 
     qmodel: nn.Module
@@ -86,57 +87,3 @@ class TrainingCallback(TrainingRoutine):
     def reestimate(self, batches: Iterable[Any]) -> None:
         """Estimate the statistics of the model's batch norms anew."""
         reestimate_batch_norm(self.qmodel, batches, forward=self.forward)
-
-    def lightning(self) -> Any:
-        """Return a callback for Lightning's ``Trainer(callbacks=[...])``."""
-        from lightning.pytorch import Callback  # noqa: PLC0415 - only for those who have it
-
-        routine = self
-
-        class QuantizationCallback(Callback):
-            """Tells the routine of Lightning's steps."""
-
-            def on_train_start(self, trainer: Any, pl_module: Any) -> None:  # noqa: ARG002 - Lightning's signature
-                routine.start(trainer.global_step)
-
-            def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
-                if trainer.global_step != routine.step:  # else gradients were only accumulated
-                    routine.step_end(trainer.global_step)
-
-            def on_validation_start(self, trainer: Any, pl_module: Any) -> None:  # noqa: ARG002 - as above
-                if not trainer.sanity_checking:
-                    routine.before_evaluation()
-
-            def on_train_end(self, trainer: Any, pl_module: Any) -> None:  # noqa: ARG002 - as above
-                routine.before_evaluation()
-
-        return QuantizationCallback()
-
-    def transformers(self) -> Any:
-        """Return a callback for Hugging Face's ``Trainer(callbacks=[...])``."""
-        from transformers import TrainerCallback  # noqa: PLC0415 - only for those who have it
-
-        routine = self
-
-        class QuantizationCallback(TrainerCallback):
-            """Tells the routine of the Trainer's steps."""
-
-            def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002 - the Trainer's signature
-                routine.start(state.global_step)
-
-            def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002 - as above
-                routine.step_end(state.global_step)
-                self._evaluates(control)
-
-            def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002 - as above
-                self._evaluates(control)
-
-            def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002 - as above
-                routine.before_evaluation()
-
-            @staticmethod
-            def _evaluates(control: Any) -> None:
-                if control.should_evaluate:
-                    routine.before_evaluation()
-
-        return QuantizationCallback()

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from trainable_core.conformance.adapter import PLAIN, BaseAdapter, Call, Observed, Run, State, Way
 from trainable_core.enums import TieRule
 from trainable_torch.kernels import cache, layer, native
+from trainable_torch.wrapper import QuantizationWrapper
 
 Array = NDArray[Any]
 
@@ -83,7 +84,7 @@ class TorchAdapter(BaseAdapter):
         # Only where it has to move: moving it in one thread, while another one runs it, can block PyTorch for good.
         if device != "cpu":
             quantizer.to(device)
-        quantizer.train(training).zero_grad()
+        (quantizer.train() if training else quantizer.eval()).zero_grad()
         given = laid_out(torch.tensor(x).to(device, getattr(torch, dtype)), way.layout)
         given = given.requires_grad_(upstream is not None and way.input_gradient)
         output = quantizer(given, training) if way.explicit else quantizer(given)
@@ -175,6 +176,9 @@ class TorchAdapter(BaseAdapter):
             return None
         return to_numpy(second)
 
+    def in_a_layer(self, quantizer: Any, weights: Array) -> _Linear:
+        return _Linear(self, quantizer, weights)
+
     def regularization(self, quantizer: Any) -> tuple[float, dict[str, Array]] | None:
         term, trained = quantizer.regularization(), self.trained(quantizer)
         if term is None:
@@ -238,6 +242,41 @@ class TorchAdapter(BaseAdapter):
     def model(self) -> tuple[nn.Module, Tensor, Callable[[nn.Module], Array]]:
         batch = torch.linspace(-1.0, 1.0, 12).reshape(4, 3)
         return nn.Sequential(nn.Linear(3, 2)), batch, lambda model: to_numpy(model.eval()(batch))
+
+
+class _Linear:
+    """A wrapped layer as the conformance kit calls it: on unit vectors, so that its output is its weights."""
+
+    counts_steps = False  # the model does, in whose forward the layer is called
+
+    def __init__(self, adapter: TorchAdapter, quantizer: Any, weights: Array) -> None:
+        self.adapter, self.quantizer = adapter, quantizer
+        rows, columns = weights.shape
+        with torch.no_grad():
+            layer = nn.utils.skip_init(nn.Linear, columns, rows, bias=False)
+            layer.weight.copy_(torch.tensor(weights))
+        self.layer: Any = QuantizationWrapper(layer, {"weight": quantizer})
+        self.weight: Any = next(each for name, each in layer.named_parameters() if name == "weight")
+
+    def assign(self, weights: Array) -> None:
+        with torch.no_grad():
+            self.weight.copy_(torch.tensor(weights))
+
+    def __call__(self, *, training: bool, upstream: Array | None) -> Run:
+        self.layer.train(training).zero_grad()
+        units = torch.eye(self.weight.shape[1])
+        variables: dict[str, Array] = {}
+        with torch.set_grad_enabled(upstream is not None):
+            output = self.layer(units)
+            if upstream is not None:
+                output.backward(torch.tensor(upstream).t())
+                trained = self.adapter.trained(self.quantizer)
+                grads = {
+                    name: torch.zeros_like(each) if each.grad is None else each.grad for name, each in trained.items()
+                }
+                variables = {name: to_numpy(each) for name, each in grads.items()}
+        gradient = None if self.weight.grad is None else to_numpy(self.weight.grad)
+        return Run(to_numpy(output.t()), "float32", "cpu", to_numpy(self.weight), gradient, variables)
 
 
 ADAPTER = TorchAdapter()

@@ -97,7 +97,7 @@ class Distillation:
             outputs = self.qmodel(*args, **kwargs)
         with torch.no_grad(), evaluating(self.teacher), _outputs_of(self.teacher, self.weights) as given:
             target = self.teacher(*args, **kwargs)
-        terms = [] if not self.logits else [self.logits * self._of_logits(_logits(outputs), _logits(target))]
+        terms = [] if not self.logits else [self.logits * self._of_logits(main_output(outputs), main_output(target))]
         for name, weight in self.weights.items():
             if name not in own or name not in given:
                 raise ModelError(
@@ -116,7 +116,7 @@ class Distillation:
         return term
 
 
-def _logits(outputs: Any) -> Any:
+def main_output(outputs: Any) -> Any:
     """Return the tensor that counts of what a model or layer gives: its logits, or the first of several."""
     if isinstance(outputs, Mapping):
         return outputs["logits"] if "logits" in outputs else next(iter(outputs.values()))
@@ -137,7 +137,7 @@ def _outputs_of(model: nn.Module, names: Mapping[str, float]) -> Iterator[dict[s
 
     def note(name: str) -> Any:
         def hook(_module: nn.Module, _args: Any, output: Any) -> None:
-            found[name] = _logits(output).clone()  # what comes behind may write into it in place
+            found[name] = main_output(output).clone()  # what comes behind may write into it in place
 
         return hook
 

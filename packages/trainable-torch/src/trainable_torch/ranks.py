@@ -47,3 +47,8 @@ def require_whole(model: nn.Module, verb: str) -> None:
             "load torch.distributed.checkpoint.state_dict.get_model_state_dict with full_state_dict=True, called on "
             "every rank, into a model that is not sharded.",
         )
+
+
+def is_first() -> bool:
+    """Return whether this is the process of a job that writes files."""
+    return world_size() == 1 or distributed.get_rank() == 0

@@ -28,6 +28,7 @@ from trainable_core.documents.model import (
     switch_off_quantizers,
 )
 from trainable_core.errors import DocumentError, ModelError, RuleError, TrainableError
+from trainable_torch.description import describe
 from trainable_torch.finalized import converted
 from trainable_torch.ranks import require_whole
 from trainable_torch.state import present_state, state_of
@@ -78,7 +79,7 @@ def save(qmodel: nn.Module, path: str | PathLike[str]) -> None:
         else:
             first[identity] = name
             tensors[name] = value.detach().to("cpu").contiguous().clone()
-    header = header_of(FORMAT, state, quantizers_of(qmodel))
+    header = header_of(FORMAT, state, quantizers_of(qmodel), describe(qmodel).summary().to_dict())
     more: dict[str, Any] = {"aliases": aliases, "training": qmodel.training, "folded": state.folded}
     if state.recipe.folds == "after":
         more["foldable"] = state.foldable

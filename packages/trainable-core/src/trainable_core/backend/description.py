@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
+from html import escape
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,21 @@ import numpy as np
 from trainable_core.config import TrainableQuantizerConfig, TrainableQuantizerWeightsConfig
 from trainable_core.constants import SIGNED
 from trainable_core.enums import QuantizationTarget, TrainingMethod
-from trainable_core.errors import DocumentError, DocumentVersionError
+from trainable_core.errors import DocumentError, DocumentVersionError, MissingLibraryError
 from trainable_core.quantizer import BaseTrainableQuantizer
 from trainable_core.recipe.layers import LayerInfo
 from trainable_core.recipe.plan import QuantizerPlan
 
 SCHEMA_VERSION = 1
+
+TITLES = ("layer", "tensor", "grid", "bits", "trained by", "numbers", "state")
+"""Columns of the table."""
+
+MOST_NUMBERS = 4096
+"""Numbers of a tensor that a file's description tells one by one, at most."""
+
+FOLDED = "batch norm folded"
+"""Heading of the batch norms that were folded, each with its layer."""
 
 
 @dataclass(frozen=True)
@@ -163,25 +173,94 @@ class Description:
         """Return the document as text."""
         return json.dumps(self.to_dict(), indent=2)
 
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> Description:
+        """Return the description that `to_dict` was called on.
+
+        Raises
+        ------
+        DocumentError
+            When it is no such document; nothing in it is taken on trust.
+        """
+        version = document.get("schema_version") if isinstance(document, Mapping) else None
+        if version != SCHEMA_VERSION or isinstance(version, bool):
+            raise DocumentVersionError("description", version, [SCHEMA_VERSION])
+        try:
+            parts = {key: value for key, value in document.items() if key not in {"schema_version", "rows"}}
+            rows = tuple(DescriptionRow(**row) for row in document["rows"])
+            found = cls(rows, **parts)
+            str(found)  # every value is of a kind that can be shown
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise DocumentError("description", f"damaged: {type(error).__name__}: {error}") from error
+        return found
+
+    def summary(self) -> Description:
+        """Return the same, with the smallest and the largest number in the place of more than 4,096 of one tensor.
+
+        That is what files hold of themselves. Where each group of weights has a scale, it is among the tensors.
+        """
+
+        def ends(value: Any) -> Any:
+            return [min(value), max(value)] if isinstance(value, list) and len(value) > MOST_NUMBERS else value
+
+        rows = (replace(row, params={key: ends(value) for key, value in row.params.items()}) for row in self.rows)
+        return replace(self, rows=tuple(rows))
+
+    def to_dataframe(self) -> Any:
+        """Return the rows as a pandas DataFrame, with one column for each field of `DescriptionRow`.
+
+        Raises
+        ------
+        MissingLibraryError
+            When pandas is not installed.
+        """
+        try:
+            import pandas as pd  # noqa: PLC0415 - only for those who have it
+        except ImportError as error:
+            raise MissingLibraryError("pandas", "to_dataframe", str(error), "pip install pandas") from error
+        names = [each.name for each in fields(DescriptionRow)]
+        return pd.DataFrame([[getattr(row, name) for name in names] for row in self.rows], columns=names)
+
+    def table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+        """Return the titles and the cells of the table that is printed."""
+        return TITLES, [_cells(row) for row in self.rows]
+
+    def notes(self) -> dict[str, dict[str, str]]:
+        """Return what is said below the table: by a heading, a text for each name; without those that are empty."""
+        found = {
+            FOLDED: self.folded,
+            "int32 biases, and the input that their scales come from": self.biases,
+            "computed in float": self.islands,
+            "not quantized": self.left_out,
+        }
+        return {heading: dict(names) for heading, names in found.items() if names}
+
     def __str__(self) -> str:
         """Return the description as a table."""
-        titles = ("layer", "tensor", "grid", "bits", "trained by", "numbers", "state")
-        table = [titles, *(_cells(row) for row in self.rows)]
+        titles, cells = self.table()
+        table = [titles, *cells]
         widths = [max(len(line[i]) for line in table) for i in range(len(titles))]
         lines = [
             "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table
         ]
         lines.insert(1, "  ".join("-" * width for width in widths))
-        if self.folded:
-            lines += ["", "batch norm folded:", *(f"  {norm} -> {layer}" for norm, layer in self.folded.items())]
-        if self.biases:
-            lines += ["", "int32 biases, and the input that their scales come from:"]
-            lines += [f"  {bias}: {tensor}" for bias, tensor in self.biases.items()]
-        if self.islands:
-            lines += ["", "computed in float:", *(f"  {name}: {reason}" for name, reason in self.islands.items())]
-        if self.left_out:
-            lines += ["", "not quantized:", *(f"  {name}: {reason}" for name, reason in self.left_out.items())]
+        for heading, names in self.notes().items():
+            mark = " ->" if heading == FOLDED else ":"
+            lines += ["", f"{heading}:", *(f"  {name}{mark} {text}" for name, text in names.items())]
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        """Return the description as a table for notebooks, which ask for it by this name."""
+        titles, cells = self.table()
+        parts = ["<table><thead><tr>", *(f"<th>{escape(title)}</th>" for title in titles), "</tr></thead><tbody>"]
+        for line in cells:
+            parts += ["<tr>", *(f"<td>{escape(cell)}</td>" for cell in line), "</tr>"]
+        parts.append("</tbody></table>")
+        for heading, names in self.notes().items():
+            parts += [f"<p>{escape(heading)}:</p><ul>"]
+            parts += [f"<li><code>{escape(name)}</code>: {escape(text)}</li>" for name, text in names.items()]
+            parts.append("</ul>")
+        return "".join(parts)
 
 
 def set_described_params(quantizers: Iterable[BaseTrainableQuantizer], document: Mapping[str, Any]) -> None:

@@ -14,7 +14,43 @@ from trainable_core.quantizer import BaseTrainableQuantizer
 SUBJECT = "training_callback"
 
 
-class TrainingRoutine(ABC):
+def check_count(subject: str, name: str, value: object, least: int) -> None:
+    """Raise InvalidArgumentError unless an argument is a whole number that is large enough."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise InvalidArgumentError(subject, f"{name} must be a whole number from {least}, got {value!r}")
+
+
+def check_repeatable(subject: str, batches: object) -> None:
+    """Raise InvalidArgumentError for batches that can be read only once."""
+    if isinstance(batches, Iterator):
+        problem = f"batches is a {type(batches).__name__}, which can be read only once"
+        raise InvalidArgumentError(subject, problem, "pass a list, or a loader that begins anew.")
+
+
+class StepRoutine(ABC):
+    """What a trainer calls: at the start, after each optimizer step, before each evaluation, and at the end."""
+
+    step: int = 0
+    """Number of optimizer steps so far, as the trainer counts them."""
+
+    @abstractmethod
+    def start(self, step: int = 0) -> None:
+        """Begin, or go on, after `step` optimizer steps."""
+
+    @abstractmethod
+    def step_end(self, step: int | None = None) -> None:
+        """Do what is due after an optimizer step; `step` is how many there were, by default one more than before."""
+
+    @abstractmethod
+    def before_evaluation(self) -> None:
+        """Do what is due before the model is evaluated."""
+
+    @abstractmethod
+    def end(self) -> None:
+        """Do what is due when the training is over."""
+
+
+class TrainingRoutine(StepRoutine):
     """What is due after a training step and before an evaluation; a backend says how it is done.
 
     Parameters
@@ -41,20 +77,16 @@ class TrainingRoutine(ABC):
         log: Callable[[dict[str, float]], Any] | None,
         log_every: int,
     ) -> None:
-        for name, value, least in (("freeze_at", freeze_at, 0), ("log_every", log_every, 1)):
-            optional = name == "freeze_at" and value is None
-            if not optional and (not isinstance(value, int) or isinstance(value, bool) or value < least):
-                raise InvalidArgumentError(SUBJECT, f"{name} must be a whole number from {least}, got {value!r}")
+        if freeze_at is not None:
+            check_count(SUBJECT, "freeze_at", freeze_at, 0)
+        check_count(SUBJECT, "log_every", log_every, 1)
         if log is not None and not callable(log):
             raise InvalidArgumentError(SUBJECT, f"log must be callable, got {log!r}")
-        if isinstance(batches, Iterator):
-            problem = f"batches is a {type(batches).__name__}, which can be read only once"
-            raise InvalidArgumentError(SUBJECT, problem, "pass a list, or a loader that begins anew.")
+        check_repeatable(SUBJECT, batches)
         self.freeze_at = freeze_at
         self.batches = batches
         self.log = log
         self.log_every = log_every
-        self.step = 0
         self._counted = 0
         self._frozen = False
 
@@ -97,6 +129,10 @@ class TrainingRoutine(ABC):
         """Estimate batch-norm statistics anew, where there are batches for it."""
         if self.batches is not None:
             self.reestimate(self.batches)
+
+    def end(self) -> None:
+        """Estimate batch-norm statistics anew, as before an evaluation."""
+        self.before_evaluation()
 
     def numbers(self) -> dict[str, float]:
         """Return what there is to log: of each quantizer its mean threshold, or ends, and what modifiers report."""

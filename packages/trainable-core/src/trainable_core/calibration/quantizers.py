@@ -54,8 +54,24 @@ def activation_params(quantizer: BaseTrainableQuantizer, observer: Observer, sec
         }
 
 
-def weights_params(quantizer: BaseTrainableQuantizer, weights: NDArray[Any], section: CalibrationSection) -> Params:
+def weights_params(
+    quantizer: BaseTrainableQuantizer,
+    weights: NDArray[Any],
+    section: CalibrationSection,
+    widths: Sequence[int] | None = None,
+) -> Params:
     """Return a weights quantizer's params, by width, from the weights.
+
+    Parameters
+    ----------
+    quantizer : BaseTrainableQuantizer
+        The quantizer.
+    weights : array
+        The weights.
+    section : CalibrationSection
+        How thresholds are found.
+    widths : sequence of int, optional
+        By default the quantizer's own.
 
     Raises
     ------
@@ -97,21 +113,25 @@ def weights_params(quantizer: BaseTrainableQuantizer, weights: NDArray[Any], sec
                 percentile=section.percentile,
                 p=section.p,
             )
-            for width in quantizer.widths
+            for width in (quantizer.widths if widths is None else widths)
         }
 
 
 def set_all(new: Sequence[tuple[BaseTrainableQuantizer, Params]]) -> None:
     """Give quantizers their params: all of them, or, when that fails or is interrupted, none."""
-    before = [(q, q.signed, q.calibrated, [np.array(q.to_numpy(each)) for each in _variables(q)]) for q, _ in new]
+    before = [
+        (q, q.signed, q.calibrated, q.numbers_set, [np.array(q.to_numpy(each)) for each in _variables(q)])
+        for q, _ in new
+    ]
     try:
         for quantizer, params in new:
             quantizer.set_quantization_params(params)
     except BaseException:
-        for quantizer, signed, calibrated, values in before:
+        for quantizer, signed, calibrated, numbers, values in before:
             for variable, value in zip(_variables(quantizer), values, strict=True):
                 quantizer.assign(variable, value)
             quantizer.signed, quantizer.calibrated = signed, calibrated
+            vars(quantizer)["numbers_set"] = numbers
         raise
 
 

@@ -96,6 +96,19 @@ class Observed:
     recorded: tuple[bool, bool] | None = None
 
 
+class Layer(Protocol):
+    """A linear layer without a bias, called on unit vectors, so that its output is its quantized weights."""
+
+    counts_steps: bool
+    """Whether a call with ``training=True`` counts a step of its quantizer's schedule which the quantizer does not."""
+
+    def __call__(self, *, training: bool, upstream: NDArray[Any] | None) -> Run:
+        """Return a run of the layer, as `Adapter.run` does of its quantizer on the weights."""
+
+    def assign(self, weights: NDArray[Any]) -> None:
+        """Give the layer other weights, in the variable that it has."""
+
+
 Call = tuple[NDArray[Any], NDArray[Any]]
 """An input and its upstream gradient."""
 
@@ -135,6 +148,8 @@ class Adapter(Protocol):
     """Names of the dtypes that a whole model can be cast to."""
     blocks: bool
     """Whether its quantizers take weights with a scale for each group, or each expert."""
+    compiles_shapes: bool
+    """Whether every operation is compiled anew for each shape: then shapes are few."""
     cases: int
     """Cases per law that the quantizers share out, so that ``trainable check`` of all takes less than five minutes."""
     default_training: Sequence[bool]
@@ -179,6 +194,12 @@ class Adapter(Protocol):
         """Return the gradient of ``sum(direction * d_x)`` by the upstream gradient, `d_x` being the input's gradient.
 
         None where the framework or the quantizer refuses to differentiate twice.
+        """
+
+    def in_a_layer(self, quantizer: Any, weights: NDArray[Any]) -> Layer | None:
+        """Put the quantizer into a linear layer with these weights, shape (rows, columns); None where there is none.
+
+        The layer initializes the quantizer. `Layer` says how it is called.
         """
 
     def regularization(self, quantizer: Any) -> tuple[float, Mapping[str, NDArray[Any]]] | None:
@@ -235,6 +256,7 @@ class BaseAdapter:
     blocks: bool = False
     default_training: Sequence[bool] = (False,)
     cases: int = 600
+    compiles_shapes: bool = False
 
     def interleave(self, quantizer: Any, calls: Sequence[Call], order: Sequence[int]) -> list[Run]:
         """Return the calls' gradients one by one: without a graph there is nothing between forward and backward."""
@@ -269,6 +291,11 @@ class BaseAdapter:
     ) -> NDArray[Any] | None:
         """Return None: nothing is differentiated twice here."""
         del quantizer, x, upstream, direction
+        return None
+
+    def in_a_layer(self, quantizer: Any, weights: NDArray[Any]) -> Layer | None:
+        """Return None: there are no layers here."""
+        del quantizer, weights
         return None
 
     def regularization(self, quantizer: Any) -> tuple[float, Mapping[str, NDArray[Any]]] | None:

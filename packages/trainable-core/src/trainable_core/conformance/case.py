@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -14,9 +14,12 @@ from numpy.typing import ArrayLike, NDArray
 from trainable_core import qparams
 from trainable_core.config import TrainableQuantizerActivationConfig, TrainableQuantizerWeightsConfig
 from trainable_core.conformance.adapter import PLAIN, Adapter, Run, Way
-from trainable_core.constants import SIGNED, THRESHOLD
+from trainable_core.constants import LUT_VALUES, SIGNED, THRESHOLD
+from trainable_core.enums import LUT_METHODS, QuantizationTarget
+from trainable_core.errors import TrainableError
 from trainable_core.key import Key
 from trainable_core.qparams import Float32, QParams
+from trainable_core.reference import affine
 from trainable_core.reference.method import Method
 from trainable_core.reference.oracle import State
 from trainable_core.registry.methods import declaration_of, options_of
@@ -27,6 +30,10 @@ _CONFIGS: dict[str, type[Config]] = {
 }
 Document = dict[str, Any]
 
+BESIDE = {SIGNED, LUT_VALUES}
+"""Quantization params that are no numbers of a channel."""
+TABLE_WIDTHS = range(1, 9)
+"""Widths of look-up tables: mctq's hold integers of 8 bits."""
 
 WIDTHS = {1: "1 bit", 4: "2-4 bits", 8: "5-8 bits", 16: "9-16 bits"}
 """Words of a report for widths up to these."""
@@ -119,7 +126,7 @@ class Case:
     def at_bound(self) -> bool:
         """Return whether a threshold, or a range's width, is at its lower bound or below it."""
         params, bound = self.config.quantization_params, self.config.min_threshold
-        numbers = [np.atleast_1d(np.asarray(value, np.float64)) for key, value in params.items() if key != SIGNED]
+        numbers = [np.atleast_1d(np.asarray(value, np.float64)) for key, value in params.items() if key not in BESIDE]
         if not numbers:
             return False
         least = min(self.factors)
@@ -152,6 +159,35 @@ class Case:
         return replace(case.repeated(axis, times) if times > 1 else case, way=Way(**document.get("way", {})))
 
 
+class Table(NamedTuple):
+    """A look-up table that a class makes."""
+
+    width: int
+    arguments: dict[str, Any]
+    levels: tuple[int, ...]
+
+
+def _argument_sets(cls: type[Any], method: Method) -> list[dict[str, Any]]:
+    taken = {option.name for option in options_of(cls)}
+    return [*(given for given in method.conformance_arguments if given.keys() <= taken), {}]
+
+
+@functools.lru_cache
+def tables_of(cls: type[Any], key: Key) -> tuple[Table, ...]:
+    """Return the tables of a class, of each width and set of arguments that it takes."""
+    made = []
+    prefix = "weights" if key.target is QuantizationTarget.Weights else "activation"
+    for width in TABLE_WIDTHS:
+        fields = {f"{prefix}_quantization_method": key.method, f"{prefix}_n_bits": width}
+        config = _CONFIGS[prefix].model_validate({**fields, f"{prefix}_quantization_params": {}})
+        for arguments in _argument_sets(cls, declaration_of(cls, key.quantizer_id)):
+            try:
+                made.append(Table(width, arguments, tuple(cls(config, **arguments).levels)))
+            except TrainableError:
+                continue  # there is no such table
+    return tuple(made)
+
+
 @dataclass(frozen=True)
 class Subject:
     """A quantizer class on one of its grids, in its backend: what a law is tried on."""
@@ -182,8 +218,18 @@ class Subject:
     @functools.cached_property
     def argument_sets(self) -> list[dict[str, Any]]:
         """The constructor's further arguments to try: those that the method declares and the class takes, and none."""
-        taken = {option.name for option in options_of(self.cls)}
-        return [*(given for given in self.method.conformance_arguments if given.keys() <= taken), {}]
+        return _argument_sets(self.cls, self.method)
+
+    @property
+    def tables(self) -> Sequence[Table]:
+        """The tables of a class that quantizes to one; none for other grids."""
+        cls: Any = self.cls
+        return tables_of(cls, self.key) if self.key.method in LUT_METHODS else ()
+
+    @property
+    def width(self) -> int:
+        """A width that the class takes, of four bits where it does."""
+        return min((each.width for each in self.tables), key=lambda width: abs(width - 4), default=4)
 
     @property
     def random(self) -> bool:
@@ -321,7 +367,15 @@ def grid(quantizer: Any, width: int | None = None) -> QParams:
         signed=quantizer.signed,
         min_threshold=config.min_threshold,
         channels_axis=config.channels_axis,
+        levels=quantizer.levels,
     )
+
+
+def ends(at: QParams, ndim: int) -> tuple[Float32, Float32]:
+    """Return the first and the last code that a grid has, counted from zero, shaped to broadcast."""
+    if at.levels:
+        return np.asarray(at.levels[0], np.float32), np.asarray(at.levels[-1], np.float32)
+    return affine.ends(at, ndim)
 
 
 def variables(quantizer: Any) -> dict[str, NDArray[Any]]:

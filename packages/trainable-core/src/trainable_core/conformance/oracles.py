@@ -13,14 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainable_core import qparams
-from trainable_core.conformance.case import Case, Subject, grid, rows, tensor
+from trainable_core.conformance.case import Case, Subject, ends, grid, rows, tensor
 from trainable_core.conformance.declared import Surrogate, allowed_through_parameters, through_parameters
 from trainable_core.constants import RANGE_MAX, RANGE_MIN, THRESHOLD
 from trainable_core.enums import QuantizationMethod
-from trainable_core.qparams import Float32, Float64, QParams
-from trainable_core.reference import affine
-from trainable_core.reference.oracle import EPSILON, GridGradients, is_exact, near_tie, steps
+from trainable_core.qparams import TABLE_STEPS, Float32, Float64, QParams
+from trainable_core.reference import table
+from trainable_core.reference.oracle import EPSILON, GridGradients, is_exact, middles, near_tie, steps
 
+POWERS_OF_TWO = {QuantizationMethod.POWER_OF_TWO, QuantizationMethod.LUT_POT_QUANTIZER}
 SMALLEST_NORMAL = np.finfo(np.float32).tiny
 
 
@@ -51,13 +52,21 @@ def decided(subject: Subject, quantizer: Any, case: Case, *, ends: bool) -> Floa
     x = rows(case.config, case.x)
     unsure = np.zeros(x.shape, bool)
     for at in subject.grids(quantizer, case).values():
-        low, high = affine.ends(at, x.ndim)
         quotient, error = steps(x, at)
-        at_end = np.minimum(np.abs(quotient - low), np.abs(quotient - high)) <= error
+        at_end = _to_kink(quotient, at) <= error
         unsure |= near_tie(x, at) | (at_end & (not (ends and is_exact(at))))
         subnormal = (x != 0) & (np.minimum(np.abs(x), np.abs(quotient)) < SMALLEST_NORMAL)
         unsure |= subnormal & (not subject.adapter.subnormals)
     return np.where(tensor(case.config, unsure, case.x.shape), np.float32(0), case.upstream)
+
+
+def _to_kink(quotient: Float64, at: QParams) -> Float64:
+    """Return how far quotients are from where the gradient of the input ends, in steps: a table's may end beyond it."""
+    places = [*ends(at, quotient.ndim), *(table.edges(at.levels) if at.levels else ())]
+    with np.errstate(invalid="ignore"):  # an infinity is far from each
+        return np.asarray(
+            np.min([np.abs(quotient - place) for place in np.broadcast_arrays(*places, quotient)[:-1]], axis=0)
+        )
 
 
 def by_oracle(subject: Subject, quantizer: Any, case: Case, upstream: Float32) -> Expected:
@@ -98,7 +107,8 @@ def through_variables(
         }
         return through_parameters(quantizer, values, found), allowed_through_parameters(quantizer, values, allowed)
     # A threshold below its bound counts as the bound, which is what the ratio p / t of POWER_OF_TWO is taken of.
-    factor = 2.0 ** -(width - int(quantizer.signed)) * (2.0 if config.quantization_method.name == "POWER_OF_TWO" else 1)
+    steps_of_threshold = TABLE_STEPS if at.levels else 2.0 ** (width - int(quantizer.signed))
+    factor = (2.0 if config.quantization_method in POWERS_OF_TWO else 1.0) / steps_of_threshold
     allowed = {THRESHOLD: size * factor * relative}
     return through_parameters(quantizer, values, found), allowed_through_parameters(quantizer, values, allowed)
 
@@ -192,11 +202,12 @@ def _difference(
 def away_from_kinks(quantizer: Any, case: Case) -> Float32:
     """Return the case's upstream with zeros where a difference would step over a tie or an end of the range."""
     at, x = grid(quantizer), rows(case.config, case.x)
-    low, high = affine.ends(at, x.ndim)
     with np.errstate(invalid="ignore", over="ignore"):
         quotient = x.astype(np.float64) / at.along(x.ndim).scale
-    to_tie = np.abs(np.abs(quotient - np.rint(quotient)) - 0.5)
-    to_end = np.minimum(np.abs(quotient - low), np.abs(quotient - high))
+        to_tie = np.abs(np.abs(quotient - np.rint(quotient)) - 0.5)
+        if at.levels:
+            to_tie = np.abs(quotient[..., None] - middles(at)).min(axis=-1)
+    to_end = _to_kink(quotient, at)
     margin = MARGIN + 2 * (at.quant_max - at.quant_min + 1) * 2.0**-24
     away = tensor(case.config, np.minimum(to_tie, to_end) > margin, case.x.shape)
     return np.where(away, case.upstream, np.float32(0))

@@ -23,9 +23,11 @@ from trainable_core import qparams
 from trainable_core.config import TrainableQuantizerActivationConfig, TrainableQuantizerWeightsConfig
 from trainable_core.conformance.adapter import PLAIN, Way
 from trainable_core.conformance.case import Case, Config, Subject, fixed_axes, tensor
-from trainable_core.constants import RANGE_MAX, RANGE_MIN, SIGNED, THRESHOLD
+from trainable_core.constants import LUT_VALUES, RANGE_MAX, RANGE_MIN, SIGNED, THRESHOLD
 from trainable_core.enums import QuantizationMethod
-from trainable_core.qparams import Float32, QParams
+from trainable_core.qparams import Float32, Float64, QParams
+from trainable_core.reference import table
+from trainable_core.reference.oracle import middles
 from trainable_core.validation import MAX_THRESHOLD
 
 F32 = np.finfo(np.float32)
@@ -50,6 +52,8 @@ class Kind:
         Whether there is one threshold per channel; None tries both.
     least : int
         Fewest dimensions of the tensor.
+    rank : int or None
+        Number of its dimensions, where the law is about one.
     tensor : bool
         Whether the law is about tensors, so that their layout and their size are varied.
     bound : bool
@@ -67,6 +71,7 @@ class Kind:
     finite: bool = False
     per_channel: bool | None = None
     least: int = 0
+    rank: int | None = None
     tensor: bool = True
     bound: bool = False
     fixed_input: bool = False
@@ -110,7 +115,7 @@ def corners(subject: Subject, kind: Kind) -> list[Corner]:
     adapter = subject.adapter
     least = max(kind.least, int(kind.per_channel or 0))
     made = [Corner(bits=bits) for bits in (1, 2, 8, 16) if kind.bits[0] <= bits <= kind.bits[1]]
-    made += [Corner(rank=rank) for rank in (0, 1, 4, 5) if rank >= least]
+    made += [Corner(rank=rank) for rank in (0, 1, 4, 5) if rank >= least and kind.rank is None]
     made += [Corner(bound=True)] * 2 if kind.bound else []
     if not kind.tensor:
         return made
@@ -156,6 +161,8 @@ DIMENSIONS = (1, 2, 3, 2, 3, 0, 2, 4, 1, 2, 3, 4, 3, 0, 2, 5)
 MANY_DIMENSIONS = 4
 FEW = 3  # largest size of a tensor with many dimensions: hypothesis draws no more than 8 KiB
 LONG = 6  # size of an axis that has groups of several sizes
+COMPILED = (3, 2, 4, 2, 1)
+"""Sizes where every new shape costs a compilation; corners and groups have further ones."""
 SIZES = (1, 2, 3, 4, 2, 3, 4, 2, 3, 4, 2, 3, 4, 2, 3, 0)
 # 0 and numbers below 2**-100 leave the bound to the library; 1e-3 and 0.1 are not float32 numbers.
 MIN_THRESHOLDS = (2.0**-16, 0.0, 1e-3, 2.0**-16, 0.0, 0.1, 2.0**-16, 0.0, 2.0**-120, 1.0, 2.0**-16, 2.0**100)
@@ -187,11 +194,13 @@ def positives(source: Source, size: int, kind: Kind) -> Float32:
     return np.clip(values, F32.smallest_subnormal, np.float32(MAX_THRESHOLD))
 
 
-def shapes(source: Source, kind: Kind, corner: Corner) -> tuple[int, ...]:
+def shapes(source: Source, subject: Subject, kind: Kind, corner: Corner) -> tuple[int, ...]:
     """Return a tensor's shape: up to five dimensions, including none, and sizes down to 0."""
     sizes = [source.choice(SIZES) for _ in range(5)]
+    if subject.adapter.compiles_shapes:
+        sizes = list(COMPILED)
     rank = max(source.choice(DIMENSIONS), kind.least, int(kind.per_channel or 0))
-    rank = rank if corner.rank is None else corner.rank
+    rank = next((each for each in (corner.rank, kind.rank) if each is not None), rank)
     if rank >= MANY_DIMENSIONS:
         sizes = [min(size, FEW) for size in sizes]
     elif kind.blocks and rank:
@@ -216,15 +225,18 @@ def config(
     low, high = kind.bits
     n_bits = low + int(source.take(1)[0]) % (high - low + 1)
     n_bits = n_bits if corner.bits is None else corner.bits
+    if subject.tables:
+        n_bits = _width_of_table(subject, n_bits)
     blocks = {} if axis is None else _blocks(source, subject, axis, shape, kind)
     params = _params(source, body, subject, _thresholds(axis, blocks, shape), n_bits, kind)
+    levels = [] if not subject.tables else next(list(table) for width, _, table in subject.tables if width == n_bits)
     if axis is None:
         params = {key: value[0] if isinstance(value, list) else value for key, value in params.items()}
     prefix = "weights" if subject.weights else "activation"
     fields: dict[str, Any] = {
         f"{prefix}_quantization_method": subject.key.method,
         f"{prefix}_n_bits": n_bits,
-        f"{prefix}_quantization_params": params,
+        f"{prefix}_quantization_params": {**params, LUT_VALUES: levels} if levels else params,
     }
     bound = source.choice(MIN_THRESHOLDS)
     if not (kind.exact or kind.moderate):
@@ -234,14 +246,28 @@ def config(
     if axis is not None:
         fields |= {"weights_per_channel_threshold": True, "weights_channels_axis": axis, **blocks}
     widths = dict.fromkeys(low + int(byte) % (high - low + 1) for byte in source.take(3))
-    if source.choice((False, True)):
+    if source.choice((False, True)) and not subject.tables:
         fields[f"{prefix}_quantization_candidates"] = [{"n_bits": width} for width in widths]
     return (TrainableQuantizerWeightsConfig if subject.weights else TrainableQuantizerActivationConfig)(**fields)
 
 
+def _width_of_table(subject: Subject, n_bits: int) -> int:
+    """Return a width of which the class has a table."""
+    widths = sorted({width for width, _, _ in subject.tables})
+    return n_bits if n_bits in widths else widths[n_bits % len(widths)]
+
+
+def _of_table(subject: Subject, chosen: Config, arguments: dict[str, Any]) -> tuple[Config, dict[str, Any]]:
+    """Return the config with the levels that these arguments make, or with those of others that make any."""
+    made = [(given, levels) for width, given, levels in subject.tables if width == chosen.n_bits]
+    given, levels = next((each for each in made if each[0] == arguments), made[0])
+    return chosen.with_params({**chosen.quantization_params, LUT_VALUES: list(levels)}), given
+
+
 def _may_have_blocks(subject: Subject, kind: Kind) -> bool:
     """Return whether weights may be cut into blocks."""
-    return subject.weights and subject.adapter.blocks and kind.per_channel is None and kind.blocks is not False
+    may = subject.weights and subject.adapter.blocks and kind.per_channel is None and kind.blocks is not False
+    return may and not subject.tables  # mctq deploys tables per tensor and per channel
 
 
 def _blocks(source: Source, subject: Subject, axis: int, shape: tuple[int, ...], kind: Kind) -> dict[str, int]:
@@ -319,6 +345,7 @@ def grid_after(config: Config, factors: tuple[float, ...], width: int) -> QParam
         signed=config.signed,
         min_threshold=config.min_threshold,
         channels_axis=config.channels_axis,
+        levels=tuple(config.quantization_params.get(LUT_VALUES, ())),
     )
 
 
@@ -341,6 +368,8 @@ def inputs(source: Source, grid: QParams, shape: tuple[int, ...], kind: Kind) ->
     anywhere = low + (payload.astype(np.float64) / 2.0**32 * 1.5 - 0.25) * (high - low)
     # Of eight kinds: a code, two of ties, an end, two of anything around the range; then special numbers, any bits.
     steps = np.choose(which, [code, code + 0.5, code + 0.5, end, anywhere, anywhere, code, code])
+    if grid.levels:
+        steps = _steps_of_table(grid, which, payload, np.asarray(anywhere, np.float64))
     with np.errstate(over="ignore", under="ignore"):
         values = (steps.astype(np.float32).reshape(shape) * along.scale).astype(np.float32).reshape(size)
     values = nudged(values, np.where(which <= 1, 0, ulps))  # codes, and one kind of ties, stay as they are
@@ -350,6 +379,14 @@ def inputs(source: Source, grid: QParams, shape: tuple[int, ...], kind: Kind) ->
     if kind.finite:
         values = np.clip(values, -FINITE_LIMIT, FINITE_LIMIT)
     return values.astype(np.float32).reshape(shape)
+
+
+def _steps_of_table(grid: QParams, which: NDArray[np.uint8], payload: NDArray[np.uint32], anywhere: Float64) -> Float64:
+    """Return what `inputs` makes of a grid for a table: levels, what is half way between two, its ends, the edges."""
+    levels, between = np.asarray(grid.levels, np.float64), middles(grid)
+    level, tie = levels[payload % levels.size], between[payload % between.size]
+    end = np.concatenate([levels[[0, -1]], table.edges(grid.levels)])[payload % 4]
+    return np.asarray(np.choose(which, [level, tie, tie, end, anywhere, anywhere, level, level]))
 
 
 def upstreams(source: Source, shape: tuple[int, ...]) -> Float32:
@@ -396,7 +433,7 @@ def made(
     """
     source = Source(header)
     way = ways(source, subject, kind) if corner.way is None else corner.way
-    shape = shapes(source, kind, corner)
+    shape = shapes(source, subject, kind, corner)
     size = int(np.prod(shape, dtype=np.int64))
     thresholds = max(*shape, 1, 1)
     if _may_have_blocks(subject, kind):  # a block may be as small as an element
@@ -405,6 +442,8 @@ def made(
     chosen = config(source, body, subject, shape, kind, corner)
     by = factors(source, kind)
     arguments = source.choice(subject.argument_sets)
+    if subject.tables:
+        chosen, arguments = _of_table(subject, chosen, arguments)
     widths = [chosen.n_bits, *(candidate.n_bits for candidate in chosen.candidates or [])]
     grid = grid_after(chosen, by, source.choice(widths))
     laid_out = shape if chosen.blocks is None else chosen.blocks.layout(shape).rows

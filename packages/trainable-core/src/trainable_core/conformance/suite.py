@@ -23,7 +23,6 @@ from trainable_core.conformance.case import Case, Counterexample, Subject, Viola
 from trainable_core.conformance.expected import checked_expectations, checked_table, project_expectations
 from trainable_core.conformance.law import LAWS, Law, named_laws
 from trainable_core.conformance.strategies import Corner
-from trainable_core.enums import LUT_METHODS
 from trainable_core.errors import InvalidArgumentError, UnsupportedConfigError, nearest
 from trainable_core.registry.marks import keys_of
 from trainable_core.registry.process import default_registry
@@ -230,8 +229,8 @@ def _counterexample(law: Law, subject: Subject, case: Case | None, error: Except
 
 
 def subjects_of(cls: type[Any], adapter: Adapter) -> list[Subject]:
-    """Return a subject for each grid that a class is registered for, except look-up tables, which have no scale."""
-    return [Subject(adapter, cls, key) for key in keys_of(cls, adapter.backend) if key.method not in LUT_METHODS]
+    """Return a subject for each grid that a class is registered for."""
+    return [Subject(adapter, cls, key) for key in keys_of(cls, adapter.backend)]
 
 
 def subjects(backend: str | None = None, plugin: str | None = None) -> list[Subject]:

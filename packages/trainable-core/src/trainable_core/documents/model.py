@@ -18,11 +18,20 @@ from trainable_core.recipe.state import WrappedState
 SCHEMA_VERSION = 1
 KINDS: dict[str, type] = {"recipe": dict, "frozen": list, "finalized": bool}
 """Keys that every header has, and the type of each; a backend adds its own."""
+DESCRIPTION = "description"
+"""Key of a header: what `describe` says of the model, so that the file can be described without the model's code."""
+PLACES = "places"
+"""Key of a header whose arrays are named otherwise than `describe` names weights: those names, by the latter."""
 SWITCHED_OFF = "switched_off"
 """Key of a header whose model has quantizers that calibration switched off: why, by the quantizer's name."""
 
 
-def header_of(form: str, state: WrappedState, quantizers: Mapping[str, BaseTrainableQuantizer]) -> dict[str, Any]:
+def header_of(
+    form: str,
+    state: WrappedState,
+    quantizers: Mapping[str, BaseTrainableQuantizer],
+    description: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """Return what every header of a model's file says; JSON-clean.
 
     Parameters
@@ -33,6 +42,8 @@ def header_of(form: str, state: WrappedState, quantizers: Mapping[str, BaseTrain
         What the model knows about itself.
     quantizers : mapping of str to BaseTrainableQuantizer
         Its trainable quantizers by the name of their tensor.
+    description : mapping, optional
+        What `describe` says of the model, as a document.
     """
     header = {
         "format": form,
@@ -41,6 +52,8 @@ def header_of(form: str, state: WrappedState, quantizers: Mapping[str, BaseTrain
         "frozen": [name for name, quantizer in quantizers.items() if quantizer.freeze_quant_params],
         "finalized": state.finalized,
     }
+    if description is not None:
+        header[DESCRIPTION] = description
     off = {name: q.subject for name, q in quantizers.items() if not q.quantization_config.enabled}
     if off:
         header[SWITCHED_OFF] = {name: state.left_out.get(subject, "") for name, subject in off.items()}

@@ -74,7 +74,7 @@ class _Turning:
         opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, 1)]
         model = helper.make_model(graph, opset_imports=opsets)
         activations = {name: each for name, each in network.quantizers.items() if each.codes is None}
-        return Source(model, {**activations, **self.records}, network.recipe, network.versions)
+        return Source(model, {**activations, **self.records}, network.recipe, network.versions, network.layers)
 
     def _is_image(self, name: str) -> bool:
         return len(self.network.shapes[name]) == IMAGE
@@ -284,21 +284,83 @@ class _Turning:
         axis = self._axis(step.inputs[0], step.options["axis"])
         return self._node("Softmax", given, step.output, step.layer, axis=axis)
 
+    def _crop(self, step: Step, given: list[str]) -> str:
+        begins = [int(step.options["begins"][axis]) for axis in FIRST]
+        sizes = [self.network.shapes[step.output][axis] for axis in FIRST]
+        cut = [axis for axis in (2, 3) if sizes[axis] is not None]
+        starts = np.asarray([begins[axis] for axis in cut], np.int64)
+        ends = np.asarray([begins[axis] + int(sizes[axis] or 0) for axis in cut], np.int64)
+        numbers = {"starts": starts, "ends": ends, "axes": np.asarray(cut, np.int64)}
+        constants = [self._constant(f"{step.layer}/{key}", value) for key, value in numbers.items()]
+        return self._node("Slice", [given[0], *constants], step.output, step.layer)
+
+    def _max(self, step: Step, given: list[str]) -> str:
+        axes = sorted(self._axis(step.inputs[0], axis) for axis in step.options["axes"])
+        constant = self._constant(f"{step.layer}/axes", np.asarray(axes, np.int64))
+        keeps = int(step.options["keepdims"])
+        return self._node("ReduceMax", [given[0], constant], step.output, step.layer, keepdims=keeps)
+
+    def _resize(self, step: Step, given: list[str]) -> str:
+        sizes = [
+            int(each or 0) / int(old or 1)
+            for each, old in zip(
+                self.network.shapes[step.output][1:3], self.network.shapes[step.inputs[0]][1:3], strict=True
+            )
+        ]
+        scales = self._constant(f"{step.layer}/scales", np.asarray([1, 1, *sizes], np.float32))
+        nearest = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+        facts = nearest if step.op == "resize_nearest" else {"mode": "linear"}
+        return self._node("Resize", [given[0], "", scales], step.output, step.layer, **facts)
+
+    def _arithmetic(self, step: Step, given: list[str]) -> str:
+        result = given[0]
+        for index, (op, value) in enumerate(step.options["parts"], start=1):
+            number = np.asarray(value, np.float32)
+            if number.size > 1 and self._is_image(step.output):
+                number = number.reshape(-1, 1, 1)
+            constant = self._constant(f"{step.layer}/{op}", number)
+            wish = step.output if index == len(step.options["parts"]) else f"{step.layer}/part"
+            result = self._node(op.capitalize(), [result, constant], wish, step.layer)
+        return result
+
+    def _function(self, step: Step, given: list[str]) -> str:
+        facts: dict[str, Any] = {}
+        if step.op == "leaky_relu":
+            facts = {"alpha": float(step.options["slope"])}
+        if step.op == "hard_sigmoid":
+            facts = {"alpha": 1 / 6, "beta": 0.5}
+        if step.op == "silu":
+            gate = self._node("Sigmoid", given, f"{step.layer}/gate", step.layer)
+            return self._node("Mul", [*given, gate], step.output, step.layer)
+        return self._node(_FUNCTIONS[step.op], given, step.output, step.layer, **facts)
+
+
+_FUNCTIONS = {
+    "elu": "Elu", "gelu": "Gelu", "hard_sigmoid": "HardSigmoid", "hard_swish": "HardSwish", "leaky_relu": "LeakyRelu",
+    "sigmoid": "Sigmoid", "silu": "", "tanh": "Tanh",
+}  # fmt: skip
+"""Activation functions, by the name of the node that is one."""
 
 _MAKERS: dict[str, Callable[[_Turning, Step, list[str]], str]] = {
     "add": _Turning._elementwise,  # noqa: SLF001 - its own
+    "arithmetic": _Turning._arithmetic,  # noqa: SLF001 - its own
     "average_pool": _Turning._pool,  # noqa: SLF001 - its own
     "cat": _Turning._cat,  # noqa: SLF001 - its own
     "clip": _Turning._clip,  # noqa: SLF001 - its own
     "conv": _Turning._conv,  # noqa: SLF001 - its own
     "conv_transpose": _Turning._conv_transpose,  # noqa: SLF001 - its own
     "depthwise_conv": _Turning._conv,  # noqa: SLF001 - its own
+    "crop": _Turning._crop,  # noqa: SLF001 - its own
     "linear": _Turning._linear,  # noqa: SLF001 - its own
+    "max": _Turning._max,  # noqa: SLF001 - its own
     "max_pool": _Turning._pool,  # noqa: SLF001 - its own
     "mean": _Turning._mean,  # noqa: SLF001 - its own
     "mul": _Turning._elementwise,  # noqa: SLF001 - its own
     "pad": _Turning._pad,  # noqa: SLF001 - its own
     "quantize": _Turning._quantize,  # noqa: SLF001 - its own
+    "resize_bilinear": _Turning._resize,  # noqa: SLF001 - its own
+    "resize_nearest": _Turning._resize,  # noqa: SLF001 - its own
     "reshape": _Turning._reshape,  # noqa: SLF001 - its own
     "softmax": _Turning._softmax,  # noqa: SLF001 - its own
+    **dict.fromkeys(_FUNCTIONS, _Turning._function),  # noqa: SLF001 - its own
 }

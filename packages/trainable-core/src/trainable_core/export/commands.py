@@ -14,6 +14,7 @@ from trainable_core.errors import DocumentError, InvalidArgumentError
 from trainable_core.export.graph import Array
 
 if TYPE_CHECKING:
+    from trainable_core.export.tflite.program import TfliteTensor
     from trainable_core.export.verification import VerificationReport
 
 EQUAL, DIFFERENT = 0, 1
@@ -76,8 +77,17 @@ def _verify_tflite(given: argparse.Namespace) -> VerificationReport:
     tensors = [verification.program.tensors[name] for name in verification.program.inputs]
     for _ in range(given.batches):
         shapes = {each.name: [ROWS if size is None else size for size in each.shape] for each in tensors}
-        verification.run({name: random.integers(-128, 128, shape).astype(np.int8) for name, shape in shapes.items()})
+        verification.run(
+            {name: _numbers(verification.program.tensors[name], shape, random) for name, shape in shapes.items()}
+        )
     return verification.report
+
+
+def _numbers(tensor: TfliteTensor, shape: list[int], random: np.random.Generator) -> Array:
+    """Return random codes, or random numbers where an input is real."""
+    if tensor.is_quantized:
+        return random.integers(-128, 128, shape).astype(np.int8)
+    return random.standard_normal(shape).astype(np.float32)
 
 
 def _arrays(path: Path) -> dict[str, Array]:

@@ -20,7 +20,8 @@ Shape = tuple[int | None, ...]
 OPERATIONS = frozenset(
     {
         "quantize", "conv", "depthwise_conv", "conv_transpose", "linear", "add", "mul", "cat", "max_pool",
-        "average_pool", "mean", "clip", "pad", "reshape", "softmax",
+        "average_pool", "mean", "max", "clip", "pad", "crop", "resize_nearest", "resize_bilinear", "reshape", "softmax",
+        "sigmoid", "tanh", "silu", "hard_sigmoid", "hard_swish", "leaky_relu", "elu", "gelu", "arithmetic",
     }
 )  # fmt: skip
 """What a step may do; a backend tells any other one by a name of its own."""
@@ -49,11 +50,18 @@ class Step:
         - ``linear``: nothing; weights are (inputs, outputs).
         - ``cat``: ``axis``.
         - ``max_pool``, ``average_pool``: ``size``, ``strides``, ``padding``.
-        - ``mean``: ``axes``, ``keepdims``.
+        - ``mean``, ``max``: ``axes``, ``keepdims``.
         - ``clip``: ``low`` and ``high``, real numbers or None.
         - ``pad``: ``pads``, (before, after) for each axis; zeros are padded.
+        - ``crop``: ``begins``, the first place that is kept along each axis.
+        - ``resize_nearest``, ``resize_bilinear``: ``size``, height and width of the result; bilinear with the centers
+          of pixels half way between their borders.
         - ``reshape``: ``shape``, without that of the rows.
+        - ``leaky_relu``: ``slope`` below zero.
+        - ``arithmetic``: ``parts``, pairs of ``add``, ``sub``, ``mul`` or ``div`` and float32 numbers, one or one for
+          each channel, carried out in order.
         - ``softmax``: ``axis``.
+        - ``gelu``: the exact one; ``elu``: of slope 1; ``hard_sigmoid``: ``relu6(x + 3) / 6``.
     weight : QuantizerRecord, optional
         Its quantized weight.
     bias : float32 array, optional
@@ -102,3 +110,8 @@ class Network:
     tie_rule: TieRule
     recipe: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def layers(self) -> list[str]:
+        """The names of its layers and functional operations, in order."""
+        return list(dict.fromkeys(step.layer for step in self.steps))

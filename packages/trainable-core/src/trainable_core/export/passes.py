@@ -407,23 +407,52 @@ def _interleave(
     graph: Graph, node: Node, product: str, result: str, phases: Phases, sizes: Sequence[int]
 ) -> list[Node]:
     """Return the nodes that put phases beside each other, and cut what is beyond the output."""
-    counts, strides, rank = phases.counts(sizes), phases.strides, phases.rank
-    split, woven = graph.fresh(f"{result}_split"), graph.fresh(f"{result}_woven")
+    counts, rank = phases.counts(sizes), phases.rank
     begins, lengths = phases.cut(sizes)
-    wholes = [n * s for n, s in zip(counts, strides, strict=True)]
+    wholes = [n * s for n, s in zip(counts, phases.strides, strict=True)]
     is_cut = list(lengths) != wholes
     joined = graph.fresh(f"{result}_joined") if is_cut else result
-    shapes = {"split": [0, phases.outputs, *strides, *counts], "joined": [0, phases.outputs, *wholes]}
-    into, out_of = (graph.add_constant(f"{result}_{part}_shape", np.array(s, np.int64)) for part, s in shapes.items())
-    order = [0, 1, *itertools.chain.from_iterable((2 + rank + axis, 2 + axis) for axis in range(rank))]
-    made = [
-        graph.make("Reshape", [product, into], [split], like=node),
-        graph.make("Transpose", [split], [woven], like=node, perm=order),
-        graph.make("Reshape", [woven, out_of], [joined], like=node),
-    ]
+    made = (_channels_last if phases.are_first else _channels_first)(graph, node, product, joined, phases, counts)
     if is_cut:
         ends = [begin + length for begin, length in zip(begins, lengths, strict=True)]
         numbers = {"begins": begins, "ends": ends, "axes": range(2, 2 + rank)}
         arguments = [graph.add_constant(f"{result}_{part}", np.array(each, np.int64)) for part, each in numbers.items()]
         made.append(graph.make("Slice", [joined, *arguments], [result], like=node))
     return made
+
+
+def _channels_first(
+    graph: Graph, node: Node, product: str, joined: str, phases: Phases, counts: Sequence[int]
+) -> list[Node]:
+    """Return the nodes that put phases beside each other where they are the last part of the channels."""
+    rank, outputs = phases.rank, phases.outputs
+    wholes = [n * s for n, s in zip(counts, phases.strides, strict=True)]
+    order = [0, 1, *itertools.chain.from_iterable((2 + rank + axis, 2 + axis) for axis in range(rank))]
+    split = _reshaped(graph, node, product, [0, outputs, *phases.strides, *counts])
+    woven = graph.make("Transpose", [split.output[0]], [graph.fresh(f"{joined}_woven")], like=node, perm=order)
+    return [split, woven, _reshaped(graph, node, woven.output[0], [0, outputs, *wholes], joined)]
+
+
+def _channels_last(
+    graph: Graph, node: Node, product: str, joined: str, phases: Phases, counts: Sequence[int]
+) -> list[Node]:
+    """Return the nodes that put phases beside each other with the channels last, so that whole rows of them move.
+
+    Integer convolutions of ONNX Runtime compute with the channels last anyway.
+    """
+    rank, outputs = phases.rank, phases.outputs
+    wholes = [n * s for n, s in zip(counts, phases.strides, strict=True)]
+    last, first = [0, *range(2, 2 + rank), 1], [0, 1 + rank, *range(1, 1 + rank)]
+    order = [0, *itertools.chain.from_iterable((1 + axis, 1 + rank + axis) for axis in range(rank)), 1 + 2 * rank]
+    turned = graph.make("Transpose", [product], [graph.fresh(f"{joined}_last")], like=node, perm=last)
+    split = _reshaped(graph, node, turned.output[0], [0, *counts, *phases.strides, outputs])
+    woven = graph.make("Transpose", [split.output[0]], [graph.fresh(f"{joined}_woven")], like=node, perm=order)
+    whole = _reshaped(graph, node, woven.output[0], [0, *wholes, outputs])
+    back = graph.make("Transpose", [whole.output[0]], [joined], like=node, perm=first)
+    return [turned, split, woven, whole, back]
+
+
+def _reshaped(graph: Graph, node: Node, source: str, shape: Sequence[int], result: str = "") -> Node:
+    """Return the node that gives a tensor another shape."""
+    constant = graph.add_constant(f"{source}_shape", np.asarray(shape, np.int64))
+    return graph.make("Reshape", [source, constant], [result or graph.fresh(f"{source}_reshaped")], like=node)

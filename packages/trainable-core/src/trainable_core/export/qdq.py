@@ -36,6 +36,7 @@ def build(source: Source) -> tuple[Any, list[islands.Island]]:
         "target": TARGET,
         "versions": versions,
         "recipe": dict(source.recipe),
+        "layers": list(source.layers),
         "quantizers": [_entry(each, lowered) for each in source.quantizers.values()],
         "biases": lowered.biases,
         "islands": [asdict(each) for each in found],

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from trainable_core.enums import TieRule
 from trainable_core.integer.tensor import Int32
 from trainable_core.qparams import QParams
 
@@ -35,6 +36,8 @@ class QuantizerRecord:
         Its numbers.
     codes : int32 array or None
         Of a weight: its codes; None for an activation.
+    tie_rule : TieRule or None
+        Where it puts an activation half way between two codes; None where it does as its backend does.
     """
 
     name: str
@@ -43,6 +46,7 @@ class QuantizerRecord:
     n_bits: int
     grid: QParams
     codes: Int32 | None = None
+    tie_rule: TieRule | None = None
 
 
 @dataclass(frozen=True)
@@ -59,9 +63,12 @@ class Source:
         The recipe, JSON-clean.
     versions : mapping of str to str
         Versions of the libraries that made it, by name.
+    layers : sequence of str
+        The names of its layers in order, where another process may give them other names.
     """
 
     model: Any
     quantizers: Mapping[str, QuantizerRecord]
     recipe: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
+    layers: Sequence[str] = ()

@@ -33,6 +33,12 @@ class Phases:
         Shape of the transposed convolution's weight: (C, O / groups, *K).
     window : Window
         How its kernel moves.
+
+    Notes
+    -----
+    The convolution's output channels are those of the transposed convolution for each phase, one phase after the other,
+    ``(*phases, O)``, so that what belongs to one position lies together when channels come last. With groups they are
+    ``(O, *phases)``, because the channels of a group must lie together.
     """
 
     def __init__(self, shape: Sequence[int], window: Window) -> None:
@@ -41,6 +47,7 @@ class Phases:
         self.strides = tuple(window.strides)
         self.outputs = shape[1] * window.groups
         self.number = prod(self.strides)
+        self.are_first = window.groups == 1
         self.reach = [(k - 1) * d + 1 for k, d in zip(shape[2:], window.dilations, strict=True)]
         self.kernel = [-(-reach // s) for reach, s in zip(self.reach, self.strides, strict=True)]
         self.begins, self.ends = window.pads[: self.rank], window.pads[self.rank :]
@@ -64,7 +71,7 @@ class Phases:
         return begins, [whole[a] - self.begins[a] - self.ends[a] for a in axes]
 
     def spread(self, record: QuantizerRecord, name: str) -> QuantizerRecord:
-        """Return the record of the convolution's weight; its output channels are (O, *phases) in one axis."""
+        """Return the record of the convolution's weight."""
         assert record.codes is not None  # noqa: S101 - a weight's record
         grid, groups = record.grid, self.window.groups
         channels, per_group = self.shape[:2]
@@ -83,7 +90,8 @@ class Phases:
         split: list[int] = list(itertools.chain.from_iterable(zip(self.kernel, self.strides, strict=True)))
         taps = wide.reshape(groups, channels // groups, per_group, *split)
         axes_m, axes_r = [3 + 2 * a for a in range(self.rank)], [4 + 2 * a for a in range(self.rank)]
-        phases = taps.transpose(0, 2, *axes_r, 1, *axes_m)  # (G, O / G, *phases, C / G, *taps)
+        order = [*axes_r, 0, 2] if self.are_first else [0, 2, *axes_r]
+        phases = taps.transpose(*order, 1, *axes_m)  # (G, O / G, *phases, C / G, *taps), or phases first
         flat = phases.reshape(self.outputs * self.number, channels // groups, *self.kernel)
         flat = np.flip(flat, tuple(range(2, 2 + self.rank)))
         spread_grid = self._grid(grid)
@@ -95,10 +103,14 @@ class Phases:
             return grid
 
         def spread(numbers: NDArray[Any]) -> NDArray[Any]:
-            return np.repeat(np.tile(numbers, self.window.groups), self.number)
+            return self._for_phases(np.tile(numbers, self.window.groups))
 
         return QParams(spread(grid.scale), spread(grid.zero_point), grid.quant_min, grid.quant_max, 0)
 
     def spread_bias(self, bias: NDArray[Any]) -> NDArray[Any]:
         """Return the bias of the convolution's channels."""
-        return np.repeat(bias, self.number)
+        return self._for_phases(bias)
+
+    def _for_phases(self, numbers: NDArray[Any]) -> NDArray[Any]:
+        """Return numbers of the outputs as those of the convolution's channels."""
+        return np.tile(numbers, self.number) if self.are_first else np.repeat(numbers, self.number)

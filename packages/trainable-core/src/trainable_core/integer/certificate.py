@@ -104,3 +104,27 @@ def of_sum(parts: list[QParams], output: QParams) -> Certificate:
     finest = min(float(each.scale) for each in (*parts, output))
     bound = sum(largest_code(each) * float(each.scale) / finest for each in parts)
     return Certificate(int(np.ceil(bound)), are_powers_of_two(*(each.scale for each in (*parts, output))))
+
+
+def of_product(x: QParams, y: QParams, output: QParams) -> Certificate:
+    """Return the certificate of a multiplication of two tensors.
+
+    Examples
+    --------
+    >>> grid = QParams(np.float32(0.5), np.int32(0), -128, 127)
+    >>> of_product(grid, grid, grid)
+    Certificate(bound=16384, powers_of_two=True)
+    """
+    return Certificate(largest_code(x) * largest_code(y), are_powers_of_two(x.scale, y.scale, output.scale))
+
+
+def of_mean(x: QParams, number: int, output: QParams) -> Certificate:
+    """Return the certificate of a mean of a number of values, which is exact where that is a power of two.
+
+    Examples
+    --------
+    >>> grid = QParams(np.float32(0.5), np.int32(0), -128, 127)
+    >>> of_mean(grid, 64, grid), of_mean(grid, 49, grid).exact
+    (Certificate(bound=8192, powers_of_two=True), False)
+    """
+    return Certificate(largest_code(x) * number, are_powers_of_two(x.scale, output.scale, float(number)))

@@ -78,13 +78,13 @@ def gradients(
     With ``v = x / scale`` and the ends ``n = quant_min - zero_point``, ``p = quant_max - zero_point`` (equations 3
     and 5):
 
-    ========  ==========  ===========  ================
-    where     dy/dx       dy/dscale    dy/dzero_point
-    ========  ==========  ===========  ================
-    v <= n    0           n            -scale
-    n < v < p 1           round(v) - v 0
-    v >= p    0           p            -scale
-    ========  ==========  ===========  ================
+    =========  =====  ============  ==============
+    where      dy/dx  dy/dscale     dy/dzero_point
+    =========  =====  ============  ==============
+    v <= n     0      n             -scale
+    n < v < p  1      round(v) - v  0
+    v >= p     0      p             -scale
+    =========  =====  ============  ==============
 
     Exactly at an end the value counts as outside, as in the paper. NaN gives zero everywhere.
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from trainable_core.config import TrainableQuantizerConfig
 from trainable_core.enums import TieRule
-from trainable_core.qparams import Float32, Float64, QParams
+from trainable_core.qparams import TABLE_STEPS, Float32, Float64, QParams
 from trainable_core.reference import affine
 
 EPSILON = 2.0**-23
@@ -119,9 +119,22 @@ def steps(x: Float32, grid: QParams) -> tuple[Float64, float]:
     return np.asarray(quotient), 0.0 if is_exact(grid) else (grid.quant_max - grid.quant_min + 1) * 2.0**-24
 
 
+def middles(grid: QParams) -> Float64:
+    """Return the places half way between the levels of a table, in steps."""
+    levels = np.asarray(grid.levels, np.float64)
+    return np.asarray((levels[1:] + levels[:-1]) / 2)
+
+
 def near_tie(x: Float32, grid: QParams) -> NDArray[np.bool_]:
-    """Return where rounding errors may decide a code: within ``2**n_bits * 2**-24`` step of a tie."""
+    """Return where rounding errors may decide a code: within ``2**n_bits * 2**-24`` step of a tie.
+
+    The distances to two levels of a table, at most 256 steps, are rounded besides, on every grid: twice that.
+    """
     quotient, error = steps(x, grid)
+    if grid.levels:
+        with np.errstate(invalid="ignore"):
+            away = np.abs(quotient[..., None] - middles(grid)).min(axis=-1)
+        return np.asarray(away <= 2 * (2 * TABLE_STEPS) * 2.0**-24)
     with np.errstate(invalid="ignore"):  # inf - inf is NaN: an infinity is far from every tie
         distance = np.abs(np.abs(quotient - np.rint(quotient)) - 0.5)
     return np.asarray((distance <= error) & (not is_exact(grid)))
@@ -132,7 +145,8 @@ def on_grid(x: Float32, state: State, training: bool) -> ExpectedValues:  # noqa
     grid = state.grid
     expected = affine.fake_quantize(x, grid, tie_rule=state.tie_rule)
     # Codes may differ by one step where rounding decides; the product of code and scale is rounded once.
-    step = np.where(near_tie(x, grid), grid.along(x.ndim).scale.astype(np.float64), 0.0)
+    widest = float(np.diff(grid.levels).max()) if len(grid.levels) > 1 else 1.0
+    step = np.where(near_tie(x, grid), widest * grid.along(x.ndim).scale.astype(np.float64), 0.0)
     return ExpectedValues(expected, step * (1 + EPSILON))
 
 

@@ -63,4 +63,5 @@ METHOD = table_method(
     "Liu et al., 2025, arXiv:2502.02631",
     __name__,
     (Option("ternary", default=False, summary="three levels instead of four, with 2 bits"),),
+    ({"ternary": True},),
 )

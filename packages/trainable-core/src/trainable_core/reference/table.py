@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -106,7 +107,14 @@ def _expected(x: Float32, upstream: Float32, state: State) -> ExpectedGradients:
     return with_grid(found, x, upstream, grid, gradient_scale(grid.sharing(x.size), state.width))
 
 
-def table_method(name: str, title: str, reference: str, module: str, options: tuple[Option, ...] = ()) -> Method:
+def table_method(
+    name: str,
+    title: str,
+    reference: str,
+    module: str,
+    options: tuple[Option, ...] = (),
+    conformance_arguments: tuple[dict[str, Any], ...] = (),
+) -> Method:
     """Return the declaration of a method with fixed levels and a learned threshold."""
     return Method(
         name=name,
@@ -117,5 +125,6 @@ def table_method(name: str, title: str, reference: str, module: str, options: tu
         options=options,
         targets=(QuantizationTarget.Weights,),
         grids=LUT_METHODS,
+        conformance_arguments=conformance_arguments,
         oracle=Oracle(_expected),
     )

@@ -52,13 +52,13 @@ def gradients(
     -----
     With ``v = x / scale`` and the ends n and p (equations 6 to 8):
 
-    =================  =======  ===========
-    where              dy/dx    dy/dscale
-    =================  =======  ===========
-    round(v) < n       0        n
-    n <= round(v) <= p 1        round(v) - v
-    round(v) > p       0        p
-    =================  =======  ===========
+    ==================  =====  ============
+    where               dy/dx  dy/dscale
+    ==================  =====  ============
+    round(v) < n        0      n
+    n <= round(v) <= p  1      round(v) - v
+    round(v) > p        0      p
+    ==================  =====  ============
 
     The mask is taken after rounding, so values up to half a step beyond an end count as inside. The variable is
     ``u = log2 t``. With the ceiling of POWER_OF_TWO straight-through, ``dscale/du = scale * ln 2`` (equation 7); on a

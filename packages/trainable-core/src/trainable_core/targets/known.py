@@ -40,6 +40,7 @@ TFLITE = Target(
     biases=("int32",),
     tie_rule=TieRule.HALF_EVEN,
     requantization=Requantization.FLOAT32,
+    tie_rules={"add": TieRule.HALF_UP},  # XNNPACK adds in fixed point, and its shift rounds up
 )
 
 QONNX = Target(

@@ -65,6 +65,8 @@ class Target:
         Whether activations may have scales that are computed from the tensor itself.
     tie_rule : TieRule or None
         Where a value half way between two codes goes; None where this is left to the backend that trained the model.
+    tie_rules : mapping of str to TieRule
+        Operations whose results are rounded by another rule, by their names in `trainable_core.export.network`.
     requantization : Requantization or None
         How the sum of products becomes a code; None where the target computes with real numbers.
     """
@@ -76,9 +78,20 @@ class Target:
     biases: tuple[Bias, ...]
     tie_rule: TieRule | None
     requantization: Requantization | None
+    tie_rules: Mapping[str, TieRule] = field(default_factory=dict)
     groups: bool = False
     experts: bool = False
     dynamic: bool = False
+
+    def tie_rule_of(self, op: str) -> TieRule | None:
+        """Return where a value half way between two codes goes that an operation of a network gives.
+
+        Parameters
+        ----------
+        op : str
+            Its name in `trainable_core.export.network`.
+        """
+        return self.tie_rules.get(op, self.tie_rule)
 
     def check_grid(
         self,

@@ -200,6 +200,8 @@ def refresh_graph(model: Any) -> None:
 def rerun(model: Any, call: Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]) -> None:
     """Run through a model's graph anew, with other calls in it; the model and its layers stay the same objects.
 
+    A layer that is not called any more is no longer among the model's.
+
     Parameters
     ----------
     model : keras.Model
@@ -222,7 +224,9 @@ def rerun(model: Any, call: Callable[[Any, tuple[Any, ...], dict[str, Any]], Any
     outputs = tf.nest.map_structure(new, model._nested_outputs)  # noqa: SLF001 - as above
     _remove_nodes(nodes)
     model._init_graph_network(model._nested_inputs, outputs)  # noqa: SLF001 - as above
+    called = {id(node.layer) for each in model._nodes_by_depth.values() for node in each}  # noqa: SLF001 - as above
     known = {id(each) for each in model._self_tracked_trackables}  # noqa: SLF001 - as above
+    known |= {id(node.layer) for node in nodes} - called
     model._self_tracked_trackables += [each for each in tracked if id(each) not in known]  # noqa: SLF001 - as above
 
 

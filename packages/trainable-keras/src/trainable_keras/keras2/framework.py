@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
@@ -38,6 +39,8 @@ class Keras2(Framework):
     copier = Copier
     stock_copy = staticmethod(stock_copy)
     kit = KIT
+    applies = "apply_gradients"
+    restarts_random = True  # their state is in the kernels of a graph
 
     graph = staticmethod(graph_of)
     is_layer = staticmethod(is_layer)
@@ -63,6 +66,18 @@ class Keras2(Framework):
     def assign(variable: Any, value: NDArray[Any]) -> None:
         """Set a variable to values, which are copied and cast to its dtype."""
         variable.assign(value.astype(variable.dtype.as_numpy_dtype))
+
+    @staticmethod
+    def note_of(size: int) -> Any:
+        """Return a float32 variable for some numbers that a training step notes, which no model knows of."""
+        return tf.Variable(np.full(size, np.nan, np.float32), trainable=False, name="note")
+
+    @staticmethod
+    def pull_back(call: Callable[[], Any], variables: Mapping[str, Any], upstream: NDArray[Any]) -> list[Any | None]:
+        """Return the gradients of ``sum(upstream * call())`` by variables; None where none arrives."""
+        with tf.GradientTape() as tape:
+            output = call()
+        return list(tape.gradient(output, list(variables.values()), tf.cast(tf.constant(upstream), output.dtype)))
 
     def check(self, model: Any, what: str) -> None:
         """Raise ModelError for a model of another Keras 2 than TensorFlow's: both of its packages may be installed."""

@@ -67,10 +67,13 @@ class ActivationQuantizationHolder(
             if tf.executing_eagerly():
                 self._show(inputs)
             return inputs
-        if self.trainable_quantizer is None:
-            return self.activation_holder_quantizer(inputs)
-        count_step([self.trainable_quantizer], training)
-        return self.activation_holder_quantizer(inputs, training=training)
+        arguments = {}
+        if self.trainable_quantizer is not None:
+            count_step([self.trainable_quantizer], training)
+            arguments["training"] = training
+        if not self.sends_ties_to_even:
+            return self.activation_holder_quantizer(inputs, **arguments)
+        return tf.cast(self.activation_holder_quantizer(self.off_ties(inputs), **arguments), inputs.dtype)
 
     def _show(self, inputs: Tensor) -> None:
         try:

@@ -10,6 +10,7 @@ import tensorflow as tf
 from mct_quantizers import KerasActivationQuantizationHolder, KerasQuantizationWrapper
 
 from trainable_core.backend.inferable import Refusals
+from trainable_core.enums import TieRule
 from trainable_core.quantizer import BaseTrainableQuantizer
 from trainable_keras.configs import BIASED
 from trainable_keras.copying import attributes_without, copy_model, join
@@ -117,6 +118,9 @@ class Stock:
             self._check_holder(name, "output", part.output_holder)
 
     def _check_holder(self, name: str, tensor: str, holder: Any) -> None:
+        if told_of(holder).tie_rule is TieRule.HALF_EVEN:
+            problem = "its ties go to the even code, as the recipe's target has it, and mctq's go up"
+            self.refusals.add(f"{name}: {tensor}", problem)
         self._check_quantizer(f"{name}: {tensor}", holder.activation_holder_quantizer, None)
 
     def _check_quantizer(self, tensor: str, quantizer: Any, weight: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import functools
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -13,7 +13,7 @@ import numpy as np
 from keras import ops
 
 from trainable_core.conformance.adapter import PLAIN, Call, Run, Way
-from trainable_keras.conformance import Array, KerasAdapter
+from trainable_keras.conformance import Array, KerasAdapter, mode_of
 from trainable_keras.keras3 import graphs
 from trainable_keras.keras3.engine import ENGINE
 from trainable_keras.keras3.framework import FRAMEWORK
@@ -24,6 +24,8 @@ class Keras3Adapter(KerasAdapter):
     """See `trainable_core.conformance.adapter.Adapter`; Keras places tensors itself: the kit sees one device."""
 
     counts_calls = True
+    compiles_shapes = ENGINE == "jax"
+    cases = 18 if ENGINE == "jax" else KerasAdapter.cases  # JAX traces every gradient anew
     dtypes = ("float32", "float16", "bfloat16") if ENGINE == "jax" else ("float32", "float16", "bfloat16", "float64")
     devices, modules = ("default",), ("keras", ENGINE, "mct_quantizers")
 
@@ -76,8 +78,13 @@ class Keras3Adapter(KerasAdapter):
     def execute(self, quantizer: Any, x: Array, mode: str, *, training: bool, upstream: Array | None) -> Run:
         trained = {} if upstream is None else self.trained(quantizer)
         call = functools.partial(quantizer, training=training)
-        output, *found = graphs.execute(call, x, mode, trained, upstream)
+        output, *found = graphs.execute(call, x, mode_of(quantizer, mode), trained, upstream)
         return self._run(x, output, found, trained, self.devices[0])
+
+    def differentiated(
+        self, call: Callable[[Any], Any], given: Any, variables: Mapping[str, Any], upstream: Array | None
+    ) -> list[Any]:
+        return [call(given)] if upstream is None else pull_back(call, given, variables, upstream)
 
     def second_derivative(self, quantizer: Any, x: Array, upstream: Array, direction: Array) -> Array | None:
         found = graphs.second_derivative(functools.partial(quantizer, training=True), x, upstream, direction)

@@ -15,6 +15,7 @@ from keras.src.utils.tracking import Tracker
 from trainable_keras.copying import NOT_SPECIAL, ModelCopier, attributes_without, made_again
 from trainable_keras.graph import layers_within
 from trainable_keras.keras3.engine import ENGINE, copied_tensor, is_container, is_shared, of_tensorflow
+from trainable_keras.keras3.layers import is_layer
 
 if ENGINE == "tensorflow":
     from trainable_keras.keras3.engine import copied_container
@@ -226,6 +227,8 @@ def unlocked(layer: Any) -> Iterator[None]:
 def rerun(model: Any, call: Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]) -> None:
     """Run through a model's graph anew, with other calls in it; the model and its layers stay the same objects.
 
+    A layer that is not called any more is no longer among the model's.
+
     Parameters
     ----------
     model : keras.Model
@@ -248,6 +251,9 @@ def rerun(model: Any, call: Callable[[Any, tuple[Any, ...], dict[str, Any]], Any
     vars(model)["_outputs_struct"] = keras.tree.map_structure(new, model._outputs_struct)  # noqa: SLF001 - as above
     _remove_nodes(nodes)
     refresh_graph(model)
+    kept = {id(operation) for operation in model._operations}  # noqa: SLF001 - as above
+    operations = {id(node.operation): node.operation for node in nodes}
+    _forget(model, [each for key, each in operations.items() if key not in kept and is_layer(each)])
     for layer in model.layers:
         model._tracker.track(layer)  # noqa: SLF001 - as above
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import keras
+import numpy as np
 from numpy.typing import NDArray
 
 from trainable_core.errors import ModelError
@@ -19,6 +20,7 @@ from trainable_keras.keras3.folding import FoldedBatchNormalization
 from trainable_keras.keras3.functions import FUNCTIONS
 from trainable_keras.keras3.holder import ActivationQuantizationHolder
 from trainable_keras.keras3.layers import TYPES, is_layer
+from trainable_keras.keras3.pullback import pull_back
 from trainable_keras.keras3.quantizers import BaseKerasTrainableQuantizer
 from trainable_keras.keras3.tracing import function_of, graph_of, op_of
 from trainable_keras.keras3.wrapper import KIT, QuantizationWrapper
@@ -43,6 +45,7 @@ class Keras3(Framework):
     kit = KIT
     can_freeze_in_fit = ENGINE != "jax"
     can_reconstruct = ENGINE != "torch"
+    applies = "" if ENGINE == "jax" else "apply"  # JAX compiles the step as a function without side effects
 
     graph = staticmethod(graph_of)
     is_layer = staticmethod(is_layer)
@@ -79,6 +82,17 @@ class Keras3(Framework):
         dtype = keras.backend.standardize_dtype(variable.dtype)
         # always a copy: JAX would share the buffer, and training gives it away
         variable.assign(value.astype("float32" if dtype in {"float16", "bfloat16"} else dtype))
+
+    @staticmethod
+    def note_of(size: int) -> keras.Variable:
+        """Return a float32 variable for some numbers that a training step notes, which no model knows of."""
+        return keras.Variable(np.full(size, np.nan), dtype="float32", trainable=False, autocast=False, name="note")
+
+    @staticmethod
+    def pull_back(call: Callable[[], Any], variables: Mapping[str, Any], upstream: NDArray[Any]) -> list[Any | None]:
+        """Return the gradients of ``sum(upstream * call())`` by variables; None where none arrives."""
+        _, _, *found = pull_back(lambda _: call(), keras.ops.zeros(()), variables, upstream)
+        return found
 
     def check_layers(self, model: Any) -> None:
         """Raise ModelError for a model with a Lambda layer."""

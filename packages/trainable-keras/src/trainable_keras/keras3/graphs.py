@@ -11,13 +11,13 @@ import numpy as np
 from keras import ops
 from numpy.typing import NDArray
 
+from trainable_keras.conformance import GRAPH, UNKNOWN_BATCH
 from trainable_keras.keras3.engine import ENGINE, Tensor
 from trainable_keras.keras3.pullback import pull_back
 
 Array = NDArray[Any]
 
-UNKNOWN_BATCH = "graph of an unknown batch"
-MODES: Mapping[str, bool] = {"tensorflow": {"graph": True, UNKNOWN_BATCH: True}, "jax": {"jit": False}}.get(ENGINE, {})
+MODES: Mapping[str, bool] = {"tensorflow": {GRAPH: True, UNKNOWN_BATCH: True}, "jax": {"jit": False}}.get(ENGINE, {})
 """Ways to run a call, and whether each gives the bits of the eager call; see the conformance kit's `Adapter`."""
 THOROUGH_MODES: Mapping[str, bool] = {"XLA": False} if ENGINE == "tensorflow" else {}
 

@@ -50,9 +50,10 @@ class ActivationQuantizationHolder(KerasHolder, keras.layers.Layer):  # type: ig
             with errors_as_they_are():
                 self.observe(to_numpy(ops.cast(inputs, "float32")))
             return inputs
-        if self.trainable_quantizer is None:
-            return self.activation_holder_quantizer(inputs)
-        return self.activation_holder_quantizer(inputs, training=training)
+        arguments = {} if self.trainable_quantizer is None else {"training": training}
+        if not self.sends_ties_to_even:
+            return self.activation_holder_quantizer(inputs, **arguments)
+        return ops.cast(self.activation_holder_quantizer(self.off_ties(inputs), **arguments), inputs.dtype)
 
     def compute_output_spec(self, inputs: Any, training: bool | None = None) -> Any:  # noqa: ARG002, FBT001 - Keras's signature
         """Return the input's own shape and dtype."""

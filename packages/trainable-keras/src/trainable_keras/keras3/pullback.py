@@ -51,8 +51,10 @@ def pull_back(
         output, pull = jax.vjp(function, x, values)
         d_x, found = pull(ops.cast(upstream, output.dtype))
         return [output, d_x, *found]
-    for each in values:
-        each.grad = None
+    import torch
+
     output = call(x.requires_grad_())
-    output.backward(ops.cast(upstream, output.dtype))
-    return [output.detach(), x.grad, *(each.grad for each in values)]
+    wanted = [each for each in (x, *values) if each.requires_grad and output.requires_grad]
+    given = ops.cast(upstream, output.dtype)
+    found = iter(torch.autograd.grad(output, wanted, given, allow_unused=True) if wanted else ())  # keeps the .grad
+    return [output.detach(), *(next(found) if any(each is one for one in wanted) else None for each in (x, *values))]

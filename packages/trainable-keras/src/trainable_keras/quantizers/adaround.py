@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-from trainable_core.config import TrainableQuantizerConfig
+from trainable_core.backend.options import AdaroundOptions
 from trainable_core.reference import adaround
 from trainable_core.reference.adaround import GAMMA, ZETA
 from trainable_keras.functions import Tensor
 from trainable_keras.quantizers.base import KerasQuantizer
 
 
-class AdaroundQuantizer(KerasQuantizer):
+class AdaroundQuantizer(AdaroundOptions, KerasQuantizer):
     """Whether each weight is rounded up or down learns; see `trainable_core.reference.adaround`.
 
-    Parameters
-    ----------
-    quantization_config, freeze_quant_params
-        As in the base class.
-    beta : mapping, optional
-        Arguments of a schedule above 1: the regularizer's exponent. Before its first step there is no regularizer, and
-        after its last one values in training are the deployed ones.
-    regularization_weight : float
-        Factor of the regularizer.
+    Its arguments are those of `trainable_core.backend.options.AdaroundOptions`.
 
     Notes
     -----
@@ -33,21 +24,6 @@ class AdaroundQuantizer(KerasQuantizer):
     declaration = adaround.METHOD
 
     rounding: Any
-
-    def __init__(
-        self,
-        quantization_config: TrainableQuantizerConfig,
-        freeze_quant_params: bool = False,  # noqa: FBT001, FBT002 - the seed's signature
-        beta: Mapping[str, Any] | None = None,
-        regularization_weight: float = adaround.REGULARIZATION_WEIGHT,
-    ) -> None:
-        super().__init__(quantization_config, freeze_quant_params)
-        self.beta = adaround.checked_beta(beta, type(self).__name__)
-        self.regularization_weight = adaround.checked_weight(regularization_weight, type(self).__name__)
-
-    def get_arguments(self) -> dict[str, Any]:
-        """Return the schedule and the factor of the regularizer."""
-        return {"beta": self.beta.to_dict(), "regularization_weight": self.regularization_weight}
 
     def roundings(self, steps: Tensor) -> Tensor:
         """Return how far each weight is rounded up, from its quotient by the scale."""

@@ -13,7 +13,7 @@ from trainable_core.constants import RANGE_MAX, RANGE_MIN, SIGNED, THRESHOLD
 from trainable_core.enums import LUT_METHODS, QuantizationMethod, QuantizationTarget, VariableGroup
 from trainable_core.errors import InvalidArgumentError, QuantizerStateError, ShapeMismatchError
 from trainable_core.quantizer import BaseTrainableQuantizer
-from trainable_core.schedule import AnnealingScheduler, LinearAnnealingScheduler
+from trainable_core.schedule import AnnealingScheduler
 from trainable_keras import granularity
 from trainable_keras.functions import Functions, Tensor
 from trainable_keras.grid import Grid, GridMaker
@@ -45,9 +45,6 @@ class KerasQuantizer(BaseTrainableQuantizer):
 
     grids: ClassVar[GridMaker[Any]]
     """Makes grids of the framework's tensors."""
-
-    scheduler: ClassVar[type[LinearAnnealingScheduler]]
-    """Schedule whose step may be a tensor, such as `current_step`."""
 
     sign_is_a_variable: ClassVar[bool]
     """Whether the sign, where calibration decides it, is among the layer's variables."""

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from trainable_core.config import TrainableQuantizerConfig
+from trainable_core.backend.options import DqaOptions
 from trainable_core.enums import VariableGroup
 from trainable_core.reference import dqa
 from trainable_keras.functions import Tensor
@@ -16,17 +15,10 @@ from trainable_keras.quantizers.base import KerasQuantizer
 SMALLEST_NORMAL = float(np.finfo(np.float32).tiny)
 
 
-class DqaQuantizer(KerasQuantizer):
+class DqaQuantizer(DqaOptions, KerasQuantizer):
     """Attention over bit widths, annealed to one of them; see `trainable_core.reference.dqa`.
 
-    Parameters
-    ----------
-    quantization_config, freeze_quant_params
-        As in the base class. The config's candidates are the widths; without candidates n, 2n and 4n, at most 16.
-    temperature : mapping, optional
-        Arguments of `LinearAnnealingScheduler`; the target must be positive. Steps are counted by `advance`.
-    bit_cost_weight : float
-        Factor of the expected bit width in `regularization`.
+    Its arguments are those of `trainable_core.backend.options.DqaOptions`.
 
     Notes
     -----
@@ -39,23 +31,6 @@ class DqaQuantizer(KerasQuantizer):
     declaration = dqa.METHOD
 
     logits: Any
-
-    def __init__(
-        self,
-        quantization_config: TrainableQuantizerConfig,
-        freeze_quant_params: bool = False,  # noqa: FBT001, FBT002 - the seed's signature
-        temperature: Mapping[str, Any] | None = None,
-        bit_cost_weight: float = 0.0,
-    ) -> None:
-        super().__init__(quantization_config, freeze_quant_params)
-        name = type(self).__name__
-        self.temperature = dqa.temperature_schedule(self.scheduler, temperature, name)
-        self.bit_cost_weight = dqa.checked_bit_cost_weight(bit_cost_weight, name)
-
-    @property
-    def widths(self) -> tuple[int, ...]:
-        """Candidate widths, ascending."""
-        return dqa.candidate_widths(self.quantization_config)
 
     @property
     def selected_width(self) -> int:
@@ -70,10 +45,6 @@ class DqaQuantizer(KerasQuantizer):
         """Add the attention's logits, all equal."""
         zeros = np.zeros(len(self.structure.widths), np.float32)
         self.add_quantizer_variable("logits", zeros, VariableGroup.QPARAMS, trained=True)
-
-    def get_arguments(self) -> dict[str, Any]:
-        """Return temperature and bit cost weight."""
-        return {"temperature": self.temperature.to_dict(), "bit_cost_weight": self.bit_cost_weight}
 
     def attention(self) -> Tensor:
         """Return the softmax over widths at the present temperature, float32, shape (K,)."""

@@ -4,40 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from trainable_core.config import TrainableQuantizerConfig
+from trainable_core.backend.options import DynamicOptions
 from trainable_core.reference import dynamic
 from trainable_keras.functions import Tensor
 from trainable_keras.granularity import DYNAMIC, dynamic_grid
 from trainable_keras.quantizers.base import KerasQuantizer
 
 
-class DynamicQuantizer(KerasQuantizer):
+class DynamicQuantizer(DynamicOptions, KerasQuantizer):
     """Scales are computed from the tensor itself; see `trainable_core.reference.dynamic`.
 
-    Parameters
-    ----------
-    quantization_config : TrainableQuantizerActivationConfig
-        What to quantize and how, without a threshold or a range.
-    freeze_quant_params : bool
-        Accepted as by every quantizer; nothing is learned.
-    granularity : {"token", "tensor"}
-        Whether each vector along the last axis has a scale of its own, or the whole tensor has one.
+    Its arguments are those of `trainable_core.backend.options.DynamicOptions`.
     """
 
     declaration = dynamic.METHOD
-
-    def __init__(
-        self,
-        quantization_config: TrainableQuantizerConfig,
-        freeze_quant_params: bool = False,  # noqa: FBT001, FBT002 - the seed's signature
-        granularity: str = dynamic.TOKEN,
-    ) -> None:
-        super().__init__(quantization_config, freeze_quant_params)
-        self.granularity = dynamic.checked_granularity(granularity, type(self).__name__)
-
-    def get_arguments(self) -> dict[str, Any]:
-        """Return the granularity."""
-        return {"granularity": self.granularity}
 
     def quantized(self, x: Tensor, training: bool) -> Tensor:  # noqa: ARG002, FBT001 - the base's signature
         """Return `x` on the grid that it has for itself, in training as in evaluation."""

@@ -2,41 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from trainable_core.config import TrainableQuantizerConfig
+from trainable_core.backend.options import ParetoqOptions
 from trainable_core.reference import paretoq
 from trainable_keras.quantizers.table import TableQuantizer
 
 
-class ParetoqQuantizer(TableQuantizer):
+class ParetoqQuantizer(ParetoqOptions, TableQuantizer):
     """Binary, ternary or stretched levels, the threshold learns; see `trainable_core.reference.paretoq`.
 
-    Parameters
-    ----------
-    quantization_config, freeze_quant_params
-        As in the base class.
-    ternary : bool
-        With 2 bits: three levels instead of four.
+    Its arguments are those of `trainable_core.backend.options.ParetoqOptions`.
     """
 
     declaration = paretoq.METHOD
-
-    def __init__(
-        self,
-        quantization_config: TrainableQuantizerConfig,
-        freeze_quant_params: bool = False,  # noqa: FBT001, FBT002 - the seed's signature
-        ternary: bool = False,  # noqa: FBT001, FBT002 - a recipe gives it by name
-    ) -> None:
-        super().__init__(quantization_config, freeze_quant_params)
-        paretoq.levels(quantization_config.n_bits, type(self).__name__, ternary=ternary)  # refuses what does not fit
-        self.ternary = ternary
-
-    @property
-    def levels(self) -> tuple[int, ...]:
-        """The table."""
-        return paretoq.levels(self.quantization_config.n_bits, self.subject, ternary=self.ternary)
-
-    def get_arguments(self) -> dict[str, Any]:
-        """Return the option."""
-        return {"ternary": self.ternary}

@@ -5,39 +5,18 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from trainable_core.config import TrainableQuantizerConfig
+from trainable_core.backend.options import RoundingOptions
 from trainable_core.reference import rounding as reference
 from trainable_keras.functions import Tensor
 from trainable_keras.grid import Grid
 from trainable_keras.quantizers.base import KerasQuantizer
 
 
-class RoundingQuantizer(KerasQuantizer):
+class RoundingQuantizer(RoundingOptions, KerasQuantizer):
     """Base of the methods that let the user choose what passes back through rounding.
 
-    Parameters
-    ----------
-    quantization_config, freeze_quant_params
-        As in the base class.
-    rounding : str
-        ``ste``, ``ewgs``, ``fourier`` or ``dsq``.
-    rounding_strength : float, optional
-        The number of the chosen one; None takes its default.
+    Its arguments are those of `trainable_core.backend.options.RoundingOptions`.
     """
-
-    def __init__(
-        self,
-        quantization_config: TrainableQuantizerConfig,
-        freeze_quant_params: bool = False,  # noqa: FBT001, FBT002 - the seed's signature
-        rounding: str = reference.STE,
-        rounding_strength: float | None = None,
-    ) -> None:
-        super().__init__(quantization_config, freeze_quant_params)
-        self.rounding = reference.checked(rounding, rounding_strength, type(self).__name__)
-
-    def get_arguments(self) -> dict[str, Any]:
-        """Return the options, where they are not the defaults."""
-        return self.rounding.arguments
 
     def straight_through(self, x: Tensor, grid: Grid) -> Tensor:
         """Return `x` on the grid, with the method's gradient where rounding is straight-through."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from trainable_core.reference import table
 from trainable_keras.functions import Tensor
 from trainable_keras.grid import Grid
@@ -22,7 +20,7 @@ class TableQuantizer(KerasQuantizer):
         inside = f.all_of(steps > first, steps < last)
         codes = f.round(f.where(inside, values / scale, zeros))
         end = f.where(steps >= last, zeros + levels[-1], f.where(steps <= first, zeros + levels[0], zeros))
-        sharing = math.prod(map(int, x.shape)) // max(math.prod(self.structure.shape), 1)
-        constant = table.gradient_scale(sharing, self.quantization_config.n_bits)
+        last_code = 2 ** (self.quantization_config.n_bits - 1) - 1
+        constant = self.ops.gradient_scale(x, scale, last_code)  # that of `table.gradient_scale`
         d_scale = f.where(inside, codes - steps, end) * constant
         return self.ops.by_slopes(x, grid, f.where(inside, zeros + 1.0, zeros), d_scale, values=values)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from mct_quantizers import QuantizationTarget, mark_quantizer
 from torch import Tensor
 
-from trainable_core.config import TrainableQuantizerConfig
+from trainable_core.backend.options import DynamicOptions
 from trainable_core.enums import TrainingMethod
 from trainable_core.reference import dynamic
 from trainable_torch import granularity, ops
@@ -16,33 +14,13 @@ from trainable_torch.quantizers.ste import METHODS
 
 
 @mark_quantizer(QuantizationTarget.Activation, METHODS, TrainingMethod.DYNAMIC)
-class DynamicActivationQuantizer(BasePytorchTrainableQuantizer):
+class DynamicActivationQuantizer(DynamicOptions, BasePytorchTrainableQuantizer):
     """Scales are computed from the tensor itself; see `trainable_core.reference.dynamic`.
 
-    Parameters
-    ----------
-    quantization_config : TrainableQuantizerActivationConfig
-        What to quantize and how, without a threshold or a range.
-    freeze_quant_params : bool
-        Accepted as by every quantizer; nothing is learned.
-    granularity : {"token", "tensor"}
-        Whether each vector along the last axis has a scale of its own, or the whole tensor has one.
+    Its arguments are those of `trainable_core.backend.options.DynamicOptions`.
     """
 
     declaration = dynamic.METHOD
-
-    def __init__(
-        self,
-        quantization_config: TrainableQuantizerConfig,
-        freeze_quant_params: bool = False,  # noqa: FBT001, FBT002 - the seed's signature
-        granularity: str = dynamic.TOKEN,
-    ) -> None:
-        super().__init__(quantization_config, freeze_quant_params)
-        self.granularity = dynamic.checked_granularity(granularity, type(self).__name__)
-
-    def get_arguments(self) -> dict[str, Any]:
-        """Return the granularity."""
-        return {"granularity": self.granularity}
 
     def quantize(self, x: Tensor, training: bool) -> Tensor:  # noqa: ARG002, FBT001 - the base's signature
         """Return `x` on the grid that it has for itself, in training as in evaluation."""

@@ -3,44 +3,22 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from trainable_core.config import TrainableQuantizerConfig
+from trainable_core.backend.options import RoundingOptions
 from trainable_core.reference import rounding as reference
 from trainable_torch import ops
 from trainable_torch.grid import Grid
 from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer
 
 
-class RoundingQuantizer(BasePytorchTrainableQuantizer):
+class RoundingQuantizer(RoundingOptions, BasePytorchTrainableQuantizer):
     """Base of the methods that let the user choose what passes back through rounding.
 
-    Parameters
-    ----------
-    quantization_config, freeze_quant_params
-        As in the base class.
-    rounding : str
-        ``ste``, ``ewgs``, ``fourier`` or ``dsq``.
-    rounding_strength : float, optional
-        The number of the chosen one; None takes its default.
+    Its arguments are those of `trainable_core.backend.options.RoundingOptions`.
     """
-
-    def __init__(
-        self,
-        quantization_config: TrainableQuantizerConfig,
-        freeze_quant_params: bool = False,  # noqa: FBT001, FBT002 - the seed's signature
-        rounding: str = reference.STE,
-        rounding_strength: float | None = None,
-    ) -> None:
-        super().__init__(quantization_config, freeze_quant_params)
-        self.rounding = reference.checked(rounding, rounding_strength, type(self).__name__)
-
-    def get_arguments(self) -> dict[str, Any]:
-        """Return the options, where they are not the defaults."""
-        return self.rounding.arguments
 
     def gradient_constant(self, sharing: int, quant_max: int) -> float:  # noqa: ARG002 - for those that learn
         """Return what the gradients of scale and zero point are multiplied by; 0 where they are not learned."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from trainable_core.conformance.case import Case, Config, Subject, variables
+from trainable_core.conformance.case import BESIDE, Case, Config, Subject, variables
 from trainable_core.conformance.declared import channel_by_channel, treats_elements_alike
 from trainable_core.conformance.law import law, same_bits
 from trainable_core.conformance.strategies import Kind
@@ -19,7 +19,7 @@ def of_weights(subject: Subject) -> bool:
 
 def takes_blocks(subject: Subject) -> bool:
     """Say that a law is about weights whose values follow from the elements of their block."""
-    return channel_by_channel(subject) and subject.adapter.blocks
+    return channel_by_channel(subject) and subject.adapter.blocks and not subject.tables
 
 
 def with_fields(config: Config, **changes: Any) -> Config:
@@ -31,7 +31,7 @@ def with_fields(config: Config, **changes: Any) -> Config:
 def one_of(config: Config, channel: int) -> Config:
     """Return a config per tensor with the numbers of one channel."""
     params = {
-        key: value[channel % len(value)] if isinstance(value, list) else value
+        key: value[channel % len(value)] if isinstance(value, list) and key not in BESIDE else value
         for key, value in config.quantization_params.items()
     }
     return with_fields(

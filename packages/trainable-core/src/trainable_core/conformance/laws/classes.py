@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from trainable_core.config import TrainableQuantizerActivationConfig, TrainableQuantizerWeightsConfig
-from trainable_core.conformance.case import Case, Subject, Violation
+from trainable_core.conformance.case import BESIDE, Case, Subject, Violation
 from trainable_core.conformance.law import law, require
 from trainable_core.conformance.strategies import Kind
 from trainable_core.enums import QuantizationMethod
@@ -85,7 +85,9 @@ def refusals(subject: Subject, case: Case) -> None:
     axis = config.channels_axis if config.blocks is None else config.blocks.axes[-1]
     if axis is not None:
         _refused("a channel axis outside the tensor", lambda: adapter.build(cls, config, (), case.arguments))
-        given = [value for value in config.quantization_params.values() if isinstance(value, list)]
+        given = [
+            value for key, value in config.quantization_params.items() if isinstance(value, list) and key not in BESIDE
+        ]
         if given and len(given[0]) > 1:
             wrong = list(case.x.shape)
             wrong[axis] += 1

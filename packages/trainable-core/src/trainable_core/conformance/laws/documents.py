@@ -107,7 +107,7 @@ def registered(subject: Subject) -> bool:
 def model_round_trip(subject: Subject, case: Case) -> None:  # noqa: ARG001 - a law about the class
     """A model quantized by a recipe gives the same values after it was saved and loaded, finalized or not."""
     verbs = import_module(get_backend(subject.key.backend).verbs)
-    fields = {"method": subject.key.method.name, "n_bits": 4, "training_method": subject.key.quantizer_id}
+    fields = {"method": subject.key.method.name, "n_bits": subject.width, "training_method": subject.key.quantizer_id}
     recipe: dict[str, Any] = (
         {"weights": {**fields, "per_channel": True}} if subject.weights else {"activations": fields}
     )

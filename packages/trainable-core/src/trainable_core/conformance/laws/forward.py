@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
-from trainable_core.conformance.case import Case, Subject, grid
+from trainable_core.conformance.case import Case, Subject, ends, grid
 from trainable_core.conformance.declared import snaps_its_input, treats_elements_alike
 from trainable_core.conformance.law import law, require, same_bits
 from trainable_core.conformance.strategies import Kind
@@ -30,8 +32,12 @@ def on_grid(subject: Subject, case: Case) -> None:
     """Every value is a value of the grid: a code times the scale."""
     quantizer = subject.quantizer(case)
     values, qparams = subject.values(quantizer, case.x), grid(quantizer)
-    low, high = affine.ends(qparams, values.ndim)
-    codes = np.clip(np.rint(_counted(values, qparams)), low, high)
+    low, high = ends(qparams, values.ndim)
+    codes = (
+        affine.nearest_levels(values, qparams)
+        if qparams.levels
+        else np.clip(np.rint(_counted(values, qparams)), low, high)
+    )
     expected = ((codes + np.float32(0)) * qparams.along(values.ndim).scale).astype(np.float32)
     require("every value is a grid point", values == expected, expected, values)
 
@@ -43,15 +49,14 @@ def on_grid(subject: Subject, case: Case) -> None:
     of_grid=True,
 )
 def level_count(subject: Subject, case: Case) -> None:
-    """A sweep over the range gives exactly ``2**n_bits`` different values."""
+    """A sweep over the range gives exactly ``2**n_bits`` different values, or as many as a table has."""
     qparams = grid(subject.quantizer(case))
-    low, high = (float(end) for end in affine.ends(qparams, 0))
+    low, high = (float(end) for end in ends(qparams, 0))
     sweep = (np.arange(4 * low - 8, 4 * high + 9) / 4 * float(qparams.scale)).astype(np.float32)
     quantizer = subject.quantizer(case, sweep.shape)
     levels = np.unique(subject.values(quantizer, sweep))
-    require(
-        "levels of the grid", levels.size == 2 ** int(quantizer.selected_width), 2**quantizer.selected_width, levels
-    )
+    count = len(qparams.levels) or 2 ** int(quantizer.selected_width)
+    require("levels of the grid", levels.size == count, count, levels)
 
 
 @law(
@@ -71,6 +76,8 @@ def idempotence(subject: Subject, case: Case) -> None:
 def zero(subject: Subject, case: Case) -> None:
     """Positive and negative zero both become +0.0."""
     quantizer = subject.quantizer(case)
+    if quantizer.levels and 0 not in quantizer.levels:
+        return  # a table without it, such as +1 and -1
     nothing = np.where(case.x < 0, np.float32(-0.0), np.float32(0.0))
     same_bits("both zeros", subject.values(quantizer, nothing), np.zeros_like(nothing))
 
@@ -85,7 +92,7 @@ def saturation(subject: Subject, case: Case) -> None:
     """Inputs beyond an end of the range get the value of that end."""
     quantizer = subject.quantizer(case)
     qparams = grid(quantizer)
-    low, high = affine.ends(qparams, case.x.ndim)
+    low, high = ends(qparams, case.x.ndim)
     scale = qparams.along(case.x.ndim).scale
     beyond = np.where(case.x < 0, np.minimum(case.x, (low - 1) * scale), np.maximum(case.x, (high + 1) * scale))
     end = np.where(case.x < 0, low, high) * scale
@@ -102,7 +109,7 @@ def saturation(subject: Subject, case: Case) -> None:
 def monotonicity(subject: Subject, case: Case) -> None:
     """A larger input never gets a smaller value."""
     qparams = grid(subject.quantizer(case))
-    low, high = (end * qparams.scale for end in affine.ends(qparams, 0))
+    low, high = (end * qparams.scale for end in ends(qparams, 0))
     between = np.array([0, 0.2, 0.3, 0.7, 0.8], np.float32) * qparams.scale
     x = np.sort(
         np.clip(case.x[..., None] + between, low, high).reshape(-1)
@@ -123,7 +130,10 @@ def tie_rule(subject: Subject, case: Case) -> None:
     qparams = grid(quantizer)
     if (np.frexp(qparams.scale)[0] != POWER_OF_TWO).any():
         return  # the case was made for another of the quantizer's widths
-    low, high = affine.ends(qparams, case.x.ndim)
+    if qparams.levels:
+        _tie_in_table(subject, case, quantizer, qparams)
+        return
+    low, high = ends(qparams, case.x.ndim)
     down = np.clip(np.floor(affine.steps(case.x, qparams)), low, np.maximum(high - 1, low))
     scale = qparams.along(case.x.ndim).scale
     ties = np.asarray((down + np.float32(0.5)) * scale, np.float32)
@@ -131,3 +141,13 @@ def tie_rule(subject: Subject, case: Case) -> None:
     expected = np.asarray((np.clip(up, low, high) + np.float32(0)) * scale, np.float32)
     got = subject.values(quantizer, ties)
     require(f"ties, {subject.adapter.tie_rule.value}", got == expected, expected, got)
+
+
+def _tie_in_table(subject: Subject, case: Case, quantizer: Any, qparams: QParams) -> None:
+    """Require that an input half way between two levels of a table gets the lower one, as mctq's kernel does."""
+    levels = np.asarray(qparams.levels, np.float32)
+    below = np.arange(case.x.size).reshape(case.x.shape) % (levels.size - 1)
+    ties = ((levels[below] + levels[below + 1]) / 2 * qparams.scale).astype(np.float32)
+    expected = (levels[below] * qparams.scale).astype(np.float32)
+    got = subject.values(quantizer, ties)
+    require("ties between the levels of a table, down", got == expected, expected, got)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from trainable_core.conformance.case import Case, Subject, Violation, move, variables
+from trainable_core.conformance.case import BESIDE, Case, Subject, Violation, move, variables
 from trainable_core.conformance.law import law, repeatable, require, same_bits, same_sums
 from trainable_core.conformance.strategies import Kind
 from trainable_core.enums import VariableGroup
@@ -115,8 +115,7 @@ def convert_midway(subject: Subject, case: Case) -> None:
 def _doubled(params: Any) -> dict[str, Any]:
     """Return quantization params whose numbers are twice as large."""
     return {
-        key: value if isinstance(value, bool) else (np.asarray(value, np.float64) * 2).tolist()
-        for key, value in params.items()
+        key: value if key in BESIDE else (np.asarray(value, np.float64) * 2).tolist() for key, value in params.items()
     }
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from trainable_core.conformance.adapter import nothing_random
-from trainable_core.conformance.case import Case, Subject, Violation, rows, tensor, variables
+from trainable_core.conformance.case import Case, Subject, Violation, move, rows, tensor, variables
 from trainable_core.conformance.law import close, law, repeatable, require, same_bits, same_sums
 from trainable_core.conformance.oracles import decided
 from trainable_core.conformance.strategies import Kind
@@ -217,3 +217,44 @@ def cast_models(subject: Subject, case: Case) -> None:
             same_bits(f"{name} in a {dtype} model", found, value)
         same_bits(f"values in a {dtype} model", subject.values(cast, case.x), expected)
         same_bits(f"deployed values in a {dtype} model", subject.deployed(cast, case.x), expected)
+
+
+@law(
+    "Models call layers, and a layer keeps, fuses and recomputes what it can of its weights.",
+    kind=Kind(moderate=True, finite=True, tensor=False, rank=2, least=2),
+    about=lambda subject: subject.weights and repeatable(subject),
+    most=6,
+)
+def inside_a_layer(subject: Subject, case: Case) -> None:
+    """Inside a layer, a quantizer gives what it gives by itself, forward and backward, also after a step."""
+    adapter, case = subject.adapter, replace(case, x=subject.normal(case.x))
+    if not case.x.size:
+        return
+    alone, inside = subject.quantizer(case), subject.fresh(case)
+    layer = adapter.in_a_layer(inside, case.x)
+    if layer is None:
+        return
+    move(inside, case.factors)
+    for _ in range(case.steps):
+        inside.advance()
+    x = case.x
+    for when in ("", ", after a step"):
+        for training, upstream in ((False, None), (True, case.upstream), (False, case.upstream), (False, None)):
+            if training and layer.counts_steps:
+                alone.advance()
+            expected = subject.run(alone, x, training=training, upstream=upstream)
+            got = layer(training=training, upstream=upstream)
+            where = f"in a layer, training={training}{when}"
+            same = np.array_equal(got.values, expected.values)  # a sum with products of zero: zeros have no sign
+            require(f"values {where}", same, expected.values, got.values)
+            if upstream is None:
+                continue
+            if got.x is None or expected.x is None:
+                raise Violation(f"gradient of the weights {where}", "an array", got.x)
+            close(f"gradient of the weights {where}", got.x, expected.x, np.abs(expected.x) * EPSILON)
+            same_sums(f"gradient {where}", got.variables, expected.variables, expected, upstream)
+        gradients = {name: np.sign(value) * np.float32(2.0**-6) for name, value in variables(alone).items()}
+        for quantizer in (alone, inside):
+            adapter.descend(quantizer, gradients)
+        x = np.asarray(x * np.float32(0.75) + np.float32(2.0**-7), np.float32)
+        layer.assign(x)

@@ -7,14 +7,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainable_core.conformance.case import Case, Subject, Violation, grid, grid_names, variables
+from trainable_core.conformance.case import Case, Subject, Violation, ends, grid, grid_names, variables
 from trainable_core.conformance.declared import channel_by_channel
 from trainable_core.conformance.law import law, require
 from trainable_core.conformance.laws.channels import axis_of, one_of, take_over, with_fields
 from trainable_core.conformance.strategies import Kind
 from trainable_core.enums import VariableGroup
 from trainable_core.qparams import variables_from_params
-from trainable_core.reference import affine
 
 TURNS = 4
 """Tensors that a gradient may arrive from: where a channel is one element, some are inside the range."""
@@ -108,7 +107,7 @@ def _on_sweep(subject: Subject, case: Case, *, beyond: bool, turn: int = 0) -> t
         shape[longest] = SWEEP
     quantizer = subject.quantizer(case, tuple(shape))
     at = grid(quantizer)
-    low, high = affine.ends(at, len(shape))
+    low, high = ends(at, len(shape))
     scale = at.along(len(shape)).scale
     share = ((np.arange(int(np.prod(shape))) + turn) * 0.618).reshape(shape) % 1.0
     if beyond:

@@ -21,7 +21,7 @@ from trainable_core.export.report import ExportReport
 from trainable_core.export.source import QuantizerRecord
 from trainable_core.export.tflite.flatbuffer import from_bytes, to_bytes
 from trainable_core.export.tflite.lowering import Lowered, lower
-from trainable_core.export.tflite.program import Program, TfliteTensor
+from trainable_core.export.tflite.program import Program, TfliteOperator, TfliteTensor
 
 TARGET = "tflite"
 
@@ -42,10 +42,10 @@ def build(network: Network, *, packed: bool = False) -> Program:
         "target": TARGET,
         "versions": {"trainable-core": __version__, **network.versions},
         "recipe": dict(network.recipe),
-        "quantizers": [_entry(each, lowered) for each in network.quantizers.values()],
+        "layers": network.layers,
+        "quantizers": [_entry(each, network, lowered) for each in network.quantizers.values()],
         "biases": lowered.biases,
         "packed": packed,
-        "tie_rule": network.tie_rule.value,
         "islands": [asdict(each) for each in lowered.islands],
         "constants": {name: digest_of(tensor) for name, tensor in _described(program).items()},
         "nodes": digest_of_operators(program),
@@ -54,9 +54,10 @@ def build(network: Network, *, packed: bool = False) -> Program:
     return program
 
 
-def _entry(record: QuantizerRecord, lowered: Lowered) -> dict[str, Any]:
-    """Return what the metadata say of a quantizer: its grid, and where its codes are."""
+def _entry(record: QuantizerRecord, network: Network, lowered: Lowered) -> dict[str, Any]:
+    """Return what the metadata say of a quantizer: its grid, how it rounds ties, and where its codes are."""
     found = lowered.activations if record.codes is None else lowered.weights
+    tie_rule = record.tie_rule or network.tie_rule
     return {
         "name": record.name,
         "layer": record.layer,
@@ -65,6 +66,7 @@ def _entry(record: QuantizerRecord, lowered: Lowered) -> dict[str, Any]:
         "quant_min": record.grid.quant_min,
         "quant_max": record.grid.quant_max,
         "is_weight": record.codes is not None,
+        "tie_rule": tie_rule.value,
         "codes": found.get(record.name, []),
     }
 
@@ -175,11 +177,14 @@ def write(network: Network, path: Any, *, packed: bool = False) -> ExportReport:
         weights=sum(each["is_weight"] for each in entries["quantizers"]),
         activations=sum(not each["is_weight"] for each in entries["quantizers"]),
         islands=tuple(Island(**each) for each in entries["islands"]),
-        operations=dict(Counter(each.code for each in program.operators if each.code not in _NOT_INTEGER)),
+        operations=dict(Counter(each.code for each in program.operators if _is_integer(program, each))),
     )
 
 
-_NOT_INTEGER = frozenset({"DEQUANTIZE", "QUANTIZE", "SOFTMAX"})
+def _is_integer(program: Program, operator: TfliteOperator) -> bool:
+    """Return whether an operator makes codes of codes."""
+    kinds = {program.tensors[name].kind for name in (*operator.inputs, *operator.outputs)}
+    return "float32" not in kinds
 
 
 def read(path: Any) -> tuple[Program, bytes]:
@@ -215,10 +220,10 @@ def metadata_of(program: Program, path: object) -> dict[str, Any]:
     kinds = {
         "constants": dict,
         "nodes": str,
+        "layers": list,
         "quantizers": list,
         "islands": list,
         "biases": dict,
-        "tie_rule": str,
         "packed": bool,
     }
     check_header(path, document, FORMAT, SCHEMA_VERSION, kinds)

@@ -29,22 +29,36 @@ DTYPES: dict[str, type[Any]] = {"float32": np.float32, "int32": np.int32, "int8"
 
 OPTIONS = {
     "ADD": "AddOptions",
+    "AVERAGE_POOL_2D": "Pool2DOptions",
     "CONCATENATION": "ConcatenationOptions",
     "CONV_2D": "Conv2DOptions",
     "DEPTH_TO_SPACE": "DepthToSpaceOptions",
     "DEPTHWISE_CONV_2D": "DepthwiseConv2DOptions",
     "DEQUANTIZE": "DequantizeOptions",
+    "DIV": "DivOptions",
+    "ELU": "",
     "FULLY_CONNECTED": "FullyConnectedOptions",
+    "GELU": "GeluOptions",
+    "HARD_SWISH": "HardSwishOptions",
+    "LEAKY_RELU": "LeakyReluOptions",
+    "LOGISTIC": "",
+    "MAXIMUM": "MaximumMinimumOptions",
     "MAX_POOL_2D": "Pool2DOptions",
     "MEAN": "ReducerOptions",
+    "MINIMUM": "MaximumMinimumOptions",
     "MUL": "MulOptions",
     "PAD": "PadOptions",
     "QUANTIZE": "QuantizeOptions",
+    "REDUCE_MAX": "ReducerOptions",
     "RESHAPE": "ReshapeOptions",
+    "RESIZE_BILINEAR": "ResizeBilinearOptions",
+    "RESIZE_NEAREST_NEIGHBOR": "ResizeNearestNeighborOptions",
     "SLICE": "SliceOptions",
     "SOFTMAX": "SoftmaxOptions",
+    "SUB": "SubOptions",
+    "TANH": "",
 }
-"""The operators that are written, each with the table of its options."""
+"""The operators that are written, each with the table of its options, if it has any."""
 
 NAMES = {"padding": "Padding", "fusedActivationFunction": "ActivationFunctionType"}
 """Options that are names, and where the schema has their numbers."""
@@ -54,12 +68,18 @@ UNTOLD = frozenset({"potScaleInt16"})
 
 VERSIONS = {
     "ADD": 2, "CONCATENATION": 2, "CONV_2D": 3, "DEPTHWISE_CONV_2D": 3, "DEQUANTIZE": 2, "FULLY_CONNECTED": 4,
-    "MAX_POOL_2D": 2, "MEAN": 2, "PAD": 2, "SLICE": 2,
+    "MAX_POOL_2D": 2, "MEAN": 2, "PAD": 2, "REDUCE_MAX": 2, "RESIZE_NEAREST_NEIGHBOR": 2, "SLICE": 2,
 }  # fmt: skip
 """Version of the operator that takes int8 tensors; 1 where that does."""
 
 INT4_VERSIONS = {"CONV_2D": 7, "DEPTHWISE_CONV_2D": 7, "FULLY_CONNECTED": 10}
 """Version that takes weights of 4 bits."""
+
+FLOAT_VERSIONS = {"RESIZE_BILINEAR": 3}
+"""Version of the operator on real numbers; 1 where nothing is said."""
+
+PER_CHANNEL = 5
+"""Version of DEQUANTIZE that takes a scale for each channel."""
 
 GROUPED = 6
 """Version of CONV_2D whose input has more channels than its weight."""
@@ -173,6 +193,8 @@ class _Writer:
         made.opcodeIndex = self.codes.index(key)
         made.inputs, made.outputs = self._indices(operator.inputs), self._indices(operator.outputs)
         table = OPTIONS[operator.code]
+        if not table:
+            return made
         made.builtinOptionsType = getattr(self.schema.BuiltinOptions, table)
         options = made.builtinOptions = getattr(self.schema, f"{table}T")()
         for name, value in operator.options.items():
@@ -182,6 +204,10 @@ class _Writer:
     def _version(self, operator: TfliteOperator) -> int:
         tensors = self.program.tensors
         kinds = [tensors[name].kind for name in operator.inputs]
+        if operator.code not in ("DEQUANTIZE", "QUANTIZE") and tensors[operator.outputs[0]].kind == "float32":
+            return FLOAT_VERSIONS.get(operator.code, 1)
+        if operator.code == "DEQUANTIZE" and tensors[operator.inputs[0]].axis is not None:
+            return PER_CHANNEL
         if operator.code in INT4_VERSIONS and kinds[1] == "int4":
             return INT4_VERSIONS[operator.code]
         if operator.code == "CONV_2D":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,6 @@ from trainable_core.integer.tensor import Quantized
 from trainable_core.qparams import QParams
 
 Arrays = dict[str, Array]
-
-FLOAT = frozenset({"DEQUANTIZE", "QUANTIZE", "SOFTMAX"})
-"""Operators that compute with real numbers, or make codes of them."""
 
 _IN, _OUT = (0, 3, 1, 2), (0, 2, 3, 1)
 """Axes of an image, from channels last to channels first and back."""
@@ -100,12 +98,12 @@ class Interpreter:
     def certificate(self, name: str) -> Certificate | None:
         """Return the certificate of what an operator makes; None where there is none for it."""
         operator = self.makers.get(name)
-        if operator is None:
+        if operator is None or not self.program.tensors[name].is_quantized or operator.code == "QUANTIZE":
             return None
         grids = [self.grid_of(each) for each in operator.inputs if self.program.tensors[each].is_quantized]
-        output = self.grid_of(name) if self.program.tensors[name].is_quantized else None
-        if operator.code == "ADD" and output is not None:
-            return certificate.of_sum(grids, output)
+        output = self.grid_of(name)
+        if operator.code in _CERTIFIED:
+            return _CERTIFIED[operator.code](self, operator, grids, output)
         if operator.code not in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"):
             return None
         constants = self.program.constants()
@@ -123,9 +121,23 @@ class Interpreter:
         """
         operator = self.makers[name]
         output = float(self.grid_of(name).scale)
-        scales = [np.asarray(self.grid_of(each).scale, np.float64) for each in operator.inputs[:2]]
+        grids = [self.grid_of(each) for each in operator.inputs[:2] if self.program.tensors[each].is_quantized]
+        scales = [np.asarray(each.scale, np.float64) for each in grids]
+        if operator.code == "MEAN":
+            scales.append(np.asarray(1.0 / self._number(operator)))
         unit = np.minimum(*scales) if operator.code == "ADD" else scales[0] * scales[1]
         return bool(np.min(unit) < output)
+
+    def _number(self, operator: TfliteOperator) -> int:
+        """Return how many values a MEAN is of; 0 where it is not known."""
+        shape = self.program.tensors[operator.inputs[0]].shape
+        axes = self.program.tensors[operator.inputs[1]].data
+        assert axes is not None  # noqa: S101 - a constant
+        return prod(shape[int(axis)] or 0 for axis in np.reshape(axes, -1))
+
+    def _mean(self, operator: TfliteOperator, grids: list[QParams], output: QParams) -> Certificate | None:
+        number = self._number(operator)
+        return certificate.of_mean(grids[0], number, output) if number else None
 
 
 def _image(x: Quantized) -> Quantized:
@@ -191,6 +203,18 @@ def _max_pool(operator: TfliteOperator, operands: list[Any], output: QParams, fa
     return pooling.max_pool(_image(x), kernel, window).moved(lambda codes: codes.transpose(_OUT))
 
 
+def _reduce_max(operator: TfliteOperator, operands: list[Any], output: QParams, family: str) -> Quantized:  # noqa: ARG001 - as all
+    x, axes = operands
+    places, keeps = tuple(int(each) for each in np.reshape(axes, -1)), bool(operator.options.get("keepDims"))
+    return x.moved(lambda codes: codes.max(axis=places, keepdims=keeps))  # type: ignore[no-any-return] # an array
+
+
+def _resize_nearest(operator: TfliteOperator, operands: list[Any], output: QParams, family: str) -> Quantized:  # noqa: ARG001 - as all
+    x, size = operands
+    rows, columns = (np.arange(int(n)) * old // int(n) for n, old in zip(size, x.codes.shape[1:3], strict=True))
+    return x.moved(lambda codes: codes[:, rows][:, :, columns])  # type: ignore[no-any-return] # an array
+
+
 def _concatenate(operator: TfliteOperator, operands: list[Any], output: QParams, family: str) -> Quantized:  # noqa: ARG001 - as all
     axis = int(operator.options["axis"])
     return Quantized(np.concatenate([each.codes for each in operands], axis), output)
@@ -222,6 +246,13 @@ def _depth_to_space(operator: TfliteOperator, operands: list[Any], output: QPara
     )
 
 
+_CERTIFIED: dict[str, Callable[[Interpreter, TfliteOperator, list[QParams], QParams], Certificate | None]] = {
+    "ADD": lambda _, __, grids, output: certificate.of_sum(grids, output),
+    "MEAN": Interpreter._mean,  # noqa: SLF001 - its own
+    "MUL": lambda _, __, grids, output: certificate.of_product(grids[0], grids[1], output),
+}
+"""Operators without weights that there is a certificate for."""
+
 _KERNELS: dict[str, Callable[[TfliteOperator, list[Any], QParams, str], Quantized]] = {
     "ADD": lambda _, operands, output, family: lite.add(operands[0], operands[1], output, family),
     "CONCATENATION": _concatenate,
@@ -233,7 +264,9 @@ _KERNELS: dict[str, Callable[[TfliteOperator, list[Any], QParams, str], Quantize
     "MEAN": _mean,
     "MUL": lambda _, operands, output, family: lite.multiply(operands[0], operands[1], output, family),
     "PAD": _pad,
+    "REDUCE_MAX": _reduce_max,
     "RESHAPE": _reshape,
+    "RESIZE_NEAREST_NEIGHBOR": _resize_nearest,
     "SLICE": _slice,
 }
 """What each operator on codes computes: of the operator, its operands, the grid of its result and the family."""

@@ -1,8 +1,8 @@
 """From a model's operations to operators on codes.
 
 An operation is pending until the quantizer behind it is met, which says on which grid its codes are; clamps in between
-become the operator's activation function. A quantizer behind what only moves values stands before it instead. Nothing
-is computed in float but a softmax: anything else is refused, with the layer's name.
+become the operator's activation function. A quantizer behind what only moves values stands before it instead. What no
+integer kernel computes as the model does is a float island (`floats`), or is refused, with the layer's name.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from math import prod
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from trainable_core.errors import UnsupportedConfigError
 from trainable_core.export.graph import Array
@@ -21,6 +22,7 @@ from trainable_core.export.islands import Island
 from trainable_core.export.network import OPERATIONS, Network, Shape, Step
 from trainable_core.export.source import QuantizerRecord
 from trainable_core.export.subpixel import Phases
+from trainable_core.export.tflite import floats
 from trainable_core.export.tflite.program import RANGES, Program, TfliteOperator, TfliteTensor
 from trainable_core.integer.products import Window
 from trainable_core.integer.tensor import Quantized
@@ -30,9 +32,6 @@ from trainable_core.reference.bias import bias_scale, check_bias
 INT4_BITS = 4
 """Weights of at most so many bits can be packed."""
 
-SOFTMAX = "a softmax of integers is an approximation"
-"""Why a softmax is computed in float."""
-
 
 @dataclass(frozen=True)
 class Value:
@@ -41,7 +40,7 @@ class Value:
     Parameters
     ----------
     name : str
-        The file's tensor: of codes, or of real numbers behind a softmax; empty where there is none yet.
+        The file's tensor: of codes, or of real numbers in a float island; empty where there is none yet.
     pending : Step or None
         The operation that waits for a grid; None for an input of the model that no quantizer has read so far.
     low, high : float or None
@@ -95,7 +94,7 @@ def lower(network: Network, *, packed: bool = False) -> Lowered:
     UnsupportedConfigError
         When integer kernels can't compute a layer; names it, and says why.
     """
-    return _Lowering(network, packed=packed).run()
+    return Lowering(network, packed=packed).run()
 
 
 def codes_of_weight(record: QuantizerRecord, *, packed: bool) -> tuple[str, Array, QParams]:
@@ -109,7 +108,17 @@ def codes_of_weight(record: QuantizerRecord, *, packed: bool) -> tuple[str, Arra
     return kind, counted.astype(np.int8), grid
 
 
-class _Lowering:
+class Lowering:
+    """A model on the way to operators on codes.
+
+    Parameters
+    ----------
+    network : Network
+        The model.
+    packed : bool
+        Whether weights of at most 4 bits are ``int4``.
+    """
+
     def __init__(self, network: Network, *, packed: bool) -> None:
         self.network, self.packed = network, packed
         self.program = Program()
@@ -119,11 +128,18 @@ class _Lowering:
         self.readers.update(network.outputs)
         self.made: dict[tuple[str, str], str] = {}
         self.taken: dict[str, QuantizerRecord] = {}
+        self.dequantized: dict[str, str] = {}
+        self.real_inputs = {
+            name for step in network.steps if floats_reason(step, self._shape) for name in step.inputs
+        } & set(network.inputs)
 
     def run(self) -> Lowered:
         """Lower every step, and give the file its outputs."""
         for name in self.network.inputs:
             self.values[name] = Value(pending=None)
+            if name in self.real_inputs:
+                self.program.tensors[name] = TfliteTensor(name, "float32", tuple(self._shape(name)))
+                self.values[name] = Value(name)
         for step in self.network.steps:
             self._step(step)
         for name in self.network.outputs:
@@ -138,7 +154,7 @@ class _Lowering:
         return UnsupportedConfigError(layer, f"TensorFlow Lite's integer kernels can't compute it: {problem}", hint)
 
     def _input(self, name: str) -> str:
-        if name not in self.taken:
+        if name not in self.taken and name not in self.real_inputs:
             raise self._refuse(name, "no quantizer reads this input of the model", _PLACEMENT)
         return name
 
@@ -159,19 +175,19 @@ class _Lowering:
     # ---- steps ------------------------------------------------------------------------------------------------------
 
     def _step(self, step: Step) -> None:
-        if step.op not in OPERATIONS:
-            raise self._refuse(step.layer, f"there is no integer kernel for {step.op}")
         if step.obstacle:
             raise self._refuse(step.layer, step.obstacle)
+        if step.op not in OPERATIONS:
+            raise self._refuse(step.layer, f"there is no integer kernel for {step.op}")
         if step.op == "quantize":
             record = self.network.quantizers[step.options["quantizer"]]
             name = self._quantized(step.inputs[0], record.grid, record)
             self.found.activations.setdefault(record.name, []).append(name)
             self.values[step.output] = Value(name)
+        elif floats_reason(step, self._shape) or (step.op == "clip" and self._is_real(step.inputs[0])):
+            self._float(step)
         elif step.op == "clip":
             self._clip(step)
-        elif step.op == "softmax":
-            self._softmax(step)
         elif step.op in _MOVES:
             self._move(step)
         else:
@@ -192,23 +208,76 @@ class _Lowering:
             value, low=max(lows, default=None), high=min(highs, default=None), clamp=step.layer
         )
 
-    def _softmax(self, step: Step) -> None:
+    # ---- float islands ----------------------------------------------------------------------------------------------
+
+    def _is_real(self, name: str) -> bool:
+        """Return whether a tensor of the model is one of real numbers in the file."""
+        value = self.values[name]
+        return bool(value.name) and self.program.tensors[value.name].kind == "float32"
+
+    def _float(self, step: Step) -> None:
+        """Compute a step in float, between DEQUANTIZE and QUANTIZE."""
+        emit, reason = floats.EMITTERS[step.op]
         before = self.values[step.inputs[0]].pending
-        if before is not None and before.layer == step.layer:
-            problem = "its softmax is computed in the layer itself, from sums without a quantizer"
-            raise self._refuse(step.layer, problem, "give the softmax a layer of its own.")
-        codes = self._known(step.inputs[0], step.layer)
-        shape = self._shape(step.inputs[0])
-        if step.options["axis"] % len(shape) != len(shape) - 1:
+        if before is not None and before.layer == step.layer and before.op in _OWN_FUNCTIONS:
+            sources, reason = [self._float_layer(before)], floats.OWN_FUNCTION
+        else:
+            sources = [self._real(name, step.layer) for name in step.inputs]
+        if step.op == "softmax" and step.options["axis"] % len(self._shape(step.output)) != self._last_axis(step):
             raise self._refuse(step.layer, "its softmax is along another axis than the last")
-        real = codes
-        if self.program.tensors[codes].kind != "float32":
-            real = self._tensor(f"{step.layer}/dequantized", "float32", shape)
-            self._operator("DEQUANTIZE", (codes,), real)
-        result = self._tensor(f"{step.layer}/softmax", "float32", shape)
-        self._operator("SOFTMAX", (real,), result, beta=1.0)
-        self.found.islands.append(Island(step.layer, "SOFTMAX", SOFTMAX))
-        self.values[step.output] = Value(result)
+        self.values[step.output] = Value(emit(self, step, sources))
+        if reason:
+            self.found.islands.append(Island(step.layer, step.op.upper(), reason))
+
+    def _last_axis(self, step: Step) -> int:
+        return len(self._shape(step.output)) - 1
+
+    def _real(self, name: str, reader: str) -> str:
+        """Return a tensor of the model as real numbers in the file."""
+        if self._is_real(name):
+            return self.values[name].name
+        codes = self._known(name, reader)
+        if codes not in self.dequantized:
+            self.dequantized[codes] = self._tensor(f"{codes}/real", "float32", self._shape(name))
+            self._operator("DEQUANTIZE", (codes,), self.dequantized[codes])
+        return self.dequantized[codes]
+
+    def real(self, step: Step, code: str, inputs: Sequence[str], **options: Any) -> str:
+        """Add an operator on real numbers with the shape of a step's result; returns its output."""
+        result = self._tensor(f"{step.layer}/{code.lower()}", "float32", self._shape(step.output))
+        self._operator(code, inputs, result, **options)
+        return result
+
+    def number(self, value: ArrayLike) -> str:
+        """Return a constant of real numbers."""
+        return self._constant("real", "float32", np.atleast_1d(np.asarray(value, np.float32)))
+
+    def whole(self, wish: str, values: Sequence[int]) -> str:
+        """Return a constant of whole numbers."""
+        return self._constant(wish, "int32", np.asarray(values, np.int32))
+
+    def _float_layer(self, step: Step) -> str:
+        """Compute a layer in float, of its integer weights."""
+        source = self._real(step.inputs[0], step.layer)
+        record = self._record(step)
+        if step.op == "linear":
+            turn, axis, repeats = (lambda w: w.T), 0, 1
+        elif step.op == "depthwise_conv":
+            height, width, channels, repeats = self._codes_shape(step)
+            turn, axis = (lambda w: w.reshape(1, height, width, channels * repeats)), -1
+        else:
+            turn, axis, repeats = (lambda w: w.transpose(3, 0, 1, 2)), 0, 1
+        name, _ = self._weight(step, turn, axis, repeats)
+        weight = self._tensor(f"{record.name}/real", "float32", self.program.tensors[name].shape)
+        self._operator("DEQUANTIZE", (name,), weight)
+        outputs = int(self._shape(step.output)[-1] or 0)
+        bias = self.number(np.zeros(outputs, np.float32) if step.bias is None else step.bias)
+        inputs = [source, weight, bias]
+        if step.op == "linear":
+            return self.real(step, "FULLY_CONNECTED", inputs, keepNumDims=len(self._shape(step.output)) > 2)  # noqa: PLR2004 - rows and channels
+        if step.op == "depthwise_conv":
+            return self.real(step, "DEPTHWISE_CONV_2D", inputs, depthMultiplier=repeats, **_window_options(step))
+        return self.real(step, "CONV_2D", inputs, **_window_options(step))
 
     def _move(self, step: Step) -> None:
         value = self.values[step.inputs[0]]
@@ -237,6 +306,7 @@ class _Lowering:
         if step.op in _MOVES:
             if self.readers[name] > 1:
                 raise self._refuse(step.layer, "its output is read with and without a quantizer", _PLACEMENT)
+            self._clamp_before(step, value)
             return self._moved(step, self._quantized(step.inputs[0], grid, record), label)
         if self.readers[name] > 1 and step.op != "clip":
             raise self._refuse(step.layer, "its output is read by a quantizer and by others", _PLACEMENT)
@@ -245,6 +315,18 @@ class _Lowering:
         result = self._codes(label, grid, self._shape(step.output))
         _EMITTERS[step.op](self, step, result, self._activation(value, grid))
         return result
+
+    def _clamp_before(self, step: Step, value: Value) -> None:
+        """Clamp what is moved in the place of the moved values."""
+        if not value.clamp:
+            return
+        if self.readers[step.inputs[0]] > 1:
+            raise self._refuse(value.clamp, "what it clamps is read by others as well", _PLACEMENT)
+        inner = self.values[step.inputs[0]]
+        lows = [each for each in (inner.low, value.low) if each is not None]
+        highs = [each for each in (inner.high, value.high) if each is not None]
+        low, high = max(lows, default=None), min(highs, default=None)
+        self.values[step.inputs[0]] = replace(inner, low=low, high=high, clamp=value.clamp)
 
     def _taken(self, name: str, grid: QParams, record: QuantizerRecord | None) -> str:
         """Return an input of the model as codes: whoever runs the file quantizes it."""
@@ -453,7 +535,7 @@ class _Lowering:
     def _two(self, step: Step, result: str, activation: str) -> None:
         """Add or multiply."""
         if len(step.inputs) != 2:  # noqa: PLR2004 - kernels take two
-            raise self._refuse(step.layer, f"kernels take two operands, and it has {len(step.inputs)}", _ONE_BY_ONE)
+            raise self._refuse(step.layer, f"kernels take two operands, and it has {len(step.inputs)}")
         sources = [self._input_of(step, index) for index in range(2)]
         code = "ADD" if step.op == "add" else "MUL"
         self._operator(code, sources, result, fusedActivationFunction=activation)
@@ -464,22 +546,23 @@ class _Lowering:
         parts = []
         for index, name in enumerate(step.inputs):
             source = self._input_of(step, index)
-            if not _same(self.program.tensors[source].grid, grid):
+            if activation != "NONE" or not _same(self.program.tensors[source].grid, grid):
                 part = self._like(f"{step.layer}/input_{index}", self.program.tensors[result], self._shape(name))
                 self._multiply_by_one(source, part, activation)
                 source = part
-            elif activation != "NONE":
-                raise self._refuse(step.layer, "what is concatenated is clamped behind it")
             parts.append(source)
         axis = step.options["axis"] % len(self._shape(step.output))
         self._operator("CONCATENATION", parts, result, axis=axis, fusedActivationFunction="NONE")
 
     def _mean(self, step: Step, result: str, activation: str) -> None:
         source = self._input_of(step)
-        if activation != "NONE":
-            raise self._refuse(step.layer, "its mean is clamped")
-        axes = self._constant(f"{step.layer}/axes", "int32", np.asarray(step.options["axes"], np.int32))
-        self._operator("MEAN", (source, axes), result, keepDims=bool(step.options["keepdims"]))
+        axes = self.whole(f"{step.layer}/axes", step.options["axes"])
+        mean = result
+        if activation != "NONE":  # MEAN has none
+            mean = self._like(f"{step.layer}/mean", self.program.tensors[result], self._shape(step.output))
+        self._operator("MEAN", (source, axes), mean, keepDims=bool(step.options["keepdims"]))
+        if mean != result:
+            self._multiply_by_one(mean, result, activation)
 
     def _average_pool(self, step: Step, result: str, activation: str) -> None:
         """Write an average as the depthwise convolution with ones on a scale of 1 / n.
@@ -489,8 +572,6 @@ class _Lowering:
         source = self._input_of(step)
         shape, size = self._shape(step.inputs[0]), tuple(step.options["size"])
         channels = shape[-1]
-        if step.options["padding"] == "same" and any(_same_pads(shape[1:3], size, step.options["strides"])):
-            raise self._refuse(step.layer, "an average at a border that is padded is one of fewer values", "VALID.")
         scale = np.float32(1 / prod(size))
         weight = self._constant(
             f"{step.layer}/ones", "int8", np.ones((1, *size, channels), np.int8), scale, np.int32(0)
@@ -516,14 +597,10 @@ class _Lowering:
         record, phases = self._phases(step, shape, out)
         kind, codes, grid = codes_of_weight(record, packed=self.packed)
         count = strides[0] ** 2
-        # (O, block) in one axis; the operator that takes them apart wants (block, O)
-        order = np.arange(phases.outputs * count).reshape(phases.outputs, count).T.reshape(-1)
-        codes = np.ascontiguousarray(codes[order].transpose(0, 2, 3, 1))
-        if grid.channels_axis is not None:
-            grid = replace(grid, scale=grid.scale[order], zero_point=grid.zero_point[order], channels_axis=0)
+        codes = np.ascontiguousarray(codes.transpose(0, 2, 3, 1))
         weight = self._constant(record.name, kind, codes, grid.scale, grid.zero_point, grid.channels_axis)
         self.found.weights.setdefault(record.name, []).append(weight)
-        bias = self._bias(step, source, (weight, grid), phases.outputs, lambda b: np.tile(b, count))
+        bias = self._bias(step, source, (weight, grid), phases.outputs, phases.spread_bias)
         rows, sizes = shape[0], [int(size or 0) for size in shape[1:3]]
         before = source
         if any(phases.pads):
@@ -579,13 +656,21 @@ class _Lowering:
     def _moved(self, step: Step, source: str, label: str = "") -> str:
         """Return codes moved by an operation, on the grid that they are on."""
         tensor = self.program.tensors[source]
-        if tensor.kind == "float32":
-            raise self._refuse(step.layer, "it reads what is computed in float", _PLACEMENT)
         result = self._like(label or step.layer, tensor, self._shape(step.output))
         if step.op == "reshape":
             self._reshape(source, result)
         elif step.op == "pad":
             self._pad(source, result, step.options["pads"])
+        elif step.op == "crop":
+            sizes = [-1 if size is None else size for size in self._shape(step.output)]
+            begins, counts = self.whole(f"{result}/begin", step.options["begins"]), self.whole(f"{result}/size", sizes)
+            self._operator("SLICE", (source, begins, counts), result)
+        elif step.op == "max":
+            axes = self.whole(f"{result}/axes", step.options["axes"])
+            self._operator("REDUCE_MAX", (source, axes), result, keepDims=bool(step.options["keepdims"]))
+        elif step.op == "resize_nearest":
+            size = self.whole(f"{result}/size", step.options["size"])
+            self._operator("RESIZE_NEAREST_NEIGHBOR", (source, size), result)
         else:
             height, width = step.options["size"]
             options = {**_strides(step.options["strides"]), "filterHeight": height, "filterWidth": width}
@@ -595,22 +680,36 @@ class _Lowering:
 
 
 _PLACEMENT = "activations with placement: integer give every tensor that is stored a quantizer."
-_ONE_BY_ONE = "add them one by one, so that each sum has a quantizer."
 
-_MOVES = frozenset({"max_pool", "pad", "reshape"})
+_MOVES = frozenset({"crop", "max", "max_pool", "pad", "reshape", "resize_nearest"})
 """Operations whose results are values of their input, and zeros."""
 
-_EMITTERS: Mapping[str, Callable[[_Lowering, Step, str, str], None]] = {
-    "conv": _Lowering._conv,  # noqa: SLF001 - its own
-    "depthwise_conv": _Lowering._conv,  # noqa: SLF001 - its own
-    "conv_transpose": _Lowering._conv_transpose,  # noqa: SLF001 - its own
-    "linear": _Lowering._linear,  # noqa: SLF001 - its own
-    "add": _Lowering._two,  # noqa: SLF001 - its own
-    "mul": _Lowering._two,  # noqa: SLF001 - its own
-    "cat": _Lowering._cat,  # noqa: SLF001 - its own
-    "mean": _Lowering._mean,  # noqa: SLF001 - its own
-    "average_pool": _Lowering._average_pool,  # noqa: SLF001 - its own
+_OWN_FUNCTIONS = frozenset({"conv", "depthwise_conv", "linear"})
+"""Operations of layers that can be computed in float with their own activation function."""
+
+_EMITTERS: Mapping[str, Callable[[Lowering, Step, str, str], None]] = {
+    "conv": Lowering._conv,  # noqa: SLF001 - its own
+    "depthwise_conv": Lowering._conv,  # noqa: SLF001 - its own
+    "conv_transpose": Lowering._conv_transpose,  # noqa: SLF001 - its own
+    "linear": Lowering._linear,  # noqa: SLF001 - its own
+    "add": Lowering._two,  # noqa: SLF001 - its own
+    "mul": Lowering._two,  # noqa: SLF001 - its own
+    "cat": Lowering._cat,  # noqa: SLF001 - its own
+    "mean": Lowering._mean,  # noqa: SLF001 - its own
+    "average_pool": Lowering._average_pool,  # noqa: SLF001 - its own
 }
+
+
+def floats_reason(step: Step, shape_of: Callable[[str], Shape]) -> str:
+    """Return why a step is computed in float; empty where it is not, or where that depends on what it reads."""
+    if step.op in _EMITTERS:
+        if step.op == "add" and len(step.inputs) > 2:  # noqa: PLR2004 - kernels take two
+            return floats.SUMS
+        if step.op == "average_pool" and step.options["padding"] == "same":
+            sizes = shape_of(step.inputs[0])[1:3]
+            return floats.BORDERS if any(_same_pads(sizes, step.options["size"], step.options["strides"])) else ""
+        return ""
+    return floats.EMITTERS[step.op][1] if step.op in floats.EMITTERS else ""
 
 
 def _same(one: QParams, other: QParams) -> bool:

@@ -14,6 +14,11 @@ from trainable_core.qparams import QParams
 RANGES = {"int8": (-128, 127), "int4": (-8, 7), "int32": (-(2**31), 2**31 - 1)}
 """First and last code of each type of integers."""
 
+PASSING = frozenset(
+    {"DEPTH_TO_SPACE", "MAX_POOL_2D", "PAD", "REDUCE_MAX", "RESHAPE", "RESIZE_NEAREST_NEIGHBOR", "SLICE"}
+)
+"""Operators that pass on the codes of their first input."""
+
 
 @dataclass(frozen=True)
 class TfliteTensor:
@@ -105,6 +110,13 @@ class Program:
     def makers(self) -> dict[str, TfliteOperator]:
         """Return the operator that makes each tensor."""
         return {name: operator for operator in self.operators for name in operator.outputs}
+
+    def source(self, name: str) -> str:
+        """Return the tensor whose codes another one passes on: in another shape or order, or some of them."""
+        makers = self.makers()
+        while name in makers and makers[name].code in PASSING:
+            name = makers[name].inputs[0]
+        return name
 
     def constants(self) -> dict[str, TfliteTensor]:
         """Return the tensors with data, by name."""

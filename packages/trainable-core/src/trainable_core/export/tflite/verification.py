@@ -13,14 +13,16 @@ from trainable_core.export.graph import Array
 from trainable_core.export.network import Network
 from trainable_core.export.tflite import document
 from trainable_core.export.tflite.document import TARGET
-from trainable_core.export.tflite.interpreter import FLOAT, Interpreter
+from trainable_core.export.tflite.interpreter import Interpreter
+from trainable_core.export.tflite.program import PASSING
 from trainable_core.export.tflite.runtime import Runtime, processor
+from trainable_core.export.tflite.ties import tie_rule_of
 from trainable_core.export.verification import Codes, Difference, LayerRow, VerificationReport
 from trainable_core.integer import elementwise
 from trainable_core.integer.lite import XNNPACK
 
-_MOVES = frozenset({"CONCATENATION", "DEPTH_TO_SPACE", "MAX_POOL_2D", "PAD", "RESHAPE", "SLICE"})
-"""Operators that pass codes on."""
+_MOVES = PASSING | {"CONCATENATION"}
+"""Operators that compute nothing."""
 
 
 class Verification:
@@ -62,6 +64,7 @@ class Verification:
         self.runtime = Runtime(content, self.program, self.watched, kernels)
         self.plain = Runtime(content, self.program, kernels=kernels)
         self.interpreter = Interpreter(self.program, self.runtime.families)
+        self.tie_rules = self._tie_rules()
         self.exact = self._exact()
         self.rows = {name: self._row(entry, name) for entry, name, _ in self.calls}
         order = {name: index for index, name in enumerate(self.makers)}
@@ -69,25 +72,34 @@ class Verification:
 
     def _row(self, entry: Mapping[str, Any], name: str) -> LayerRow:
         told, kernel = "", "input"
-        if name in self.makers:
-            kernel = f"{self.makers[name].code} ({self.runtime.families[name]})"
-            certificate = self.interpreter.certificate(name)
+        source = self.program.source(name)
+        if source in self.makers:
+            kernel = f"{self.makers[source].code} ({self.runtime.families[source]})"
+            certificate = self.interpreter.certificate(source)
             if certificate is not None:
                 told = "exact" if certificate.exact else "sums exact" if certificate.fits else "sums too long"
-                if certificate.exact and not self._same_ties(name):
+                if certificate.exact and not self._same_ties(source):
                     told = "exact but ties"
         row = LayerRow(entry["layer"], entry["tensor"], name, kernel, told)
         row.must_be_equal = name in self.exact
         return row
 
     def _same_ties(self, name: str) -> bool:
-        """Return whether a certified operator and the framework treat ties alike."""
+        """Return whether a certified operator and the quantizer behind it treat ties alike."""
         if not self.interpreter.ties(name):
             return True
-        if self.runtime.families.get(name) != XNNPACK:
-            return False
-        ours = TieRule(self.metadata["tie_rule"])
-        return ours is (TieRule.HALF_UP if self.makers[name].code == "ADD" else TieRule.HALF_EVEN)
+        is_declared = self.runtime.families.get(name) == XNNPACK
+        return is_declared and self.tie_rules.get(name) is tie_rule_of(self.program, name)
+
+    def _tie_rules(self) -> dict[str, TieRule]:
+        """Return the rule of the quantizer behind each tensor; concatenated ones are put on the grid of the result."""
+        found: dict[str, TieRule] = {}
+        for entry, name, _ in self.calls:
+            source, rule = self.program.source(name), TieRule(entry["tie_rule"])
+            found[source] = rule
+            if source in self.makers and self.makers[source].code == "CONCATENATION":
+                found |= {each: rule for each in self.makers[source].inputs if each not in found}
+        return found
 
     def _exact(self) -> set[str]:
         """Return the tensors that the framework must give too: from certified layers with nothing else before them."""
@@ -126,7 +138,9 @@ class Verification:
             if name not in feeds:
                 raise InvalidArgumentError("batch", f"it lacks {name!r}; the file's inputs are {self.program.inputs}")
             values = np.asarray(feeds[name])
-            if values.dtype.kind == "f":
+            if not self.program.tensors[name].is_quantized:
+                values = values.astype(np.float32)
+            elif values.dtype.kind == "f":
                 values = elementwise.quantize(values, self.program.tensors[name].grid).codes.astype(np.int8)
             found[name] = values
         return found
@@ -150,10 +164,11 @@ class Verification:
         for name in self.runtime.own:
             self.report.outputs.add(_bits(plain[name]), _bits(found[name]))
         self.interpreter.kernels = self.runtime.families
-        given = {n: found[n] for n in self.watched if self.makers[n].code in FLOAT}
+        given = {n: found[n] for n in self.watched if self.makers[n].code == "QUANTIZE"}
         float_outputs = [n for n in self.runtime.own if self.program.tensors[n].kind == "float32"]
         given |= {name: found[name] for name in float_outputs}
         predicted = self.interpreter.run(codes, self.watched, given)
+        stored = self._stored(found, told)
         for entry, name, index in self.calls:
             row = self.rows[name]
             if name in self.watched and name not in given:
@@ -166,8 +181,23 @@ class Verification:
                 counted = runtime.astype(np.int64) - int(self.program.tensors[name].zero_point)  # type: ignore[arg-type] # a number
                 row.framework = row.framework or Difference()
                 row.framework.add(_last_first(counted), _last_first(calls[index]))
+            if name in stored and name not in given:
+                row.alone = row.alone or Difference()
+                before = {each: values for each, values in {**given, **stored}.items() if each != name}
+                alone = self.interpreter.run(codes, [name], before)[name]
+                row.alone.add(_last_first(alone), _last_first(stored[name]))
         self.report.batches += 1
         return {name: self._real(name, found[name]) for name in self.runtime.own}
+
+    def _stored(self, found: Mapping[str, Array], told: Codes) -> dict[str, Array]:
+        """Return the codes that the framework's quantizers gave as the file stores them, without those of inputs."""
+        stored = {}
+        for entry, name, index in self.calls:
+            calls = told.get(entry["name"], ())
+            if name in self.watched and index < len(calls) and np.shape(calls[index]) == found[name].shape:
+                zero = int(self.program.tensors[name].zero_point)  # type: ignore[arg-type] # a number
+                stored[name] = (np.asarray(calls[index]) + zero).astype(np.int8)
+        return stored
 
     def _of_framework(self, told: Codes) -> dict[str, Array]:
         """Return the codes of inputs that the framework's quantizers gave."""

@@ -1,0 +1,1 @@
+"""A report on a model or a file: one self-contained page of what is quantized, how well it fits, and what is not."""

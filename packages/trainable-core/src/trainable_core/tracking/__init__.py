@@ -1,0 +1,1 @@
+"""Following a training: what is measured of each quantizer, where it is written, and what is warned of."""
