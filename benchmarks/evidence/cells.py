@@ -97,7 +97,6 @@ FIXED: dict[str, Any] = {"training_method": "STE"}
 OFFSET: dict[str, Any] = {"training_method": "LSQ_PLUS", "method": "UNIFORM"}
 SHIFTS: dict[str, Any] = {"training_method": "TQT", "method": "POWER_OF_TWO"}
 DYNAMIC: dict[str, Any] = {"training_method": "DYNAMIC", "arguments": {"granularity": "tensor"}}
-DIGITS = ("cnn", "depthwise")
 
 
 def _modified(name: str, **arguments: Any) -> dict[str, Any]:
@@ -127,6 +126,7 @@ FREEZING = _modified("oscillation_freezing", threshold=_schedule("cosine", 0.25,
 GRADUAL = _modified("gradual_quantization", share=_schedule("linear", 0, 0.5, 1.0, 0.0))
 
 COOLING = _schedule("linear", 0, 0.8, 0.2, 0.05)
+ROUNDED = {"training_method": "ADAROUND", "arguments": {"beta": _schedule("linear", 0.2, 1, 20.0, 2.0)}}
 
 FLOAT, NEAREST = "float", "nearest"
 ROWS = {
@@ -152,7 +152,7 @@ ROWS = {
         _constant("LSQ freezing", FREEZING),
         Row("LSQ gradual", FEW_BITS, {}, GRADUAL),
         Row("DYNAMIC", ("W8A8", "W4A4"), {}, DYNAMIC, native=True),
-        Row("ADAROUND", ("W4", "W3", "W2", "W2 g32"), {"training_method": "ADAROUND"}, trains=False, reconstructs=True),
+        Row("ADAROUND", ("W4", "W3", "W2", "W2 g32"), ROUNDED, trains=False, reconstructs=True),
     )
 }
 
