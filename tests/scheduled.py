@@ -42,7 +42,9 @@ def _recipes(times: dict[str, Any]) -> dict[str, dict[str, Any]]:
     gradual = _section("LSQ", gradual_quantization={"share": going(1.0, 0.01)})
     dampening = _section("LSQ", oscillation_dampening={"strength": going(0.01, 0.5)})
     freezing = _section("LSQ", oscillation_freezing={"threshold": going(0.3, 0.02), "momentum": 0.1})
+    table = {**_section("DKM", {"temperature": going(0.3, 0.1)}), "method": "LUT_SYM_QUANTIZER"}
     return {
+        "DKM": {"weights": table, "activations": plain},
         "DQA": {"weights": temperature, "activations": temperature},
         "ADAROUND": {"weights": _section("ADAROUND", {"beta": going(20.0, 2.0)}), "activations": plain},
         "oscillation_dampening": {"weights": dampening, "activations": plain},
@@ -52,7 +54,8 @@ def _recipes(times: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 CASES = (
-    ("DQA", "linear"),  # its temperature knows no other kind
+    ("DKM", "linear"),  # its temperature knows no other kind, and neither does that of DQA
+    ("DQA", "linear"),
     ("ADAROUND", "linear"),
     ("ADAROUND", "cosine"),
     ("oscillation_dampening", "cosine"),

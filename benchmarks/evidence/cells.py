@@ -43,6 +43,7 @@ SETTINGS = {
         Setting("W3A3", 3, 3),
         Setting("W2A2", 2, 2),
         Setting("W4", 4),
+        Setting("W3", 3),
         Setting("W2", 2),
         Setting("W2 g32", 2, group_size=32),
     )
@@ -50,7 +51,8 @@ SETTINGS = {
 ALL = tuple(SETTINGS)
 WITH_ACTIVATIONS = ("W8A8", "W4A4", "W3A3", "W2A2")
 FEW_BITS = ("W4A4", "W3A3", "W2A2")
-CHANNELS = (*WITH_ACTIVATIONS, "W4", "W2")
+CHANNELS = (*WITH_ACTIVATIONS, "W4", "W3", "W2")
+TO_FOUR_BITS = ("W4A4", "W3A3", "W2A2", "W4", "W3", "W2")
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ class Row:
     settings: tuple[str, ...] = ALL
     weights: dict[str, Any] = field(default_factory=dict)
     activations: dict[str, Any] = field(default_factory=dict)
-    qparams: float = 1.0
+    qparams: float = 0.1
     trains: bool = True
     reconstructs: bool = False
     networks: tuple[str, ...] = tuple(PROBLEMS)
@@ -117,6 +119,8 @@ DAMPENING = _modified("oscillation_dampening", strength=_schedule("cosine", 0, 1
 FREEZING = _modified("oscillation_freezing", threshold=_schedule("cosine", 0.25, 1, 0.1, 0.01))
 GRADUAL = _modified("gradual_quantization", share=_schedule("linear", 0, 0.5, 1.0, 0.0))
 
+COOLING = _schedule("linear", 0, 0.8, 0.2, 0.05)
+
 FLOAT, NEAREST = "float", "nearest"
 ROWS = {
     row.name: row
@@ -127,17 +131,18 @@ ROWS = {
         Row("LSQ"),
         Row("LSQ_PLUS", ALL, OFFSET, OFFSET, qparams=0.01),
         Row("TQT", ALL, SHIFTS, SHIFTS, qparams=10.0),
-        Row("PACT", WITH_ACTIVATIONS, FIXED, {"training_method": "PACT"}),
+        Row("PACT", WITH_ACTIVATIONS, FIXED, {"training_method": "PACT"}, qparams=1.0),
         Row("DOREFA", CHANNELS, {"training_method": "DOREFA"}),
-        Row("APOT", ("W4A4", "W3A3", "W2A2", "W4", "W2"), _tables("APOT")),
+        Row("APOT", TO_FOUR_BITS, _tables("APOT")),
         Row("PARETOQ", ("W2A2", "W2"), _tables("PARETOQ")),
         Row("PARETOQ ternary", ("W2A2", "W2"), _tables("PARETOQ", ternary=True)),
+        Row("DKM", TO_FOUR_BITS, _tables("DKM", temperature=COOLING)),
         *map(_rounding, ("ewgs", "fourier", "dsq")),
-        Row("LSQ dampening", ("W4A4", "W3A3", "W2A2", "W4", "W2"), DAMPENING),
-        Row("LSQ freezing", ("W4A4", "W3A3", "W2A2", "W4", "W2"), FREEZING),
+        Row("LSQ dampening", TO_FOUR_BITS, DAMPENING),
+        Row("LSQ freezing", TO_FOUR_BITS, FREEZING),
         Row("LSQ gradual", FEW_BITS, {}, GRADUAL),
         Row("DYNAMIC", ("W8A8", "W4A4"), {}, DYNAMIC, native=True),
-        Row("ADAROUND", ("W4", "W2", "W2 g32"), {"training_method": "ADAROUND"}, trains=False, reconstructs=True),
+        Row("ADAROUND", ("W4", "W3", "W2", "W2 g32"), {"training_method": "ADAROUND"}, trains=False, reconstructs=True),
     )
 }
 
@@ -181,7 +186,7 @@ class Cell:
 
 ORDER: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
     ("cnn", ("W4A4", "W2A2"), (FLOAT, NEAREST, "STE", "LSQ", "TQT", "LSQ_PLUS", "PACT", "DOREFA", "PARETOQ")),
-    ("depthwise", ("W3A3",), (FLOAT, NEAREST, "STE", "LSQ", "LSQ dampening", "LSQ freezing")),
+    ("depthwise", ("W3", "W3A3"), (FLOAT, NEAREST, "STE", "LSQ", "LSQ dampening", "LSQ freezing")),
     ("transformer", ("W2", "W2 g32"), (FLOAT, NEAREST, "STE", "LSQ", "ADAROUND")),
     ("depthwise", ("W2", "W2 g32"), (NEAREST, "LSQ")),
     ("recurrent", ("W4A4", "W2A2"), (FLOAT, NEAREST, "STE", "LSQ")),
@@ -191,8 +196,8 @@ ORDER: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
 
 RATES = (0.01, 0.1, 1.0, 10.0)
 """Multiples of the weights' learning rate that are tried for what quantizers learn."""
-RATED = (("cnn", "W2A2"), ("transformer", "W2A2"))
-RATED_METHODS = ("LSQ", "LSQ_PLUS", "TQT", "PACT", "APOT", "PARETOQ")
+RATED = (("cnn", "W4A4"), ("cnn", "W2A2"), ("depthwise", "W3A3"), ("transformer", "W2A2"))
+RATED_METHODS = ("LSQ", "LSQ_PLUS", "TQT", "PACT", "PARETOQ")
 
 
 def cells(seeds: range = SEEDS) -> list[Cell]:
@@ -215,6 +220,8 @@ def _rates(seeds: range) -> Iterator[Cell]:
     for network, setting in RATED:
         for seed in seeds:
             for method in RATED_METHODS:
+                if setting not in ROWS[method].settings:
+                    continue
                 for rate in RATES:
                     yield Cell("torch", network, setting, method, seed, rate)
 

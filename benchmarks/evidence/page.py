@@ -126,7 +126,7 @@ def expectations(found: Found) -> str:
         *(_against(found, "transformer", "W2A2", method, ("W2A2", "STE")) for method in ("LSQ", "LSQ_PLUS")),
         *(
             _against(found, "depthwise", setting, method, (setting, "LSQ"))
-            for setting in ("W3A3", "W4A4")
+            for setting in ("W3", "W3A3")
             for method in ("LSQ dampening", "LSQ freezing")
         ),
         *(

@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.keras.framework import ENGINE, KERAS_VERSION, keras, kl, numpy, tf
-from tests.keras.models import call, ready, train, vectors
+from tests.keras.framework import ENGINE, KERAS_VERSION, keras, kl, numpy, pull_back, tensor, tf
+from tests.keras.models import call, dense, quantizer_at, ready, train, vectors
 from tests.table_models import RECIPES
+from trainable_core.reference import dkm
+from trainable_core.reference.oracle import State
 from trainable_keras import finalize, load, save, to_mctq
 
 
@@ -19,7 +21,11 @@ def test_what_is_trained_is_what_mctqs_own_class_computes(recipe: dict[str, Any]
     keras.utils.set_random_seed(0)
     model = keras.Sequential([keras.Input((8,)), kl.Dense(6, activation="relu"), kl.Dense(3)])
     qmodel = ready(model, recipe, vectors(4, 8))
-    learned = [variable for variable in qmodel.trainable_variables if "threshold" in variable.name]
+    learned = [
+        variable
+        for variable in qmodel.trainable_variables
+        if "threshold" in variable.name or "centroids" in variable.name
+    ]
     before = [numpy(variable).copy() for variable in learned]
     train(qmodel, vectors(4, 8))
     assert any(not np.array_equal(numpy(v), old) for v, old in zip(learned, before, strict=True))
@@ -36,3 +42,48 @@ def test_what_is_trained_is_what_mctqs_own_class_computes(recipe: dict[str, Any]
         kernel = numpy(deployed.layers[0].kernel)
         stock = quantizer.to_mctq()(tf.constant(kernel))
         np.testing.assert_array_equal(numpy(stock), numpy(quantizer(tf.constant(kernel))))
+
+
+@pytest.mark.parametrize("n_bits", [1, 3])
+def test_soft_values_and_their_gradients_are_the_reference_s(n_bits: int) -> None:
+    arguments = {"temperature": {"t_start": 0, "t_end": 9, "initial_val": 0.3, "target_val": 0.1}}
+    weights = {"method": "LUT_SYM_QUANTIZER", "n_bits": n_bits, "training_method": "DKM", "arguments": arguments}
+    random = np.random.default_rng(n_bits)
+    qmodel = ready(dense(40), {"weights": weights}, vectors(4, 40))
+    quantizer = quantizer_at(qmodel, "fc.kernel")
+    centroids = random.uniform(-140, 140, 2**n_bits).astype(np.float32)  # some are clipped
+    quantizer.assign(quantizer.centroids, centroids)
+    x, upstream = (random.normal(0, size, (40, 3)).astype(np.float32) for size in (0.1, 1.0))
+    x[:4, 0] = np.nan, np.inf, -np.inf, 0.0
+    state = State({n_bits: quantizer.current_qparams()}, n_bits, {"centroids": centroids}, quantizer.get_arguments(), 1)
+    quantizer.advance()
+
+    def soft(given: Any) -> Any:
+        return quantizer.quantized(given, True)
+
+    d_x, d_centroids = pull_back(soft, [tensor(x)], tensor(upstream), [quantizer.centroids])
+    expected = dkm.METHOD.oracle.values(x, state, True)
+    found = numpy(soft(tensor(x)))
+    assert np.array_equal(np.isnan(found), np.isnan(x))
+    assert (np.abs(found - expected.values) <= expected.allowed)[~np.isnan(x)].all()
+    right = dkm.METHOD.oracle.gradients(x, upstream, state)
+    assert (np.abs(d_x - right.x) <= right.x_allowed).all()
+    off = np.abs(d_centroids - right.variables["centroids"])
+    assert (off <= right.variables_allowed["centroids"]).all()
+
+
+@pytest.mark.parametrize("jit", [False, True] if ENGINE == "tensorflow" else [False])
+def test_learned_levels_are_read_in_a_graph(jit: bool, tmp_path: Path) -> None:
+    """The table of a compiled function is that of the variable as it is now, not as it was when it was traced."""
+    qmodel = ready(dense(8), RECIPES["learned LUT_SYM_QUANTIZER per channel"], vectors(4, 8))
+    quantizer, x = quantizer_at(qmodel, "fc.kernel"), vectors(4, 8)
+    qmodel.compile("sgd", "mse", jit_compile=jit)
+    qmodel.predict(x, verbose=0)
+    quantizer.assign(quantizer.centroids, np.array([50.2, -60.0, 49.9, 100.0], np.float32))
+    assert quantizer.levels == (-60, 50, 100)
+    save(finalize(qmodel), tmp_path / "deployed")
+    loaded = load(tmp_path / "deployed", dense(8))
+    assert [q.levels for q in loaded.layers[0].weights_quantizers.values()] == [(-60, 50, 100)]
+    # XLA may add the products of the layer in another order: eight of them, of magnitude 1 at most
+    deployed = finalize(qmodel).predict(x, verbose=0)
+    np.testing.assert_allclose(qmodel.predict(x, verbose=0), deployed, rtol=0, atol=8 * 8 * 2.0**-23 if jit else 0)

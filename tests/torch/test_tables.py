@@ -9,7 +9,8 @@ from torch import nn
 from tests.table_models import RECIPES
 from tests.torch.models import ready, train, vectors
 from trainable_core.errors import InvalidArgumentError, UnsupportedConfigError
-from trainable_core.reference import affine, apot
+from trainable_core.reference import affine, apot, dkm
+from trainable_core.reference.oracle import State
 from trainable_torch import describe, finalize, load, save, to_mctq, wrap
 from trainable_torch.training import quantizers_of
 
@@ -18,9 +19,11 @@ def trained(recipe):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3))
     qmodel = ready(model, recipe)
-    before = [q.threshold.clone() for q in quantizers_of(qmodel).values()]
+    before = [p.detach().clone() for q in quantizers_of(qmodel).values() for p in q.parameters()]
     train(qmodel, [vectors(4, 8)] * 3, lr=0.05)
-    assert any(not torch.equal(q.threshold, old) for q, old in zip(quantizers_of(qmodel).values(), before, strict=True))
+    after = [p for q in quantizers_of(qmodel).values() for p in q.parameters()]
+    assert before
+    assert all(not torch.equal(new, old) for new, old in zip(after, before, strict=True))
     return model, qmodel.eval()
 
 
@@ -84,6 +87,12 @@ def test_infinite_weights_give_finite_gradients():
         ({"training_method": "APOT", "n_bits": 6}, UnsupportedConfigError, "2, 3, 4, 5"),
         ({"training_method": "PARETOQ", "n_bits": 1, "arguments": {"ternary": True}}, InvalidArgumentError, "2 bits"),
         ({"training_method": "PARETOQ", "n_bits": 2, "arguments": {"ternary": 1}}, InvalidArgumentError, "ternary"),
+        ({"training_method": "DKM", "n_bits": 5}, UnsupportedConfigError, "1 to 4 bits"),
+        (
+            {"training_method": "DKM", "n_bits": 2, "arguments": {"temperature": {"t_start": 0}}},
+            InvalidArgumentError,
+            "temperature",
+        ),
         ({"training_method": "APOT", "n_bits": 4, "method": "SYMMETRIC"}, LookupError, "APOT"),
     ],
 )
@@ -97,3 +106,59 @@ def test_params_with_another_table_are_refused():
     (quantizer,) = quantizers_of(qmodel).values()
     with pytest.raises(InvalidArgumentError, match="lut_values"):
         quantizer.set_quantization_params({2: {"threshold": 1.0, "lut_values": [-64, 0, 64]}})
+
+
+def soft_case(n_bits, seed):
+    """Return a quantizer in its first training step, and an input with all that may be in a weight."""
+    arguments = {"temperature": {"t_start": 0, "t_end": 9, "initial_val": 0.3, "target_val": 0.1}}
+    weights = {"method": "LUT_SYM_QUANTIZER", "n_bits": n_bits, "training_method": "DKM", "arguments": arguments}
+    generator = np.random.default_rng(seed)
+    qmodel = ready(nn.Linear(40, 3), {"weights": weights})
+    (quantizer,) = quantizers_of(qmodel).values()
+    quantizer.assign(quantizer.centroids, generator.uniform(-140, 140, 2**n_bits).astype(np.float32))  # some clipped
+    x = generator.normal(0, 0.1, (3, 40)).astype(np.float32)
+    x[0, :4] = np.nan, np.inf, -np.inf, 0.0
+    quantizer.advance()
+    return quantizer.train(), x, generator.normal(size=x.shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("n_bits", [1, 2, 3, 4])
+def test_soft_values_and_their_gradients_are_the_reference_s(n_bits):
+    quantizer, x, upstream = soft_case(n_bits, n_bits)
+    grid, centroids = quantizer.current_qparams(), quantizer.to_numpy(quantizer.centroids)
+    state = State({n_bits: grid}, n_bits, {"centroids": centroids}, quantizer.get_arguments(), quantizer.counted_steps)
+    given = torch.from_numpy(x).requires_grad_()
+    values = quantizer(given)
+    values.backward(torch.from_numpy(upstream))
+    expected = dkm.METHOD.oracle.values(x, state, True)
+    found = values.detach().numpy()
+    assert np.array_equal(np.isnan(found), np.isnan(x))
+    assert (np.abs(found - expected.values) <= expected.allowed)[~np.isnan(x)].all()
+    right = dkm.METHOD.oracle.gradients(x, upstream, state)
+    assert (np.abs(given.grad.numpy() - right.x) <= right.x_allowed).all()
+    off = np.abs(quantizer.centroids.grad.numpy() - right.variables["centroids"])
+    assert (off <= right.variables_allowed["centroids"]).all()
+    assert np.abs(right.variables["centroids"]).max() > 10 * right.variables_allowed["centroids"].max()
+    for _ in range(9):
+        quantizer.advance()
+    assert torch.equal(quantizer(given).nan_to_num(), quantizer.eval()(given).nan_to_num())
+
+
+def test_learned_levels_may_fall_together(tmp_path):
+    """Two centroids that are rounded to one number make a smaller table, which is deployed and loaded."""
+    qmodel = ready(nn.Linear(8, 3), RECIPES["learned LUT_SYM_QUANTIZER per channel"])
+    (quantizer,) = quantizers_of(qmodel).values()
+    quantizer.assign(quantizer.centroids, np.array([50.2, -60.0, 49.9, 100.0], np.float32))
+    deployed = finalize(qmodel)
+    assert describe(deployed).rows[0].params["lut_values"] == [-60, 50, 100]
+    assert torch.equal(deployed(vectors(4, 8)), qmodel.eval()(vectors(4, 8)))
+    save(deployed, tmp_path / "deployed.safetensors")
+    loaded = load(tmp_path / "deployed.safetensors", nn.Linear(8, 3))
+    assert torch.equal(loaded(vectors(4, 8)), deployed(vectors(4, 8)))
+    again = type(quantizer).from_config(quantizer.get_config())
+    assert again.levels == quantizer.levels == (-60, 50, 100)
+    fresh = type(quantizer)(quantizer.current_config())
+    fresh.initialize_quantization((3, 8), "weight", None)
+    assert fresh.levels == (-60, 50, 100)
+    with pytest.raises(InvalidArgumentError, match="at most 4"):
+        quantizer.set_quantization_params({2: {"threshold": 1.0, "lut_values": [1, 2, 3, 4, 5]}})

@@ -29,6 +29,8 @@ class TrainingMethod(str, Enum):
     """ParetoQ's binary, ternary and stretched 2-bit levels, with a learned threshold (Liu et al., 2025)."""
     APOT = "APOT"
     """Additive powers of two as levels, with a learned threshold (Li et al., ICLR 2020)."""
+    DKM = "DKM"
+    """Differentiable k-means: the levels of a table learn, by soft assignments (Cho et al., ICLR 2022)."""
     DOREFA = "DOREFA"
     """DoReFa-Net: weights are squashed into the range before they are rounded (Zhou et al., 2016)."""
 

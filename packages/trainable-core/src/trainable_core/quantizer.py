@@ -133,6 +133,9 @@ class BaseTrainableQuantizer:
     scheduler: ClassVar[type[LinearAnnealingScheduler]] = LinearAnnealingScheduler
     """Schedule whose step may be a tensor of the framework, such as `current_step`."""
 
+    learns_levels: ClassVar[bool] = False
+    """Whether the levels of a look-up table are variables: calibration finds them, and params may name others."""
+
     quantization_target: ClassVar[Any] = None
     quantization_method: ClassVar[Any] = None
     identifier: ClassVar[Any] = None
@@ -277,6 +280,19 @@ class BaseTrainableQuantizer:
     def levels(self) -> tuple[int, ...]:
         """The table of a look-up-table grid, whole numbers from -128 to 127; empty on every other grid."""
         return ()
+
+    def levels_as_variables(self, levels: tuple[int, ...]) -> list[tuple[Any, NDArray[Any]]]:
+        """Return the variables that decide the table, each with the value that makes it these levels.
+
+        Raises
+        ------
+        InvalidArgumentError
+            When the quantizer can't have these levels.
+        """
+        if levels != self.levels:
+            problem = f"{LUT_VALUES!r} is {list(levels)}, and its levels are {list(self.levels)}"
+            raise InvalidArgumentError(self.subject, problem)
+        return []
 
     def add_variables(self) -> None:
         """Add variables beyond the grid's own; called once, from `initialize_quantization`."""
@@ -634,10 +650,7 @@ class BaseTrainableQuantizer:
             except ValueError as error:
                 raise InvalidArgumentError(self.subject, str(error)) from None
             values = qparams.variables_from_params(given, config.quantization_method)
-            table = tuple(sorted(given.get(LUT_VALUES, self.levels)))
-            if table != self.levels:
-                problem = f"{LUT_VALUES!r} is {list(table)}, and its levels are {list(self.levels)}"
-                raise InvalidArgumentError(self.subject, problem)
+            new += self.levels_as_variables(tuple(sorted(given.get(LUT_VALUES, self.levels))))
             if not values:
                 raise InvalidArgumentError(self.subject, f"no numbers for width {width}: {dict(given)}")
             signs.add(self.signed if RANGE_MIN in given else bool(given.get(SIGNED, self.signed)))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainable_core.constants import SIGNED
+from trainable_core.constants import LUT_VALUES, SIGNED
 from trainable_core.documents import model
 from trainable_core.errors import DocumentError
 from trainable_core.quantizer import BaseTrainableQuantizer
@@ -73,6 +73,7 @@ def place_numbers(path: object, quantizers: Mapping[str, BaseTrainableQuantizer]
             raise DocumentError(path, problem + " or ".join(map(str, quantizer.structure.widths)))
         signed = bool(config.get(SIGNED, config.get("signed", quantizer.signed)))
         model.placeholder(quantizer)
+        model.place_levels(path, quantizer, config.get(LUT_VALUES))
         quantizer.select_width(config["num_bits"])
         quantizer.signed = signed
 

@@ -281,9 +281,10 @@ class _Telling:
         """Return the width of a quantizer's codes, and their grid."""
         if self.numbers:
             return quantizer.num_bits, quantizer.qparams
-        config = quantizer.quantization_config
-        low, high = -(2 ** (config.n_bits - 1)), 2 ** (config.n_bits - 1) - 1
-        return config.n_bits, QParams(np.ones((), np.float32), np.zeros((), np.int32), low, high)
+        is_trainable = isinstance(quantizer, BaseTrainableQuantizer)
+        n_bits = quantizer.quantization_config.n_bits if is_trainable else quantizer.num_bits
+        low, high = -(2 ** (n_bits - 1)), 2 ** (n_bits - 1) - 1
+        return n_bits, QParams(np.ones((), np.float32), np.zeros((), np.int32), low, high)
 
     def _bias(self, wrapper: KerasWrapper) -> NDArray[np.float32] | None:
         """Return the bias that a layer computes with."""

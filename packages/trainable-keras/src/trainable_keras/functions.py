@@ -18,7 +18,7 @@ class Functions:
 
     Parameters
     ----------
-    maximum, minimum, where, isnan, isfinite, abs, floor, round, zeros_like, stack, argmax, reshape : callable
+    maximum, minimum, where, isnan, isfinite, abs, floor, round, zeros_like, stack, sort, argmax, reshape : callable
         NumPy's.
     transpose : callable
         NumPy's.
@@ -90,6 +90,7 @@ class Functions:
     cos: Function
     zeros_like: Function
     stack: Function
+    sort: Function
     argmax: Function
     reshape: Function
     transpose: Function

@@ -212,7 +212,7 @@ class HalfUp:
             smooth = smooth + self.magnitude_gradient(signed)
         return self.straight_through(self.snapped(x, grid) if values is None else values, smooth)
 
-    def snap_to_levels(self, x: Tensor, scale: Tensor, levels: Sequence[int]) -> Tensor:
+    def snap_to_levels(self, x: Tensor, scale: Tensor, levels: Sequence[Any]) -> Tensor:
         """Return `x` on the levels of a table, as `trainable_core.reference.affine.nearest_levels` says; float32.
 
         Parameters
@@ -221,15 +221,16 @@ class HalfUp:
             Real values.
         scale : Tensor, float32, broadcastable to `x`
             A 128th of the threshold.
-        levels : sequence of int
+        levels : sequence of int or of Tensor, float32
             The table, ascending.
         """
         f, steps = self._f, float(TABLE_STEPS)
         at = f.minimum(f.maximum(x / (scale * steps) * steps, -steps), steps - 1.0)
-        codes, least = f.zeros_like(at) + float(levels[0]), f.abs(at - float(levels[0]))
-        for level in levels[1:]:
-            distance = f.abs(at - float(level))
-            codes = f.where(distance < least, f.zeros_like(at) + float(level), codes)
+        table = [level if f.is_tensor(level) else float(level) for level in levels]
+        codes, least = f.zeros_like(at) + table[0], f.abs(at - table[0])
+        for level in table[1:]:
+            distance = f.abs(at - level)
+            codes = f.where(distance < least, f.zeros_like(at) + level, codes)
             least = f.minimum(least, distance)
         return f.where(f.isnan(x), x, codes * scale)
 

@@ -17,7 +17,6 @@ from trainable_core.quantizer import BaseTrainableQuantizer
 from trainable_core.recipe.state import WrappedState
 from trainable_keras import documents
 from trainable_keras.description import describe
-from trainable_keras.exporting import fit_to_target
 from trainable_keras.finalized import FOLDED, finalize
 from trainable_keras.framework import Framework
 from trainable_keras.parts import KerasWrapper, holders_of, plan_of, told_of
@@ -48,7 +47,6 @@ def load(framework: Framework, path: str | PathLike[str], model: Any) -> Any:
     """Return a wrapped model as it was saved; see `trainable_keras.load`."""
     header, arrays = read_arrays(as_path(path), framework.file_format, SCHEMA_VERSION, documents.KINDS)
     qmodel = wrap(framework, model, recipe_of(path, header), Names(path, header["layers"]))
-    fit_to_target(framework, qmodel)
     switch_off_quantizers(path, header, _quantizers(qmodel), state_of(framework, qmodel))
     if header["finalized"]:
         documents.place_numbers(path, _quantizers(qmodel), header["inferable"])

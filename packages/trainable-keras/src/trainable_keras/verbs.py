@@ -51,7 +51,8 @@ def wrap(model: Any, recipe: RecipeSource) -> Any:
     -------
     keras.Model
         A copy of the model, not compiled, in which layers sit in quantization wrappers and activation quantizers in
-        holders. It needs `calibrate` before its first call.
+        holders. It needs `calibrate` before its first call. Where activations have ``placement: integer``, separable
+        convolutions are two layers, the second under the name of the one.
 
     Raises
     ------
@@ -894,7 +895,10 @@ def load(path: str | PathLike[str], model: Any) -> Any:
     ModelError
         When `model` is not a Keras model.
     """
-    return serialization.load(framework_of(model, "load: the float model"), path, model)
+    framework = framework_of(model, "load: the float model")
+    qmodel = serialization.load(framework, path, model)
+    exporting.fit_to_target(framework, qmodel)
+    return qmodel
 
 
 def register_layer(

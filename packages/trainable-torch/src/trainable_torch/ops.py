@@ -186,7 +186,7 @@ def by_slopes(
     return straight_through(values, smooth)
 
 
-def snap_to_levels(x: Tensor, scale: Tensor, levels: Sequence[int]) -> Tensor:
+def snap_to_levels(x: Tensor, scale: Tensor, levels: Sequence[int | Tensor]) -> Tensor:
     """Return `x` on the levels of a table, as `trainable_core.reference.affine.nearest_levels` says; float32.
 
     Parameters
@@ -195,15 +195,15 @@ def snap_to_levels(x: Tensor, scale: Tensor, levels: Sequence[int]) -> Tensor:
         Real values.
     scale : Tensor, float32, broadcastable to `x`
         A 128th of the threshold.
-    levels : sequence of int
+    levels : sequence of int or of Tensor
         The table, ascending.
     """
     at = (x / (scale * TABLE_STEPS) * TABLE_STEPS).clamp(-TABLE_STEPS, TABLE_STEPS - 1)
-    codes = torch.full_like(at, levels[0])
+    codes = torch.zeros_like(at) + levels[0]
     least = (at - levels[0]).abs()
     for level in levels[1:]:
         distance = (at - level).abs()
-        codes = torch.where(distance < least, float(level), codes)
+        codes = torch.where(distance < least, level if isinstance(level, Tensor) else float(level), codes)
         least = torch.minimum(least, distance)
     return torch.where(x.isnan(), x, codes * scale)
 

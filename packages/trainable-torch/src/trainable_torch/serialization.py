@@ -22,6 +22,7 @@ from trainable_core.documents.model import (
     check_shapes,
     freeze_quantizers,
     header_of,
+    place_levels,
     placeholder,
     recipe_of,
     switch_off_quantizers,
@@ -146,8 +147,9 @@ def load(path: str | PathLike[str], model: nn.Module) -> nn.Module:
         raise DocumentError(path, f"its recipe is damaged: {error}") from error
     switch_off_quantizers(path, metadata, quantizers_of(qmodel), state_of(qmodel))
     if metadata["finalized"]:
-        for quantizer in quantizers_of(qmodel).values():
+        for name, quantizer in quantizers_of(qmodel).items():
             placeholder(quantizer)
+            place_levels(path, quantizer, tensors.get(f"{name}.grid_levels"))
         qmodel = converted(qmodel)
     _fill(path, qmodel, tensors)
     freeze_quantizers(path, metadata["frozen"], quantizers_of(qmodel))

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from trainable_core.calibration.observer import Observer
 from trainable_core.calibration.params import calibrate_activation, calibrate_weights
-from trainable_core.calibration.tables import calibrate_table
+from trainable_core.calibration.tables import calibrate_levels, calibrate_table
 from trainable_core.constants import SIGNED
 from trainable_core.errors import CalibrationError
 from trainable_core.quantizer import BaseTrainableQuantizer
@@ -83,6 +83,15 @@ def weights_params(
     if config.blocks is not None:
         values = config.blocks.rows(values)
     with _named(quantizer):
+        if quantizer.learns_levels:
+            found = calibrate_levels(
+                values,
+                2**config.n_bits,
+                quantization_method=config.quantization_method,
+                channels_axis=config.channels_axis,
+                min_threshold=config.min_threshold,
+            )
+            return dict.fromkeys(quantizer.widths, found)
         return {
             width: calibrate_table(
                 values,

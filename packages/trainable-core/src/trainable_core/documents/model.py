@@ -10,7 +10,7 @@ import pydantic
 
 from trainable_core.constants import RANGE_MIN
 from trainable_core.errors import DocumentError
-from trainable_core.qparams import variable_names
+from trainable_core.qparams import TABLE_STEPS, variable_names
 from trainable_core.quantizer import BaseTrainableQuantizer
 from trainable_core.recipe.document import QuantizationRecipe
 from trainable_core.recipe.state import WrappedState
@@ -98,6 +98,38 @@ def placeholder(quantizer: BaseTrainableQuantizer) -> None:
         for key, variable in quantizer.grid_variables(width).items():
             quantizer.assign(variable, values[key])
     quantizer.calibrated = True
+
+
+def place_levels(path: object, quantizer: BaseTrainableQuantizer, levels: object) -> None:
+    """Give a quantizer whose levels are variables those of a file's deployed table; other quantizers have their own.
+
+    Parameters
+    ----------
+    path : object
+        The file, for errors.
+    quantizer : BaseTrainableQuantizer
+        Changed in place.
+    levels : array of numbers, or anything else
+        What the file has.
+
+    Raises
+    ------
+    DocumentError
+        When these are no levels that the quantizer can have.
+    """
+    if not quantizer.learns_levels:
+        return
+    most = 2**quantizer.quantization_config.n_bits
+    try:
+        table = np.unique(np.asarray(levels, np.float64).reshape(-1))
+    except (TypeError, ValueError):
+        table = np.empty(0)
+    fits = (table == np.rint(table)) & (table >= -TABLE_STEPS) & (table < TABLE_STEPS)
+    if not 0 < table.size <= most or not fits.all():
+        problem = f"the levels of its {quantizer.subject!r} are no table of at most {most} codes: {levels!r}"
+        raise DocumentError(path, problem)
+    for variable, value in quantizer.levels_as_variables(tuple(int(level) for level in table)):
+        quantizer.assign(variable, value)
 
 
 def check_shapes(path: object, wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> None:

@@ -101,6 +101,7 @@ FUNCTIONS = Functions(
     cos=tf.cos,
     zeros_like=tf.zeros_like,
     stack=tf.stack,
+    sort=tf.sort,
     argmax=tf.argmax,
     reshape=tf.reshape,
     transpose=tf.transpose,

@@ -97,6 +97,7 @@ FUNCTIONS = Functions(
     cos=ops.cos,
     zeros_like=ops.zeros_like,
     stack=ops.stack,
+    sort=ops.sort,
     argmax=ops.argmax,
     reshape=ops.reshape,
     transpose=ops.transpose,
