@@ -67,6 +67,8 @@ OF_PYTORCH = [
         "native",
         "real_models",
         "references",
+        "reporting",
+        "tracking",
     )
 ]
 OF_KERAS_2 = ["tests/architecture/test_docstrings.py", "tests/architecture/test_matrix.py"]  # a process has one Keras
@@ -102,6 +104,7 @@ NOT_ABOUT_KERNELS = [
         "real_models",
         "reconstruction",
         "references",
+        "reporting",
         "resuming",
         "serialization",
         "tracing",

@@ -75,6 +75,8 @@ class Row:
         Whether roundings are learned layer by layer instead.
     networks : tuple of str
         Where it is tried.
+    decays : bool
+        Whether the learning rate falls to zero by a cosine; otherwise it is constant.
     native : bool
         Whether only this library's own deployed quantizers can express it.
     """
@@ -87,6 +89,7 @@ class Row:
     trains: bool = True
     reconstructs: bool = False
     networks: tuple[str, ...] = tuple(PROBLEMS)
+    decays: bool = True
     native: bool = False
 
 
@@ -94,7 +97,6 @@ FIXED: dict[str, Any] = {"training_method": "STE"}
 OFFSET: dict[str, Any] = {"training_method": "LSQ_PLUS", "method": "UNIFORM"}
 SHIFTS: dict[str, Any] = {"training_method": "TQT", "method": "POWER_OF_TWO"}
 DYNAMIC: dict[str, Any] = {"training_method": "DYNAMIC", "arguments": {"granularity": "tensor"}}
-DIGITS = ("cnn", "depthwise")
 
 
 def _modified(name: str, **arguments: Any) -> dict[str, Any]:
@@ -110,6 +112,10 @@ def _tables(training_method: str, **arguments: Any) -> dict[str, Any]:
     return {"training_method": training_method, "method": "LUT_SYM_QUANTIZER", "arguments": arguments}
 
 
+def _constant(name: str, weights: dict[str, Any]) -> Row:
+    return Row(f"{name}, constant rate", ("W3A3", "W3"), weights, networks=("depthwise",), decays=False)
+
+
 def _rounding(name: str) -> Row:
     section = {"arguments": {"rounding": name}}
     return Row(f"LSQ {name}", FEW_BITS, section, section)
@@ -120,6 +126,7 @@ FREEZING = _modified("oscillation_freezing", threshold=_schedule("cosine", 0.25,
 GRADUAL = _modified("gradual_quantization", share=_schedule("linear", 0, 0.5, 1.0, 0.0))
 
 COOLING = _schedule("linear", 0, 0.8, 0.2, 0.05)
+ROUNDED = {"training_method": "ADAROUND", "arguments": {"beta": _schedule("linear", 0.2, 1, 20.0, 2.0)}}
 
 FLOAT, NEAREST = "float", "nearest"
 ROWS = {
@@ -140,9 +147,12 @@ ROWS = {
         *map(_rounding, ("ewgs", "fourier", "dsq")),
         Row("LSQ dampening", TO_FOUR_BITS, DAMPENING),
         Row("LSQ freezing", TO_FOUR_BITS, FREEZING),
+        _constant("LSQ", {}),
+        _constant("LSQ dampening", DAMPENING),
+        _constant("LSQ freezing", FREEZING),
         Row("LSQ gradual", FEW_BITS, {}, GRADUAL),
         Row("DYNAMIC", ("W8A8", "W4A4"), {}, DYNAMIC, native=True),
-        Row("ADAROUND", ("W4", "W3", "W2", "W2 g32"), {"training_method": "ADAROUND"}, trains=False, reconstructs=True),
+        Row("ADAROUND", ("W4", "W3", "W2", "W2 g32"), ROUNDED, trains=False, reconstructs=True),
     )
 }
 
@@ -184,9 +194,10 @@ class Cell:
         return ROWS[self.method]
 
 
+OSCILLATING = tuple(f"LSQ{kind}{rate}" for rate in (", constant rate", "") for kind in ("", " dampening", " freezing"))
 ORDER: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
     ("cnn", ("W4A4", "W2A2"), (FLOAT, NEAREST, "STE", "LSQ", "TQT", "LSQ_PLUS", "PACT", "DOREFA", "PARETOQ")),
-    ("depthwise", ("W3", "W3A3"), (FLOAT, NEAREST, "STE", "LSQ", "LSQ dampening", "LSQ freezing")),
+    ("depthwise", ("W3", "W3A3"), (FLOAT, NEAREST, "STE", *OSCILLATING)),
     ("transformer", ("W2", "W2 g32"), (FLOAT, NEAREST, "STE", "LSQ", "ADAROUND")),
     ("depthwise", ("W2", "W2 g32"), (NEAREST, "LSQ")),
     ("recurrent", ("W4A4", "W2A2"), (FLOAT, NEAREST, "STE", "LSQ")),

@@ -161,8 +161,9 @@ def _train(cell: Cell, qmodel: Any, data: Data) -> None:
     rates = {"WEIGHTS": problem.rate, "QPARAMS": problem.rate * cell.qparams}
     groups = trainable_keras.parameter_groups(qmodel)
     variables = [group["params"] for group in groups]
-    decays = [keras.optimizers.schedules.CosineDecay(rates[group["name"]], steps) for group in groups]
-    optimizers = [keras.optimizers.Adam(decay, epsilon=1e-8) for decay in decays]
+    constant = [rates[group["name"]] for group in groups]
+    decaying = [keras.optimizers.schedules.CosineDecay(rate, steps) for rate in constant]
+    optimizers = [keras.optimizers.Adam(rate, epsilon=1e-8) for rate in (decaying if cell.row.decays else constant)]
     for optimizer, own in zip(optimizers, variables, strict=True):
         optimizer.build(own)
     criterion = (

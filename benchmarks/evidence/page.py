@@ -125,9 +125,10 @@ def expectations(found: Found) -> str:
         *(_against(found, "cnn", "W2A2", method, ("W2A2", "STE")) for method in ("LSQ", "TQT", "LSQ_PLUS", "PARETOQ")),
         *(_against(found, "transformer", "W2A2", method, ("W2A2", "STE")) for method in ("LSQ", "LSQ_PLUS")),
         *(
-            _against(found, "depthwise", setting, method, (setting, "LSQ"))
+            _against(found, "depthwise", setting, f"LSQ {kind}{rate}", (setting, f"LSQ{rate}"))
             for setting in ("W3", "W3A3")
-            for method in ("LSQ dampening", "LSQ freezing")
+            for rate in (", constant rate", "")
+            for kind in ("dampening", "freezing")
         ),
         *(
             _against(found, network, "W2 g32", method, ("W2", method))

@@ -119,9 +119,19 @@ def _loss(problem: Problem, outputs: Tensor, y: Array) -> Tensor:
     return nn.functional.mse_loss(outputs, targets)
 
 
-def _train(problem: Problem, model: nn.Module, data: Data, groups: Any, *, rate: float, steps: int, seed: int) -> None:
+def _train(
+    problem: Problem,
+    model: nn.Module,
+    data: Data,
+    groups: Any,
+    *,
+    rate: float,
+    steps: int,
+    seed: int,
+    decays: bool = True,
+) -> None:
     optimizer = torch.optim.Adam(groups, lr=rate)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: (1 + math.cos(math.pi * step / steps)) / 2)
+    cosine = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: (1 + math.cos(math.pi * step / steps)) / 2)
     quantized = not isinstance(groups[0], Tensor)
     model.train()
     for x, y in batches(problem, data, steps=steps, seed=seed):
@@ -131,7 +141,8 @@ def _train(problem: Problem, model: nn.Module, data: Data, groups: Any, *, rate:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        schedule.step()
+        if decays:
+            cosine.step()
     model.eval()
 
 
@@ -172,7 +183,8 @@ def run(cell: Cell) -> dict[str, float]:
         trainable_torch.reconstruct(qmodel, some, progress=False)
     if cell.row.trains:
         groups = trainable_torch.parameter_groups(qmodel, qparams={"lr": problem.rate * cell.qparams})
-        _train(problem, qmodel, data, groups, rate=problem.rate, steps=problem.steps, seed=cell.seed + 1)
+        steps, seed, decays = problem.steps, cell.seed + 1, cell.row.decays
+        _train(problem, qmodel, data, groups, rate=problem.rate, steps=steps, seed=seed, decays=decays)
     found = {"score": _score(problem, trainable_torch.finalize(qmodel), data)}
     if any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
         batched = [_tensor(problem, x) for x, _ in batches(problem, data, steps=50, seed=cell.seed + 200)]

@@ -7,15 +7,25 @@ from typing import Any
 from docutils import nodes
 from latex2mathml.converter import convert
 from sphinx.application import Sphinx
+from sphinx.util import logging
+
+LOGGER = logging.getLogger(__name__)
+
+
+def _mathml(node: Any, display: str) -> str:
+    made = str(convert(node.astext(), display=display))
+    if "\\" in made:  # the converter leaves commands that it does not know as they are
+        LOGGER.warning("an equation has an unknown command: %s", node.astext(), location=node)
+    return made
 
 
 def _inline(writer: Any, node: nodes.math) -> None:
-    writer.body.append(convert(node.astext()))
+    writer.body.append(_mathml(node, "inline"))
     raise nodes.SkipNode
 
 
 def _block(writer: Any, node: nodes.math_block) -> None:
-    writer.body.append(f'<div class="math">{convert(node.astext(), display="block")}</div>')
+    writer.body.append(f'<div class="math">{_mathml(node, "block")}</div>')
     raise nodes.SkipNode
 
 

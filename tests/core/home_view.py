@@ -38,9 +38,9 @@ class HomeView(ModelView):
             QuantizedTensor("fc", "input", self.activations, holder=self.holder),
         ]
 
-    def values(self, weight: Any) -> Float32:
+    def values(self, tensor: QuantizedTensor) -> Float32:
         """Return an array."""
-        return np.asarray(weight, np.float32)
+        return np.asarray(tensor.weight, np.float32)
 
     def quantized(self, tensor: QuantizedTensor) -> Float32:
         """Return the weight on its grid."""

@@ -186,12 +186,6 @@ def _float_output():
     return b.network("add1")
 
 
-def _two_grids():
-    b = Builder(2)
-    b.quantize(b.step("add", (2,), b.quantize("x", 0.5), b.quantize("x", 0.25)), 1.0)
-    return b.network("quantize3")
-
-
 def _clamped_at(low, high, scale=0.1):
     def build():
         b = Builder(2)
@@ -209,6 +203,12 @@ def _tanh_of_a_sum():
     return b.network("quantize3")
 
 
+def _tiny_output():
+    b = Builder(2)
+    b.quantize(b.step("linear", (1,), b.quantize("x", 0.5), weight=b.weight([[1], [3]], 1.0)), 2.0**-9)
+    return b.network("quantize2")
+
+
 REFUSED = [
     _refused(_one("selu"), "here", "selu"),
     _refused(_one("mul", obstacle="it is written in Latin"), "here", "Latin"),
@@ -217,11 +217,11 @@ REFUSED = [
     _refused(_one("softmax", options={"axis": 1}), "here", "another axis"),
     _refused(_float_input, "here", "not quantized"),
     _refused(_float_output, "here", "not quantized", "placement"),
-    _refused(_two_grids, "two grids"),
     _refused(_clamped_at(-1.0, None), "here", "clamps at -1"),
     _refused(_clamped_at(0.0, 5.0), "here", "clamps at 5"),
     _refused(_clamped_at(0.0, 6.0, 4.0 / 3.0), "here", "half way"),  # 6 / (4 / 3) is 4.5
     _refused(_tanh_of_a_sum, "here", "not quantized"),
+    _refused(_tiny_output, "q2: output", "256", "nearly always zero"),
     _refused(lambda: linear(bias=np.float32([0.3, 0, 0])).network("quantize2"), "bias: int32"),
 ]
 
@@ -395,6 +395,21 @@ def test_a_layer_with_a_function_of_its_own_is_computed_in_float_of_its_integer_
 
 
 @needs_runtime
+def test_an_input_on_two_grids_is_an_input_in_float(tmp_path):
+    from trainable_core.export.tflite.verification import Verification
+
+    b = Builder(2)
+    padded = b.step("pad", (2,), "x", options={"pads": ((0, 0), (0, 0))})
+    b.quantize(b.step("add", (2,), b.quantize("x", 0.5), b.quantize(padded, 0.25)), 0.25)
+    document.write(b.network("quantize4"), tmp_path / "model.tflite")
+    verification = Verification(tmp_path / "model.tflite")
+    assert verification.program.tensors["x"].kind == "float32"
+    (found,) = verification.run({"x": np.float32([[0.8, -0.3]])}).values()
+    assert found.tolist() == [[1.75, -0.75]]  # 1.0 and 0.75, -0.5 and -0.25
+    assert verification.report.ok
+
+
+@needs_runtime
 def test_what_is_read_in_float_is_an_input_in_float(tmp_path):
     from trainable_core.export.tflite.verification import Verification
 
@@ -406,6 +421,13 @@ def test_what_is_read_in_float_is_an_input_in_float(tmp_path):
     assert verification.program.tensors["x"].kind == "float32"
     (found,) = verification.run({"x": np.float32([[0.7, -3.3]])}).values()
     assert found.tolist() == [[1.375, 0.125]]  # 1.35 and 0.175 in eighths
+
+
+@pytest.mark.parametrize(("zero", "expected"), [(0, [[0, 5, 0, 2]]), (-128, [[-3, 5, -1, 2]])])
+def test_a_clamped_input_is_taken_on_the_grid_behind_the_clamp(zero, expected):
+    b = Builder(4)
+    b.quantize(b.step("clip", (4,), "x", options={"low": 0.0, "high": None}), 1.0, zero)
+    assert computed(b.network("quantize1"), [[-3, 5, -1, 2]]) == expected  # all codes of the other grid are positive
 
 
 def test_a_clamp_behind_what_moves_values_holds():

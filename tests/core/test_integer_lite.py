@@ -85,3 +85,18 @@ def test_a_linear_layer_multiplies_its_scales_in_float32():
     product = np.float32(scales[0] * scales[1])
     assert lite.linear_multiplier(*scales) == np.float64(product) / np.float64(scales[2])
     assert lite.linear_multiplier(*scales) != np.prod(np.float64(scales[:2])) / np.float64(scales[2])
+
+
+@pytest.mark.parametrize(
+    ("ties", "expected"), [(lite.Ties.EVEN, [1, 3, 1]), (lite.Ties.EVEN_CODE, [2, 2, 0]), (lite.Ties.AWAY, [2, 3, 1])]
+)
+def test_ties_of_means_in_three_versions_of_xnnpack(ties, expected):
+    x = codes([[1, 0], [3, 0], [-1, 0]], 1.0)  # means of 0.5, 1.5 and -0.5; with the zero point 1.5, 2.5 and 0.5
+    assert lite.mean(x, (1,), grid(1.0, 1), ties=ties).codes.reshape(-1).tolist() == expected
+
+
+@pytest.mark.parametrize(("ties", "expected"), [(lite.Ties.EVEN, [1, 3]), (lite.Ties.EVEN_CODE, [2, 2])])
+def test_ties_of_products_of_tensors_count_from_the_zero_point_in_some_versions(ties, expected):
+    one, other = codes([1, 3], 0.5), codes([1, 1], 1.0)  # 0.5 and 1.5
+    assert lite.multiply(one, other, grid(1.0, 1), ties=ties).codes.tolist() == expected
+    assert lite.multiply(one, codes([1], 1.0), grid(1.0, 1), ties=ties).codes.tolist() == [1, 3]

@@ -199,6 +199,16 @@ def test_a_channel_that_was_at_its_bound_from_the_beginning_has_not_collapsed(tm
     assert steps(routine, 2) == []
 
 
+def test_values_that_are_not_finite_are_told(tmp_path: Path) -> None:
+    batches = [np.float32([0.5])]
+    routine = tracking(tmp_path, batches=batches)
+    routine.given = {"fc.weight": 1.0, "fc: input": 1.0}
+    routine.start()
+    batches[0] = np.float32([0.5, np.nan])
+    with pytest.warns(StatisticsRunAwayWarning, match="fc: input: largest value went from 0.5 to nan"):
+        routine.step_end()
+
+
 def test_statistics_that_run_away_are_told(tmp_path: Path) -> None:
     view = HomeView()
     routine = tracking(tmp_path, view, batches=(batches := [np.float32([0.5])]))

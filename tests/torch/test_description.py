@@ -12,7 +12,7 @@ from torch.nn import functional as F  # noqa: N812 - the name everyone reads
 from tests.torch.models import images, network, ready, recipe, spec, vectors, weights_only
 from trainable_core.backend.description import Description, DescriptionRow
 from trainable_core.errors import ModelError
-from trainable_torch import calibrate, describe, finalize, freeze_quant_params, wrap
+from trainable_torch import calibrate, describe, finalize, freeze_quant_params, save, wrap
 
 MINMAX = {"weights": "minmax", "activations": "minmax"}
 
@@ -171,3 +171,13 @@ def test_the_table_names_every_quantizer_fold_and_reason():
 def test_what_was_not_wrapped_is_refused(model):
     with pytest.raises(ModelError, match="wrap"):
         describe(model)
+
+
+def test_describing_and_saving_do_not_go_on_computing_a_weight(tmp_path):
+    net = network()
+    net.head = nn.utils.parametrizations.spectral_norm(net.head)  # its vectors move at each reading in training
+    qmodel = ready(net, recipe("LSQ"), images()).train()
+    before = {name: value.clone() for name, value in qmodel.state_dict().items()}
+    describe(qmodel)
+    save(qmodel, tmp_path / "model.safetensors")
+    assert all(torch.equal(value, before[name]) for name, value in qmodel.state_dict().items())

@@ -8,7 +8,8 @@ from torch import nn
 
 from tests.table_models import RECIPES
 from tests.torch.models import ready, train, vectors
-from trainable_core.errors import InvalidArgumentError, UnsupportedConfigError
+from trainable_core.documents.model import place_levels
+from trainable_core.errors import DocumentError, InvalidArgumentError, UnsupportedConfigError
 from trainable_core.reference import affine, apot, dkm
 from trainable_core.reference.oracle import State
 from trainable_torch import describe, finalize, load, save, to_mctq, wrap
@@ -162,3 +163,13 @@ def test_learned_levels_may_fall_together(tmp_path):
     assert fresh.levels == (-60, 50, 100)
     with pytest.raises(InvalidArgumentError, match="at most 4"):
         quantizer.set_quantization_params({2: {"threshold": 1.0, "lut_values": [1, 2, 3, 4, 5]}})
+
+
+@pytest.mark.parametrize("levels", [None, [], [0.5], [128], [1, 2, 3, 4, 5], "table", [[float("nan")]]])
+def test_a_file_with_levels_that_there_cant_be_is_refused(levels):
+    qmodel = ready(nn.Linear(8, 3), RECIPES["learned LUT_SYM_QUANTIZER per channel"])
+    (quantizer,) = quantizers_of(qmodel).values()
+    before = quantizer.levels
+    with pytest.raises(DocumentError, match="no table of at most 4 codes"):
+        place_levels("file", quantizer, levels)
+    assert quantizer.levels == before

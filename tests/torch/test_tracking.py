@@ -80,6 +80,17 @@ def test_tracking_changes_nothing_to_the_bit(tmp_path: Path, method: str) -> Non
     assert {step for step, _ in numbers(tmp_path / "run.csv", "low")} == {0, 2, 4, 6, 8}
 
 
+def test_a_weight_that_is_computed_is_read_without_being_computed_on(tmp_path: Path) -> None:
+    pairs = []
+    for name in ("", "run.csv"):
+        net = network()
+        net.head = nn.utils.parametrizations.spectral_norm(net.head)  # its vectors move at each reading in training
+        qmodel = ready(net, recipe("LSQ"), images()).train()
+        callback = track(qmodel, tmp_path / name, every=1) if name else None
+        pairs.append(loop(qmodel, callback, steps=3))
+    assert same_state(*pairs)
+
+
 @pytest.mark.parametrize("late", [False, True])
 def test_gradients_are_those_of_the_step(tmp_path: Path, late: bool) -> None:
     qmodel = model()

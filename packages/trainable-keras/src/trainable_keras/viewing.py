@@ -50,17 +50,17 @@ class KerasView(ModelView):
             ]
         return found
 
-    def values(self, weight: Any) -> Float32:
+    def values(self, tensor: QuantizedTensor) -> Float32:
         """Return a weight's float values."""
-        return np.asarray(self.framework.functions.to_numpy(weight), np.float32)
+        return self._array(tensor.weight)
 
     def quantized(self, tensor: QuantizedTensor) -> Float32:
         """Return what a weight's quantizer makes of it in evaluation mode."""
         weight = self.framework.functions.read(tensor.weight)
         with self.framework.eagerly():
             if hasattr(tensor.quantizer, "quantization_config"):
-                return self.values(tensor.quantizer(weight, training=False))
-            return self.values(tensor.quantizer(weight))
+                return self._array(tensor.quantizer(weight, training=False))
+            return self._array(tensor.quantizer(weight))
 
     @contextmanager
     def seeing(self, seen: Mapping[Any, See]) -> Iterator[None]:
@@ -69,6 +69,9 @@ class KerasView(ModelView):
         replaced = [(holder, partial(_shown, see, to_numpy)) for holder, see in seen.items()]
         with calls_replaced(replaced), self.framework.eagerly(), put_back(self.framework, self.model):
             yield
+
+    def _array(self, value: Any) -> Float32:
+        return np.asarray(self.framework.functions.to_numpy(value), np.float32)
 
     def call(self, batch: Any) -> Any:
         """Call the model with a batch's inputs."""
@@ -81,7 +84,7 @@ class KerasView(ModelView):
     def batch_norms(self) -> dict[str, tuple[Float32, Float32]]:
         """Return moving mean and variance of each batch norm that learns."""
         return {
-            norm.name: (self.values(norm.moving_mean), self.values(norm.moving_variance))
+            norm.name: (self._array(norm.moving_mean), self._array(norm.moving_variance))
             for norm in batch_norms(self.framework, self.model)
         }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 
 from trainable_core.backend.description import Description, DescriptionRow, describe_quantizer
@@ -14,6 +15,7 @@ from trainable_torch.layers import kind_of
 from trainable_torch.ranks import require_whole
 from trainable_torch.state import added_layers, plan_of, present_state
 from trainable_torch.structure.operations import CONTAINER
+from trainable_torch.training import evaluating
 from trainable_torch.wrapper import QuantizationWrapper
 
 NEVER_READ = "no forward has read this weight so far"
@@ -53,7 +55,9 @@ def describe(qmodel: nn.Module) -> Description:
                 "it stays float: the quantizer of the layer's input or weight is switched off"
             )
         if isinstance(module, QuantizationWrapper):
-            for attribute, weight, _ in module.get_weights_vars():
+            with evaluating(module), torch.no_grad():  # in training, reading a computed weight may go on computing it
+                weights = module.get_weights_vars()
+            for attribute, weight, _ in weights:
                 seen.setdefault(id(weight), []).append(module.weights_read[attribute])
                 unread[f"{name}.{attribute}"] = id(weight)
             plan = plan_of(name, module)

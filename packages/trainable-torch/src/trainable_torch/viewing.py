@@ -33,25 +33,24 @@ class TorchView(ModelView):
         for path, module in self.model.named_modules():
             if isinstance(module, QuantizationWrapper):
                 found += [
-                    QuantizedTensor(path or "model", str(attribute), quantizer, weight=weight)
-                    for attribute, weight, quantizer in module.get_weights_vars()
+                    QuantizedTensor(path or "model", str(attribute), quantizer, weight=(module, attribute))
+                    for attribute, quantizer in module.weights_quantizers.items()
                 ]
             elif isinstance(module, ActivationQuantizationHolder):
                 layer, tensor = place_of_holder(path.removeprefix(f"{CONTAINER}."))
                 found.append(QuantizedTensor(layer, tensor, module.activation_holder_quantizer, holder=module))
         return found
 
-    def values(self, weight: Tensor) -> Float32:
+    def values(self, tensor: QuantizedTensor) -> Float32:
         """Return a weight's float values."""
-        values: Float32 = weight.detach().to("cpu", torch.float32).numpy()
-        return values
+        return _array(_weight(tensor))
 
     @torch.no_grad()
     def quantized(self, tensor: QuantizedTensor) -> Float32:
         """Return what a weight's quantizer makes of it in evaluation mode."""
-        quantizer, weight = tensor.quantizer, tensor.weight.detach()
-        with evaluating(quantizer):
-            return self.values(quantizer(weight))
+        weight = _weight(tensor)
+        with evaluating(tensor.quantizer):
+            return _array(tensor.quantizer(weight))
 
     @contextmanager
     def seeing(self, seen: Mapping[Any, See]) -> Iterator[None]:
@@ -75,9 +74,23 @@ class TorchView(ModelView):
     def batch_norms(self) -> dict[str, tuple[Float32, Float32]]:
         """Return moving mean and variance of each batch norm that the model has."""
         return {
-            name: (self.values(norm.running_mean), self.values(norm.running_var))
+            name: (_array(norm.running_mean), _array(norm.running_var))
             for name, norm in batch_norms(self.model).items()
         }
+
+
+@torch.no_grad()
+def _weight(tensor: QuantizedTensor) -> Tensor:
+    """Return a weight, in evaluation mode: where it is computed, as by `spectral_norm`, training mode would go on."""
+    wrapper, attribute = tensor.weight
+    with evaluating(wrapper):
+        weight: Tensor = next(weight for name, weight, _ in wrapper.get_weights_vars() if name == attribute)
+    return weight.detach()
+
+
+def _array(values: Tensor) -> Float32:
+    array: Float32 = values.detach().to("cpu", torch.float32).numpy()
+    return array
 
 
 def _shown(see: See) -> Callable[[nn.Module, tuple[Any, ...]], None]:

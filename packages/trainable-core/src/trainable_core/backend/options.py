@@ -8,9 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from numpy.typing import NDArray
+
 from trainable_core.config import TrainableQuantizerConfig
+from trainable_core.enums import VariableGroup
 from trainable_core.quantizer import BaseTrainableQuantizer
-from trainable_core.reference import adaround, apot, dqa, dynamic, pact, paretoq, rounding
+from trainable_core.reference import adaround, apot, dkm, dqa, dynamic, pact, paretoq, rounding
 
 
 class RoundingOptions(BaseTrainableQuantizer):
@@ -182,6 +185,49 @@ class ParetoqOptions(BaseTrainableQuantizer):
     def get_arguments(self) -> dict[str, Any]:
         """Return the option."""
         return {"ternary": self.ternary}
+
+
+class DkmOptions(BaseTrainableQuantizer):
+    """Levels of a table that learn; see `trainable_core.reference.dkm`.
+
+    Parameters
+    ----------
+    quantization_config, freeze_quant_params
+        As in the base class.
+    temperature : mapping, optional
+        Arguments of `LinearAnnealingScheduler`, in squared mean gaps between levels; all positive.
+    """
+
+    centroids: Any
+
+    def __init__(
+        self,
+        quantization_config: TrainableQuantizerConfig,
+        freeze_quant_params: bool = False,  # noqa: FBT001, FBT002 - the seed's signature
+        temperature: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(quantization_config, freeze_quant_params)
+        name = type(self).__name__
+        dkm.count_of(quantization_config.n_bits, name)  # refuses the width
+        self.temperature = dkm.temperature_schedule(temperature, name, self.scheduler)
+
+    def get_arguments(self) -> dict[str, Any]:
+        """Return the schedule."""
+        return {"temperature": self.temperature.to_dict()}
+
+    def add_variables(self) -> None:
+        """Add the levels, with equal gaps."""
+        initial = dkm.initial_centroids(self.quantization_config.n_bits)
+        self.add_quantizer_variable("centroids", initial, VariableGroup.QPARAMS, trained=True)
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """The table as it would be deployed now."""
+        return dkm.levels_of(self.to_numpy(self.centroids))
+
+    def levels_as_variables(self, levels: tuple[int, ...]) -> list[tuple[Any, NDArray[Any]]]:
+        """Return the centroids with the values that make these levels."""
+        return [(self.centroids, dkm.centroids_of(levels, self.quantization_config.n_bits))]
 
 
 class DynamicOptions(BaseTrainableQuantizer):

@@ -31,7 +31,7 @@ class QuantizedTensor:
     quantizer : object
         Trainable or inferable.
     weight : object
-        The float variable; None of an activation.
+        How the backend finds the float weight; None of an activation.
     holder : object
         The holder of an activation; None of a weight.
     """
@@ -94,8 +94,8 @@ class ModelView(ABC):
         """Return the model's quantized tensors, in the order of `describe`."""
 
     @abstractmethod
-    def values(self, weight: Any) -> Float32:
-        """Return a weight's float values."""
+    def values(self, tensor: QuantizedTensor) -> Float32:
+        """Return a weight's float values as they are now; that they are read changes nothing in the model."""
 
     @abstractmethod
     def quantized(self, tensor: QuantizedTensor) -> Float32:

@@ -91,8 +91,8 @@ def calibrate_table(
     return {THRESHOLD: thresholds[0] if channels_axis is None else thresholds, LUT_VALUES: list(levels)}
 
 
-ROUNDS = 100
-"""Most rounds of k-means; in one dimension it comes to rest within some ten."""
+BINS = 2
+"""Bins for a code in the search for levels: borders between two levels are found up to half a code."""
 
 
 def calibrate_levels(
@@ -132,9 +132,10 @@ def calibrate_levels(
 
     Notes
     -----
-    The threshold puts the largest magnitude on the last code, 127. The levels are those of k-means (Lloyd 1982) on all
-    weights in 128ths of their thresholds, which begins with quantiles and is rounded in the end; where two of them are
-    rounded to the same number, there are fewer.
+    The threshold puts the largest magnitude on the last code, 127. The levels are those of k-means on all weights in
+    128ths of their thresholds, rounded in the end; where two of them are rounded to the same number, there are fewer.
+    In one dimension the best means follow from those of fewer values (Wang and Song, "Ckmeans.1d.dp: Optimal k-means
+    Clustering in One Dimension by Dynamic Programming", The R Journal 3(2), 2011); here from those of fewer bins.
 
     Examples
     --------
@@ -152,14 +153,24 @@ def calibrate_levels(
 
 
 def _means(values: Float64, count: int) -> Float64:
-    """Return the means of k-means on ascending values."""
-    means = np.quantile(values, (np.arange(count) + 0.5) / count)
-    sums = np.concatenate([[0.0], np.cumsum(values)])
-    for _ in range(ROUNDS):
-        ends = np.concatenate([[0], np.searchsorted(values, (means[1:] + means[:-1]) / 2), [values.size]])
-        sizes = np.diff(ends)
-        found = np.where(sizes > 0, np.diff(sums[ends]) / np.maximum(sizes, 1), means)
-        if np.array_equal(found, means):
-            break
-        means = np.sort(found)
-    return np.asarray(means)
+    """Return the means of the least squared error on ascending values, at most `count`."""
+    starts = np.flatnonzero(np.diff(np.rint(values * BINS), prepend=-np.inf))
+    ends = np.append(starts, values.size)
+    numbers, sums, squares = (
+        np.concatenate([[0.0], np.cumsum(each)])[ends] for each in (np.ones(values.size), values, values**2)
+    )
+    size, total, square = (
+        each - each[:, np.newaxis] for each in (numbers, sums, squares)
+    )  # of the bins from row to column
+    with np.errstate(divide="ignore", invalid="ignore"):
+        errors = np.where(size > 0, square - total**2 / size, np.inf)
+    least, begins = errors[0], []
+    for _ in range(min(count, len(starts)) - 1):
+        tried = least[:, np.newaxis] + errors
+        begins.append(tried.argmin(axis=0))
+        least = tried.min(axis=0)
+    borders = [len(starts)]
+    for begin in reversed(begins):
+        borders.append(int(begin[borders[-1]]))
+    borders = [0, *reversed(borders)]
+    return np.diff(sums[borders]) / np.diff(numbers[borders])

@@ -173,7 +173,7 @@ def _argument_sets(cls: type[Any], method: Method) -> list[dict[str, Any]]:
 
 
 @functools.lru_cache
-def tables_of(cls: type[Any], key: Key) -> tuple[Table, ...]:
+def tables_of(adapter: Adapter, cls: type[Any], key: Key) -> tuple[Table, ...]:
     """Return the tables of a class, of each width and set of arguments that it takes."""
     made = []
     prefix = "weights" if key.target is QuantizationTarget.Weights else "activation"
@@ -182,7 +182,7 @@ def tables_of(cls: type[Any], key: Key) -> tuple[Table, ...]:
         config = _CONFIGS[prefix].model_validate({**fields, f"{prefix}_quantization_params": {}})
         for arguments in _argument_sets(cls, declaration_of(cls, key.quantizer_id)):
             try:
-                made.append(Table(width, arguments, tuple(cls(config, **arguments).levels)))
+                made.append(Table(width, arguments, tuple(adapter.build(cls, config, (), arguments).levels)))
             except TrainableError:
                 continue  # there is no such table
     return tuple(made)
@@ -223,8 +223,9 @@ class Subject:
     @property
     def tables(self) -> Sequence[Table]:
         """The tables of a class that quantizes to one; none for other grids."""
+        adapter: Any = self.adapter
         cls: Any = self.cls
-        return tables_of(cls, self.key) if self.key.method in LUT_METHODS else ()
+        return tables_of(adapter, cls, self.key) if self.key.method in LUT_METHODS else ()
 
     @property
     def width(self) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from math import prod
 from typing import Any
 
@@ -154,34 +155,69 @@ def add(x: Quantized, y: Quantized, output: QParams, kernels: str = XNNPACK) -> 
     return clipped(multiplied(shifted[0] + shifted[1], last), output)
 
 
-def multiply(x: Quantized, y: Quantized, output: QParams, kernels: str = XNNPACK) -> Quantized:
+class Ties(Enum):
+    """How XNNPACK rounds means and products of two tensors, which its versions do in different ways.
+
+    `trainable_core.export.tflite.runtime` finds out which version it is by its means.
+    """
+
+    EVEN = "even"
+    """To the nearest whole number of steps, ties to even; then the zero point is added (TensorFlow 2.15)."""
+    EVEN_CODE = "even code"
+    """Steps and zero point together, ties to the even code (LiteRT 2.3)."""
+    AWAY = "away"
+    """Of means: steps and zero point together, ties away from code 0 (TensorFlow 2.21)."""
+
+
+def multiply(
+    x: Quantized, y: Quantized, output: QParams, kernels: str = XNNPACK, ties: Ties = Ties.EVEN_CODE
+) -> Quantized:
     """Return the codes of a product.
 
     Notes
     -----
     Products of codes counted from zero are requantized; the multiplier is ``(s_x * s_y) / s`` in float32 in all
-    families (``xnn_qs8_vmul``, ``mul::Prepare``).
+    families (``xnn_qs8_vmul``, ``mul::Prepare``). XNNPACK rounds those of two tensors as `ties` says, and those with
+    one number for all channels before it adds the zero point; they differ where the zero point is odd. How the version
+    with `Ties.AWAY` rounds ties of products is not known.
     """
     multiplier = float32_multiplier(x.grid.scale, y.grid.scale, output.scale)
     product: Int64 = x.counted * y.counted
+    if kernels == XNNPACK and ties is not Ties.EVEN and x.codes.shape[-1:] == y.codes.shape[-1:]:
+        return _from_code_zero(product, multiplier, output)
     if kernels == OPTIMIZED and x.codes.size != y.codes.size:
         kernels = REFERENCE
     multiplied = multiply_float32 if kernels == XNNPACK else _fixed_point(kernels)
     return clipped(multiplied(product, multiplier), output)
 
 
-def mean(x: Quantized, axes: Sequence[int], output: QParams, kernels: str = XNNPACK) -> Quantized:
+def _from_code_zero(
+    total: NDArray[Any], multiplier: ArrayLike, output: QParams, ties: Ties = Ties.EVEN_CODE
+) -> Quantized:
+    """Return the codes of ``total * multiplier``, rounded once the zero point is added."""
+    zero = np.float32(output.zero_point)
+    steps = total.astype(np.float32) * np.asarray(multiplier, np.float32) + zero
+    away = np.trunc(steps + np.copysign(np.float32(0.5), steps))
+    rounded = np.clip(away if ties is Ties.AWAY else np.rint(steps), -(2.0**31), 2.0**31)
+    return clipped(rounded.astype(np.int64) - int(output.zero_point), output)
+
+
+def mean(
+    x: Quantized, axes: Sequence[int], output: QParams, kernels: str = XNNPACK, ties: Ties = Ties.EVEN_CODE
+) -> Quantized:
     """Return the codes of a mean over some axes, which are left with size one.
 
     Notes
     -----
-    XNNPACK: ``rint(sum * M)`` in float32 with ``M = s_x / (s_y * n)``. TensorFlow Lite: the multiplier of
-    ``s_x / s_y`` is divided by `n` in whole numbers (``reduce::EvalMean``).
+    XNNPACK: ``sum * M`` in float32 with ``M = s_x / (s_y * n)``, rounded as `ties` says. TensorFlow Lite: the
+    multiplier of ``s_x / s_y`` is divided by `n` in whole numbers (``reduce::EvalMean``).
     """
     total = x.counted.sum(axis=tuple(axes), keepdims=True)
     number = prod(x.codes.shape[axis] for axis in axes)
     if kernels == XNNPACK:
         scale = np.float32(np.float32(x.grid.scale) / (np.float32(output.scale) * np.float32(number)))
+        if ties is not Ties.EVEN:
+            return _from_code_zero(total, scale, output, ties)
         return clipped(multiply_float32(total, np.asarray(scale)), output)
     multiplier = float64_multiplier(x.grid.scale, 1.0, output.scale)
     return clipped(multiply_q31(total, multiplier / number), output)

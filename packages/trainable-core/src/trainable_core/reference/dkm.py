@@ -74,7 +74,19 @@ def initial_centroids(n_bits: int) -> Float32:
     array([-96., -32.,  32.,  96.], dtype=float32)
     """
     gap = 2 * TABLE_STEPS / 2**n_bits
-    return (gap * (np.arange(2**n_bits) + 0.5) - TABLE_STEPS).astype(np.float32)
+    return np.asarray(gap * (np.arange(2**n_bits) + 0.5) - TABLE_STEPS, np.float32)
+
+
+def bounded(centroids: ArrayLike) -> Float64:
+    """Return centroids clipped to what a table can hold, float64; NaN, as one bad batch leaves it, counts as zero.
+
+    Examples
+    --------
+    >>> bounded([np.nan, np.inf, -1e9, 31.6])
+    array([   0. ,  127. , -128. ,   31.6])
+    """
+    numbers = np.asarray(centroids, np.float64)
+    return np.asarray(np.clip(np.where(np.isnan(numbers), 0.0, numbers), -TABLE_STEPS, TABLE_STEPS - 1))
 
 
 def levels_of(centroids: ArrayLike) -> tuple[int, ...]:
@@ -85,7 +97,7 @@ def levels_of(centroids: ArrayLike) -> tuple[int, ...]:
     >>> levels_of([31.6, -200.0, 32.4, 32.6])
     (-128, 32, 33)
     """
-    codes = np.rint(np.clip(np.asarray(centroids, np.float64), -TABLE_STEPS, TABLE_STEPS - 1))
+    codes = np.rint(bounded(centroids))
     return tuple(sorted({int(code) for code in codes.ravel()}))
 
 
@@ -110,7 +122,7 @@ def _assigned(
 ) -> tuple[Float64, Float64, Float64, Float64]:
     """Return steps with an axis for the levels, the levels, the soft assignments, and the mean levels."""
     x = affine.to_float32(np.asarray(x)).astype(np.float64)
-    levels = np.rint(np.clip(np.asarray(centroids, np.float64), -TABLE_STEPS, TABLE_STEPS - 1))
+    levels = np.rint(bounded(centroids))
     steps = np.clip(x / qparams.along(x.ndim).scale, -2.0 * TABLE_STEPS, 2.0 * TABLE_STEPS)[..., np.newaxis]
     logits = -((steps - levels) ** 2) / (temperature * (2 * TABLE_STEPS / len(levels)) ** 2)
     weights = np.exp(logits - logits.max(-1, keepdims=True))
@@ -216,9 +228,9 @@ def _expected_values(x: Float32, state: State, training: bool) -> ExpectedValues
 def _expected_gradients(x: Float32, upstream: Float32, state: State) -> ExpectedGradients:
     temperature, centroids = _temperature(state), state.variables["centroids"]
     found = gradients(x, upstream, state.grid, centroids, temperature)
-    # Assignments and mean levels have 108 roundings, as in `_expected_values`; a distance from the mean is as far off as
-    # a number of the size of the table is, and the slope of x is a sum of such distances times steps of that size. A sum
-    # over the elements has a rounding for each more.
+    # Assignments and mean levels have 108 roundings, as in `_expected_values`; a distance from the mean is as far off
+    # as a number of the size of the table is, and the slope of x is a sum of such distances times steps of that size. A
+    # sum over the elements has a rounding for each more.
     known = np.nan_to_num(x, nan=0.0)
     steps, levels, weights, means = _assigned(known, state.grid, centroids, temperature)
     sharpness = 2.0 / (temperature * (2 * TABLE_STEPS / len(levels)) ** 2)

@@ -170,9 +170,9 @@ def gathered(
         if not tensor.is_weight:
             facts = seen[id(tensor)].facts(tensor.name)
         elif (grid := tensor.grid) is None:
-            facts = facts_of_values(tensor.name, view.values(tensor.weight), None)
+            facts = facts_of_values(tensor.name, view.values(tensor), None)
         else:
-            weight, quantized = view.values(tensor.weight), view.quantized(tensor)
+            weight, quantized = view.values(tensor), view.quantized(tensor)
             sample = sample_of(weight, quantized, grid, tensor.blocks, LOOKED_AT)
             clipped = float(np.mean(sample.clipped)) if tensor.clips and sample.clipped.size else None
             facts = facts_of_values(tensor.name, sample.values, grid, sample.codes, clipped)

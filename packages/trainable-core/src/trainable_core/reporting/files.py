@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import zipfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from trainable_core.backend.description import Description, DescriptionRow
 from trainable_core.documents.files import HEADER, as_path, read_arrays
 from trainable_core.documents.model import DESCRIPTION, PLACES, SCHEMA_VERSION
 from trainable_core.enums import QuantizationMethod
-from trainable_core.errors import DocumentError
+from trainable_core.errors import DocumentError, TrainableError
 from trainable_core.export import files as onnx_files
 from trainable_core.export.graph import Graph
 from trainable_core.export.islands import Island
@@ -101,15 +101,24 @@ def read(path: object, *, weights: bool = False) -> FileContents:
             start = file.read(16)
     except OSError as error:
         raise DocumentError(place, f"can't be read: {error}") from error
+    try:
+        with np.errstate(all="ignore"):  # what a damaged file makes of numbers is shown as it is
+            return _reader_for(start)(place, weights=weights)
+    except TrainableError:
+        raise
+    except Exception as error:  # JSON, onnx and NumPy raise whatever the damage leads them to
+        raise DocumentError(place, f"truncated or damaged: {type(error).__name__}: {error}") from error
+
+
+def _reader_for(start: bytes) -> Callable[..., FileContents]:
+    """Return what reads a file that begins like this; what is nothing else may be ONNX, which has no mark."""
     if start[4:8] == onnx_files.TFLITE:
-        return _of_tflite(place, weights=weights)
+        return _of_tflite
     if start[:2] == b"PK":
-        return _of_keras(place, weights=weights)
+        return _of_keras
     if start[8:9] == b"{":
-        return _of_torch(place, weights=weights)
-    if start.lstrip()[:1] == b"{":
-        return _of_json(place)
-    return _of_onnx(place, weights=weights)
+        return _of_torch
+    return _of_json if start.lstrip()[:1] == b"{" else _of_onnx
 
 
 def islands_of(path: object) -> Islands:
@@ -129,59 +138,38 @@ def islands_of(path: object) -> Islands:
 # ---- saved models ---------------------------------------------------------------------------------------------------
 
 
-def _of_json(path: Path) -> FileContents:
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DocumentError(path, f"damaged: {error}") from error
+def _of_json(path: Path, *, weights: bool) -> FileContents:  # noqa: ARG001 - a description has none
+    document = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(document, dict) or "rows" not in document:
         raise DocumentError(path, "a JSON file, but not the description of a model")
     return FileContents(path, "a description", _description(path, document))
 
 
 def _of_keras(path: Path, *, weights: bool) -> FileContents:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            named = HEADER in archive.namelist()
-            form = json.loads(archive.read(HEADER)).get("format") if named else None
-    except Exception as error:  # zipfile raises whatever the damage leads it to
-        raise DocumentError(path, f"truncated or damaged: {error}") from error
+    with zipfile.ZipFile(path) as archive:
+        named = HEADER in archive.namelist()
+        form = json.loads(archive.read(HEADER)).get("format") if named else None
     if not isinstance(form, str):
         hint = (
             "trainable_keras.save writes files that say what is in them; a .keras file needs keras.models.load_model."
         )
         raise DocumentError(path, "a zip file, but not one that `save` wrote", hint)
     header, arrays = read_arrays(path, form, SCHEMA_VERSION, {"recipe": dict, "finalized": bool})
-    try:
-        return _of_header(path, form, header, arrays if weights else {}, header.get(PLACES, {}))
-    except (TypeError, ValueError, AttributeError) as error:
-        if isinstance(error, DocumentError):
-            raise
-        raise DocumentError(path, f"damaged: {error}") from error
+    return _of_header(path, form, header, arrays if weights else {}, header.get(PLACES, {}))
 
 
 def _of_torch(path: Path, *, weights: bool) -> FileContents:
-    try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if length > min(LARGEST_HEADER, path.stat().st_size - 8):
-                raise DocumentError(path, "truncated, damaged or no safetensors file: its header is longer than it")
-            layout = json.loads(file.read(length))
-        text = layout.pop("__metadata__", {}).get(SAFETENSORS)
-    except (OSError, ValueError, AttributeError) as error:
-        if isinstance(error, DocumentError):
-            raise
-        raise DocumentError(path, f"truncated, damaged or no safetensors file: {error}") from error
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > min(LARGEST_HEADER, path.stat().st_size - 8):
+            raise DocumentError(path, "truncated, damaged or no safetensors file: its header is longer than it")
+        layout = json.loads(file.read(length))
+    text = layout.pop("__metadata__", {}).get(SAFETENSORS)
     if text is None:
         raise DocumentError(path, "a safetensors file, but not written by trainable_torch.save")
-    try:
-        header = json.loads(text)
-        arrays = dict(_tensors(path, layout, 8 + length)) if weights else {}
-        return _of_header(path, SAFETENSORS, header, arrays, header.get("aliases", {}))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        if isinstance(error, DocumentError):
-            raise
-        raise DocumentError(path, f"damaged: {error}") from error
+    header = json.loads(text)
+    arrays = dict(_tensors(path, layout, 8 + length)) if weights else {}
+    return _of_header(path, SAFETENSORS, header, arrays, header.get("aliases", {}))
 
 
 def _tensors(path: Path, layout: Mapping[str, Any], start: int) -> Iterator[tuple[str, NDArray[Any]]]:
@@ -316,19 +304,15 @@ def _of_tflite(path: Path, *, weights: bool) -> FileContents:
 def _of_metadata(
     path: Path, metadata: Mapping[str, Any], stored: Any, operations: Mapping[str, int], *, weights: bool
 ) -> FileContents:
-    try:
-        rows, looked = [], []
-        for entry in metadata["quantizers"]:
-            held = stored(entry)
-            rows.append(_row(entry, held))
-            values = _values(held) if weights and entry["is_weight"] else None
-            if values is not None:
-                looked.append(_facts(entry, held, values))
-        floats = [Island(**each) for each in metadata["islands"]]
-        versions = metadata.get("versions", {})
-        made = ", ".join(f"{name} {version}" for name, version in versions.items())
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise DocumentError(path, f"its metadata is damaged: {type(error).__name__}: {error}") from error
+    rows, looked = [], []
+    for entry in metadata["quantizers"]:
+        held = stored(entry)
+        rows.append(_row(entry, held))
+        values = _values(held) if weights and entry["is_weight"] else None
+        if values is not None:
+            looked.append(_facts(entry, held, values))
+    floats = [Island(**each) for each in metadata["islands"]]
+    made = ", ".join(f"{name} {version}" for name, version in metadata.get("versions", {}).items())
     target = str(metadata.get("target", "tflite"))
     size = path.stat().st_size
     islands = Islands(path.name, target, size, dict(operations), [(f.layer, f.op, f.reason) for f in floats])

@@ -83,7 +83,7 @@ def grid_numbers(grid: QParams, first: Float32 | None) -> Numbers:
 
 def weight_numbers(view: ModelView, tensor: QuantizedTensor, grid: QParams, memory: WeightMemory) -> Numbers:
     """Return what there is to say of a weight on its grid."""
-    sample = sample_of(view.values(tensor.weight), view.quantized(tensor), grid, tensor.blocks)
+    sample = sample_of(view.values(tensor), view.quantized(tensor), grid, tensor.blocks)
     if not sample.codes.size:
         return {}
     used = np.unique(sample.codes).size / number_of_codes(grid)
@@ -110,8 +110,7 @@ class ActivationNumbers:
         flat = np.asarray(values).reshape(-1)
         if flat.size:
             self.seen += flat.size
-            with np.errstate(invalid="ignore"):
-                self.largest = float(np.fmax(self.largest, np.max(np.abs(flat))))
+            self.largest = float(np.maximum(self.largest, np.max(np.abs(flat))))  # NaN where any of them is
             self.counter.update(flat[places_of(flat.size, SAMPLE)])
 
     def numbers(self) -> Numbers:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from mct_quantizers import QuantizationTarget, mark_quantizer
-from numpy.typing import NDArray
 from torch import Tensor
 
-from trainable_core.config import TrainableQuantizerConfig
-from trainable_core.enums import TrainingMethod, VariableGroup
+from trainable_core.backend.options import DkmOptions
+from trainable_core.enums import TrainingMethod
 from trainable_core.qparams import TABLE_STEPS
 from trainable_core.reference import dkm, dqa
 from trainable_torch import ops
@@ -19,15 +15,10 @@ from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer
 from trainable_torch.quantizers.table import METHODS
 
 
-class DkmQuantizer(BasePytorchTrainableQuantizer):
+class DkmQuantizer(DkmOptions, BasePytorchTrainableQuantizer):
     """The levels of a table learn, by soft assignments; see `trainable_core.reference.dkm`.
 
-    Parameters
-    ----------
-    quantization_config, freeze_quant_params
-        As in the base class.
-    temperature : mapping, optional
-        Arguments of `LinearAnnealingScheduler`, in squared mean gaps between levels; all positive.
+    Its arguments are those of `trainable_core.backend.options.DkmOptions`.
 
     Notes
     -----
@@ -40,39 +31,10 @@ class DkmQuantizer(BasePytorchTrainableQuantizer):
 
     centroids: Tensor
 
-    def __init__(
-        self,
-        quantization_config: TrainableQuantizerConfig,
-        freeze_quant_params: bool = False,  # noqa: FBT001, FBT002 - the seed's signature
-        temperature: Mapping[str, Any] | None = None,
-    ) -> None:
-        super().__init__(quantization_config, freeze_quant_params)
-        name = type(self).__name__
-        dkm.count_of(quantization_config.n_bits, name)  # refuses the width
-        self.temperature = dkm.temperature_schedule(temperature, name, self.scheduler)
-
-    def get_arguments(self) -> dict[str, Any]:
-        """Return the schedule."""
-        return {"temperature": self.temperature.to_dict()}
-
-    def add_variables(self) -> None:
-        """Add the levels, with equal gaps."""
-        initial = dkm.initial_centroids(self.quantization_config.n_bits)
-        self.add_quantizer_variable("centroids", initial, VariableGroup.QPARAMS, trained=True)
-
-    @property
-    def levels(self) -> tuple[int, ...]:
-        """The table as it would be deployed now."""
-        return dkm.levels_of(self.to_numpy(self.centroids))
-
-    def levels_as_variables(self, levels: tuple[int, ...]) -> list[tuple[Any, NDArray[Any]]]:
-        """Return the centroids with the values that make these levels."""
-        return [(self.centroids, dkm.centroids_of(levels, self.quantization_config.n_bits))]
-
     def quantize(self, x: Tensor, training: bool) -> Tensor:  # noqa: FBT001 - the base's signature
         """Return the soft values, or those of the nearest levels."""
         scale = self.grid(x.dim()).scale.detach()
-        clipped = self.centroids.clamp(-TABLE_STEPS, TABLE_STEPS - 1)
+        clipped = torch.where(self.centroids.isnan(), 0.0, self.centroids).clamp(-TABLE_STEPS, TABLE_STEPS - 1)
         levels = clipped + (clipped.round() - clipped).detach()
         hard = ops.snap_to_levels(x.detach(), scale, list(levels.detach().sort().values))
         if not training:

@@ -32,9 +32,14 @@ class Interpreter:
         Of the file.
     kernels : mapping of str to str
         By the name of a tensor: the family of kernels that makes it; `lite.XNNPACK` where nothing is said.
+    ties : Ties
+        How XNNPACK rounds means and products.
     """
 
-    def __init__(self, program: Program, kernels: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, program: Program, kernels: Mapping[str, str] | None = None, ties: lite.Ties = lite.Ties.EVEN_CODE
+    ) -> None:
+        self.kernel_ties = ties
         self.program, self.kernels = program, dict(kernels or {})
         self.makers = program.makers()
 
@@ -77,7 +82,7 @@ class Interpreter:
         return self.program.tensors[name].grid
 
     def _computed(self, operator: TfliteOperator, known: Arrays) -> Array:
-        if operator.code not in _KERNELS:
+        if operator.code not in {*_KERNELS, *_TIES}:
             raise InvalidArgumentError("the file", f"what {operator.code} gives is not predicted; it must be given")
         (name,) = operator.outputs
         tensor = self.program.tensors[name]
@@ -88,7 +93,10 @@ class Interpreter:
             for each in operator.inputs
         ]
         family = self.kernels.get(name, lite.XNNPACK)
-        result = _KERNELS[operator.code](operator, operands, tensor.grid, family)
+        if operator.code in _TIES:
+            result = _TIES[operator.code](operator, operands, tensor.grid, family, self.kernel_ties)
+        else:
+            result = _KERNELS[operator.code](operator, operands, tensor.grid, family)
         clamp = lite.clamp_of(str(operator.options.get("fusedActivationFunction", "NONE")), tensor.grid)
         low, high = RANGES[tensor.kind]
         return np.clip(clamp(result).codes, low, high).astype(np.int8)
@@ -189,10 +197,10 @@ def _axis(grid: QParams, axis: int) -> QParams:
     return QParams(grid.scale, grid.zero_point, grid.quant_min, grid.quant_max, axis_now)
 
 
-def _mean(operator: TfliteOperator, operands: list[Any], output: QParams, family: str) -> Quantized:
+def _mean(operator: TfliteOperator, operands: list[Any], output: QParams, family: str, ties: lite.Ties) -> Quantized:
     x, axes = operands
     places = [int(each) % x.codes.ndim for each in np.reshape(axes, -1)]
-    made = lite.mean(x, places, output, family)
+    made = lite.mean(x, places, output, family, ties)
     return made if operator.options.get("keepDims") else made.moved(lambda codes: codes.squeeze(tuple(places)))
 
 
@@ -261,8 +269,6 @@ _KERNELS: dict[str, Callable[[TfliteOperator, list[Any], QParams, str], Quantize
     "DEPTHWISE_CONV_2D": _depthwise,
     "FULLY_CONNECTED": _linear,
     "MAX_POOL_2D": _max_pool,
-    "MEAN": _mean,
-    "MUL": lambda _, operands, output, family: lite.multiply(operands[0], operands[1], output, family),
     "PAD": _pad,
     "REDUCE_MAX": _reduce_max,
     "RESHAPE": _reshape,
@@ -270,3 +276,9 @@ _KERNELS: dict[str, Callable[[TfliteOperator, list[Any], QParams, str], Quantize
     "SLICE": _slice,
 }
 """What each operator on codes computes: of the operator, its operands, the grid of its result and the family."""
+
+_TIES: dict[str, Callable[[TfliteOperator, list[Any], QParams, str, lite.Ties], Quantized]] = {
+    "MEAN": _mean,
+    "MUL": lambda _, operands, output, family, ties: lite.multiply(*operands, output, family, ties),
+}
+"""Those whose ties the versions of XNNPACK round in different ways."""

@@ -127,11 +127,9 @@ class Lowering:
         self.readers = Counter(name for step in network.steps for name in step.inputs)
         self.readers.update(network.outputs)
         self.made: dict[tuple[str, str], str] = {}
-        self.taken: dict[str, QuantizerRecord] = {}
+        self.taken: set[str] = set()
         self.dequantized: dict[str, str] = {}
-        self.real_inputs = {
-            name for step in network.steps if floats_reason(step, self._shape) for name in step.inputs
-        } & set(network.inputs)
+        self.real_inputs = self._real_inputs()
 
     def run(self) -> Lowered:
         """Lower every step, and give the file its outputs."""
@@ -146,6 +144,21 @@ class Lowering:
             self.program.outputs.append(self._known(name, "the model's output"))
         self.program.inputs = [self._input(name) for name in self.network.inputs]
         return self.found
+
+    def _real_inputs(self) -> set[str]:
+        """Return the inputs of the model that the file takes as real numbers: read in float, or on several grids."""
+        found, grids = set(), {name: list[QParams]() for name in self.network.inputs}
+        reach = {name: name for name in self.network.inputs}
+        for step in self.network.steps:
+            if floats_reason(step, self._shape):
+                found |= {reach[name] for name in step.inputs if name in reach}
+            elif step.inputs and step.inputs[0] in reach:
+                name = reach[step.inputs[0]]
+                if step.op == "quantize":
+                    grids[name].append(self.network.quantizers[step.options["quantizer"]].grid)
+                elif step.op == "clip" or step.op in _MOVES:
+                    reach[step.output] = name
+        return found | {name for name, known in grids.items() if any(not _same(known[0], each) for each in known[1:])}
 
     # ---- refusals ---------------------------------------------------------------------------------------------------
 
@@ -302,7 +315,7 @@ class Lowering:
         if value.name:
             return self._requantized(name, value, grid, label)
         if step is None:
-            return self._taken(name, grid, record)
+            return self._taken(name, grid)
         if step.op in _MOVES:
             if self.readers[name] > 1:
                 raise self._refuse(step.layer, "its output is read with and without a quantizer", _PLACEMENT)
@@ -328,21 +341,16 @@ class Lowering:
         low, high = max(lows, default=None), min(highs, default=None)
         self.values[step.inputs[0]] = replace(inner, low=low, high=high, clamp=value.clamp)
 
-    def _taken(self, name: str, grid: QParams, record: QuantizerRecord | None) -> str:
+    def _taken(self, name: str, grid: QParams) -> str:
         """Return an input of the model as codes: whoever runs the file quantizes it."""
-        known = self.taken.get(name)
-        assert record is not None  # noqa: S101 - inputs are read through quantizers
-        if known is None:
-            self.taken[name] = record
+        if name not in self.taken:
+            self.taken.add(name)
             made = self._codes(name, grid, self._shape(name))
             self.program.tensors[name] = replace(self.program.tensors.pop(made), name=name)
-            return name
-        if not _same(known.grid, grid):
-            raise self._refuse(record.layer, f"the model's input {name} is quantized on two grids", _PLACEMENT)
         return name
 
     def _requantized(self, name: str, value: Value, grid: QParams, label: str) -> str:
-        """Return codes, or real numbers behind a softmax, as codes on another grid."""
+        """Return codes, or real numbers, as codes on another grid."""
         tensor = self.program.tensors[value.name]
         if tensor.kind == "float32":
             result = self._codes(label, grid, self._shape(name))
@@ -355,8 +363,14 @@ class Lowering:
         return result
 
     def _clipped(self, step: Step, value: Value, grid: QParams, label: str) -> str:
-        """Return a clamp of codes, which are put on the grid in the same operator."""
-        before = self._known(step.inputs[0], step.layer)
+        """Return a clamp of codes, which are put on the grid in the same operator; an input is taken on it."""
+        inner = self.values[step.inputs[0]]
+        if not inner.name and inner.pending is None:
+            before = self._taken(step.inputs[0], grid)
+            if self._activation(value, grid) == "NONE":
+                return before
+        else:
+            before = self._known(step.inputs[0], step.layer)
         result = self._codes(label, grid, self._shape(step.output))
         self._multiply_by_one(before, result, self._activation(value, grid))
         return result
@@ -426,6 +440,15 @@ class Lowering:
         return name
 
     def _operator(self, code: str, inputs: Sequence[str], output: str, **options: Any) -> None:
+        result = self.program.tensors[output]
+        if code in _PRODUCTS and result.scale is not None:
+            x, weight = (self.program.tensors[name].grid.scale for name in inputs[:2])
+            factor = float(np.max(np.float64(x) * np.float64(weight) / np.float64(result.scale)))
+            if factor >= FACTORS:
+                problem = (
+                    f"a unit of its sums is {factor:.3g} steps of its output, and XNNPACK takes less than {FACTORS}"
+                )
+                raise self._refuse(output, problem, "is its output nearly always zero?")
         self.program.operators.append(TfliteOperator(code, tuple(inputs), (output,), options))
 
     # ---- layers -----------------------------------------------------------------------------------------------------
@@ -678,6 +701,11 @@ class Lowering:
             self._operator("MAX_POOL_2D", (source,), result, padding=padding, fusedActivationFunction="NONE", **options)
         return result
 
+
+_PRODUCTS = frozenset({"CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"})
+
+FACTORS = 256
+"""What the factor of a requantization is less than; with another one XNNPACK can't be set up, and refuses the file."""
 
 _PLACEMENT = "activations with placement: integer give every tensor that is stored a quantizer."
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -15,8 +16,8 @@ from trainable_core.export.graph import Array
 from trainable_core.export.libraries import first_of
 from trainable_core.export.runtime import Processor, processor_flags
 from trainable_core.export.tflite.flatbuffer import EXTRA, to_bytes
-from trainable_core.export.tflite.program import Program
-from trainable_core.integer.lite import OPTIMIZED, REFERENCE, XNNPACK
+from trainable_core.export.tflite.program import Program, TfliteOperator, TfliteTensor
+from trainable_core.integer.lite import OPTIMIZED, REFERENCE, XNNPACK, Ties
 
 RUNTIMES = ("ai_edge_litert.interpreter", "tensorflow.lite.python.interpreter")
 """Modules with an interpreter: LiteRT's, or TensorFlow's."""
@@ -99,6 +100,26 @@ class Runtime:
         self.families = self._families()
         pairs = zip(self.names, self._outputs, strict=True)
         return {name: np.array(self.interpreter.get_tensor(index)) for name, index in pairs}
+
+
+@functools.cache
+def kernel_ties() -> Ties:
+    """Return how the runtime's XNNPACK rounds ties, found out with means of a half and of one and a half.
+
+    The zero point is 1, so a tie goes to another code where that is added before the mean is rounded.
+    """
+    scale, codes = np.asarray(1, np.float32), np.asarray([[[[1, 3]], [[0, 0]]]], np.int8)
+    program = Program()
+    for tensor in (
+        TfliteTensor("x", "int8", codes.shape, scale, np.asarray(0, np.int32)),
+        TfliteTensor("axes", "int32", (2,), data=np.asarray([1, 2], np.int32)),
+        TfliteTensor("mean", "int8", (1, 2), scale, np.asarray(1, np.int32)),
+    ):
+        program.tensors[tensor.name] = tensor
+    program.operators = [TfliteOperator("MEAN", ("x", "axes"), ("mean",), {"keepDims": False})]
+    program.inputs, program.outputs = ["x"], ["mean"]
+    found = Runtime(to_bytes(program), program).run({"x": codes})["mean"]
+    return {(1, 3): Ties.EVEN, (2, 2): Ties.EVEN_CODE}.get((int(found[0, 0]), int(found[0, 1])), Ties.AWAY)
 
 
 def version() -> str:

@@ -15,11 +15,11 @@ from trainable_core.export.tflite import document
 from trainable_core.export.tflite.document import TARGET
 from trainable_core.export.tflite.interpreter import Interpreter
 from trainable_core.export.tflite.program import PASSING
-from trainable_core.export.tflite.runtime import Runtime, processor
+from trainable_core.export.tflite.runtime import Runtime, kernel_ties, processor
 from trainable_core.export.tflite.ties import tie_rule_of
 from trainable_core.export.verification import Codes, Difference, LayerRow, VerificationReport
 from trainable_core.integer import elementwise
-from trainable_core.integer.lite import XNNPACK
+from trainable_core.integer.lite import XNNPACK, Ties
 
 _MOVES = PASSING | {"CONCATENATION"}
 """Operators that compute nothing."""
@@ -63,7 +63,8 @@ class Verification:
         self.watched = [name for name in self.makers if self.program.tensors[name].is_quantized]
         self.runtime = Runtime(content, self.program, self.watched, kernels)
         self.plain = Runtime(content, self.program, kernels=kernels)
-        self.interpreter = Interpreter(self.program, self.runtime.families)
+        self.kernel_ties = kernel_ties()
+        self.interpreter = Interpreter(self.program, self.runtime.families, self.kernel_ties)
         self.tie_rules = self._tie_rules()
         self.exact = self._exact()
         self.rows = {name: self._row(entry, name) for entry, name, _ in self.calls}
@@ -88,8 +89,15 @@ class Verification:
         """Return whether a certified operator and the quantizer behind it treat ties alike."""
         if not self.interpreter.ties(name):
             return True
-        is_declared = self.runtime.families.get(name) == XNNPACK
-        return is_declared and self.tie_rules.get(name) is tie_rule_of(self.program, name)
+        if self.runtime.families.get(name) != XNNPACK or self.tie_rules.get(name) is not tie_rule_of(
+            self.program, name
+        ):
+            return False
+        if self.makers[name].code not in ("MEAN", "MUL") or self.kernel_ties is Ties.EVEN:
+            return True
+        # these go to the even code, and a quantizer's to the even number of steps
+        zero_point = int(self.program.tensors[name].zero_point)  # type: ignore[arg-type] # a number
+        return self.kernel_ties is Ties.EVEN_CODE and zero_point % 2 == 0
 
     def _tie_rules(self) -> dict[str, TieRule]:
         """Return the rule of the quantizer behind each tensor; concatenated ones are put on the grid of the result."""
