@@ -29,7 +29,8 @@ def options() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", default=[], metavar="TEXT", help=only)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes, one thread each")
     parser.add_argument("--page", action="store_true", help="run nothing; write the page from what is there")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="file that results are appended to")
+    results = "file that results are appended to; the page is made of the usual one alone"
+    parser.add_argument("--results", type=Path, default=RESULTS, help=results)
     return parser.parse_args()
 
 
@@ -58,7 +59,8 @@ def main() -> None:
     for framework in FRAMEWORKS:
         own = [cell for cell in pending if cell.framework == framework]
         failed += run(own, chosen.results, chosen.jobs) if own else 0
-    page.write(done(chosen.results))
+    if chosen.results == RESULTS:
+        page.write(done(RESULTS))
     if failed:
         raise SystemExit(f"{failed} cells failed")
 

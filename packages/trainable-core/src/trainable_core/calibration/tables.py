@@ -173,4 +173,4 @@ def _means(values: Float64, count: int) -> Float64:
     for begin in reversed(begins):
         borders.append(int(begin[borders[-1]]))
     borders = [0, *reversed(borders)]
-    return np.diff(sums[borders]) / np.diff(numbers[borders])
+    return np.asarray(np.diff(sums[borders]) / np.diff(numbers[borders]))
