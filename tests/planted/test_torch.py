@@ -89,6 +89,7 @@ ALONE = {
     "threads": "OnlyInTheFirstThread",
     "cast_models": "HalvesItsThreshold",
     "inside_a_layer": "KeepsItsFirstWeights",
+    "regularization_of_tensor": "TermOfHalfTheRoundings",
 }
 # Laws without such a defect, and why.
 NOT_ALONE = {

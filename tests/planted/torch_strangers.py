@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tests.planted.defect import planted
 from trainable_core.reference import lsq
 from trainable_torch import BasePytorchTrainableQuantizer, Grid, ops
+from trainable_torch.quantizers.adaround import AdaroundQuantizer
 from trainable_torch.quantizers.dqa import DqaQuantizer
 from trainable_torch.quantizers.lsq import LsqQuantizer
 from trainable_torch.quantizers.ste import SteQuantizer
@@ -1073,6 +1074,15 @@ class CodesInSixteenBits(SteQuantizer):
     def convert2inferable(self):
         sound = copy.deepcopy(self).eval()
         return Shipped(lambda x: sound(x, False))
+
+
+@broken("regularization_of_tensor", identifier="ADAROUND")
+class TermOfHalfTheRoundings(AdaroundQuantizer):
+    """The regularizer counts a rounding's distance from a half once, and not twice."""
+
+    def regularization_of(self, x):
+        term = super().regularization_of(x)
+        return None if term is None else term / 2
 
 
 @broken("inside_a_layer")

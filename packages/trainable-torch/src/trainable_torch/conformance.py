@@ -180,9 +180,15 @@ class TorchAdapter(BaseAdapter):
         return _Linear(self, quantizer, weights)
 
     def regularization(self, quantizer: Any) -> tuple[float, dict[str, Array]] | None:
-        term, trained = quantizer.regularization(), self.trained(quantizer)
+        return self._term(quantizer, quantizer.regularization())
+
+    def regularization_of(self, quantizer: Any, x: Array) -> tuple[float, dict[str, Array]] | None:
+        return self._term(quantizer, quantizer.regularization_of(torch.tensor(x)))
+
+    def _term(self, quantizer: Any, term: Tensor | None) -> tuple[float, dict[str, Array]] | None:
         if term is None:
             return None
+        trained = self.trained(quantizer)
         found: list[Tensor | None] = [None] * len(trained)
         if term.requires_grad:
             found = list(torch.autograd.grad(term, list(trained.values()), allow_unused=True))

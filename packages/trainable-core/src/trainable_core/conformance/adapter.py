@@ -205,6 +205,9 @@ class Adapter(Protocol):
     def regularization(self, quantizer: Any) -> tuple[float, Mapping[str, NDArray[Any]]] | None:
         """Return the quantizer's term for the loss, and its gradients by what learns; None when it has none."""
 
+    def regularization_of(self, quantizer: Any, x: NDArray[Any]) -> tuple[float, Mapping[str, NDArray[Any]]] | None:
+        """Return the quantizer's term for the loss that depends on a tensor too, and its gradients, as above."""
+
     def collected(self, quantizer: Any, x: NDArray[Any]) -> list[float]:
         """Return the terms that a loss gets from one call in training."""
 
@@ -301,6 +304,11 @@ class BaseAdapter:
     def regularization(self, quantizer: Any) -> tuple[float, Mapping[str, NDArray[Any]]] | None:
         """Return None: methods have no terms here."""
         del quantizer
+        return None
+
+    def regularization_of(self, quantizer: Any, x: NDArray[Any]) -> tuple[float, Mapping[str, NDArray[Any]]] | None:
+        """Return None: methods have no terms here."""
+        del quantizer, x
         return None
 
     def collected(self, quantizer: Any, x: NDArray[Any]) -> list[float]:

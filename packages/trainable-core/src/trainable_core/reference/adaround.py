@@ -21,7 +21,7 @@ from trainable_core.errors import InvalidArgumentError
 from trainable_core.qparams import Float32, QParams
 from trainable_core.reference import affine
 from trainable_core.reference.method import Method, Option, OwnVariable
-from trainable_core.reference.oracle import EPSILON, ExpectedGradients, ExpectedValues, Oracle, State
+from trainable_core.reference.oracle import EPSILON, ExpectedGradients, ExpectedTerm, ExpectedValues, Oracle, State
 from trainable_core.schedule import AnnealingScheduler, schedule_from_dict
 
 ZETA, GAMMA = 1.1, -0.1
@@ -190,6 +190,27 @@ def _expected_gradients(x: Float32, upstream: Float32, state: State) -> Expected
     return ExpectedGradients(nothing, nothing, {ROUNDING: upstream * found.derivative}, {ROUNDING: allowed})
 
 
+def _expected_term(x: Float32, state: State) -> ExpectedTerm:
+    schedule, step = _schedule_of(state.arguments), max(state.steps - 1, 0)
+    weight = float(state.arguments["regularization_weight"])
+    if not schedule.t_start <= step < schedule.t_end:
+        weight = 0.0
+    found = soft_rounding(x, state.grid, state.variables[ROUNDING])
+    beta = float(schedule(step))
+    value, gradient = regularizer(found.h, found.dh, beta)
+    # h is as far off as `_expected_gradients` says; |2 h - 1|**beta is 2 beta times as steep, and its derivative
+    # 4 beta**2 times. A sum over the elements has a rounding for each.
+    error = (state.grid.quant_max - state.grid.quant_min + 16) * 2 * EPSILON
+    steps = affine.steps(x, state.grid).astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        jumps = np.abs(steps - np.rint(steps)) <= error  # there the fraction is 0 or 1, and so is h
+    edge = (np.abs(found.h) <= 64 * error) | (np.abs(found.h - 1) <= 64 * error)
+    each = np.where(jumps, 1.0, 2 * beta * 64 * error + 16 * EPSILON)
+    slopes = np.where(jumps | edge, 2 * beta, (4 * beta**2 + 2 * beta) * 64 * error)
+    allowed = weight * (float(each.sum()) + x.size * x.size * EPSILON)
+    return ExpectedTerm(weight * value, allowed, {ROUNDING: weight * gradient}, {ROUNDING: weight * slopes})
+
+
 METHOD = Method(
     name="ADAROUND",
     title="Adaptive rounding",
@@ -212,5 +233,5 @@ METHOD = Method(
             "regularization_weight": 0.25,
         },
     ),
-    oracle=Oracle(_expected_gradients, _expected_values),
+    oracle=Oracle(_expected_gradients, _expected_values, regularization_of=_expected_term),
 )

@@ -183,6 +183,23 @@ def with_grid(
 
 
 @dataclass(frozen=True)
+class ExpectedTerm:
+    """A term for the loss that is right, and the distance allowed from it.
+
+    Parameters
+    ----------
+    value, allowed : float
+    variables, variables_allowed : dict of str to float64 array
+        Its gradients by the method's own variables.
+    """
+
+    value: float
+    allowed: float
+    variables: Mapping[str, Float64]
+    variables_allowed: Mapping[str, Float64]
+
+
+@dataclass(frozen=True)
 class Oracle:
     """What is expected of a training method, as functions of input and state.
 
@@ -194,6 +211,9 @@ class Oracle:
         From the input, the state and whether the model trains to `ExpectedValues`.
     regularization : callable, optional
         From the state to the term for the loss, and how far from it a float32 computation may be.
+    regularization_of : callable, optional
+        From the input and the state to the `ExpectedTerm` for the loss that depends on the input too. The state's
+        `steps` are those counted so far.
     grid : callable, optional
         From the input, the quantizer's config and its further arguments to the grid that the input has for itself; of a
         method that computes its grid.
@@ -202,4 +222,5 @@ class Oracle:
     gradients: Callable[[Float32, Float32, State], ExpectedGradients]
     values: Callable[[Float32, State, bool], ExpectedValues] = on_grid
     regularization: Callable[[State], tuple[float, float]] | None = None
+    regularization_of: Callable[[Float32, State], ExpectedTerm] | None = None
     grid: Callable[[Float32, TrainableQuantizerConfig, Mapping[str, Any]], QParams] | None = None

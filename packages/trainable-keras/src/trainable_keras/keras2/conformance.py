@@ -110,9 +110,15 @@ class Keras2Adapter(KerasAdapter):
         return None if found is None else self.to_array(found)
 
     def regularization(self, quantizer: Any) -> tuple[float, dict[str, Array]] | None:
+        return self._term(quantizer, quantizer.regularization)
+
+    def regularization_of(self, quantizer: Any, x: Array) -> tuple[float, dict[str, Array]] | None:
+        return self._term(quantizer, lambda: quantizer.regularization_of(tf.constant(x)))
+
+    def _term(self, quantizer: Any, ask: Callable[[], Any]) -> tuple[float, dict[str, Array]] | None:
         trained = self.trained(quantizer)
         with tf.GradientTape() as tape:
-            term = quantizer.regularization()
+            term = ask()
         if term is None:
             return None
         found = tape.gradient(term, list(trained.values()), unconnected_gradients=tf.UnconnectedGradients.ZERO)

@@ -91,10 +91,16 @@ class Keras3Adapter(KerasAdapter):
         return None if found is None else self.to_array(found)
 
     def regularization(self, quantizer: Any) -> tuple[float, dict[str, Array]] | None:
-        term, trained = quantizer.regularization(), self.trained(quantizer)
+        return self._term(quantizer, quantizer.regularization)
+
+    def regularization_of(self, quantizer: Any, x: Array) -> tuple[float, dict[str, Array]] | None:
+        return self._term(quantizer, functools.partial(quantizer.regularization_of, self.tensor(x, "float32")))
+
+    def _term(self, quantizer: Any, ask: Callable[[], Any]) -> tuple[float, dict[str, Array]] | None:
+        term, trained = ask(), self.trained(quantizer)
         if term is None:
             return None
-        _, _, *found = pull_back(lambda _: quantizer.regularization(), ops.zeros(()), trained, np.float32(1))
+        _, _, *found = pull_back(lambda _: ask(), ops.zeros(()), trained, np.float32(1))
         zeros = [np.zeros(variable.shape, np.float32) for variable in trained.values()]
         values = [zero if each is None else self.to_array(each) for each, zero in zip(found, zeros, strict=True)]
         return float(self.to_array(term)), dict(zip(trained, values, strict=True))

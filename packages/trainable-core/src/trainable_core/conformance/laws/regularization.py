@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from trainable_core.conformance.case import Case, Subject, variables
+from trainable_core.conformance.case import Case, Subject, rows, variables
 from trainable_core.conformance.declared import Penalty, declares_penalty
 from trainable_core.conformance.law import close, law, repeatable, require, same_bits
 from trainable_core.conformance.strategies import Kind
@@ -86,6 +87,32 @@ def _is_known(subject: Subject) -> bool:
     """Return whether the term follows from the variables alone: that of a tensor is not the adapter's to tell."""
     own = getattr(subject.cls, "regularization_of", BaseTrainableQuantizer.regularization_of)
     return repeatable(subject) and own is BaseTrainableQuantizer.regularization_of
+
+
+def _has_tensor_term(subject: Subject) -> bool:
+    """Return whether a law is about the method: its reference says which term depends on the tensor."""
+    return subject.method.oracle is not None and subject.method.oracle.regularization_of is not None
+
+
+@law(
+    "A term on the weights with another sign, factor or exponent pulls them to other values than the paper's.",
+    kind=SMALL,
+    about=_has_tensor_term,
+)
+def regularization_of_tensor(subject: Subject, case: Case) -> None:
+    """The term for the loss that depends on the tensor is the reference's, and so are its gradients."""
+    oracle = subject.method.oracle
+    if oracle is None or oracle.regularization_of is None:
+        return
+    quantizer = subject.quantizer(case)
+    state = replace(subject.state(quantizer, case), steps=case.steps)
+    expected = oracle.regularization_of(rows(case.config, case.x), state)
+    found = subject.adapter.regularization_of(quantizer, case.x)
+    value, gradients = (0.0, {}) if found is None else found
+    close("term for the loss", np.asarray(value), np.asarray(expected.value), expected.allowed)
+    for name, wanted in expected.variables.items():
+        got = gradients.get(name, np.zeros(wanted.shape))
+        close(f"gradient of the term by {name}", got, wanted, expected.variables_allowed[name])
 
 
 @law("A term that is added twice doubles the pull; one that is never added has none.", kind=SMALL, about=_is_known)
