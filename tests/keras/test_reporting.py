@@ -30,7 +30,7 @@ def test_a_report_shows_every_quantizer_and_changes_nothing(tmp_path: Path, depl
     text = text_of(report(qmodel, tmp_path / "page.html", [images(), images(5)]))
     for row in describe(qmodel).rows:
         assert (f"{row.layer}.{row.tensor}" if row.target == "Weights" else f"{row.layer}: {row.tensor}") in text
-    assert "16 of 16 codes" in text
+    assert " of 16 codes in use" in text
     assert state(qmodel) == before
 
 
