@@ -143,7 +143,7 @@ ROWS = {
         Row("APOT", TO_FOUR_BITS, _tables("APOT")),
         Row("PARETOQ", ("W2A2", "W2"), _tables("PARETOQ")),
         Row("PARETOQ ternary", ("W2A2", "W2"), _tables("PARETOQ", ternary=True)),
-        Row("DKM", TO_FOUR_BITS, _tables("DKM", temperature=COOLING)),
+        Row("DKM", TO_FOUR_BITS, _tables("DKM", temperature=COOLING), qparams=10.0),
         *map(_rounding, ("ewgs", "fourier", "dsq")),
         Row("LSQ dampening", TO_FOUR_BITS, DAMPENING),
         Row("LSQ freezing", TO_FOUR_BITS, FREEZING),
@@ -208,7 +208,7 @@ ORDER: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
 RATES = (0.01, 0.1, 1.0, 10.0)
 """Multiples of the weights' learning rate that are tried for what quantizers learn."""
 RATED = (("cnn", "W4A4"), ("cnn", "W2A2"), ("depthwise", "W3A3"), ("transformer", "W2A2"))
-RATED_METHODS = ("LSQ", "LSQ_PLUS", "TQT", "PACT", "PARETOQ")
+RATED_METHODS = ("LSQ", "LSQ_PLUS", "TQT", "PACT", "PARETOQ", "DKM")
 
 
 def cells(seeds: range = SEEDS) -> list[Cell]:
