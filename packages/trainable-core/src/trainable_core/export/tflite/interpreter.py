@@ -279,6 +279,6 @@ _KERNELS: dict[str, Callable[[TfliteOperator, list[Any], QParams, str], Quantize
 
 _TIES: dict[str, Callable[[TfliteOperator, list[Any], QParams, str, lite.Ties], Quantized]] = {
     "MEAN": _mean,
-    "MUL": lambda _, operands, output, family, ties: lite.multiply(*operands, output, family, ties),
+    "MUL": lambda _, operands, output, family, ties: lite.multiply(operands[0], operands[1], output, family, ties),
 }
 """Those whose ties the versions of XNNPACK round in different ways."""
