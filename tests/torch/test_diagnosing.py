@@ -358,6 +358,7 @@ def test_a_metric_of_the_user_s_and_a_teacher() -> None:
     assert found.metric == "accuracy"
     assert found.float_cost == -1.0
     assert found.total == pytest.approx(1.0 - own, abs=1e-7)
+    assert "(The float model: 1.)" in str(found)
     with torch.no_grad():
         for parameter in qmodel.parameters():
             parameter.mul_(1.1)
