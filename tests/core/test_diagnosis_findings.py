@@ -87,6 +87,11 @@ def test_a_layer_whose_float_version_helps_more_is_told_that_way():
     assert told.sentence.startswith("With `a` in float, the model costs 0.6 instead of 1 nats")
 
 
+def test_a_layer_that_costs_more_than_all_together_is_told_that_way():
+    (told,) = found(costs(a=0.9), [weight("a")], total=0.5)
+    assert told.sentence.startswith("`a` alone costs 0.9 nats, more than all together: give it 16 bits")
+
+
 def test_a_range_that_is_wrong_comes_before_what_needs_bits():
     tight = replace(QUALITY, sqnr=10.0, low=-0.09, high=0.09, clipped=0.6)
     told = found(costs(a=0.3, b=0.6), [weight("a", quality=tight), weight("b")])

@@ -57,6 +57,8 @@ class _Scale:
 
     def told(self, layer: LayerFigures) -> str:
         """Return what a layer costs, in words."""
+        if layer.alone > self.total:
+            return f"`{layer.layer}` alone costs {layer.alone:.3g} {self.unit}, more than all together"
         if layer.alone >= MOSTLY_ALONE * layer.within:
             return f"`{layer.layer}` alone costs {layer.alone:.3g} of {self.total:.3g} {self.unit}"
         rest = f"With `{layer.layer}` in float, the model costs {self.total - layer.within:.3g} instead of "
