@@ -64,12 +64,12 @@ def test_the_width_of_the_others_is_suggested():
     assert told.sentence.endswith("give it 8 bits, or give it thresholds per channel.")
 
 
-def test_widths_that_the_target_lacks_are_not_suggested():
+def test_widths_that_a_grid_lacks_are_not_suggested():
     others = [weight(name, 12) for name in "bcd"]
     (told,) = found(costs(a=0.9), [weight("a", 6, most_bits=8), *others])
     assert told.sentence.endswith(": give it 8 bits.")
     (told,) = found(costs(a=0.9), [weight("a", 8, most_bits=8), *others])
-    assert told.sentence.endswith(": leave it in float, as the target has no more than 8 bits.")
+    assert told.sentence.endswith(": leave it in float, as its grid has no more than 8 bits.")
     (told,) = found(costs(a=0.9), [activation("a", most_bits=8)])
     assert told.sentence.endswith(": leave its activations in float.")
 

@@ -414,6 +414,15 @@ def test_widths_that_the_target_lacks_are_left_out() -> None:
     wrap(network(), chosen.recipe)
 
 
+def test_the_widest_codes_are_those_of_the_target_or_of_the_table() -> None:
+    table = {"method": "LUT_SYM_QUANTIZER", "n_bits": 2, "training_method": "PARETOQ"}
+    for how, most in (({**EIGHT, "target": "onnx"}, (8, 16)), ({**EIGHT, "weights": table}, (2, 16))):
+        found = diagnose(ready(network(), how, *BATCHES), BATCHES)
+        told = {each.target: each.most_bits for each in found.quantizers}
+        assert (told["Weights"], told["Activation"]) == most
+        assert not any("16" in each.sentence for each in found.findings if each.tensor == "weight")
+
+
 def test_names_that_look_like_patterns_are_taken_as_names() -> None:
     model = nn.Sequential()
     torch.manual_seed(0)

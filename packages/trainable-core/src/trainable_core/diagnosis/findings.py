@@ -34,7 +34,7 @@ VALUES_PER_CODE = 16
 """How many values there have to be for each code before codes without any say something."""
 
 WIDTHS = (2, 3, 4, 6, 8, 16)
-"""Widths that are suggested, where the target has them."""
+"""Widths that are suggested, where a grid has them."""
 
 
 class _Scale:
@@ -193,7 +193,7 @@ def _advice(worst: QuantizerFigures, usual: int) -> str:
         ways.append("give it thresholds per group")
     if not weights:
         ways.append("leave its activations in float")
-    return ", or ".join(ways) or f"leave it in float, as the target has no more than {worst.most_bits} bits"
+    return ", or ".join(ways) or f"leave it in float, as its grid has no more than {worst.most_bits} bits"
 
 
 def _untrained(variables: Sequence[VariableFigures], scale: _Scale) -> Iterator[Finding]:

@@ -426,7 +426,9 @@ class _Examination:
         return place.is_weight and target.groups and weight is not None and weight.inputs_axis is not None
 
     def _most_bits(self, place: Place) -> int:
-        """Return the widest codes that the target has on a quantizer's kind of grid."""
+        """Return the widest codes that a quantizer may have: the target's on such a grid, those of a table its own."""
+        if place.qparams is not None and place.qparams.levels:  # a method with a table has it for a few widths
+            return place.n_bits
         target = TARGETS[self.diagnosed.state.recipe.target]
         grids = target.weights if place.is_weight else target.activations
         return max(grids.widths.get(place.plan.config.quantization_method, (MAX_BITS,)))

@@ -42,7 +42,7 @@ class QuantizerFigures:
     groups : bool
         Whether the weight can have thresholds per group.
     most_bits : int
-        The widest codes that the target has on such a grid.
+        The widest codes that it may have: the target's on such a grid, or its own where they are those of a table.
     modifiers : mapping of str to mapping
         What stands on top of the method, and its numbers: such as the share of weights that oscillate.
     """
