@@ -90,6 +90,9 @@ def test_a_layer_whose_float_version_helps_more_is_told_that_way():
 def test_a_layer_that_costs_more_than_all_together_is_told_that_way():
     (told,) = found(costs(a=0.9), [weight("a")], total=0.5)
     assert told.sentence.startswith("`a` alone costs 0.9 nats, more than all together: give it 16 bits")
+    layers = [LayerFigures(layer="a", op="linear", alone=-0.2, within=0.4)]
+    (told,) = found(layers, [weight("a")], total=-0.5)
+    assert told.sentence.startswith("With `a` in float, the model costs -0.9 instead of -0.5 nats")
 
 
 def test_a_range_that_is_wrong_comes_before_what_needs_bits():

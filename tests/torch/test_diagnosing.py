@@ -367,6 +367,19 @@ def test_a_metric_of_the_user_s_and_a_teacher() -> None:
     assert diagnose(qmodel, BATCHES).float_cost == 0
 
 
+class Stream(torch.utils.data.IterableDataset):  # type: ignore[type-arg]
+    """Batches of which nobody knows how many there are."""
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(BATCHES)
+
+
+def test_a_loader_without_a_length(eight: nn.Module) -> None:
+    loader = torch.utils.data.DataLoader(Stream(), batch_size=None)
+    assert str(diagnose(eight, loader)) == str(diagnose(eight, BATCHES))
+    assert str(suggest(eight, loader, 4)) == str(suggest(eight, BATCHES, 4))
+
+
 def test_a_call_of_the_user_s() -> None:
     qmodel = ready(network(), EIGHT, *BATCHES)
     found = diagnose(qmodel, [(1, batch) for batch in BATCHES], forward=lambda model, batch: model(batch[1]))

@@ -57,9 +57,9 @@ class _Scale:
 
     def told(self, layer: LayerFigures) -> str:
         """Return what a layer costs, in words."""
-        if layer.alone > self.total:
-            return f"`{layer.layer}` alone costs {layer.alone:.3g} {self.unit}, more than all together"
         if layer.alone >= MOSTLY_ALONE * layer.within:
+            if layer.alone > self.total:
+                return f"`{layer.layer}` alone costs {layer.alone:.3g} {self.unit}, more than all together"
             return f"`{layer.layer}` alone costs {layer.alone:.3g} of {self.total:.3g} {self.unit}"
         rest = f"With `{layer.layer}` in float, the model costs {self.total - layer.within:.3g} instead of "
         return f"{rest}{self.total:.3g} {self.unit}"

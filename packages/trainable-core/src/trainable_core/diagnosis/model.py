@@ -280,8 +280,8 @@ class _Examination:
 
     def run(self, batches: Iterable[Any], show_progress: ShowProgress) -> Diagnosis:
         runs = 2 + 2 * len(self.layers) + bool(self.variables) + (self.teacher is not None)
-        known = getattr(batches, "__len__", None)
-        with show_progress(None if known is None else runs * known()) as bar, self.diagnosed.undisturbed():
+        known = _length(batches)
+        with show_progress(None if known is None else runs * known) as bar, self.diagnosed.undisturbed():
             for batch in batches:
                 if not self.count:
                     self._look_at_axes(batch)
@@ -451,6 +451,14 @@ class _Examination:
                     gradient=None if gradient is None else _rms(gradient) / self.count,
                     moved=None if start is None else _moved(value, start),
                 )
+
+
+def _length(batches: Iterable[Any]) -> int | None:
+    """Return the number of batches; None where it isn't known, as of a generator or of some data sets of TensorFlow."""
+    try:
+        return len(batches)  # type: ignore[arg-type]
+    except TypeError:
+        return None
 
 
 def _tells_codes(place: Place) -> bool:
