@@ -28,6 +28,11 @@ def recurrent(weight):
     return state
 
 
+def two_directions(weight):  # behind each other; the weight, of three gates, is the second one's
+    gates = linear(weight).reshape(5, 7, 3, -1)
+    return np.concatenate([X, np.tanh(gates).prod(axis=2) @ np.ones((6, 6))], axis=-1)
+
+
 def softmax(weight):
     e = np.exp(linear(weight))
     return e / e.sum(axis=-1, keepdims=True)
@@ -57,3 +62,7 @@ def test_the_other_axis_is_found_to_be_wrong(layer, shape, right):
 @pytest.mark.parametrize("axis", [0, 1])
 def test_nothing_is_said_where_no_axis_tells_itself_apart(layer, axis):
     assert output_axis(RANDOM.normal(size=(6, 6)), axis, layer) is None
+
+
+def test_a_weight_that_reaches_the_second_half_of_the_outputs_alone_tells_no_axis():
+    assert output_axis(RANDOM.normal(size=(18, 6)), 0, two_directions) is None

@@ -64,6 +64,16 @@ def test_the_width_of_the_others_is_suggested():
     assert told.sentence.endswith("give it 8 bits, or give it thresholds per channel.")
 
 
+def test_widths_that_a_grid_lacks_are_not_suggested():
+    others = [weight(name, 12) for name in "bcd"]
+    (told,) = found(costs(a=0.9), [weight("a", 6, most_bits=8), *others])
+    assert told.sentence.endswith(": give it 8 bits.")
+    (told,) = found(costs(a=0.9), [weight("a", 8, most_bits=8), *others])
+    assert told.sentence.endswith(": leave it in float, as its grid has no more than 8 bits.")
+    (told,) = found(costs(a=0.9), [activation("a", most_bits=8)])
+    assert told.sentence.endswith(": leave its activations in float.")
+
+
 def test_the_tensor_with_the_largest_error_is_meant():
     coarse = replace(QUALITY, sqnr=20.0, calibrated_sqnr=20.0)
     (told,) = found(costs(a=0.9), [weight("a"), activation("a", quality=coarse)])
@@ -74,7 +84,15 @@ def test_the_tensor_with_the_largest_error_is_meant():
 def test_a_layer_whose_float_version_helps_more_is_told_that_way():
     layers = [LayerFigures(layer="a", op="linear", alone=0.1, within=0.4)]
     (told,) = found(layers, [weight("a")])
-    assert told.sentence.startswith("with `a` in float, the model costs 0.6 instead of 1 nats")
+    assert told.sentence.startswith("With `a` in float, the model costs 0.6 instead of 1 nats")
+
+
+def test_a_layer_that_costs_more_than_all_together_is_told_that_way():
+    (told,) = found(costs(a=0.9), [weight("a")], total=0.5)
+    assert told.sentence.startswith("`a` alone costs 0.9 nats, more than all together: give it 16 bits")
+    layers = [LayerFigures(layer="a", op="linear", alone=-0.2, within=0.4)]
+    (told,) = found(layers, [weight("a")], total=-0.5)
+    assert told.sentence.startswith("With `a` in float, the model costs -0.9 instead of -0.5 nats")
 
 
 def test_a_range_that_is_wrong_comes_before_what_needs_bits():
@@ -126,6 +144,13 @@ def test_variables_without_a_gradient_oscillations_and_unused_codes():
     codes = next(each for each in told if each.kind == "codes")
     assert "80% of the codes of b.weight are never used" in codes.sentence
     assert "6 bits are enough" in codes.sentence  # a fifth of 256 codes
+
+
+def test_a_gradient_that_is_not_finite_is_told_as_such():
+    for gradient in (math.nan, math.inf):
+        variable = VariableFigures(quantizer="a.weight", name="threshold", value=1.0, gradient=gradient, moved=0.0)
+        (told,) = found(costs(a=0.0), [weight("a")], [variable], total=0.0)
+        assert "gets a gradient that is not finite" in told.sentence
 
 
 def test_few_values_say_nothing_of_codes():

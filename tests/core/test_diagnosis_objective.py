@@ -91,9 +91,11 @@ def test_averages_are_weighted():
     [
         (lambda: Objective("accuracy"), InvalidArgumentError, "'accuracy'"),
         (lambda: Objective(axis=True), InvalidArgumentError, "True"),
-        (lambda: Objective().check(np.ones((3, 1))), InvalidArgumentError, "(3, 1)"),
-        (lambda: Objective(axis=2).check(np.ones((3, 2))), InvalidArgumentError, "no axis 2"),
-        (lambda: Objective().check(np.full((3, 2), np.nan)), CalibrationError, "not finite"),
+        (lambda: Objective().check(*np.ones((2, 3, 1))), InvalidArgumentError, "(3, 1)"),
+        (lambda: Objective(axis=2).check(*np.ones((2, 3, 2))), InvalidArgumentError, "no axis 2"),
+        (lambda: Objective().check(*np.full((2, 3, 2), np.nan)), CalibrationError, "not finite"),
+        (lambda: Objective("mse").check(np.ones((3, 1)), np.ones((3, 2))), InvalidArgumentError, "(3, 1)"),
+        (lambda: Objective(lambda *_: math.nan).cost_of_float(1, None, None, 1), InvalidArgumentError, "nan"),
         (lambda: Objective(lambda outputs, batch: None).cost(1, None, None, 1), InvalidArgumentError, "NoneType"),
     ],
 )

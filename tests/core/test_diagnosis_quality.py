@@ -7,7 +7,7 @@ import pytest
 
 from trainable_core import TrainableQuantizerActivationConfig, TrainableQuantizerWeightsConfig
 from trainable_core.diagnosis.quality import QualityMeter, decibels
-from trainable_core.qparams import from_params
+from trainable_core.qparams import QParams, from_params
 from trainable_core.reference import affine
 
 
@@ -57,6 +57,15 @@ def test_figures_of_values_counted_by_hand():
     assert found.unused == 4 / 8  # codes 0, 1, -2 and 3 are used
     assert (found.low, found.high, found.minimum, found.maximum) == (-4.0, 3.0, -2.0, 9.0)
     assert (found.count, found.not_finite) == (6, 0)
+
+
+def test_the_ends_of_a_table_are_its_levels():
+    table = QParams(np.float32(1 / 128), np.int32(0), -128, 127, levels=(-64, 0, 32))
+    values = np.float32([-0.5, 0.1, 0.3, 2.0])
+    meter = QualityMeter(weights(), table)
+    meter.update(values, affine.fake_quantize(values, table))
+    found = meter.quality(None)
+    assert (found.low, found.high, found.clipped) == (-0.5, 0.25, 0.25)
 
 
 def test_batches_add_up_to_what_one_batch_gives():

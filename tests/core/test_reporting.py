@@ -113,6 +113,14 @@ def test_weights_and_activations_are_held_against_their_grids() -> None:
     assert (of_input.values.count, of_input.odd, of_input.clipped, of_input.used) == (4, 1, 0.25, 4)
 
 
+def test_a_tensor_without_a_number_is_told() -> None:
+    needs_figures()
+    tensors = gathered(HomeView(), [np.full(3, np.nan, np.float32)], None)
+    assert [facts.name for facts in tensors] == ["fc.weight", "fc: input"]
+    page = Checked(page_of(tensors=tensors))
+    assert "fc: input: 3 of its values are NaN or infinite" in page.text
+
+
 def test_without_batches_there_are_weights_alone() -> None:
     assert [facts.name for facts in gathered(HomeView(), None, None)] == ["fc.weight"]
 

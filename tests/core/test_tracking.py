@@ -81,7 +81,7 @@ def test_a_record_says_grids_codes_and_statistics(tmp_path: Path) -> None:
     routine.step_end()
     first, second = (numbers(tmp_path)[step, "fc.weight"] for step in (0, 1))
     # thresholds 1 and 2 make steps 0.125 and 0.25: ends -8 and 7 of either, and their means
-    assert first["low"], first["high"] == (-1.5, 1.3125)
+    assert (first["low"], first["high"]) == (-1.5, 1.3125)
     assert (first["scale_min"], first["scale_max"], first["moved"]) == (0.125, 0.25, 0.0)
     # 0.9 is within half a step beyond 0.875, 4.0 is beyond 1.75: one of six
     assert first["clipped"] == pytest.approx(1 / 6)
@@ -95,6 +95,11 @@ def test_a_record_says_grids_codes_and_statistics(tmp_path: Path) -> None:
     assert (of_input["largest"], of_input["clipped"]) == (2.0, 0.25)
     assert numbers(tmp_path)[1, "norm"] == {"mean": 0.0, "variance": 1.0}
     assert {quantity for told in numbers(tmp_path).values() for quantity in told} <= QUANTITIES.keys()
+
+
+def test_a_step_before_the_start_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgumentError, match="before start"):
+        tracking(tmp_path).step_end()
 
 
 def test_records_are_written_when_they_are_due_and_at_the_end(tmp_path: Path) -> None:

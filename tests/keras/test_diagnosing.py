@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import trainable_keras
-from tests.keras.framework import keras, kl, numpy, tensor
+from tests.keras.framework import keras, kl, numpy, only_tensorflow, tensor
 from tests.keras.models import network, recipe, spec
 from trainable_core.enums import TieRule
 from trainable_core.errors import CalibrationError, InvalidArgumentError, ModelError, QuantizerStateError
@@ -145,6 +145,16 @@ def test_probabilities_at_the_end_and_a_teacher(eight):
     # float32 probabilities have 24 bits, and the divergence is a hundredth
     assert probabilities.total == pytest.approx(logits.total, rel=1e-3)
     assert diagnose(eight, BATCHES, network()).float_cost == pytest.approx(0.0, abs=1e-9)
+
+
+@only_tensorflow("tf.data is TensorFlow's")
+def test_a_data_set_of_tensorflow_with_labels(eight):
+    import tensorflow as tf
+
+    whole = tf.data.Dataset.from_tensor_slices((IMAGES, np.zeros(48))).batch(24)
+    of_unknown_length = whole.filter(lambda image, label: True)
+    expected = str(diagnose(eight, [tensor(IMAGES[:24]), tensor(IMAGES[24:])]))
+    assert [str(diagnose(eight, data)) for data in (whole, of_unknown_length)] == [expected] * 2
 
 
 def test_a_metric_and_a_call_of_the_user_s(eight):

@@ -358,12 +358,26 @@ def test_a_metric_of_the_user_s_and_a_teacher() -> None:
     assert found.metric == "accuracy"
     assert found.float_cost == -1.0
     assert found.total == pytest.approx(1.0 - own, abs=1e-7)
+    assert "(The float model: 1.)" in str(found)
     with torch.no_grad():
         for parameter in qmodel.parameters():
             parameter.mul_(1.1)
     against = diagnose(qmodel, BATCHES, network())
     assert against.float_cost > 0  # the model without quantization is another one than the teacher
     assert diagnose(qmodel, BATCHES).float_cost == 0
+
+
+class Stream(torch.utils.data.IterableDataset):  # type: ignore[type-arg]
+    """Batches of which nobody knows how many there are."""
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(BATCHES)
+
+
+def test_a_loader_without_a_length(eight: nn.Module) -> None:
+    loader = torch.utils.data.DataLoader(Stream(), batch_size=None)
+    assert str(diagnose(eight, loader)) == str(diagnose(eight, BATCHES))
+    assert str(suggest(eight, loader, 4)) == str(suggest(eight, BATCHES, 4))
 
 
 def test_a_call_of_the_user_s() -> None:
@@ -411,6 +425,15 @@ def test_widths_that_the_target_lacks_are_left_out() -> None:
     chosen = suggest(ready(network(), how, *BATCHES), BATCHES, 8, widths=[1, 4, 8, 9])
     assert all(set(row.added) == {4, 8} for row in chosen.rows)
     wrap(network(), chosen.recipe)
+
+
+def test_the_widest_codes_are_those_of_the_target_or_of_the_table() -> None:
+    table = {"method": "LUT_SYM_QUANTIZER", "n_bits": 2, "training_method": "PARETOQ"}
+    for how, most in (({**EIGHT, "target": "onnx"}, (8, 16)), ({**EIGHT, "weights": table}, (2, 16))):
+        found = diagnose(ready(network(), how, *BATCHES), BATCHES)
+        told = {each.target: each.most_bits for each in found.quantizers}
+        assert (told["Weights"], told["Activation"]) == most
+        assert not any("16" in each.sentence for each in found.findings if each.tensor == "weight")
 
 
 def test_names_that_look_like_patterns_are_taken_as_names() -> None:

@@ -82,7 +82,8 @@ def sample_of(values: Float32, quantized: Float32, grid: QParams, blocks: Blocks
     own = scale_of_elements(grid, values.shape, places)
     taken, result = values.reshape(-1)[places], quantized.reshape(-1)[places]
     codes = np.rint(result.astype(np.float64) / own.scale) + own.zero_point
-    return Sample(taken, codes.astype(np.int32), beyond(taken, own))
+    with np.errstate(invalid="ignore"):  # NaN has no code
+        return Sample(taken, codes.astype(np.int32), beyond(taken, own))
 
 
 def beyond(values: Float32, grid: QParams) -> NDArray[np.bool_]:

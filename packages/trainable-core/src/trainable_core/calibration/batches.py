@@ -32,7 +32,8 @@ def check_batches(batches: Any, forward: object, holders: int, *, single: bool, 
         When there are none, or they are one batch.
     """
     if batches is None:
-        raise CalibrationError(subject, f"{holders} activation quantizers need batches, and none were given")
+        problem = f"{holders} activation quantizers need batches" if holders else "it needs batches"
+        raise CalibrationError(subject, f"{problem}, and none were given")
     if single or isinstance(batches, str | bytes | Mapping) or not isinstance(batches, Iterable):
         raise CalibrationError(
             subject, f"batches must be an iterable of batches, got {type(batches).__name__}", "pass [batch]."

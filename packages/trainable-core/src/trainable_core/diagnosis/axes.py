@@ -14,18 +14,19 @@ UNCHANGED = 1e-4
 """How small a change is beside the largest one where there is none: kernels may add up in another order."""
 
 
-def changed(weight: Array, axis: int) -> Array:
-    """Return a weight that is larger in the second half of an axis, by its own root mean square."""
+def changed(weight: Array, axis: int, *, first: bool = False) -> Array:
+    """Return a weight that is larger in the second half of an axis, or the first, by its own root mean square."""
     size = float(np.sqrt(np.square(weight, dtype=np.float64).mean())) or 1.0
     result = weight.copy()
     half: list[slice | int] = [slice(None)] * weight.ndim
-    half[axis] = slice(weight.shape[axis] // 2, None)
+    middle = weight.shape[axis] // 2
+    half[axis] = slice(None, middle) if first else slice(middle, None)
     result[tuple(half)] += np.float32(size)
     return result
 
 
-def is_of_outputs(before: Array, after: Array, length: int) -> bool:
-    """Return whether the second half of the channels of an output changed, and nothing else.
+def is_of_outputs(before: Array, after: Array, length: int, *, first: bool = False) -> bool:
+    """Return whether the second half of the channels of an output changed, or the first, and nothing else.
 
     Parameters
     ----------
@@ -33,6 +34,8 @@ def is_of_outputs(before: Array, after: Array, length: int) -> bool:
         Output of a layer with a weight, and with `changed` of it.
     length : int
         Length of the axis of the weight; the output's channels are as many, or a multiple of it.
+    first : bool
+        Whether it is the first half of the weight that was changed.
 
     Examples
     --------
@@ -52,7 +55,8 @@ def is_of_outputs(before: Array, after: Array, length: int) -> bool:
         others = tuple(each for each in range(before.ndim) if each != axis)
         moved = distance.max(axis=others) > UNCHANGED * distance.max()
         middle = count * (length // 2) // length
-        if not moved[:middle].any() and moved[middle:].any():
+        lower, upper = bool(moved[:middle].any()), bool(moved[middle:].any())
+        if lower is first and upper is not first:
             return True
     return False
 
@@ -71,14 +75,20 @@ def output_axis(weight: Array, axis: int, output: Callable[[Array], Array | None
 
     Notes
     -----
-    None too where no axis is: the weight of a recurrent layer reaches every output, for instance.
+    None too where no axis is: the weight of a recurrent layer reaches every output, for instance. Another axis has to
+    pass the test with both halves: a weight that reaches only the second half of the outputs, as that of the backward
+    direction of a recurrent layer does, passes it with one half along any axis.
     """
     before = output(weight)
     if before is None:
         return None
     axis %= weight.ndim
-    for each in (axis, *(other for other in range(weight.ndim) if other != axis)):
-        after = output(changed(weight, each)) if weight.shape[each] > 1 else None
-        if after is not None and is_of_outputs(before, after, weight.shape[each]):
-            return None if each == axis else each
-    return None
+
+    def passes(each: int, *, first: bool) -> bool:
+        after = output(changed(weight, each, first=first)) if weight.shape[each] > 1 else None
+        return after is not None and is_of_outputs(before, after, weight.shape[each], first=first)
+
+    if passes(axis, first=False):
+        return None
+    others = (each for each in range(weight.ndim) if each != axis)
+    return next((each for each in others if passes(each, first=False) and passes(each, first=True)), None)

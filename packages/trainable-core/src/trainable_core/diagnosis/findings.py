@@ -34,7 +34,7 @@ VALUES_PER_CODE = 16
 """How many values there have to be for each code before codes without any say something."""
 
 WIDTHS = (2, 3, 4, 6, 8, 16)
-"""Widths that are suggested."""
+"""Widths that are suggested, where a grid has them."""
 
 
 class _Scale:
@@ -58,8 +58,10 @@ class _Scale:
     def told(self, layer: LayerFigures) -> str:
         """Return what a layer costs, in words."""
         if layer.alone >= MOSTLY_ALONE * layer.within:
+            if layer.alone > self.total:
+                return f"`{layer.layer}` alone costs {layer.alone:.3g} {self.unit}, more than all together"
             return f"`{layer.layer}` alone costs {layer.alone:.3g} of {self.total:.3g} {self.unit}"
-        rest = f"with `{layer.layer}` in float, the model costs {self.total - layer.within:.3g} instead of "
+        rest = f"With `{layer.layer}` in float, the model costs {self.total - layer.within:.3g} instead of "
         return f"{rest}{self.total:.3g} {self.unit}"
 
 
@@ -180,7 +182,7 @@ def _coarse(
 
 def _advice(worst: QuantizerFigures, usual: int) -> str:
     """Return what to do about a quantizer whose error is the largest of its layer; `usual` is the others' width."""
-    wider = usual if usual > worst.n_bits else next((width for width in WIDTHS if width > worst.n_bits), None)
+    wider = next((width for width in (usual, *WIDTHS) if worst.n_bits < width <= worst.most_bits), None)
     weights = worst.target == str(QuantizationTarget.Weights)
     tensor = worst.tensor if worst.tensor.startswith(("input", "output")) else f"input `{worst.tensor}`"
     what = "it" if weights else f"its {tensor}"
@@ -191,22 +193,27 @@ def _advice(worst: QuantizerFigures, usual: int) -> str:
         ways.append("give it thresholds per group")
     if not weights:
         ways.append("leave its activations in float")
-    return ", or ".join(ways)
+    return ", or ".join(ways) or f"leave it in float, as its grid has no more than {worst.most_bits} bits"
 
 
 def _untrained(variables: Sequence[VariableFigures], scale: _Scale) -> Iterator[Finding]:
     for each in variables:
-        if each.gradient is not None and each.gradient > 0:
+        if each.gradient is None:
+            told = (
+                "no gradient: nothing that the first output depends on goes through it in training; look for a detach, "
+                "no_grad or stop_gradient behind it, or freeze it."
+            )
+        elif not math.isfinite(each.gradient):
+            told = "a gradient that is not finite: look for values that are not finite behind it."
+        elif each.gradient == 0:
+            told = (
+                "a gradient of zero: a bound holds it, no value is beyond it, or no error reaches it; compare it with "
+                "the values seen."
+            )
+        else:
             continue
-        got = "no gradient" if each.gradient is None else "a gradient of zero"
         layer = each.quantizer.rpartition(": ")[0] or each.quantizer.rpartition(".")[0]
-        sentence = f"`{each.name}` of {each.quantizer} gets {got}: "
-        sentence += (
-            "nothing that the first output depends on goes through it in training; look for a detach, no_grad or "
-            "stop_gradient behind it, or freeze it."
-            if each.gradient is None
-            else "a bound holds it, no value is beyond it, or no error reaches it; compare it with the values seen."
-        )
+        sentence = f"`{each.name}` of {each.quantizer} gets {told}"
         yield Finding(kind="gradient", layer=layer, tensor=each.name, cost=scale.of(layer), sentence=sentence)
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from trainable_core.backend.building import require_calibrated
 from trainable_core.backend.description import granularity_of
 from trainable_core.calibration.batches import check_batches, explained
+from trainable_core.calibration.params import MAX_BITS
 from trainable_core.diagnosis.axes import output_axis
 from trainable_core.diagnosis.findings import find
 from trainable_core.diagnosis.objective import Average, Objective
@@ -279,8 +280,8 @@ class _Examination:
 
     def run(self, batches: Iterable[Any], show_progress: ShowProgress) -> Diagnosis:
         runs = 2 + 2 * len(self.layers) + bool(self.variables) + (self.teacher is not None)
-        known = getattr(batches, "__len__", None)
-        with show_progress(None if known is None else runs * known()) as bar, self.diagnosed.undisturbed():
+        known = _length(batches)
+        with show_progress(None if known is None else runs * known) as bar, self.diagnosed.undisturbed():
             for batch in batches:
                 if not self.count:
                     self._look_at_axes(batch)
@@ -322,9 +323,9 @@ class _Examination:
         values = diagnosed.main_output(outputs) if compares else None
         if reference is None:
             reference = values
-        if reference is not None:
-            objective.check(reference)
-        self.nothing.add(*objective.cost(outputs, values, reference, batch))
+        if reference is not None and values is not None:
+            objective.check(reference, values)
+        self.nothing.add(*objective.cost_of_float(outputs, values, reference, batch))
         if self.variables and reference is not None:
             self._add_gradients(batch, reference)
             bar.update(1)
@@ -376,6 +377,7 @@ class _Examination:
             metric=self.objective.name,
             unit=self.objective.unit,
             float_cost=nothing,
+            greater_is_better=self.objective.greater_is_better and not self.objective.needs_arrays,
             total=total,
             findings=find(layers, quantizers, variables, total, self.objective.unit),
             layers=layers,
@@ -413,6 +415,7 @@ class _Examination:
             axis=config.channels_axis if config.blocks is None else None,
             output_axis=self.axes.get(place),
             groups=self._can_have_groups(place),
+            most_bits=self._most_bits(place),
             modifiers=place.quantizer.report() if trainable else {},
         )
 
@@ -421,6 +424,14 @@ class _Examination:
         weight = place.layer.weights.get(place.tensor)
         target = TARGETS[self.diagnosed.state.recipe.target]
         return place.is_weight and target.groups and weight is not None and weight.inputs_axis is not None
+
+    def _most_bits(self, place: Place) -> int:
+        """Return the widest codes that a quantizer may have: the target's on such a grid, those of a table its own."""
+        if place.qparams is not None and place.qparams.levels:  # a method with a table has it for a few widths
+            return place.n_bits
+        target = TARGETS[self.diagnosed.state.recipe.target]
+        grids = target.weights if place.is_weight else target.activations
+        return max(grids.widths.get(place.plan.config.quantization_method, (MAX_BITS,)))
 
     def _variables(self) -> Iterator[VariableFigures]:
         done: set[VariableKey] = set()
@@ -440,6 +451,14 @@ class _Examination:
                     gradient=None if gradient is None else _rms(gradient) / self.count,
                     moved=None if start is None else _moved(value, start),
                 )
+
+
+def _length(batches: Iterable[Any]) -> int | None:
+    """Return the number of batches; None where it isn't known, as of a generator or of some data sets of TensorFlow."""
+    try:
+        return len(batches)  # type: ignore[arg-type]
+    except TypeError:
+        return None
 
 
 def _tells_codes(place: Place) -> bool:

@@ -99,19 +99,27 @@ class Objective:
         """Whether it is computed from the main output's values."""
         return isinstance(self.metric, str)
 
-    def check(self, reference: Array) -> None:
+    def check(self, reference: Array, values: Array) -> None:
         """Refuse outputs that the metric says nothing of.
+
+        Parameters
+        ----------
+        reference, values : float array
+            The main output of the reference, and of the model without quantization.
 
         Raises
         ------
         InvalidArgumentError
-            When the outputs have no such axis, or a single class along it.
+            When the outputs have no such axis, or a single class along it, or those of the teacher another shape.
         CalibrationError
             When outputs of the reference are not finite.
         """
         if not np.isfinite(reference).all():
             problem = "the outputs that the quantized model is compared with are not finite"
             raise CalibrationError("diagnose", problem, "look for the bad batch.")
+        if reference.shape != values.shape:
+            problem = f"its output has the shape {reference.shape}, and that of the model {values.shape}"
+            raise InvalidArgumentError("teacher", problem, "both need the same classes.")
         if self.metric != KL:
             return
         if not -reference.ndim <= self.axis < reference.ndim:
@@ -156,6 +164,22 @@ class Objective:
             return (apart / energy if energy else (math.inf if apart else 0.0)), energy or 1.0
         p, q, rows, _ = self._distributions(reference, values)
         return max(float((np.exp(p) * (p - q)).sum()) / rows, 0.0), float(rows)
+
+    def cost_of_float(
+        self, outputs: Any, values: Array | None, reference: Array | None, batch: Any
+    ) -> tuple[float, float]:
+        """Return the cost of a batch without quantization, which the others are compared with, as `cost` does.
+
+        Raises
+        ------
+        InvalidArgumentError
+            When a metric of the user's gives something else than a number, or one that is not finite.
+        """
+        number, weight = self.cost(outputs, values, reference, batch)
+        if not isinstance(self.metric, str) and not math.isfinite(number):
+            problem = f"{self.name} returned {abs(number)} for the model without quantization"
+            raise InvalidArgumentError("metric", problem, "look for the bad batch.")
+        return number, weight
 
     def upstream(self, values: Array, reference: Array) -> Array:
         """Return the gradient of the cost with respect to the main output, float32.

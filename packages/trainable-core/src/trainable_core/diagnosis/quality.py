@@ -54,7 +54,7 @@ class GridQuality:
         the values are not those of the nearest codes, or the grid has more than 10 bits and the values are an
         activation's.
     clipped : float
-        Share of the values that are rounded to a code beyond the grid's ends.
+        Share of the values that are rounded to a code beyond the grid's ends; of a look-up table, beyond its threshold.
     unused : float or None
         Share of the grid's codes that no value has; over all channels together. None where there is no grid of its own.
     low, high : float
@@ -143,9 +143,9 @@ class QualityMeter:
         if self.qparams is None:
             low = high = math.nan
         else:
+            codes = self.qparams.levels or (self.qparams.quant_min, self.qparams.quant_max)
             ends = [
-                (end - self.qparams.zero_point) * self.qparams.scale.astype(np.float64)
-                for end in (self.qparams.quant_min, self.qparams.quant_max)
+                (end - self.qparams.zero_point) * self.qparams.scale.astype(np.float64) for end in (codes[0], codes[-1])
             ]
             low, high = float(np.min(ends[0])), float(np.max(ends[1]))
         count = self.observer.count

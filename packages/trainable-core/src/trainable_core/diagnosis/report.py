@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from trainable_core.calibration.params import MAX_BITS
 from trainable_core.diagnosis.quality import GridQuality
 
 SCHEMA_VERSION = 1
@@ -40,6 +41,8 @@ class QuantizerFigures:
         Axis of its output channels, of a weight whose thresholds are found to go along another one; else None.
     groups : bool
         Whether the weight can have thresholds per group.
+    most_bits : int
+        The widest codes that it may have: the target's on such a grid, or its own where they are those of a table.
     modifiers : mapping of str to mapping
         What stands on top of the method, and its numbers: such as the share of weights that oscillate.
     """
@@ -56,6 +59,7 @@ class QuantizerFigures:
     axis: int | None = None
     output_axis: int | None = None
     groups: bool = False
+    most_bits: int = MAX_BITS
     modifiers: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @property
@@ -165,6 +169,8 @@ class Diagnosis:
         Why, by the name of what is not quantized.
     batches : int
         How many there were.
+    greater_is_better : bool
+        Whether a larger number of the metric is better; costs are its negative then.
     """
 
     metric: str
@@ -177,6 +183,12 @@ class Diagnosis:
     variables: tuple[VariableFigures, ...]
     left_out: Mapping[str, str] = field(default_factory=dict)
     batches: int = 0
+    greater_is_better: bool = False
+
+    @property
+    def float_value(self) -> float:
+        """What the metric gives for the model without quantization."""
+        return -self.float_cost if self.greater_is_better else self.float_cost
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -204,7 +216,7 @@ class Diagnosis:
         """Return the findings as sentences, and the layers as a table."""
         lines = [f"Quantization costs {_number(self.total)} {self.unit} over {_counted(self.batches, 'batch', 'es')}."]
         if self.float_cost:
-            lines[0] += f" (The float model: {_number(self.float_cost)}.)"
+            lines[0] += f" (The float model: {_number(self.float_value)}.)"
         lines += ["", *(f"{place}. {each.sentence}" for place, each in enumerate(self.findings, 1))]
         lines += [] if self.findings else ["Nothing stands out."]
         return "\n".join([*lines, "", *self._table()]).rstrip()

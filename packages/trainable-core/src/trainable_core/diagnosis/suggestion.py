@@ -132,7 +132,7 @@ class Suggestion:
         told = f"{self.average_bits:.2f} bits on average, {self.bytes} bytes of weights; quantization costs "
         told += f"{self.present:.3g} {self.unit} now, {self.predicted:.3g} predicted"
         for width, cost in self.uniform.items():
-            told += f", {cost:.3g} with {width} bits everywhere"
+            told += f", {cost:.3g} with {width} bit{'' if width == 1 else 's'} everywhere"
         return "\n".join([*lines, "", f"{told}."])
 
 
@@ -360,9 +360,9 @@ def _measured(
         reference = values
         if teacher is not None and objective.needs_arrays:
             reference = diagnosed.main_output(diagnosed.call_teacher(teacher, batch))
-        if reference is not None:
-            objective.check(reference)
-        nothing.add(*objective.cost(outputs, values, reference, batch))
+        if reference is not None and values is not None:
+            objective.check(reference, values)
+        nothing.add(*objective.cost_of_float(outputs, values, reference, batch))
 
         def cost(batch: Any = batch, reference: Array | None = reference) -> tuple[float, float]:
             given = diagnosed.run(batch)

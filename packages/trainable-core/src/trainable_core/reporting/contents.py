@@ -176,7 +176,7 @@ def gathered(
             sample = sample_of(weight, quantized, grid, tensor.blocks, LOOKED_AT)
             clipped = float(np.mean(sample.clipped)) if tensor.clips and sample.clipped.size else None
             facts = facts_of_values(tensor.name, sample.values, grid, sample.codes, clipped)
-        if not facts.values.empty:
+        if not facts.values.empty or facts.odd:
             found.append(facts)
     return found
 

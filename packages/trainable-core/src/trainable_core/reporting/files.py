@@ -198,7 +198,7 @@ def _of_header(
     weights = [
         _of_saved(row, named[name]) for row in description.rows if (name := f"{row.layer}.{row.tensor}") in named
     ]
-    kept = tuple(each for each in weights if not each.values.empty)
+    kept = tuple(each for each in weights if not each.values.empty or each.odd)
     return FileContents(path, f"saved by {form}", description, facts, kept)
 
 

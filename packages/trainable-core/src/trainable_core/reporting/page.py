@@ -120,6 +120,8 @@ class Page:
         names = [*(facts.name for facts in contents.tensors), *by_tensor]
         cards = {name: Card(f"tensor-{index}", name) for index, name in enumerate(dict.fromkeys(names))}
         for facts in contents.tensors:
+            if facts.values.empty:  # none is a number: there is nothing to draw
+                continue
             card = cards[facts.name]
             card.remarks = remarks(facts)
             self._add(card, "values", self._artist.values(facts))

@@ -13,7 +13,7 @@ from trainable_core.backend.codes import number_of_codes
 from trainable_core.backend.routine import StepRoutine, check_count, check_repeatable
 from trainable_core.backend.view import ModelView, QuantizedTensor
 from trainable_core.enums import VariableGroup
-from trainable_core.errors import ModelError
+from trainable_core.errors import InvalidArgumentError, ModelError
 from trainable_core.qparams import Float32, QParams, lower_bound
 from trainable_core.quantizer import BaseTrainableQuantizer
 from trainable_core.tracking.alarm import Alarm, batch_norm_numbers
@@ -82,6 +82,7 @@ class TrackingRoutine(StepRoutine):
         self._first: dict[tuple[str, int], Float32] = {}
         self._last: dict[str, list[NDArray[Any]]] = {}
         self._recorded = -1
+        self._started = False
 
     # ---- what a backend writes --------------------------------------------------------------------------------------
 
@@ -104,13 +105,21 @@ class TrackingRoutine(StepRoutine):
 
     def start(self, step: int = 0) -> None:
         """Begin, or go on, after `step` optimizer steps; writes the first record."""
-        self.step = step
+        self.step, self._started = step, True
         self.begin()
         if self._recorded != step:  # else a second `fit` goes on where the first one ended
             self.record()
 
     def step_end(self, step: int | None = None) -> None:
-        """Count an optimizer step, and write a record if one is due."""
+        """Count an optimizer step, and write a record if one is due.
+
+        Raises
+        ------
+        InvalidArgumentError
+            When `start` was not called.
+        """
+        if not self._started:
+            raise InvalidArgumentError(SUBJECT, "step_end was called before start", "call start() before the loop.")
         self.step = self.step + 1 if step is None else step
         if self.step % self.every == 0:
             self.record(after_step=True)
