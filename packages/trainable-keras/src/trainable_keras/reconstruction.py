@@ -236,7 +236,7 @@ def _looked_at(framework: Framework, layers: list[Any], parts: dict[int, _Part])
         yield found
 
 
-_HINT = "name other blocks, or let the layer keep its weights: method ADAROUND is chosen for each layer."
+_HINT = "name another block, or give the layer another training method in the recipe."
 
 
 def _check_call(framework: Framework, name: str, call: _Call) -> None:
