@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from trainable_core.backend.building import require_calibrated
@@ -199,11 +200,10 @@ def _given(tensors: list[Any]) -> Any:
     return tensors[0] if len(tensors) == 1 else tensors
 
 
-def _outside(framework: Framework, tensor: Any) -> Any:
-    """Return a tensor's values outside of any graph."""
+def _outside(framework: Framework, tensor: Any) -> NDArray[Any]:
+    """Return a tensor's values, to which Keras attaches no mask; float32 where they are no whole numbers."""
     values = framework.functions.to_numpy(tensor)
-    whole = values.dtype.kind in "iub"
-    return values if whole else framework.functions.floats(values)
+    return values if values.dtype.kind in "iub" else values.astype(np.float32)
 
 
 def _forget(learners: list[Any]) -> None:
