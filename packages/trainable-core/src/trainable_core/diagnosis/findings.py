@@ -161,6 +161,8 @@ def _coarse(
     scale: _Scale,
     repaired: set[str],
 ) -> Iterator[Finding]:
+    if not scale.total > 0:  # layers make up for each other's errors, or the metric can't tell them from noise
+        return
     usual = {
         target: sorted(widths)[len(widths) // 2]
         for target in map(str, QuantizationTarget)
