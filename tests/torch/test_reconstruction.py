@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from tests.torch.models import images, network, ready, recipe, same_state, spec
-from trainable_core.errors import CalibrationError, ModelError
+from trainable_core.errors import CalibrationError, InvalidArgumentError, ModelError
 from trainable_core.reference import adaround
 from trainable_torch import describe, finalize, load, reconstruct, regularization, save, to_mctq, wrap
 
@@ -123,3 +123,143 @@ def test_what_the_model_writes_into_in_place_is_learned_as_it_was(residual: bool
     writes.load_state_dict(plain.state_dict())
     told = [reconstruct(ready(model, learning(), images()), BATCHES, learning_rate=0.05) for model in (plain, writes)]
     assert told[0] == told[1]
+
+
+def block_of(width: int) -> nn.Module:
+    """Return a residual block, whose layers depend on each other."""
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(width, 8, 3, padding=1), nn.Conv2d(8, width, 3, padding=1)
+            self.in_place = False
+
+        def forward(self, x: torch.Tensor, scales: tuple[torch.Tensor | None, ...] = (None,)) -> Any:
+            x = nn.functional.relu(x, inplace=self.in_place)
+            return x + self.b(nn.functional.relu(self.a(x))), scales
+
+    return Block()
+
+
+class Residual(nn.Module):
+    """Two blocks between two layers; the second block is called with more than a tensor, and returns more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(5)
+        self.stem, self.head = nn.Conv2d(1, 4, 3), nn.Linear(64, 3)
+        self.blocks = nn.ModuleList(block_of(4) for _ in range(2))
+        self.given: Any = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y, _ = self.blocks[0](self.stem(x))
+        y, _ = self.blocks[1](y, scales=(y, self.given))
+        return self.head(y.flatten(1))
+
+
+def distance_at(name: str, qmodel: nn.Module) -> float:
+    """Return the mean squared distance of a module's outputs from those of the float model."""
+    found: list[torch.Tensor] = []
+    for model in (qmodel.eval(), Residual().eval()):
+        handle = model.get_submodule(name).register_forward_hook(lambda _m, _x, output: found.append(output[0].clone()))
+        with torch.no_grad():
+            for batch in BATCHES:
+                model(batch)
+        handle.remove()
+    pairs = zip(found[:2], found[2:], strict=True)
+    return float(torch.stack([(one - other).double().square().mean() for one, other in pairs]).mean())
+
+
+BLOCKS = ["blocks.0", "blocks.1"]
+
+
+def test_layers_of_a_block_learn_together() -> None:
+    """Told distances are the block's; alone, its layers end further from the float block."""
+    how = learning(activations=spec("LSQ", n_bits=8))
+    qmodel, by_layers = (ready(Residual(), how, images()).train() for _ in range(2))
+    before = {name: value.clone() for name, value in qmodel.state_dict().items() if "weights_quantizers" not in name}
+    nearest = distance_at("blocks.0", qmodel)  # the stem learns before
+    told = reconstruct(qmodel.train(), BATCHES, learning_rate=0.05, blocks=BLOCKS)
+    assert [row.layer for row in told.rows] == ["stem", "blocks.0", "blocks.1", "head"]
+    assert all(module.training for module in qmodel.modules())
+    assert all(torch.equal(value, qmodel.state_dict()[name]) for name, value in before.items())
+    assert told.rows[1].learned < 0.9 * told.rows[1].nearest
+    assert distance_at("blocks.0", qmodel) == pytest.approx(told.rows[1].learned, rel=1e-5)  # of sums in float32
+    assert told.rows[1].learned < nearest
+    assert torch.equal(finalize(qmodel)(images()), qmodel(images()))
+    reconstruct(by_layers, BATCHES, learning_rate=0.05)
+    assert distance_at("blocks.1", qmodel) < distance_at("blocks.1", by_layers)
+    assert reconstruct(qmodel, BATCHES, learning_rate=0.05, blocks=BLOCKS) == told  # it begins anew
+
+
+def test_a_block_of_one_layer_learns_as_the_layer() -> None:
+    one, other = (ready(network(), learning(), images()) for _ in range(2))
+    blocks = ["head", "stem"]  # in any order: the stem holds one layer that learns, and its batch norm is folded
+    told = reconstruct(one, BATCHES, blocks=blocks), reconstruct(other, BATCHES)
+    assert told[0].rows[1:] == told[1].rows[1:]
+    assert [row.layer for row in told[0].rows] == ["stem", "body", "head"]
+
+
+def test_a_block_may_write_into_its_inputs() -> None:
+    told = []
+    for in_place in (False, True):
+        qmodel = ready(Residual(), learning(), images())
+        for block in qmodel.blocks:
+            block.in_place = in_place
+        told.append(reconstruct(qmodel, BATCHES, blocks=["blocks.0"]))
+    assert told[0].rows[:2] == told[1].rows[:2]
+
+
+def test_in_a_block_a_rounding_rests_when_its_schedule_is_over() -> None:
+    short = spec("ADAROUND", n_bits=3, arguments={"beta": {**BETA, "t_end": 12}})
+    how = learning(rules=[{"match": {"name": "blocks.0.a"}, "weights": short}])
+    qmodel, steps = ready(Residual(), how, images()), []
+    quantizer = qmodel.blocks[0].a.weights_quantizers["weight"]
+    advance = quantizer.advance
+
+    def noted() -> None:
+        advance()
+        steps.append(quantizer.rounding.detach().clone())
+
+    quantizer.advance = noted
+    reconstruct(qmodel, BATCHES, blocks=["blocks.0"])
+    end = adaround.schedule_end(adaround.checked_beta(short["arguments"]["beta"], ""))
+    assert len(steps) == adaround.schedule_end(adaround.checked_beta(BETA, "")) > end + 1
+    assert not torch.equal(steps[end], steps[end - 1])
+    assert all(torch.equal(each, steps[end]) for each in steps[end:])
+
+
+@pytest.mark.parametrize(
+    ("blocks", "told"),
+    [
+        ("blocks.0", "list of names, got 'blocks.0'"),
+        ({"blocks.0": 1}, "list of names"),
+        (5, "list of names, got 5"),
+        ([3], "no part 3"),
+        (["blocks.2"], r"no part 'blocks.2'(?s:.*)did you mean 'blocks"),
+        (["blocks.0", "blocks.0"], "in common"),
+        (["blocks.1.a", "blocks.1"], "'blocks.1.a' and 'blocks.1' have a layer in common"),
+        (["", "head"], "in common"),
+        (["stem.weights_quantizers"], "no layer in 'stem.weights_quantizers'"),
+    ],
+)
+def test_blocks_that_are_none_are_refused(blocks: Any, told: str) -> None:
+    qmodel = ready(Residual(), learning(), images())
+    with pytest.raises(InvalidArgumentError, match=f"reconstruct: blocks.*{told}"):
+        reconstruct(qmodel, BATCHES, blocks=blocks)
+
+
+def test_blocks_that_can_t_be_called_again_are_refused_before_anything_learns() -> None:
+    qmodel = ready(Residual(), learning(), images())
+    before = {name: value.clone() for name, value in qmodel.state_dict().items()}
+    with pytest.raises(ModelError, match=r"no batch reached blocks\n.*calls"):
+        reconstruct(qmodel, BATCHES, blocks=["blocks"])
+    qmodel.given = object()
+    with pytest.raises(ModelError, match=r"'blocks\.1' is called with a object"):
+        reconstruct(qmodel, BATCHES, blocks=BLOCKS)
+    qmodel.given = None
+    qmodel.blocks[0].forward, forward = lambda x: {"y": x}, qmodel.blocks[0].forward
+    with pytest.raises((ModelError, ValueError), match=r"'blocks\.0' gives a dict"):
+        reconstruct(qmodel, BATCHES, blocks=BLOCKS)
+    qmodel.blocks[0].forward = forward
+    assert all(torch.equal(value, before[name]) for name, value in qmodel.state_dict().items())

@@ -43,6 +43,8 @@ class Told:
         Where each quantized weight is kept: in which layer, under which attribute.
     quantizes_weights : bool
         Whether weights are quantized; not while the model is calibrated.
+    trains_weights : bool
+        Whether weights are quantized as in training though the model is in inference, while their roundings learn.
     read : set of str
         Weights that a call of the model has read through their quantizers.
     observer : Observer, optional
@@ -61,6 +63,7 @@ class Told:
     input_names: tuple[str, ...] = ()
     weights: dict[str, tuple[Any, str]] = field(default_factory=dict)
     quantizes_weights: bool = True
+    trains_weights: bool = False
     read: set[str] = field(default_factory=set)
     observer: Observer | None = None
     sights: list[Sight] = field(default_factory=list)
@@ -335,8 +338,9 @@ class KerasWrapper(KerasPart, OfTwoClasses):
         values: Sequence[Any] = args
         if self.input_holders:
             values, kwargs = quantize_inputs(self, args, kwargs, training)
-        quantizes = self.weights_quantizers and told_of(self).quantizes_weights
-        with held(self.quantized_for_call(training) if quantizes else {}):
+        told = told_of(self)
+        quantizes = self.weights_quantizers and told.quantizes_weights
+        with held(self.quantized_for_call(told.trains_weights or training) if quantizes else {}):
             outputs = own_class(self).call(self, *values, **kwargs)
         return quantize_output(self, outputs, training)
 

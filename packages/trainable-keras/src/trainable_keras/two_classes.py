@@ -329,7 +329,7 @@ def value_of(layer: Any, name: str, variable: Any) -> Any:
     if value is None:
         if not told.quantizes_weights:
             return variable
-        value = host.quantized_for_call(kit.training(), [attribute])[id(variable)]
+        value = host.quantized_for_call(told.trains_weights or kit.training(), [attribute])[id(variable)]
     return kit.cast_like(value, variable)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -420,9 +420,12 @@ def reconstruct(
     *,
     forward: Callable[[Any, Any], Any] | None = None,
     learning_rate: float = 0.01,
+    blocks: Collection[str] | None = None,
     progress: bool | None = None,
 ) -> Reconstruction:
     """Learn the roundings of a model's weights layer by layer, against what the float model's layers give.
+
+    Layers of a block, if blocks are named, learn together against what the float model's block gives.
 
     Parameters
     ----------
@@ -435,19 +438,26 @@ def reconstruct(
         ``forward(qmodel, batch)`` instead, when batches need another call.
     learning_rate : float
         Of Adam.
+    blocks : collection of str, optional
+        Names of models within the model, or of layers with layers inside, whose layers learn together: the blocks of a
+        residual network or a transformer. Layers in none of them learn by themselves. Names of layers further inside
+        are those of the layers around them and their own, with dots: ``"stage.block"``.
     progress : bool, optional
         Whether to show a progress bar; by default when a terminal is there.
 
     Returns
     -------
     Reconstruction
-        The distances of each layer's outputs from the float model's, before and after; prints as a table.
+        The distances of each layer's or block's outputs from the float model's, before and after; prints as a table.
 
     Raises
     ------
     ModelError
         When the model is not wrapped, or has no weights of training method ADAROUND; or when the batches don't reach
-        such a layer.
+        such a layer or a block; or when a layer or block that learns is called with objects that are no tensors, is
+        called in several ways, or gives no floating tensor; or when its tensors don't all have the batch as first axis.
+    InvalidArgumentError
+        When `blocks` are no names of layers, no layer learns in a block, or one learns in two of them.
     UnsupportedConfigError
         On the PyTorch engine of Keras 3.
     QuantizerStateError
@@ -460,7 +470,10 @@ def reconstruct(
     Layers are taken in the order in which they are called. Each learns on the inputs that it has behind the quantized
     layers before it, and is to give what it gives in the float model (Nagel et al. 2020, equation 25), for as many
     steps as the schedule of its method lasts, a batch at each. The loss is the squared distance, summed over channels
-    and averaged over the rest, and the regularizer.
+    and averaged over the rest, and the regularizer. Everything else is in inference mode, and stays as it is.
+
+    A block takes the place of its layers (Li et al. 2021, BRECQ, algorithm 1): it learns on the inputs that it has
+    behind the quantized parts before it, and is to give what it gives in the float model.
     """
     return reconstruction.reconstruct(
         framework_of(qmodel, "reconstruct: the model"),
@@ -468,6 +481,7 @@ def reconstruct(
         batches,
         forward=forward,
         learning_rate=learning_rate,
+        blocks=blocks,
         progress=progress,
     )
 
