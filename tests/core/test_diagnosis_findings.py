@@ -98,6 +98,7 @@ def test_a_range_that_is_wrong_comes_before_what_needs_bits():
     assert [(each.kind, each.layer) for each in told] == [("range", "a"), ("bits", "b")]
     assert "60.0% of them are clipped" in told[0].sentence
     assert "31 dB more" in told[0].sentence
+    assert "with `calibration: {weights: mse}` in the recipe" in told[0].sentence
 
 
 def test_a_range_that_is_wrong_and_costs_little_comes_last():
@@ -148,6 +149,13 @@ def test_a_gradient_that_is_not_finite_is_told_as_such():
         variable = VariableFigures(quantizer="a.weight", name="threshold", value=1.0, gradient=gradient, moved=0.0)
         (told,) = found(costs(a=0.0), [weight("a")], [variable], total=0.0)
         assert "gets a gradient that is not finite" in told.sentence
+
+
+def test_codes_that_a_wrong_range_leaves_unused_are_not_told_again():
+    wide = replace(QUALITY, sqnr=10.0, low=-90.0, high=90.0, unused=0.99)
+    assert [each.kind for each in found(costs(a=0.0), [weight("a", quality=wide)], total=0.0)] == ["range"]
+    (told,) = found(costs(a=0.0), [weight("a", quality=replace(QUALITY, unused=0.996))], total=0.0)
+    assert told.sentence.endswith("or 1 bit is enough.")
 
 
 def test_few_values_say_nothing_of_codes():
