@@ -74,9 +74,6 @@ class Framework(ABC):
     kit: ClassVar[ConfigKit]
     """What layers of two classes ask of it."""
 
-    can_reconstruct: ClassVar[bool] = True
-    """Whether a layer of a model can be trained by itself."""
-
     can_freeze_in_fit: ClassVar[bool] = True
     """Whether `fit` can go on when fewer variables are trained."""
 
@@ -204,6 +201,10 @@ class Framework(ABC):
     @staticmethod  # noqa: B027 - only one engine needs it
     def track_parameters(model: Any) -> None:
         """Let PyTorch know the variables of a model that has new ones, where it is the engine."""
+
+    @staticmethod  # noqa: B027 - as above
+    def forget_gradients(model: Any) -> None:
+        """Take the gradients from a model's variables, where the engine keeps them there."""
 
     @staticmethod
     def strategy_of(model: Any) -> AbstractContextManager[Any]:  # noqa: ARG004 - Keras 2 asks the model

@@ -19,7 +19,7 @@ from trainable_core.backend.reconstruction import (
     check_request,
 )
 from trainable_core.calibration.batches import inputs_of
-from trainable_core.errors import ModelError, UnsupportedConfigError
+from trainable_core.errors import ModelError
 from trainable_core.reference import adaround
 from trainable_keras.calibration import calls_replaced
 from trainable_keras.distillation import main_output
@@ -68,9 +68,6 @@ def reconstruct(
 ) -> Reconstruction:
     """Learn the roundings of a model's weights by layers or blocks; see `trainable_keras.reconstruct`."""
     state_of(framework, qmodel)
-    if not framework.can_reconstruct:
-        problem = "it can't train a layer by itself on Keras's PyTorch engine yet"
-        raise UnsupportedConfigError(SUBJECT, problem, "use trainable-torch, or another engine.")
     layers = [each for each in layers_within(qmodel) if isinstance(each, KerasWrapper) and _learners(each)]
     single = bool(framework.functions.is_tensor(batches)) or hasattr(batches, "__array__")
     listed = check_request(layers, batches, forward, single=single)
@@ -152,6 +149,7 @@ def _learn(
     finally:
         for layer in part.layers:
             told_of(layer).trains_weights = False
+        framework.forget_gradients(alone)
     learned = _distance(framework, alone, inputs, targets)
     if not learned <= nearest:
         _forget(learners)
@@ -238,7 +236,7 @@ def _looked_at(framework: Framework, layers: list[Any], parts: dict[int, _Part])
         yield found
 
 
-_HINT = "name other blocks, or let the layer keep its weights: method ADAROUND is chosen for each layer."
+_HINT = "name another block, or give the layer another training method in the recipe."
 
 
 def _check_call(framework: Framework, name: str, call: _Call) -> None:

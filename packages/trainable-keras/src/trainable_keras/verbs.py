@@ -458,8 +458,6 @@ def reconstruct(
         called in several ways, or gives no floating tensor; or when its tensors don't all have the batch as first axis.
     InvalidArgumentError
         When `blocks` are no names of layers, no layer learns in a block, or one learns in two of them.
-    UnsupportedConfigError
-        On the PyTorch engine of Keras 3.
     QuantizerStateError
         When a quantizer has no numbers yet.
     CalibrationError

@@ -32,7 +32,7 @@ from trainable_torch.wrapper import QuantizationWrapper
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
-_PLAIN = (Tensor, bool, int, float, complex, str, torch.dtype, torch.device, type(None))
+_PLAIN = (Tensor, bool, int, float, complex, str, torch.Size, torch.dtype, torch.device, type(None))
 """Types of arguments that a block can be called with again and again."""
 
 

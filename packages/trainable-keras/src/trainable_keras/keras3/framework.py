@@ -44,7 +44,6 @@ class Keras3(Framework):
     copier = Copier
     kit = KIT
     can_freeze_in_fit = ENGINE != "jax"
-    can_reconstruct = ENGINE != "torch"
     applies = "" if ENGINE == "jax" else "apply"  # JAX compiles the step as a function without side effects
 
     graph = staticmethod(graph_of)
@@ -60,6 +59,12 @@ class Keras3(Framework):
         """Let PyTorch know the variables of a model that has new ones, where it is the engine."""
         for layer in layers_within(model) if ENGINE == "torch" else ():
             track_parameters(layer)
+
+    @staticmethod
+    def forget_gradients(model: Any) -> None:
+        """Take the gradients from a model's variables, where PyTorch keeps them."""
+        if ENGINE == "torch":
+            model.zero_grad()
 
     @staticmethod
     def dtype_policy(layer: Any) -> Any:
