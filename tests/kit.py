@@ -18,6 +18,7 @@ SHORT = (
     "gradient_at_ends",
     "variable_gradients",
     "nonfinite_inputs",
+    "regularization_of_tensor",
     "config_round_trip",
 )
 """Laws on what the others write themselves: their values, their gradients, and what stands for their grid."""

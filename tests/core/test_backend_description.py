@@ -144,6 +144,11 @@ def test_a_table_has_a_line_per_quantizer_in_columns():
         assert tuple(line[start:end].strip() for start, end in zip(columns, ends, strict=True)) == cells
 
 
+def test_channels_of_one_threshold_have_one_number():
+    same = Description((row(weights_quantizer(weights_config({THRESHOLD: [0.5, 0.5]}, **PER_CHANNEL))),))
+    assert "threshold=0.5 " in str(same)
+
+
 def test_what_is_folded_and_what_is_left_out_stand_below_the_table():
     text = str(Description((), {"emb": "no known kind"}, {"bn": "conv"}))
     assert "batch norm folded:\n  bn -> conv" in text

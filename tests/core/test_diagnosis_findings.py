@@ -90,9 +90,6 @@ def test_a_layer_whose_float_version_helps_more_is_told_that_way():
 def test_a_layer_that_costs_more_than_all_together_is_told_that_way():
     (told,) = found(costs(a=0.9), [weight("a")], total=0.5)
     assert told.sentence.startswith("`a` alone costs 0.9 nats, more than all together: give it 16 bits")
-    layers = [LayerFigures(layer="a", op="linear", alone=-0.2, within=0.4)]
-    (told,) = found(layers, [weight("a")], total=-0.5)
-    assert told.sentence.startswith("With `a` in float, the model costs -0.9 instead of -0.5 nats")
 
 
 def test_a_range_that_is_wrong_comes_before_what_needs_bits():
@@ -101,6 +98,7 @@ def test_a_range_that_is_wrong_comes_before_what_needs_bits():
     assert [(each.kind, each.layer) for each in told] == [("range", "a"), ("bits", "b")]
     assert "60.0% of them are clipped" in told[0].sentence
     assert "31 dB more" in told[0].sentence
+    assert "with `calibration: {weights: mse}` in the recipe" in told[0].sentence
 
 
 def test_a_range_that_is_wrong_and_costs_little_comes_last():
@@ -153,13 +151,21 @@ def test_a_gradient_that_is_not_finite_is_told_as_such():
         assert "gets a gradient that is not finite" in told.sentence
 
 
+def test_codes_that_a_wrong_range_leaves_unused_are_not_told_again():
+    wide = replace(QUALITY, sqnr=10.0, low=-90.0, high=90.0, unused=0.99)
+    assert [each.kind for each in found(costs(a=0.0), [weight("a", quality=wide)], total=0.0)] == ["range"]
+    (told,) = found(costs(a=0.0), [weight("a", quality=replace(QUALITY, unused=0.996))], total=0.0)
+    assert told.sentence.endswith("or 1 bit is enough.")
+
+
 def test_few_values_say_nothing_of_codes():
     few = replace(QUALITY, unused=0.8, count=100)
     assert found(costs(a=0.0), [weight("a", quality=few)], total=0.0) == ()
 
 
 def test_nothing_is_told_where_quantization_costs_nothing():
-    assert found(costs(a=0.0, b=-0.1), [weight("a"), weight("b")], total=-0.05) == ()
+    for each in (costs(a=0.0, b=-0.1), costs(a=0.0, b=0.1)):
+        assert found(each, [weight("a"), weight("b")], total=-0.05) == ()
 
 
 def test_a_report_is_json_and_a_table():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import trainable_keras
-from tests.keras.framework import keras, kl, numpy, only_tensorflow, tensor
+from tests.keras.framework import keras, kl, numpy, only_tensorflow, tensor, tf
 from tests.keras.models import network, recipe, spec
 from trainable_core.enums import TieRule
 from trainable_core.errors import CalibrationError, InvalidArgumentError, ModelError, QuantizerStateError
@@ -149,8 +149,6 @@ def test_probabilities_at_the_end_and_a_teacher(eight):
 
 @only_tensorflow("tf.data is TensorFlow's")
 def test_a_data_set_of_tensorflow_with_labels(eight):
-    import tensorflow as tf
-
     whole = tf.data.Dataset.from_tensor_slices((IMAGES, np.zeros(48))).batch(24)
     of_unknown_length = whole.filter(lambda image, label: True)
     expected = str(diagnose(eight, [tensor(IMAGES[:24]), tensor(IMAGES[24:])]))

@@ -58,6 +58,7 @@ def test_a_tensorflow_lite_file_tells_its_codes(tmp_path: Path) -> None:
     assert "FULLY_CONNECTED" in found.islands.operations or "CONV_2D" in found.islands.operations, found.islands
     rows = {(row.layer, row.tensor): row for row in found.description.rows}
     assert ("head", "kernel") in rows
+    assert {row.method for row in rows.values() if row.target == "Activation"} == {"codes -128 to 127"}
     facts = {each.name: each for each in found.weights}["head.kernel"]
     assert facts.codes is not None
     assert facts.codes.sum() == facts.values.count

@@ -88,6 +88,12 @@ def test_exported_files_tell_their_codes(tmp_path: Path, target: str) -> None:
     found = files.read(path, weights=True)
     rows = {(row.layer, row.tensor): row for row in found.description.rows}
     assert rows.keys() == {(row.layer, row.tensor) for row in describe(deployed).rows}
+    activations = [row for row in describe(deployed).rows if row.target == "Activation"]
+    assert activations
+    for row in activations:  # the first code that is stored is the lower end of the grid
+        held = rows[row.layer, row.tensor]
+        low = -row.params["threshold"] if row.params["is_signed"] else 0.0
+        assert (int(held.method.split()[1]) - held.params.get("zero_point", 0)) * held.params["scale"] == low
     scale = torch.tensor(deployed.head.weights_quantizers["weight"].qparams.scale)[:, None]
     assert rows["head", "weight"].params["scale"] == [float(scale.min()), float(scale.max())]
     codes = torch.round(deployed.head.weights_quantizers["weight"](deployed.head.weight) / scale).int() + 8

@@ -339,5 +339,5 @@ def _cells(row: DescriptionRow) -> tuple[str, ...]:
 
 def _short(value: Any) -> str:
     if isinstance(value, list):
-        return f"{min(value):.4g}..{max(value):.4g}"
+        return "..".join(dict.fromkeys(f"{end:.4g}" for end in (min(value), max(value))))  # one where both are the same
     return str(value) if isinstance(value, bool) else f"{value:.4g}"

@@ -100,7 +100,9 @@ def find(
     found += [(1, each) for each in first] + [(3, each) for each in ranges if each not in first]
     repaired = {each.layer for each in first}  # a layer that is set wrong needs no bits before it is set right
     found += [(2, each) for each in _coarse(layers, of_layer, scale, repaired)]
-    rest = [*_untrained(variables, scale), *_oscillating(quantizers, scale), *_wasted(quantizers, scale)]
+    misfits = {(each.layer, each.tensor) for each in ranges}  # whose codes are unused because of their range
+    fitting = [each for each in quantizers if (each.layer, each.tensor) not in misfits]
+    rest = [*_untrained(variables, scale), *_oscillating(quantizers, scale), *_wasted(fitting, scale)]
     found += [(3, each) for each in rest]
     return tuple(each for _, each in sorted(found, key=lambda pair: (pair[0], -pair[1].cost)))
 
@@ -123,6 +125,7 @@ def _ranges(quantizers: Sequence[QuantizerFigures], scale: _Scale) -> Iterator[F
         if gain < RANGE_DB or math.isnan(gain):
             continue
         told = _range_told(quality)
+        section = "weights" if each.target == str(QuantizationTarget.Weights) else "activations"
         better = f"calibrated thresholds give {gain:.0f} dB more with the same {each.n_bits} bits"
         yield Finding(
             kind="range",
@@ -130,8 +133,8 @@ def _ranges(quantizers: Sequence[QuantizerFigures], scale: _Scale) -> Iterator[F
             tensor=each.tensor,
             cost=scale.of(each.layer) * (1 - 10 ** (-gain / 10)),  # what is left of the error
             sentence=f"The range of {each.name} is set wrong: {told}; {better}. Calibrate it again, "
-            "calibrate(qmodel, batches, force=True), with calibration method mse; if training led it there, lower the "
-            "learning rate of thresholds.",
+            f"calibrate(qmodel, batches, force=True), with `calibration: {{{section}: mse}}` in the recipe; if "
+            "training led it there, lower the learning rate of thresholds.",
         )
 
 
@@ -161,6 +164,8 @@ def _coarse(
     scale: _Scale,
     repaired: set[str],
 ) -> Iterator[Finding]:
+    if not scale.total > 0:  # layers make up for each other's errors, or the metric can't tell them from noise
+        return
     usual = {
         target: sorted(widths)[len(widths) // 2]
         for target in map(str, QuantizationTarget)
@@ -236,10 +241,11 @@ def _wasted(quantizers: Sequence[QuantizerFigures], scale: _Scale) -> Iterator[F
         if quality.count < VALUES_PER_CODE * 2**each.n_bits:
             continue
         fewer = max(int(-math.log2(max(1 - quality.unused, 2.0**-each.n_bits))), 1)
+        enough = max(each.n_bits - fewer, 1)
         yield _finding(
             each, "codes", scale,
             f"{quality.unused:.0%} of the codes of {each.name} are never used: a range that fits closer has finer "
-            f"steps, or {max(each.n_bits - fewer, 1)} bits are enough.",
+            f"steps, or {'1 bit is' if enough == 1 else f'{enough} bits are'} enough.",
         )  # fmt: skip
 
 

@@ -278,7 +278,9 @@ class _OnnxGrids:
         zero = np.zeros(scale.shape, np.int32) if zero is None else np.asarray(zero).astype(np.int32)
         if scale.size > 1 and axis is None:
             axis = int(np.argmax(scale.shape))
-        ends = int(entry["quant_min"]), int(entry["quant_max"])
+        first, last = int(entry["quant_min"]), int(entry["quant_max"])
+        shift = first if entry["codes"] and not entry["is_weight"] else 0  # activations are stored from 0
+        ends = first - shift, last - shift
         if scale.size == 1:
             return QParams(scale.reshape(()), zero.reshape(-1)[:1].reshape(()), *ends)
         return QParams(scale.reshape(-1), np.broadcast_to(zero, scale.shape).reshape(-1), *ends, axis)
@@ -324,7 +326,10 @@ def _of_metadata(
 def _row(entry: Mapping[str, Any], held: _Stored) -> DescriptionRow:
     numbers: dict[str, Any] = {}
     channels = None
+    first, last = int(entry["quant_min"]), int(entry["quant_max"])
     if held.grid is not None:
+        if not entry["is_weight"]:  # as they are stored, beside their zero point
+            first, last = held.grid.quant_min, held.grid.quant_max
         scale, zero = held.grid.scale.reshape(-1), held.grid.zero_point.reshape(-1)
         many = scale.size > 1
         channels = held.grid.channels_axis
@@ -337,7 +342,7 @@ def _row(entry: Mapping[str, Any], held: _Stored) -> DescriptionRow:
         tensor=str(entry["tensor"]),
         target="Weights" if entry["is_weight"] else "Activation",
         training_method="",
-        method=f"codes {entry['quant_min']} to {entry['quant_max']}",
+        method=f"codes {first} to {last}",
         n_bits=int(entry["n_bits"]),
         channels_axis=channels,
         params=numbers,
