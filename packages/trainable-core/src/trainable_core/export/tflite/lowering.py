@@ -191,7 +191,8 @@ class Lowering:
         if step.obstacle:
             raise self._refuse(step.layer, step.obstacle)
         if step.op not in OPERATIONS:
-            raise self._refuse(step.layer, f"there is no integer kernel for {step.op}")
+            problem = f"no operator of TensorFlow Lite is known for {step.op}, neither on integers nor in float"
+            raise UnsupportedConfigError(step.layer, problem, "docs/export.md lists the layers that can be written.")
         if step.op == "quantize":
             record = self.network.quantizers[step.options["quantizer"]]
             name = self._quantized(step.inputs[0], record.grid, record)
