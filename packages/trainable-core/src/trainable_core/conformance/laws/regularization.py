@@ -41,15 +41,13 @@ def regularization_gradient(subject: Subject, case: Case) -> None:
     """The term for the loss is a finite number, the reference's if there is one, and its gradients are its own."""
     quantizer = subject.quantizer(case)
     subject.values(quantizer, case.x, training=True)
-    term = subject.adapter.regularization(quantizer)
+    term, oracle = subject.adapter.regularization(quantizer), subject.method.oracle
+    if oracle is not None and oracle.regularization is not None:
+        expected, distance = oracle.regularization(subject.state(quantizer, case))
+        close("regularization", np.asarray(0.0 if term is None else term[0]), np.asarray(expected), distance)
     if term is None:
         return
     require("regularization", np.isfinite(term[0]), "a finite number", term[0])
-    oracle = subject.method.oracle
-    if oracle is not None and oracle.regularization is not None:
-        steps = subject.state(quantizer, case)
-        expected, distance = oracle.regularization(steps)
-        close("regularization", np.asarray(term[0]), np.asarray(expected), distance)
     own = variables(quantizer)
     for name, gradient in term[1].items():
         for place in np.ndindex(own[name].shape):
