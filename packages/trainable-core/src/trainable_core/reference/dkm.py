@@ -238,7 +238,9 @@ def _expected_gradients(x: Float32, upstream: Float32, state: State) -> Expected
     of_x = sharpness * 2 * TABLE_STEPS * (108 * (weights * np.abs(levels - means)).sum(-1) + 4 * 2 * TABLE_STEPS)
     of_levels = weights * (1.0 + sharpness * np.abs(steps - levels) * 2 * TABLE_STEPS)
     sums = ((sizes * scale)[..., np.newaxis] * of_levels).reshape(-1, len(levels)).sum(0)
-    allowed = {"centroids": sums * (108 + x.size) * EPSILON}
+    # A weight below the normal numbers may be zero in float32, and its factor is at most this.
+    smallest = float(np.finfo(np.float32).tiny) * (1.0 + sharpness * (2 * TABLE_STEPS) ** 2)
+    allowed = {"centroids": sums * (108 + x.size) * EPSILON + smallest * float((sizes * scale).sum())}
     return ExpectedGradients(found.x, sizes * of_x * EPSILON, {"centroids": found.centroids}, allowed)
 
 
