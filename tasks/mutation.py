@@ -102,7 +102,7 @@ TARGETS = {
         Target("trainable_torch.quantizers.adaround", ("ADAROUND",), PASSES),
         Target("trainable_torch.quantizers.dynamic", ("DYNAMIC",), PASSES),
         Target("trainable_torch.quantizers.rounding", ("STE", "LSQ"), PASSES),
-        Target("trainable_torch.quantizers.base", ("LSQ",), PASSES),
+        Target("trainable_torch.quantizers.base", ("LSQ",), BOTH),
         Target("trainable_torch.annealing", ("DQA",), PASSES),
         Target("trainable_torch.grid", ("LSQ",), BOTH),
         Target("trainable_torch.kernels.plain", ("STE", "LSQ"), PLAIN),
