@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import warnings
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -214,3 +216,15 @@ def test_models_that_do_not_train_are_refused(tmp_path: Path) -> None:
         track(network(), tmp_path / "run.csv")
     with pytest.raises(ModelError, match="no trainable quantizer"):
         track(finalize(model()), tmp_path / "run.csv")
+
+
+def test_a_loop_that_was_broken_off_keeps_no_model_in_memory(tmp_path: Path) -> None:
+    qmodel = model()
+    callback = track(qmodel, tmp_path / "run.csv", every=1)
+    callback.start()
+    qmodel(images()).sum().backward()
+    callback.step_end()  # and nobody calls `end`
+    held = weakref.ref(qmodel)
+    del qmodel, callback
+    gc.collect()
+    assert held() is None

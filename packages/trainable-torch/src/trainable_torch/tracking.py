@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable
 from os import PathLike
 from typing import Any
@@ -87,7 +88,13 @@ class TrackingCallback(TorchTrainers, TrackingRoutine):
         self.finish()
         self._seen: dict[int, Tensor] = {}
         variables = {id(v): v for tensor in self.tracked.values() for v in _learned(tensor.quantizer)}
-        self._hooks = [each.register_post_accumulate_grad_hook(self._note) for each in variables.values()]
+        note = weakref.WeakMethod(self._note)  # a hook that held the model would keep it in memory for good
+
+        def hook(variable: Tensor) -> None:
+            if (noted := note()) is not None:
+                noted(variable)
+
+        self._hooks = [each.register_post_accumulate_grad_hook(hook) for each in variables.values()]
 
     def finish(self) -> None:
         """Remove the hooks."""
