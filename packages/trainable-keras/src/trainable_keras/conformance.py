@@ -124,10 +124,6 @@ class KerasAdapter(BaseAdapter):
         return model, batch, lambda model: self.to_array(model(batch, training=False))
 
 
-def _wrapper_of(adapter: KerasAdapter) -> Any:
-    return adapter.framework.wrapper  # each Keras's has a constructor of its own
-
-
 class InDense:
     """A wrapped layer as the conformance kit calls it: on unit vectors, so that its output is its kernel.
 
@@ -148,7 +144,8 @@ class InDense:
         dense.build((None, weights.shape[0]))
         self.kernel = dense.kernel
         self.kernel.assign(weights)
-        self.layer: Any = _wrapper_of(adapter)(dense, {"kernel": quantizer})
+        wrapper: Any = adapter.framework.wrapper  # each Keras's has a constructor of its own
+        self.layer = wrapper(dense, {"kernel": quantizer})
 
     def assign(self, weights: Array) -> None:
         """Give the layer another kernel."""

@@ -64,9 +64,7 @@ def _to_kink(quotient: Float64, at: QParams) -> Float64:
     """Return how far quotients are from where the gradient of the input ends, in steps: a table's may end beyond it."""
     places = [*ends(at, quotient.ndim), *(table.edges(at.levels) if at.levels else ())]
     with np.errstate(invalid="ignore"):  # an infinity is far from each
-        return np.asarray(
-            np.min([np.abs(quotient - place) for place in np.broadcast_arrays(*places, quotient)[:-1]], axis=0)
-        )
+        return np.asarray(np.min([np.abs(quotient - place) for place in places], axis=0))
 
 
 def by_oracle(subject: Subject, quantizer: Any, case: Case, upstream: Float32) -> Expected:
