@@ -15,7 +15,6 @@ from torch.utils._pytree import tree_leaves
 from tqdm.auto import tqdm
 
 from trainable_core.calibration import Observer
-from trainable_core.calibration.batches import inputs_of
 from trainable_core.calibration.model import ModelCalibration
 from trainable_core.calibration.unseen import Sight, value_text
 from trainable_core.errors import CalibrationError, IntegerRangeError, ShapeMismatchError
@@ -27,6 +26,7 @@ from trainable_torch.quantizers.base import RESHAPED, BasePytorchTrainableQuanti
 from trainable_torch.ranks import require_whole, world_size
 from trainable_torch.state import state_of
 from trainable_torch.structure.computed import Uses, reason
+from trainable_torch.training import call_with
 from trainable_torch.wrapper import QuantizationWrapper, check_biases
 
 
@@ -140,7 +140,7 @@ class TorchCalibration(ModelCalibration):
 
     def call(self, batch: Any, *, training: bool = False) -> Any:  # noqa: ARG002 - the mode is the modules'
         """Call the model with a batch: a mapping is its keyword arguments."""
-        return self.model(**batch) if isinstance(batch, Mapping) else self.model(inputs_of(batch))
+        return call_with(self.model, batch)
 
     def observe(
         self, holders: Sequence[Any], batches: Iterable[Any], call: Callable[[Any, bool], Any], *, training: bool

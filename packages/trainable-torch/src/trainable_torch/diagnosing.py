@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from tqdm.auto import tqdm
 
-from trainable_core.calibration.batches import inputs_of
 from trainable_core.diagnosis import model as core
 from trainable_core.diagnosis import suggestion
 from trainable_core.diagnosis.model import DiagnosedModel, Forward, Place, Seen, VariableKey, trained_variables
@@ -31,7 +30,7 @@ from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer
 from trainable_torch.ranks import require_whole
 from trainable_torch.state import plan_of, present_state, state_of
 from trainable_torch.structure.operations import CONTAINER
-from trainable_torch.training import evaluating, quantizers_of
+from trainable_torch.training import call_with, evaluating, quantizers_of
 from trainable_torch.wrapper import CALL, QuantizationWrapper
 
 Array = NDArray[Any]
@@ -323,14 +322,14 @@ class TorchDiagnosis(DiagnosedModel):
 
     def call(self, batch: Any) -> Any:
         """Call the model with a batch: a mapping is its keyword arguments."""
-        return self.model(**batch) if isinstance(batch, Mapping) else self.model(inputs_of(batch))
+        return call_with(self.model, batch)
 
     def call_teacher(self, teacher: nn.Module, batch: Any) -> Any:
         """Call another model in evaluation mode."""
         with evaluating(teacher), put_back(teacher, random=False):
             if self.forward is not None:
                 return self.forward(teacher, batch)
-            return teacher(**batch) if isinstance(batch, Mapping) else teacher(inputs_of(batch))
+            return call_with(teacher, batch)
 
     def main_output(self, outputs: Any) -> Array:
         """Return the values of the logits, or of the first output."""

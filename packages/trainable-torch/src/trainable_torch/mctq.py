@@ -22,7 +22,6 @@ from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode, resolve_name
 
 from trainable_core.backend.inferable import Refusals
-from trainable_core.calibration.batches import inputs_of
 from trainable_core.errors import ModelError, QuantizerStateError
 from trainable_torch.finalized import finalize
 from trainable_torch.holder import ActivationQuantizationHolder
@@ -31,6 +30,7 @@ from trainable_torch.layers import kind_of, leave_fused_paths
 from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer
 from trainable_torch.ranks import require_whole
 from trainable_torch.state import state_of
+from trainable_torch.training import call_with
 from trainable_torch.wrapper import QuantizationWrapper
 
 _OURS = ("trainable_torch", "trainable_core")
@@ -473,7 +473,7 @@ def _run(model: nn.Module, parts: Mapping[str, nn.Module], example: Any) -> list
     handles = [handle for name, part in parts.items() for handle in recorder.watch(name, part)]
     try:
         with torch.no_grad(), recorder:
-            model(**example) if isinstance(example, Mapping) else model(inputs_of(example))
+            call_with(model, example)
     except _ReadError:
         raise
     except Exception as error:  # whatever the layers or the model's code raise

@@ -20,14 +20,13 @@ from trainable_core.backend.reconstruction import (
     check_blocks,
     check_request,
 )
-from trainable_core.calibration.batches import inputs_of
 from trainable_core.errors import ModelError
 from trainable_core.reference import adaround
 from trainable_torch.holder import ActivationQuantizationHolder
 from trainable_torch.quantizers.adaround import AdaroundQuantizer
 from trainable_torch.ranks import require_whole
 from trainable_torch.state import state_of
-from trainable_torch.training import evaluating, quantizers_of
+from trainable_torch.training import call_with, evaluating, quantizers_of
 from trainable_torch.wrapper import QuantizationWrapper
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -125,7 +124,7 @@ def reconstruct(
                 if forward is not None:
                     forward(qmodel, batch)
                 else:
-                    qmodel(**batch) if isinstance(batch, Mapping) else qmodel(inputs_of(batch))
+                    call_with(qmodel, batch)
 
     with evaluating(qmodel):
         watched = {**layers, **{name: module for name, (module, _) in parts.items()}}

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from trainable_core.calibration.batch_norm import SUBJECT, check_request, require_reached
-from trainable_core.calibration.batches import feed, inputs_of
+from trainable_core.calibration.batches import feed
 from trainable_torch.ranks import require_whole
 from trainable_torch.state import state_of
-from trainable_torch.training import evaluating
+from trainable_torch.training import call_with, evaluating
 
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -66,7 +66,7 @@ def reestimate_batch_norm(
     def call(batch: Any) -> Any:
         if forward is not None:
             return forward(qmodel, batch)
-        return qmodel(**batch) if isinstance(batch, Mapping) else qmodel(inputs_of(batch))
+        return call_with(qmodel, batch)
 
     try:
         with evaluating(qmodel), torch.no_grad():

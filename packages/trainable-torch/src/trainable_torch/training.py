@@ -11,6 +11,7 @@ from torch import Tensor, distributed, nn
 from torch.optim import Optimizer
 
 from trainable_core.backend.variable_groups import variable_groups
+from trainable_core.calibration.batches import inputs_of
 from trainable_core.enums import VariableGroup
 from trainable_core.errors import QuantizerStateError
 from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer
@@ -23,6 +24,11 @@ from trainable_torch.wrapping import advance
 def quantizers_of(model: nn.Module) -> dict[str, BasePytorchTrainableQuantizer]:
     """Return a model's trainable quantizers by module name, each once."""
     return {name: m for name, m in model.named_modules() if isinstance(m, BasePytorchTrainableQuantizer)}
+
+
+def call_with(model: nn.Module, batch: Any) -> Any:
+    """Return what a model returns for a batch: a mapping is its keyword arguments, else `inputs_of` says its input."""
+    return model(**batch) if isinstance(batch, Mapping) else model(inputs_of(batch))
 
 
 @contextmanager

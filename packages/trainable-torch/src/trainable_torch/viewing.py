@@ -11,14 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from trainable_core.backend.view import ModelView, QuantizedTensor, See
-from trainable_core.calibration.batches import inputs_of
 from trainable_core.qparams import Float32
 from trainable_torch.calibration import put_back
 from trainable_torch.description import place_of_holder
 from trainable_torch.holder import ActivationQuantizationHolder
 from trainable_torch.statistics import batch_norms
 from trainable_torch.structure.operations import CONTAINER
-from trainable_torch.training import evaluating
+from trainable_torch.training import call_with, evaluating
 from trainable_torch.wrapper import QuantizationWrapper
 
 
@@ -65,7 +64,7 @@ class TorchView(ModelView):
 
     def call(self, batch: Any) -> Any:
         """Call the model with a batch: a mapping is its keyword arguments."""
-        return self.model(**batch) if isinstance(batch, Mapping) else self.model(inputs_of(batch))
+        return call_with(self.model, batch)
 
     def is_tensor(self, batches: Any) -> bool:
         """Return whether this is one batch."""
