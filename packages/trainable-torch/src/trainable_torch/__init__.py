@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from trainable_torch.reconstruction import reconstruct
     from trainable_torch.reporting import report
     from trainable_torch.serialization import load, save
-    from trainable_torch.statistics import reestimate_batch_norm
+    from trainable_torch.statistics import freeze_batch_norm, reestimate_batch_norm
     from trainable_torch.tracking import track
     from trainable_torch.training import (
         advance_schedules,
@@ -57,6 +57,7 @@ __all__ = [
     "exclude_from_weight_decay",
     "export",
     "finalize",
+    "freeze_batch_norm",
     "freeze_quant_params",
     "load",
     "parameter_groups",
@@ -95,7 +96,7 @@ __getattr__, __dir__ = lazy_names(
         "reconstruction": ["reconstruct"],
         "reporting": ["report"],
         "serialization": ["load", "save"],
-        "statistics": ["reestimate_batch_norm"],
+        "statistics": ["freeze_batch_norm", "reestimate_batch_norm"],
         "tracking": ["track"],
         "training": [
             "advance_schedules",

@@ -158,8 +158,8 @@ class TorchCalibration(ModelCalibration):
         weights = {
             f"{name}.{attribute}".lstrip("."): weight
             for name, wrapper in self.model.named_modules()
-            if isinstance(wrapper, QuantizationWrapper)
-            for attribute, weight, _ in wrapper.get_weights_vars()
+            if isinstance(wrapper, QuantizationWrapper) and wrapper.batch_norm is None  # that is known to be folded
+            for attribute, weight in wrapper.own_weights().items()
         }
         waiting = [Uses(weights, [*self.model.parameters(), *self.model.buffers()])]
 

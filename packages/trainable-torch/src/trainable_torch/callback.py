@@ -8,10 +8,11 @@ from typing import Any
 from torch import nn
 
 from trainable_core.backend.routine import TrainingRoutine
-from trainable_core.calibration.batch_norm import check_request
+from trainable_core.calibration.batch_norm import check_request, require_simulated
+from trainable_torch.batch_norm import simulated_batch_norms
 from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer
 from trainable_torch.state import state_of
-from trainable_torch.statistics import batch_norms, reestimate_batch_norm
+from trainable_torch.statistics import batch_norms, freeze_batch_norm, reestimate_batch_norm
 from trainable_torch.trainers import TorchTrainers
 from trainable_torch.training import advance_schedules, freeze_quant_params, quantizers_of
 
@@ -24,6 +25,7 @@ def training_callback(
     forward: Callable[[nn.Module, Any], Any] | None = None,
     log: Callable[[dict[str, float]], Any] | None = None,
     log_every: int = 100,
+    freeze_batch_norm_at: int | None = None,
 ) -> TrainingCallback:
     """Return what a trainer calls so that thresholds freeze, statistics are estimated anew, and numbers are logged.
 
@@ -42,6 +44,9 @@ def training_callback(
         Called with a dictionary of numbers by name, such as `print` or ``wandb.log``.
     log_every : int
         Number of optimizer steps between two calls of `log`.
+    freeze_batch_norm_at : int, optional
+        Number of optimizer steps after which batch norms whose folding is simulated use their running statistics in
+        training too, as `freeze_batch_norm` does; by default they never do.
 
     Returns
     -------
@@ -52,17 +57,20 @@ def training_callback(
     Raises
     ------
     ModelError
-        When the model is not wrapped, or there are batches and no batch norm.
+        When the model is not wrapped, there are batches and no batch norm, or statistics are to be frozen and no batch
+        norm is simulated as folded.
     InvalidArgumentError
         When an argument is of a wrong kind, or the batches can be read only once.
     CalibrationError
         When `batches` are one batch.
     """
     state_of(qmodel)
-    callback = TrainingCallback(freeze_at, batches, log, log_every)
+    callback = TrainingCallback(freeze_at, batches, log, log_every, freeze_batch_norm_at)
     callback.qmodel, callback.forward = qmodel, forward
     if batches is not None:
         check_request(batch_norms(qmodel), batches, forward, single=hasattr(batches, "dtype"))
+    if freeze_batch_norm_at is not None:
+        require_simulated(simulated_batch_norms(qmodel))
     return callback
 
 
@@ -79,6 +87,10 @@ class TrainingCallback(TorchTrainers, TrainingRoutine):
     def freeze(self) -> None:
         """Stop thresholds and ranges from learning."""
         freeze_quant_params(self.qmodel)
+
+    def freeze_statistics(self) -> None:
+        """Let batch norms whose folding is simulated use their running statistics in training too."""
+        freeze_batch_norm(self.qmodel)
 
     def advance(self) -> None:
         """Count one step of every schedule."""

@@ -56,8 +56,8 @@ def describe(qmodel: nn.Module) -> Description:
             )
         if isinstance(module, QuantizationWrapper):
             with evaluating(module), torch.no_grad():  # in training, reading a computed weight may go on computing it
-                weights = module.get_weights_vars()
-            for attribute, weight, _ in weights:
+                weights = module.own_weights()
+            for attribute, weight in weights.items():
                 seen.setdefault(id(weight), []).append(module.weights_read[attribute])
                 unread[f"{name}.{attribute}"] = id(weight)
             plan = plan_of(name, module)

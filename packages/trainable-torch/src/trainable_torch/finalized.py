@@ -11,7 +11,7 @@ from trainable_torch.holder import ActivationQuantizationHolder
 from trainable_torch.ranks import require_whole
 from trainable_torch.reading import MARK, ORIGIN
 from trainable_torch.state import STATE, present_state, state_of
-from trainable_torch.structure.folding import fold_quantized
+from trainable_torch.structure.folding import fold_quantized, take_over
 from trainable_torch.training import quantizers_of
 from trainable_torch.wrapper import QuantizationWrapper, check_biases
 from trainable_torch.wrapping import count_step
@@ -50,6 +50,7 @@ def finalize(qmodel: nn.Module) -> nn.Module:
 def converted(qmodel: nn.Module) -> nn.Module:
     """Return what `finalize` returns, whatever the biases are: `load` fills them in later."""
     deployed = copied(qmodel).eval()
+    take_over(deployed, [module for module in deployed.modules() if isinstance(module, QuantizationWrapper)])
     _store_values(deployed)
     folded = _fold(deployed)
     inferable = {
@@ -81,7 +82,8 @@ def _fold(deployed: nn.Module) -> dict[str, str]:
     Names are those from when the model was wrapped, and those that modules have now.
     """
     kept: dict[str, str] = {}
-    for name, into in present_state(deployed).foldable.items():
+    state = present_state(deployed)
+    for name, into in () if state.simulates else state.foldable.items():
         norm, layer = deployed.get_submodule(name), deployed.get_submodule(into)
         quantizer = (
             layer.weights_quantizers["weight"]

@@ -28,6 +28,7 @@ from trainable_core.documents.model import (
     switch_off_quantizers,
 )
 from trainable_core.errors import DocumentError, ModelError, RuleError, TrainableError
+from trainable_torch.batch_norm import simulated_batch_norms
 from trainable_torch.description import describe
 from trainable_torch.finalized import converted
 from trainable_torch.ranks import require_whole
@@ -37,6 +38,8 @@ from trainable_torch.wrapping import wrapped
 
 FORMAT = "trainable-torch"
 DIGEST = "sha256"
+FROZEN_NORMS = "frozen_norms"
+"""Key of a header: which batch norms use their running statistics in training too."""
 
 
 def save(qmodel: nn.Module, path: str | PathLike[str]) -> None:
@@ -81,8 +84,10 @@ def save(qmodel: nn.Module, path: str | PathLike[str]) -> None:
             tensors[name] = value.detach().to("cpu").contiguous().clone()
     header = header_of(FORMAT, state, quantizers_of(qmodel), describe(qmodel).summary().to_dict())
     more: dict[str, Any] = {"aliases": aliases, "training": qmodel.training, "folded": state.folded}
-    if state.recipe.folds == "after":
+    if state.recipe.folds in {"after", "training"}:
         more["foldable"] = state.foldable
+    if frozen := [name for name, norm in simulated_batch_norms(qmodel).items() if norm.statistics_frozen]:
+        more[FROZEN_NORMS] = frozen
     if state.structure:
         more["structure"] = state.structure
     if state.origins:
@@ -152,6 +157,11 @@ def load(path: str | PathLike[str], model: nn.Module) -> nn.Module:
             place_levels(path, quantizer, tensors.get(f"{name}.grid_levels"))
         qmodel = converted(qmodel)
     _fill(path, qmodel, tensors)
+    norms = simulated_batch_norms(qmodel)
+    for name in metadata.get(FROZEN_NORMS, ()):
+        if name not in norms:
+            raise DocumentError(path, f"its header has {FROZEN_NORMS!r} with {name!r}, which this model has no norm of")
+        norms[name].freeze_statistics(frozen=True)
     freeze_quantizers(path, metadata["frozen"], quantizers_of(qmodel))
     return qmodel.train(metadata["training"])
 
@@ -174,6 +184,9 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
                 names = metadata.get(key, {})
                 if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
                     raise DocumentError(path, f"its header has {key!r} that is no mapping of names")
+            frozen = metadata.get(FROZEN_NORMS, [])
+            if not isinstance(frozen, list) or not all(isinstance(name, str) for name in frozen):
+                raise DocumentError(path, f"its header has {FROZEN_NORMS!r} that are no names")
             check_structure(path, metadata.get("structure"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - the file is no mapping
             if header.get(DIGEST) != digest(text, tensors):

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from trainable_core.calibration.batch_norm import SUBJECT, check_request, require_reached
+from trainable_core.calibration.batch_norm import SUBJECT, check_request, require_reached, require_simulated
 from trainable_core.calibration.batches import feed
+from trainable_torch.batch_norm import simulated_batch_norms
 from trainable_torch.ranks import require_whole
 from trainable_torch.state import state_of
 from trainable_torch.training import call_with, evaluating
+from trainable_torch.wrapper import QuantizationWrapper
 
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -84,6 +86,41 @@ def reestimate_batch_norm(
             norm.momentum = momentum
     for norm, values in before.items():
         _put_back(norm, {"num_batches_tracked": values["num_batches_tracked"]})
+    return qmodel
+
+
+def freeze_batch_norm(qmodel: nn.Module, frozen: bool = True) -> nn.Module:  # noqa: FBT001, FBT002 - reads as a fact
+    """Let simulated batch norms use their running statistics in training too, or those of each batch again.
+
+    Parameters
+    ----------
+    qmodel : Module
+        A model that was wrapped with ``fold_batch_norm: training``; changed in place.
+    frozen : bool
+        Whether running statistics are used and stay as they are. Scales and shifts of the batch norms go on learning.
+
+    Returns
+    -------
+    Module
+        `qmodel`.
+
+    Raises
+    ------
+    ModelError
+        When the model is not wrapped, or has no batch norm whose folding is simulated.
+
+    Notes
+    -----
+    Training then computes exactly what is deployed, so it belongs to the last epochs: `reestimate_batch_norm` before it
+    gives statistics of the weights as they are. ``train()`` does not thaw them.
+    """
+    state_of(qmodel)
+    require_simulated(simulated_batch_norms(qmodel))
+    for layer in qmodel.modules():
+        norm = layer.batch_norm if isinstance(layer, QuantizationWrapper) else None
+        if norm is not None:
+            norm.freeze_statistics(frozen)
+            norm.training = layer.training and not frozen
     return qmodel
 
 

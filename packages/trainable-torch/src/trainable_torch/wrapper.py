@@ -17,7 +17,7 @@ from trainable_core.backend.building import require_quantizer
 from trainable_core.backend.unlisted import UnlistedSubclass
 from trainable_core.enums import QuantizationTarget
 from trainable_core.errors import InvalidArgumentError, TrainableError
-from trainable_torch import kernels
+from trainable_torch import batch_norm, kernels
 from trainable_torch.holder import ActivationQuantizationHolder
 from trainable_torch.inferable import InferableQuantizer
 from trainable_torch.layer_class import Reads, become, stand_in_front
@@ -105,7 +105,8 @@ class _Call:
     `weight_values`. `quantizes` says whether weights are quantized, which calibration switches off. `overwrites` says
     whether the layer writes into its inputs though it has no attribute ``inplace`` that says so; None where that is not
     known yet, as of a class that is not PyTorch's before its first call. `read` says whether each weight has been read
-    through its quantizer so far. `bias` is the attribute of a bias that is quantized, or empty.
+    through its quantizer so far. `bias` is the attribute of a bias that is quantized, or empty. `norm` is the batch norm
+    whose work the layer does, and `given` what reads of its weight and bias give while a compiler traces it.
     """
 
     input_names: tuple[str, ...]
@@ -119,6 +120,8 @@ class _Call:
     overwrites: bool | None = False
     read: dict[Any, bool] = field(default_factory=dict)
     bias: str = ""
+    norm: Any = None
+    given: dict[str, Tensor] = field(default_factory=dict)
 
 
 class _Part(Reads):
@@ -164,6 +167,9 @@ class QuantizationWrapper(Reads, nn.Module, metaclass=UnlistedSubclass, of=Pytor
         Quantizer of the output; of the first one when the layer returns a tuple.
     bias : str
         Attribute of a bias that the layer's `bias_quantizer` quantizes, which is set later; empty where none does.
+    norm : SimulatedBatchNorm, optional
+        The batch norm behind the layer, whose work it does: its `weight` is folded before it is quantized. The layer
+        needs a bias, and only its own class's forward.
 
     Raises
     ------
@@ -202,6 +208,7 @@ class QuantizationWrapper(Reads, nn.Module, metaclass=UnlistedSubclass, of=Pytor
         input_names: Any = None,  # noqa: ARG004 - as above
         output_holder: Any = None,  # noqa: ARG004 - as above
         bias: str = "",
+        norm: Any = None,
     ) -> Any:
         """Return the layer itself, with a class made of two; for a function a module of its own."""
         if not isinstance(module, nn.Module):
@@ -222,7 +229,9 @@ class QuantizationWrapper(Reads, nn.Module, metaclass=UnlistedSubclass, of=Pytor
                 changed.append((part, type(part)))
                 become(part, _Part, of_part)
             changed.append((module, type(module)))
-            become(module, cls, names | {bias} - {""}, (*_ATTRIBUTES, BIAS_QUANTIZER) if bias else _ATTRIBUTES)
+            folded = set() if norm is None else {"weight", "bias"}
+            needed = (*_ATTRIBUTES, BIAS_QUANTIZER) if bias else _ATTRIBUTES
+            become(module, cls, names | folded | {bias} - {""}, needed)
         except TrainableError:
             for each, own in changed:
                 object.__setattr__(each, "__class__", own)
@@ -242,9 +251,10 @@ class QuantizationWrapper(Reads, nn.Module, metaclass=UnlistedSubclass, of=Pytor
         input_names: Sequence[str] = ("input",),
         output_holder: ActivationQuantizationHolder | None = None,
         bias: str = "",
+        norm: Any = None,
     ) -> None:
         call = _Call(tuple(input_names), list(op_call_args or []), dict(op_call_kwargs or {}), is_inputs_as_list)
-        call.bias = bias
+        call.bias, call.norm = bias, norm
         if module is self:
             call.forward = self.__dict__.pop("forward", None)
             call.overwrites = (
@@ -289,16 +299,15 @@ class QuantizationWrapper(Reads, nn.Module, metaclass=UnlistedSubclass, of=Pytor
         if not isinstance(weight, Tensor):
             return weight
         if _is_compiling():
-            return self._quantized(name, weight) if self.__dict__[CALL].quantizes else weight
+            given: dict[str, Tensor] = self.__dict__[CALL].given
+            return given[name] if name in given else self._effective(name, weight)
         value = _values.by_layer.get((id(self), name))
         if value is None and not is_running(self):
             return weight
         call: _Call = self.__dict__[CALL]
         if name in call.read:
             call.read[name] = True
-        if not call.quantizes:
-            return weight
-        return self._quantized(name, weight) if value is None else value
+        return self._effective(name, weight) if value is None else value
 
     # ---- mctq's interface -------------------------------------------------------------------------------------------
 
@@ -363,8 +372,44 @@ class QuantizationWrapper(Reads, nn.Module, metaclass=UnlistedSubclass, of=Pytor
         return len(self.weights_quantizers)
 
     def get_weights_vars(self) -> list[tuple[Any, Any, Any]]:
-        """Return (attribute, float weight as it is now, quantizer) of each quantized weight."""
-        return [(attribute, self._weight_of(attribute), q) for attribute, q in self.weights_quantizers.items()]
+        """Return (attribute, float weight as it is quantized now, quantizer) of each quantized weight.
+
+        It is the layer's own, or the folded one where the layer does the work of a batch norm.
+        """
+        return [(a, self._folded(a, self._weight_of(a)), q) for a, q in self.weights_quantizers.items()]
+
+    def own_weights(self) -> dict[Any, Tensor]:
+        """Return the layer's own weight of each attribute that is quantized."""
+        return {attribute: self._weight_of(attribute) for attribute in self.weights_quantizers}
+
+    @property
+    def batch_norm(self) -> Any:
+        """The batch norm whose work the layer does while it trains; None where there is none."""
+        return self.__dict__[CALL].norm
+
+    @torch.no_grad()
+    def take_over(self) -> None:
+        """Keep the folded weight and bias as the layer's own: from here on it needs no batch norm."""
+        for name in ("weight", "bias") if self.batch_norm is not None else ():
+            own = self.float_weight(name)
+            own.copy_(self._folded(name, own))
+        self.__dict__[CALL].norm = None
+
+    def _folded(self, attribute: str | int, weight: Tensor) -> Tensor:
+        """Return a weight or bias with the layer's batch norm folded into it, where it has one."""
+        norm = self.__dict__[CALL].norm
+        if norm is None or attribute not in {"weight", "bias"}:
+            return weight
+        if attribute == "bias":
+            return batch_norm.folded_bias(norm, weight)
+        return batch_norm.folded_weight(self, norm, weight)
+
+    def _effective(self, attribute: str | int, weight: Tensor) -> Tensor:
+        """Return what the model computes with in the place of a weight or bias."""
+        call: _Call = self.__dict__[CALL]
+        if call.quantizes and (attribute in self.weights_quantizers or attribute == call.bias):
+            return self._quantized(attribute, weight)
+        return self._folded(attribute, weight)
 
     @property
     def weights_read(self) -> dict[Any, bool]:
@@ -387,7 +432,8 @@ class QuantizationWrapper(Reads, nn.Module, metaclass=UnlistedSubclass, of=Pytor
         quantizer = self._modules.get(BIAS_QUANTIZER)
         if quantizer is None:
             return bias
-        if _is_compiling() or self.training or (torch.is_grad_enabled() and bias.requires_grad):
+        passing = _is_compiling() or self.batch_norm is not None  # a folded bias is another tensor each time
+        if passing or self.training or (torch.is_grad_enabled() and bias.requires_grad):
             result: Tensor = quantizer(bias)
             return result
         return kernels.evaluated(quantizer, bias, lambda: quantizer(bias))
@@ -402,17 +448,19 @@ class QuantizationWrapper(Reads, nn.Module, metaclass=UnlistedSubclass, of=Pytor
         """Return the attribute of an int32 bias and its value in real units; None where the bias is float."""
         call: _Call = self.__dict__[CALL]
         bias = self._weight_of(call.bias) if self.quantizes_bias else None
-        return None if bias is None else (call.bias, self.quantized_bias(bias).clone())
+        return None if bias is None else (call.bias, self.quantized_bias(self._folded(call.bias, bias)).clone())
 
     def check_bias(self) -> None:
         """Raise IntegerRangeError when int32 does not hold a code of the layer's quantized bias."""
         quantizer: Any = self._modules.get(BIAS_QUANTIZER)
         bias = self._weight_of(self.__dict__[CALL].bias) if quantizer is not None else None
         if bias is not None and not bias.is_meta:
-            quantizer.check(bias)
+            quantizer.check(self._folded(self.__dict__[CALL].bias, bias))
 
     def _quantized(self, attribute: str | int, weight: Tensor) -> Tensor:
-        if attribute == self.__dict__[CALL].bias:
+        call: _Call = self.__dict__[CALL]
+        weight = self._folded(attribute, weight)
+        if attribute == call.bias:
             return self.quantized_bias(weight)
         quantizer = self.weights_quantizers[attribute]
         trainable = isinstance(quantizer, BasePytorchTrainableQuantizer)
@@ -421,10 +469,8 @@ class QuantizationWrapper(Reads, nn.Module, metaclass=UnlistedSubclass, of=Pytor
             result: Tensor = quantizer(weight, self.training) if trainable else quantizer(weight)
             return result
 
-        if _is_compiling():
-            return compute()
-        if not isinstance(quantizer, nn.Module):
-            return compute()
+        if _is_compiling() or not isinstance(quantizer, nn.Module) or call.norm is not None:
+            return compute()  # a folded weight is another tensor each time
         if self.training:
             kernels.forget(quantizer)
             return compute()
@@ -484,7 +530,7 @@ class QuantizationWrapper(Reads, nn.Module, metaclass=UnlistedSubclass, of=Pytor
         attributes = weights._attributes  # noqa: SLF001 - as above
         if len(holders) > 1 or len(attributes) > 1 or not call.quantizes or call.forward is not None:
             return None
-        if call.op_call_args or call.op_call_kwargs or getattr(x, "is_nested", False):
+        if call.op_call_args or call.op_call_kwargs or getattr(x, "is_nested", False) or call.norm is not None:
             return None
         watched: list[Any] = []
         of_x = of_weight = None
@@ -534,19 +580,46 @@ class QuantizationWrapper(Reads, nn.Module, metaclass=UnlistedSubclass, of=Pytor
         args += tuple(call.op_call_args)
         if isinstance(self, nn.Linear | nn.MultiheadAttention | nn.RNNBase):
             args, kwargs = self._with_one_kernel(args, kwargs)
+        if call.norm is not None:
+            return self._call_with_norm(call, args, kwargs)
         if not call.quantizes or _is_compiling():
             return self._own_forward(call, args, kwargs)
-        before = _values.by_layer
         quantized = self.get_quantized_weights()
         bias = self._weight_of(call.bias) if call.bias else None
         if bias is not None:
             quantized[call.bias] = self.quantized_bias(bias)
-        _values.by_layer = {**before, **{(id(self), name): value for name, value in quantized.items()}}
+        return self._call_with(quantized, call, args, kwargs)
+
+    def _call_with(self, values: dict[Any, Tensor], call: _Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call the layer's own forward, for which its weights are these."""
+        if _is_compiling():
+            call.given = values
+            outputs = self._own_forward(call, args, kwargs)
+            call.given = {}
+            return outputs
+        before = _values.by_layer
+        _values.by_layer = {**before, **{(id(self), name): value for name, value in values.items()}}
         try:
-            with kernels.recomputed([*quantized.values(), *args, *kwargs.values()]):
+            with kernels.recomputed([*values.values(), *args, *kwargs.values()]):
                 return self._own_forward(call, args, kwargs)
         finally:
             _values.by_layer = before
+
+    def _call_with_norm(self, call: _Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Do the layer's work and the batch norm's, whose statistics are those of the batch in training."""
+        weight, bias = self.float_weight("weight"), self.float_weight("bias")
+        if not call.norm.training:
+            values = {name: self._effective(name, own) for name, own in (("weight", weight), ("bias", bias))}
+            return self._call_with(values, call, args, kwargs)
+        nothing = torch.zeros_like(bias)
+        axis = -1 if isinstance(self, nn.Linear) else 1 - weight.dim()
+        batch = batch_norm.Batch(
+            call.norm, self._call_with({"weight": weight, "bias": nothing}, call, args, kwargs), axis, bias
+        )
+        values = {"weight": self._effective("weight", weight), "bias": nothing}
+        quantizes_bias = call.quantizes and bool(call.bias)
+        on_grid = self.quantized_bias if quantizes_bias else _unchanged
+        return batch.normalized(self._call_with(values, call, args, kwargs), on_grid)
 
     def _own_forward(self, call: _Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if call.forward is not None:
@@ -601,6 +674,10 @@ def check_biases(qmodel: nn.Module) -> None:
     for module in qmodel.modules():
         if isinstance(module, QuantizationWrapper):
             module.check_bias()
+
+
+def _unchanged(bias: Tensor) -> Tensor:
+    return bias
 
 
 _ATTRIBUTES = "weights_quantizers", "input_holders", "output_holder"

@@ -20,6 +20,7 @@ from trainable_core.recipe.placement import Call, behind_activations
 from trainable_core.recipe.plan import LayerPlan, QuantizerPlan
 from trainable_core.recipe.state import WrappedState
 from trainable_torch import reading
+from trainable_torch.batch_norm import take_back
 from trainable_torch.bias import BiasQuantizer
 from trainable_torch.copying import copied, reached_by_name
 from trainable_torch.holder import ActivationQuantizationHolder
@@ -30,7 +31,7 @@ from trainable_torch.state import keep
 from trainable_torch.state import state_of as state_of  # noqa: PLC0414 - it is known by this module's name
 from trainable_torch.structure import computed
 from trainable_torch.structure.aliases import read_aliases, rebind_forwards, unregistered_layers
-from trainable_torch.structure.folding import fold_batch_norm, foldable_batch_norm
+from trainable_torch.structure.folding import fold_batch_norm, foldable_batch_norm, simulate_batch_norm
 from trainable_torch.structure.observing import TRANSPOSED, Observed, observe
 from trainable_torch.structure.operations import NO_ACTIVATIONS, Held, Operation, Operations, hold, install, learned
 from trainable_torch.structure.origins import (
@@ -111,9 +112,12 @@ def wrapped(
     folds = state.recipe.folds
     if folds == "before" or known.get("folded"):
         state.folded, kept = fold_batch_norm(root, observed, known.get("folded"))
-    elif folds == "after":
+    elif folds is not None:
         found = foldable_batch_norm(root, observed) if "foldable" not in known else (dict(known["foldable"]), kept)
         state.foldable, kept = found
+    if state.simulates:
+        kept |= simulate_batch_norm(root, state.foldable)
+        state.foldable = {norm: layer for norm, layer in state.foldable.items() if norm not in kept}
     state.left_out |= {name: f"batch norm not folded: {reason}" for name, reason in kept.items()}
     look = _look(root, state.recipe, state, observed, known.get("structure", {}))
     state.origins = dict(known.get("origins", {}))
@@ -125,7 +129,10 @@ def wrapped(
     else:
         look.routes = _routes(look, plans, state.recipe)
     state.islands = dict(look.routes.islands)
-    _quantize(look, state.note(plans), state)
+    quantized = state.note(plans)
+    if state.simulates:
+        _leave_to_float(look, quantized, state)
+    _quantize(look, quantized, state)
     state.note_foldable()
     warn_if_nothing_is_quantized(type(model).__name__, plans, stacklevel=4)
     leave_fused_paths(look.root)
@@ -134,6 +141,16 @@ def wrapped(
     if scheduled_quantizers(look.root):  # else every forward would look for them
         look.root.register_forward_pre_hook(count_step)
     return look.root
+
+
+def _leave_to_float(look: _Look, plans: list[LayerPlan], state: WrappedState) -> None:
+    """Let batch norms whose layers get no quantizers be what they were."""
+    quantized = {plan.layer.name for plan in plans}
+    for name, into in list(state.foldable.items()):
+        if into not in quantized:
+            take_back(look.root.get_submodule(name))
+            del state.foldable[name]
+            state.left_out[name] = "batch norm not folded: the layer before it is not quantized"
 
 
 def _resolved(state: WrappedState, look: _Look) -> list[LayerPlan]:
@@ -363,8 +380,9 @@ def _left_out(name: str, module: nn.Module, kind: LayerKind | None, state: Wrapp
     if kind is not None:
         state.left_out[name] = kind.unsupported
         return LayerInfo(name, kind.op, obstacle=kind.unsupported)
-    if name in state.folded:
-        return LayerInfo(name, "normalization", obstacle=f"it is folded into {state.folded[name]}")
+    into = state.folded.get(name, state.foldable.get(name) if state.simulates else None)
+    if into is not None:
+        return LayerInfo(name, "normalization", obstacle=f"it is folded into {into}")
     if any(p is not None for p in module._parameters.values()):  # noqa: SLF001 - own ones, without children's
         reason = state.left_out[name] = f"{type(module).__name__} is of no known kind; see register_layer"
         return LayerInfo(name, "other", obstacle=reason)
@@ -456,12 +474,18 @@ def _wrap_layer(
     if plan.activation is not None and plan.placement == "outputs":
         output = quantizers.holder(plan.activation, f"{name}: output")
     bias = plan.layer.bias if plan.bias == "int32" else ""
+    norms = [norm for norm, into in state.foldable.items() if into == name] if state.simulates else []
+    norm = root.get_submodule(norms[0]) if norms else None
     try:
         QuantizationWrapper(
-            layer, weights, input_holders=holders, input_names=kind.inputs, output_holder=output, bias=bias
+            layer, weights, input_holders=holders, input_names=kind.inputs, output_holder=output, bias=bias, norm=norm
         )
     except ModelError as error:
         state.left_out[name] = error.problem
+        for each in norms:
+            take_back(root.get_submodule(each))
+            del state.foldable[each]
+            state.left_out[each] = f"batch norm not folded: {error.problem}"
 
 
 def _quantize_biases(look: _Look, held: Mapping[str, Held], state: WrappedState) -> None:

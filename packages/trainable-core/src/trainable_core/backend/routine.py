@@ -63,6 +63,9 @@ class TrainingRoutine(StepRoutine):
         Called with a dictionary of numbers by name.
     log_every : int
         Number of optimizer steps between two calls of `log`.
+    freeze_batch_norm_at : int, optional
+        Number of optimizer steps after which batch norms whose folding is simulated use their running statistics in
+        training too; None: they never do.
 
     Raises
     ------
@@ -76,19 +79,24 @@ class TrainingRoutine(StepRoutine):
         batches: Iterable[Any] | None,
         log: Callable[[dict[str, float]], Any] | None,
         log_every: int,
+        freeze_batch_norm_at: int | None = None,
     ) -> None:
         if freeze_at is not None:
             check_count(SUBJECT, "freeze_at", freeze_at, 0)
+        if freeze_batch_norm_at is not None:
+            check_count(SUBJECT, "freeze_batch_norm_at", freeze_batch_norm_at, 0)
         check_count(SUBJECT, "log_every", log_every, 1)
         if log is not None and not callable(log):
             raise InvalidArgumentError(SUBJECT, f"log must be callable, got {log!r}")
         check_repeatable(SUBJECT, batches)
         self.freeze_at = freeze_at
+        self.freeze_batch_norm_at = freeze_batch_norm_at
         self.batches = batches
         self.log = log
         self.log_every = log_every
         self._counted = 0
         self._frozen = False
+        self._statistics_frozen = False
 
     # ---- what a backend writes --------------------------------------------------------------------------------------
 
@@ -99,6 +107,10 @@ class TrainingRoutine(StepRoutine):
     @abstractmethod
     def freeze(self) -> None:
         """Stop thresholds and ranges from learning."""
+
+    @abstractmethod
+    def freeze_statistics(self) -> None:
+        """Let batch norms whose folding is simulated use their running statistics in training too."""
 
     @abstractmethod
     def advance(self) -> None:
@@ -150,6 +162,10 @@ class TrainingRoutine(StepRoutine):
         if self.freeze_at is not None and self.step >= self.freeze_at and not self._frozen:
             self._frozen = True
             self.freeze()
+        at = self.freeze_batch_norm_at
+        if at is not None and self.step >= at and not self._statistics_frozen:
+            self._statistics_frozen = True
+            self.freeze_statistics()
 
     def _steps_counted(self) -> int:
         return sum(quantizer.counted_steps for quantizer in self.quantizers().values() if quantizer.has_schedule)

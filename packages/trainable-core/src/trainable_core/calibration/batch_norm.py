@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterable
 from typing import Any
 
 from trainable_core.calibration.batches import check_batches
-from trainable_core.errors import CalibrationError, ModelError
+from trainable_core.errors import CalibrationError, ModelError, ShapeMismatchError
 
 SUBJECT = "reestimate_batch_norm"
 
@@ -47,6 +47,25 @@ def check_request(norms: Collection[Any], batches: Any, forward: object, *, sing
     if batches is None:
         raise CalibrationError(SUBJECT, "it needs batches, and none were given")
     check_batches(batches, forward, 0, single=single, subject=SUBJECT)
+
+
+def require_simulated(norms: Collection[Any]) -> None:
+    """Raise ModelError when a model has no batch norm whose folding is simulated, before anything is frozen."""
+    if not norms:
+        problem = "freeze_batch_norm: the model has no batch norm whose folding is simulated"
+        raise ModelError(problem, "wrap it with fold_batch_norm: training.")
+
+
+def require_several(count: int) -> None:
+    """Raise ShapeMismatchError when a batch has one value of each channel: its variance says nothing.
+
+    PyTorch's batch norm refuses such a batch too.
+    """
+    if count == 1:
+        raise ShapeMismatchError("batch norm in training", "several values of each channel", "one", ONE_VALUE)
+
+
+ONE_VALUE = "use larger batches, or freeze_batch_norm(qmodel)."
 
 
 def require_reached(missed: Iterable[str]) -> None:

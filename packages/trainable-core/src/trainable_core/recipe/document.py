@@ -159,9 +159,10 @@ class QuantizationRecipe(Document):
         int32 codes on the grid of the layer's sums of products, which integer kernels compute with.
     target : {"mctq", "onnx", "tflite", "qonnx", "native"}
         What the result is deployed with; what it can't express is refused when wrapping.
-    fold_batch_norm : {"before", "after"} or bool
+    fold_batch_norm : {"before", "training", "after"} or bool
         Whether batch normalization is folded into the convolution or linear layer before it: before the model trains
-        (true means the same), or after, by `finalize`; false leaves it where it is.
+        (true means the same); by `finalize`, while training simulates it, so that folded weights are quantized; or
+        after training, by `finalize`, with the codes that were trained. False leaves it where it is.
     rules : list of Rule
         In order; later ones win.
 
@@ -260,27 +261,25 @@ class QuantizationRecipe(Document):
         return not all(self.matched(layers))
 
     @property
-    def folds(self) -> Literal["before", "after"] | None:
+    def folds(self) -> Literal["before", "training", "after"] | None:
         """When batch norm is folded; None where it is not.
 
         Raises
         ------
         UnsupportedConfigError
-            When it is to be simulated in training, or folded after it where quantizers or integer biases have to stand
-            behind it.
+            When it is to be folded after training where quantizers or integer biases have to stand behind it.
         """
         subject = f"fold_batch_norm: {self.fold_batch_norm}"
         if self.fold_batch_norm == "training":
-            problem = "simulating the folded batch norm in training is not possible yet"
-            raise UnsupportedConfigError(subject, problem, "after keeps batch norms in training, and folds them then.")
+            return "training"
         if self.fold_batch_norm != "after":
             return "before" if self.fold_batch_norm else None
         if self.quantizes_outputs:
             problem = "an activation quantizer at a layer's output stands between it and its batch norm"
-            raise UnsupportedConfigError(subject, problem, "use placement: inputs, or fold_batch_norm: before.")
+            raise UnsupportedConfigError(subject, problem, "use placement: inputs, or fold_batch_norm: training.")
         if self.quantizes_biases:
             problem = "an int32 bias has to hold what the batch norm adds while it trains"
-            raise UnsupportedConfigError(subject, problem, "use bias: float, or fold_batch_norm: before.")
+            raise UnsupportedConfigError(subject, problem, "use bias: float, or fold_batch_norm: training.")
         return "after"
 
     @property

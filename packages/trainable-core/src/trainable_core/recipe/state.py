@@ -51,7 +51,15 @@ class WrappedState:
 
     def note_foldable(self) -> None:
         """Tell of the batch norms that `finalize` is to fold."""
-        self.left_out |= {norm: f"batch norm that finalize folds into {into}" for norm, into in self.foldable.items()}
+        simulated = ", as training simulates" if self.simulates else ""
+        self.left_out |= {
+            norm: f"batch norm that finalize folds into {into}{simulated}" for norm, into in self.foldable.items()
+        }
+
+    @property
+    def simulates(self) -> bool:
+        """Whether batch norms are simulated as folded while the model trains."""
+        return self.recipe.folds == "training"
 
     def note_folded(self, reasons: Mapping[str, str]) -> None:
         """Tell of the batch norms that `finalize` has folded, all but those that there are reasons for."""

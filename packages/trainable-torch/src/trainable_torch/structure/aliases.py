@@ -31,7 +31,7 @@ def read_aliases(root: nn.Module, state: WrappedState) -> None:
     owners: dict[int, list[tuple[QuantizationWrapper, str]]] = {}
     for module in root.modules():
         if isinstance(module, QuantizationWrapper):
-            for attribute, weight, _ in module.get_weights_vars():
+            for attribute, weight in module.own_weights().items():
                 owners.setdefault(id(weight), []).append((module, attribute))
     for name, module in list(root.named_modules()):
         kind = kind_of(module)

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from trainable_torch.batch_norm import SimulatedBatchNorm
 from trainable_torch.structure.overrides import change_of, hook_of
 
 SIZE_METHODS = frozenset(
@@ -43,7 +44,9 @@ def is_transparent(module: nn.Module) -> bool:
     """Return whether a module passes on what it is given, in train mode and in eval mode."""
     if change_of(module, type(module)) or hook_of(module):
         return False
-    return type(module) is nn.Identity or (isinstance(module, _DROPOUTS) and module.p == 0)
+    if type(module) is nn.Identity or isinstance(module, SimulatedBatchNorm):
+        return True
+    return isinstance(module, _DROPOUTS) and module.p == 0
 
 
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)

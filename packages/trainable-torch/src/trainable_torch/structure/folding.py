@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import fx, nn
 
 from trainable_core.backend.folding import fold, fold_codes, gain_and_shift
 from trainable_core.errors import ModelError
+from trainable_torch.batch_norm import SimulatedBatchNorm, simulate
 from trainable_torch.layers import is_computed
 from trainable_torch.structure.dataflow import move_of, moved, reshaped
 from trainable_torch.structure.observing import SHAPE, TRANSPOSED, WITH_OWN_OPERATION, Observed, Run, channels_of
@@ -101,6 +102,39 @@ def foldable_batch_norm(model: nn.Module, observed: Observed | None = None) -> t
     before = "it comes before the layer, and can be folded before training only"
     kept |= {structure.names[each.norm]: before for each in folds if each.norm not in later}
     return {structure.names[norm]: structure.names[layer] for norm, layer in later.items()}, kept
+
+
+def simulate_batch_norm(model: nn.Module, folds: Mapping[str, str]) -> dict[str, str]:
+    """Let batch norms be simulated as folded where that is known to be right, in place.
+
+    Parameters
+    ----------
+    model : Module
+        Changed: each such batch norm passes on what it is given, and its layer has a bias, which does not train.
+    folds : mapping of str to str
+        Layer name by the name of each batch norm that can be folded into the layer before it.
+
+    Returns
+    -------
+    dict of str to str
+        Why, by the name of each of them that stays as it is.
+    """
+    kept = {}
+    for name, into in folds.items():
+        norm, layer = model.get_submodule(name), model.get_submodule(into)
+        changed = change_of(layer, own_class(layer, WITH_OWN_OPERATION) or nn.Module)
+        if changed:
+            kept[name] = f"what comes before it is called twice in training, and {changed}"
+            continue
+        try:
+            simulate(norm)
+        except ModelError as error:
+            kept[name] = error.problem
+            continue
+        if layer.bias is None:
+            _add_bias(layer, norm)
+            layer.bias.requires_grad_(requires_grad=False)  # batch normalization takes out whatever is added
+    return kept
 
 
 @torch.no_grad()
@@ -467,9 +501,18 @@ def _add_bias(layer: Any, _norm: Any) -> None:
         layer.bias = nn.Parameter(zeros, requires_grad=weight.requires_grad)
 
 
+def take_over(deployed: nn.Module, layers: Iterable[Any]) -> None:
+    """Fold the batch norms whose folding was simulated into their layers, and let them become identities."""
+    for layer in layers:
+        layer.take_over()
+    for norm in list(deployed.modules()):
+        if isinstance(norm, SimulatedBatchNorm):
+            _become_identity(norm)
+
+
 def _become_identity(norm: nn.Module) -> None:
     """Let a batch norm pass on what it is given; it stays the same object, wherever the model keeps it."""
     norm._parameters.clear()  # noqa: SLF001 - the layer has taken them over
     norm._buffers.clear()  # noqa: SLF001 - as above
     norm._non_persistent_buffers_set.clear()  # noqa: SLF001 - as above
-    norm.__class__ = nn.Identity
+    object.__setattr__(norm, "__class__", nn.Identity)

@@ -10,6 +10,7 @@ from torch.nn import functional as F  # noqa: N812 - the name everyone reads
 from torch.nn.utils import parametrize
 
 from trainable_core.recipe.routes import Origin
+from trainable_torch.batch_norm import SimulatedBatchNorm
 from trainable_torch.kernels import eligible
 from trainable_torch.layers import kind_of
 from trainable_torch.structure.dataflow import SIZE_ATTRIBUTES, SIZE_METHODS
@@ -240,6 +241,8 @@ def _returns_several(module: nn.Module) -> bool:
 
 def _passes(module: nn.Module) -> bool:
     """Return whether a module's output holds values of its input, and zeros; dropout in eval mode."""
+    if isinstance(module, SimulatedBatchNorm):
+        return True
     if type(module) not in _PASSING_MODULES or change_of(module, type(module)):
         return False
     if isinstance(module, nn.Upsample):

@@ -23,6 +23,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from trainable_torch.batch_norm import SimulatedBatchNorm
 from trainable_torch.kernels import eligible
 from trainable_torch.layers import kind_of
 from trainable_torch.structure.dataflow import SIZE_ATTRIBUTES, SIZE_METHODS, reads_values
@@ -56,7 +57,9 @@ class _Tracer(fx.Tracer):
         self.options, self.inside = options, inside
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return not self.inside or kind_of(m) is not None or super().is_leaf_module(m, module_qualified_name)
+        if not self.inside or kind_of(m) is not None or isinstance(m, SimulatedBatchNorm):
+            return True
+        return super().is_leaf_module(m, module_qualified_name)
 
     def create_args_for_root(self, *args: Any, **kwargs: Any) -> Any:
         function, given = super().create_args_for_root(*args, **kwargs)
