@@ -102,7 +102,7 @@ class KerasCalibration(ModelCalibration):
     def weights(self) -> Iterator[tuple[Any, Any]]:
         """Yield each quantized weight with its quantizer."""
         for wrapper in self._wrappers():
-            for _, weight, quantizer in wrapper.get_weights_vars():
+            for _, weight, quantizer in wrapper.weights_now():
                 yield weight, quantizer
 
     def to_numpy(self, weight: Any) -> NDArray[Any]:

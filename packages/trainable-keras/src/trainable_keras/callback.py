@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from trainable_core.backend.routine import SUBJECT, StepRoutine, TrainingRoutine
-from trainable_core.calibration.batch_norm import check_request
+from trainable_core.calibration.batch_norm import check_request, require_simulated
 from trainable_core.errors import UnsupportedConfigError
 from trainable_keras import training
 from trainable_keras.framework import Framework
-from trainable_keras.statistics import batch_norms, reestimate_batch_norm
+from trainable_keras.statistics import batch_norms, freeze_batch_norm, reestimate_batch_norm, simulated_batch_norms
 from trainable_keras.wrapping import state_of
 
 
@@ -23,10 +23,11 @@ def training_callback(
     forward: Callable[[Any, Any], Any] | None,
     log: Callable[[dict[str, float]], Any] | None,
     log_every: int,
+    freeze_batch_norm_at: int | None = None,
 ) -> Any:
     """Return a callback of Keras; see `trainable_keras.training_callback`."""
     state_of(framework, qmodel)
-    routine = KerasRoutine(freeze_at, batches, log, log_every)
+    routine = KerasRoutine(freeze_at, batches, log, log_every, freeze_batch_norm_at)
     routine.framework, routine.qmodel, routine.forward = framework, qmodel, forward
     if freeze_at is not None and not framework.can_freeze_in_fit:
         problem = "freeze_at: Keras's trainer on JAX can't go on with fewer variables"
@@ -34,6 +35,8 @@ def training_callback(
     if batches is not None:
         single = bool(framework.functions.is_tensor(batches)) or hasattr(batches, "__array__")
         check_request(batch_norms(framework, qmodel), batches, forward, single=single)
+    if freeze_batch_norm_at is not None:
+        require_simulated(simulated_batch_norms(qmodel))
     return told_by_keras(framework, routine)
 
 
@@ -106,6 +109,13 @@ class KerasRoutine(KerasSteps, TrainingRoutine):
         """Stop thresholds and ranges from learning; within `fit`, go on with a training function for the others."""
         fitting = getattr(self.qmodel, "train_function", None) is not None
         training.freeze_quant_params(self.framework, self.qmodel, frozen=True)
+        if fitting:
+            self.qmodel.make_train_function(force=True)
+
+    def freeze_statistics(self) -> None:
+        """Let batch norms whose folding is simulated use their moving statistics in training too."""
+        fitting = getattr(self.qmodel, "train_function", None) is not None
+        freeze_batch_norm(self.framework, self.qmodel, frozen=True)
         if fitting:
             self.qmodel.make_train_function(force=True)
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from trainable_core.errors import ModelError
+from trainable_keras.batch_norm import Simulated, Simulation, told_of_norm
 from trainable_keras.graph import structure
 from trainable_keras.parts import KerasHolder, KerasWrapper, own_config
 from trainable_keras.two_classes import (
@@ -24,7 +25,7 @@ from trainable_keras.two_classes import (
 BIASED = "_trainable_biased"
 """Attribute of a layer that got a bias when a batch norm was folded into it."""
 
-NOTHING: dict[str, Any] = {"parts": {}, "biased": [], "passing": [], "composites": []}
+NOTHING: dict[str, Any] = {"parts": {}, "biased": [], "passing": [], "simulated": {}, "composites": []}
 
 
 class ConfigKit(Kit):
@@ -35,6 +36,9 @@ class ConfigKit(Kit):
 
     passing: ClassVar[type[Any]]
     """Its class of batch norms that are folded."""
+
+    simulated: ClassVar[type[Any]]
+    """Its class of batch norms that are simulated as folded."""
 
     wrapper: ClassVar[type[KerasWrapper]]
     """Its class of quantized layers."""
@@ -52,6 +56,14 @@ class ConfigKit(Kit):
         add_class(layer, self.passing)
         self.forget_variables(layer)
 
+    def simulate(self, layer: Any) -> None:
+        """Let a batch norm pass on what it gets, with its variables: the layer before it simulates it."""
+        add_class(layer, self.simulated)
+
+    def attach(self, layer: Any, told: Mapping[str, Any]) -> None:
+        """Let the layer before a simulated batch norm know it, as its config tells."""
+        Simulation.attach(told, layer)
+
     def compose(self, layer: Any) -> None:
         """Let a layer's config tell of the quantized layers inside it."""
         add_class(layer, self.composite)
@@ -67,6 +79,7 @@ class ConfigKit(Kit):
         """
         self._require_readable(layer)
         parts, biased, passing, composites = {}, [], [], []
+        simulated = {}
         for place, each in structure(layer, self.graph):
             if isinstance(each, KerasHolder):
                 raise ModelError(
@@ -80,9 +93,12 @@ class ConfigKit(Kit):
                 biased.append(place)
             if isinstance(each, Passing):
                 passing.append(place)
+            if isinstance(each, Simulated):
+                simulated[place] = told_of_norm(each)
             if isinstance(each, Composite):
                 composites.append(place)
-        return {"parts": parts, "biased": biased, "passing": passing, "composites": composites}
+        found: dict[str, Any] = {"parts": parts, "biased": biased, "passing": passing, "composites": composites}
+        return {**found, "simulated": simulated} if simulated else found
 
     def _require_readable(self, layer: Any) -> None:
         """Raise ModelError for a layer that can't be made again from its own config."""
@@ -124,6 +140,7 @@ class ConfigKit(Kit):
 
     def _restore_inside(self, layer: Any, inside: Mapping[str, Any]) -> None:
         places = {*inside["parts"], *inside["biased"], *inside["passing"], *inside.get("composites", ())}
+        places |= set(inside.get("simulated", ()))
         found = dict(structure(layer, self.graph)) if places else {}
         if missing := places - set(found):
             raise ModelError(
@@ -140,6 +157,9 @@ class ConfigKit(Kit):
             self.pass_on(found[place])
         for place, part in inside["parts"].items():
             self.restore(found[place], part)
+        for place, told in inside.get("simulated", {}).items():
+            self.simulate(found[place])
+            self.attach(found[place], told)
         for place in inside.get("composites", ()):  # Keras 2 names the entries of its files by classes
             self.compose(found[place])
 

@@ -7,9 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 from trainable_core.backend.building import require_calibrated
+from trainable_keras.batch_norm import Simulated
 from trainable_keras.copying import copy_model
 from trainable_keras.folding import fold_quantized, named_layers
 from trainable_keras.framework import Framework
+from trainable_keras.graph import layers_within
 from trainable_keras.parts import KerasWrapper, check_biases
 from trainable_keras.wrapping import note, parts_of, state_of, trainable_quantizers
 
@@ -35,8 +37,10 @@ def finalize(framework: Framework, qmodel: Any, folded: Sequence[bool] | None = 
     check_biases(parts_of(qmodel), framework.functions.to_numpy)
     deployed = copy_model(framework, qmodel)
     with framework.strategy_of(qmodel):
+        if state.simulates:
+            _take_over(framework, deployed)
         _store_values(framework, parts_of(deployed))
-        kept = _fold(framework, deployed, state.foldable, folded)
+        kept = {} if state.simulates else _fold(framework, deployed, state.foldable, folded)
         for part in parts_of(deployed):
             part.convert_to_inferable_quantizers()
     told = (
@@ -50,6 +54,16 @@ def finalize(framework: Framework, qmodel: Any, folded: Sequence[bool] | None = 
     deployed_state.note_folded(kept)
     note(framework, deployed, deployed_state)
     return deployed
+
+
+def _take_over(framework: Framework, deployed: Any) -> None:
+    """Fold the batch norms whose folding was simulated."""
+    for part in parts_of(deployed):
+        if isinstance(part, KerasWrapper):
+            part.take_over(framework.assign)
+    for layer in layers_within(deployed):
+        if isinstance(layer, Simulated):
+            framework.kit.pass_on(layer)
 
 
 def _fold(

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 
 from trainable_core.backend import folding
+from trainable_keras.batch_norm import Simulation
+from trainable_keras.configs import BIASED
 from trainable_keras.framework import Framework
 from trainable_keras.graph import Call, Graph, children, layers_within
 from trainable_keras.layers import DEPTHWISE_KERNEL, KINDS
@@ -140,6 +142,43 @@ class View:
         return bool(made.use_bias)
 
 
+def unsimulated(model: Any, layer: Any, norm: Any) -> str:
+    """Return why the folding of a batch norm can't be simulated in training; empty where it can.
+
+    Parameters
+    ----------
+    model : model
+        Theirs.
+    layer, norm : layer
+        The layer that it can be folded into, and the batch norm.
+    """
+    unlike = [name for name in ("renorm", "virtual_batch_size", "synchronized") if getattr(norm, name, None)]
+    if unlike:
+        return f"its statistics in training are others than a batch's: {unlike[0]}"
+    masks = any(type(each).__name__ == "Masking" or getattr(each, "mask_zero", False) for each in layers_within(model))
+    if masks and getattr(layer, "supports_masking", False):
+        return "it may be given a mask, which its statistics in training leave out"
+    return ""
+
+
+def simulation_of(framework: Framework, layer: Any, key: str) -> Simulation:
+    """Return what a layer needs to simulate the batch norm that can be folded into it.
+
+    Parameters
+    ----------
+    framework : Framework
+        The layer's Keras.
+    layer : layer
+        Of a class in `KERNELS`, with a bias.
+    key : str
+        What tells it from the others of its model.
+    """
+    known = next(cls.__name__ for cls in type(layer).__mro__ if cls.__name__ in KERNELS)
+    attribute, axes = kernel_attribute(layer, known, framework.types.find_weight), KERNELS[known][1]
+    channels_axis = 1 if getattr(layer, "data_format", "") == "channels_first" else -1
+    return Simulation(key, str(attribute), axes, channels_axis, keeps_bias=not vars(layer).get(BIASED))
+
+
 @dataclass
 class Folding:
     """Which batch norms of a model go into which layers.
@@ -154,12 +193,26 @@ class Folding:
         Layer name by the name of the batch norm folded into it.
     kept : dict of str to str
         Why, by the name of each batch norm that stays.
+    layers : dict of int to layer
+        The layers that batch norms go into, by their ``id``.
+    named : dict of str to layer
+        The batch norms to fold, by their names.
     """
 
     norms: dict[int, Any] = field(default_factory=dict)
     gone: set[int] = field(default_factory=set)
     folded: dict[str, str] = field(default_factory=dict)
     kept: dict[str, str] = field(default_factory=dict)
+    layers: dict[int, Any] = field(default_factory=dict)
+    named: dict[str, Any] = field(default_factory=dict)
+
+    def keep(self, key: int, reason: str) -> None:
+        """Let the batch norm stay that was to go into the layer with an ``id``."""
+        norm = self.norms.pop(key)
+        self.gone.discard(id(norm))
+        name = next(name for name, each in self.named.items() if each is norm)
+        del self.folded[name]
+        self.kept[name] = reason
 
 
 def plan_folding(framework: Framework, model: Any) -> Folding:
@@ -226,7 +279,7 @@ def _look(layer: Any, prefix: str, found: Folding, view: View, uses: dict[int, i
             if before is None:
                 found.kept[name] = reason
                 continue
-            found.norms[id(before)] = operation
+            found.norms[id(before)], found.layers[id(before)], found.named[name] = operation, before, operation
             found.gone.add(id(operation))
             found.folded[name] = f"{prefix}.{before.name}" if prefix else before.name
     elif view.kind(layer) is None:

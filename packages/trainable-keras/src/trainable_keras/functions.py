@@ -38,7 +38,7 @@ class Functions:
         Returns NumPy values as a float32 tensor.
     float_bits, bits_float : callable
         Between float32 tensors and their bits as int32.
-    cast, stop_gradient, rsqrt, softmax : callable
+    cast, stop_gradient, rsqrt, sqrt, softmax : callable
         Those of Keras and TensorFlow.
     total : callable
         The sum of a list of float32 scalars; zero for an empty list.
@@ -107,6 +107,7 @@ class Functions:
     cast: Function
     stop_gradient: Function
     rsqrt: Function
+    sqrt: Function
     softmax: Function
     total: Function
     divide_by: Function

@@ -15,6 +15,7 @@ from trainable_core.enums import QuantizationMethod, QuantizationTarget, TieRule
 from trainable_core.errors import CalibrationError, InvalidArgumentError, ModelError, QuantizerStateError
 from trainable_core.quantizer import BaseTrainableQuantizer
 from trainable_core.recipe.plan import LayerPlan
+from trainable_keras.batch_norm import Simulation, folded_values
 from trainable_keras.bias import BiasQuantizer, remember
 from trainable_keras.layers import weight_path
 from trainable_keras.two_classes import TOLD, OfTwoClasses, base_class, held, let_read, own_class
@@ -55,6 +56,8 @@ class Told:
         What makes an integer of the layer's bias.
     tie_rule : TieRule, optional
         Where a holder's values half way between two codes go; None leaves it to the quantizer, which rounds them up.
+    simulation : Simulation, optional
+        The batch norm behind a layer, whose work it does.
     """
 
     plan: LayerPlan | None = None
@@ -69,6 +72,7 @@ class Told:
     sights: list[Sight] = field(default_factory=list)
     bias: BiasQuantizer | None = None
     tie_rule: TieRule | None = None
+    simulation: Simulation | None = None
 
     def noted_config(self) -> dict[str, Any]:
         """Return the part of a config that tells plan and notes; JSON-clean."""
@@ -310,14 +314,26 @@ class KerasWrapper(KerasPart, OfTwoClasses):
         """Return (attribute, float weight, quantizer) of each quantized weight."""
         return [(name, variable_of(self, name), q) for name, q in self.weights_quantizers.items()]
 
+    def weight_now(self, attribute: str) -> Any:
+        """Return a weight as it is quantized now: the layer's own, or folded with the batch norm that it simulates."""
+        value, simulation = self.value_of(variable_of(self, attribute)), told_of(self).simulation
+        if simulation is None or simulation.norm is None or attribute not in {simulation.kernel, "bias"}:
+            return value
+        fold = simulation.folded_bias if attribute == "bias" else simulation.folded_kernel
+        return fold(self._kit.functions, self.value_of, value)
+
+    def weights_now(self) -> list[tuple[str, Any, Any]]:
+        """Return (attribute, weight as it is quantized now, quantizer) of each quantized weight."""
+        return [(name, self.weight_now(name), q) for name, q in self.weights_quantizers.items()]
+
     def get_quantized_weights(self, training: Any = None, attributes: Iterable[str] | None = None) -> dict[str, Any]:
         """Return each quantized weight's quantized value, or that of some, by attribute."""
         quantized = {}
         wanted = self.weights_quantizers if attributes is None else attributes
         for attribute in (each for each in wanted if each in self.weights_quantizers):
-            weight, quantizer = variable_of(self, attribute), self.weights_quantizers[attribute]
+            quantizer = self.weights_quantizers[attribute]
             arguments = {"training": training} if isinstance(quantizer, BaseTrainableQuantizer) else {}
-            quantized[attribute] = quantizer(self.value_of(weight), **arguments)
+            quantized[attribute] = quantizer(self.weight_now(attribute), **arguments)
         return quantized
 
     @property
@@ -339,20 +355,71 @@ class KerasWrapper(KerasPart, OfTwoClasses):
         if self.input_holders:
             values, kwargs = quantize_inputs(self, args, kwargs, training)
         told = told_of(self)
+        if told.simulation is not None and not (told.simulation.norm is None and self._kit.infers_shapes()):
+            return quantize_output(self, self._call_with_norm(told, values, kwargs, training), training)
         quantizes = self.weights_quantizers and told.quantizes_weights
         with held(self.quantized_for_call(told.trains_weights or training) if quantizes else {}):
             outputs = own_class(self).call(self, *values, **kwargs)
         return quantize_output(self, outputs, training)
 
+    def _call_with_norm(self, told: Told, values: Sequence[Any], kwargs: dict[str, Any], training: Any) -> Any:
+        """Return what the layer and the batch norm behind it, which it simulates, make of quantized inputs."""
+        simulation, f = told.simulation, self._kit.functions
+        assert simulation is not None  # noqa: S101 - who calls this has looked
+        simulation.require_norm()
+        quantizer_trains = told.trains_weights or training
+
+        def own(given: Mapping[int, Any]) -> Any:
+            with held(given):
+                return own_class(self).call(self, *values, **kwargs)
+
+        if not simulation.uses_batches(training):
+            return own(self.quantized_for_call(quantizer_trains))
+        bias = variable_of(self, "bias")
+        nothing = {id(bias): f.zeros_like(self.value_of(bias))}
+        float_weights = {*self.weights_quantizers, simulation.kernel}
+        floats = {id(each): self.value_of(each) for each in (variable_of(self, name) for name in float_weights)}
+        quantizes_bias = told.bias is not None and told.quantizes_weights
+        on_grid: Any = told.bias if quantizes_bias else lambda each: each
+        return simulation.normalized(
+            f,
+            self.value_of,
+            self._kit.update,
+            self.value_of(bias),
+            own({**floats, **nothing}),
+            lambda: own({**self.quantized_for_call(quantizer_trains), **nothing}),
+            on_grid,
+        )
+
     def quantized_for_call(self, training: Any, attributes: Iterable[str] | None = None) -> dict[int, Any]:
         """Return the quantized values of the layer's weights, or of some, by the ``id`` of each."""
-        quantized = self.get_quantized_weights(training, attributes)
-        found = {id(variable_of(self, attribute)): value for attribute, value in quantized.items()}
-        bias = told_of(self).bias
-        if bias is not None and (attributes is None or bias.attribute in attributes):
-            variable = variable_of(self, bias.attribute)
-            found[id(variable)] = bias(self.value_of(variable))
-        return found
+        told = told_of(self)
+        quantized = self.get_quantized_weights(training, attributes) if told.quantizes_weights else {}
+        folded = () if told.simulation is None else (told.simulation.kernel, "bias")
+        for name in (each for each in folded if each not in quantized and (attributes is None or each in attributes)):
+            quantized[name] = self.weight_now(name)
+        bias = told.bias
+        if bias is not None and told.quantizes_weights and (attributes is None or bias.attribute in attributes):
+            quantized[bias.attribute] = bias(self.weight_now(bias.attribute))
+        return {id(variable_of(self, attribute)): value for attribute, value in quantized.items()}
+
+    def simulate(self, simulation: Simulation) -> None:
+        """Let the layer do the work of the batch norm behind it; it needs a bias."""
+        told = told_of(self)
+        for attribute in (simulation.kernel, "bias"):
+            if attribute not in told.weights:
+                told.weights[attribute] = (self, self._let_read(attribute))
+        told.simulation = simulation
+
+    def take_over(self, assign: Callable[[Any, Any], None]) -> None:
+        """Keep the folded kernel and bias as the layer's own: from here on it needs no batch norm."""
+        simulation = told_of(self).simulation
+        if simulation is not None:
+            variables = [variable_of(self, name) for name in (simulation.kernel, "bias")]
+            folded = folded_values(simulation, self._kit.functions, self.value_of, *variables)
+            for variable, value in zip(variables, folded, strict=True):
+                assign(variable, value)
+            told_of(self).simulation = None
 
     @property
     def bias_quantizer(self) -> BiasQuantizer | None:
@@ -389,6 +456,8 @@ class KerasWrapper(KerasPart, OfTwoClasses):
         told_of(wrapper).keep_noted(config)
         if config.get("bias") is not None:
             wrapper.quantize_bias(BiasQuantizer.of_config(config["bias"], wrapper.weights_quantizers))
+        if config.get("simulation") is not None:
+            wrapper.simulate(Simulation.of_config(config["simulation"]))
         return wrapper
 
 
@@ -407,6 +476,7 @@ def own_config(wrapper: Any) -> dict[str, Any]:
         "input_holders": {name: holder.get_config() for name, holder in wrapper.input_holders.items()},
         "input_names": list(told.input_names),
         "output_holder": None if output is None else output.get_config(),
+        **({} if told.simulation is None else {"simulation": told.simulation.config()}),
         **told.noted_config(),
     }
 
@@ -448,7 +518,7 @@ def check_biases(parts: Iterable[Any], to_numpy: Callable[[Any], NDArray[Any]]) 
     for part in parts:
         bias = part.bias_quantizer if isinstance(part, KerasWrapper) else None
         if bias is not None:
-            bias.check(to_numpy(variable_of(part, bias.attribute)))
+            bias.check(to_numpy(part.weight_now(bias.attribute)))
 
 
 def freeze_like(wrapper: Any) -> None:

@@ -16,11 +16,17 @@ from trainable_core.errors import DocumentError
 from trainable_core.quantizer import BaseTrainableQuantizer
 from trainable_core.recipe.state import WrappedState
 from trainable_keras import documents
+from trainable_keras.batch_norm import freeze, is_frozen
 from trainable_keras.description import describe
 from trainable_keras.finalized import FOLDED, finalize
 from trainable_keras.framework import Framework
 from trainable_keras.parts import KerasWrapper, holders_of, plan_of, told_of
+from trainable_keras.statistics import simulated_batch_norms
 from trainable_keras.wrapping import Names, parts_of, state_of, wrap
+
+
+FROZEN_NORMS = "frozen_norms"
+"""Key of a header: which simulated batch norms use their moving statistics in training too, by their number."""
 
 
 def save(framework: Framework, qmodel: Any, path: str | PathLike[str]) -> None:
@@ -30,6 +36,8 @@ def save(framework: Framework, qmodel: Any, path: str | PathLike[str]) -> None:
     header = documents.header_of(framework.file_format, state, quantizers, inferable, told)
     if FOLDED in state.structure:
         header[FOLDED] = state.structure[FOLDED]
+    if frozen := [index for index, norm in enumerate(simulated_batch_norms(qmodel)) if is_frozen(norm)]:
+        header[FROZEN_NORMS] = frozen
     variables = _variables(framework, qmodel)
     places = {id(variable): place for place, variable in variables.items()}
     header[PLACES] = {
@@ -51,6 +59,11 @@ def load(framework: Framework, path: str | PathLike[str], model: Any) -> Any:
     if header["finalized"]:
         documents.place_numbers(path, _quantizers(qmodel), header["inferable"])
         qmodel = finalize(framework, qmodel, _which_folded(path, header, state_of(framework, qmodel)))
+    norms, frozen = simulated_batch_norms(qmodel), header.get(FROZEN_NORMS, [])
+    if not isinstance(frozen, list) or any(type(each) is not int or not 0 <= each < len(norms) for each in frozen):
+        raise DocumentError(path, f"its header has {FROZEN_NORMS!r} that this model does not have")
+    for index in frozen:
+        freeze(norms[index], frozen=True)
     quantizers = _quantizers(qmodel)
     documents.fill(path, header, arrays, quantizers, lambda: _variables(framework, qmodel), framework.assign)
     return qmodel

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from trainable_core.calibration.batch_norm import SUBJECT, check_request, require_reached
+from trainable_core.calibration.batch_norm import SUBJECT, check_request, require_reached, require_simulated
 from trainable_core.calibration.batches import feed, inputs_of
+from trainable_keras.batch_norm import ESTIMATING, Simulated, freeze
 from trainable_keras.calibration import calls_replaced
 from trainable_keras.framework import Framework
 from trainable_keras.graph import layers_within
+from trainable_keras.training import forget_functions
 from trainable_keras.wrapping import state_of
 
 
@@ -32,6 +35,7 @@ def reestimate_batch_norm(
     to_numpy = framework.functions.to_numpy
     statistics = [variable for norm in norms for variable in (norm.moving_mean, norm.moving_variance)]
     before = [np.array(to_numpy(variable)) for variable in statistics]
+    simulated = [norm for norm in norms if isinstance(norm, Simulated)]
     momenta = [norm.momentum for norm in norms]
     calls: dict[int, int] = {}
 
@@ -39,7 +43,10 @@ def reestimate_batch_norm(
         return qmodel(inputs_of(batch), training=False) if forward is None else forward(qmodel, batch)
 
     try:
-        with framework.eagerly(), calls_replaced([(norm, _averaging(norm, calls)) for norm in norms]):
+        for norm in simulated:  # the layers before them compute their statistics
+            vars(norm)[ESTIMATING] = partial(_count, norm, calls)
+        others = [(norm, _averaging(norm, calls)) for norm in norms if norm not in simulated]
+        with framework.eagerly(), calls_replaced(others):
             feed(batches, call, SUBJECT)
         require_reached(norm.name for norm in norms if id(norm) not in calls)
     except BaseException:
@@ -47,9 +54,33 @@ def reestimate_batch_norm(
             framework.assign(variable, value)
         raise
     finally:
+        for norm in simulated:
+            vars(norm).pop(ESTIMATING, None)
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
     return qmodel
+
+
+def simulated_batch_norms(model: Any) -> list[Any]:
+    """Return a model's batch norms whose folding is simulated."""
+    return [layer for layer in layers_within(model) if isinstance(layer, Simulated)]
+
+
+def freeze_batch_norm(framework: Framework, qmodel: Any, frozen: bool) -> Any:  # noqa: FBT001 - reads as a fact
+    """Let simulated batch norms use their moving statistics in training too; see the verb of that name."""
+    state_of(framework, qmodel)
+    norms = simulated_batch_norms(qmodel)
+    require_simulated(norms)
+    for norm in norms:
+        freeze(norm, frozen)
+    forget_functions(qmodel)
+    return qmodel
+
+
+def _count(norm: Any, calls: dict[int, int]) -> None:
+    """Count a batch, and let all have equal weight in a batch norm's statistics."""
+    count = calls[id(norm)] = calls.get(id(norm), 0) + 1
+    norm.momentum = (count - 1) / count
 
 
 def _averaging(norm: Any, calls: dict[int, int]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -57,8 +88,7 @@ def _averaging(norm: Any, calls: dict[int, int]) -> Callable[[Callable[..., Any]
 
     def made_of(call: Callable[..., Any]) -> Callable[..., Any]:
         def called(*args: Any, **kwargs: Any) -> Any:
-            count = calls[id(norm)] = calls.get(id(norm), 0) + 1
-            norm.momentum = (count - 1) / count
+            _count(norm, calls)
             return call(args[0] if args else kwargs.pop("inputs"), **{**kwargs, "training": True})
 
         return called

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trainable_keras.batch_norm import Simulated
 from trainable_keras.framework import Framework
 from trainable_keras.graph import PASSING, Call
 from trainable_keras.operations import CLAMPS, activation_name, clamp_of
@@ -75,7 +76,7 @@ def told(framework: Framework, operation: Any, call: Call, inputs: list[Shape], 
     stock = getattr(framework.module.layers, name, None) is own_class(operation)
     if not stock:
         return Told(name, obstacle=f"{name} is a class of its own, and what it computes is not known")
-    if name in PASSING or isinstance(operation, framework.passing):
+    if name in PASSING or isinstance(operation, (framework.passing, Simulated)):
         return NOTHING
     clamp = clamp_of(operation, name, "")
     if clamp is not None:

@@ -43,11 +43,11 @@ def regularization(framework: Framework, qmodel: Any) -> Tensor:
     state_of(framework, qmodel)
     terms = [quantizer.regularization() for quantizer in trainable_quantizers(qmodel)]
     wrappers = [part for part in parts_of(qmodel) if isinstance(part, KerasWrapper)]
-    weights = {id(q): (w, q) for wrapper in wrappers for _, w, q in wrapper.get_weights_vars()}  # shared ones once
+    weights = {id(q): (w, q) for wrapper in wrappers for _, w, q in wrapper.weights_now()}  # shared ones once
     for weight, quantizer in weights.values():
         if isinstance(quantizer, BaseTrainableQuantizer):
             terms.append(
-                quantizer.regularization_of(framework.functions.cast(framework.functions.read(weight), "float32"))
+                quantizer.regularization_of(framework.functions.cast(weight, "float32"))
             )
     return framework.functions.total([term for term in terms if term is not None])
 

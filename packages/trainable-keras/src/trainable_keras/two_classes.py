@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from typing import Any, ClassVar
 
 from trainable_core.errors import ModelError
+from trainable_keras.functions import Functions
 from trainable_keras.graph import direct_layers
 
 KEY = "trainable_keras"
@@ -73,6 +74,17 @@ class Kit(ABC):
     pending: ClassVar[type[Any]]
     """Its class of layers that are not built yet."""
 
+    functions: ClassVar[Functions]
+    """What it does with tensors."""
+
+    @abstractmethod
+    def infers_shapes(self) -> bool:
+        """Return whether a layer is called only to know the shape of its output."""
+
+    @abstractmethod
+    def update(self, variable: Any, value: Any) -> None:
+        """Set a variable to a tensor, as a layer does in its call."""
+
     @abstractmethod
     def running(self) -> bool:
         """Return whether a layer is being called in this thread."""
@@ -112,6 +124,14 @@ class Kit(ABC):
     @abstractmethod
     def pass_on(self, layer: Any) -> None:
         """Let a batch norm pass on what it gets: its work is done by the layer before it."""
+
+    @abstractmethod
+    def simulate(self, layer: Any) -> None:
+        """Let a batch norm pass on what it gets, with its variables: the layer before it simulates it."""
+
+    @abstractmethod
+    def attach(self, layer: Any, told: Mapping[str, Any]) -> None:
+        """Let the layer before a simulated batch norm know it, as its config tells."""
 
     @abstractmethod
     def become(self, layer: Any) -> None:
@@ -160,6 +180,11 @@ class OfTwoClasses:
         if told.get("passing"):
             cls._kit.pass_on(layer)
             layer.built = True
+        elif told.get("simulated"):
+            cls._kit.simulate(layer)
+            if told["build"]:
+                cls._kit.build(layer, told["build"])
+            cls._kit.attach(layer, told["simulated"])
         elif told.keys() - {"class", "build"}:
             add_class(layer, cls._kit.pending)
             vars(layer)[PENDING] = told
@@ -329,7 +354,9 @@ def value_of(layer: Any, name: str, variable: Any) -> Any:
     if value is None:
         if not told.quantizes_weights:
             return variable
-        value = host.quantized_for_call(told.trains_weights or kit.training(), [attribute])[id(variable)]
+        value = host.quantized_for_call(told.trains_weights or kit.training(), [attribute]).get(id(variable))
+        if value is None:  # the bias of a layer that has taken over its batch norm
+            return variable
     return kit.cast_like(value, variable)
 
 

@@ -253,6 +253,36 @@ def reestimate_batch_norm(
     return statistics.reestimate_batch_norm(framework, qmodel, batches, forward)
 
 
+def freeze_batch_norm(qmodel: Any, frozen: bool = True) -> Any:  # noqa: FBT001, FBT002 - reads as a fact
+    """Let simulated batch norms use their moving statistics in training too, or those of each batch again.
+
+    Parameters
+    ----------
+    qmodel : keras.Model
+        A model that was wrapped with ``fold_batch_norm: training``; changed in place.
+    frozen : bool
+        Whether moving statistics are used and stay as they are. Scales and shifts of the batch norms go on learning.
+
+    Returns
+    -------
+    keras.Model
+        `qmodel`.
+
+    Raises
+    ------
+    ModelError
+        When the model is not wrapped, or has no batch norm whose folding is simulated.
+
+    Notes
+    -----
+    Training then computes exactly what is deployed, so it belongs to the last epochs: `reestimate_batch_norm` before it
+    gives statistics of the weights as they are. A training function that Keras has is made anew by the next `fit`; one
+    of your own has to be traced again.
+    """
+    framework = framework_of(qmodel, "freeze_batch_norm: the model")
+    return statistics.freeze_batch_norm(framework, qmodel, frozen)
+
+
 def training_callback(
     qmodel: Any,
     *,
@@ -261,6 +291,7 @@ def training_callback(
     forward: Callable[[Any, Any], Any] | None = None,
     log: Callable[[dict[str, float]], Any] | None = None,
     log_every: int = 100,
+    freeze_batch_norm_at: int | None = None,
 ) -> Any:
     """Return what a trainer calls so that thresholds freeze, statistics are estimated anew, and numbers are logged.
 
@@ -279,6 +310,9 @@ def training_callback(
         Called with a dictionary of numbers by name, such as `print` or ``wandb.log``.
     log_every : int
         Number of optimizer steps between two calls of `log`.
+    freeze_batch_norm_at : int, optional
+        Number of optimizer steps after which batch norms whose folding is simulated use their moving statistics in
+        training too, as `freeze_batch_norm` does; by default they never do.
 
     Returns
     -------
@@ -289,7 +323,8 @@ def training_callback(
     Raises
     ------
     ModelError
-        When the model is not wrapped, or there are batches and no batch norm that learns.
+        When the model is not wrapped, there are batches and no batch norm that learns, or statistics are to be frozen
+        and no batch norm is simulated as folded.
     InvalidArgumentError
         When an argument is of a wrong kind, or the batches can be read only once.
     CalibrationError
@@ -299,7 +334,14 @@ def training_callback(
     """
     framework = framework_of(qmodel, "training_callback: the model")
     return callback.training_callback(
-        framework, qmodel, freeze_at=freeze_at, batches=batches, forward=forward, log=log, log_every=log_every
+        framework,
+        qmodel,
+        freeze_at=freeze_at,
+        batches=batches,
+        forward=forward,
+        log=log,
+        log_every=log_every,
+        freeze_batch_norm_at=freeze_batch_norm_at,
     )
 
 

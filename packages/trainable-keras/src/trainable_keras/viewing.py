@@ -41,8 +41,8 @@ class KerasView(ModelView):
             layer = plan_of(part).layer.name
             if isinstance(part, KerasWrapper):
                 found += [
-                    QuantizedTensor(layer, attribute, quantizer, weight=weight)
-                    for attribute, weight, quantizer in part.get_weights_vars()
+                    QuantizedTensor(layer, attribute, quantizer, weight=(part, attribute))
+                    for attribute, quantizer in part.weights_quantizers.items()
                 ]
             found += [
                 QuantizedTensor(layer, told_of(each).tensor, each.activation_holder_quantizer, holder=each)
@@ -52,11 +52,13 @@ class KerasView(ModelView):
 
     def values(self, tensor: QuantizedTensor) -> Float32:
         """Return a weight's float values."""
-        return self._array(tensor.weight)
+        part, attribute = tensor.weight
+        return self._array(part.weight_now(attribute))
 
     def quantized(self, tensor: QuantizedTensor) -> Float32:
         """Return what a weight's quantizer makes of it in evaluation mode."""
-        weight = self.framework.functions.read(tensor.weight)
+        part, attribute = tensor.weight
+        weight = part.weight_now(attribute)
         with self.framework.eagerly():
             if hasattr(tensor.quantizer, "quantization_config"):
                 return self._array(tensor.quantizer(weight, training=False))

@@ -21,17 +21,18 @@ from trainable_core.recipe.placement import Call, behind_activations
 from trainable_core.recipe.plan import LayerPlan, QuantizerPlan
 from trainable_core.recipe.routes import OWN, Origin, Routes, routes
 from trainable_core.recipe.state import WrappedState
+from trainable_keras.batch_norm import Simulated
 from trainable_keras.bias import BiasQuantizer
 from trainable_keras.configs import BIASED
 from trainable_keras.copying import ModelCopier, join
 from trainable_keras.documents import NAMES
 from trainable_keras.flow import flow_of
-from trainable_keras.folding import Folding, folded_copy, inherits_call, plan_folding
+from trainable_keras.folding import Folding, folded_copy, inherits_call, plan_folding, simulation_of, unsimulated
 from trainable_keras.framework import Framework
 from trainable_keras.graph import Graph, children, layers_within
 from trainable_keras.operations import CLAMPS, activation_name
 from trainable_keras.origins import UNSEEN, inputs_of_calls
-from trainable_keras.parts import KerasHolder, KerasPart, key_of, parts_among, told_of
+from trainable_keras.parts import KerasHolder, KerasPart, KerasWrapper, key_of, parts_among, plan_of, told_of
 from trainable_keras.separable import split
 from trainable_keras.two_classes import Passing
 
@@ -90,19 +91,24 @@ def wrap(framework: Framework, model: Any, recipe: RecipeSource, names: Names | 
     state = WrappedState(recipe)
     folds = recipe.folds
     found = folding = plan_folding(framework, model) if folds else Folding()
+    for key, norm in list(found.norms.items()) if state.simulates else ():
+        if reason := unsimulated(model, found.layers[key], norm):
+            found.keep(key, reason)
     state.left_out |= {name: f"batch norm not folded: {reason}" for name, reason in found.kept.items()}
-    if folds == "after":
+    if folds in {"after", "training"}:
         folding, state.foldable = Folding(), found.folded
     state.folded = folding.folded
-    seen = Seen(model, framework, folding, state)
+    seen = Seen(model, framework, found if state.simulates else folding, state)
     seen.plan(recipe, state, names)
     copier = framework.copier(framework)
     with framework.strategy_of(model):
         wrapped = copier.copy(model)
         wrapping = Wrapping(framework, state, seen, folding, copier)
         wrapping.fold()
-        wrapping.add_biases(found.norms if folds == "after" else ())
+        wrapping.add_biases(found.norms if folds in {"after", "training"} else ())
         wrapping.quantize_layers()
+        if state.simulates:
+            wrapping.simulate(found)
         wrapping.quantize_operations()
         wrapping.quantize_biases()
         wrapping.compose(wrapped)
@@ -380,6 +386,20 @@ class Wrapping:
                 self._framework.kit.add_bias(layer)
                 self._framework.assign(layer.bias, np.zeros(tuple(layer.bias.shape), np.float32))
 
+    def simulate(self, found: Folding) -> None:
+        """Let quantized layers do the work of the batch norms behind them; others keep theirs."""
+        for key, norm in found.norms.items():
+            layer, copied = self._copier.copy_with_id(key), self._copier.copy_of(norm)
+            name = next(name for name, each in found.named.items() if each is norm)
+            if not isinstance(layer, KerasWrapper):
+                del self._state.foldable[name]
+                self._state.left_out[name] = "batch norm not folded: the layer before it is not quantized"
+                continue
+            simulation = simulation_of(self._framework, layer, plan_of(layer).layer.name)
+            layer.simulate(simulation)
+            self._framework.kit.simulate(copied)
+            simulation.take(copied)
+
     def quantize_layers(self) -> None:
         """Make quantized layers of those that a plan is for."""
         for name, layer in self._seen.layers.items():
@@ -409,7 +429,7 @@ class Wrapping:
         """Let what holds quantized layers that its own config doesn't tell of tell of them."""
         for layer in layers_within(model):
             inside = [each for each in layers_within(layer) if each is not layer]
-            quantized = any(isinstance(each, KerasPart | Passing) for each in inside)
+            quantized = any(isinstance(each, KerasPart | Passing | Simulated) for each in inside)
             if quantized and not isinstance(layer, KerasPart) and not self._framework.tells_its_layers(layer):
                 self._framework.kit.compose(layer)
 

@@ -118,6 +118,7 @@ FUNCTIONS = Functions(
     cast=tf.cast,
     stop_gradient=tf.stop_gradient,
     rsqrt=tf.math.rsqrt,
+    sqrt=tf.math.sqrt,
     softmax=tf.nn.softmax,
     total=_total,
     divide_by=engine.divide_by,

@@ -11,11 +11,13 @@ from mct_quantizers import KerasQuantizationWrapper
 
 from trainable_core.backend.unlisted import UnlistedSubclass
 from trainable_core.errors import ModelError
+from trainable_keras.batch_norm import Simulated
 from trainable_keras.configs import BIASED, ConfigKit
 from trainable_keras.copying import attributes_without
 from trainable_keras.keras2.copying import build_by, build_configs, remade
 from trainable_keras.keras2.engine import keras, read
 from trainable_keras.keras2.folding import FoldedBatchNormalization
+from trainable_keras.keras2.functions import FUNCTIONS
 from trainable_keras.keras2.granularity import class_of
 from trainable_keras.keras2.holder import ActivationQuantizationHolder
 from trainable_keras.keras2.layers import TYPES
@@ -43,6 +45,7 @@ class Kit2(ConfigKit):
 
     package = PACKAGE
     goes_by_registration = False
+    functions = FUNCTIONS
     saving = keras.saving
 
     def running(self) -> bool:
@@ -56,6 +59,14 @@ class Kit2(ConfigKit):
     def cast_like(self, value: Any, variable: Any) -> Any:
         """Return a tensor in the dtype in which a layer reads a variable."""
         return tf.cast(value, getattr(variable, "_cast_dtype", variable.dtype))
+
+    def infers_shapes(self) -> bool:
+        """Return whether a layer is called only to know the shape of its output."""
+        return str(getattr(tf.compat.v1.get_default_graph(), "name", "")).endswith("_scratch_graph")
+
+    def update(self, variable: Any, value: Any) -> None:
+        """Set a variable to a tensor, as a layer does in its call."""
+        variable.assign(value)
 
     def graph(self, layer: Any) -> Any:
         """Return the calls of a functional or Sequential model, None of what has no graph."""
@@ -202,6 +213,13 @@ class LayerWithin(Within):
 
 
 @_registered
+class SimulatedBatchNormalization(Simulated):
+    """A batch norm whose folding the layer before it simulates."""
+
+    _kit = KIT
+
+
+@_registered
 class CompositeLayer(Composite):
     """A layer with quantized layers inside."""
 
@@ -233,4 +251,5 @@ Kit2.pending, Kit2.composite, Kit2.wrapper, Kit2.passing = (
     QuantizationWrapper,
     FoldedBatchNormalization,
 )
+Kit2.simulated = SimulatedBatchNormalization
 FoldedBatchNormalization._kit = KIT  # noqa: SLF001 - ours

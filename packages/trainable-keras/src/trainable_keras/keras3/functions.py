@@ -114,6 +114,7 @@ FUNCTIONS = Functions(
     cast=ops.cast,
     stop_gradient=ops.stop_gradient,
     rsqrt=ops.rsqrt,
+    sqrt=ops.sqrt,
     softmax=_softmax,
     total=_total,
     divide_by=engine.divide_by,

@@ -8,10 +8,12 @@ from typing import Any
 import keras
 
 from trainable_core.quantizer import BaseTrainableQuantizer
+from trainable_keras.batch_norm import Simulated
 from trainable_keras.configs import BIASED, ConfigKit
 from trainable_keras.keras3.copying import remade, scopes, unlocked
-from trainable_keras.keras3.engine import call_context, dtype_read, read_uncast
+from trainable_keras.keras3.engine import call_context, dtype_read, infers_shapes, read_uncast
 from trainable_keras.keras3.folding import FoldedBatchNormalization
+from trainable_keras.keras3.functions import FUNCTIONS
 from trainable_keras.keras3.granularity import class_of
 from trainable_keras.keras3.holder import ActivationQuantizationHolder
 from trainable_keras.keras3.layers import TYPES
@@ -28,6 +30,7 @@ class Kit3(ConfigKit):
 
     package = PACKAGE
     goes_by_registration = True
+    functions = FUNCTIONS
     saving = keras.saving
 
     def running(self) -> bool:
@@ -41,6 +44,14 @@ class Kit3(ConfigKit):
     def cast_like(self, value: Any, variable: keras.Variable) -> Any:
         """Return a tensor in the dtype in which a layer reads a variable."""
         return keras.ops.cast(value, dtype_read(variable))
+
+    def infers_shapes(self) -> bool:
+        """Return whether a layer is called only to know the shape of its output."""
+        return infers_shapes()
+
+    def update(self, variable: Any, value: Any) -> None:
+        """Set a variable to a tensor, as a layer does in its call."""
+        variable.assign(value)
 
     def graph(self, layer: Any) -> Any:
         """Return the calls of a functional or Sequential model, None of what has no graph."""
@@ -175,6 +186,13 @@ class LayerWithin(Within):
 
 
 @_registered
+class SimulatedBatchNormalization(Simulated):
+    """A batch norm whose folding the layer before it simulates."""
+
+    _kit = KIT
+
+
+@_registered
 class CompositeLayer(Composite):
     """A layer with quantized layers inside."""
 
@@ -194,4 +212,5 @@ Kit3.pending, Kit3.composite, Kit3.wrapper, Kit3.passing = (
     QuantizationWrapper,
     FoldedBatchNormalization,
 )
+Kit3.simulated = SimulatedBatchNormalization
 FoldedBatchNormalization._kit = KIT  # noqa: SLF001 - ours
