@@ -211,6 +211,7 @@ WARNINGS = [
     errors.NothingQuantizedWarning("Net", {"skipped by a rule": ["fc", "head"]}),
     errors.ThresholdsKeptWarning({"aux: input": "no batch reached its layer"}),
     errors.GradientMissingWarning({"fc.weight": "no gradient at 3 records in a row"}),
+    errors.StatisticsMissingWarning(["norm"]),
     errors.StatisticsRunAwayWarning({"norm": "variance went from 1 to 1e+06"}),
     errors.ThresholdCollapsedWarning({"fc.weight": "its step fell from 0.1, down to 1e-06"}),
 ]

@@ -121,7 +121,6 @@ def test_files_hold_models_before_and_after(grid: str, tmp_path: Any) -> None:
 @pytest.mark.parametrize(
     ("how", "told"),
     [
-        ({**after(), "fold_batch_norm": "training"}, "not possible yet"),
         ({**after(), "bias": "int32", "activations": spec("LSQ")}, "int32 bias"),
         ({**after(), "activations": spec("LSQ", placement="outputs")}, "stands between"),
     ],

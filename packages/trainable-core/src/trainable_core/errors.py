@@ -336,6 +336,16 @@ class StatisticsRunAwayWarning(TrainableWarning):
         super().__init__(_told("statistics run away:", self.reasons, hint))
 
 
+class StatisticsMissingWarning(TrainableWarning):
+    """Issued by `calibrate` when batch norms that are simulated as folded have seen no batch yet."""
+
+    def __init__(self, norms: Sequence[str]) -> None:
+        self.norms = list(norms)
+        hint = "call the float model in training mode with some batches before wrapping it, or train it first."
+        problem = "their statistics are those of a new batch norm, and so are the ranges of the weights"
+        super().__init__(f"calibrate: {_listed(self.norms)}: {problem}\nHint: {hint}")
+
+
 LISTED = 10
 """How many names a message lists of one reason."""
 

@@ -13,11 +13,13 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from trainable_core.calibration import Observer
+from trainable_core.calibration.batch_norm import warn_if_new
 from trainable_core.calibration.batches import inputs_of
 from trainable_core.calibration.model import ModelCalibration
 from trainable_core.calibration.unseen import Sight, value_text
 from trainable_core.errors import IntegerRangeError
 from trainable_core.quantizer import BaseTrainableQuantizer
+from trainable_keras.batch_norm import Simulated
 from trainable_keras.framework import Framework
 from trainable_keras.graph import layers_within
 from trainable_keras.parts import KerasHolder, KerasWrapper, check_biases, told_of
@@ -36,6 +38,10 @@ def calibrate(
     progress: bool | None = None,
 ) -> Any:
     """Set the thresholds of a wrapped model's quantizers; see `trainable_keras.calibrate`."""
+    to_numpy = framework.functions.to_numpy
+    norms = [layer for layer in layers_within(qmodel) if isinstance(layer, Simulated)]
+    statistics = {norm.name: (to_numpy(norm.moving_mean), to_numpy(norm.moving_variance)) for norm in norms}
+    warn_if_new(statistics, stacklevel=3)
     with _biases_checked(framework, qmodel):
         KerasCalibration(framework, qmodel).run(
             batches,

@@ -40,7 +40,7 @@ def finalize(framework: Framework, qmodel: Any, folded: Sequence[bool] | None = 
         if state.simulates:
             _take_over(framework, deployed)
         _store_values(framework, parts_of(deployed))
-        kept = {} if state.simulates else _fold(framework, deployed, state.foldable, folded)
+        kept = _fold(framework, deployed, state.foldable, folded)
         for part in parts_of(deployed):
             part.convert_to_inferable_quantizers()
     told = (
@@ -75,7 +75,9 @@ def _fold(
     layers = dict(named_layers(framework, deployed))
     kept = {}
     for index, (name, into) in enumerate(foldable.items()):
-        if known is None:
+        if isinstance(layers[name], framework.passing):  # the layer has taken over what training simulated
+            reason = ""
+        elif known is None:
             reason = fold_quantized(framework, layers[into], layers[name])
         elif known[index]:
             framework.kit.pass_on(layers[name])

@@ -107,12 +107,11 @@ def wrap(framework: Framework, model: Any, recipe: RecipeSource, names: Names | 
         wrapping.fold()
         wrapping.add_biases(found.norms if folds in {"after", "training"} else ())
         wrapping.quantize_layers()
-        if state.simulates:
-            wrapping.simulate(found)
+        kept = wrapping.simulate(found) if state.simulates else []
         wrapping.quantize_operations()
         wrapping.quantize_biases()
         wrapping.compose(wrapped)
-    state.note_foldable()
+    state.note_foldable(kept)
     note(framework, wrapped, state)
     return wrapped
 
@@ -386,19 +385,20 @@ class Wrapping:
                 self._framework.kit.add_bias(layer)
                 self._framework.assign(layer.bias, np.zeros(tuple(layer.bias.shape), np.float32))
 
-    def simulate(self, found: Folding) -> None:
-        """Let quantized layers do the work of the batch norms behind them; others keep theirs."""
+    def simulate(self, found: Folding) -> list[str]:
+        """Let quantized layers do the work of the batch norms behind them; return the names of the others'."""
+        kept = []
         for key, norm in found.norms.items():
             layer, copied = self._copier.copy_with_id(key), self._copier.copy_of(norm)
             name = next(name for name, each in found.named.items() if each is norm)
             if not isinstance(layer, KerasWrapper):
-                del self._state.foldable[name]
-                self._state.left_out[name] = "batch norm not folded: the layer before it is not quantized"
+                kept.append(name)
                 continue
             simulation = simulation_of(self._framework, layer, plan_of(layer).layer.name)
             layer.simulate(simulation)
             self._framework.kit.simulate(copied)
             simulation.take(copied)
+        return kept
 
     def quantize_layers(self) -> None:
         """Make quantized layers of those that a plan is for."""

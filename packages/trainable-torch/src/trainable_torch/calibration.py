@@ -15,11 +15,13 @@ from torch.utils._pytree import tree_leaves
 from tqdm.auto import tqdm
 
 from trainable_core.calibration import Observer
+from trainable_core.calibration.batch_norm import warn_if_new
 from trainable_core.calibration.model import ModelCalibration
 from trainable_core.calibration.unseen import Sight, value_text
 from trainable_core.errors import CalibrationError, IntegerRangeError, ShapeMismatchError
 from trainable_core.qparams import shape_with, variable_shape
 from trainable_core.quantizer import Structure
+from trainable_torch.batch_norm import simulated_batch_norms
 from trainable_torch.holder import ActivationQuantizationHolder
 from trainable_torch.kernels import eligible
 from trainable_torch.quantizers.base import RESHAPED, BasePytorchTrainableQuantizer
@@ -79,6 +81,11 @@ def calibrate(
     UnseenTensorsError
         When quantized tensors were never seen; the message names all of them, and why.
 
+    Warns
+    -----
+    StatisticsMissingWarning
+        When batch norms whose folding is simulated have seen no batch yet.
+
     Notes
     -----
     Activations are seen in eval mode, without gradients, with float weights; what the forward writes into the model's
@@ -94,6 +101,10 @@ def calibrate(
     state = state_of(qmodel)
     require_whole(qmodel, "calibrate")
     _leave_meta(qmodel)
+    norms = simulated_batch_norms(qmodel)
+    warn_if_new(
+        {name: (_array(norm.running_mean), _array(norm.running_var)) for name, norm in norms.items()}, stacklevel=2
+    )
     with _fitted_to_shapes(qmodel, force=force and not state.finalized), _biases_checked(qmodel):
         TorchCalibration(qmodel, state).run(
             batches,
@@ -105,6 +116,11 @@ def calibrate(
             ),
         )
     return qmodel
+
+
+def _array(values: Tensor) -> NDArray[Any]:
+    array: NDArray[Any] = values.detach().to("cpu", torch.float32).numpy()
+    return array
 
 
 class TorchCalibration(ModelCalibration):
@@ -131,8 +147,7 @@ class TorchCalibration(ModelCalibration):
 
     def to_numpy(self, weight: Tensor) -> NDArray[Any]:
         """Return a weight's values."""
-        values: NDArray[Any] = weight.detach().to("cpu", torch.float32).numpy()
-        return values
+        return _array(weight)
 
     def is_tensor(self, batches: Any) -> bool:
         """Return whether this is one batch."""

@@ -82,9 +82,10 @@ def _fold(deployed: nn.Module) -> dict[str, str]:
     Names are those from when the model was wrapped, and those that modules have now.
     """
     kept: dict[str, str] = {}
-    state = present_state(deployed)
-    for name, into in () if state.simulates else state.foldable.items():
+    for name, into in present_state(deployed).foldable.items():
         norm, layer = deployed.get_submodule(name), deployed.get_submodule(into)
+        if isinstance(norm, nn.Identity):  # the layer has taken over what training simulated
+            continue
         quantizer = (
             layer.weights_quantizers["weight"]
             if isinstance(layer, QuantizationWrapper) and len(layer.weights_quantizers)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -115,6 +115,7 @@ def wrapped(
     elif folds is not None:
         found = foldable_batch_norm(root, observed) if "foldable" not in known else (dict(known["foldable"]), kept)
         state.foldable, kept = found
+    without_bias = {into for into in state.foldable.values() if root.get_submodule(into).bias is None}
     if state.simulates:
         kept |= simulate_batch_norm(root, state.foldable)
         state.foldable = {norm: layer for norm, layer in state.foldable.items() if norm not in kept}
@@ -130,10 +131,9 @@ def wrapped(
         look.routes = _routes(look, plans, state.recipe)
     state.islands = dict(look.routes.islands)
     quantized = state.note(plans)
-    if state.simulates:
-        _leave_to_float(look, quantized, state)
-    _quantize(look, quantized, state)
-    state.note_foldable()
+    as_they_are = _not_simulated(look, quantized, state, without_bias) if state.simulates else []
+    _quantize(look, quantized, state, as_they_are)
+    state.note_foldable(as_they_are)
     warn_if_nothing_is_quantized(type(model).__name__, plans, stacklevel=4)
     leave_fused_paths(look.root)
     reading.mark(look.root)
@@ -143,14 +143,17 @@ def wrapped(
     return look.root
 
 
-def _leave_to_float(look: _Look, plans: list[LayerPlan], state: WrappedState) -> None:
-    """Let batch norms whose layers get no quantizers be what they were."""
+def _not_simulated(
+    look: _Look, plans: list[LayerPlan], state: WrappedState, without_bias: Collection[str]
+) -> list[str]:
+    """Let batch norms whose layers get no quantizers, and these layers, be what they were; return their names."""
     quantized = {plan.layer.name for plan in plans}
-    for name, into in list(state.foldable.items()):
-        if into not in quantized:
-            take_back(look.root.get_submodule(name))
-            del state.foldable[name]
-            state.left_out[name] = "batch norm not folded: the layer before it is not quantized"
+    found = [name for name, into in state.foldable.items() if into not in quantized]
+    for name in found:
+        take_back(look.root.get_submodule(name))
+        if state.foldable[name] in without_bias:
+            look.root.get_submodule(state.foldable[name]).bias = None
+    return found
 
 
 def _resolved(state: WrappedState, look: _Look) -> list[LayerPlan]:
@@ -183,8 +186,8 @@ def _copy_of(model: nn.Module) -> nn.Module:
         raise ModelError(f"{type(model).__name__} can't be copied: {error}") from error
 
 
-def _quantize(look: _Look, plans: list[LayerPlan], state: WrappedState) -> None:
-    """Give layers and functional operations their quantizers."""
+def _quantize(look: _Look, plans: list[LayerPlan], state: WrappedState, kept: list[str]) -> None:
+    """Give layers and functional operations their quantizers; batch norms that stay as they are go to `kept`."""
     held: dict[str, Held] = {}
     tensors = itertools.chain(look.root.parameters(), look.root.buffers())
     quantizers = _Quantizers(next((each.device for each in tensors if not each.is_meta), None))
@@ -199,7 +202,7 @@ def _quantize(look: _Look, plans: list[LayerPlan], state: WrappedState) -> None:
             places = {int(place): make for place, make in inputs.items()}
             held[name] = hold(look.root, look.named[name], places, build_output)
         else:
-            _wrap_layer(look.root, look.kinds[name], plan, quantizers, state, inputs)
+            kept += _wrap_layer(look.root, look.kinds[name], plan, quantizers, state, inputs)
     read_aliases(look.root, state)
     rebind_forwards(look.root)
     if isinstance(look.root, fx.GraphModule):
@@ -459,8 +462,11 @@ def _wrap_layer(
     quantizers: _Quantizers,
     state: WrappedState,
     inputs: _Holders,
-) -> None:
-    """Give a layer its quantizers; it stays where it is, and where it can't have them, as it is."""
+) -> list[str]:
+    """Give a layer its quantizers; it stays where it is, and where it can't have them, as it is.
+
+    Returns the name of the batch norm behind it that stays as it is then too.
+    """
     name = plan.layer.name
     layer: Any = root if name == "model" and kind_of(root) is not None else root.get_submodule(name)
     weights = {}
@@ -484,8 +490,8 @@ def _wrap_layer(
         state.left_out[name] = error.problem
         for each in norms:
             take_back(root.get_submodule(each))
-            del state.foldable[each]
-            state.left_out[each] = f"batch norm not folded: {error.problem}"
+        return norms
+    return []
 
 
 def _quantize_biases(look: _Look, held: Mapping[str, Held], state: WrappedState) -> None:

@@ -11,11 +11,14 @@ arXiv:2203.11086, section 5.1.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+import warnings
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
+from numpy.typing import NDArray
+
 from trainable_core.calibration.batches import check_batches
-from trainable_core.errors import CalibrationError, ModelError, ShapeMismatchError
+from trainable_core.errors import CalibrationError, ModelError, ShapeMismatchError, StatisticsMissingWarning
 
 SUBJECT = "reestimate_batch_norm"
 
@@ -66,6 +69,26 @@ def require_several(count: int) -> None:
 
 
 ONE_VALUE = "use larger batches, or freeze_batch_norm(qmodel)."
+
+
+def warn_if_new(statistics: Mapping[str, tuple[NDArray[Any], NDArray[Any]]], *, stacklevel: int) -> None:
+    """Warn of simulated batch norms that have seen no batch: their means are all 0, and their variances all 1.
+
+    Parameters
+    ----------
+    statistics : mapping of str to (array, array)
+        Running mean and variance of each, by name.
+    stacklevel : int
+        As of `warnings.warn`, counted from here.
+
+    Notes
+    -----
+    With the first batches the variances become what they are, and the folded weights leave the ranges that they were
+    calibrated to.
+    """
+    new = [name for name, (mean, variance) in statistics.items() if not mean.any() and (variance == 1).all()]
+    if new:
+        warnings.warn(StatisticsMissingWarning(new), stacklevel=stacklevel + 1)
 
 
 def require_reached(missed: Iterable[str]) -> None:

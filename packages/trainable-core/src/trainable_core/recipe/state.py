@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,12 +49,11 @@ class WrappedState:
     origins: dict[str, str] = field(default_factory=dict)
     foldable: dict[str, str] = field(default_factory=dict)
 
-    def note_foldable(self) -> None:
-        """Tell of the batch norms that `finalize` is to fold."""
-        simulated = ", as training simulates" if self.simulates else ""
-        self.left_out |= {
-            norm: f"batch norm that finalize folds into {into}{simulated}" for norm, into in self.foldable.items()
-        }
+    def note_foldable(self, kept: Collection[str] = ()) -> None:
+        """Tell of the batch norms that `finalize` is to fold; those `kept` are as in the float model until then."""
+        for norm, into in self.foldable.items():
+            simulated = ", as training simulates" if self.simulates and norm not in kept else ""
+            self.left_out[norm] = f"batch norm that finalize folds into {into}{simulated}"
 
     @property
     def simulates(self) -> bool:
