@@ -113,6 +113,11 @@ def calibrate(
     UnseenTensorsError
         When quantized tensors were never seen; the message names all of them, and why.
 
+    Warns
+    -----
+    StatisticsMissingWarning
+        When batch norms whose folding is simulated have seen no batch yet.
+
     Notes
     -----
     Activations are seen in inference mode and eagerly, with float weights. Quantizers that already have numbers (from a
