@@ -71,7 +71,9 @@ def test_powers_of_two_stay_powers_of_two():
 W4 = {"weights": {"method": "SYMMETRIC", "n_bits": 4, "training_method": "LSQ"}}
 
 
-@pytest.mark.parametrize(("said", "meant"), [(True, "before"), ("before",) * 2, ("training",) * 2, ("after",) * 2, (False, None)])
+@pytest.mark.parametrize(
+    ("said", "meant"), [(True, "before"), ("before",) * 2, ("training",) * 2, ("after",) * 2, (False, None)]
+)
 def test_when_a_recipe_folds(said, meant):
     recipe = QuantizationRecipe.of({**W4, "fold_batch_norm": said})
     assert recipe.folds == meant

@@ -14,7 +14,7 @@ from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from tests.torch.models import GRIDS, images, ready, same_state, spec, train
-from trainable_core.errors import ModelError, ShapeMismatchError, StatisticsMissingWarning
+from trainable_core.errors import ModelError, ShapeMismatchError, StatisticsMissingWarning, UnknownQuantizerError
 from trainable_core.reference import batch_norm as reference
 from trainable_torch import (
     calibrate,
@@ -118,7 +118,7 @@ def test_forward_gradients_and_statistics_are_the_reference_s(bias: bool) -> Non
     gain = reference.gain(exact(norm.weight), running, norm.eps)
     quantizer = fc.weights_quantizers["weight"]
     folded = torch.tensor(weight * gain[:, None], dtype=torch.float32)
-    assert (folded.abs() < quantizer.threshold.reshape(-1, 1) * 127 / 128).all()  # nothing is clipped, so the slope is 1
+    assert (folded.abs() < quantizer.threshold.reshape(-1, 1) * 127 / 128).all()  # so the slope is 1
     values = exact(fc.get_quantized_weights()["weight"])
     layer = reference.Layer(own, exact(norm.weight), exact(norm.bias), running, norm.eps)
     np.testing.assert_allclose(exact(y), reference.training_output(rows @ values.T, products, layer), **bound)
@@ -181,14 +181,12 @@ def test_running_statistics_are_batch_norm_s_own(momentum: float | None) -> None
 # ---- what is trained is what is deployed ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rule", ["STE", "LSQ", "TQT", "LSQ_PLUS", "DQA", "ADAROUND", "PARETOQ", "DOREFA", "DKM"])
+@pytest.mark.parametrize("rule", ["STE", "LSQ", "TQT", "LSQ_PLUS", "DQA", "ADAROUND", "DOREFA"])
 @pytest.mark.parametrize("grid", GRIDS)
 def test_what_is_trained_is_deployed_bit_for_bit(rule: str, grid: str) -> None:
     try:
         qmodel = trained(quantized_inputs(simulated(grid, rule)))
-    except Exception as error:  # noqa: BLE001 - which method has which grid is the registry's matter
-        if type(error).__name__ not in {"UnknownQuantizerError", "UnsupportedConfigError"}:
-            raise
+    except UnknownQuantizerError as error:
         pytest.skip(f"no such quantizer: {error}"[:80])
     qmodel.eval()
     deployed = finalize(qmodel)

@@ -177,11 +177,12 @@ class Simulation:
         constant = f.stop_gradient(bias)
         return bias if self.keeps_bias else constant + (bias - constant) * 0.0
 
-    def normalized(  # noqa: PLR0913 - two products, and what makes tensors of variables
+    def normalized(
         self,
         f: Functions,
         value_of: Any,
         assign: Callable[[Any, Tensor], None],
+        *,
         bias: Tensor,
         floats: Tensor,
         quantized: Callable[[], Tensor],
@@ -224,9 +225,7 @@ class Simulation:
         outputs = (f.cast(made, "float32") + f.reshape(on_grid(added), shape)) * f.reshape(running / deviation, shape)
         return f.cast(f.show_shape(outputs, made), f.dtype_of(made))
 
-    def _update(
-        self, f: Functions, value_of: Any, assign: Any, mean: Tensor, variance: Tensor, count: Any
-    ) -> None:
+    def _update(self, f: Functions, value_of: Any, assign: Any, mean: Tensor, variance: Tensor, count: Any) -> None:
         momentum = self.norm.momentum
         if getattr(self.norm, "fused", False):  # Keras 2's kernel corrects the variance for the size of the batch
             less = max(count - 1, 1) if isinstance(count, int | float) else f.maximum(count - 1.0, 1.0)
@@ -255,5 +254,8 @@ def folded_values(simulation: Simulation, f: Functions, value_of: Any, kernel: A
     kernel, bias : variable
         The layer's.
     """
-    folded = simulation.folded_kernel(f, value_of, value_of(kernel)), simulation.folded_bias(f, value_of, value_of(bias))
+    folded = (
+        simulation.folded_kernel(f, value_of, value_of(kernel)),
+        simulation.folded_bias(f, value_of, value_of(bias)),
+    )
     return [f.to_numpy(each) for each in folded]

@@ -385,10 +385,10 @@ class KerasWrapper(KerasPart, OfTwoClasses):
             f,
             self.value_of,
             self._kit.update,
-            self.value_of(bias),
-            own({**floats, **nothing}),
-            lambda: own({**self.quantized_for_call(quantizer_trains), **nothing}),
-            on_grid,
+            bias=self.value_of(bias),
+            floats=own({**floats, **nothing}),
+            quantized=lambda: own({**self.quantized_for_call(quantizer_trains), **nothing}),
+            on_grid=on_grid,
         )
 
     def quantized_for_call(self, training: Any, attributes: Iterable[str] | None = None) -> dict[int, Any]:

@@ -24,7 +24,6 @@ from trainable_keras.parts import KerasWrapper, holders_of, plan_of, told_of
 from trainable_keras.statistics import simulated_batch_norms
 from trainable_keras.wrapping import Names, parts_of, state_of, wrap
 
-
 FROZEN_NORMS = "frozen_norms"
 """Key of a header: which simulated batch norms use their moving statistics in training too, by their number."""
 

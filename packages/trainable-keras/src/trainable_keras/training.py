@@ -46,9 +46,7 @@ def regularization(framework: Framework, qmodel: Any) -> Tensor:
     weights = {id(q): (w, q) for wrapper in wrappers for _, w, q in wrapper.weights_now()}  # shared ones once
     for weight, quantizer in weights.values():
         if isinstance(quantizer, BaseTrainableQuantizer):
-            terms.append(
-                quantizer.regularization_of(framework.functions.cast(weight, "float32"))
-            )
+            terms.append(quantizer.regularization_of(framework.functions.cast(weight, "float32")))
     return framework.functions.total([term for term in terms if term is not None])
 
 

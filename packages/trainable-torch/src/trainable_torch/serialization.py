@@ -157,11 +157,7 @@ def load(path: str | PathLike[str], model: nn.Module) -> nn.Module:
             place_levels(path, quantizer, tensors.get(f"{name}.grid_levels"))
         qmodel = converted(qmodel)
     _fill(path, qmodel, tensors)
-    norms = simulated_batch_norms(qmodel)
-    for name in metadata.get(FROZEN_NORMS, ()):
-        if name not in norms:
-            raise DocumentError(path, f"its header has {FROZEN_NORMS!r} with {name!r}, which this model has no norm of")
-        norms[name].freeze_statistics(frozen=True)
+    _freeze_norms(path, metadata.get(FROZEN_NORMS, []), qmodel)
     freeze_quantizers(path, metadata["frozen"], quantizers_of(qmodel))
     return qmodel.train(metadata["training"])
 
@@ -184,9 +180,6 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
                 names = metadata.get(key, {})
                 if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
                     raise DocumentError(path, f"its header has {key!r} that is no mapping of names")
-            frozen = metadata.get(FROZEN_NORMS, [])
-            if not isinstance(frozen, list) or not all(isinstance(name, str) for name in frozen):
-                raise DocumentError(path, f"its header has {FROZEN_NORMS!r} that are no names")
             check_structure(path, metadata.get("structure"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - the file is no mapping
             if header.get(DIGEST) != digest(text, tensors):
@@ -202,6 +195,15 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             raise DocumentError(path, f"{name!r} shares the tensor of {source!r}, which is missing")
         tensors[name] = tensors[source]
     return metadata, tensors
+
+
+def _freeze_norms(path: Any, names: Any, qmodel: nn.Module) -> None:
+    """Freeze the statistics of the batch norms that a file says are frozen."""
+    norms = simulated_batch_norms(qmodel)
+    if not isinstance(names, list) or not all(isinstance(name, str) and name in norms for name in names):
+        raise DocumentError(path, f"its header has {FROZEN_NORMS!r} that are not the model's simulated batch norms")
+    for name in names:
+        norms[name].freeze_statistics(frozen=True)
 
 
 def check_structure(path: Any, structure: Any) -> None:

@@ -105,8 +105,8 @@ class _Call:
     `weight_values`. `quantizes` says whether weights are quantized, which calibration switches off. `overwrites` says
     whether the layer writes into its inputs though it has no attribute ``inplace`` that says so; None where that is not
     known yet, as of a class that is not PyTorch's before its first call. `read` says whether each weight has been read
-    through its quantizer so far. `bias` is the attribute of a bias that is quantized, or empty. `norm` is the batch norm
-    whose work the layer does, and `given` what reads of its weight and bias give while a compiler traces it.
+    through its quantizer so far. `bias` is the attribute of a bias that is quantized, or empty. `norm` is the batch
+    norm whose work the layer does, and `given` what reads of its weight and bias give while a compiler traces it.
     """
 
     input_names: tuple[str, ...]

@@ -48,9 +48,7 @@ def gain(gamma: Float | None, variance: Float, epsilon: float) -> Float:
     return np.asarray((np.ones_like(deviation) if gamma is None else gamma) / deviation)
 
 
-def folded_bias(
-    bias: Float, gamma: Float, beta: Float, mean: Float, variance: Float, epsilon: float
-) -> Float:
+def folded_bias(bias: Float, gamma: Float, beta: Float, mean: Float, variance: Float, epsilon: float) -> Float:
     """Return the bias of the folded layer: ``(b - mean) * gamma / sigma + beta``.
 
     Parameters
