@@ -61,6 +61,7 @@ from trainable_torch import (
     exclude_from_weight_decay,
     export,
     finalize,
+    freeze_batch_norm,
     freeze_quant_params,
     load,
     parameter_groups,
@@ -340,6 +341,7 @@ FILE = "never-written.onnx"
     row("describe a float model", "float", describe, ModelError, "Sequential", "wrap"),
     row("regularize a float model", "float", regularization, ModelError, "Sequential", "wrap"),
     row("freeze a float model", "float", freeze_quant_params, ModelError, "Sequential", "wrap"),
+    row("freeze statistics of a float model", "float", freeze_batch_norm, ModelError, "Sequential", "wrap"),
     row(
         "no decay for a float model",
         "float",
@@ -868,6 +870,7 @@ def test_every_public_verb_is_tried():
         exclude_from_weight_decay,
         export,
         finalize,
+        freeze_batch_norm,
         freeze_quant_params,
         load,
         parameter_groups,

@@ -14,7 +14,13 @@ from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from tests.torch.models import GRIDS, images, ready, same_state, spec, train
-from trainable_core.errors import ModelError, ShapeMismatchError, StatisticsMissingWarning, UnknownQuantizerError
+from trainable_core.errors import (
+    ModelError,
+    QuantizerStateError,
+    ShapeMismatchError,
+    StatisticsMissingWarning,
+    UnknownQuantizerError,
+)
 from trainable_core.reference import batch_norm as reference
 from trainable_torch import (
     calibrate,
@@ -377,6 +383,17 @@ def test_what_is_not_known_to_be_right_is_left_alone() -> None:
     assert "hook" in told["7"]
     assert all(type(qmodel[index]) is nn.BatchNorm2d for index in (1, 3, 5, 7))
     train(calibrate(qmodel), [images()])
+
+
+def test_a_conversion_to_synchronized_batch_norms_comes_before_wrapping() -> None:
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(network())
+    qmodel = ready(model, simulated(), images()).train()
+    assert isinstance(qmodel[1], nn.SyncBatchNorm)
+    assert qmodel(images()).shape == (8, 3)  # without a process group it has the statistics of its own batch
+    assert torch.equal(finalize(qmodel.eval())(images()), qmodel(images()))
+    with pytest.raises(QuantizerStateError, match="before wrapping"):
+        nn.SyncBatchNorm.convert_sync_batchnorm(qmodel)
+    assert not hasattr(qmodel[1], "qconfig")
 
 
 # ---- lifecycle ------------------------------------------------------------------------------------------------------

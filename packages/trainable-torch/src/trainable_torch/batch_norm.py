@@ -7,6 +7,7 @@ passes on what it is given.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 
 from trainable_core.calibration.batch_norm import require_several
+from trainable_core.errors import QuantizerStateError
 from trainable_torch.kernels import eligible
 from trainable_torch.layer_class import Reads, become
 
@@ -36,6 +38,23 @@ class SimulatedBatchNorm(Reads, nn.Identity):
         """Set the mode, which decides whose statistics normalize; frozen ones stay."""
         super().train(mode and not self.statistics_frozen)
         return self
+
+    @property
+    def qconfig(self) -> Any:
+        """Refuse ``convert_sync_batchnorm``, which asks for it: another module would normalize a second time.
+
+        Raises
+        ------
+        QuantizerStateError
+            When it is asked for there.
+        AttributeError
+            Always otherwise: there is none.
+        """
+        frame: Any = sys._getframe(1)  # noqa: SLF001 - nothing else tells who asks
+        if frame.f_code.co_name == "convert_sync_batchnorm":
+            problem = "its folding into the layer before it is simulated, and another module can't take its place"
+            raise QuantizerStateError(type(self).own_class.__name__, problem, "convert the model before wrapping it.")
+        raise AttributeError("qconfig")
 
     def freeze_statistics(self, frozen: bool) -> None:  # noqa: FBT001 - reads as a fact
         """Let running statistics normalize in training too; or no longer, from the next call of ``train`` on."""
@@ -98,7 +117,7 @@ def folded_weight(layer: Any, norm: Any, weight: Tensor) -> Tensor:
     -------
     Tensor, shape and dtype of `weight`
     """
-    gain = _gain(norm)
+    gain, folded = _gain(norm), weight
     if getattr(layer, "transposed", False):  # (in, out / groups, ...): group g has rows and gains of its own
         groups = layer.groups
         rows = _wide(weight).unflatten(0, (groups, -1))
@@ -119,7 +138,8 @@ def folded_bias(norm: Any, bias: Tensor) -> Tensor:
         The layer's own bias.
     """
     found = (_wide(bias) - _wide(norm.running_mean)) * _gain(norm)
-    return (found if norm.bias is None else found + _wide(norm.bias)).to(bias.dtype)
+    found = found if norm.bias is None else found + _wide(norm.bias)
+    return found.to(bias.dtype)
 
 
 class Batch:
@@ -197,7 +217,8 @@ class Batch:
         if norm.bias is not None:
             bias = bias + _wide(norm.bias) * (deviation / running)
         added = _wide(products) + on_grid(bias).reshape(self._shape)
-        return (added * (running / deviation).reshape(self._shape)).to(products.dtype)
+        outputs: Tensor = (added * (running / deviation).reshape(self._shape)).to(products.dtype)
+        return outputs
 
 
 def _is_synchronized(norm: Any) -> bool:
