@@ -39,7 +39,7 @@ def calibrate(
 ) -> Any:
     """Set the thresholds of a wrapped model's quantizers; see `trainable_keras.calibrate`."""
     to_numpy = framework.functions.to_numpy
-    norms = [layer for layer in layers_within(qmodel) if isinstance(layer, Simulated)]
+    norms: list[Any] = [layer for layer in layers_within(qmodel) if isinstance(layer, Simulated)]
     statistics = {norm.name: (to_numpy(norm.moving_mean), to_numpy(norm.moving_variance)) for norm in norms}
     warn_if_new(statistics, stacklevel=3)
     with _biases_checked(framework, qmodel):

@@ -117,7 +117,8 @@ def folded_weight(layer: Any, norm: Any, weight: Tensor) -> Tensor:
     -------
     Tensor, shape and dtype of `weight`
     """
-    gain, folded = _gain(norm), weight
+    gain = _gain(norm)
+    folded: Tensor
     if getattr(layer, "transposed", False):  # (in, out / groups, ...): group g has rows and gains of its own
         groups = layer.groups
         rows = _wide(weight).unflatten(0, (groups, -1))

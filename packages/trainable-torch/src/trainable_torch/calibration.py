@@ -118,7 +118,7 @@ def calibrate(
     return qmodel
 
 
-def _array(values: Tensor) -> NDArray[Any]:
+def _array(values: Any) -> NDArray[Any]:
     array: NDArray[Any] = values.detach().to("cpu", torch.float32).numpy()
     return array
 

@@ -152,7 +152,8 @@ def _not_simulated(
     for name in found:
         take_back(look.root.get_submodule(name))
         if state.foldable[name] in without_bias:
-            look.root.get_submodule(state.foldable[name]).bias = None
+            layer: Any = look.root.get_submodule(state.foldable[name])
+            layer.bias = None
     return found
 
 
