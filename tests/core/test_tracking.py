@@ -61,7 +61,7 @@ class Tracking(TrackingRoutine):
 
 
 def tracking(path: Path, view: HomeView | None = None, every: int = 1, batches: Any = None, **more: Any) -> Tracking:
-    return Tracking(HomeView() if view is None else view, path / "run.csv", every, batches, None, **more)
+    return Tracking(HomeView() if view is None else view, path / "run.csv", every, batches, **more)
 
 
 def numbers(path: Path) -> dict[tuple[int, str], dict[str, float]]:
@@ -289,7 +289,7 @@ def test_a_csv_file_of_others_is_refused(tmp_path: Path, text: str) -> None:
 def test_a_place_that_can_not_be_written_is_refused_at_once(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(DocumentError):
-        Tracking(HomeView(), tmp_path / name, 1, None, None)
+        Tracking(HomeView(), tmp_path / name, 1, None)
 
 
 def test_an_event_is_what_protobuf_makes_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -305,7 +305,7 @@ def test_a_record_is_what_tensorboard_writes() -> None:
 
 def test_a_folder_gets_an_event_file_for_each_run(tmp_path: Path) -> None:
     for _ in range(2):
-        routine = Tracking(HomeView(), tmp_path / "runs" / "one", 1, None, None)
+        routine = Tracking(HomeView(), tmp_path / "runs" / "one", 1, None)
         routine.start()
         routine.step_end()
     files = sorted((tmp_path / "runs" / "one").iterdir())

@@ -23,8 +23,8 @@ from trainable_core.errors import (
     QuantizerStateError,
 )
 from trainable_torch import diagnose, finalize, load, register_layer, save, suggest, wrap
-from trainable_torch.diagnosing import TorchDiagnosis
 from trainable_torch.training import quantizers_of
+from trainable_torch.viewing import TorchView
 
 EIGHT = {"weights": spec("LSQ", n_bits=8), "activations": spec("LSQ", "UNIFORM", 8)}
 ACTIVATIONS = {"activations": spec(), "rules": [{"match": {"op": "linear"}, "activations": {"n_bits": 8}}]}
@@ -188,9 +188,7 @@ def test_a_layer_of_two_bits_among_eight_is_first(layer: str) -> None:
 def test_a_threshold_ten_times_too_small_is_first(layer: str, tensor: str) -> None:
     qmodel = ready(network(), EIGHT, *BATCHES)
     place = next(
-        each
-        for each in TorchDiagnosis(qmodel, "diagnose", None).places()
-        if (each.layer.name, each.tensor) == (layer, tensor)
+        each for each in TorchView(qmodel, "diagnose").tensors() if (each.layer.name, each.tensor) == (layer, tensor)
     )
     with torch.no_grad():
         for name in place.quantizer.variable_names:

@@ -701,10 +701,8 @@ def report(
     The model is as it was afterwards. Of each weight at most 262,144 elements are looked at, evenly spread, and as many
     of each activation in every call.
     """
-    asked = Asked(
-        batches=batches, forward=forward, training=training, exported=exported, diagnosis=diagnosis, title=title
-    )
-    return reporting.report(framework_of(qmodel, "report: the model"), qmodel, path, asked)
+    asked = Asked(batches=batches, training=training, exported=exported, diagnosis=diagnosis, title=title)
+    return reporting.report(framework_of(qmodel, "report: the model"), qmodel, path, asked, forward)
 
 
 def diagnose(  # noqa: PLR0913 - each is a choice of its own

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trainable_core.backend.view import ModelView, QuantizedTensor
 from trainable_core.diagnosis import solver
-from trainable_core.diagnosis.model import DiagnosedModel, Place, ShowProgress
+from trainable_core.diagnosis.examination import ShowProgress, checked
 from trainable_core.diagnosis.objective import Average, Objective
 from trainable_core.diagnosis.quality import requantized, width_params
 from trainable_core.errors import CalibrationError, InvalidArgumentError, ModelError, QuantizerStateError
@@ -154,7 +155,7 @@ class Unit:
     ----------
     layers : tuple of str
         Names, as recipes match them.
-    places : tuple of Place
+    tensors : tuple of QuantizedTensor
         The quantizers of its weights, each once.
     sizes : tuple of int
         Numbers of elements of its weights.
@@ -163,7 +164,7 @@ class Unit:
     """
 
     layers: tuple[str, ...]
-    places: tuple[Place, ...]
+    tensors: tuple[QuantizedTensor, ...]
     sizes: tuple[int, ...]
     present: int
 
@@ -178,7 +179,7 @@ class Unit:
 
     def fixed(self) -> bool:
         """Whether its width can't be chosen: it follows from a table, or is one of several that the method learns."""
-        return any(len(each.quantizer.widths) != 1 or each.quantizer.levels for each in self.places)
+        return any(len(each.quantizer.widths) != 1 or each.quantizer.levels for each in self.tensors)
 
 
 class Limit:
@@ -261,7 +262,7 @@ def _checked_widths(widths: Any) -> tuple[int, ...]:
 
 
 def suggest(
-    diagnosed: DiagnosedModel,
+    view: ModelView,
     batches: Iterable[Any],
     budget: Budget,
     *,
@@ -273,75 +274,75 @@ def suggest(
     """Return bits for each layer under a budget; `trainable_torch.suggest` documents the arguments."""
     limit, wanted = Limit(budget), _checked_widths(widths)
     solver.require()
-    if diagnosed.state.finalized:
+    if view.state.finalized:
         raise QuantizerStateError(SUBJECT, "the model is finalized; its widths don't change any more")
-    batches = diagnosed.checked(batches, SUBJECT)
-    units = list(_units(diagnosed))
+    batches = checked(view, batches, SUBJECT)
+    units = list(_units(view))
     if not units:
         raise ModelError(f"{SUBJECT}: no weights of the model are quantized", "describe(qmodel) says why.")
     limit.check(units)
-    with show_progress(None) as bar, diagnosed.undisturbed():
-        candidates = {unit: _params(diagnosed, unit, _allowed(diagnosed, unit, wanted)) for unit in units}
-        present, costs = _measured(diagnosed, objective, teacher, batches, candidates, bar)
-    return _chosen(diagnosed, objective, limit, present, costs)
+    with show_progress(None) as bar, view.undisturbed():
+        candidates = {unit: _params(view, unit, _allowed(view, unit, wanted)) for unit in units}
+        present, costs = _measured(view, objective, teacher, batches, candidates, bar)
+    return _chosen(view, objective, limit, present, costs)
 
 
-def _units(diagnosed: DiagnosedModel) -> Iterator[Unit]:
+def _units(view: ModelView) -> Iterator[Unit]:
     """Yield what gets one width."""
-    groups: list[dict[str, list[Place]]] = []
-    for place in diagnosed.places():
-        if not place.is_weight or not place.switched_on or not isinstance(place.quantizer, BaseTrainableQuantizer):
+    groups: list[dict[str, list[QuantizedTensor]]] = []
+    for tensor in view.tensors():
+        if not tensor.is_weight or not tensor.switched_on or not isinstance(tensor.quantizer, BaseTrainableQuantizer):
             continue
-        name = diagnosed.state.origins.get(place.layer.name, place.layer.name)
+        name = view.state.origins.get(tensor.layer.name, tensor.layer.name)
         joined = [
             group
             for group in groups
-            if name in group or any(each.quantizer is place.quantizer for own in group.values() for each in own)
+            if name in group or any(each.quantizer is tensor.quantizer for own in group.values() for each in own)
         ]
-        merged: dict[str, list[Place]] = {}
+        merged: dict[str, list[QuantizedTensor]] = {}
         for group in joined:
             merged |= group
-        merged.setdefault(name, []).append(place)
+        merged.setdefault(name, []).append(tensor)
         at = groups.index(joined[0]) if joined else len(groups)
         groups = [group for group in groups if not any(group is each for each in joined)]
         groups.insert(at, merged)
     for group in groups:
-        places = {id(place.quantizer): place for own in group.values() for place in own}
-        sizes = tuple(math.prod(diagnosed.weight(place).shape) for place in places.values())
-        present = max(place.n_bits for place in places.values())
-        yield Unit(tuple(group), tuple(places.values()), sizes, present)
+        tensors = {id(tensor.quantizer): tensor for own in group.values() for tensor in own}
+        sizes = tuple(math.prod(view.values(tensor).shape) for tensor in tensors.values())
+        present = max(tensor.n_bits for tensor in tensors.values())
+        yield Unit(tuple(group), tuple(tensors.values()), sizes, present)
 
 
-def _allowed(diagnosed: DiagnosedModel, unit: Unit, widths: Sequence[int]) -> tuple[int, ...]:
+def _allowed(view: ModelView, unit: Unit, widths: Sequence[int]) -> tuple[int, ...]:
     """Return the widths that a unit may have: those that the target has too, or the present one alone."""
     if unit.fixed():
         return (unit.present,)
-    grids = TARGETS[diagnosed.state.recipe.target].weights.widths
-    methods = {place.plan.config.quantization_method for place in unit.places}
+    grids = TARGETS[view.state.recipe.target].weights.widths
+    methods = {tensor.plan.config.quantization_method for tensor in unit.tensors}
     return tuple(width for width in widths if all(width in grids.get(method, ()) for method in methods)) or (
         unit.present,
     )
 
 
-Thresholds = dict[Place, dict[str, Any]]
+Thresholds = dict[QuantizedTensor, dict[str, Any]]
 
 
-def _params(diagnosed: DiagnosedModel, unit: Unit, widths: Sequence[int]) -> dict[int, Thresholds | None]:
+def _params(view: ModelView, unit: Unit, widths: Sequence[int]) -> dict[int, Thresholds | None]:
     """Return the thresholds that calibration gives the weights of a unit, by width; None: as they are."""
     if unit.fixed() or not unit.size:
         return {unit.present: None}
     found: dict[int, Thresholds | None] = {}
-    section = diagnosed.state.recipe.calibration
+    section = view.state.recipe.calibration
     for width in widths:
         with suppress(CalibrationError):  # SAWB has no numbers for some widths
             found[width] = {
-                place: width_params(place.quantizer, diagnosed.weight(place), width, section) for place in unit.places
+                tensor: width_params(tensor.quantizer, view.values(tensor), width, section) for tensor in unit.tensors
             }
     return found or {unit.present: None}
 
 
 def _measured(
-    diagnosed: DiagnosedModel,
+    view: ModelView,
     objective: Objective,
     teacher: Any,
     batches: Iterable[Any],
@@ -354,31 +355,31 @@ def _measured(
     count = 0
     for batch in batches:
         count += 1
-        with diagnosed.quantizing(()):
-            outputs = diagnosed.run(batch)
-        values = diagnosed.main_output(outputs) if objective.needs_arrays else None
+        with view.quantizing(()):
+            outputs = view.run(batch)
+        values = view.main_output(outputs) if objective.needs_arrays else None
         reference = values
         if teacher is not None and objective.needs_arrays:
-            reference = diagnosed.main_output(diagnosed.call_teacher(teacher, batch))
+            reference = view.main_output(view.call_teacher(teacher, batch))
         if reference is not None and values is not None:
             objective.check(reference, values)
         nothing.add(*objective.cost_of_float(outputs, values, reference, batch))
 
         def cost(batch: Any = batch, reference: Array | None = reference) -> tuple[float, float]:
-            given = diagnosed.run(batch)
-            array = diagnosed.main_output(given) if objective.needs_arrays else None
+            given = view.run(batch)
+            array = view.main_output(given) if objective.needs_arrays else None
             return objective.cost(given, array, reference, batch)
 
         present.add(*cost())
         bar.update(2)
         for unit, by_width in candidates.items():
-            weights = {place: diagnosed.weight(place) for place in unit.places}
+            weights = {tensor: view.values(tensor) for tensor in unit.tensors}
             for width, params in by_width.items():
                 made = {
-                    place: requantized(place.quantizer, weights[place], width, params=of_place)
-                    for place, of_place in (params or {}).items()
+                    tensor: requantized(tensor.quantizer, weights[tensor], width, params=of_tensor)
+                    for tensor, of_tensor in (params or {}).items()
                 }
-                with diagnosed.replacing(made):
+                with view.replacing(made):
                     costs[unit][width].add(*cost())
                 bar.update(1)
     if not count:
@@ -393,7 +394,7 @@ def _measured(
 
 
 def _chosen(
-    diagnosed: DiagnosedModel,
+    view: ModelView,
     objective: Objective,
     limit: Limit,
     present: float,
@@ -421,7 +422,7 @@ def _chosen(
         if sum(float(used[width] or 0.0) for used in taken) <= limit.limit * (1 + 1e-9)
     }
     bits = sum(row.size * row.n_bits for row in rows)
-    recipe = diagnosed.state.recipe.model_dump(mode="json", exclude_unset=True)
+    recipe = view.state.recipe.model_dump(mode="json", exclude_unset=True)
     recipe["rules"] = [*recipe.get("rules", []), *rules_of(rows)]
     return Suggestion(
         rows=rows,
