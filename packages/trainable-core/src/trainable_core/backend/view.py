@@ -22,6 +22,7 @@ from trainable_core.quantizer import BaseTrainableQuantizer
 from trainable_core.recipe.layers import LayerInfo
 from trainable_core.recipe.plan import QuantizerPlan
 from trainable_core.recipe.state import WrappedState
+from trainable_core.reference.dqa import candidate_widths
 
 Forward = Callable[[Any, Any], Any]
 """The user's own call: ``forward(qmodel, batch)``."""
@@ -98,6 +99,14 @@ class QuantizedTensor:
         if isinstance(quantizer, BaseTrainableQuantizer):
             return quantizer.quantization_config.n_bits if quantizer.computes_grid else quantizer.selected_width
         return int(getattr(quantizer, "num_bits", self.plan.config.n_bits))
+
+    @property
+    def candidates(self) -> tuple[int, ...]:
+        """Widths that the method chooses among by itself, ascending; none where the config says the width."""
+        if isinstance(self.quantizer, BaseTrainableQuantizer):
+            return tuple(sorted(self.quantizer.widths)) if self.quantizer.chooses_width else ()
+        chosen = self.plan.training_method == TrainingMethod.DQA or self.plan.config.candidates is not None
+        return candidate_widths(self.plan.config) if chosen else ()
 
     @property
     def blocks(self) -> Blocks | None:

@@ -233,6 +233,7 @@ class _Examination:
         else:
             calibrated = meter.calibrated_activation()
         trainable = isinstance(tensor.quantizer, BaseTrainableQuantizer)
+        widths = self._widths(tensor)
         return QuantizerFigures(
             layer=tensor.layer.name,
             op=tensor.layer.op,
@@ -248,7 +249,9 @@ class _Examination:
             axis=config.channels_axis if config.blocks is None else None,
             output_axis=self.axes.get(tensor),
             groups=self._can_have_groups(tensor),
-            most_bits=self._most_bits(tensor),
+            most_bits=max(widths),
+            widths=widths,
+            chooses=bool(tensor.candidates),
             modifiers=tensor.quantizer.report() if trainable else {},
         )
 
@@ -258,13 +261,15 @@ class _Examination:
         target = TARGETS[self.view.state.recipe.target]
         return tensor.is_weight and target.groups and weight is not None and weight.inputs_axis is not None
 
-    def _most_bits(self, tensor: QuantizedTensor) -> int:
-        """Return the widest codes that a quantizer may have: the target's on such a grid, those of a table its own."""
+    def _widths(self, tensor: QuantizedTensor) -> tuple[int, ...]:
+        """Return the widths that a quantizer may have: its candidates, its own of a table, or the target's."""
+        if tensor.candidates:
+            return tensor.candidates
         if tensor.grid is not None and tensor.grid.levels:  # a method with a table has it for a few widths
-            return tensor.n_bits
+            return (tensor.n_bits,)
         target = TARGETS[self.view.state.recipe.target]
         grids = target.weights if tensor.is_weight else target.activations
-        return max(grids.widths.get(tensor.plan.config.quantization_method, (MAX_BITS,)))
+        return tuple(grids.widths.get(tensor.plan.config.quantization_method, range(1, MAX_BITS + 1)))
 
     def _variables(self) -> Iterator[VariableFigures]:
         done: set[VariableKey] = set()

@@ -51,7 +51,10 @@ class SuggestedLayer:
         The width that is suggested.
     added : mapping of int to float
         By width: how much more the model costs than it does now, with this layer at the width and all others as they
-        are.
+        are; where it costs infinitely much now, what it costs then.
+    fixed : bool
+        Whether the width can't be chosen, so that no rule says it: a table's width follows from the table, and some
+        methods choose among candidates by themselves.
     """
 
     layers: tuple[str, ...]
@@ -59,6 +62,7 @@ class SuggestedLayer:
     present: int
     n_bits: int
     added: Mapping[int, float]
+    fixed: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +78,9 @@ class Suggestion:
     metric, unit : str
         What costs are: the name of the metric, and what they are counted in.
     present, predicted : float
-        What quantization costs now, and with the widths that are suggested: the sum of what each layer adds.
+        What quantization costs now, and with the widths that are suggested: the sum of what each layer adds. From narrow
+        widths, what layers save by themselves overlaps; no less is predicted than the least cost of any state of the
+        model that was measured, its float state included.
     average_bits, bytes : float
         Bits of a weight on average, and the size of all codes, both with the widths that are suggested.
     used, limit : float
@@ -140,7 +146,10 @@ class Suggestion:
 def rules_of(rows: Iterable[SuggestedLayer]) -> list[dict[str, Any]]:
     """Return the rules of a recipe that say the widths of some layers."""
     return [
-        {"match": {"name": glob.escape(name)}, "weights": {"n_bits": row.n_bits}} for row in rows for name in row.layers
+        {"match": {"name": glob.escape(name)}, "weights": {"n_bits": row.n_bits}}
+        for row in rows
+        if not row.fixed
+        for name in row.layers
     ]
 
 
@@ -178,8 +187,8 @@ class Unit:
         return sum(math.ceil(size * width / 8) for size in self.sizes)
 
     def fixed(self) -> bool:
-        """Whether its width can't be chosen: it follows from a table, or is one of several that the method learns."""
-        return any(len(each.quantizer.widths) != 1 or each.quantizer.levels for each in self.tensors)
+        """Whether its width can't be chosen: it follows from a table, or the method chooses among several."""
+        return any(each.candidates or each.quantizer.levels for each in self.tensors)
 
 
 class Limit:
@@ -401,7 +410,8 @@ def _chosen(
     costs: Mapping[Unit, Mapping[int, float]],
 ) -> Suggestion:
     units, total = list(costs), sum(unit.size for unit in costs)
-    added = [_falling({width: cost - present for width, cost in costs[unit].items()}) for unit in units]
+    now = present if math.isfinite(present) else 0.0  # else nothing is more than what the model costs now
+    added = [_falling({width: _known(cost) - now for width, cost in costs[unit].items()}) for unit in units]
     taken = [{width: limit.cost(unit, width, total) for width in by} for unit, by in zip(units, added, strict=True)]
     options = [[width for width in by if used[width] is not None] for by, used in zip(added, taken, strict=True)]
     for unit, widths in zip(units, options, strict=True):
@@ -412,12 +422,25 @@ def _chosen(
     losses = [[by[width] for width in widths] for by, widths in zip(added, options, strict=True)]
     picked = solver.choose(losses, sizes, limit.limit)
     rows = tuple(
-        SuggestedLayer(layers=unit.layers, size=unit.size, present=unit.present, n_bits=widths[index], added=dict(by))
+        SuggestedLayer(
+            layers=unit.layers,
+            size=unit.size,
+            present=unit.present,
+            n_bits=widths[index],
+            added=dict(by),
+            fixed=unit.fixed(),
+        )
         for unit, by, widths, index in zip(units, added, options, picked, strict=True)
     )
+    floor = min(0.0, present, *(cost for by_width in costs.values() for cost in by_width.values()))
+
+    def predicted(added: Iterable[float]) -> float:
+        """Return the sum, and no less than what was measured of some state of the model."""
+        return max(now + sum(added), floor) if math.isfinite(present) or len(units) == 1 else math.inf
+
     common = set.intersection(*map(set, options))
     uniform = {
-        width: present + sum(by[width] for by in added)
+        width: predicted(by[width] for by in added)
         for width in sorted(common)
         if sum(float(used[width] or 0.0) for used in taken) <= limit.limit * (1 + 1e-9)
     }
@@ -430,7 +453,7 @@ def _chosen(
         metric=objective.name,
         unit=objective.unit,
         present=present,
-        predicted=present + sum(row.added[row.n_bits] for row in rows),
+        predicted=predicted(row.added[row.n_bits] for row in rows),
         average_bits=bits / total if total else 0.0,
         bytes=sum(unit.bytes(row.n_bits) for unit, row in zip(units, rows, strict=True)),
         used=sum(each[index] for each, index in zip(sizes, picked, strict=True)),
@@ -446,6 +469,11 @@ def _falling(added: Mapping[int, float]) -> dict[int, float]:
     for width in sorted(added, reverse=True):
         worst = found[width] = max(worst, added[width])
     return dict(sorted(found.items()))
+
+
+def _known(cost: float) -> float:
+    """Return a cost; that of a model whose outputs or metric are not numbers is infinite."""
+    return math.inf if math.isnan(cost) else cost
 
 
 def _finite(value: float) -> float | None:
