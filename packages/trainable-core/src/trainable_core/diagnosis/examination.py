@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from functools import partial
@@ -28,6 +29,13 @@ Array = NDArray[Any]
 
 ROWS = frozenset({"embedding"})
 """Op kinds whose thresholds may as well go along the rows that are looked up."""
+
+
+UPSTREAM = (10, 0, -10)
+"""Powers of two that the gradient of the main output is scaled to, one after the other until nothing overflows.
+
+As it is, it may be less than what a model of half precision can hold, and so would be the gradients behind it.
+"""
 
 
 class Progress(Protocol):
@@ -181,13 +189,23 @@ class _Examination:
         self.meters[tensor].update(values, quantized())
 
     def _add_gradients(self, batch: Any, reference: Array) -> None:
-        def upstream(values: Array) -> Array:
-            return self.objective.upstream(values, reference)
+        found: dict[VariableKey, Array] = {}
+        for exponent in UPSTREAM:
+            scale = 1.0
 
-        found = self.view.gradients(batch, self.variables, upstream)
+            def upstream(values: Array, exponent: int = exponent) -> Array:
+                nonlocal scale
+                given = self.objective.upstream(values, reference)
+                scale = scale_to(given, exponent)
+                return np.asarray(given * np.float64(scale)).astype(np.float32)
+
+            gradients = self.view.gradients(batch, self.variables, upstream)
+            new = {key: np.asarray(each, np.float64) / scale for key, each in gradients.items() if each is not None}
+            found |= {key: each for key, each in new.items() if not np.isfinite(found.get(key, np.nan)).all()}
+            if all(np.isfinite(each).all() for each in found.values()):
+                break
         for key, gradient in found.items():
-            if gradient is not None:
-                self.sums[key] = self.sums.get(key, 0) + np.asarray(gradient, np.float64)
+            self.sums[key] = self.sums.get(key, 0) + gradient
 
     # ---- from sums to figures ---------------------------------------------------------------------------------------
 
@@ -289,6 +307,18 @@ class _Examination:
                     gradient=None if gradient is None else _rms(gradient) / self.count,
                     moved=None if start is None else _moved(value, start),
                 )
+
+
+def scale_to(gradient: Array, exponent: int) -> float:
+    """Return the power of two that brings the largest element of a gradient up to ``2**exponent``, or to half of it.
+
+    Examples
+    --------
+    >>> scale_to(np.float32([-3e-9, 1e-9]), 0) * 3e-9
+    0.805306368
+    """
+    largest = float(np.abs(gradient).max(initial=0.0))
+    return 2.0 ** (exponent - math.frexp(largest)[1]) if 0 < largest < math.inf else 1.0
 
 
 def _length(batches: Iterable[Any]) -> int | None:
