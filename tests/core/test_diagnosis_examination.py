@@ -66,15 +66,21 @@ def test_the_cost_is_that_of_the_quantized_model() -> None:
     assert all(gradients(found))
 
 
-@pytest.mark.parametrize("gain", [1.0, 2.0**12, 2.0**-12], ids=["1", "large", "small"])
-def test_gradients_survive_half_precision(gain: float) -> None:
-    x = np.tile(X, 2**10)  # each element's gradient is about 1e-6, 2**-24 being the smallest float16
+def test_gradients_that_underflow_are_found_by_a_larger_upstream_gradient() -> None:
+    x = np.tile(X, 64)
     exact = gradients(diagnosed(HomeView(), x))
     view = Half()
-    view.gain = gain
-    found = gradients(diagnosed(view, x))
-    # 11 significant bits for each of the elements that a gradient is the sum of, many of which cancel out
-    assert found == [pytest.approx(gain * each, rel=2e-2) for each in exact if each is not None]
+    view.gain = 2.0**-16  # of gradients below 1e-3, of which float16, whose least number is 2**-24, has nothing left
+    with np.errstate(under="ignore"):
+        found = gradients(diagnosed(view, x))
+    # scaled to 1, the largest has 8 significant bits, and many that are smaller cancel out
+    assert found == [pytest.approx(view.gain * each, rel=5e-2) for each in exact if each is not None]
+
+
+def test_a_gradient_that_is_zero_stays_zero() -> None:
+    view = Half()
+    view.gain = 0.0
+    assert gradients(diagnosed(view)) == [0.0] * 3
 
 
 def test_gradients_that_are_never_finite_are_told() -> None:

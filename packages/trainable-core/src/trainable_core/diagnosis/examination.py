@@ -31,10 +31,10 @@ ROWS = frozenset({"embedding"})
 """Op kinds whose thresholds may as well go along the rows that are looked up."""
 
 
-UPSTREAM = (10, 0, -10)
-"""Powers of two that the gradient of the main output is scaled to, one after the other until nothing overflows.
+UPSTREAM = (None, 0, 10)
+"""Powers of two that the gradient of the main output is scaled to, one after the other while a variable's is zero.
 
-As it is, it may be less than what a model of half precision can hold, and so would be the gradients behind it.
+As it is, it may be less than what a model of half precision can hold, and so may be the gradients behind it.
 """
 
 
@@ -193,16 +193,16 @@ class _Examination:
         for exponent in UPSTREAM:
             scale = 1.0
 
-            def upstream(values: Array, exponent: int = exponent) -> Array:
+            def upstream(values: Array, exponent: int | None = exponent) -> Array:
                 nonlocal scale
                 given = self.objective.upstream(values, reference)
-                scale = scale_to(given, exponent)
+                scale = 1.0 if exponent is None else scale_to(given, exponent)
                 return np.asarray(given * np.float64(scale)).astype(np.float32)
 
             gradients = self.view.gradients(batch, self.variables, upstream)
             new = {key: np.asarray(each, np.float64) / scale for key, each in gradients.items() if each is not None}
-            found |= {key: each for key, each in new.items() if not np.isfinite(found.get(key, np.nan)).all()}
-            if all(np.isfinite(each).all() for each in found.values()):
+            found |= {key: each for key, each in new.items() if key not in found or _tells_more(each, found[key])}
+            if all(each.any() for each in found.values()):
                 break
         for key, gradient in found.items():
             self.sums[key] = self.sums.get(key, 0) + gradient
@@ -319,6 +319,11 @@ def scale_to(gradient: Array, exponent: int) -> float:
     """
     largest = float(np.abs(gradient).max(initial=0.0))
     return 2.0 ** (exponent - math.frexp(largest)[1]) if 0 < largest < math.inf else 1.0
+
+
+def _tells_more(gradient: Array, known: Array) -> bool:
+    """Return whether a gradient is finite and not zero, where the one that is known is zero."""
+    return bool(gradient.any() and np.isfinite(gradient).all() and not known.any())
 
 
 def _length(batches: Iterable[Any]) -> int | None:
