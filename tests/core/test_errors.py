@@ -234,6 +234,7 @@ WARNINGS = [
     errors.ThresholdsKeptWarning({"aux: input": "no batch reached its layer"}),
     errors.GradientMissingWarning({"fc.weight": "no gradient at 3 records in a row"}),
     errors.StatisticsRunAwayWarning({"norm": "variance went from 1 to 1e+06"}),
+    errors.RecordsLostWarning({"run.csv": "it can't be written"}),
     errors.ThresholdCollapsedWarning({"fc.weight": "its step fell from 0.1, down to 1e-06"}),
 ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 import struct
 import warnings
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from trainable_core.errors import (
     CalibrationError,
     DocumentError,
     GradientMissingWarning,
+    RecordsLostWarning,
     InvalidArgumentError,
     ModelError,
     StatisticsRunAwayWarning,
@@ -317,6 +319,75 @@ def test_a_folder_gets_an_event_file_for_each_run(tmp_path: Path) -> None:
         content, count = content[16 + length :], count + 1
     assert count == 3  # the version, and two steps
     assert TensorBoardWriter(tmp_path).path.parent == tmp_path
+
+
+def lost(routine: Tracking) -> str:
+    (reason,) = routine.problems["RecordsLostWarning"].values()
+    return reason
+
+
+@pytest.mark.parametrize("name", ["runs/run.csv", "runs/board"])
+def test_a_training_goes_on_where_its_records_are_removed(tmp_path: Path, name: str) -> None:
+    (tmp_path / "runs").mkdir()
+    routine = Tracking(HomeView(), tmp_path / name, 1, None)
+    routine.start()
+    shutil.rmtree(tmp_path / "runs")
+    with pytest.warns(RecordsLostWarning, match="begun anew"):
+        routine.step_end()
+    routine.step_end()  # and warns no more
+    routine.end()
+    (file,) = (each for each in (tmp_path / "runs").rglob("*") if each.is_file())
+    if file.suffix == ".csv":
+        assert {scalar.step for scalar in read_csv(file)} == {1, 2}
+    else:
+        assert b"brain.Event:2" in file.read_bytes()[:48]
+
+
+@pytest.mark.parametrize("name", ["run.csv", "board"])
+def test_a_training_goes_on_where_it_can_not_write(tmp_path: Path, name: str) -> None:
+    routine = Tracking(HomeView(), tmp_path / name, 1, None)
+    routine.start()
+    (path,) = (each for each in tmp_path.rglob("*") if each.is_file())
+    before = path.read_bytes()
+    path.unlink()
+    path.mkdir()
+    with pytest.warns(RecordsLostWarning, match="the record is lost"):
+        routine.step_end()
+    path.rmdir()
+    path.write_bytes(before)
+    routine.step_end()
+    routine.end()
+    assert path.read_bytes().startswith(before)  # written again once that is possible
+    assert len(path.read_bytes()) > len(before)
+    assert lost(routine).startswith("it can't be written")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a disk that is full is a device of Linux")
+def test_a_full_disk_is_warned_of(tmp_path: Path) -> None:
+    routine = tracking(tmp_path)
+    routine.start()
+    (tmp_path / "run.csv").unlink()
+    (tmp_path / "run.csv").symlink_to("/dev/full")
+    with pytest.warns(RecordsLostWarning, match="No space left"):
+        routine.step_end()
+
+
+@pytest.mark.parametrize("room", [0, 1, 40, 200])
+def test_a_record_is_written_as_a_whole_or_not_at_all(tmp_path: Path, room: int) -> None:
+    resource = pytest.importorskip("resource")
+    writer = CsvWriter(tmp_path / "run.csv")
+    assert not writer.write([Scalar(1, "fc", "low", 0.5)])
+    before = writer.path.read_bytes()
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + room, limit[1]))
+    try:
+        told = writer.write([Scalar(2, "fc", name, 0.5) for name in "abcdefgh" * 10])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert "lost" in told
+    assert writer.path.read_bytes() == before
+    assert not writer.write([Scalar(3, "fc", "low", 0.5)])
+    assert [scalar.step for scalar in read_csv(writer.path)] == [1, 3]
 
 
 def test_tensorboard_groups_by_quantity() -> None:

@@ -349,6 +349,15 @@ class StatisticsRunAwayWarning(TrainableWarning):
         super().__init__(_told("statistics run away:", self.reasons, hint))
 
 
+class RecordsLostWarning(TrainableWarning):
+    """Issued by `track` when what it found can't be written, or was removed; the training goes on."""
+
+    def __init__(self, reasons: Mapping[str, str]) -> None:
+        self.reasons = dict(reasons)
+        hint = "is the disk full, or the folder gone? Records are tried again each time."
+        super().__init__(_told("records of the training are lost:", self.reasons, hint))
+
+
 LISTED = 10
 """How many names a message lists of one reason."""
 

@@ -67,6 +67,8 @@ def track(
         When a step is below a hundredth of what it was, at its lower bound, or not finite.
     StatisticsRunAwayWarning
         When the variance of a batch norm, or the largest value of an activation, is ten thousand times what it was.
+    RecordsLostWarning
+        When a record can't be written any more, or the file was removed and is begun anew; the training goes on.
 
     Notes
     -----

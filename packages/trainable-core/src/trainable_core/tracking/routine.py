@@ -162,11 +162,13 @@ class TrackingRoutine(StepRoutine):
         for name, (mean, variance) in self.view.batch_norms().items():
             numbers[name] = batch_norm_numbers(mean, variance)
             self.alarm.statistic(name, "variance", numbers[name]["variance"])
-        self._writer.write(
+        lost = self._writer.write(
             Scalar(self.step, name, quantity, float(value))
             for name, told in numbers.items()
             for quantity, value in told.items()
         )
+        if lost:
+            self.alarm.lost(str(self._writer.path), lost)
         self.alarm.sound()
 
     def _numbers(
