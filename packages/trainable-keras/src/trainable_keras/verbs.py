@@ -937,3 +937,16 @@ def register_layer(
         When the op kind is unknown, or an axis or a name is not one.
     """
     framework_of_class(cls).types.register(cls, op, weights, inputs)
+
+
+def _leave_to_python(verbs: Iterable[Any]) -> None:
+    """Keep AutoGraph from rewriting verbs that are called inside of a `tf.function`, and from warning that it can't.
+
+    What is set is what ``tf.autograph.experimental.do_not_convert`` sets. It doesn't reach the model that a verb calls,
+    whose layers may need AutoGraph.
+    """
+    for verb in verbs:
+        verb.autograph_info__ = {}
+
+
+_leave_to_python(each for each in list(vars().values()) if getattr(each, "__module__", None) == __name__)
