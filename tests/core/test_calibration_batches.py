@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
-from trainable_core.calibration.batches import check_batches, feed, inputs_of
+from trainable_core.backend import reconstruction
+from trainable_core.calibration import batch_norm
+from trainable_core.calibration.batches import check_batches, feed, in_a_list, inputs_of
 from trainable_core.errors import CalibrationError
 
 
@@ -65,6 +67,20 @@ def test_batches_that_cannot_be_iterated_over_are_refused(batches, forward, fact
 )
 def test_what_can_only_be_batches_is_accepted(batches):
     check_batches(batches, None, 2)
+
+
+@pytest.mark.parametrize("check_request", [batch_norm.check_request, reconstruction.check_request])
+@pytest.mark.parametrize("batches", [np.zeros((2, 3)), (np.zeros((2, 3)), np.zeros(2))], ids=["tensor", "labels"])
+def test_one_batch_is_refused_by_whatever_takes_several(check_request, batches):
+    with pytest.raises(CalibrationError, match=r"pass \[(batch|\(x, y\))\]"):
+        check_request(["a layer"], batches, None)
+
+
+def test_one_batch_is_put_into_a_list_where_it_is_understood():
+    x, y = np.zeros((2, 3)), np.zeros(2)
+    assert [len(in_a_list(batches)) for batches in (x, {"a": x}, (x, y))] == [1, 1, 1]
+    for batches in ([x, y], (x, x), [(x, y)], iter([x])):
+        assert in_a_list(batches) is batches
 
 
 def test_every_batch_is_called_and_none_is_an_error():

@@ -85,7 +85,11 @@ def test_a_method_that_chooses_its_width_is_shown_its_own_candidates():
 
 def test_a_width_with_fewer_bits_is_one_that_there_is():
     wasted = replace(QUALITY, unused=0.99, count=100_000)
-    for widths, end in (((2, 4, 8), "or 2 bits are enough."), ((4, 8), "or 4 bits are enough."), ((8,), "finer steps.")):
+    for widths, end in (
+        ((2, 4, 8), "or 2 bits are enough."),
+        ((4, 8), "or 4 bits are enough."),
+        ((8,), "finer steps."),
+    ):
         (told,) = found(costs(), [weight("a", 8, quality=wasted, widths=widths)])
         assert told.sentence.endswith(end)
 

@@ -18,9 +18,9 @@ from trainable_core.errors import (
     CalibrationError,
     DocumentError,
     GradientMissingWarning,
-    RecordsLostWarning,
     InvalidArgumentError,
     ModelError,
+    RecordsLostWarning,
     StatisticsRunAwayWarning,
     ThresholdCollapsedWarning,
 )

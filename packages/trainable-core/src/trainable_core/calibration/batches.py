@@ -37,6 +37,14 @@ def is_one_batch(items: tuple[Any, ...]) -> bool:
     return len(rows) == 1 and len(kinds) > 1
 
 
+def in_a_list(batches: Any) -> Any:
+    """Return batches as they are, and a single one, which may be inputs with labels, in a list."""
+    single = (
+        is_tensor(batches) or isinstance(batches, Mapping) or (isinstance(batches, tuple) and is_one_batch(batches))
+    )
+    return [batches] if single else batches
+
+
 def check_batches(batches: Any, forward: object, holders: int, *, subject: str = "calibrate") -> None:
     """Refuse what can't be iterated over for batches.
 

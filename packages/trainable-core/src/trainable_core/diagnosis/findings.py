@@ -248,7 +248,9 @@ def _wasted(quantizers: Sequence[QuantizerFigures], scale: _Scale) -> Iterator[F
         fewer = max(int(-math.log2(max(1 - quality.unused, 2.0**-each.n_bits))), 1)
         least = max(each.n_bits - fewer, 1)
         enough = next((width for width in sorted(each.widths) if least <= width < each.n_bits), None)
-        told = f"{quality.unused:.0%} of the codes of {each.name} are never used: a range that fits closer has finer steps"
+        told = (
+            f"{quality.unused:.0%} of the codes of {each.name} are never used: a range that fits closer has finer steps"
+        )
         if enough is not None:
             told += f", or {'1 bit is' if enough == 1 else f'{enough} bits are'} enough"
         yield _finding(each, "codes", scale, f"{told}.")
