@@ -109,7 +109,7 @@ class UnknownQuantizerError(TrainableError, LookupError):
 
 
 def _grids_hint(key: Key, own: Collection[Key], known: Collection[Key]) -> str:
-    """Return a ``Hint`` line on a method that is registered, and not for the target and the grid that were asked for."""
+    """Return a ``Hint`` line on a method that is registered, but not for this target and grid."""
     grids = sorted({str(k.method) for k in own if k.target == key.target})
     if not grids:
         targets = " and ".join(sorted({str(k.target) for k in own}))

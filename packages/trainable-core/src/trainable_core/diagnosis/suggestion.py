@@ -78,9 +78,9 @@ class Suggestion:
     metric, unit : str
         What costs are: the name of the metric, and what they are counted in.
     present, predicted : float
-        What quantization costs now, and with the widths that are suggested: the sum of what each layer adds. From narrow
-        widths, what layers save by themselves overlaps; no less is predicted than the least cost of any state of the
-        model that was measured, its float state included.
+        What quantization costs now, and with the widths that are suggested: the sum of what each layer adds. From
+        narrow widths, what layers save by themselves overlaps; no less is predicted than the least cost of any state of
+        the model that was measured, its float state included.
     average_bits, bytes : float
         Bits of a weight on average, and the size of all codes, both with the widths that are suggested.
     used, limit : float

@@ -370,7 +370,7 @@ def _row(entry: Mapping[str, Any], held: _Stored) -> DescriptionRow:
 
 
 def _zero_points(entry: Mapping[str, Any]) -> list[int]:
-    """Return the zero points of a weight in the model, that of all channels or one of each; none where it isn't told."""
+    """Return the zero points that a weight has in the model, one or one of each channel; none where it isn't told."""
     signed = _ends(entry)[0] < 0
     return [0] if signed else list(map(int, entry.get("zero_point", [])))
 
