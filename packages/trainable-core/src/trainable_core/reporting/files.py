@@ -264,7 +264,11 @@ class _OnnxGrids:
             grid = self._grid(entry, self.constants[f"{name}.scale"], self.constants.get(f"{name}.zero_point"), None)
             return _Stored(grid, values=self.constants.get(f"{name}.values"))
         for codes in (each for each in entry["codes"] if each is not None):
-            node = self.users.get(codes)
+            node, scale = self.users.get(codes), self.constants.get(f"{name}.scale")
+            if node is None and codes in self.constants and scale is not None and scale.size == 1:
+                # a table, of which rows are looked up before they are dequantized
+                zero = self.constants.get(f"{name}.zero_point")
+                return _Stored(self._grid(entry, scale, zero, None), self.constants[codes])
             if node is None or node.input[1] not in self.constants:
                 continue
             zero = self.constants.get(node.input[2]) if len(node.input) > 2 else None  # noqa: PLR2004 - codes, scale, zero point
