@@ -205,6 +205,31 @@ def test_thresholds_along_the_wrong_axis_are_first() -> None:
     assert not [each for each in whole.findings if each.kind in {"axis", "range"}]
 
 
+class Faint(nn.Module):
+    """A model whose outputs hardly depend on what is before them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = network()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return small logits."""
+        return self.body(x) * 1e-4
+
+
+def test_gradients_of_half_precision_do_not_underflow() -> None:
+    how = {"weights": spec("LSQ"), "activations": spec("LSQ", "UNIFORM")}
+    qmodel = ready(Faint(), how, *BATCHES).eval()
+    whole = {(each.quantizer, each.name): each.gradient for each in diagnose(qmodel, BATCHES).variables}
+    half = diagnose(qmodel.half(), [batch.half() for batch in BATCHES])
+    assert len(half.variables) == len(whole) > 6
+    # logits of some 1e-5 in steps of 2**-24 have 7 significant bits or so, and their differences, which the gradients
+    # start from, fewer
+    for each in half.variables:
+        assert each.gradient == pytest.approx(whole[each.quantizer, each.name], rel=0.25, abs=0)
+    assert not [each for each in half.findings if each.kind == "gradient"]
+
+
 # ---- what is left alone ----------------------------------------------------------------------------------------------
 
 
