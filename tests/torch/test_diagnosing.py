@@ -233,6 +233,29 @@ def test_gradients_of_half_precision_do_not_underflow() -> None:
 # ---- what is left alone ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.spectral_norm], ids=["weight_norm", "spectral_norm"])
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # PyTorch's, of both
+def test_a_weight_that_a_hook_computes_is_read_as_it_is_now_and_stays_what_it_was(norm: Any) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(8, 6)
+    qmodel = ready(nn.Sequential(norm(nn.Linear(6, 3))), {"weights": spec("LSQ")}, x).train()
+    loss = qmodel(x).sum()
+    computed, state = vars(qmodel[0])["weight"], {name: each.clone() for name, each in qmodel.state_dict().items()}
+    view = TorchView(qmodel, "diagnose")
+    (tensor,) = view.tensors()
+    view.quantized(tensor)
+    assert np.array_equal(view.values(tensor), computed.detach().numpy())
+    assert vars(qmodel[0])["weight"] is computed
+    assert all(torch.equal(state[name], each) for name, each in qmodel.state_dict().items())
+    loss.backward()
+    with torch.no_grad():
+        for parameter in qmodel.parameters():
+            parameter.mul_(1.5)
+    now = view.values(tensor)
+    qmodel.eval()(x)
+    assert np.array_equal(now, vars(qmodel[0])["weight"].detach().numpy())
+
+
 class Noisy(nn.Module):
     """A model with dropout and a batch norm that is not folded."""
 

@@ -178,11 +178,14 @@ class TorchView(ModelView):
 def _weight(tensor: QuantizedTensor) -> Tensor:
     """Return a weight as a forward in evaluation mode reads it, and leave the layer as it was."""
     wrapper: QuantizationWrapper = tensor.part
-    own = dict(vars(wrapper))
-    with evaluating(wrapper):  # in training mode, reading a computed weight may go on computing it
-        wrapper.compute_weights()
-        weight: Tensor = next(weight for name, weight, _ in wrapper.get_weights_vars() if str(name) == tensor.tensor)
-    vars(wrapper).update({name: own[name] for name in type(wrapper).read_names if name in own})
+    computed = {name: vars(wrapper)[name] for name in getattr(wrapper, "read_names", ()) if name in vars(wrapper)}
+    try:
+        with evaluating(wrapper):  # in training mode, reading a computed weight may go on computing it
+            wrapper.compute_weights()
+            weights = {str(name): weight for name, weight, _ in wrapper.get_weights_vars()}
+    finally:
+        vars(wrapper).update(computed)
+    weight: Tensor = weights[tensor.tensor]
     return weight.detach()
 
 
