@@ -149,10 +149,6 @@ class TorchCalibration(ModelCalibration):
         """Return a weight's values."""
         return _array(weight)
 
-    def is_tensor(self, batches: Any) -> bool:
-        """Return whether this is one batch."""
-        return isinstance(batches, Tensor)
-
     def call(self, batch: Any, *, training: bool = False) -> Any:  # noqa: ARG002 - the mode is the modules'
         """Call the model with a batch: a mapping is its keyword arguments."""
         return call_with(self.model, batch)

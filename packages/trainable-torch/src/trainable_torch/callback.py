@@ -68,7 +68,7 @@ def training_callback(
     callback = TrainingCallback(freeze_at, batches, log, log_every, freeze_batch_norm_at)
     callback.qmodel, callback.forward = qmodel, forward
     if batches is not None:
-        check_request(batch_norms(qmodel), batches, forward, single=hasattr(batches, "dtype"))
+        check_request(batch_norms(qmodel), batches, forward)
     if freeze_batch_norm_at is not None:
         require_simulated(simulated_batch_norms(qmodel))
     return callback
