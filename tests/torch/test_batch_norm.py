@@ -162,6 +162,8 @@ def test_at_16_bits_it_is_the_float_model_in_training(grid: str, per_channel: bo
     # 5 layers, each of which may double it
     bound = 2.0**-14 * 54 * 4 * 5
     assert (one - other).abs().max() < bound
+    if grid == "UNIFORM":  # the largest weights are at the ends of their ranges, where gradients are 0
+        return
     one.square().sum().backward()
     other.square().sum().backward()
     float_parameters = dict(model.named_parameters())
