@@ -85,7 +85,7 @@ def test_infinite_weights_give_finite_gradients():
     ("weights", "error", "fact"),
     [
         ({"training_method": "PARETOQ", "n_bits": 3}, UnsupportedConfigError, "LSQ"),
-        ({"training_method": "APOT", "n_bits": 6}, UnsupportedConfigError, "2, 3, 4, 5"),
+        ({"training_method": "APOT", "n_bits": 7}, UnsupportedConfigError, "2, 3, 4, 5, 6"),
         ({"training_method": "PARETOQ", "n_bits": 1, "arguments": {"ternary": True}}, InvalidArgumentError, "2 bits"),
         ({"training_method": "PARETOQ", "n_bits": 2, "arguments": {"ternary": 1}}, InvalidArgumentError, "ternary"),
         ({"training_method": "DKM", "n_bits": 5}, UnsupportedConfigError, "1 to 4 bits"),
