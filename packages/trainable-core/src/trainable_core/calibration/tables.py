@@ -143,7 +143,7 @@ def calibrate_activation_table(
     largest = _largest(observer, calibration_method, percentile, signed=signed)
     exponent = None if clips else error_exponent(calibration_method, p)
     (threshold,) = table.threshold(points[None], counts, levels, largest, exponent)
-    return {THRESHOLD: threshold, SIGNED: signed, LUT_VALUES: list(levels)}
+    return {THRESHOLD: threshold, SIGNED: bool(signed), LUT_VALUES: list(levels)}
 
 
 BINS = 2
@@ -272,7 +272,7 @@ def calibrate_activation_levels(
         found.append((float(power_error(points[None], counts, [grid], exponent)[0, 0]), grid))
     _, best = min(found, key=lambda each: each[0])
     (threshold,) = (best.scale * np.float32(best.threshold_steps)).tolist()
-    return {THRESHOLD: threshold, SIGNED: signed, LUT_VALUES: list(best.levels)}
+    return {THRESHOLD: threshold, SIGNED: bool(signed), LUT_VALUES: list(best.levels)}
 
 
 class _Table:
