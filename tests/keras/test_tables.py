@@ -15,6 +15,7 @@ from trainable_core.errors import TrainableError
 from trainable_core.reference import affine, dkm
 from trainable_core.reference.oracle import State
 from trainable_keras import describe, finalize, load, save, to_mctq, wrap
+from trainable_keras.training import quantizers_of
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
