@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -210,7 +211,7 @@ class Oscillating:
 
 
 def changes(found: list[list[int]]) -> int:
-    return sum(one != other for one, other in zip(found, found[1:], strict=False))
+    return sum(one != other for one, other in pairwise(found))
 
 
 def test_a_threshold_oscillates_across_a_power_of_two_until_it_is_frozen() -> None:
@@ -263,8 +264,9 @@ def test_lightning_keeps_what_is_frozen_in_its_checkpoints(tmp_path: Any) -> Non
         qmodel = kept()
         callback = training_callback(qmodel, freeze_at=3, freeze_every=2)
         options = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+        options["enable_checkpointing"] = False
         trainer = Trainer(
-            max_epochs=epochs, default_root_dir=tmp_path, enable_checkpointing=False, callbacks=[callback.lightning()], **options
+            max_epochs=epochs, default_root_dir=tmp_path, callbacks=[callback.lightning()], **options
         )  # fmt: skip
         trainer.fit(Module(qmodel), data(), ckpt_path=path)
         return qmodel, callback, trainer

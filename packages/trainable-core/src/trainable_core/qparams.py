@@ -11,8 +11,8 @@ backend that carries them out on its own tensors gets the very same bits as this
 - SYMMETRIC: ``scale = t / 2**(n_bits - signed)``, zero point 0.
 - POWER_OF_TWO: the same after ``t`` was rounded up to a power of two; a power of two stays.
 - LUT_SYM_QUANTIZER and LUT_POT_QUANTIZER: the threshold, or the power of two above it, stands for 128 steps, and the
-  codes are the levels of a table, whole numbers from -128 to 127. Of a table that is not signed, as activations may have
-  one, it stands for 256 steps, and the levels are from 0 to 255.
+  codes are the levels of a table, whole numbers from -128 to 127. Of a table that is not signed, which activations may
+  have, it stands for 256 steps, and the levels are from 0 to 255.
 - UNIFORM: the range is widened to hold zero, ``scale = (b - a) / (2**n_bits - 1)`` is rounded up to ``24 - n_bits``
   significant bits, and ``zero_point = rint(-a / scale)``. A scale so short makes every product ``code * scale`` exact
   in float32: zero is on the grid, a nudged range nudges to itself, and any deployed kernel that derives scale and zero

@@ -180,9 +180,9 @@ class KerasInferableQuantizer:
         snap = self.ops.snap_passing if passes else self.ops.snap
         values = values if passes else f.stop_gradient(values)
         if self.levels:
-            snap = self.ops.snap_to_levels_passing if passes else self.ops.snap_to_levels
+            to_levels: Any = self.ops.snap_to_levels_passing if passes else self.ops.snap_to_levels
             scale = f.hide_shape(f.read(self.grid_scale))
-            snapped = snap(values, scale, tuple(self.levels), signed=self.quant_min < 0)
+            snapped = to_levels(values, scale, tuple(self.levels), signed=self.quant_min < 0)
             return f.cast(f.show_shape(snapped, values), f.dtype_of(inputs))
         zero_point = f.read(self.grid_zero_point) if self.method() is QuantizationMethod.UNIFORM else None
         # hidden as in training: else Grappler multiplies it into the operations around, in the deployed model alone

@@ -305,9 +305,7 @@ class ActivationLutPOTInferableQuantizer(
         """Return the input on the levels, in its dtype; the gradient passes within the range of the codes."""
         if not eligible.is_differentiated(inputs):
             return super().forward(inputs)
-        values = ops.snap_to_levels_passing(
-            inputs.float(), self.grid_scale, self._table, signed=self._reaches_below
-        )
+        values = ops.snap_to_levels_passing(inputs.float(), self.grid_scale, self._table, signed=self._reaches_below)
         return values.to(inputs.dtype)
 
 

@@ -59,7 +59,7 @@ class StepRoutine(ABC):
         """Return what a training goes on with beside the model and the optimizer."""
         return {}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027 - a routine without a state does nothing
         """Go on with what `state_dict` returned."""
 
 
@@ -189,7 +189,8 @@ class TrainingRoutine(StepRoutine):
         InvalidArgumentError
             When it is no such state, or names quantizers that the model doesn't have.
         """
-        step, freezing = (state.get(key) for key in ("step", "freezing")) if isinstance(state, Mapping) else (None, None)
+        read: dict[str, Any] = dict(state) if isinstance(state, Mapping) else {}
+        step, freezing = read.get("step"), read.get("freezing")
         check_count(SUBJECT, "the state's step", step, 0)
         if self._incremental is not None and freezing:
             if not isinstance(freezing, Mapping):
@@ -200,7 +201,7 @@ class TrainingRoutine(StepRoutine):
             if unknown:
                 raise InvalidArgumentError(SUBJECT, f"the model has no quantizers {', '.join(unknown)}")
             self._incremental, self._begun = new, True
-        self.step = int(step)
+        self.step = read["step"]
 
     def _freeze_again(self, names: Collection[str]) -> None:
         """Freeze those of some quantizers that learn, as in a new process they do."""

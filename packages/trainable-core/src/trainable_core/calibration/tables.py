@@ -243,9 +243,9 @@ def calibrate_activation_levels(
     Notes
     -----
     The levels are those of `calibrate_levels`, on the centres of the observer's bins as often as each was seen. MINMAX
-    puts the largest value on the last code, and PERCENTILE that of so many values. Every other method tries the threshold
-    of MINMAX and `HALVINGS` halves of it, each with the levels of its own, and keeps that of the least error: the codes
-    of a table are whole numbers, and a value far from all others leaves these few.
+    puts the largest value on the last code, and PERCENTILE that of so many values. Every other method tries the
+    threshold of MINMAX and `HALVINGS` halves of it, each with levels of its own, and keeps that of the least error: the
+    codes of a table are whole numbers, and a value far from all others leaves these few.
 
     Examples
     --------

@@ -119,9 +119,9 @@ def nearest_levels(x: ArrayLike, qparams: QParams) -> Float32:
 
     Notes
     -----
-    In the order of mctq's ``lut_quantizer`` without its ``eps``: ``x / threshold * 128`` is clipped to [-128, 127], of a
-    table that is not signed ``x / threshold * 256`` to [0, 255], and the first level of the least distance is taken, all
-    in float32. The tie rule of a backend has no say in it.
+    In the order of mctq's ``lut_quantizer`` without its ``eps``: ``x / threshold * 128`` is clipped to [-128, 127], for
+    a table that is not signed ``x / threshold * 256`` to [0, 255], and the first level of the least distance is taken,
+    all in float32. The tie rule of a backend has no say in it.
 
     Examples
     --------

@@ -42,7 +42,9 @@ def check_width(n_bits: int, target: QuantizationTarget, subject: str) -> None:
         For other widths.
     """
     if n_bits not in WIDTHS[target]:
-        raise _refused(n_bits, WIDTHS[target], subject, f" of {'weights' if target.name == 'Weights' else 'activations'}")
+        raise _refused(
+            n_bits, WIDTHS[target], subject, f" of {'weights' if target.name == 'Weights' else 'activations'}"
+        )
 
 
 def _refused(n_bits: int, widths: Iterable[int], subject: str, of: str = "") -> UnsupportedConfigError:
@@ -71,11 +73,11 @@ def levels(n_bits: int, subject: str, *, signed: bool = True) -> tuple[int, ...]
     Notes
     -----
     Equation 5 with terms of two bits, and one of one bit where the magnitudes have an odd number: for 4 bits of
-    magnitude ``{0, 1, 1/4, 1/16} + {0, 1/2, 1/8, 1/32}``, for 3 bits ``{0, 1, 1/2, 1/8} + {0, 1/4}``, as in the authors'
-    code. The paper's alpha is the largest level. Levels without a sign are those of the next width with one, its negative levels
-    left out; as codes they are twice as large, because a threshold stands for twice as many. *Deviations:* weights are
-    not normalized before they are quantized (equation 9); alpha begins where calibration puts it, and not at 3 for
-    weights and 8 for activations.
+    magnitude ``{0, 1, 1/4, 1/16} + {0, 1/2, 1/8, 1/32}``, for 3 bits ``{0, 1, 1/2, 1/8} + {0, 1/4}``, as in the
+    authors' code. The paper's alpha is the largest level. Levels without a sign are those of the next width with one,
+    its negative levels left out; as codes they are twice as large, because a threshold stands for twice as many.
+    *Deviations:* weights are not normalized before they are quantized (equation 9); alpha begins where calibration puts
+    it, and not at 3 for weights and 8 for activations.
 
     Examples
     --------

@@ -132,6 +132,7 @@ def table_method(
     module: str,
     options: tuple[Option, ...] = (),
     conformance_arguments: tuple[dict[str, Any], ...] = (),
+    *,
     targets: tuple[QuantizationTarget, ...] = (QuantizationTarget.Weights,),
 ) -> Method:
     """Return the declaration of a method with fixed levels and a learned threshold."""
