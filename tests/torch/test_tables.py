@@ -12,7 +12,7 @@ from trainable_core.documents.model import place_levels
 from trainable_core.errors import DocumentError, InvalidArgumentError, TrainableError, UnsupportedConfigError
 from trainable_core.reference import affine, apot, dkm
 from trainable_core.reference.oracle import State
-from trainable_torch import describe, finalize, load, save, to_mctq, wrap
+from trainable_torch import describe, diagnose, export, finalize, load, report, save, suggest, to_mctq, wrap
 from trainable_torch.training import quantizers_of
 
 
@@ -282,3 +282,29 @@ def test_params_with_the_table_of_the_other_sign_are_refused():
     assert (again.signed, again.levels) == (False, tuple(levels))
     with pytest.raises(InvalidArgumentError, match="lut_values"):
         quantizer.set_quantization_params({2: {"threshold": 1.0, "is_signed": False, "lut_values": [0, 64]}})
+
+
+@pytest.mark.parametrize("kind", ["weights", "activations"])
+@pytest.mark.parametrize("target", ["onnx", "qonnx"])
+def test_files_without_tables_are_refused(kind, target, tmp_path):
+    """Nothing in the recipe says that the model is for such a file, so `export` is what has to say it."""
+    recipe = {"weights": RECIPES["powers LUT_POT_QUANTIZER per channel"], "activations": ACTIVATIONS["powers 5 bits"]}
+    deployed = finalize(ready(nn.Linear(8, 3), recipe[kind], vectors(4, 8)))
+    with pytest.raises(UnsupportedConfigError, match="values of a table"):
+        export(deployed, tmp_path / "model.onnx", target=target, example=vectors(4, 8))
+    assert not list(tmp_path.iterdir())
+    export(deployed, tmp_path / "model.pt", target="mctq")
+
+
+@pytest.mark.parametrize("recipe", ACTIVATIONS.values(), ids=ACTIVATIONS)
+def test_what_looks_at_models_knows_tables_of_activations(recipe, tmp_path):
+    batches = [vectors(16, 8)]
+    plain = {"weights": {"method": "SYMMETRIC", "n_bits": 8, "training_method": "LSQ"}}
+    qmodel = ready(nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3)), {**recipe, **plain}, *batches)
+    for each in (qmodel, finalize(qmodel)):
+        figures = [each for each in diagnose(each, batches).quantizers if each.target == "Activation"]
+        assert [figure.most_bits for figure in figures] == [recipe["activations"]["n_bits"]] * 2
+        assert all(figure.quality.sqnr > 0 for figure in figures)
+        report(each, tmp_path / "page.html", batches=batches)
+    widths = suggest(qmodel, batches, 6, widths=[4, 8]).rows
+    assert {name for row in widths for name in row.layers} == {"0", "2"}
