@@ -44,7 +44,7 @@ def _recipes(times: dict[str, Any]) -> dict[str, dict[str, Any]]:
     freezing = _section("LSQ", oscillation_freezing={"threshold": going(0.3, 0.02), "momentum": 0.1})
     table = {**_section("DKM", {"temperature": going(0.3, 0.1)}), "method": "LUT_SYM_QUANTIZER"}
     return {
-        "DKM": {"weights": table, "activations": plain},
+        "DKM": {"weights": table, "activations": {**table, "method": "LUT_POT_QUANTIZER"}},
         "DQA": {"weights": temperature, "activations": temperature},
         "ADAROUND": {"weights": _section("ADAROUND", {"beta": going(20.0, 2.0)}), "activations": plain},
         "oscillation_dampening": {"weights": dampening, "activations": plain},

@@ -25,7 +25,7 @@ from trainable_core.config import (
 from trainable_core.constants import LUT_VALUES, MIN_THRESHOLD, RANGE_MAX, RANGE_MIN, SIGNED, THRESHOLD
 from trainable_core.enums import LUT_METHODS, QuantizationMethod, QuantizationTarget, TrainingMethod
 from trainable_core.qparams import from_params, variables_from_params
-from trainable_core.validation import MAX_THRESHOLD, check_params, plain
+from trainable_core.validation import MAX_THRESHOLD, TABLE_ENDS, check_params, plain
 
 CONFIGS: dict[QuantizationTarget, Any] = {
     QuantizationTarget.Weights: TrainableQuantizerWeightsConfig,
@@ -141,8 +141,9 @@ def params_of(
             sign = draw(truths) if uniform or not weights else True
             given[SIGNED] = sign, bool(sign)
     if method in LUT_METHODS:
-        table = draw(st.lists(st.integers(-128, 127), min_size=1, max_size=2**n_bits))
-        forms = [table, tuple(table), np.array(table), np.array(table, np.int8)]
+        ends = TABLE_ENDS[given.get(SIGNED, (True, True))[1]]
+        table = draw(st.lists(st.integers(*ends), min_size=1, max_size=2**n_bits))
+        forms = [table, tuple(table), np.array(table), np.array(table, np.int16)]
         given[LUT_VALUES] = draw(st.sampled_from(forms)), table
     return {key: value for key, (value, _) in given.items()}, {key: value for key, (_, value) in given.items()}
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.keras.framework import ENGINE, keras, numpy
+from tests.keras.framework import ENGINE, keras, kl, numpy, tensor
 from tests.keras.models import flat, images, quantizer_at, ready, recipe, spec, state
 from trainable_core.errors import InvalidArgumentError, ModelError, UnsupportedConfigError
 from trainable_keras import describe, reestimate_batch_norm, training_callback
@@ -50,6 +52,43 @@ def test_fit_freezes_in_the_middle_of_an_epoch() -> None:
     assert all(np.array_equal(*pair) for pair in zip(thresholds(qmodel), last, strict=True))
 
 
+@pytest.mark.skipif(ENGINE == "jax", reason="on other engines than JAX only: its trainer can't go on with less")
+def test_thresholds_freeze_one_after_another_and_oscillate_no_more() -> None:
+    sections = {"method": "POWER_OF_TWO", "training_method": "TQT", "n_bits": 3}
+    random = np.random.default_rng(1)
+    x = random.normal(size=(256, 16)).astype(np.float32)
+
+    def trained(*epochs: int, **freezing: Any) -> tuple[Any, list[list[int]], Any]:
+        """Return a model after some steps, one an epoch, the exponents after each, and the last callback."""
+        keras.utils.set_random_seed(0)
+        layers = [keras.Input((16,)), kl.Dense(16, activation="relu"), kl.Dense(16)]
+        model = keras.Sequential(layers)
+        target = numpy(model(tensor(x)))
+        qmodel = ready(model, {"weights": {**sections, "per_channel": False}, "activations": sections}, x)
+        qmodel.compile(keras.optimizers.Adam(0.02), "mse")
+        quantizers, found = quantizers_of(qmodel), []
+        callback = training_callback(qmodel, **freezing)
+
+        class Look(keras.callbacks.Callback):
+            def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+                found.append([int(np.ceil(numpy(q.log2_threshold))) for q in quantizers.values()])
+
+        for count in epochs:
+            qmodel.fit(x, target, batch_size=256, epochs=count, shuffle=False, verbose=0, callbacks=[callback, Look()])
+        return qmodel, found, callback
+
+    _, free, _ = trained(80)
+    qmodel, found, callback = trained(42, 38, freeze_at=40, freeze_every=4)  # the second fit goes on
+    assert found[:39] == free[:39]
+    assert all(one == other for one, other in pairwise(found[60:]))
+    frozen = callback.state_dict()["freezing"]["frozen"]
+    assert sorted(frozen) == sorted(quantizers_of(qmodel))
+    assert {row.state for row in describe(qmodel).rows} == {"frozen"}
+    assert json.loads(json.dumps(callback.state_dict())) == callback.state_dict()
+    changes = sum(one != other for one, other in pairwise(free[40:]))
+    assert changes > 3
+
+
 def test_statistics_are_estimated_before_evaluations_and_at_the_end() -> None:
     qmodel, seen = kept(), []
 
@@ -77,7 +116,12 @@ def test_a_loop_of_one_s_own_calls_it() -> None:
 
 @pytest.mark.parametrize(
     ("options", "told"),
-    [({"freeze_at": -1}, "freeze_at"), ({"log": 3}, "log must be callable"), ({"batches": iter(())}, "only once")],
+    [
+        ({"freeze_at": -1}, "freeze_at"),
+        ({"freeze_every": 3}, "give freeze_at too"),
+        ({"log": 3}, "log must be callable"),
+        ({"batches": iter(())}, "only once"),
+    ],
 )
 def test_wrong_arguments_are_refused(options: Any, told: str) -> None:
     with pytest.raises(InvalidArgumentError, match=told):

@@ -13,11 +13,11 @@ from trainable_torch.quantizers.apot import ApotQuantizer
 SYMMETRIC_TABLE = QuantizationMethod.LUT_SYM_QUANTIZER
 
 
-def broken(caught_by: str, method: QuantizationMethod = SYMMETRIC_TABLE):
+def broken(caught_by: str, method: QuantizationMethod = SYMMETRIC_TABLE, target=QuantizationTarget.Weights):
     """Mark a class and plant it."""
 
     def mark(cls):
-        made = mark_quantizer(QuantizationTarget.Weights, [method], "APOT")(cls)
+        made = mark_quantizer(target, [method], "APOT")(cls)
         return planted("torch", caught_by, 2)(made)
 
     return mark
@@ -67,6 +67,11 @@ class OutermostLevelsUnused(Table):
 
     def nearest(self, x, grid):
         return ops.snap_to_levels(x, grid.scale.detach(), self.levels[1:-1])
+
+
+@broken("level_count", QuantizationMethod.LUT_POT_QUANTIZER, QuantizationTarget.Activation)
+class SignForgotten(Table):
+    """Activations without a sign are clipped to the codes of a table that has one."""
 
 
 @broken("tie_rule")

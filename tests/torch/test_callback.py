@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import json
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -172,11 +174,120 @@ def test_the_hugging_face_trainer(tmp_path: Any) -> None:
     assert torch.equal(reestimate_batch_norm(qmodel, BATCHES).stem.norm.running_mean, before)
 
 
+# ---- thresholds that freeze one after another -----------------------------------------------------------------------
+
+POWERS = {"method": "POWER_OF_TWO", "training_method": "TQT", "n_bits": 3, "per_channel": False}
+OSCILLATING = {"weights": POWERS, "activations": {key: POWERS[key] for key in ("method", "training_method", "n_bits")}}
+
+
+class Oscillating:
+    """Quantizers that learn to make a model's output what the float model gives, with steps that are too long to end.
+
+    The best threshold of one of them is between two powers of two, and its gradient leads from each to the other.
+    """
+
+    def __init__(self, **freezing: Any) -> None:
+        torch.manual_seed(0)
+        model, generator = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16)), torch.Generator()
+        self.x = torch.randn(256, 16, generator=generator.manual_seed(1))
+        self.target = model(self.x).detach()
+        self.qmodel = ready(model, OSCILLATING, self.x).train()
+        quantizers = quantizers_of(self.qmodel)
+        self.variables = [quantizer.log2_threshold for quantizer in quantizers.values()]
+        self.optimizer = torch.optim.Adam(self.variables, lr=0.02)
+        self.callback = training_callback(self.qmodel, **freezing)
+
+    def train(self, steps: range) -> list[list[int]]:
+        """Return the exponents of the powers of two after each step."""
+        self.callback.start(steps.start)
+        found = []
+        for _ in steps:
+            self.optimizer.zero_grad()
+            (self.qmodel(self.x) - self.target).square().mean().backward()
+            self.optimizer.step()
+            self.callback.step_end()
+            found.append([int(variable.detach().ceil()) for variable in self.variables])
+        return found
+
+
+def changes(found: list[list[int]]) -> int:
+    return sum(one != other for one, other in pairwise(found))
+
+
+def test_a_threshold_oscillates_across_a_power_of_two_until_it_is_frozen() -> None:
+    free, frozen = Oscillating(), Oscillating(freeze_at=60, freeze_every=5)
+    whole, first = free.train(range(140)), frozen.train(range(60))
+    assert changes(whole[80:]) > 3
+    assert first == whole[:60]
+    states = [row.state for row in describe(frozen.qmodel).rows]
+    assert sorted(states) == ["frozen"] + ["trainable"] * 3
+    rest = frozen.train(range(60, 140))
+    assert {row.state for row in describe(frozen.qmodel).rows} == {"frozen"}
+    assert changes(rest[40:]) == 0
+    order = frozen.callback.state_dict()["freezing"]["frozen"]
+    assert sorted(order) == sorted(quantizers_of(frozen.qmodel))
+    assert not any(variable.requires_grad for variable in frozen.variables)
+
+
+@pytest.mark.parametrize("stop", [50, 58, 60, 63, 66, 75])
+def test_thresholds_that_freeze_one_by_one_go_on_bit_for_bit(stop: int) -> None:
+    how = {"freeze_at": 60, "freeze_every": 5}
+    straight, first, rest = Oscillating(**how), Oscillating(**how), Oscillating(**how)
+    straight.train(range(80))
+    first.train(range(stop))
+    rest.qmodel.load_state_dict(first.qmodel.state_dict())
+    rest.optimizer.load_state_dict(first.optimizer.state_dict())
+    rest.callback.load_state_dict(json.loads(json.dumps(first.callback.state_dict())))
+    rest.train(range(stop, 80))
+    assert same(rest.variables, straight.variables)
+    assert rest.callback.state_dict() == straight.callback.state_dict()
+    assert [v.requires_grad for v in rest.variables] == [v.requires_grad for v in straight.variables]
+
+
+@pytest.mark.filterwarnings("ignore")  # as above
+def test_lightning_keeps_what_is_frozen_in_its_checkpoints(tmp_path: Any) -> None:
+    pytest.importorskip("lightning", reason="Lightning is not installed")
+    from lightning import LightningModule, Trainer
+
+    class Module(LightningModule):
+        def __init__(self, qmodel: nn.Module) -> None:
+            super().__init__()
+            self.model = Classifier(qmodel)
+
+        def training_step(self, batch: Any, _: int) -> Tensor:
+            return self.model(**batch)["loss"]
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(parameter_groups(self.model.qmodel), lr=0.05)
+
+    def fitted(epochs: int, path: Any = None) -> tuple[nn.Module, Any, Trainer]:
+        qmodel = kept()
+        callback = training_callback(qmodel, freeze_at=3, freeze_every=2)
+        options = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+        options["enable_checkpointing"] = False
+        trainer = Trainer(
+            max_epochs=epochs, default_root_dir=tmp_path, callbacks=[callback.lightning()], **options
+        )  # fmt: skip
+        trainer.fit(Module(qmodel), data(), ckpt_path=path)
+        return qmodel, callback, trainer
+
+    straight, whole, _ = fitted(2)
+    _, cut, trainer = fitted(1)
+    trainer.save_checkpoint(tmp_path / "cut.ckpt")
+    assert len(cut.state_dict()["freezing"]["frozen"]) == 1
+    rest, callback, _ = fitted(2, tmp_path / "cut.ckpt")
+    assert callback.state_dict() == whole.state_dict()
+    assert len(callback.state_dict()["freezing"]["frozen"]) == 3
+    assert same(thresholds(rest), thresholds(straight))
+
+
 @pytest.mark.parametrize(
     ("options", "error", "told"),
     [
         ({"freeze_at": -1}, InvalidArgumentError, "freeze_at"),
         ({"freeze_at": 1.5}, InvalidArgumentError, "freeze_at"),
+        ({"freeze_every": 50}, InvalidArgumentError, "give freeze_at too"),
+        ({"freeze_at": 9, "freeze_every": 0}, InvalidArgumentError, "freeze_every"),
         ({"log_every": 0}, InvalidArgumentError, "log_every"),
         ({"log": "wandb"}, InvalidArgumentError, "log must be callable"),
         ({"batches": iter(BATCHES)}, InvalidArgumentError, "read only once"),

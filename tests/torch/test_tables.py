@@ -6,20 +6,20 @@ import torch
 from mct_quantizers.pytorch import quantizers as mctq
 from torch import nn
 
-from tests.table_models import RECIPES
+from tests.table_models import ACTIVATIONS, RECIPES, REFUSED_OF_ACTIVATIONS, refused
 from tests.torch.models import ready, train, vectors
 from trainable_core.documents.model import place_levels
-from trainable_core.errors import DocumentError, InvalidArgumentError, UnsupportedConfigError
+from trainable_core.errors import DocumentError, InvalidArgumentError, TrainableError, UnsupportedConfigError
 from trainable_core.reference import affine, apot, dkm
 from trainable_core.reference.oracle import State
-from trainable_torch import describe, finalize, load, save, to_mctq, wrap
+from trainable_torch import describe, diagnose, export, finalize, load, report, save, suggest, to_mctq, wrap
 from trainable_torch.training import quantizers_of
 
 
-def trained(recipe):
+def trained(recipe, *batches):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3))
-    qmodel = ready(model, recipe)
+    qmodel = ready(model, recipe, *batches)
     before = [p.detach().clone() for q in quantizers_of(qmodel).values() for p in q.parameters()]
     train(qmodel, [vectors(4, 8)] * 3, lr=0.05)
     after = [p for q in quantizers_of(qmodel).values() for p in q.parameters()]
@@ -85,7 +85,7 @@ def test_infinite_weights_give_finite_gradients():
     ("weights", "error", "fact"),
     [
         ({"training_method": "PARETOQ", "n_bits": 3}, UnsupportedConfigError, "LSQ"),
-        ({"training_method": "APOT", "n_bits": 6}, UnsupportedConfigError, "2, 3, 4, 5"),
+        ({"training_method": "APOT", "n_bits": 7}, UnsupportedConfigError, "2, 3, 4, 5, 6"),
         ({"training_method": "PARETOQ", "n_bits": 1, "arguments": {"ternary": True}}, InvalidArgumentError, "2 bits"),
         ({"training_method": "PARETOQ", "n_bits": 2, "arguments": {"ternary": 1}}, InvalidArgumentError, "ternary"),
         ({"training_method": "DKM", "n_bits": 5}, UnsupportedConfigError, "1 to 4 bits"),
@@ -173,3 +173,138 @@ def test_a_file_with_levels_that_there_cant_be_is_refused(levels):
     with pytest.raises(DocumentError, match="no table of at most 4 codes"):
         place_levels("file", quantizer, levels)
     assert quantizer.levels == before
+
+
+# ---- activations ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("recipe", ACTIVATIONS.values(), ids=ACTIVATIONS)
+def test_trained_activations_are_what_mctqs_own_class_computes(recipe, tmp_path):
+    model, qmodel = trained(recipe, vectors(4, 8))
+    signs = [quantizer.signed for quantizer in quantizers_of(qmodel).values()]
+    assert signs == [True, False]  # what the ReLU gives is not negative
+    x = vectors(16, 8)
+    deployed = finalize(qmodel)
+    assert torch.equal(deployed(x), qmodel(x))
+    assert torch.equal(qmodel.train()(x), deployed(x))
+    stock = to_mctq(deployed)
+    assert torch.equal(stock(x), deployed(x))
+    assert {type(m).__module__.partition(".")[0] for m in stock.modules()} == {"torch", "mct_quantizers"}
+    for name, saved in (("deployed", deployed), ("trained", qmodel)):
+        save(saved, tmp_path / f"{name}.safetensors")
+        assert torch.equal(load(tmp_path / f"{name}.safetensors", model).eval()(x), deployed(x))
+    tables = [row.params for row in describe(deployed).rows]
+    assert [table["is_signed"] for table in tables] == signs
+    assert tables[0]["lut_values"][0] < 0 <= tables[1]["lut_values"][0]
+    again = wrap(model, recipe)
+    again.load_state_dict(qmodel.state_dict())
+    assert torch.equal(again.eval()(x), deployed(x))
+
+
+def activation_of(signed, n_bits, method="APOT", seen=(-1.0, 0.0, 1.0)):
+    """Return the quantizer of a layer's input, calibrated."""
+    section = {"method": "LUT_POT_QUANTIZER", "n_bits": n_bits, "training_method": method, "signed": signed}
+    qmodel = ready(nn.Linear(len(seen), 1), {"activations": section}, torch.tensor([seen], dtype=torch.float32))
+    (quantizer,) = quantizers_of(qmodel).values()
+    return quantizer.eval()
+
+
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize(("n_bits", "method"), [(2, "APOT"), (3, "APOT"), (4, "APOT"), (5, "APOT"), (3, "DKM")])
+def test_every_activation_gets_mctqs_level_and_keeps_what_it_is(signed, n_bits, method):
+    quantizer = activation_of(signed, n_bits, method, tuple(np.linspace(-1.0, 1.9, 50)))
+    quantizer.assign(quantizer.threshold, np.float32(0.3))  # rounded up to 0.5
+    deployed = quantizer.convert2inferable()
+    assert isinstance(deployed, mctq.ActivationLutPOTInferableQuantizer)
+    assert (quantizer.levels[0] < 0) is signed
+    steps = 128 if signed else 256
+    x = torch.arange(-4 * 300, 4 * 300) / 4 / steps * 0.5  # every level, every tie, beyond the ends
+    values = quantizer(x)
+    assert torch.equal(values, deployed(x))
+    assert torch.equal(values, deployed.to_mctq()(x.clone()))
+    expected = affine.fake_quantize(x.numpy(), quantizer.current_qparams())
+    np.testing.assert_array_equal(values.detach().numpy(), expected)
+    assert set((values / 0.5 * steps).tolist()) == set(quantizer.levels)
+    extreme = torch.tensor([torch.inf, -torch.inf, torch.nan, -0.0])
+    for each in (quantizer, deployed):
+        got = each(extreme)
+        assert got[:2].tolist() == [quantizer.levels[-1] / steps * 0.5, quantizer.levels[0] / steps * 0.5]
+        assert got[2].isnan()
+
+
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize("method", ["APOT", "DKM"])
+def test_the_gradient_passes_deployed_tables_where_there_are_codes(signed, method):
+    quantizer = activation_of(signed, 3, method, (-1.0, 0.2, 0.6, 1.0))
+    quantizer.assign(quantizer.threshold, np.float32(1.0))
+    low, high = (-1.0, 127 / 128) if signed else (0.0, 255 / 256)
+    x = torch.tensor([low, high, low - 2**-9, high + 2**-9, 0.3, torch.nan, torch.inf, -torch.inf])
+    for each in (quantizer, quantizer.convert2inferable()):
+        given = x.clone().requires_grad_()
+        each(given).backward(torch.arange(1.0, 9.0))
+        expected = [1.0, 2.0, 0.0, 0.0, 5.0, 0.0, 0.0, 0.0]
+        if method == "APOT" and each is quantizer:  # the gradient of a method goes as far as half a gap
+            expected[:4] = given.grad[:4].tolist()
+        assert given.grad.tolist() == expected
+    half = torch.tensor([0.3], dtype=torch.bfloat16, requires_grad=True)
+    out = quantizer.convert2inferable()(half)
+    assert out.dtype == torch.bfloat16
+    out.backward()
+    assert half.grad.item() == 1.0
+
+
+def test_a_negative_activation_counts_as_zero_where_the_recipe_says_that_there_is_no_sign():
+    quantizer = activation_of(False, 4, "DKM", (-5.0, -1.0, 0.25, 1.0))
+    assert not quantizer.signed
+    assert quantizer.current_config().quantization_params["is_signed"] is False
+    assert quantizer(torch.tensor([-5.0])).item() == quantizer.levels[0] == 0
+    assert quantizer.threshold.item() == 2.0  # the power of two above 256/255
+
+
+@pytest.mark.parametrize(("activations", "others", "fact"), REFUSED_OF_ACTIVATIONS)
+def test_activations_that_there_are_not_are_refused(activations, others, fact):
+    with pytest.raises(TrainableError, match=fact):
+        wrap(nn.Sequential(nn.Linear(2, 2)), refused(activations, others))
+
+
+def test_params_with_the_table_of_the_other_sign_are_refused():
+    quantizer = activation_of(True, 2)
+    levels = [0, 32, 64, 128]
+    with pytest.raises(InvalidArgumentError, match="from -128 to 127"):
+        quantizer.set_quantization_params({2: {"threshold": 1.0, "is_signed": True, "lut_values": levels}})
+    assert quantizer.signed
+    quantizer.set_quantization_params({2: {"threshold": 1.0, "is_signed": False, "lut_values": levels}})
+    assert quantizer.levels == tuple(levels)
+    x = torch.tensor([-1.0, 0.2, 0.3, 2.0])
+    assert quantizer(x).tolist() == [0.0, 0.25, 0.25, 0.5]
+    assert quantizer.convert2inferable()(x).tolist() == [0.0, 0.25, 0.25, 0.5]
+    again = type(quantizer).from_config(quantizer.get_config())
+    assert (again.signed, again.levels) == (False, tuple(levels))
+    with pytest.raises(InvalidArgumentError, match="lut_values"):
+        quantizer.set_quantization_params({2: {"threshold": 1.0, "is_signed": False, "lut_values": [0, 64]}})
+
+
+@pytest.mark.parametrize("kind", ["weights", "activations"])
+@pytest.mark.parametrize("target", ["onnx", "qonnx"])
+def test_files_without_tables_are_refused(kind, target, tmp_path):
+    """Nothing in the recipe says that the model is for such a file, so `export` is what has to say it."""
+    recipe = {"weights": RECIPES["powers LUT_POT_QUANTIZER per channel"], "activations": ACTIVATIONS["powers 5 bits"]}
+    deployed = finalize(ready(nn.Linear(8, 3), recipe[kind], vectors(4, 8)))
+    with pytest.raises(UnsupportedConfigError, match="values of a table"):
+        export(deployed, tmp_path / "model.onnx", target=target, example=vectors(4, 8))
+    assert not list(tmp_path.iterdir())
+    export(deployed, tmp_path / "model.pt", target="mctq")
+
+
+@pytest.mark.parametrize("recipe", ACTIVATIONS.values(), ids=ACTIVATIONS)
+def test_what_looks_at_models_knows_tables_of_activations(recipe, tmp_path):
+    batches = [vectors(16, 8)]
+    plain = {"weights": {"method": "SYMMETRIC", "n_bits": 8, "training_method": "LSQ"}}
+    qmodel = ready(nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3)), {**recipe, **plain}, *batches)
+    for each in (qmodel, finalize(qmodel)):
+        figures = [each for each in diagnose(each, batches).quantizers if each.target == "Activation"]
+        assert [figure.most_bits for figure in figures] == [recipe["activations"]["n_bits"]] * 2
+        assert all(figure.quality.sqnr > 0 for figure in figures)
+        report(each, tmp_path / "page.html", batches=batches)
+    widths = suggest(qmodel, batches, 6, widths=[4, 8]).rows
+    assert {name for row in widths for name in row.layers} == {"0", "2"}

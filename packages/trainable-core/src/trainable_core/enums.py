@@ -66,6 +66,9 @@ class QuantizationMethod(_AsInMctq):
 LUT_METHODS = (QuantizationMethod.LUT_POT_QUANTIZER, QuantizationMethod.LUT_SYM_QUANTIZER)
 """Grids that are look-up tables: thresholds times values of a list, without a scale."""
 
+WEIGHTS_ONLY = (QuantizationMethod.LUT_SYM_QUANTIZER,)
+"""Grids that activations don't have: no inferable quantizer deploys them there."""
+
 
 class QuantizationTarget(_AsInMctq):
     """What is quantized; names and values are those of `mct_quantizers.QuantizationTarget`."""

@@ -10,8 +10,9 @@ backend that carries them out on its own tensors gets the very same bits as this
 
 - SYMMETRIC: ``scale = t / 2**(n_bits - signed)``, zero point 0.
 - POWER_OF_TWO: the same after ``t`` was rounded up to a power of two; a power of two stays.
-- LUT_SYM_QUANTIZER and LUT_POT_QUANTIZER: the threshold, or the power of two above it, stands for `TABLE_STEPS` steps,
-  and the codes are the levels of a table, whole numbers from -128 to 127.
+- LUT_SYM_QUANTIZER and LUT_POT_QUANTIZER: the threshold, or the power of two above it, stands for 128 steps, and the
+  codes are the levels of a table, whole numbers from -128 to 127. Of a table that is not signed, which activations may
+  have, it stands for 256 steps, and the levels are from 0 to 255.
 - UNIFORM: the range is widened to hold zero, ``scale = (b - a) / (2**n_bits - 1)`` is rounded up to ``24 - n_bits``
   significant bits, and ``zero_point = rint(-a / scale)``. A scale so short makes every product ``code * scale`` exact
   in float32: zero is on the grid, a nudged range nudges to itself, and any deployed kernel that derives scale and zero
@@ -39,7 +40,7 @@ from trainable_core.config import TrainableQuantizerConfig
 from trainable_core.constants import LUT_VALUES, RANGE_MAX, RANGE_MIN, SIGNED, THRESHOLD
 from trainable_core.enums import LUT_METHODS, QuantizationMethod
 from trainable_core.errors import ShapeMismatchError, UnsupportedConfigError
-from trainable_core.validation import MAX_THRESHOLD, check_params, flat
+from trainable_core.validation import MAX_THRESHOLD, TABLE_ENDS, check_params, flat
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -49,7 +50,29 @@ SMALLEST_THRESHOLD = 2.0**-100
 
 
 TABLE_STEPS = 128
-"""Steps of a table's codes from zero to the threshold: mctq's tables hold integers of 8 bits."""
+"""Steps of a signed table's codes from zero to the threshold: mctq's tables hold integers of 8 bits."""
+
+
+def table_steps(*, signed: bool) -> int:
+    """Return how many steps of a table's codes the threshold stands for.
+
+    Examples
+    --------
+    >>> table_steps(signed=True), table_steps(signed=False)
+    (128, 256)
+    """
+    return TABLE_STEPS if signed else 2 * TABLE_STEPS
+
+
+def table_ends(*, signed: bool) -> tuple[int, int]:
+    """Return the first and the last code that a table may have.
+
+    Examples
+    --------
+    >>> table_ends(signed=True), table_ends(signed=False)
+    ((-128, 127), (0, 255))
+    """
+    return TABLE_ENDS[signed]
 
 
 @dataclass(frozen=True)
@@ -92,6 +115,16 @@ class QParams:
         axis = self.channels_axis % values.ndim
         others = tuple(i for i in range(values.ndim) if i != axis)
         return np.asarray(values.sum(axis=others, dtype=np.float64))
+
+    @property
+    def signed(self) -> bool:
+        """Whether a symmetric grid, or a table, has codes below zero."""
+        return self.quant_min < 0
+
+    @property
+    def threshold_steps(self) -> int:
+        """How many steps the threshold of a symmetric grid, or of a table, stands for."""
+        return -self.quant_min if self.signed else self.quant_max + 1
 
     def sharing(self, size: int) -> int:
         """Return how many of a tensor's `size` elements share one scale."""
@@ -169,13 +202,13 @@ def from_variables(
     n_bits : int
         Width of the codes, 1 to 16.
     signed : bool
-        Whether a symmetric grid reaches below zero; UNIFORM ignores it.
+        Whether a symmetric grid, or a table, reaches below zero; UNIFORM ignores it.
     min_threshold : float
         Lower bound of the threshold, or of the range's width.
     channels_axis : int or None
         Kept in the result.
     levels : tuple of int
-        The table of a look-up-table method, whole numbers from -128 to 127.
+        The table of a look-up-table method, whole numbers from -128 to 127, or from 0 to 255 where it is not signed.
 
     Returns
     -------
@@ -194,9 +227,9 @@ def from_variables(
         threshold = bound_threshold(variables[THRESHOLD], min_threshold)
         if method is QuantizationMethod.LUT_POT_QUANTIZER:
             threshold = power_of_two_ceil(threshold)
-        scale = np.asarray(threshold / np.float32(TABLE_STEPS))
+        scale = np.asarray(threshold / np.float32(table_steps(signed=signed)))
         zeros = np.zeros(scale.shape, np.int32)
-        return QParams(scale, zeros, -TABLE_STEPS, TABLE_STEPS - 1, channels_axis, tuple(sorted(levels)))
+        return QParams(scale, zeros, *table_ends(signed=signed), channels_axis, tuple(sorted(levels)))
     if method is QuantizationMethod.UNIFORM:
         low, high = hold_zero(variables[RANGE_MIN], variables[RANGE_MAX])
         width = bound_threshold(high - low, min_threshold)
@@ -253,7 +286,7 @@ def variable_gradients(
 
     Notes
     -----
-    - SYMMETRIC: ``dL/dt = dL/ds / 2**(n_bits - signed)``.
+    - SYMMETRIC: ``dL/dt = dL/ds / 2**(n_bits - signed)``; of a table, with 8 in the place of ``n_bits``.
     - POWER_OF_TWO: with ``p`` the rounded-up threshold, ``dL/dt = dL/ds / 2**(n_bits - signed) * p / t``: the chain
       rule through ``p = 2**ceil(log2(t))`` with the ceiling straight-through (Jain et al., 2020, section 3.2).
     - UNIFORM, where the two roundings nudge the range and the nudged ends move with the ends: with
@@ -276,7 +309,7 @@ def variable_gradients(
             RANGE_MAX: _held(range_max, through_width, 0.0, limit),
         }
     threshold = np.asarray(variables[THRESHOLD], np.float32)
-    gradient = d_scale * (1 / TABLE_STEPS if levels else 2.0 ** -(n_bits - int(signed)))
+    gradient = d_scale / qparams.threshold_steps
     if method in {QuantizationMethod.POWER_OF_TWO, QuantizationMethod.LUT_POT_QUANTIZER}:
         bounded = bound_threshold(threshold, min_threshold)
         gradient = gradient * (power_of_two_ceil(bounded).astype(np.float64) / bounded)
@@ -378,8 +411,5 @@ def inferable_params(qparams: QParams, method: QuantizationMethod) -> dict[str, 
         zero_point = qparams.zero_point.astype(np.float64)
         low, high = (qparams.quant_min - zero_point) * scale, (qparams.quant_max - zero_point) * scale
         return {RANGE_MIN: (low + 0.0).tolist(), RANGE_MAX: high.tolist()}  # + 0.0 turns -0.0 into 0.0
-    if qparams.levels:
-        return {THRESHOLD: (scale * TABLE_STEPS).tolist(), LUT_VALUES: list(qparams.levels)}
-    signed = qparams.quant_min < 0
-    steps = -qparams.quant_min if signed else qparams.quant_max + 1
-    return {THRESHOLD: (scale * steps).tolist(), SIGNED: signed}
+    table = {LUT_VALUES: list(qparams.levels)} if qparams.levels else {}
+    return {THRESHOLD: (scale * qparams.threshold_steps).tolist(), SIGNED: qparams.signed, **table}

@@ -283,19 +283,34 @@ class BaseTrainableQuantizer:
 
     @property
     def levels(self) -> tuple[int, ...]:
-        """The table of a look-up-table grid, whole numbers from -128 to 127; empty on every other grid."""
+        """The table of a look-up-table grid, whole numbers from -128 to 127; empty on every other grid.
+
+        Of activations without a sign they are from 0 to 255.
+        """
         return ()
 
-    def levels_as_variables(self, levels: tuple[int, ...]) -> list[tuple[Any, NDArray[Any]]]:
+    def levels_with(self, *, signed: bool) -> tuple[int, ...]:  # noqa: ARG002 - a subclass's
+        """Return the table that there is with a sign, or without it; by default `levels`, whatever the sign."""
+        return self.levels
+
+    def levels_as_variables(self, levels: tuple[int, ...], *, signed: bool) -> list[tuple[Any, NDArray[Any]]]:
         """Return the variables that decide the table, each with the value that makes it these levels.
+
+        Parameters
+        ----------
+        levels : tuple of int
+            The table, ascending.
+        signed : bool
+            Whether the grid reaches below zero with it.
 
         Raises
         ------
         InvalidArgumentError
             When the quantizer can't have these levels.
         """
-        if levels != self.levels:
-            problem = f"{LUT_VALUES!r} is {list(levels)}, and its levels are {list(self.levels)}"
+        known = self.levels_with(signed=signed)
+        if levels != known:
+            problem = f"{LUT_VALUES!r} is {list(levels)}, and its levels are {list(known)}"
             raise InvalidArgumentError(self.subject, problem)
         return []
 
@@ -655,10 +670,12 @@ class BaseTrainableQuantizer:
             except ValueError as error:
                 raise InvalidArgumentError(self.subject, str(error)) from None
             values = qparams.variables_from_params(given, config.quantization_method)
-            new += self.levels_as_variables(tuple(sorted(given.get(LUT_VALUES, self.levels))))
             if not values:
                 raise InvalidArgumentError(self.subject, f"no numbers for width {width}: {dict(given)}")
-            signs.add(self.signed if RANGE_MIN in given else bool(given.get(SIGNED, self.signed)))
+            signed = self.signed if RANGE_MIN in given else bool(given.get(SIGNED, self.signed))
+            if LUT_VALUES in given:
+                new += self.levels_as_variables(tuple(sorted(given[LUT_VALUES])), signed=signed)
+            signs.add(signed)
             variables, shape = self.grid_variables(width), self.structure.shape
             for key, value in values.items():
                 if value.size != 1 and value.shape != shape:

@@ -160,6 +160,10 @@ def _check_range(params: Mapping[str, Any]) -> list[float]:
     return lows
 
 
+TABLE_ENDS = {True: (-128, 127), False: (0, 255)}
+"""First and last value of a table with a sign, and without: mctq's hold integers of 8 bits."""
+
+
 def _check_lut(params: Mapping[str, Any], n_bits: int) -> None:
     if LUT_VALUES not in params:
         message = f"a LUT method needs {LUT_VALUES!r}"
@@ -167,6 +171,11 @@ def _check_lut(params: Mapping[str, Any], n_bits: int) -> None:
     values = _numbers(LUT_VALUES, params[LUT_VALUES])
     if any(value != round(value) for value in values) or len(set(values)) > 2**n_bits:
         message = f"{LUT_VALUES!r} must be at most {2**n_bits} different integers, got {params[LUT_VALUES]!r}"
+        raise ValueError(message)
+    low, high = TABLE_ENDS[bool(params.get(SIGNED, True))]
+    if not low <= min(values) <= max(values) <= high:
+        sign = "" if params.get(SIGNED, True) else f", as {SIGNED!r} is false"
+        message = f"{LUT_VALUES!r} must be from {low} to {high}{sign}, got {params[LUT_VALUES]!r}"
         raise ValueError(message)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 from trainable_core.backend.routine import SUBJECT, StepRoutine, TrainingRoutine
@@ -19,6 +19,7 @@ def training_callback(
     qmodel: Any,
     *,
     freeze_at: int | None,
+    freeze_every: int | None,
     batches: Iterable[Any] | None,
     forward: Callable[[Any, Any], Any] | None,
     log: Callable[[dict[str, float]], Any] | None,
@@ -27,7 +28,7 @@ def training_callback(
 ) -> Any:
     """Return a callback of Keras; see `trainable_keras.training_callback`."""
     state_of(framework, qmodel)
-    routine = KerasRoutine(freeze_at, batches, log, log_every, freeze_batch_norm_at)
+    routine = KerasRoutine(freeze_at, freeze_every, batches, log, log_every, freeze_batch_norm_at)
     routine.framework, routine.qmodel, routine.forward = framework, qmodel, forward
     if freeze_at is not None and not framework.can_freeze_in_fit:
         problem = "freeze_at: Keras's trainer on JAX can't go on with fewer variables"
@@ -104,10 +105,10 @@ class KerasRoutine(KerasSteps, TrainingRoutine):
         """Return the model's trainable quantizers by the name of their tensor."""
         return training.quantizers_of(self.qmodel)
 
-    def freeze(self) -> None:
+    def freeze(self, names: Collection[str] | None = None) -> None:
         """Stop thresholds and ranges from learning; within `fit`, go on with a training function for the others."""
         fitting = getattr(self.qmodel, "train_function", None) is not None
-        training.freeze_quant_params(self.framework, self.qmodel, frozen=True)
+        training.freeze_quant_params(self.framework, self.qmodel, frozen=True, names=names)
         if fitting:
             self.qmodel.make_train_function(force=True)
 

@@ -73,9 +73,9 @@ def place_numbers(path: object, quantizers: Mapping[str, BaseTrainableQuantizer]
             raise DocumentError(path, problem + " or ".join(map(str, quantizer.structure.widths)))
         signed = bool(config.get(SIGNED, config.get("signed", quantizer.signed)))
         model.placeholder(quantizer)
+        quantizer.signed = signed
         model.place_levels(path, quantizer, config.get(LUT_VALUES))
         quantizer.select_width(config["num_bits"])
-        quantizer.signed = signed
 
 
 def fill(

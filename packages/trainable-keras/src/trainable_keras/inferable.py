@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from trainable_core.backend.inferable import target_and_method
 from trainable_core.backend.unlisted import UnlistedSubclass
 from trainable_core.constants import LUT_VALUES, RANGE_MAX, RANGE_MIN, SIGNED, THRESHOLD
-from trainable_core.enums import LUT_METHODS, QuantizationMethod, QuantizationTarget
+from trainable_core.enums import WEIGHTS_ONLY, QuantizationMethod, QuantizationTarget
 from trainable_core.errors import ModelError
 from trainable_core.qparams import QParams, from_params, inferable_params
 from trainable_keras.functions import Functions, Tensor
@@ -180,7 +180,9 @@ class KerasInferableQuantizer:
         snap = self.ops.snap_passing if passes else self.ops.snap
         values = values if passes else f.stop_gradient(values)
         if self.levels:
-            snapped = self.ops.snap_to_levels(values, f.hide_shape(f.read(self.grid_scale)), self.levels)
+            to_levels: Any = self.ops.snap_to_levels_passing if passes else self.ops.snap_to_levels
+            scale = f.hide_shape(f.read(self.grid_scale))
+            snapped = to_levels(values, scale, tuple(self.levels), signed=self.quant_min < 0)
             return f.cast(f.show_shape(snapped, values), f.dtype_of(inputs))
         zero_point = f.read(self.grid_zero_point) if self.method() is QuantizationMethod.UNIFORM else None
         # hidden as in training: else Grappler multiplies it into the operations around, in the deployed model alone
@@ -263,9 +265,10 @@ def classes_for(base: type[Q], mctq: Any, register: Callable[[Any], Any]) -> dic
     classes: dict[str, type[Q]] = {}
     for target in QuantizationTarget:
         for method, short in SHORT.items():
-            if method in LUT_METHODS and target is QuantizationTarget.Activation:
+            if method in WEIGHTS_ONLY and target is QuantizationTarget.Activation:
                 continue
-            name = f"{target.name}{short}InferableQuantizer"
+            written = short if target is QuantizationTarget.Weights else short.replace("LUT", "Lut")  # as mctq does
+            name = f"{target.name}{written}InferableQuantizer"
             text = f"Deployed {method.name} {'weights' if target is QuantizationTarget.Weights else 'activations'}."
             stock = None if mctq is None else getattr(mctq, name)
             members = {"__doc__": text, "__module__": base.__module__, "mctq_class": stock}

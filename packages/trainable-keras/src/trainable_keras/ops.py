@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from trainable_core.backend.grid import GridNumbers, ends
-from trainable_core.qparams import TABLE_STEPS
+from trainable_core.qparams import table_ends, table_steps
 from trainable_core.reference import lsq
 from trainable_keras.functions import Function, Functions, Tensor
 
@@ -46,6 +46,7 @@ class HalfUp:
         self._forward = functools.cache(self._make_forward)
         self._ste = functools.cache(self._make_ste)
         self._passing = functools.cache(self._make_passing)
+        self._passing_to_levels = functools.cache(self._make_passing_to_levels)
         self._lsq = functools.cache(self._make_lsq)
         self._finite_gradient = functools.cache(self._make_finite_gradient)
         self._straight_through = functools.cache(self._make_straight_through)
@@ -212,7 +213,7 @@ class HalfUp:
             smooth = smooth + self.magnitude_gradient(signed)
         return self.straight_through(self.snapped(x, grid) if values is None else values, smooth)
 
-    def snap_to_levels(self, x: Tensor, scale: Tensor, levels: Sequence[Any]) -> Tensor:
+    def snap_to_levels(self, x: Tensor, scale: Tensor, levels: Sequence[Any], *, signed: bool = True) -> Tensor:
         """Return `x` on the levels of a table, as `trainable_core.reference.affine.nearest_levels` says; float32.
 
         Parameters
@@ -220,12 +221,14 @@ class HalfUp:
         x : Tensor, float32
             Real values.
         scale : Tensor, float32, broadcastable to `x`
-            A 128th of the threshold.
+            A 128th of the threshold; a 256th of that of a table without a sign.
         levels : sequence of int or of Tensor, float32
             The table, ascending.
+        signed : bool
+            Whether the table may reach below zero.
         """
-        f, steps = self._f, float(TABLE_STEPS)
-        at = f.minimum(f.maximum(x / (scale * steps) * steps, -steps), steps - 1.0)
+        f, steps = self._f, float(table_steps(signed=signed))
+        at = self._clip(x / (scale * steps) * steps, *table_ends(signed=signed))
         table = [level if f.is_tensor(level) else float(level) for level in levels]
         codes, least = f.zeros_like(at) + table[0], f.abs(at - table[0])
         for level in table[1:]:
@@ -233,6 +236,13 @@ class HalfUp:
             codes = f.where(distance < least, f.zeros_like(at) + level, codes)
             least = f.minimum(least, distance)
         return f.where(f.isnan(x), x, codes * scale)
+
+    def snap_to_levels_passing(self, x: Tensor, scale: Tensor, levels: tuple[int, ...], *, signed: bool) -> Tensor:
+        """Return what `snap_to_levels` does; the gradient passes within the range of the codes, its ends included.
+
+        It is that of `trainable_core.reference.ste` on the grid that the levels are some codes of.
+        """
+        return self._passing_to_levels(levels, signed)(x, scale)
 
     def snapped(self, x: Tensor, grid: GridNumbers) -> Tensor:
         """Return `x` snapped to the grid, as `ste_fake_quantize` does; no gradient passes."""
@@ -372,6 +382,12 @@ class HalfUp:
             return self.snap(x, scale, zero_point, quant_min, quant_max)
 
         return self._with_mask(values, self._make_mask(quant_min, quant_max, centered))
+
+    def _make_passing_to_levels(self, levels: tuple[int, ...], signed: bool) -> Function:  # noqa: FBT001
+        def values(x: Tensor, scale: Tensor) -> Tensor:
+            return self.snap_to_levels(x, scale, levels, signed=signed)
+
+        return self._with_mask(values, self._make_mask(*table_ends(signed=signed), True))  # noqa: FBT003 - centered
 
     def _with_mask(self, values: Function, mask: Function) -> Function:
         """Return a function of an input and a grid's numbers with a gradient of the input alone."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from trainable_core.backend.variable_groups import variable_groups
@@ -50,10 +50,19 @@ def regularization(framework: Framework, qmodel: Any) -> Tensor:
     return framework.functions.total([term for term in terms if term is not None])
 
 
-def freeze_quant_params(framework: Framework, qmodel: Any, frozen: bool) -> Any:  # noqa: FBT001 - reads as a fact
-    """Stop every quantizer's variables from learning, or let them learn again; see the verb of that name."""
+def freeze_quant_params(
+    framework: Framework,
+    qmodel: Any,
+    frozen: bool,  # noqa: FBT001 - reads as a fact
+    names: Collection[str] | None = None,
+) -> Any:
+    """Stop every quantizer's variables from learning, or let them learn again; see the verb of that name.
+
+    With `names`, only those of the quantizers of these tensors.
+    """
     state_of(framework, qmodel)
-    for quantizer in trainable_quantizers(qmodel):
+    chosen = trainable_quantizers(qmodel) if names is None else [quantizers_of(qmodel)[name] for name in names]
+    for quantizer in chosen:
         quantizer.freeze(frozen)
     forget_functions(qmodel)
     return qmodel

@@ -292,6 +292,7 @@ def training_callback(
     qmodel: Any,
     *,
     freeze_at: int | None = None,
+    freeze_every: int | None = None,
     batches: Iterable[Any] | None = None,
     forward: Callable[[Any, Any], Any] | None = None,
     log: Callable[[dict[str, float]], Any] | None = None,
@@ -306,6 +307,10 @@ def training_callback(
         A wrapped model.
     freeze_at : int, optional
         Number of optimizer steps after which thresholds and ranges stop learning; by default they never do.
+    freeze_every : int, optional
+        Number of steps between two quantizers that freeze, from `freeze_at` on: each time the one whose thresholds move
+        least, when powers of two are where they are on average. By default all freeze at `freeze_at`.
+        Within `fit` the training function is traced anew each time.
     batches : iterable, optional
         Read anew before each evaluation and at the end, to estimate batch-norm statistics from; see
         `reestimate_batch_norm`.
@@ -323,7 +328,8 @@ def training_callback(
     -------
     keras.callbacks.Callback
         For ``fit(callbacks=[...])``; its methods `start`, `step_end` and `before_evaluation` are for a loop of your
-        own.
+        own. With `freeze_every`, `state_dict` is what to save for a training that goes on in another process, and
+        `load_state_dict` takes it before that.
 
     Raises
     ------
@@ -342,6 +348,7 @@ def training_callback(
         framework,
         qmodel,
         freeze_at=freeze_at,
+        freeze_every=freeze_every,
         batches=batches,
         forward=forward,
         log=log,

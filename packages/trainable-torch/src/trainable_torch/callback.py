@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 from torch import nn
@@ -21,6 +21,7 @@ def training_callback(
     qmodel: nn.Module,
     *,
     freeze_at: int | None = None,
+    freeze_every: int | None = None,
     batches: Iterable[Any] | None = None,
     forward: Callable[[nn.Module, Any], Any] | None = None,
     log: Callable[[dict[str, float]], Any] | None = None,
@@ -35,6 +36,9 @@ def training_callback(
         A wrapped model; it may be a part of what is trained.
     freeze_at : int, optional
         Number of optimizer steps after which thresholds and ranges stop learning; by default they never do.
+    freeze_every : int, optional
+        Number of steps between two quantizers that freeze, from `freeze_at` on: each time the one whose thresholds move
+        least, when powers of two are where they are on average. By default all freeze at `freeze_at`.
     batches : iterable, optional
         Read anew before each evaluation and at the end, to estimate batch-norm statistics from; see
         `reestimate_batch_norm`.
@@ -52,7 +56,8 @@ def training_callback(
     -------
     TrainingCallback
         Its methods `start`, `step_end` and `before_evaluation` are for a loop of your own; `lightning` and
-        `transformers` return what these trainers take.
+        `transformers` return what these trainers take. With `freeze_every`, `state_dict` is what to save for a training
+        that goes on in another process, and `load_state_dict` takes it before `start`; Lightning does both.
 
     Raises
     ------
@@ -65,7 +70,7 @@ def training_callback(
         When `batches` are one batch.
     """
     state_of(qmodel)
-    callback = TrainingCallback(freeze_at, batches, log, log_every, freeze_batch_norm_at)
+    callback = TrainingCallback(freeze_at, freeze_every, batches, log, log_every, freeze_batch_norm_at)
     callback.qmodel, callback.forward = qmodel, forward
     if batches is not None:
         check_request(batch_norms(qmodel), batches, forward)
@@ -84,9 +89,13 @@ class TrainingCallback(TorchTrainers, TrainingRoutine):
         """Return the model's trainable quantizers by module name."""
         return quantizers_of(self.qmodel)
 
-    def freeze(self) -> None:
-        """Stop thresholds and ranges from learning."""
-        freeze_quant_params(self.qmodel)
+    def freeze(self, names: Collection[str] | None = None) -> None:
+        """Stop thresholds and ranges from learning, those of the named quantizers or all."""
+        if names is None:
+            freeze_quant_params(self.qmodel)
+            return
+        for name in names:
+            self.quantizers()[name].freeze()
 
     def freeze_statistics(self) -> None:
         """Let batch norms whose folding is simulated use their running statistics in training too."""

@@ -171,11 +171,20 @@ def source_of(deployed: nn.Module, example: Any) -> Source:
     if example is None:
         raise InvalidArgumentError("export", "it needs an example, a batch as `calibrate` takes them", "example=batch.")
     _require_float32(deployed)
+    _require_no_tables(deployed)
     quantizers = records(deployed)
     state = state_of(deployed)
     versions = {"trainable-torch": __version__, **{name: metadata.version(name) for name in ("torch", "onnxscript")}}
     recipe = state.recipe.model_dump(mode="json", exclude_none=True)
     return Source(_traced(deployed, example), quantizers, recipe, versions)
+
+
+def _require_no_tables(model: nn.Module) -> None:
+    """Refuse a model with values of a look-up table, of which integer kernels would round to every code."""
+    for name, quantizer in named_quantizers(model):
+        if isinstance(quantizer, InferableQuantizer) and quantizer.qparams.levels:
+            problem = f"{name} has values of a table, which integer kernels don't have"
+            raise UnsupportedConfigError("export", problem, NAME_TARGET)
 
 
 def _require_float32(model: nn.Module) -> None:

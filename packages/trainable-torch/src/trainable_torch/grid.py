@@ -226,8 +226,9 @@ def form(method: QuantizationMethod, n_bits: int, *, signed: bool, min_threshold
     if method is QuantizationMethod.UNIFORM:
         function, arguments, ends = UniformGrid, (low, n_bits), (0, 2**n_bits - 1)
     elif method in LUT_METHODS:
-        power_of_two, steps = method is QuantizationMethod.LUT_POT_QUANTIZER, qparams.TABLE_STEPS
-        function, arguments, ends = SymmetricScale, (low, float(steps), power_of_two), (-steps, steps - 1)
+        power_of_two, steps = method is QuantizationMethod.LUT_POT_QUANTIZER, qparams.table_steps(signed=signed)
+        function, arguments = SymmetricScale, (low, float(steps), power_of_two)
+        ends = qparams.table_ends(signed=signed)
     else:
         power_of_two = method is QuantizationMethod.POWER_OF_TWO
         function, arguments = SymmetricScale, (low, 2.0 ** (n_bits - int(signed)), power_of_two)

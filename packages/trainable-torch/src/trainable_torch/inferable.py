@@ -28,7 +28,7 @@ from trainable_core.backend.unlisted import UnlistedSubclass
 from trainable_core.constants import LUT_VALUES, RANGE_MAX, RANGE_MIN, SIGNED, THRESHOLD
 from trainable_core.enums import QuantizationMethod, QuantizationTarget
 from trainable_core.granularity import Blocks
-from trainable_core.qparams import TABLE_STEPS, QParams, inferable_params
+from trainable_core.qparams import QParams, inferable_params
 from trainable_core.validation import MAX_THRESHOLD
 from trainable_torch import kernels, ops
 from trainable_torch.grid import Grid
@@ -216,9 +216,11 @@ class _Table(_Mended):
     """What the look-up tables share: levels beside the numbers of the grid that they are codes of."""
 
     grid_levels: Tensor
+    moved_by_mctq: tuple[str, ...] = ("_threshold_torch", "_lut_values_torch")
+    """Tensors that mctq's class puts on a GPU when there is one."""
 
     def __init__(self, qparams: QParams, n_bits: int, ndim: int) -> None:
-        self._table = qparams.levels
+        self._table, self._reaches_below = qparams.levels, qparams.signed
         super().__init__(qparams, n_bits, ndim)
         self.register_buffer("grid_levels", torch.tensor(qparams.levels, dtype=torch.float32))
 
@@ -226,9 +228,10 @@ class _Table(_Mended):
         """Set mctq's own attributes; of a grid that was loaded the width is the same as before."""
         if "grid_levels" in self._buffers:
             n_bits, self._table = self.num_bits, tuple(int(level) for level in self.grid_levels)
+            self._reaches_below = super().qparams.signed
         super()._tell_mctq(n_bits)
-        for name in ("_threshold_torch", "_lut_values_torch"):
-            setattr(self, name, getattr(self, name).cpu())  # mctq puts them on a GPU when there is one
+        for name in self.moved_by_mctq:
+            setattr(self, name, getattr(self, name).cpu())
 
     def mctq_arguments(self, n_bits: int) -> dict[str, Any]:
         """Return the arguments that build mctq's stock quantizer; its `eps` is left out, which moves ties."""
@@ -252,7 +255,8 @@ class _Table(_Mended):
     def _is_grid(self) -> bool:
         """Return whether the buffers hold a positive finite scale and levels among the codes."""
         levels = self.grid_levels
-        whole = (levels == levels.round()) & (levels >= -TABLE_STEPS) & (levels < TABLE_STEPS)
+        ends = self.grid_low.reshape(-1)[:1], self.grid_high.reshape(-1)[:1]
+        whole = (levels == levels.round()) & (levels >= ends[0]) & (levels <= ends[1])
         return super()._is_grid() and bool(whole.all()) and bool((levels.diff() > 0).all())
 
     def dependencies(self) -> Dependencies | None:
@@ -265,7 +269,8 @@ class _Table(_Mended):
             stock: Any = super(nn.Module, self)  # mctq's class
             return cast("Tensor", stock.__call__(inputs))
         with torch.no_grad():
-            return ops.snap_to_levels(inputs.float(), self.grid_scale, self._table).to(inputs.dtype)
+            values = ops.snap_to_levels(inputs.float(), self.grid_scale, self._table, signed=self._reaches_below)
+            return values.to(inputs.dtype)
 
 
 class WeightsLUTSymmetricInferableQuantizer(
@@ -276,6 +281,32 @@ class WeightsLUTSymmetricInferableQuantizer(
 
 class WeightsLUTPOTInferableQuantizer(_Table, metaclass=UnlistedSubclass, of=mctq.WeightsLUTPOTInferableQuantizer):
     """Deployed LUT_POT_QUANTIZER weights."""
+
+
+class ActivationLutPOTInferableQuantizer(
+    _Table, metaclass=UnlistedSubclass, of=mctq.ActivationLutPOTInferableQuantizer
+):
+    """Deployed LUT_POT_QUANTIZER activations."""
+
+    moved_by_mctq = ("lut_values",)
+
+    def mctq_arguments(self, n_bits: int) -> dict[str, Any]:
+        """Return the arguments that build mctq's stock quantizer; its `eps` is left out, which moves ties."""
+        params = self.params
+        return {
+            "num_bits": n_bits,
+            "lut_values": [float(level) for level in params[LUT_VALUES]],
+            "threshold": [params[THRESHOLD]],
+            "signed": params[SIGNED],
+            "eps": 0.0,
+        }
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return the input on the levels, in its dtype; the gradient passes within the range of the codes."""
+        if not eligible.is_differentiated(inputs):
+            return super().forward(inputs)
+        values = ops.snap_to_levels_passing(inputs.float(), self.grid_scale, self._table, signed=self._reaches_below)
+        return values.to(inputs.dtype)
 
 
 InferableQuantizer = _Mended
@@ -289,6 +320,7 @@ _CLASSES = by_grid(
     ActivationUniformInferableQuantizer,
     WeightsLUTSymmetricInferableQuantizer,
     WeightsLUTPOTInferableQuantizer,
+    ActivationLutPOTInferableQuantizer,
 )
 
 _OURS = frozenset(_CLASSES.values())

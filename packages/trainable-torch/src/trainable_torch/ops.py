@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainable_core.qparams import TABLE_STEPS
+from trainable_core.qparams import table_ends, table_steps
 from trainable_torch.grid import Grid
 from trainable_torch.kernels import fake_quantize, snap
 from trainable_torch.kernels.plain import Lsq, Rule, Ste
@@ -30,6 +30,7 @@ __all__ = [
     "magnitude_gradient",
     "snap",
     "snap_to_levels",
+    "snap_to_levels_passing",
     "ste_fake_quantize",
     "straight_through",
 ]
@@ -186,7 +187,7 @@ def by_slopes(
     return straight_through(values, smooth)
 
 
-def snap_to_levels(x: Tensor, scale: Tensor, levels: Sequence[int | Tensor]) -> Tensor:
+def snap_to_levels(x: Tensor, scale: Tensor, levels: Sequence[int | Tensor], *, signed: bool = True) -> Tensor:
     """Return `x` on the levels of a table, as `trainable_core.reference.affine.nearest_levels` says; float32.
 
     Parameters
@@ -194,11 +195,14 @@ def snap_to_levels(x: Tensor, scale: Tensor, levels: Sequence[int | Tensor]) -> 
     x : Tensor, float32
         Real values.
     scale : Tensor, float32, broadcastable to `x`
-        A 128th of the threshold.
+        A 128th of the threshold; a 256th of that of a table without a sign.
     levels : sequence of int or of Tensor
         The table, ascending.
+    signed : bool
+        Whether the table may reach below zero.
     """
-    at = (x / (scale * TABLE_STEPS) * TABLE_STEPS).clamp(-TABLE_STEPS, TABLE_STEPS - 1)
+    steps, (first, last) = table_steps(signed=signed), table_ends(signed=signed)
+    at = (x / (scale * steps) * steps).clamp(first, last)
     codes = torch.zeros_like(at) + levels[0]
     least = (at - levels[0]).abs()
     for level in levels[1:]:
@@ -206,6 +210,16 @@ def snap_to_levels(x: Tensor, scale: Tensor, levels: Sequence[int | Tensor]) -> 
         codes = torch.where(distance < least, level if isinstance(level, Tensor) else float(level), codes)
         least = torch.minimum(least, distance)
     return torch.where(x.isnan(), x, codes * scale)
+
+
+def snap_to_levels_passing(x: Tensor, scale: Tensor, levels: Sequence[int | Tensor], *, signed: bool) -> Tensor:
+    """Return what `snap_to_levels` does; the gradient passes within the range of the codes, its ends included.
+
+    It is that of `trainable_core.reference.ste` on the grid that the levels are some codes of.
+    """
+    values, steps = snap_to_levels(x.detach(), scale, levels, signed=signed), x.detach() / scale
+    first, last = table_ends(signed=signed)
+    return straight_through(values, x * ((steps >= first) & (steps <= last)).to(x.dtype))
 
 
 def magnitude_gradient(x: Tensor) -> Tensor:

@@ -154,12 +154,19 @@ def load(path: str | PathLike[str], model: nn.Module) -> nn.Module:
     if metadata["finalized"]:
         for name, quantizer in quantizers_of(qmodel).items():
             placeholder(quantizer)
+            _place_sign(quantizer, tensors.get(f"{name}.grid_low"))
             place_levels(path, quantizer, tensors.get(f"{name}.grid_levels"))
         qmodel = converted(qmodel)
     _fill(path, qmodel, tensors)
     _freeze_norms(path, metadata.get(FROZEN_NORMS, []), qmodel)
     freeze_quantizers(path, metadata["frozen"], quantizers_of(qmodel))
     return qmodel.train(metadata["training"])
+
+
+def _place_sign(quantizer: Any, low: Tensor | None) -> None:
+    """Give a quantizer with a table the sign of a file's: it decides which levels there are."""
+    if quantizer.stores_sign and quantizer.levels and low is not None:
+        quantizer.signed = bool((low < 0).any())
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -33,7 +33,16 @@ class TorchTrainers(StepRoutine):
             def on_train_end(self, trainer: Any, pl_module: Any) -> None:  # noqa: ARG002 - as above
                 routine.end()
 
-        return QuantizationCallback()
+        class StatefulCallback(QuantizationCallback):
+            """Has a state in Lightning's checkpoints."""
+
+            def state_dict(self) -> dict[str, Any]:
+                return routine.state_dict()
+
+            def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+                routine.load_state_dict(state_dict)
+
+        return StatefulCallback() if routine.has_state else QuantizationCallback()
 
     def transformers(self) -> Any:
         """Return a callback for Hugging Face's ``Trainer(callbacks=[...])``."""

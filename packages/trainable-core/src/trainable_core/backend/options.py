@@ -153,12 +153,16 @@ class ApotOptions(BaseTrainableQuantizer):
 
     def __init__(self, quantization_config: TrainableQuantizerConfig, freeze_quant_params: bool = False) -> None:  # noqa: FBT001, FBT002 - the seed's signature
         super().__init__(quantization_config, freeze_quant_params)
-        apot.levels(quantization_config.n_bits, type(self).__name__)  # refuses the width
+        apot.check_width(quantization_config.n_bits, quantization_config.target, type(self).__name__)
 
     @property
     def levels(self) -> tuple[int, ...]:
         """The table."""
-        return apot.levels(self.quantization_config.n_bits, self.subject)
+        return self.levels_with(signed=self.signed)
+
+    def levels_with(self, *, signed: bool) -> tuple[int, ...]:
+        """Return the table for activations with a sign or without; of weights there is one with a sign."""
+        return apot.levels(self.quantization_config.n_bits, self.subject, signed=signed)
 
 
 class ParetoqOptions(BaseTrainableQuantizer):
@@ -222,15 +226,20 @@ class DkmOptions(BaseTrainableQuantizer):
 
     def add_variables(self) -> None:
         """Add the levels, with equal gaps."""
-        initial = dkm.initial_centroids(self.quantization_config.n_bits)
+        initial = dkm.initial_centroids(self.quantization_config.n_bits, signed=self.signed)
         self.add_quantizer_variable("centroids", initial, VariableGroup.QPARAMS, trained=True)
 
     @property
     def levels(self) -> tuple[int, ...]:
         """The table as it would be deployed now."""
-        return dkm.levels_of(self.to_numpy(self.centroids))
+        return dkm.levels_of(self.to_numpy(self.centroids), signed=self.signed)
 
-    def levels_as_variables(self, levels: tuple[int, ...]) -> list[tuple[Any, NDArray[Any]]]:
+    def levels_as_variables(
+        self,
+        levels: tuple[int, ...],
+        *,
+        signed: bool,  # noqa: ARG002 - the levels say it
+    ) -> list[tuple[Any, NDArray[Any]]]:
         """Return the centroids with the values that make these levels."""
         return [(self.centroids, dkm.centroids_of(levels, self.quantization_config.n_bits))]
 

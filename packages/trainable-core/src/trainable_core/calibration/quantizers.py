@@ -11,7 +11,12 @@ from numpy.typing import NDArray
 
 from trainable_core.calibration.observer import Observer
 from trainable_core.calibration.params import calibrate_activation, calibrate_weights
-from trainable_core.calibration.tables import calibrate_levels, calibrate_table
+from trainable_core.calibration.tables import (
+    calibrate_activation_levels,
+    calibrate_activation_table,
+    calibrate_levels,
+    calibrate_table,
+)
 from trainable_core.constants import SIGNED
 from trainable_core.errors import CalibrationError
 from trainable_core.quantizer import BaseTrainableQuantizer
@@ -38,7 +43,20 @@ def activation_params(quantizer: BaseTrainableQuantizer, observer: Observer, sec
     signed = config.quantization_params.get(SIGNED)
     if signed is None:
         signed = bool(observer.minimum < 0)  # one sign for every width
+    table: dict[str, Any] = {
+        "calibration_method": section.activations,
+        "quantization_method": config.quantization_method,
+        "signed": signed,
+        "min_threshold": config.min_threshold,
+        "percentile": section.percentile,
+        "p": section.p,
+    }
     with _named(quantizer):
+        if quantizer.learns_levels:
+            found = calibrate_activation_levels(observer, 2**config.n_bits, **table)
+            return dict.fromkeys(quantizer.widths, found)
+        if levels := quantizer.levels_with(signed=signed):
+            return dict.fromkeys(quantizer.widths, calibrate_activation_table(observer, levels, **table))
         return {
             width: calibrate_activation(
                 observer,

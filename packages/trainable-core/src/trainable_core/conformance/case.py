@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -165,6 +166,7 @@ class Table(NamedTuple):
     width: int
     arguments: dict[str, Any]
     levels: tuple[int, ...]
+    signed: bool = True
 
 
 def _argument_sets(cls: type[Any], method: Method) -> list[dict[str, Any]]:
@@ -174,17 +176,19 @@ def _argument_sets(cls: type[Any], method: Method) -> list[dict[str, Any]]:
 
 @functools.lru_cache
 def tables_of(adapter: Adapter, cls: type[Any], key: Key) -> tuple[Table, ...]:
-    """Return the tables of a class, of each width and set of arguments that it takes."""
+    """Return the tables of a class, of each width, sign and set of arguments that it takes."""
     made = []
     prefix = "weights" if key.target is QuantizationTarget.Weights else "activation"
-    for width in TABLE_WIDTHS:
+    argument_sets = _argument_sets(cls, declaration_of(cls, key.quantizer_id))
+    signs = (True,) if key.target is QuantizationTarget.Weights else (True, False)
+    for width, signed, arguments in itertools.product(TABLE_WIDTHS, signs, argument_sets):
         fields = {f"{prefix}_quantization_method": key.method, f"{prefix}_n_bits": width}
-        config = _CONFIGS[prefix].model_validate({**fields, f"{prefix}_quantization_params": {}})
-        for arguments in _argument_sets(cls, declaration_of(cls, key.quantizer_id)):
-            try:
-                made.append(Table(width, arguments, tuple(adapter.build(cls, config, (), arguments).levels)))
-            except TrainableError:
-                continue  # there is no such table
+        params = {} if key.target is QuantizationTarget.Weights else {SIGNED: signed}
+        config = _CONFIGS[prefix].model_validate({**fields, f"{prefix}_quantization_params": params})
+        try:
+            made.append(Table(width, arguments, tuple(adapter.build(cls, config, (), arguments).levels), signed))
+        except TrainableError:
+            continue  # there is no such table
     return tuple(made)
 
 

@@ -17,7 +17,7 @@ from trainable_core.conformance.case import Case, Subject, ends, grid, rows, ten
 from trainable_core.conformance.declared import Surrogate, allowed_through_parameters, through_parameters
 from trainable_core.constants import RANGE_MAX, RANGE_MIN, THRESHOLD
 from trainable_core.enums import QuantizationMethod
-from trainable_core.qparams import TABLE_STEPS, Float32, Float64, QParams
+from trainable_core.qparams import Float32, Float64, QParams
 from trainable_core.reference import table
 from trainable_core.reference.oracle import EPSILON, GridGradients, is_exact, middles, near_tie, steps
 
@@ -105,8 +105,7 @@ def through_variables(
         }
         return through_parameters(quantizer, values, found), allowed_through_parameters(quantizer, values, allowed)
     # A threshold below its bound counts as the bound, which is what the ratio p / t of POWER_OF_TWO is taken of.
-    steps_of_threshold = TABLE_STEPS if at.levels else 2.0 ** (width - int(quantizer.signed))
-    factor = (2.0 if config.quantization_method in POWERS_OF_TWO else 1.0) / steps_of_threshold
+    factor = (2.0 if config.quantization_method in POWERS_OF_TWO else 1.0) / at.threshold_steps
     allowed = {THRESHOLD: size * factor * relative}
     return through_parameters(quantizer, values, found), allowed_through_parameters(quantizer, values, allowed)
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from trainable_core import qparams
 from trainable_core.config import TrainableQuantizerActivationConfig, TrainableQuantizerWeightsConfig
 from trainable_core.conformance.adapter import PLAIN, Way
-from trainable_core.conformance.case import Case, Config, Subject, fixed_axes, tensor
+from trainable_core.conformance.case import Case, Config, Subject, Table, fixed_axes, tensor
 from trainable_core.constants import LUT_VALUES, RANGE_MAX, RANGE_MIN, SIGNED, THRESHOLD
 from trainable_core.enums import QuantizationMethod
 from trainable_core.qparams import Float32, Float64, QParams
@@ -229,7 +229,7 @@ def config(
         n_bits = _width_of_table(subject, n_bits)
     blocks = {} if axis is None else _blocks(source, subject, axis, shape, kind)
     params = _params(source, body, subject, _thresholds(axis, blocks, shape), n_bits, kind)
-    levels = [] if not subject.tables else next(list(table) for width, _, table in subject.tables if width == n_bits)
+    levels = _levels(subject, n_bits, signed=bool(params.get(SIGNED, True)))
     if axis is None:
         params = {key: value[0] if isinstance(value, list) else value for key, value in params.items()}
     prefix = "weights" if subject.weights else "activation"
@@ -252,16 +252,28 @@ def config(
 
 
 def _width_of_table(subject: Subject, n_bits: int) -> int:
-    """Return a width of which the class has a table."""
-    widths = sorted({width for width, _, _ in subject.tables})
+    """Return a width of which the class has a table, with every sign that it has any with."""
+    signs = {each.signed for each in subject.tables}
+    made = {(each.width, each.signed) for each in subject.tables}
+    widths = sorted({width for width, _ in made if all((width, signed) in made for signed in signs)})
     return n_bits if n_bits in widths else widths[n_bits % len(widths)]
+
+
+def _tables_of_width(subject: Subject, n_bits: int, *, signed: bool) -> list[Table]:
+    """Return the tables of a width with a sign, or without."""
+    return [each for each in subject.tables if each.width == n_bits and each.signed is signed]
+
+
+def _levels(subject: Subject, n_bits: int, *, signed: bool) -> list[int]:
+    """Return the first table of a width, with a sign or without; nothing for other grids."""
+    return list(_tables_of_width(subject, n_bits, signed=signed)[0].levels) if subject.tables else []
 
 
 def _of_table(subject: Subject, chosen: Config, arguments: dict[str, Any]) -> tuple[Config, dict[str, Any]]:
     """Return the config with the levels that these arguments make, or with those of others that make any."""
-    made = [(given, levels) for width, given, levels in subject.tables if width == chosen.n_bits]
-    given, levels = next((each for each in made if each[0] == arguments), made[0])
-    return chosen.with_params({**chosen.quantization_params, LUT_VALUES: list(levels)}), given
+    tables = _tables_of_width(subject, chosen.n_bits, signed=chosen.signed)
+    found = next((each for each in tables if each.arguments == arguments), tables[0])
+    return chosen.with_params({**chosen.quantization_params, LUT_VALUES: list(found.levels)}), found.arguments
 
 
 def _may_have_blocks(subject: Subject, kind: Kind) -> bool:

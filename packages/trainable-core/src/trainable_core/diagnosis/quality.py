@@ -176,8 +176,11 @@ class QualityMeter:
         return self._used is not None and self._differing <= OFF_GRID * self._compared
 
     def calibrated_activation(self) -> float | None:
-        """Return the SQNR that thresholds of least squared error would have, from the histogram of what was seen."""
-        if self.qparams is None or self.observer.empty or not self.rounds_to_nearest:
+        """Return the SQNR that thresholds of least squared error would have, from the histogram of what was seen.
+
+        None where nothing was seen, and of a table, whose levels may learn.
+        """
+        if self.qparams is None or self.observer.empty or not self.rounds_to_nearest or self.qparams.levels:
             return None
         n_bits = (self.qparams.quant_max - self.qparams.quant_min).bit_length()
         if n_bits > HISTOGRAM_BITS:

@@ -10,7 +10,7 @@ import pydantic
 
 from trainable_core.constants import RANGE_MIN
 from trainable_core.errors import DocumentError
-from trainable_core.qparams import TABLE_STEPS, variable_names
+from trainable_core.qparams import table_ends, variable_names
 from trainable_core.quantizer import BaseTrainableQuantizer
 from trainable_core.recipe.document import QuantizationRecipe
 from trainable_core.recipe.state import WrappedState
@@ -103,6 +103,8 @@ def placeholder(quantizer: BaseTrainableQuantizer) -> None:
 def place_levels(path: object, quantizer: BaseTrainableQuantizer, levels: object) -> None:
     """Give a quantizer whose levels are variables those of a file's deployed table; other quantizers have their own.
 
+    Its sign has to be that of the file already.
+
     Parameters
     ----------
     path : object
@@ -124,11 +126,13 @@ def place_levels(path: object, quantizer: BaseTrainableQuantizer, levels: object
         table = np.unique(np.asarray(levels, np.float64).reshape(-1))
     except (TypeError, ValueError):
         table = np.empty(0)
-    fits = (table == np.rint(table)) & (table >= -TABLE_STEPS) & (table < TABLE_STEPS)
+    first, last = table_ends(signed=quantizer.signed)
+    fits = (table == np.rint(table)) & (table >= first) & (table <= last)
     if not 0 < table.size <= most or not fits.all():
         problem = f"the levels of its {quantizer.subject!r} are no table of at most {most} codes: {levels!r}"
         raise DocumentError(path, problem)
-    for variable, value in quantizer.levels_as_variables(tuple(int(level) for level in table)):
+    levels_found = tuple(int(level) for level in table)
+    for variable, value in quantizer.levels_as_variables(levels_found, signed=quantizer.signed):
         quantizer.assign(variable, value)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from trainable_core.enums import LUT_METHODS
 from trainable_core.errors import ModelError, UnsupportedConfigError
 from trainable_core.recipe.document import BIAS_HINT
 from trainable_core.recipe.layers import INTEGER_OPS
@@ -113,7 +114,7 @@ def routes(
     UnsupportedConfigError
         When a bias is to be an int32 and the quantizer of the layer's input isn't known; names the layer.
     """
-    found = Routes()
+    found, by_name = Routes(), {plan.layer.name: plan for plan in plans}
     for plan in plans:
         name = plan.layer.name
         names = list(inputs.get(name, ()))
@@ -129,7 +130,9 @@ def routes(
         if plan.bias == "int32":
             first = names[0] if names else ""
             not_told = {Origin("", reason="register_layer(..., inputs=...) does not say what it is given")}
-            found.biases[name] = _producer(plan, first, fed.get(first, not_told), found.inputs.get(name, {}))
+            producer = _producer(plan, first, fed.get(first, not_told), found.inputs.get(name, {}))
+            _require_scale(plan, plan if producer == OWN else by_name.get(producer, plan))
+            found.biases[name] = producer
         if plan.integer and plan.layer.op not in INTEGER_OPS and not plan.layer.clamps and plan.layer.op in _ISLANDS:
             found.islands[name] = _ISLANDS[plan.layer.op]
         elif plan.integer and plan.layer.weights and not plan.weights:
@@ -156,6 +159,13 @@ def _tensor(name: str, origins: set[Origin]) -> str:
     if "" in tensors or any(each.producer for each in origins):
         return f"input of {name}"
     return " ".join(tensors)
+
+
+def _require_scale(plan: LayerPlan, producer: LayerPlan) -> None:
+    """Refuse an int32 bias where what makes the layer's input is a table; names the layer."""
+    if producer.activation is not None and producer.activation.config.quantization_method in LUT_METHODS:
+        problem = "bias: int32 is not possible: the layer's input has values of a table, without a scale"
+        raise UnsupportedConfigError(f"{plan.layer.name}.{plan.layer.bias}", problem, BIAS_HINT)
 
 
 def _producer(plan: LayerPlan, first: str, origins: set[Origin], own: Mapping[str, str]) -> str:

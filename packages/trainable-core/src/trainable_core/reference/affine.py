@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from trainable_core.enums import TieRule
-from trainable_core.qparams import TABLE_STEPS, Float32, Float64, QParams
+from trainable_core.qparams import Float32, Float64, QParams
 
 
 @dataclass(frozen=True)
@@ -119,8 +119,9 @@ def nearest_levels(x: ArrayLike, qparams: QParams) -> Float32:
 
     Notes
     -----
-    In the order of mctq's ``lut_quantizer`` without its ``eps``: ``x / threshold * 128`` is clipped to [-128, 127], and
-    the first level of the least distance is taken, all in float32. The tie rule of a backend has no say in it.
+    In the order of mctq's ``lut_quantizer`` without its ``eps``: ``x / threshold * 128`` is clipped to [-128, 127], for
+    a table that is not signed ``x / threshold * 256`` to [0, 255], and the first level of the least distance is taken,
+    all in float32. The tie rule of a backend has no say in it.
 
     Examples
     --------
@@ -128,9 +129,10 @@ def nearest_levels(x: ArrayLike, qparams: QParams) -> Float32:
     array([-64.,   0.,   0.,   0.], dtype=float32)
     """
     x = to_float32(x)
-    threshold = qparams.along(x.ndim).scale * np.float32(TABLE_STEPS)
+    steps = np.float32(qparams.threshold_steps)
+    threshold = qparams.along(x.ndim).scale * steps
     with np.errstate(over="ignore", invalid="ignore"):  # a huge value saturates
-        at = np.clip(x / threshold * np.float32(TABLE_STEPS), np.float32(-TABLE_STEPS), np.float32(TABLE_STEPS - 1))
+        at = np.clip(x / threshold * steps, np.float32(qparams.quant_min), np.float32(qparams.quant_max))
         distances = np.stack([np.abs(at - np.float32(level)) for level in qparams.levels])
     found = np.asarray(qparams.levels, np.float32)[np.argmin(distances, axis=0)]
     return np.where(np.isnan(x), x, found).astype(np.float32)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from trainable_core.enums import QuantizationMethod, QuantizationTarget, VariableGroup
+from trainable_core.enums import WEIGHTS_ONLY, QuantizationMethod, QuantizationTarget, VariableGroup
 from trainable_core.errors import InvalidArgumentError, nearest
 from trainable_core.reference.oracle import Oracle
 
@@ -117,7 +117,7 @@ class Method:
     targets : tuple of QuantizationTarget
         What it can quantize.
     grids : tuple of QuantizationMethod
-        The grids it can train.
+        The grids it can train; see `grids_of`.
     training_forward : {"deployed", "soft", "random"}
         What its values are in training mode: those that are deployed, others that follow from the input and the state,
         or random ones.
@@ -179,6 +179,11 @@ class Method:
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise InvalidArgumentError(self.name, f"a variable is declared twice: {', '.join(twice)}")
+
+    def grids_of(self, target: QuantizationTarget) -> tuple[QuantizationMethod, ...]:
+        """Return the grids that it can train for a target: `grids`, of activations without those of weights alone."""
+        is_weight = target is QuantizationTarget.Weights
+        return tuple(grid for grid in self.grids if is_weight or grid not in WEIGHTS_ONLY)
 
     @property
     def own(self) -> tuple[OwnVariable, ...]:

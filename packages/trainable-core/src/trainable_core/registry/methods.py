@@ -157,9 +157,9 @@ def check_declared(cls: type[Any], declared: Method, target: QuantizationTarget,
     """
     if target not in declared.targets:
         raise QuantizerDefinitionError(cls, f"{declared.name} is not declared for {target}")
-    extra = [str(grid) for grid in grids if grid not in declared.grids]
+    extra = [str(grid) for grid in grids if grid not in declared.grids_of(target)]
     if extra:
-        raise QuantizerDefinitionError(cls, f"{declared.name} is not declared for {', '.join(extra)}")
+        raise QuantizerDefinitionError(cls, f"{declared.name} is not declared for {', '.join(extra)} of {target}")
     own, wanted = ({each.name: each.default for each in options} for options in (options_of(cls), declared.options))
     if own != wanted:
         raise QuantizerDefinitionError(cls, f"its arguments are {own}, {declared.name} declares {wanted}")

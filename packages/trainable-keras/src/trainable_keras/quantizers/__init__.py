@@ -28,8 +28,11 @@ def classes_for(base: type[B]) -> dict[str, type[B]]:
     classes: dict[str, type[B]] = {}
     for method, declaring in declaring_classes(__name__).items():
         declared = built_in_methods()[method]
-        grids = [QuantizationMethod[grid.name] for grid in declared.grids]
-        for target in map(QuantizationTarget.__getitem__, (each.name for each in declared.targets)):
+        for of in declared.targets:
+            target, grids = (
+                QuantizationTarget[of.name],
+                [QuantizationMethod[each.name] for each in declared.grids_of(of)],
+            )
             name = declaring.__name__.replace("Quantizer", f"{target.name}Quantizer")
             text = f"{method} for {'weights' if target is QuantizationTarget.Weights else 'activations'}."
             cls: Any = type(name, (declaring, base), {"__doc__": text, "__module__": base.__module__})

@@ -173,7 +173,7 @@ class KerasQuantizer(BaseTrainableQuantizer):
         threshold = shaped[THRESHOLD]
         if config.quantization_method in LUT_METHODS:  # codes of 8 bits, of which a table keeps some
             power_of_two = config.quantization_method is QuantizationMethod.LUT_POT_QUANTIZER
-            return self.grids.symmetric(threshold, 8, signed=True, power_of_two=power_of_two, min_threshold=low)
+            return self.grids.symmetric(threshold, 8, signed=self.signed, power_of_two=power_of_two, min_threshold=low)
         power_of_two = config.quantization_method is QuantizationMethod.POWER_OF_TWO
         return self.grids.symmetric(threshold, width, signed=self.signed, power_of_two=power_of_two, min_threshold=low)
 

@@ -6,7 +6,7 @@ import functools
 from typing import Any
 
 from trainable_core.backend.options import DkmOptions
-from trainable_core.qparams import TABLE_STEPS
+from trainable_core.qparams import table_ends
 from trainable_core.reference import dkm, dqa
 from trainable_keras.functions import Tensor
 from trainable_keras.quantizers.base import KerasQuantizer
@@ -32,7 +32,8 @@ class DkmQuantizer(DkmOptions, KerasQuantizer):
         """Return the soft values, or those of the nearest levels."""
         f, count = self.functions, dkm.count_of(self.quantization_config.n_bits, self.subject)
         scale = f.stop_gradient(self.grid(f.rank(x)).scale)
-        low, high = f.number(-float(TABLE_STEPS)), f.number(TABLE_STEPS - 1.0)
+        signed = self.signed
+        low, high = (f.number(float(end)) for end in table_ends(signed=signed))
         free = f.read(self.centroids)
         free = f.where(f.isnan(free), f.zeros_like(free), free)
         clipped = f.stop_gradient(f.minimum(f.maximum(free, low), high))
@@ -40,13 +41,17 @@ class DkmQuantizer(DkmOptions, KerasQuantizer):
         levels = clipped + f.stop_gradient(f.round(clipped) - clipped)
         ascending = f.sort(f.stop_gradient(levels))
         table = [ascending[index] for index in range(count)]
-        hard = self.ops.snap_to_levels(f.stop_gradient(x), f.hide_shape(scale), table)
-        if not training:
-            return f.show_shape(f.where(f.isnan(x), x, hard), x)  # in the graph, as every quantizer's output
+        hard = self.ops.snap_to_levels(f.stop_gradient(x), f.hide_shape(scale), table, signed=signed)
+        if not training:  # as `snap_to_levels_passing` has it, whose levels are numbers
+            at = f.stop_gradient(x) / scale
+            ones = f.zeros_like(x) + 1.0
+            passes = f.where(f.all_of(at >= low, at <= high), ones, f.zeros_like(x))
+            return self.ops.straight_through(f.show_shape(hard, x), x * passes)
         steps = f.where(f.isnan(x), f.zeros_like(x), x) / scale
-        steps = f.minimum(f.maximum(steps, 2.0 * low), f.number(2.0 * TABLE_STEPS))
+        first, last = (f.number(bound) for bound in dkm.bounds_of_steps(signed=signed))
+        steps = f.minimum(f.maximum(steps, first), last)
         steps = steps[..., None]
-        unit = self.annealed(self.temperature) * (2 * TABLE_STEPS / count) ** 2
+        unit = self.annealed(self.temperature) * (dkm.CODES / count) ** 2
         distances = (steps - levels) * (steps - levels) / f.cast(unit, "float32")
         # pairwise: Keras takes no maximum of a tensor without elements
         least = functools.reduce(f.minimum, [distances[..., place : place + 1] for place in range(count)])

@@ -7,7 +7,7 @@ from mct_quantizers import QuantizationTarget, mark_quantizer
 from trainable_core.backend.options import ApotOptions
 from trainable_core.enums import TrainingMethod
 from trainable_core.reference import apot
-from trainable_torch.quantizers.table import METHODS, TableQuantizer
+from trainable_torch.quantizers.table import METHODS, OF_ACTIVATIONS, TableQuantizer
 
 
 class ApotQuantizer(ApotOptions, TableQuantizer):
@@ -19,3 +19,8 @@ class ApotQuantizer(ApotOptions, TableQuantizer):
 @mark_quantizer(QuantizationTarget.Weights, METHODS, TrainingMethod.APOT)
 class ApotWeightsQuantizer(ApotQuantizer):
     """APoT for weights."""
+
+
+@mark_quantizer(QuantizationTarget.Activation, OF_ACTIVATIONS, TrainingMethod.APOT)
+class ApotActivationQuantizer(ApotQuantizer):
+    """APoT for activations."""

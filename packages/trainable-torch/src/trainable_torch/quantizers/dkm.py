@@ -8,11 +8,11 @@ from torch import Tensor
 
 from trainable_core.backend.options import DkmOptions
 from trainable_core.enums import TrainingMethod
-from trainable_core.qparams import TABLE_STEPS
+from trainable_core.qparams import table_ends
 from trainable_core.reference import dkm, dqa
 from trainable_torch import ops
 from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer
-from trainable_torch.quantizers.table import METHODS
+from trainable_torch.quantizers.table import METHODS, OF_ACTIVATIONS
 
 
 class DkmQuantizer(DkmOptions, BasePytorchTrainableQuantizer):
@@ -34,13 +34,15 @@ class DkmQuantizer(DkmOptions, BasePytorchTrainableQuantizer):
     def quantize(self, x: Tensor, training: bool) -> Tensor:  # noqa: FBT001 - the base's signature
         """Return the soft values, or those of the nearest levels."""
         scale = self.grid(x.dim()).scale.detach()
-        clipped = torch.where(self.centroids.isnan(), 0.0, self.centroids).clamp(-TABLE_STEPS, TABLE_STEPS - 1)
+        signed = self.signed
+        clipped = torch.where(self.centroids.isnan(), 0.0, self.centroids).clamp(*table_ends(signed=signed))
         levels = clipped + (clipped.round() - clipped).detach()
-        hard = ops.snap_to_levels(x.detach(), scale, list(levels.detach().sort().values))
+        ascending = list(levels.detach().sort().values)
         if not training:
-            return torch.where(x.isnan(), x, hard)  # in the graph, as every quantizer's output
-        steps = (torch.where(x.isnan(), 0.0, x) / scale).clamp(-2 * TABLE_STEPS, 2 * TABLE_STEPS).unsqueeze(-1)
-        unit = self.temperature(self.current_step) * (2 * TABLE_STEPS / len(levels)) ** 2
+            return ops.snap_to_levels_passing(x, scale, ascending, signed=signed)
+        hard = ops.snap_to_levels(x.detach(), scale, ascending, signed=signed)
+        steps = (torch.where(x.isnan(), 0.0, x) / scale).clamp(*dkm.bounds_of_steps(signed=signed)).unsqueeze(-1)
+        unit = self.temperature(self.current_step) * (dkm.CODES / len(levels)) ** 2
         weights = torch.softmax(-(steps - levels).square() / torch.as_tensor(unit).to(torch.float32), -1)
         soft = (weights * levels).sum(-1) * scale
         soft = torch.where(x.isnan(), x.detach(), soft)
@@ -50,3 +52,8 @@ class DkmQuantizer(DkmOptions, BasePytorchTrainableQuantizer):
 @mark_quantizer(QuantizationTarget.Weights, METHODS, TrainingMethod.DKM)
 class DkmWeightsQuantizer(DkmQuantizer):
     """DKM for weights."""
+
+
+@mark_quantizer(QuantizationTarget.Activation, OF_ACTIVATIONS, TrainingMethod.DKM)
+class DkmActivationQuantizer(DkmQuantizer):
+    """DKM for activations."""

@@ -12,6 +12,7 @@ from trainable_torch.grid import Grid
 from trainable_torch.quantizers.base import BasePytorchTrainableQuantizer
 
 METHODS = [QuantizationMethod.LUT_POT_QUANTIZER, QuantizationMethod.LUT_SYM_QUANTIZER]
+OF_ACTIVATIONS = [QuantizationMethod.LUT_POT_QUANTIZER]
 
 
 class TableQuantizer(BasePytorchTrainableQuantizer):
@@ -19,13 +20,13 @@ class TableQuantizer(BasePytorchTrainableQuantizer):
 
     def fake_quantize(self, x: Tensor, grid: Grid, training: bool) -> Tensor:  # noqa: ARG002, FBT001 - the base's signature
         """Return `x` on the levels."""
-        scale, levels = grid.scale.detach(), self.levels
-        values = ops.snap_to_levels(x.detach(), scale, levels)
+        scale, levels, signed = grid.scale.detach(), self.levels, self.signed
+        values = ops.snap_to_levels(x.detach(), scale, levels, signed=signed)
         steps, (first, last) = x.detach() / scale, table.edges(levels)
         inside = (steps > first) & (steps < last)
         codes = torch.where(inside, values / scale, 0.0).round()
         end = torch.where(steps >= last, float(levels[-1]), torch.where(steps <= first, float(levels[0]), 0.0))
         sharing = x.numel() // max(scale.numel(), 1)
-        constant = table.gradient_scale(sharing, self.quantization_config.n_bits)
+        constant = table.gradient_scale(sharing, self.quantization_config.n_bits, signed=signed)
         d_scale = torch.where(inside, codes - steps, end) * constant
         return ops.by_slopes(x, grid, inside.to(x.dtype), d_scale, values=values)
