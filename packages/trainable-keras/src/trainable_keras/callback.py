@@ -14,7 +14,7 @@ from trainable_keras.statistics import batch_norms, freeze_batch_norm, reestimat
 from trainable_keras.wrapping import state_of
 
 
-def training_callback(
+def training_callback(  # noqa: PLR0913 - the verb's arguments
     framework: Framework,
     qmodel: Any,
     *,
