@@ -62,6 +62,11 @@ def laid_out(tensor: Tensor, layout: str) -> Tensor:
     return tensor
 
 
+def _is_own(quantizer: Any) -> bool:
+    """Return whether a quantizer's class is this package's."""
+    return type(quantizer).__module__.partition(".")[0] == __name__.partition(".")[0]
+
+
 class TorchAdapter(BaseAdapter):
     """See `trainable_core.conformance.adapter.Adapter`."""
 
@@ -151,7 +156,8 @@ class TorchAdapter(BaseAdapter):
     def execute(self, quantizer: Any, x: Array, mode: str, *, training: bool, upstream: Array | None) -> Run:
         quantizer.train(training).zero_grad()
         torch.compiler.reset()
-        compiled: Any = torch.compile(quantizer, backend=mode.rpartition(" ")[2], fullgraph=True)
+        whole = mode in self.thorough_modes or _is_own(quantizer)  # what can't be traced may run eagerly otherwise
+        compiled: Any = torch.compile(quantizer, backend=mode.rpartition(" ")[2], fullgraph=whole)
         given = torch.tensor(x).requires_grad_(upstream is not None)
         return self._gradients(quantizer, given, compiled(given, training), upstream, PLAIN)
 
@@ -287,8 +293,7 @@ class TorchAdapter(BaseAdapter):
         return runs, [zeros if second is None else to_numpy(second[place]) for place in range(len(upstreams))]
 
     def promised(self, quantizer: Any) -> Sequence[str]:
-        own = type(quantizer).__module__.partition(".")[0] == __name__.partition(".")[0]
-        if not own:
+        if not _is_own(quantizer):
             return ()
         by_rule = quantizer.dependencies() is not None and quantizer.rule(1, 1) is not None
         return (VECTORIZED, FORWARD) if by_rule else (VECTORIZED,)
