@@ -99,6 +99,7 @@ ALONE = {
 }
 # Laws without such a defect, and why.
 NOT_ALONE = {
+    "before_a_layer": "a layer looks behind our own quantizers alone; mutants of our kernels show it",
     "batched_gradients": "a backward pass sees one gradient at a time, or refuses; mutants of our kernels show it",
 }
 

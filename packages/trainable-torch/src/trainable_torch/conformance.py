@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from trainable_core.config import TrainableQuantizerWeightsConfig
 from trainable_core.conformance.adapter import (
     FORWARD,
     INPUT,
@@ -28,8 +29,10 @@ from trainable_core.conformance.adapter import (
     State,
     Way,
 )
+from trainable_core.constants import THRESHOLD
 from trainable_core.enums import TieRule
 from trainable_torch.kernels import cache, layer, native
+from trainable_torch.quantizers.ste import SteWeightsQuantizer
 from trainable_torch.wrapper import QuantizationWrapper
 
 Array = NDArray[Any]
@@ -303,6 +306,27 @@ class TorchAdapter(BaseAdapter):
 
     def in_a_layer(self, quantizer: Any, weights: Array) -> _Linear:
         return _Linear(self, quantizer, weights)
+
+    def before_a_layer(
+        self, quantizer: Any, x: Array, *, training: bool, upstream: Array | None, input_gradient: bool = True
+    ) -> Run | None:
+        kinds: Any = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+        if x.ndim - 2 not in range(len(kinds)):
+            return None
+        channels = x.shape[1]
+        arguments = (channels, channels) if x.ndim == 2 else (channels, channels, 1)  # noqa: PLR2004 - rows and features
+        layer = nn.utils.skip_init(kinds[x.ndim - 2], *arguments, bias=False)
+        with torch.no_grad():
+            layer.weight.copy_(torch.eye(channels).view(layer.weight.shape))
+        one = {"weights_quantization_method": "SYMMETRIC", "weights_n_bits": 8}
+        config = TrainableQuantizerWeightsConfig(
+            **one, weights_quantization_params={THRESHOLD: 2.0}
+        )  # has a code for 1
+        wrapper: Any = QuantizationWrapper(layer, {"weight": SteWeightsQuantizer(config)}).train(training)
+        quantizer.train(training).zero_grad()
+        given = torch.tensor(x).requires_grad_(upstream is not None and input_gradient)
+        output = wrapper(quantizer(given, training))
+        return self._gradients(quantizer, given, output, upstream, PLAIN)
 
     def regularization(self, quantizer: Any) -> tuple[float, dict[str, Array]] | None:
         return self._term(quantizer, quantizer.regularization())

@@ -241,6 +241,17 @@ class Adapter(Protocol):
         The layer initializes the quantizer. `Layer` says how it is called.
         """
 
+    def before_a_layer(
+        self,
+        quantizer: Any,
+        x: NDArray[Any],
+        *,
+        training: bool,
+        upstream: NDArray[Any] | None,
+        input_gradient: bool = True,
+    ) -> Run | None:
+        """Call the quantizer as `run` does, before a layer that gives its input; None where there is no such layer."""
+
     def regularization(self, quantizer: Any) -> tuple[float, Mapping[str, NDArray[Any]]] | None:
         """Return the quantizer's term for the loss, and its gradients by what learns; None when it has none."""
 
@@ -376,6 +387,19 @@ class BaseAdapter:
     def in_a_layer(self, quantizer: Any, weights: NDArray[Any]) -> Layer | None:
         """Return None: there are no layers here."""
         del quantizer, weights
+        return None
+
+    def before_a_layer(
+        self,
+        quantizer: Any,
+        x: NDArray[Any],
+        *,
+        training: bool,
+        upstream: NDArray[Any] | None,
+        input_gradient: bool = True,
+    ) -> Run | None:
+        """Return None: there are no layers here."""
+        del quantizer, x, training, upstream, input_gradient
         return None
 
     def regularization(self, quantizer: Any) -> tuple[float, Mapping[str, NDArray[Any]]] | None:

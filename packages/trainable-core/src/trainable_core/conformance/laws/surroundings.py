@@ -230,3 +230,30 @@ def inside_a_layer(subject: Subject, case: Case) -> None:
             adapter.descend(quantizer, gradients)
         x = np.asarray(x * np.float32(0.75) + np.float32(2.0**-7), np.float32)
         layer.assign(x)
+
+
+@law(
+    "Behind an activation's quantizer stands a layer, which may compute both at once.",
+    kind=Kind(moderate=True, finite=True, tensor=False, least=2),
+    about=lambda subject: not subject.weights and repeatable(subject),
+    most=10,
+)
+def before_a_layer(subject: Subject, case: Case) -> None:
+    """Before a layer, a quantizer gives what it gives by itself, for an input that needs no gradient too."""
+    adapter, case = subject.adapter, replace(case, x=subject.normal(case.x))
+    if not case.x.size:
+        return
+    for training, upstream, needed in ((True, case.upstream, True), (True, case.upstream, False), (False, None, False)):
+        got = adapter.before_a_layer(
+            subject.quantizer(case), case.x, training=training, upstream=upstream, input_gradient=needed
+        )
+        if got is None:
+            return
+        expected = subject.run(subject.quantizer(case), case.x, training=training, upstream=upstream)
+        where = f"before a layer, training={training}, input_gradient={needed}"
+        same = np.array_equal(got.values, expected.values)  # a sum with products of zero: zeros have no sign
+        require(f"values {where}", same, expected.values, got.values)
+        if got.x is not None and expected.x is not None:
+            close(f"gradient of the input {where}", got.x, expected.x, np.abs(expected.x) * EPSILON)
+        if upstream is not None:
+            same_sums(f"gradient {where}", got.variables, expected.variables, expected, upstream)
