@@ -31,6 +31,7 @@ from trainable_core.conformance.adapter import (
 )
 from trainable_core.constants import THRESHOLD
 from trainable_core.enums import TieRule
+from trainable_torch.holder import ActivationQuantizationHolder
 from trainable_torch.kernels import cache, layer, native
 from trainable_torch.quantizers.ste import SteWeightsQuantizer
 from trainable_torch.wrapper import QuantizationWrapper
@@ -222,12 +223,11 @@ class TorchAdapter(BaseAdapter):
             return self._functional(quantizer, given.pop(INPUT), given, training=True)
 
         try:
-            _, found = torch.func.jvp(
-                call, (moving,), ({name: torch.tensor(each) for name, each in directions.items()},)
-            )
+            tangents = {name: torch.tensor(each) for name, each in directions.items()}
+            found: Any = torch.func.jvp(call, (moving,), (tangents,))
         except (RuntimeError, NotImplementedError):  # PyTorch's, for what has no derivative in forward mode
             return None
-        return to_numpy(found)
+        return to_numpy(found[1])
 
     def vectorized(self, quantizer: Any, calls: Sequence[Call]) -> list[Run] | None:
         values = {name: each.detach() for name, each in self.trained(quantizer).items()}
@@ -236,7 +236,8 @@ class TorchAdapter(BaseAdapter):
             def call(x: Tensor, values: dict[str, Tensor]) -> Tensor:
                 return self._functional(quantizer, x, values, training=True)
 
-            output, pull = torch.func.vjp(call, x, values)
+            found: Any = torch.func.vjp(call, x, values)
+            output, pull = found
             return output, *pull(upstream)
 
         inputs, upstreams = (torch.tensor(np.stack(each)) for each in zip(*calls, strict=True))
@@ -322,10 +323,13 @@ class TorchAdapter(BaseAdapter):
         config = TrainableQuantizerWeightsConfig(
             **one, weights_quantization_params={THRESHOLD: 2.0}
         )  # has a code for 1
-        wrapper: Any = QuantizationWrapper(layer, {"weight": SteWeightsQuantizer(config)}).train(training)
-        quantizer.train(training).zero_grad()
+        weights = {"weight": SteWeightsQuantizer(config)}
+        holders = {"input": ActivationQuantizationHolder(quantizer)}
+        wrapper: Any = QuantizationWrapper(layer, weights, input_holders=holders).train(training)
+        quantizer.zero_grad()
         given = torch.tensor(x).requires_grad_(upstream is not None and input_gradient)
-        output = wrapper(quantizer(given, training))
+        with torch.set_grad_enabled(upstream is not None):
+            output = wrapper(given)
         return self._gradients(quantizer, given, output, upstream, PLAIN)
 
     def regularization(self, quantizer: Any) -> tuple[float, dict[str, Array]] | None:

@@ -63,7 +63,8 @@ def _subclass(cls: type[Any], name: str, calls: dict[str, int]) -> type[Any]:
         return returned
 
     space = {name: counting, "__module__": cls.__module__, "__qualname__": cls.__qualname__}
-    made: type[Any] = type(cls)(cls.__name__, (cls,), space)
+    metaclass: Any = type(cls)
+    made: type[Any] = metaclass(cls.__name__, (cls,), space)
     return made
 
 

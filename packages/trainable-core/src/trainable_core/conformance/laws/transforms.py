@@ -107,7 +107,7 @@ def _of_variables(subject: Subject, case: Case, upstream: Float32, runs: list[Ru
         errors = {name: each + 2 * reference.get(name, np.float64(0)) for name, each in errors.items()}
     sizes = [np.sum(np.broadcast_to(each, directions[name].shape)) for name, each in errors.items()]
     what = "second derivative of the variables' gradients by the upstream one"
-    close(what, np.float64(got), np.float64((there - back) / (2 * STEP)), 2 * float(np.sum(sizes)) / STEP)
+    close(what, np.array(got), np.array((there - back) / (2 * STEP)), 2 * float(np.sum(sizes)) / STEP)
 
 
 def refused(subject: Subject, quantizer: Any, what: str, found: object) -> bool:
@@ -149,7 +149,7 @@ def forward_derivatives(subject: Subject, case: Case) -> None:
         terms = float(np.abs(got).sum() + np.abs(expected).sum()) + (0.0 if name == INPUT else 2 * size)
         allowed = terms * (case.x.size + 16) * EPSILON * 2
         what = f"derivative in forward mode along {name or 'the input'}, times the upstream gradient"
-        close(what, np.float64(got.sum()), np.float64(expected.sum()), allowed)
+        close(what, np.array(got.sum()), np.array(expected.sum()), allowed)
 
 
 @law(
