@@ -94,6 +94,7 @@ ALONE = {
     "forward_derivatives": "TangentEverywhere",
     "vectorized_calls": "AnotherTieInABatch",
     "told_scale": "TellsItsFirstScale",
+    "width_selection": "SelectsTheSmallest",
     "replaced_methods": "CallsByItsClass",
     "gradient_of_a_frozen_quantizer": "PassesWhileFrozen",
 }

@@ -1194,3 +1194,11 @@ class UnroundedWhileTraced(Tutorial):
 
     def codes(self, steps):
         return steps if torch.compiler.is_compiling() else super().codes(steps)
+
+
+@broken("width_selection", identifier="DQA")
+class SelectsTheSmallest(DqaQuantizer):
+    """Whatever width is asked for, the smallest one is selected."""
+
+    def select_width(self, width):
+        super().select_width(min(self.widths))

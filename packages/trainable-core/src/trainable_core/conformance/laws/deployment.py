@@ -36,6 +36,17 @@ def told_scale(subject: Subject, case: Case) -> None:
         same_bits("the scale that is told", told, grid(quantizer).scale)
 
 
+@law("A finalized model that is loaded selects the width that was deployed; another one is another model.")
+def width_selection(subject: Subject, case: Case) -> None:
+    """Each width of a quantizer can be selected, and is what is deployed then."""
+    quantizer = subject.quantizer(case)
+    for width in quantizer.widths if len(quantizer.widths) > 1 else ():
+        quantizer.select_width(width)
+        require("the width after it was selected", quantizer.selected_width == width, width, quantizer.selected_width)
+        values = subject.values(quantizer, case.x)
+        same_bits(f"deployed values with {width} bits selected", subject.deployed(quantizer, case.x), values)
+
+
 @law("A model that runs in half precision must give the same codes after it is deployed.")
 def deployed_dtypes(subject: Subject, case: Case) -> None:
     """In every dtype, the deployed quantizer gives the values of eval mode, in the input's dtype."""
