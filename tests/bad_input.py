@@ -111,7 +111,17 @@ def recipes(backend: str, weight: str, names: str) -> dict[str, Refusal]:
             (f"{backend}/Weights/LSG/SYMMETRIC", f"{backend}/Weights/LSQ/SYMMETRIC", "did you mean 'LSQ'"),
         ),
         "a grid nobody trains": (
-            {"weights": _spec(method="LUT_SYM_QUANTIZER")}, UnknownQuantizerError, ("LUT_SYM_QUANTIZER",),
+            {"weights": _spec(method="LUT_SYM_QUANTIZER")},
+            UnknownQuantizerError,
+            ("LUT_SYM_QUANTIZER", "needs method: POWER_OF_TWO or SYMMETRIC or UNIFORM", "has APOT, DKM"),
+        ),
+        "a method on a grid of others": (
+            {"weights": _spec("DKM")},
+            UnknownQuantizerError,
+            ("needs method: LUT_POT_QUANTIZER or LUT_SYM_QUANTIZER", "SYMMETRIC has"),
+        ),
+        "a method for weights alone": (
+            {"activations": _spec("DOREFA")}, UnknownQuantizerError, ("DOREFA is a training method for Weights alone",),
         ),
         "a grid the target has not": (
             {"weights": _spec(method="LUT_SYM_QUANTIZER", n_bits=16)},

@@ -92,9 +92,6 @@ class Calibration(ModelCalibration):
             holder.sight = sight
         yield
 
-    def is_tensor(self, batches):
-        return isinstance(batches, np.ndarray)
-
     def call(self, batch, *, training=False):
         assert self.model.training is training
         return self.model(inputs_of(batch))

@@ -74,6 +74,26 @@ def test_widths_that_a_grid_lacks_are_not_suggested():
     assert told.sentence.endswith(": leave its activations in float.")
 
 
+def test_a_method_that_chooses_its_width_is_shown_its_own_candidates():
+    others = [weight(name, 6) for name in "bcd"]
+    own = {"widths": (2, 5, 9), "most_bits": 9, "chooses": True}
+    (told,) = found(costs(a=0.9), [weight("a", 2, **own), *others])
+    assert "let it have 5 bits, which is one of its candidates" in told.sentence
+    (told,) = found(costs(a=0.9), [weight("a", 9, **own), *others])
+    assert told.sentence.endswith(": give it wider candidates than 9 bits.")
+
+
+def test_a_width_with_fewer_bits_is_one_that_there_is():
+    wasted = replace(QUALITY, unused=0.99, count=100_000)
+    for widths, end in (
+        ((2, 4, 8), "or 2 bits are enough."),
+        ((4, 8), "or 4 bits are enough."),
+        ((8,), "finer steps."),
+    ):
+        (told,) = found(costs(), [weight("a", 8, quality=wasted, widths=widths)])
+        assert told.sentence.endswith(end)
+
+
 def test_the_tensor_with_the_largest_error_is_meant():
     coarse = replace(QUALITY, sqnr=20.0, calibrated_sqnr=20.0)
     (told,) = found(costs(a=0.9), [weight("a"), activation("a", quality=coarse)])

@@ -207,11 +207,34 @@ def test_a_miss_in_an_installed_backend_knows_the_built_in_methods() -> None:
     assert "did you mean 'LSQ'" in message
 
 
+def test_a_miss_of_a_method_on_another_grid_names_its_grids_and_the_methods_of_that_grid() -> None:
+    known = [
+        KEY._replace(quantizer_id=name, method=QuantizationMethod[grid], target=target)
+        for name, grid, target in (
+            ("DKM", "LUT_SYM_QUANTIZER", QuantizationTarget.Weights),
+            ("DKM", "LUT_POT_QUANTIZER", QuantizationTarget.Weights),
+            ("LSQ", "SYMMETRIC", QuantizationTarget.Weights),
+            ("PACT", "SYMMETRIC", QuantizationTarget.Activation),
+        )
+    ]
+
+    def hint(**asked: Any) -> str:
+        error = errors.UnknownQuantizerError(KEY._replace(**asked), known, {}, known_backends=["torch"])
+        return str(error).splitlines()[-1]
+
+    assert hint(quantizer_id="DKM") == (
+        "Hint: DKM needs method: LUT_POT_QUANTIZER or LUT_SYM_QUANTIZER; SYMMETRIC has LSQ."
+    )
+    assert hint(method=QuantizationMethod.POWER_OF_TWO) == "Hint: LSQ needs method: SYMMETRIC."
+    assert hint(target=QuantizationTarget.Activation) == "Hint: LSQ is a training method for Weights alone."
+
+
 WARNINGS = [
     errors.NothingQuantizedWarning("Net", {"skipped by a rule": ["fc", "head"]}),
     errors.ThresholdsKeptWarning({"aux: input": "no batch reached its layer"}),
     errors.GradientMissingWarning({"fc.weight": "no gradient at 3 records in a row"}),
     errors.StatisticsRunAwayWarning({"norm": "variance went from 1 to 1e+06"}),
+    errors.RecordsLostWarning({"run.csv": "it can't be written"}),
     errors.ThresholdCollapsedWarning({"fc.weight": "its step fell from 0.1, down to 1e-06"}),
 ]
 

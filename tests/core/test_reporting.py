@@ -103,7 +103,7 @@ class Checked(HTMLParser):
 
 def test_weights_and_activations_are_held_against_their_grids() -> None:
     batches = [np.float32([-2.0, 0.0, 0.5, np.nan]), np.float32([0.25])]
-    weight, of_input = gathered(HomeView(), batches, None)
+    weight, of_input = gathered(HomeView(), batches)
     assert (weight.name, of_input.name) == ("fc.weight", "fc: input")
     assert (weight.values.minimum, weight.values.count) == (np.float32(-0.6), 6)
     # codes 1, -5, 7 and 1, 1, 7
@@ -115,20 +115,20 @@ def test_weights_and_activations_are_held_against_their_grids() -> None:
 
 def test_a_tensor_without_a_number_is_told() -> None:
     needs_figures()
-    tensors = gathered(HomeView(), [np.full(3, np.nan, np.float32)], None)
+    tensors = gathered(HomeView(), [np.full(3, np.nan, np.float32)])
     assert [facts.name for facts in tensors] == ["fc.weight", "fc: input"]
     page = Checked(page_of(tensors=tensors))
     assert "fc: input: 3 of its values are NaN or infinite" in page.text
 
 
 def test_without_batches_there_are_weights_alone() -> None:
-    assert [facts.name for facts in gathered(HomeView(), None, None)] == ["fc.weight"]
+    assert [facts.name for facts in gathered(HomeView(), None)] == ["fc.weight"]
 
 
 def test_a_weight_without_a_grid_shows_its_values() -> None:
     view = HomeView()
     view.weights.switch_off()
-    (facts,) = gathered(view, None, None)
+    (facts,) = gathered(view, None)
     assert (facts.grid, facts.codes, facts.values.count) == (None, None, 6)
 
 

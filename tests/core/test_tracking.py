@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 import struct
 import warnings
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ from trainable_core.errors import (
     GradientMissingWarning,
     InvalidArgumentError,
     ModelError,
+    RecordsLostWarning,
     StatisticsRunAwayWarning,
     ThresholdCollapsedWarning,
 )
@@ -61,7 +63,7 @@ class Tracking(TrackingRoutine):
 
 
 def tracking(path: Path, view: HomeView | None = None, every: int = 1, batches: Any = None, **more: Any) -> Tracking:
-    return Tracking(HomeView() if view is None else view, path / "run.csv", every, batches, None, **more)
+    return Tracking(HomeView() if view is None else view, path / "run.csv", every, batches, **more)
 
 
 def numbers(path: Path) -> dict[tuple[int, str], dict[str, float]]:
@@ -289,7 +291,7 @@ def test_a_csv_file_of_others_is_refused(tmp_path: Path, text: str) -> None:
 def test_a_place_that_can_not_be_written_is_refused_at_once(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(DocumentError):
-        Tracking(HomeView(), tmp_path / name, 1, None, None)
+        Tracking(HomeView(), tmp_path / name, 1, None)
 
 
 def test_an_event_is_what_protobuf_makes_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -305,7 +307,7 @@ def test_a_record_is_what_tensorboard_writes() -> None:
 
 def test_a_folder_gets_an_event_file_for_each_run(tmp_path: Path) -> None:
     for _ in range(2):
-        routine = Tracking(HomeView(), tmp_path / "runs" / "one", 1, None, None)
+        routine = Tracking(HomeView(), tmp_path / "runs" / "one", 1, None)
         routine.start()
         routine.step_end()
     files = sorted((tmp_path / "runs" / "one").iterdir())
@@ -317,6 +319,75 @@ def test_a_folder_gets_an_event_file_for_each_run(tmp_path: Path) -> None:
         content, count = content[16 + length :], count + 1
     assert count == 3  # the version, and two steps
     assert TensorBoardWriter(tmp_path).path.parent == tmp_path
+
+
+def lost(routine: Tracking) -> str:
+    (reason,) = routine.problems["RecordsLostWarning"].values()
+    return reason
+
+
+@pytest.mark.parametrize("name", ["runs/run.csv", "runs/board"])
+def test_a_training_goes_on_where_its_records_are_removed(tmp_path: Path, name: str) -> None:
+    (tmp_path / "runs").mkdir()
+    routine = Tracking(HomeView(), tmp_path / name, 1, None)
+    routine.start()
+    shutil.rmtree(tmp_path / "runs")
+    with pytest.warns(RecordsLostWarning, match="begun anew"):
+        routine.step_end()
+    routine.step_end()  # and warns no more
+    routine.end()
+    (file,) = (each for each in (tmp_path / "runs").rglob("*") if each.is_file())
+    if file.suffix == ".csv":
+        assert {scalar.step for scalar in read_csv(file)} == {1, 2}
+    else:
+        assert b"brain.Event:2" in file.read_bytes()[:48]
+
+
+@pytest.mark.parametrize("name", ["run.csv", "board"])
+def test_a_training_goes_on_where_it_can_not_write(tmp_path: Path, name: str) -> None:
+    routine = Tracking(HomeView(), tmp_path / name, 1, None)
+    routine.start()
+    (path,) = (each for each in tmp_path.rglob("*") if each.is_file())
+    before = path.read_bytes()
+    path.unlink()
+    path.mkdir()
+    with pytest.warns(RecordsLostWarning, match="the record is lost"):
+        routine.step_end()
+    path.rmdir()
+    path.write_bytes(before)
+    routine.step_end()
+    routine.end()
+    assert path.read_bytes().startswith(before)  # written again once that is possible
+    assert len(path.read_bytes()) > len(before)
+    assert lost(routine).startswith("it can't be written")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a disk that is full is a device of Linux")
+def test_a_full_disk_is_warned_of(tmp_path: Path) -> None:
+    routine = tracking(tmp_path)
+    routine.start()
+    (tmp_path / "run.csv").unlink()
+    (tmp_path / "run.csv").symlink_to("/dev/full")
+    with pytest.warns(RecordsLostWarning, match="No space left"):
+        routine.step_end()
+
+
+@pytest.mark.parametrize("room", [0, 1, 40, 200])
+def test_a_record_is_written_as_a_whole_or_not_at_all(tmp_path: Path, room: int) -> None:
+    resource = pytest.importorskip("resource")
+    writer = CsvWriter(tmp_path / "run.csv")
+    assert not writer.write([Scalar(1, "fc", "low", 0.5)])
+    before = writer.path.read_bytes()
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + room, limit[1]))
+    try:
+        told = writer.write([Scalar(2, "fc", name, 0.5) for name in "abcdefgh" * 10])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert "lost" in told
+    assert writer.path.read_bytes() == before
+    assert not writer.write([Scalar(3, "fc", "low", 0.5)])
+    assert [scalar.step for scalar in read_csv(writer.path)] == [1, 3]
 
 
 def test_tensorboard_groups_by_quantity() -> None:

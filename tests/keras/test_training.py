@@ -135,6 +135,25 @@ def test_the_terms_of_all_quantizers_are_summed() -> None:
     assert float(numpy(regularization(qmodel))) == 3 * 0.25 * 5.0
 
 
+@only_tensorflow("AutoGraph is TensorFlow's")
+def test_verbs_of_a_loop_of_your_own_are_not_rewritten_by_autograph(caplog: pytest.LogCaptureFixture) -> None:
+    dampened = spec("LSQ", modifiers={"oscillation_dampening": {"strength": {**SCHEDULE, "target_val": 2.0}}})
+    qmodel = ready(dense(), {"weights": dampened, "activations": spec("LSQ", "UNIFORM")}, vectors(8, 4))
+    mixed = ready(dense(), dqa(bit_cost_weight=0.25), vectors(8, 4))
+
+    def step() -> Any:
+        assert all(group["params"] for group in parameter_groups(qmodel))
+        freeze_quant_params(qmodel, frozen=False)
+        advance_schedules(qmodel)
+        return regularization(qmodel) + regularization(mixed)
+
+    with caplog.at_level("WARNING", logger="tensorflow"):
+        found = tf.function(step)()
+    assert "AutoGraph" not in caplog.text
+    assert float(found) > 0.25 * 5.0  # the dampening has a term too
+    assert float(found) == pytest.approx(float(regularization(qmodel) + regularization(mixed)), rel=1e-6)
+
+
 def test_fit_minimizes_the_same_terms() -> None:
     qmodel = ready(dense(), dqa(bit_cost_weight=0.25))
     call(qmodel, vectors(8, 4))

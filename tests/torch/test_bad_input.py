@@ -229,6 +229,11 @@ def calibrating(what: str, batches: Any, error: type[Exception], *facts: str, **
     return row(what, "wrapped", lambda model: calibrate(model, batches, **options), error, *facts)
 
 
+def labelled() -> tuple[Any, Any]:
+    """Return inputs and labels, of which a list of one batch is to be made."""
+    return images(), torch.zeros(len(images()))
+
+
 def holed(value: float) -> torch.Tensor:
     """Return a batch with one value in it that is no number."""
     batch = images()
@@ -242,6 +247,7 @@ def holed(value: float) -> torch.Tensor:
     calibrating("a spent generator", iter(()), CalibrationError, "the batches are empty", "generator"),
     calibrating("a batch instead of batches", images(), CalibrationError, "batches", "Tensor", "[batch]"),
     calibrating("a mapping instead of batches", {"input": images()}, CalibrationError, "batches", "dict"),
+    calibrating("inputs and labels", labelled(), CalibrationError, "[(x, y)]", "inputs and labels"),
     calibrating("text instead of batches", "data", CalibrationError, "batches", "str"),
     calibrating("a number of batches", 8, CalibrationError, "batches", "int"),
     calibrating("an empty tuple for a batch", [images(), ()], CalibrationError, "a batch is an empty tuple"),
@@ -366,6 +372,33 @@ FILE = "never-written.onnx"
         "fold_batch_norm: after",
     ),
     row("a diagnosis of a float model", "float", lambda m: diagnose(m, [images()]), ModelError, "Sequential", "wrap"),
+    row(
+        "a diagnosis of a batch",
+        "calibrated",
+        lambda m: diagnose(m, labelled()),
+        CalibrationError,
+        "diagnose",
+        "[(x, y)]",
+    ),
+    row(
+        "widths for a batch", "calibrated", lambda m: suggest(m, labelled(), 4), CalibrationError, "suggest", "[(x, y)]"
+    ),
+    row(
+        "tracking with a batch",
+        "calibrated",
+        lambda m: track(m, "run.csv", batches=labelled()),
+        CalibrationError,
+        "track",
+        "[(x, y)]",
+    ),
+    row(
+        "a report on a batch",
+        "calibrated",
+        lambda m: report(m, "page.html", labelled()),
+        CalibrationError,
+        "report",
+        "[(x, y)]",
+    ),
     row("a diagnosis without a batch", "calibrated", lambda m: diagnose(m, []), CalibrationError, "empty", "fresh"),
     row(
         "a diagnosis by an unknown metric",

@@ -23,8 +23,8 @@ from trainable_core.errors import (
     QuantizerStateError,
 )
 from trainable_torch import diagnose, finalize, load, register_layer, save, suggest, wrap
-from trainable_torch.diagnosing import TorchDiagnosis
 from trainable_torch.training import quantizers_of
+from trainable_torch.viewing import TorchView
 
 EIGHT = {"weights": spec("LSQ", n_bits=8), "activations": spec("LSQ", "UNIFORM", 8)}
 ACTIVATIONS = {"activations": spec(), "rules": [{"match": {"op": "linear"}, "activations": {"n_bits": 8}}]}
@@ -188,9 +188,7 @@ def test_a_layer_of_two_bits_among_eight_is_first(layer: str) -> None:
 def test_a_threshold_ten_times_too_small_is_first(layer: str, tensor: str) -> None:
     qmodel = ready(network(), EIGHT, *BATCHES)
     place = next(
-        each
-        for each in TorchDiagnosis(qmodel, "diagnose", None).places()
-        if (each.layer.name, each.tensor) == (layer, tensor)
+        each for each in TorchView(qmodel, "diagnose").tensors() if (each.layer.name, each.tensor) == (layer, tensor)
     )
     with torch.no_grad():
         for name in place.quantizer.variable_names:
@@ -207,7 +205,55 @@ def test_thresholds_along_the_wrong_axis_are_first() -> None:
     assert not [each for each in whole.findings if each.kind in {"axis", "range"}]
 
 
+class Faint(nn.Module):
+    """A model whose outputs hardly depend on what is before them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = network()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return small logits."""
+        return self.body(x) * 1e-4
+
+
+def test_gradients_of_half_precision_do_not_underflow() -> None:
+    how = {"weights": spec("LSQ"), "activations": spec("LSQ", "UNIFORM")}
+    qmodel = ready(Faint(), how, *BATCHES).eval()
+    whole = {(each.quantizer, each.name): each.gradient for each in diagnose(qmodel, BATCHES).variables}
+    half = diagnose(qmodel.half(), [batch.half() for batch in BATCHES])
+    assert len(half.variables) == len(whole) > 6
+    # logits of some 1e-5 in steps of 2**-24 have 7 significant bits or so, and their differences, which the gradients
+    # start from, fewer
+    for each in half.variables:
+        assert each.gradient == pytest.approx(whole[each.quantizer, each.name], rel=0.25, abs=0)
+    assert not [each for each in half.findings if each.kind == "gradient"]
+
+
 # ---- what is left alone ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.spectral_norm], ids=["weight_norm", "spectral_norm"])
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # PyTorch's, of both
+def test_a_weight_that_a_hook_computes_is_read_as_it_is_now_and_stays_what_it_was(norm: Any) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(8, 6)
+    qmodel = ready(nn.Sequential(norm(nn.Linear(6, 3))), {"weights": spec("LSQ")}, x).train()
+    loss = qmodel(x).sum()
+    computed, state = vars(qmodel[0])["weight"], {name: each.clone() for name, each in qmodel.state_dict().items()}
+    view = TorchView(qmodel, "diagnose")
+    (tensor,) = view.tensors()
+    view.quantized(tensor)
+    assert np.array_equal(view.values(tensor), computed.detach().numpy())
+    assert vars(qmodel[0])["weight"] is computed
+    assert all(torch.equal(state[name], each) for name, each in qmodel.state_dict().items())
+    loss.backward()
+    with torch.no_grad():
+        for parameter in qmodel.parameters():
+            parameter.mul_(1.5)
+    now = view.values(tensor)
+    qmodel.eval()(x)
+    assert np.array_equal(now, vars(qmodel[0])["weight"].detach().numpy())
 
 
 class Noisy(nn.Module):

@@ -7,12 +7,15 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from tests.core.test_reporting import Checked
-from tests.torch.models import images, network, ready, recipe, same_state, train
+from tests.torch.models import images, network, ready, recipe, same_state, spec, train
 from trainable_core.errors import DocumentError, ModelError
+from trainable_core.reference import affine
 from trainable_core.reporting import files
 from trainable_torch import describe, export, finalize, report, save
 
@@ -109,6 +112,60 @@ def test_exported_files_tell_their_codes(tmp_path: Path, target: str) -> None:
     path.write_bytes(damaged)
     with pytest.raises(DocumentError):
         files.read(path)
+
+
+class Looked(nn.Module):
+    """A table of which rows are looked up, and a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.table, self.fc = nn.Embedding(7, 5), nn.Linear(5, 3)
+        with torch.no_grad():
+            self.fc.weight += 0.3
+            self.table.weight -= 0.4
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        """Return the logits of rows."""
+        return self.fc(self.table(ids))
+
+
+@pytest.mark.parametrize("target", ["onnx", "qonnx"])
+@pytest.mark.parametrize("per_channel", [True, False], ids=["channel", "tensor"])
+@pytest.mark.parametrize("method", ["UNIFORM", "SYMMETRIC"])
+def test_weights_of_exported_files_have_the_codes_of_the_model(
+    tmp_path: Path, target: str, per_channel: bool, method: str
+) -> None:
+    onnx = pytest.importorskip("onnx", reason="onnx is not installed")
+    pytest.importorskip("onnxscript", reason="onnxscript is not installed")
+    ids = torch.arange(7).reshape(1, 7)
+    how = {"weights": spec("LSQ", method, 4, per_channel=per_channel), "target": target}
+    how["rules"] = [{"match": {"op": "embedding"}, "weights": {"per_channel": False}}]  # as files look rows up
+    deployed = finalize(ready(Looked(), how, ids))
+    path = tmp_path / "model.onnx"
+    export(deployed, path, target=target, example=ids)
+    found = files.read(path, weights=True)
+    rows = {row.layer: row for row in found.description.rows}
+    counted = {facts.name: facts for facts in found.weights}
+    for name in ("table", "fc"):
+        layer = deployed.get_submodule(name)
+        quantizer = layer.weights_quantizers["weight"]
+        grid, values = quantizer.qparams, quantizer(layer.weight.detach()).numpy()
+        zero = np.unique(grid.zero_point)
+        told = rows[name].params.get("zero_point", 0)
+        assert np.array_equal(np.unique(told), np.unique([zero.min(), zero.max()]))
+        assert rows[name].method == f"codes {grid.quant_min} to {grid.quant_max}"
+        codes = counted[f"{name}.weight"].codes
+        assert codes is not None
+        expected = np.bincount(affine.quantize(values, grid).reshape(-1) - grid.quant_min, minlength=16)
+        assert codes.tolist() == expected.tolist()
+    if (target, method) == ("onnx", "UNIFORM"):  # what earlier versions wrote
+        model = onnx.load(path)
+        (entry,) = (each for each in model.metadata_props if '"zero_point"' in each.value)
+        entry.value = entry.value.replace('"zero_point"', '"unknown"')
+        onnx.save(model, path)
+        row = next(row for row in files.read(path, weights=True).description.rows if row.layer == "fc")
+        assert row.method == "codes 0 to 15, stored without their zero point"
 
 
 def test_a_float_model_is_refused(tmp_path: Path) -> None:

@@ -97,6 +97,8 @@ class UnknownQuantizerError(TrainableError, LookupError):
             lines.append(install_hint(key.backend))
         elif elsewhere and key.quantizer_id not in {k.quantizer_id for k in known}:
             lines.append(f"Hint: {key.quantizer_id!r} exists only for other backends: {', '.join(elsewhere)}.")
+        elif own := [k for k in known if k.quantizer_id == key.quantizer_id]:
+            lines.append(_grids_hint(key, own, known))
         else:
             methods = {k.quantizer_id for k in known} | set(built_in)
             hint = "" if key.quantizer_id in methods else nearest(key.quantizer_id, methods).strip()
@@ -104,6 +106,17 @@ class UnknownQuantizerError(TrainableError, LookupError):
                 hint or "Hint: `trainable list` shows every quantizer; `trainable doctor` shows broken plugins."
             )
         super().__init__("\n".join(lines))
+
+
+def _grids_hint(key: Key, own: Collection[Key], known: Collection[Key]) -> str:
+    """Return a ``Hint`` line on a method that is registered, but not for this target and grid."""
+    grids = sorted({str(k.method) for k in own if k.target == key.target})
+    if not grids:
+        targets = " and ".join(sorted({str(k.target) for k in own}))
+        return f"Hint: {key.quantizer_id} is a training method for {targets} alone."
+    others = sorted({k.quantizer_id for k in known if (k.target, k.method) == (key.target, key.method)})
+    hint = f"Hint: {key.quantizer_id} needs method: {' or '.join(grids)}"
+    return f"{hint}; {key.method} has {', '.join(others)}." if others else f"{hint}."
 
 
 class DuplicateQuantizerError(TrainableError, ValueError):
@@ -334,6 +347,15 @@ class StatisticsRunAwayWarning(TrainableWarning):
         self.reasons = dict(reasons)
         hint = "a smaller learning rate, or batch norms that are folded after training (fold_batch_norm: after)."
         super().__init__(_told("statistics run away:", self.reasons, hint))
+
+
+class RecordsLostWarning(TrainableWarning):
+    """Issued by `track` when what it found can't be written, or was removed; the training goes on."""
+
+    def __init__(self, reasons: Mapping[str, str]) -> None:
+        self.reasons = dict(reasons)
+        hint = "is the disk full, or the folder gone? Records are tried again each time."
+        super().__init__(_told("records of the training are lost:", self.reasons, hint))
 
 
 LISTED = 10

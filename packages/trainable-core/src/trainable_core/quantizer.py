@@ -277,6 +277,11 @@ class BaseTrainableQuantizer:
             )
 
     @property
+    def chooses_width(self) -> bool:
+        """Whether the method chooses the width by itself, among `widths`: a config's ``n_bits`` doesn't say it."""
+        return len(self.widths) > 1 or self.quantization_config.candidates is not None
+
+    @property
     def levels(self) -> tuple[int, ...]:
         """The table of a look-up-table grid, whole numbers from -128 to 127; empty on every other grid."""
         return ()

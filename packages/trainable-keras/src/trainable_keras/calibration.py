@@ -109,10 +109,6 @@ class KerasCalibration(ModelCalibration):
         """Return a weight's values."""
         return self.framework.functions.to_numpy(weight).astype(np.float32)
 
-    def is_tensor(self, batches: Any) -> bool:
-        """Return whether this is one batch."""
-        return bool(self.framework.functions.is_tensor(batches)) or hasattr(batches, "__array__")
-
     def call(self, batch: Any, *, training: bool = False) -> Any:
         """Call the model with a batch's inputs."""
         return self.model(inputs_of(batch), training=training)

@@ -32,8 +32,7 @@ def training_callback(
         problem = "freeze_at: Keras's trainer on JAX can't go on with fewer variables"
         raise UnsupportedConfigError(SUBJECT, problem, "call freeze_quant_params between two calls of fit.")
     if batches is not None:
-        single = bool(framework.functions.is_tensor(batches)) or hasattr(batches, "__array__")
-        check_request(batch_norms(framework, qmodel), batches, forward, single=single)
+        check_request(batch_norms(framework, qmodel), batches, forward)
     return told_by_keras(framework, routine)
 
 

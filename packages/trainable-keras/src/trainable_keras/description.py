@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from trainable_core.backend.description import Description, DescriptionRow, describe_quantizer
+from trainable_core.backend.description import Description, rows_of
+from trainable_core.backend.view import QuantizedTensor
 from trainable_keras.framework import Framework
 from trainable_keras.parts import KerasPart, KerasWrapper, holders_of, plan_of, told_of
 from trainable_keras.wrapping import BIASES, ISLANDS, parts_of, state_of
@@ -16,7 +17,7 @@ def describe(framework: Framework, qmodel: Any) -> Description:
     state = state_of(framework, qmodel)
     parts = parts_of(qmodel)
     return Description(
-        tuple(_rows(parts)),
+        rows_of(quantized_tensors(parts)),
         state.left_out | _unread(parts),
         dict(state.folded),
         finalized=state.finalized,
@@ -38,13 +39,14 @@ def _unread(parts: Sequence[KerasPart]) -> dict[str, str]:
     }
 
 
-def _rows(parts: Sequence[KerasPart]) -> Iterator[DescriptionRow]:
+def quantized_tensors(parts: Sequence[KerasPart]) -> Iterator[QuantizedTensor]:
+    """Yield the quantized tensors of a model that has these parts, in the model's order."""
     for part in parts:
         plan = plan_of(part)
         if isinstance(part, KerasWrapper):
             for attribute, quantizer in part.weights_quantizers.items():
-                yield describe_quantizer(plan.layer, attribute, plan.weights[attribute], quantizer)
+                yield QuantizedTensor(plan.layer, attribute, plan.weights[attribute], quantizer, part)
         for holder in holders_of(part):
-            of_holder = plan_of(holder).activation
+            tensor, of_holder = told_of(holder).tensor, plan_of(holder).activation
             assert of_holder is not None  # noqa: S101 - there is a holder, so there was a plan for it
-            yield describe_quantizer(plan.layer, told_of(holder).tensor, of_holder, holder.activation_holder_quantizer)
+            yield QuantizedTensor(plan.layer, tensor, of_holder, holder.activation_holder_quantizer, holder)

@@ -70,8 +70,7 @@ def reconstruct(
     """Learn the roundings of a model's weights by layers or blocks; see `trainable_keras.reconstruct`."""
     state_of(framework, qmodel)
     layers = [each for each in layers_within(qmodel) if isinstance(each, KerasWrapper) and _learners(each)]
-    single = bool(framework.functions.is_tensor(batches)) or hasattr(batches, "__array__")
-    listed = check_request(layers, batches, forward, single=single)
+    listed = check_request(layers, batches, forward)
     parts = _parts(framework, qmodel, layers, blocks)
     require_calibrated(trainable_quantizers(qmodel), type(qmodel).__name__, "trainable_keras")
 

@@ -27,8 +27,7 @@ def reestimate_batch_norm(
     """Estimate the statistics of the model's batch norms anew; see `trainable_keras.reestimate_batch_norm`."""
     state_of(framework, qmodel)
     norms = batch_norms(framework, qmodel)
-    single = bool(framework.functions.is_tensor(batches)) or hasattr(batches, "__array__")
-    check_request(norms, batches, forward, single=single)
+    check_request(norms, batches, forward)
     to_numpy = framework.functions.to_numpy
     statistics = [variable for norm in norms for variable in (norm.moving_mean, norm.moving_variance)]
     before = [np.array(to_numpy(variable)) for variable in statistics]

@@ -12,7 +12,6 @@ from trainable_core.tracking.routine import TrackingRoutine
 from trainable_keras.callback import KerasSteps, told_by_keras
 from trainable_keras.framework import Framework
 from trainable_keras.viewing import KerasView
-from trainable_keras.wrapping import state_of
 
 
 def track(
@@ -25,8 +24,7 @@ def track(
     forward: Callable[[Any, Any], Any] | None,
 ) -> Any:
     """Return a callback of Keras; see `trainable_keras.track`."""
-    state_of(framework, qmodel)
-    routine = KerasTracking(KerasView(framework, qmodel), path, every, batches, forward)
+    routine = KerasTracking(KerasView(framework, qmodel, forward), path, every, batches)
     routine.framework, routine.qmodel = framework, qmodel
     return told_by_keras(framework, routine)
 

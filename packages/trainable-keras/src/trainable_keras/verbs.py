@@ -354,6 +354,8 @@ def track(
         When a step is below a hundredth of what it was, at its lower bound, or not finite.
     StatisticsRunAwayWarning
         When the variance of a batch norm, or the largest value of an activation, is ten thousand times what it was.
+    RecordsLostWarning
+        When a record can't be written any more, or the file was removed and is begun anew; the training goes on.
 
     Notes
     -----
@@ -701,10 +703,8 @@ def report(
     The model is as it was afterwards. Of each weight at most 262,144 elements are looked at, evenly spread, and as many
     of each activation in every call.
     """
-    asked = Asked(
-        batches=batches, forward=forward, training=training, exported=exported, diagnosis=diagnosis, title=title
-    )
-    return reporting.report(framework_of(qmodel, "report: the model"), qmodel, path, asked)
+    asked = Asked(batches=batches, training=training, exported=exported, diagnosis=diagnosis, title=title)
+    return reporting.report(framework_of(qmodel, "report: the model"), qmodel, path, asked, forward)
 
 
 def diagnose(  # noqa: PLR0913 - each is a choice of its own
@@ -937,3 +937,16 @@ def register_layer(
         When the op kind is unknown, or an axis or a name is not one.
     """
     framework_of_class(cls).types.register(cls, op, weights, inputs)
+
+
+def _leave_to_python(verbs: Iterable[Any]) -> None:
+    """Keep AutoGraph from rewriting verbs that are called inside of a `tf.function`, and from warning that it can't.
+
+    What is set is what ``tf.autograph.experimental.do_not_convert`` sets. It doesn't reach the model that a verb calls,
+    whose layers may need AutoGraph.
+    """
+    for verb in verbs:
+        verb.autograph_info__ = {}
+
+
+_leave_to_python(each for each in list(vars().values()) if getattr(each, "__module__", None) == __name__)

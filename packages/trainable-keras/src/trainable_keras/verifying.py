@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainable_core.calibration.batches import inputs_of
+from trainable_core.calibration.batches import in_a_list, inputs_of
 from trainable_core.documents.files import as_path
 from trainable_core.enums import TieRule
 from trainable_core.errors import InvalidArgumentError
@@ -33,8 +33,7 @@ Codes = dict[str, list[NDArray[Any]]]
 def verify(framework: Framework, deployed: Any, path: Any, batches: Iterable[Any]) -> VerificationReport:
     """Run a file and compare every code with the model's and with NumPy's; see `trainable_keras.verify`."""
     require_finalized(framework, deployed, "verify")
-    single = framework.functions.is_tensor(batches) or isinstance(batches, Mapping) or hasattr(batches, "__array__")
-    given = iter([batches] if single else batches)
+    given = iter(in_a_list(batches))
     first = next(given, None)
     if first is None:
         raise InvalidArgumentError("verify", "there are no batches", "a generator can be read only once.")

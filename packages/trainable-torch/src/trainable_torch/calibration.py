@@ -134,10 +134,6 @@ class TorchCalibration(ModelCalibration):
         values: NDArray[Any] = weight.detach().to("cpu", torch.float32).numpy()
         return values
 
-    def is_tensor(self, batches: Any) -> bool:
-        """Return whether this is one batch."""
-        return isinstance(batches, Tensor)
-
     def call(self, batch: Any, *, training: bool = False) -> Any:  # noqa: ARG002 - the mode is the modules'
         """Call the model with a batch: a mapping is its keyword arguments."""
         return call_with(self.model, batch)

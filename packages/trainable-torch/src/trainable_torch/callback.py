@@ -62,7 +62,7 @@ def training_callback(
     callback = TrainingCallback(freeze_at, batches, log, log_every)
     callback.qmodel, callback.forward = qmodel, forward
     if batches is not None:
-        check_request(batch_norms(qmodel), batches, forward, single=hasattr(batches, "dtype"))
+        check_request(batch_norms(qmodel), batches, forward)
     return callback
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import nn
 
-from trainable_core.backend.description import Description, DescriptionRow, describe_quantizer
+from trainable_core.backend.description import Description, rows_of
+from trainable_core.backend.view import QuantizedTensor
 from trainable_core.recipe.plan import LayerPlan
+from trainable_core.recipe.state import WrappedState
 from trainable_torch.bias import BiasQuantizer
 from trainable_torch.holder import ActivationQuantizationHolder
 from trainable_torch.layers import kind_of
@@ -43,10 +46,8 @@ def describe(qmodel: nn.Module) -> Description:
     """
     state = present_state(qmodel)
     require_whole(qmodel, "describe")
-    rows = []
     unread: dict[str, int] = {}
     seen: dict[int, list[bool]] = {}  # by the parameter, which layers may share
-    held: set[nn.Module] = set()
     float_biases: dict[str, str] = {}
     for path, module in qmodel.named_modules():
         name = path or "model"
@@ -60,31 +61,44 @@ def describe(qmodel: nn.Module) -> Description:
             for attribute, weight, _ in weights:
                 seen.setdefault(id(weight), []).append(module.weights_read[attribute])
                 unread[f"{name}.{attribute}"] = id(weight)
-            plan = plan_of(name, module)
-            rows += [
-                describe_quantizer(plan.layer, attribute, plan.weights[attribute], quantizer)
-                for attribute, quantizer in module.weights_quantizers.items()
-            ]
-            rows += [_row(plan, tensor, holder) for tensor, holder in module.input_holders.items()]
-            rows += [] if module.output_holder is None else [_row(plan, "output", module.output_holder)]
-            held |= set(module.holders)
-        elif isinstance(module, ActivationQuantizationHolder) and module not in held:
-            operation, tensor = place_of_holder(name.removeprefix(f"{CONTAINER}."))
-            rows.append(_row(state.plans[operation], tensor, module))
     left_out = state.left_out | float_biases
     if any(map(any, seen.values())):  # the model has run, by forwards that are not compiled
         left_out |= {name: NEVER_READ for name, weight in unread.items() if not any(seen[weight])}
     left_out |= _added(qmodel)
     biases = {bias: source for bias, source in state.biases.items() if bias not in float_biases}
     return Description(
-        tuple(rows), left_out, dict(state.folded), state.finalized, biases=biases, islands=dict(state.islands)
+        rows_of(quantized_tensors(qmodel, state)),
+        left_out,
+        dict(state.folded),
+        state.finalized,
+        biases=biases,
+        islands=dict(state.islands),
     )
 
 
-def _row(plan: LayerPlan, tensor: str, holder: Any) -> DescriptionRow:
+def quantized_tensors(qmodel: nn.Module, state: WrappedState) -> Iterator[QuantizedTensor]:
+    """Yield the quantized tensors of a model, of which this is the present state, in the model's order."""
+    held: set[nn.Module] = set()
+    for path, module in qmodel.named_modules():
+        name = path or "model"
+        if isinstance(module, QuantizationWrapper):
+            plan = plan_of(name, module)
+            for attribute, quantizer in module.weights_quantizers.items():
+                yield QuantizedTensor(plan.layer, str(attribute), plan.weights[attribute], quantizer, module)
+            own = [*module.input_holders.items()]
+            own += [] if module.output_holder is None else [("output", module.output_holder)]
+            for tensor, holder in own:
+                yield _held(plan, tensor, holder)
+            held |= set(module.holders)
+        elif isinstance(module, ActivationQuantizationHolder) and module not in held:
+            operation, tensor = place_of_holder(name.removeprefix(f"{CONTAINER}."))
+            yield _held(state.plans[operation], tensor, module)
+
+
+def _held(plan: LayerPlan, tensor: str, holder: Any) -> QuantizedTensor:
     of_tensor = plan.float_inputs if plan.integer and tensor != "output" else plan.activation
     assert of_tensor is not None  # noqa: S101 - there is a holder, so there was a plan for it
-    return describe_quantizer(plan.layer, tensor, of_tensor, holder.activation_holder_quantizer)
+    return QuantizedTensor(plan.layer, tensor, of_tensor, holder.activation_holder_quantizer, holder)
 
 
 def _added(qmodel: nn.Module) -> dict[str, str]:

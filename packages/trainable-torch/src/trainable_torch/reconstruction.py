@@ -114,7 +114,7 @@ def reconstruct(
         for name, module in qmodel.named_modules()
         if isinstance(module, QuantizationWrapper) and _learners(module)
     }
-    listed = check_request(layers, batches, forward, single=isinstance(batches, Tensor))
+    listed = check_request(layers, batches, forward)
     parts = _named_parts(qmodel, layers, blocks)
     require_calibrated(quantizers_of(qmodel).values(), type(qmodel).__name__, "trainable_torch")
 

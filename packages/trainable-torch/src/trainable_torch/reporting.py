@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from trainable_core.diagnosis.report import Diagnosis
+from trainable_core.reporting.contents import SUBJECT
 from trainable_core.reporting.report import Asked, report_on
 from trainable_torch.description import describe
 from trainable_torch.viewing import TorchView
@@ -71,7 +72,5 @@ def report(
     The model is as it was afterwards. Of each weight at most 262,144 elements are looked at, evenly spread, and as many
     of each activation in every call.
     """
-    asked = Asked(
-        batches=batches, forward=forward, training=training, exported=exported, diagnosis=diagnosis, title=title
-    )
-    return report_on(TorchView(qmodel), describe(qmodel), path, asked, {"torch": torch.__version__})
+    asked = Asked(batches=batches, training=training, exported=exported, diagnosis=diagnosis, title=title)
+    return report_on(TorchView(qmodel, SUBJECT, forward), describe(qmodel), path, asked, {"torch": torch.__version__})

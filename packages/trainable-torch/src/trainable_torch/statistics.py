@@ -59,7 +59,7 @@ def reestimate_batch_norm(
     state_of(qmodel)
     require_whole(qmodel, SUBJECT)
     norms = batch_norms(qmodel)
-    check_request(norms, batches, forward, single=isinstance(batches, Tensor))
+    check_request(norms, batches, forward)
     momenta = {norm: norm.momentum for norm in norms.values()}
     before = {norm: {name: getattr(norm, name).clone() for name in _BUFFERS} for norm in norms.values()}
 

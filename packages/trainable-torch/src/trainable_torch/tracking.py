@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from trainable_core.enums import VariableGroup
 from trainable_core.tracking.routine import SUBJECT, TrackingRoutine
-from trainable_torch.ranks import is_first, require_whole
-from trainable_torch.state import state_of
+from trainable_torch.ranks import is_first
 from trainable_torch.trainers import TorchTrainers
 from trainable_torch.viewing import TorchView
 
@@ -68,6 +67,8 @@ def track(
         When a step is below a hundredth of what it was, at its lower bound, or not finite.
     StatisticsRunAwayWarning
         When the variance of a batch norm, or the largest value of an activation, is ten thousand times what it was.
+    RecordsLostWarning
+        When a record can't be written any more, or the file was removed and is begun anew; the training goes on.
 
     Notes
     -----
@@ -75,9 +76,7 @@ def track(
     passes the batches in evaluation mode; what that changes in the model is put back. A gradient is that of the step
     before the record, before clipping. In a distributed job the first rank looks and writes.
     """
-    state_of(qmodel)
-    require_whole(qmodel, SUBJECT)
-    return TrackingCallback(TorchView(qmodel), path, every, batches, forward, writes=is_first())
+    return TrackingCallback(TorchView(qmodel, SUBJECT, forward), path, every, batches, writes=is_first())
 
 
 class TrackingCallback(TorchTrainers, TrackingRoutine):

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trainable_core.calibration.batches import in_a_list
 from trainable_core.errors import InvalidArgumentError
 from trainable_core.export import qdq
 from trainable_core.export.graph import Array
@@ -57,7 +58,7 @@ def verify(deployed: nn.Module, path: str | PathLike[str], batches: Iterable[Any
     state_of(deployed)
     require_whole(deployed, "verify")
     require_finalized(deployed, "verify")
-    given = iter(batches if not isinstance(batches, Tensor | Mapping) else [batches])
+    given = iter(in_a_list(batches))
     first = next(given, None)
     if first is None:
         raise InvalidArgumentError("verify", "there are no batches", "a generator can be read only once.")

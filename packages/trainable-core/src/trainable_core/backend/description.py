@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from trainable_core.backend.view import QuantizedTensor
 from trainable_core.config import TrainableQuantizerConfig, TrainableQuantizerWeightsConfig
 from trainable_core.constants import SIGNED
 from trainable_core.enums import QuantizationTarget, TrainingMethod
@@ -93,6 +94,11 @@ def granularity_of(config: TrainableQuantizerConfig, arguments: Mapping[str, Any
     if config.weights_group_size is not None:
         said.append(f"group of {config.weights_group_size} (axis {config.weights_group_axis})")
     return ", ".join(said) or "tensor"
+
+
+def rows_of(tensors: Iterable[QuantizedTensor]) -> tuple[DescriptionRow, ...]:
+    """Return the rows of a model's quantized tensors."""
+    return tuple(describe_quantizer(each.layer, each.tensor, each.plan, each.quantizer) for each in tensors)
 
 
 def describe_quantizer(layer: LayerInfo, tensor: str, plan: QuantizerPlan, quantizer: Any) -> DescriptionRow:

@@ -77,6 +77,11 @@ class DqaOptions(BaseTrainableQuantizer):
         """Candidate widths, ascending."""
         return dqa.candidate_widths(self.quantization_config)
 
+    @property
+    def chooses_width(self) -> bool:
+        """Always, also where there is one candidate."""
+        return True
+
     def get_arguments(self) -> dict[str, Any]:
         """Return temperature and bit cost weight."""
         return {"temperature": self.temperature.to_dict(), "bit_cost_weight": self.bit_cost_weight}

@@ -50,7 +50,7 @@ class Reconstruction:
         return "\n".join(lines)
 
 
-def check_request(layers: Collection[Any], batches: Any, forward: object, *, single: bool) -> list[Any]:
+def check_request(layers: Collection[Any], batches: Any, forward: object) -> list[Any]:
     """Return the batches as a list, which is read several times.
 
     Raises
@@ -65,7 +65,7 @@ def check_request(layers: Collection[Any], batches: Any, forward: object, *, sin
         raise ModelError(problem, "name it in the recipe: its roundings are what is learned.")
     if batches is None:
         raise CalibrationError(SUBJECT, "it needs batches, and none were given")
-    check_batches(batches, forward, 0, single=single, subject=SUBJECT)
+    check_batches(batches, forward, 0, subject=SUBJECT)
     listed = list(batches)
     if not listed:
         raise CalibrationError(SUBJECT, "the batches are empty", "a generator can be read only once; pass a fresh one.")

@@ -20,7 +20,7 @@ from trainable_core.errors import CalibrationError, ModelError
 SUBJECT = "reestimate_batch_norm"
 
 
-def check_request(norms: Collection[Any], batches: Any, forward: object, *, single: bool) -> None:
+def check_request(norms: Collection[Any], batches: Any, forward: object) -> None:
     """Refuse what no statistics can be estimated from, before anything is changed.
 
     Parameters
@@ -31,8 +31,6 @@ def check_request(norms: Collection[Any], batches: Any, forward: object, *, sing
         What the user gave.
     forward : callable or None
         The user's own call.
-    single : bool
-        Whether `batches` is itself a tensor.
 
     Raises
     ------
@@ -46,7 +44,7 @@ def check_request(norms: Collection[Any], batches: Any, forward: object, *, sing
         raise ModelError(problem, "fold_batch_norm: after keeps them while the model trains.")
     if batches is None:
         raise CalibrationError(SUBJECT, "it needs batches, and none were given")
-    check_batches(batches, forward, 0, single=single, subject=SUBJECT)
+    check_batches(batches, forward, 0, subject=SUBJECT)
 
 
 def require_reached(missed: Iterable[str]) -> None:

@@ -10,7 +10,42 @@ from trainable_core.errors import CalibrationError, TrainableError
 T = TypeVar("T")
 
 
-def check_batches(batches: Any, forward: object, holders: int, *, single: bool, subject: str = "calibrate") -> None:
+def is_tensor(value: Any) -> bool:
+    """Return whether a value is a tensor or an array of any framework: one batch, and not several."""
+    return hasattr(value, "__array__") or (hasattr(value, "dtype") and hasattr(value, "shape"))  # or a ragged tensor
+
+
+def is_one_batch(items: tuple[Any, ...]) -> bool:
+    """Return whether the items of a tuple are those of a batch, inputs and labels, and can't well be batches.
+
+    They have as many rows each, and differ in type or in the shape of a row; or only some of them are tensors. What
+    might be either, as the inputs and targets of an autoencoder, is taken for batches.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x, y = np.zeros((4, 3)), np.zeros(4)
+    >>> is_one_batch((x, y)), is_one_batch((x, x)), is_one_batch((x, y[:2])), is_one_batch(((x, y), (x, y)))
+    (True, False, False, False)
+    """
+    tensors = [each for each in items if is_tensor(each)]
+    if len(tensors) < len(items):
+        return bool(tensors)
+    shapes = [tuple(each.shape) for each in tensors]
+    rows = {shape[:1] for shape in shapes}
+    kinds = {(shape[1:], str(each.dtype)) for shape, each in zip(shapes, tensors, strict=True)}
+    return len(rows) == 1 and len(kinds) > 1
+
+
+def in_a_list(batches: Any) -> Any:
+    """Return batches as they are, and a single one, which may be inputs with labels, in a list."""
+    single = (
+        is_tensor(batches) or isinstance(batches, Mapping) or (isinstance(batches, tuple) and is_one_batch(batches))
+    )
+    return [batches] if single else batches
+
+
+def check_batches(batches: Any, forward: object, holders: int, *, subject: str = "calibrate") -> None:
     """Refuse what can't be iterated over for batches.
 
     Parameters
@@ -21,20 +56,21 @@ def check_batches(batches: Any, forward: object, holders: int, *, single: bool, 
         The user's own call.
     holders : int
         How many activation quantizers need batches.
-    single : bool
-        Whether `batches` is itself a tensor, as only the framework knows.
     subject : str
         What needs the batches, for errors.
 
     Raises
     ------
     CalibrationError
-        When there are none, or they are one batch.
+        When there are none, or they are one batch: a tensor, a mapping, or a tuple as `is_one_batch` tells it.
     """
     if batches is None:
         problem = f"{holders} activation quantizers need batches" if holders else "it needs batches"
         raise CalibrationError(subject, f"{problem}, and none were given")
-    if single or isinstance(batches, str | bytes | Mapping) or not isinstance(batches, Iterable):
+    if isinstance(batches, tuple) and is_one_batch(batches):
+        problem = "batches must be an iterable of batches, and the items of this tuple look like inputs and labels"
+        raise CalibrationError(subject, problem, "pass [(x, y)] for one batch, or a list of batches.")
+    if is_tensor(batches) or isinstance(batches, str | bytes | Mapping) or not isinstance(batches, Iterable):
         raise CalibrationError(
             subject, f"batches must be an iterable of batches, got {type(batches).__name__}", "pass [batch]."
         )

@@ -83,10 +83,6 @@ class ModelCalibration(ABC):
         return True
 
     @abstractmethod
-    def is_tensor(self, batches: Any) -> bool:
-        """Return whether `batches` is itself a tensor: one batch, which the user forgot to put into a list."""
-
-    @abstractmethod
     def call(self, batch: Any, *, training: bool = False) -> Any:
         """Call the model with a batch; `calibration.batches.inputs_of` leaves the labels out."""
 
@@ -172,7 +168,7 @@ class ModelCalibration(ABC):
         out_of_reach: dict[Any, str] = {}
         holders = [holder for holder in self.holders() if id(holder.trainable_quantizer) in waiting]
         if holders:
-            check_batches(batches, forward, len(holders), single=self.is_tensor(batches))
+            check_batches(batches, forward, len(holders))
             assert batches is not None  # noqa: S101 - checked in the line above
 
             def call(batch: Any, training: bool) -> Any:  # noqa: FBT001 - the mode

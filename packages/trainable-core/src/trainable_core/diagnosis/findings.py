@@ -187,11 +187,16 @@ def _coarse(
 
 def _advice(worst: QuantizerFigures, usual: int) -> str:
     """Return what to do about a quantizer whose error is the largest of its layer; `usual` is the others' width."""
-    wider = next((width for width in (usual, *WIDTHS) if worst.n_bits < width <= worst.most_bits), None)
+    may = [width for width in worst.widths if worst.n_bits < width <= worst.most_bits]
+    wider = next((width for width in (usual, *WIDTHS, *may) if width in may), None)
     weights = worst.target == str(QuantizationTarget.Weights)
     tensor = worst.tensor if worst.tensor.startswith(("input", "output")) else f"input `{worst.tensor}`"
     what = "it" if weights else f"its {tensor}"
     ways = [] if wider is None else [f"give {what} {wider} bits"]
+    if worst.chooses:
+        ways = [f"give {what} wider candidates than {worst.most_bits} bits"]
+        if wider is not None:
+            ways = [f"let {what} have {wider} bits, which is one of its candidates"]
     if weights and worst.granularity == "tensor":
         ways.append("give it thresholds per channel")
     elif weights and worst.groups and "group" not in worst.granularity:
@@ -241,12 +246,14 @@ def _wasted(quantizers: Sequence[QuantizerFigures], scale: _Scale) -> Iterator[F
         if quality.count < VALUES_PER_CODE * 2**each.n_bits:
             continue
         fewer = max(int(-math.log2(max(1 - quality.unused, 2.0**-each.n_bits))), 1)
-        enough = max(each.n_bits - fewer, 1)
-        yield _finding(
-            each, "codes", scale,
-            f"{quality.unused:.0%} of the codes of {each.name} are never used: a range that fits closer has finer "
-            f"steps, or {'1 bit is' if enough == 1 else f'{enough} bits are'} enough.",
-        )  # fmt: skip
+        least = max(each.n_bits - fewer, 1)
+        enough = next((width for width in sorted(each.widths) if least <= width < each.n_bits), None)
+        told = (
+            f"{quality.unused:.0%} of the codes of {each.name} are never used: a range that fits closer has finer steps"
+        )
+        if enough is not None:
+            told += f", or {'1 bit is' if enough == 1 else f'{enough} bits are'} enough"
+        yield _finding(each, "codes", scale, f"{told}.")
 
 
 def _finding(each: QuantizerFigures, kind: str, scale: _Scale, sentence: str) -> Finding:

@@ -42,7 +42,12 @@ class QuantizerFigures:
     groups : bool
         Whether the weight can have thresholds per group.
     most_bits : int
-        The widest codes that it may have: the target's on such a grid, or its own where they are those of a table.
+        The widest codes that it may have, the last of `widths`.
+    widths : tuple of int
+        The widths that it may have: the target's on such a grid, its own where its codes are those of a table, or those
+        that its method chooses among.
+    chooses : bool
+        Whether its method chooses among the widths by itself.
     modifiers : mapping of str to mapping
         What stands on top of the method, and its numbers: such as the share of weights that oscillate.
     """
@@ -60,6 +65,8 @@ class QuantizerFigures:
     output_axis: int | None = None
     groups: bool = False
     most_bits: int = MAX_BITS
+    widths: tuple[int, ...] = tuple(range(1, MAX_BITS + 1))
+    chooses: bool = False
     modifiers: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @property

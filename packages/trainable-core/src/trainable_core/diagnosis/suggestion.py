@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trainable_core.backend.view import ModelView, QuantizedTensor
 from trainable_core.diagnosis import solver
-from trainable_core.diagnosis.model import DiagnosedModel, Place, ShowProgress
+from trainable_core.diagnosis.examination import ShowProgress, checked
 from trainable_core.diagnosis.objective import Average, Objective
 from trainable_core.diagnosis.quality import requantized, width_params
 from trainable_core.errors import CalibrationError, InvalidArgumentError, ModelError, QuantizerStateError
@@ -50,7 +51,10 @@ class SuggestedLayer:
         The width that is suggested.
     added : mapping of int to float
         By width: how much more the model costs than it does now, with this layer at the width and all others as they
-        are.
+        are; where it costs infinitely much now, what it costs then.
+    fixed : bool
+        Whether the width can't be chosen, so that no rule says it: a table's width follows from the table, and some
+        methods choose among candidates by themselves.
     """
 
     layers: tuple[str, ...]
@@ -58,6 +62,7 @@ class SuggestedLayer:
     present: int
     n_bits: int
     added: Mapping[int, float]
+    fixed: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +78,9 @@ class Suggestion:
     metric, unit : str
         What costs are: the name of the metric, and what they are counted in.
     present, predicted : float
-        What quantization costs now, and with the widths that are suggested: the sum of what each layer adds.
+        What quantization costs now, and with the widths that are suggested: the sum of what each layer adds. From
+        narrow widths, what layers save by themselves overlaps; no less is predicted than the least cost of any state of
+        the model that was measured, its float state included.
     average_bits, bytes : float
         Bits of a weight on average, and the size of all codes, both with the widths that are suggested.
     used, limit : float
@@ -139,7 +146,10 @@ class Suggestion:
 def rules_of(rows: Iterable[SuggestedLayer]) -> list[dict[str, Any]]:
     """Return the rules of a recipe that say the widths of some layers."""
     return [
-        {"match": {"name": glob.escape(name)}, "weights": {"n_bits": row.n_bits}} for row in rows for name in row.layers
+        {"match": {"name": glob.escape(name)}, "weights": {"n_bits": row.n_bits}}
+        for row in rows
+        if not row.fixed
+        for name in row.layers
     ]
 
 
@@ -154,7 +164,7 @@ class Unit:
     ----------
     layers : tuple of str
         Names, as recipes match them.
-    places : tuple of Place
+    tensors : tuple of QuantizedTensor
         The quantizers of its weights, each once.
     sizes : tuple of int
         Numbers of elements of its weights.
@@ -163,7 +173,7 @@ class Unit:
     """
 
     layers: tuple[str, ...]
-    places: tuple[Place, ...]
+    tensors: tuple[QuantizedTensor, ...]
     sizes: tuple[int, ...]
     present: int
 
@@ -177,8 +187,8 @@ class Unit:
         return sum(math.ceil(size * width / 8) for size in self.sizes)
 
     def fixed(self) -> bool:
-        """Whether its width can't be chosen: it follows from a table, or is one of several that the method learns."""
-        return any(len(each.quantizer.widths) != 1 or each.quantizer.levels for each in self.places)
+        """Whether its width can't be chosen: it follows from a table, or the method chooses among several."""
+        return any(each.candidates or each.quantizer.levels for each in self.tensors)
 
 
 class Limit:
@@ -261,7 +271,7 @@ def _checked_widths(widths: Any) -> tuple[int, ...]:
 
 
 def suggest(
-    diagnosed: DiagnosedModel,
+    view: ModelView,
     batches: Iterable[Any],
     budget: Budget,
     *,
@@ -273,75 +283,75 @@ def suggest(
     """Return bits for each layer under a budget; `trainable_torch.suggest` documents the arguments."""
     limit, wanted = Limit(budget), _checked_widths(widths)
     solver.require()
-    if diagnosed.state.finalized:
+    if view.state.finalized:
         raise QuantizerStateError(SUBJECT, "the model is finalized; its widths don't change any more")
-    batches = diagnosed.checked(batches, SUBJECT)
-    units = list(_units(diagnosed))
+    batches = checked(view, batches, SUBJECT)
+    units = list(_units(view))
     if not units:
         raise ModelError(f"{SUBJECT}: no weights of the model are quantized", "describe(qmodel) says why.")
     limit.check(units)
-    with show_progress(None) as bar, diagnosed.undisturbed():
-        candidates = {unit: _params(diagnosed, unit, _allowed(diagnosed, unit, wanted)) for unit in units}
-        present, costs = _measured(diagnosed, objective, teacher, batches, candidates, bar)
-    return _chosen(diagnosed, objective, limit, present, costs)
+    with show_progress(None) as bar, view.undisturbed():
+        candidates = {unit: _params(view, unit, _allowed(view, unit, wanted)) for unit in units}
+        present, costs = _measured(view, objective, teacher, batches, candidates, bar)
+    return _chosen(view, objective, limit, present, costs)
 
 
-def _units(diagnosed: DiagnosedModel) -> Iterator[Unit]:
+def _units(view: ModelView) -> Iterator[Unit]:
     """Yield what gets one width."""
-    groups: list[dict[str, list[Place]]] = []
-    for place in diagnosed.places():
-        if not place.is_weight or not place.switched_on or not isinstance(place.quantizer, BaseTrainableQuantizer):
+    groups: list[dict[str, list[QuantizedTensor]]] = []
+    for tensor in view.tensors():
+        if not tensor.is_weight or not tensor.switched_on or not isinstance(tensor.quantizer, BaseTrainableQuantizer):
             continue
-        name = diagnosed.state.origins.get(place.layer.name, place.layer.name)
+        name = view.state.origins.get(tensor.layer.name, tensor.layer.name)
         joined = [
             group
             for group in groups
-            if name in group or any(each.quantizer is place.quantizer for own in group.values() for each in own)
+            if name in group or any(each.quantizer is tensor.quantizer for own in group.values() for each in own)
         ]
-        merged: dict[str, list[Place]] = {}
+        merged: dict[str, list[QuantizedTensor]] = {}
         for group in joined:
             merged |= group
-        merged.setdefault(name, []).append(place)
+        merged.setdefault(name, []).append(tensor)
         at = groups.index(joined[0]) if joined else len(groups)
         groups = [group for group in groups if not any(group is each for each in joined)]
         groups.insert(at, merged)
     for group in groups:
-        places = {id(place.quantizer): place for own in group.values() for place in own}
-        sizes = tuple(math.prod(diagnosed.weight(place).shape) for place in places.values())
-        present = max(place.n_bits for place in places.values())
-        yield Unit(tuple(group), tuple(places.values()), sizes, present)
+        tensors = {id(tensor.quantizer): tensor for own in group.values() for tensor in own}
+        sizes = tuple(math.prod(view.values(tensor).shape) for tensor in tensors.values())
+        present = max(tensor.n_bits for tensor in tensors.values())
+        yield Unit(tuple(group), tuple(tensors.values()), sizes, present)
 
 
-def _allowed(diagnosed: DiagnosedModel, unit: Unit, widths: Sequence[int]) -> tuple[int, ...]:
+def _allowed(view: ModelView, unit: Unit, widths: Sequence[int]) -> tuple[int, ...]:
     """Return the widths that a unit may have: those that the target has too, or the present one alone."""
     if unit.fixed():
         return (unit.present,)
-    grids = TARGETS[diagnosed.state.recipe.target].weights.widths
-    methods = {place.plan.config.quantization_method for place in unit.places}
+    grids = TARGETS[view.state.recipe.target].weights.widths
+    methods = {tensor.plan.config.quantization_method for tensor in unit.tensors}
     return tuple(width for width in widths if all(width in grids.get(method, ()) for method in methods)) or (
         unit.present,
     )
 
 
-Thresholds = dict[Place, dict[str, Any]]
+Thresholds = dict[QuantizedTensor, dict[str, Any]]
 
 
-def _params(diagnosed: DiagnosedModel, unit: Unit, widths: Sequence[int]) -> dict[int, Thresholds | None]:
+def _params(view: ModelView, unit: Unit, widths: Sequence[int]) -> dict[int, Thresholds | None]:
     """Return the thresholds that calibration gives the weights of a unit, by width; None: as they are."""
     if unit.fixed() or not unit.size:
         return {unit.present: None}
     found: dict[int, Thresholds | None] = {}
-    section = diagnosed.state.recipe.calibration
+    section = view.state.recipe.calibration
     for width in widths:
         with suppress(CalibrationError):  # SAWB has no numbers for some widths
             found[width] = {
-                place: width_params(place.quantizer, diagnosed.weight(place), width, section) for place in unit.places
+                tensor: width_params(tensor.quantizer, view.values(tensor), width, section) for tensor in unit.tensors
             }
     return found or {unit.present: None}
 
 
 def _measured(
-    diagnosed: DiagnosedModel,
+    view: ModelView,
     objective: Objective,
     teacher: Any,
     batches: Iterable[Any],
@@ -354,31 +364,31 @@ def _measured(
     count = 0
     for batch in batches:
         count += 1
-        with diagnosed.quantizing(()):
-            outputs = diagnosed.run(batch)
-        values = diagnosed.main_output(outputs) if objective.needs_arrays else None
+        with view.quantizing(()):
+            outputs = view.run(batch)
+        values = view.main_output(outputs) if objective.needs_arrays else None
         reference = values
         if teacher is not None and objective.needs_arrays:
-            reference = diagnosed.main_output(diagnosed.call_teacher(teacher, batch))
+            reference = view.main_output(view.call_teacher(teacher, batch))
         if reference is not None and values is not None:
             objective.check(reference, values)
         nothing.add(*objective.cost_of_float(outputs, values, reference, batch))
 
         def cost(batch: Any = batch, reference: Array | None = reference) -> tuple[float, float]:
-            given = diagnosed.run(batch)
-            array = diagnosed.main_output(given) if objective.needs_arrays else None
+            given = view.run(batch)
+            array = view.main_output(given) if objective.needs_arrays else None
             return objective.cost(given, array, reference, batch)
 
         present.add(*cost())
         bar.update(2)
         for unit, by_width in candidates.items():
-            weights = {place: diagnosed.weight(place) for place in unit.places}
+            weights = {tensor: view.values(tensor) for tensor in unit.tensors}
             for width, params in by_width.items():
                 made = {
-                    place: requantized(place.quantizer, weights[place], width, params=of_place)
-                    for place, of_place in (params or {}).items()
+                    tensor: requantized(tensor.quantizer, weights[tensor], width, params=of_tensor)
+                    for tensor, of_tensor in (params or {}).items()
                 }
-                with diagnosed.replacing(made):
+                with view.replacing(made):
                     costs[unit][width].add(*cost())
                 bar.update(1)
     if not count:
@@ -393,14 +403,15 @@ def _measured(
 
 
 def _chosen(
-    diagnosed: DiagnosedModel,
+    view: ModelView,
     objective: Objective,
     limit: Limit,
     present: float,
     costs: Mapping[Unit, Mapping[int, float]],
 ) -> Suggestion:
     units, total = list(costs), sum(unit.size for unit in costs)
-    added = [_falling({width: cost - present for width, cost in costs[unit].items()}) for unit in units]
+    now = present if math.isfinite(present) else 0.0  # else nothing is more than what the model costs now
+    added = [_falling({width: _known(cost) - now for width, cost in costs[unit].items()}) for unit in units]
     taken = [{width: limit.cost(unit, width, total) for width in by} for unit, by in zip(units, added, strict=True)]
     options = [[width for width in by if used[width] is not None] for by, used in zip(added, taken, strict=True)]
     for unit, widths in zip(units, options, strict=True):
@@ -411,17 +422,30 @@ def _chosen(
     losses = [[by[width] for width in widths] for by, widths in zip(added, options, strict=True)]
     picked = solver.choose(losses, sizes, limit.limit)
     rows = tuple(
-        SuggestedLayer(layers=unit.layers, size=unit.size, present=unit.present, n_bits=widths[index], added=dict(by))
+        SuggestedLayer(
+            layers=unit.layers,
+            size=unit.size,
+            present=unit.present,
+            n_bits=widths[index],
+            added=dict(by),
+            fixed=unit.fixed(),
+        )
         for unit, by, widths, index in zip(units, added, options, picked, strict=True)
     )
+    floor = min(0.0, present, *(cost for by_width in costs.values() for cost in by_width.values()))
+
+    def predicted(added: Iterable[float]) -> float:
+        """Return the sum, and no less than what was measured of some state of the model."""
+        return max(now + sum(added), floor) if math.isfinite(present) or len(units) == 1 else math.inf
+
     common = set.intersection(*map(set, options))
     uniform = {
-        width: present + sum(by[width] for by in added)
+        width: predicted(by[width] for by in added)
         for width in sorted(common)
         if sum(float(used[width] or 0.0) for used in taken) <= limit.limit * (1 + 1e-9)
     }
     bits = sum(row.size * row.n_bits for row in rows)
-    recipe = diagnosed.state.recipe.model_dump(mode="json", exclude_unset=True)
+    recipe = view.state.recipe.model_dump(mode="json", exclude_unset=True)
     recipe["rules"] = [*recipe.get("rules", []), *rules_of(rows)]
     return Suggestion(
         rows=rows,
@@ -429,7 +453,7 @@ def _chosen(
         metric=objective.name,
         unit=objective.unit,
         present=present,
-        predicted=present + sum(row.added[row.n_bits] for row in rows),
+        predicted=predicted(row.added[row.n_bits] for row in rows),
         average_bits=bits / total if total else 0.0,
         bytes=sum(unit.bytes(row.n_bits) for unit, row in zip(units, rows, strict=True)),
         used=sum(each[index] for each, index in zip(sizes, picked, strict=True)),
@@ -445,6 +469,11 @@ def _falling(added: Mapping[int, float]) -> dict[int, float]:
     for width in sorted(added, reverse=True):
         worst = found[width] = max(worst, added[width])
     return dict(sorted(found.items()))
+
+
+def _known(cost: float) -> float:
+    """Return a cost; that of a model whose outputs or metric are not numbers is infinite."""
+    return math.inf if math.isnan(cost) else cost
 
 
 def _finite(value: float) -> float | None:

@@ -49,6 +49,9 @@ def _entry(record: QuantizerRecord, lowered: Lowered) -> dict[str, Any]:
     """Return what the metadata say of a quantizer: its grid, and where its codes are."""
     calls = lowered.activations.get(record.name, {})
     codes = [calls.get(call) for call in range(max(calls, default=-1) + 1)]
+    # weights may be stored beside another zero point; on grids with a sign it is 0
+    counted = record.codes is not None and record.grid.quant_min == 0
+    zero_point = {"zero_point": record.grid.zero_point.reshape(-1).tolist()} if counted else {}
     return {
         "name": record.name,
         "layer": record.layer,
@@ -56,6 +59,7 @@ def _entry(record: QuantizerRecord, lowered: Lowered) -> dict[str, Any]:
         "n_bits": record.n_bits,
         "quant_min": record.grid.quant_min,
         "quant_max": record.grid.quant_max,
+        **zero_point,
         "is_weight": record.codes is not None,
         "codes": codes if record.codes is None else lowered.weights.get(record.name, []),
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -139,9 +139,7 @@ def overview(description: Description) -> dict[str, str]:
     return found
 
 
-def gathered(
-    view: ModelView, batches: Iterable[Any] | None, forward: Callable[[Any, Any], Any] | None
-) -> list[TensorFacts]:
+def gathered(view: ModelView, batches: Iterable[Any] | None) -> list[TensorFacts]:
     """Return how the tensors of a model fit their grids; a tensor that several places share once.
 
     Parameters
@@ -150,8 +148,6 @@ def gathered(
         The model.
     batches : iterable, optional
         What activations are looked at with; None: they are left out.
-    forward : callable, optional
-        ``forward(qmodel, batch)``, when these batches need another call.
 
     Raises
     ------
@@ -159,12 +155,12 @@ def gathered(
         When the batches are none, or one.
     """
     if batches is not None:
-        view.check_batches(batches, forward, SUBJECT)
+        view.check_batches(batches, SUBJECT)
     tensors = list({id(tensor.quantizer): tensor for tensor in reversed(view.tensors())}.values())[::-1]
     seen = {id(tensor): _Seen(tensor.grid) for tensor in tensors if not tensor.is_weight}
     if batches is not None:
-        shown = {tensor.holder: seen[id(tensor)].update for tensor in tensors if not tensor.is_weight}
-        view.look(batches, forward, shown, SUBJECT)
+        shown = {tensor: seen[id(tensor)].update for tensor in tensors if not tensor.is_weight}
+        view.look(batches, shown, SUBJECT)
     found = []
     for tensor in tensors:
         if not tensor.is_weight:
@@ -210,7 +206,7 @@ class _Seen:
         self.values, self.odd = Observer(BINS), 0
         self.counter = None if grid is None or grid.channels_axis is not None else CodeCounter(grid)
 
-    def update(self, values: NDArray[Any]) -> None:
+    def update(self, values: NDArray[Any], _quantized: object = None) -> None:
         """Take in the values of a call; the ends are those of all of them."""
         flat = values.reshape(-1)
         taken = flat[places_of(flat.size, LOOKED_AT)] if flat.size else flat

@@ -264,7 +264,11 @@ class _OnnxGrids:
             grid = self._grid(entry, self.constants[f"{name}.scale"], self.constants.get(f"{name}.zero_point"), None)
             return _Stored(grid, values=self.constants.get(f"{name}.values"))
         for codes in (each for each in entry["codes"] if each is not None):
-            node = self.users.get(codes)
+            node, scale = self.users.get(codes), self.constants.get(f"{name}.scale")
+            if node is None and codes in self.constants and scale is not None and scale.size == 1:
+                # a table, of which rows are looked up before they are dequantized
+                zero = self.constants.get(f"{name}.zero_point")
+                return _Stored(self._grid(entry, scale, zero, None), self.constants[codes])
             if node is None or node.input[1] not in self.constants:
                 continue
             zero = self.constants.get(node.input[2]) if len(node.input) > 2 else None  # noqa: PLR2004 - codes, scale, zero point
@@ -278,7 +282,7 @@ class _OnnxGrids:
         zero = np.zeros(scale.shape, np.int32) if zero is None else np.asarray(zero).astype(np.int32)
         if scale.size > 1 and axis is None:
             axis = int(np.argmax(scale.shape))
-        first, last = int(entry["quant_min"]), int(entry["quant_max"])
+        first, last = _ends(entry)
         shift = first if entry["codes"] and not entry["is_weight"] else 0  # activations are stored from 0
         ends = first - shift, last - shift
         if scale.size == 1:
@@ -308,7 +312,7 @@ def _of_metadata(
 ) -> FileContents:
     rows, looked = [], []
     for entry in metadata["quantizers"]:
-        held = stored(entry)
+        held = _as_in_model(entry, stored(entry))
         rows.append(_row(entry, held))
         values = _values(held) if weights and entry["is_weight"] else None
         if values is not None:
@@ -323,13 +327,30 @@ def _of_metadata(
     return FileContents(path, f"exported for {target}", description, facts, tuple(looked), islands)
 
 
+def _as_in_model(entry: Mapping[str, Any], held: _Stored) -> _Stored:
+    """Return a weight's codes beside the zero point that they have in the model, where the file tells it.
+
+    A file may store codes that are counted from zero, or from the grid's lower end.
+    """
+    known = _zero_points(entry)
+    if not entry["is_weight"] or held.codes is None or held.grid is None or len(known) not in {1, held.grid.scale.size}:
+        return held
+    zero = np.broadcast_to(np.asarray(known, np.int32), (held.grid.scale.size,)).reshape(held.grid.scale.shape)
+    grid = QParams(held.grid.scale, zero, *_ends(entry), held.grid.channels_axis)
+    dimensions = held.codes.ndim
+    shift = grid.along(dimensions).zero_point - held.grid.along(dimensions).zero_point
+    return _Stored(grid, held.codes.astype(np.int32) + shift)
+
+
 def _row(entry: Mapping[str, Any], held: _Stored) -> DescriptionRow:
     numbers: dict[str, Any] = {}
     channels = None
-    first, last = int(entry["quant_min"]), int(entry["quant_max"])
+    codes = f"codes {entry['quant_min']} to {entry['quant_max']}"
     if held.grid is not None:
         if not entry["is_weight"]:  # as they are stored, beside their zero point
-            first, last = held.grid.quant_min, held.grid.quant_max
+            codes = f"codes {held.grid.quant_min} to {held.grid.quant_max}"
+        elif held.codes is not None and not _zero_points(entry):
+            codes += ", stored without their zero point"  # by a version that does not tell it
         scale, zero = held.grid.scale.reshape(-1), held.grid.zero_point.reshape(-1)
         many = scale.size > 1
         channels = held.grid.channels_axis
@@ -342,7 +363,7 @@ def _row(entry: Mapping[str, Any], held: _Stored) -> DescriptionRow:
         tensor=str(entry["tensor"]),
         target="Weights" if entry["is_weight"] else "Activation",
         training_method="",
-        method=f"codes {first} to {last}",
+        method=codes,
         n_bits=int(entry["n_bits"]),
         channels_axis=channels,
         params=numbers,
@@ -350,6 +371,16 @@ def _row(entry: Mapping[str, Any], held: _Stored) -> DescriptionRow:
         quantizer="",
         granularity="tensor" if channels is None else f"channel (axis {channels})",
     )
+
+
+def _zero_points(entry: Mapping[str, Any]) -> list[int]:
+    """Return the zero points that a weight has in the model, one or one of each channel; none where it isn't told."""
+    signed = _ends(entry)[0] < 0
+    return [0] if signed else list(map(int, entry.get("zero_point", [])))
+
+
+def _ends(entry: Mapping[str, Any]) -> tuple[int, int]:
+    return int(entry["quant_min"]), int(entry["quant_max"])
 
 
 def _values(held: _Stored) -> NDArray[Any] | None:
@@ -371,10 +402,8 @@ def _facts(entry: Mapping[str, Any], held: _Stored, values: NDArray[Any]) -> Ten
         codes = np.rint(values.astype(np.float64) / along.scale).astype(np.int32) + along.zero_point
     else:
         codes = held.codes.astype(np.int32)
-    first, last = int(entry["quant_min"]), int(entry["quant_max"])
-    for shift in (0, 2 ** (int(entry["n_bits"]) - 1)):  # unsigned codes may be stored as signed ones
-        if codes.size and first <= codes.min() + shift and codes.max() + shift <= last:
-            told = QParams(grid.scale, grid.zero_point + np.int32(shift), first, last, grid.channels_axis)
-            places = places_of(codes.size, LOOKED_AT)
-            return facts_of_values(name, values, told, codes.reshape(-1)[places] + np.int32(shift))
-    return facts_of_values(name, values, None)
+    first, last = _ends(entry)
+    if not codes.size or codes.min() < first or codes.max() > last:
+        return facts_of_values(name, values, None)
+    told = QParams(grid.scale, grid.zero_point, first, last, grid.channels_axis)
+    return facts_of_values(name, values, told, codes.reshape(-1)[places_of(codes.size, LOOKED_AT)])

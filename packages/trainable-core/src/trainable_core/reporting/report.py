@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,6 @@ class Asked:
     ----------
     batches : iterable, optional
         What activations are looked at with.
-    forward : callable, optional
-        ``forward(qmodel, batch)``, when these batches need another call.
     training : path, optional
         What `track` wrote.
     exported : path, optional
@@ -39,7 +37,6 @@ class Asked:
     """
 
     batches: Iterable[Any] | None = None
-    forward: Callable[[Any, Any], Any] | None = None
     training: object = None
     exported: object = None
     diagnosis: Diagnosis | None = None
@@ -68,7 +65,7 @@ def report_on(
     page = _page(asked.diagnosis, asked.title)
     scalars: list[Scalar] = [] if asked.training is None else read_csv(asked.training)
     islands: Islands | None = None if asked.exported is None else islands_of(asked.exported)
-    tensors = gathered(view, asked.batches, asked.forward)
+    tensors = gathered(view, asked.batches)
     name = type(view.model).__name__
     told = ", ".join(f"{library} {version}" for library, version in versions.items())
     facts = {**overview(description), "made with": f"trainable {__version__}, {told}"}

@@ -1,4 +1,4 @@
-"""When a training is warned of: thresholds without a gradient, collapsed thresholds, statistics that run away."""
+"""When a training is warned of: thresholds without a gradient or collapsed, statistics that run away, lost records."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from trainable_core.errors import (
     GradientMissingWarning,
+    RecordsLostWarning,
     StatisticsRunAwayWarning,
     ThresholdCollapsedWarning,
     TrainableWarning,
@@ -80,6 +81,10 @@ class Alarm:
         first = self._first.setdefault(f"{name} {what}", value)
         if not math.isfinite(value) or value > RUN_AWAY * max(abs(first), 1.0):
             self._note(StatisticsRunAwayWarning, name, f"{what} went from {first:.3g} to {value:.3g}")
+
+    def lost(self, path: str, reason: str) -> None:
+        """Note that a record could not be written, or that the earlier ones are gone."""
+        self._note(RecordsLostWarning, path, reason)
 
     def sound(self) -> None:
         """Warn of what was found since the last time, of each kind if it was never warned of."""

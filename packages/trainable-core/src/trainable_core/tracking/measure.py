@@ -105,7 +105,7 @@ class ActivationNumbers:
         self.largest = 0.0
         self.seen = 0
 
-    def update(self, values: NDArray[np.generic]) -> None:
+    def update(self, values: NDArray[np.generic], _quantized: object = None) -> None:
         """Take in the values of a call."""
         flat = np.asarray(values).reshape(-1)
         if flat.size:

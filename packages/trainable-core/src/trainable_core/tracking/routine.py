@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -43,8 +43,6 @@ class TrackingRoutine(StepRoutine):
         Number of optimizer steps between two records.
     batches : iterable, optional
         What activations are looked at with, in evaluation mode; read anew each time. None: they are not.
-    forward : callable, optional
-        ``forward(qmodel, batch)``, when these batches need another call.
     writes : bool
         Whether this process is the one of its job that looks and writes.
 
@@ -66,15 +64,14 @@ class TrackingRoutine(StepRoutine):
         path: object,
         every: int,
         batches: Iterable[Any] | None,
-        forward: Callable[[Any, Any], Any] | None,
         *,
         writes: bool = True,
     ) -> None:
         check_count(SUBJECT, "every", every, 1)
         check_repeatable(SUBJECT, batches)
         if batches is not None:
-            view.check_batches(batches, forward, SUBJECT)
-        self.view, self.every, self.batches, self.forward = view, every, batches, forward
+            view.check_batches(batches, SUBJECT)
+        self.view, self.every, self.batches = view, every, batches
         self.alarm = Alarm()
         self.tracked = _tracked(view)
         self._writer = writer_for(path) if writes else None
@@ -165,11 +162,13 @@ class TrackingRoutine(StepRoutine):
         for name, (mean, variance) in self.view.batch_norms().items():
             numbers[name] = batch_norm_numbers(mean, variance)
             self.alarm.statistic(name, "variance", numbers[name]["variance"])
-        self._writer.write(
+        lost = self._writer.write(
             Scalar(self.step, name, quantity, float(value))
             for name, told in numbers.items()
             for quantity, value in told.items()
         )
+        if lost:
+            self.alarm.lost(str(self._writer.path), lost)
         self.alarm.sound()
 
     def _numbers(
@@ -198,8 +197,8 @@ class TrackingRoutine(StepRoutine):
         if self.batches is None:
             return {}
         seen = {name: ActivationNumbers(grid) for name, grid in grids.items() if not self.tracked[name].is_weight}
-        shown = {self.tracked[name].holder: each.update for name, each in seen.items()}
-        self.view.look(self.batches, self.forward, shown, SUBJECT)
+        shown = {self.tracked[name]: each.update for name, each in seen.items()}
+        self.view.look(self.batches, shown, SUBJECT)
         found = {name: each.numbers() for name, each in seen.items()}
         for name, numbers in found.items():
             if "largest" in numbers:

@@ -16,6 +16,7 @@ import struct
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,15 +41,64 @@ class Scalar(NamedTuple):
 class Writer(ABC):
     """Takes the numbers of one record after the other.
 
-    Raises
-    ------
-    DocumentError
-        When the place can't be written to; the constructor finds out before the training does.
+    Parameters
+    ----------
+    path : path
+        The file.
+
+    Notes
+    -----
+    The constructors of subclasses find out, before the training does, whether the place can be written to, and raise
+    DocumentError. Later nothing is raised: a training goes on without its records.
     """
 
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
     @abstractmethod
-    def write(self, scalars: Iterable[Scalar]) -> None:
-        """Append the numbers of a record, and let them reach the disk."""
+    def head(self) -> bytes:
+        """Return what a file begins with."""
+
+    @abstractmethod
+    def body(self, scalars: Iterable[Scalar]) -> bytes:
+        """Return what is appended for the numbers of a record."""
+
+    def begin(self) -> None:
+        """Make the file if it is not there.
+
+        Raises
+        ------
+        DocumentError
+            When it can't be written.
+        """
+        try:
+            self._append(b"")
+        except OSError as error:
+            raise DocumentError(self.path, f"can't be written: {error}") from error
+
+    def write(self, scalars: Iterable[Scalar]) -> str:
+        """Append the numbers of a record, and let them reach the disk; return what was lost, or an empty string."""
+        content = self.body(scalars)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            made = self._append(content)
+        except OSError as error:
+            return f"it can't be written, and the record is lost: {error}"
+        return "it was removed or emptied, and is begun anew: what was in it is lost" if made else ""
+
+    def _append(self, content: bytes) -> bool:
+        """Append all of it or nothing, and return whether the file was empty."""
+        with self.path.open("ab", buffering=0) as file:
+            end = file.tell()
+            left = content if end else self.head() + content
+            try:
+                while left:
+                    left = left[file.write(left) :]
+            except OSError:
+                with suppress(OSError):
+                    file.truncate(end)
+                raise
+        return not end
 
 
 def writer_for(path: object) -> Writer:
@@ -67,25 +117,21 @@ class CsvWriter(Writer):
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        super().__init__(path)
         require_writable(path)
         if path.exists() and path.stat().st_size:
             _require_columns(path)
-            return
-        self._append(f"{','.join(COLUMNS)}\n")
+        self.begin()
 
-    def write(self, scalars: Iterable[Scalar]) -> None:
-        """Append a line for each number."""
+    def head(self) -> bytes:
+        """Return the names of the columns."""
+        return f"{','.join(COLUMNS)}\n".encode()
+
+    def body(self, scalars: Iterable[Scalar]) -> bytes:
+        """Return a line for each number."""
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows((s.step, s.tensor, s.quantity, repr(s.value)) for s in scalars)
-        self._append(text.getvalue())
-
-    def _append(self, text: str) -> None:
-        try:
-            with self.path.open("a", encoding="utf-8", newline="") as file:
-                file.write(text)
-        except OSError as error:
-            raise DocumentError(self.path, f"can't be written: {error}") from error
+        return text.getvalue().encode()
 
 
 def read_csv(path: object) -> list[Scalar]:
@@ -143,22 +189,19 @@ class TensorBoardWriter(Writer):
             folder.mkdir(parents=True, exist_ok=True)
         except (OSError, ValueError) as error:
             raise DocumentError(folder, f"can't be written: {error}", f"a name in {SUFFIX} writes a table.") from error
-        self.path = folder / name
-        self._append([_double(1, time.time()) + _text(3, "brain.Event:2")])
+        super().__init__(folder / name)
+        self.begin()
 
-    def write(self, scalars: Iterable[Scalar]) -> None:
-        """Append an event for each step."""
+    def head(self) -> bytes:
+        """Return the event that tells the version."""
+        return record_of(_double(1, time.time()) + _text(3, "brain.Event:2"))
+
+    def body(self, scalars: Iterable[Scalar]) -> bytes:
+        """Return an event for each step."""
         by_step: dict[int, list[Scalar]] = {}
         for scalar in scalars:
             by_step.setdefault(scalar.step, []).append(scalar)
-        self._append(event_of(step, found) for step, found in by_step.items())
-
-    def _append(self, events: Iterable[bytes]) -> None:
-        try:
-            with self.path.open("ab") as file:
-                file.write(b"".join(map(record_of, events)))
-        except OSError as error:
-            raise DocumentError(self.path, f"can't be written: {error}") from error
+        return b"".join(record_of(event_of(step, found)) for step, found in by_step.items())
 
 
 def event_of(step: int, scalars: Iterable[Scalar]) -> bytes:
