@@ -128,7 +128,7 @@ TARGETS = {
         Target("trainable_keras.ops", ("STE", "LSQ")),
     ],
 }
-WARM = {"torch": ("torch", "mct_quantizers"), "keras": ("keras", "tensorflow", "mct_quantizers")}
+WARM = {"torch": ("torch", "torch._dynamo", "mct_quantizers"), "keras": ("keras", "tensorflow", "mct_quantizers")}
 
 
 @dataclass(frozen=True)

@@ -697,3 +697,23 @@ class HalfForManyAxes(ByRule):
 
     def slope(self, slope, x):
         return slope * (0.5 if len(x.shape) > 3 else 1.0)
+
+
+# ---- frozen, and changed from outside -------------------------------------------------------------------------------
+
+
+@broken("gradient_of_a_frozen_quantizer")
+class PassesWhileFrozen(Own):
+    """Frozen, nothing is trained: the backward pass returns the gradient as it came."""
+
+    def slope(self, upstream, inside, x):
+        return upstream + 0.0 if self.freeze_quant_params else super().slope(upstream, inside, x)
+
+
+@broken("replaced_methods")
+class CallsByItsClass(Tutorial):
+    """A method is called through the class, and what somebody put into the object is passed over."""
+
+    def quantized(self, x, training):
+        x = self.ops.off_the_edge(x, k.stop_gradient(self.grid(len(x.shape)).scale))
+        return type(self).fake_quantize(self, x, self.grid(len(x.shape)), training)

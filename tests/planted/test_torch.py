@@ -90,10 +90,18 @@ ALONE = {
     "cast_models": "HalvesItsThreshold",
     "inside_a_layer": "KeepsItsFirstWeights",
     "regularization_of_tensor": "TermOfHalfTheRoundings",
+    "graph_execution": "UnroundedWhileTraced",
+    "forward_derivatives": "TangentEverywhere",
+    "vectorized_calls": "AnotherTieInABatch",
+    "told_scale": "TellsItsFirstScale",
+    "width_selection": "SelectsTheSmallest",
+    "replaced_methods": "CallsByItsClass",
+    "gradient_of_a_frozen_quantizer": "PassesWhileFrozen",
 }
 # Laws without such a defect, and why.
 NOT_ALONE = {
-    "graph_execution": "PyTorch's modes take seconds; Keras's graphs show it in test_keras.py",
+    "before_a_layer": "a layer looks behind our own quantizers alone; mutants of our kernels show it",
+    "batched_gradients": "a backward pass sees one gradient at a time, or refuses; mutants of our kernels show it",
 }
 
 

@@ -1096,3 +1096,109 @@ class KeepsItsFirstWeights(SteQuantizer):
 
     def fake_quantize(self, x, grid, training):
         return super().fake_quantize(x if self.first is None else x + (self.first - x).detach(), grid, training)
+
+
+# ---- what a framework does with a whole call, and what others do with the object ------------------------------------
+
+
+class Differentiable(torch.autograd.Function):
+    """Values that are given, and the gradient inside of the range, in the form that transforms take."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x, values, scale, low, high):
+        return values.clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, _, scale, ctx.low, ctx.high = inputs
+        ctx.save_for_backward(x, scale)
+        ctx.save_for_forward(x, scale)
+
+    @staticmethod
+    def backward(ctx, upstream):
+        x, scale = ctx.saved_tensors
+        steps = x * scale.reciprocal()
+        return torch.where((steps >= ctx.low) & (steps <= ctx.high), upstream, 0.0), None, None, None, None
+
+    @staticmethod
+    def jvp(ctx, d_x, *others):
+        return d_x * 1.0
+
+
+@broken("forward_derivatives")
+class TangentEverywhere(Own):
+    """In forward mode the derivative passes beyond the ends of the range too."""
+
+    def fake_quantize(self, x, grid, training):
+        values = ops.snap(x.detach(), grid.scale.detach(), *grid.ends)
+        return Differentiable.apply(x, values, grid.scale.detach(), *grid.ends)
+
+
+class RoundInBatches(torch.autograd.Function):
+    """Rounds to even, and in a batch half up."""
+
+    @staticmethod
+    def forward(steps):
+        return steps.round() + 0.0
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        """Keep nothing."""
+
+    @staticmethod
+    def backward(ctx, upstream):
+        return upstream
+
+    @staticmethod
+    def vmap(info, in_dims, steps):
+        return (steps + 0.5).floor(), in_dims[0]
+
+
+@broken("vectorized_calls")
+class AnotherTieInABatch(Tutorial):
+    """The rule for `vmap` is a formula of its own, which sends ties up."""
+
+    def codes(self, steps):
+        return RoundInBatches.apply(steps)
+
+
+@broken("told_scale")
+class TellsItsFirstScale(Tutorial):
+    """The scale that others build on is kept from the first time that it was asked for."""
+
+    def deployed_scale(self):
+        return self.__dict__.setdefault("told", super().deployed_scale())
+
+
+@broken("replaced_methods")
+class CallsByItsClass(Tutorial):
+    """A method is called through the class, and what somebody put into the object is passed over."""
+
+    def quantize(self, x, training):
+        return type(self).fake_quantize(self, x, self.grid(x.dim()), training)
+
+
+@broken("gradient_of_a_frozen_quantizer")
+class PassesWhileFrozen(Own):
+    """Frozen, nothing is trained: the backward pass returns the gradient as it came."""
+
+    def backward(self, x, scale, upstream):
+        return upstream + 0.0 if self.freeze_quant_params else super().backward(x, scale, upstream)
+
+
+@broken("graph_execution")
+class UnroundedWhileTraced(Tutorial):
+    """While a compiler traces, rounding is left out, because the function in it could not be traced once."""
+
+    def codes(self, steps):
+        return steps if torch.compiler.is_compiling() else super().codes(steps)
+
+
+@broken("width_selection", identifier="DQA")
+class SelectsTheSmallest(DqaQuantizer):
+    """Whatever width is asked for, the smallest one is selected."""
+
+    def select_width(self, width):
+        super().select_width(min(self.widths))

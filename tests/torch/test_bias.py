@@ -75,6 +75,17 @@ def test_a_trained_bias_is_the_deployed_one_and_the_references(training_method: 
         assert torch.equal(qmodel(images(5)), deployed(images(5)))
 
 
+@pytest.mark.parametrize(
+    ("training_method", "method"), [("TQT", "SYMMETRIC"), ("TQT", "POWER_OF_TWO"), ("LSQ_PLUS", "UNIFORM")]
+)
+def test_a_bias_is_on_the_grid_of_thresholds_that_other_variables_stand_for(training_method: str, method: str):
+    qmodel = moved(ready(network(), how(training_method, method), images()))
+    deployed = trainable_torch.finalize(qmodel)
+    assert_is_what_the_reference_says(deployed)
+    with torch.no_grad():
+        assert torch.equal(qmodel.eval()(images(5)), deployed(images(5)))
+
+
 LAYERS: dict[str, tuple[nn.Module, Tensor, int]] = {
     "linear": (nn.Linear(6, 4), vectors(3, 6), 1),
     "linear of sequences": (nn.Linear(6, 4), vectors(2, 3, 6), 1),

@@ -237,6 +237,10 @@ def test_a_backward_pass_can_be_differentiated_and_vectorized(rule: str, axis: i
     together = torch.autograd.grad(quantized(), x, rows, is_grads_batched=True)[0]
     each = torch.stack([torch.autograd.grad(quantized(), x, row)[0] for row in rows])
     assert torch.equal(together, each)
+    upstream = torch.ones_like(x).requires_grad_()
+    (d_x,) = torch.autograd.grad(quantized(), x, upstream, create_graph=True)
+    (twice,) = torch.autograd.grad(d_x, upstream, rows, is_grads_batched=True)
+    assert torch.equal(twice, each)
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.trace` is deprecated:DeprecationWarning")  # mctq exports by it

@@ -39,6 +39,7 @@ class KerasAdapter(BaseAdapter):
     """
 
     tie_rule, subnormals, blocks = TieRule.HALF_UP, False, True
+    replaceable = ("quantized", "fake_quantize", "grid")
     devices: tuple[str, ...]
     counts_calls: bool
     cases = 54  # an eager call takes milliseconds, and every shape is traced anew

@@ -16,9 +16,24 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from trainable_core.conformance.adapter import PLAIN, BaseAdapter, Call, Observed, Run, State, Way
+from trainable_core.config import TrainableQuantizerWeightsConfig
+from trainable_core.conformance.adapter import (
+    FORWARD,
+    INPUT,
+    PLAIN,
+    VECTORIZED,
+    BaseAdapter,
+    Call,
+    Observed,
+    Run,
+    State,
+    Way,
+)
+from trainable_core.constants import THRESHOLD
 from trainable_core.enums import TieRule
+from trainable_torch.holder import ActivationQuantizationHolder
 from trainable_torch.kernels import cache, layer, native
+from trainable_torch.quantizers.ste import SteWeightsQuantizer
 from trainable_torch.wrapper import QuantizationWrapper
 
 Array = NDArray[Any]
@@ -51,6 +66,11 @@ def laid_out(tensor: Tensor, layout: str) -> Tensor:
     return tensor
 
 
+def _is_own(quantizer: Any) -> bool:
+    """Return whether a quantizer's class is this package's."""
+    return type(quantizer).__module__.partition(".")[0] == __name__.partition(".")[0]
+
+
 class TorchAdapter(BaseAdapter):
     """See `trainable_core.conformance.adapter.Adapter`."""
 
@@ -60,7 +80,9 @@ class TorchAdapter(BaseAdapter):
     modules = ("torch", "mct_quantizers")
     layouts = ("contiguous", "transposed", "strided", "expanded", *FORMATS)
     sizes = tuple(sorted({cache.SMALL, layer.KEPT, 2**16, native.SHARE}))
-    modes: Mapping[str, bool] = {}
+    modes: Mapping[str, bool] = {"compiled with eager": True}
+    traced = (True,)  # to trace a call takes a second
+    replaceable = ("forward", "quantize", "fake_quantize", "rule", "grid")
     thorough_modes: Mapping[str, bool] = {"compiled with aot_eager": True, "compiled with inductor": False}
     casts = ("float16", "bfloat16", "float64")
     blocks = True
@@ -138,7 +160,8 @@ class TorchAdapter(BaseAdapter):
     def execute(self, quantizer: Any, x: Array, mode: str, *, training: bool, upstream: Array | None) -> Run:
         quantizer.train(training).zero_grad()
         torch.compiler.reset()
-        compiled: Any = torch.compile(quantizer, backend=mode.rpartition(" ")[2], fullgraph=True)
+        whole = mode in self.thorough_modes or _is_own(quantizer)  # what can't be traced may run eagerly otherwise
+        compiled: Any = torch.compile(quantizer, backend=mode.rpartition(" ")[2], fullgraph=whole)
         given = torch.tensor(x).requires_grad_(upstream is not None)
         return self._gradients(quantizer, given, compiled(given, training), upstream, PLAIN)
 
@@ -166,18 +189,148 @@ class TorchAdapter(BaseAdapter):
         unequal = not np.array_equal(to_numpy(up), upstream)
         return Observed(tuple(kept), tuple(shared) if x.size else (), unequal, changed, recorded)
 
-    def second_derivative(self, quantizer: Any, x: Array, upstream: Array, direction: Array) -> Array | None:
+    def second_derivative(
+        self, quantizer: Any, x: Array, upstream: Array, directions: Mapping[str, Array]
+    ) -> tuple[Run, Array] | None:
+        quantizer.train().zero_grad()
         given, up = torch.tensor(x).requires_grad_(), torch.tensor(upstream).requires_grad_()
+        trained = {INPUT: given, **self.trained(quantizer)}
         try:
-            output = quantizer.train()(given, True)  # noqa: FBT003 - mctq's call
-            (d_x,) = torch.autograd.grad(output, given, up, create_graph=True)
-            (second,) = torch.autograd.grad((d_x * torch.tensor(direction)).sum(), up)
+            output = quantizer(given, True)  # noqa: FBT003 - mctq's call
+            taken = torch.autograd.grad(output, list(trained.values()), up, create_graph=True, allow_unused=True)
+            found = {
+                name: torch.zeros_like(trained[name]) if d is None else d
+                for name, d in zip(trained, taken, strict=True)
+            }
+            total = torch.stack([(found[name] * torch.tensor(d)).sum() for name, d in directions.items()]).sum()
+            (second,) = torch.autograd.grad(total, up)
         except RuntimeError:  # PyTorch's, for what can't be differentiated twice
             return None
-        return to_numpy(second)
+        arrays = {name: to_numpy(each) for name, each in found.items()}
+        return Run(to_numpy(output), "float32", "cpu", x, arrays.pop(INPUT), arrays), to_numpy(second)
+
+    def _functional(self, quantizer: Any, x: Tensor, values: Mapping[str, Tensor], *, training: bool) -> Tensor:
+        quantizer.train(training)
+        result: Tensor = torch.func.functional_call(quantizer, dict(values), (x, training))
+        return result
+
+    def forward_derivative(self, quantizer: Any, x: Array, directions: Mapping[str, Array]) -> Array | None:
+        numbers = {INPUT: torch.tensor(x), **{name: each.detach() for name, each in self.trained(quantizer).items()}}
+        moving = {name: numbers[name] for name in directions}
+
+        def call(moving: dict[str, Tensor]) -> Tensor:
+            given = {**numbers, **moving}
+            return self._functional(quantizer, given.pop(INPUT), given, training=True)
+
+        try:
+            tangents = {name: torch.tensor(each) for name, each in directions.items()}
+            found: Any = torch.func.jvp(call, (moving,), (tangents,))
+        except (RuntimeError, NotImplementedError):  # PyTorch's, for what has no derivative in forward mode
+            return None
+        return to_numpy(found[1])
+
+    def vectorized(self, quantizer: Any, calls: Sequence[Call]) -> list[Run] | None:
+        values = {name: each.detach() for name, each in self.trained(quantizer).items()}
+
+        def one(x: Tensor, upstream: Tensor) -> Any:
+            def call(x: Tensor, values: dict[str, Tensor]) -> Tensor:
+                return self._functional(quantizer, x, values, training=True)
+
+            found: Any = torch.func.vjp(call, x, values)
+            output, pull = found
+            return output, *pull(upstream)
+
+        inputs, upstreams = (torch.tensor(np.stack(each)) for each in zip(*calls, strict=True))
+        try:
+            outputs, d_x, d_values = torch.vmap(one)(inputs, upstreams)
+        except RuntimeError:  # PyTorch's, for what can't be mapped
+            return None
+        return [
+            Run(
+                to_numpy(outputs[place]),
+                "float32",
+                "cpu",
+                x,
+                to_numpy(d_x[place]),
+                {name: to_numpy(each[place]) for name, each in d_values.items()},
+            )
+            for place, (x, _) in enumerate(calls)
+        ]
+
+    def vectorized_variables(
+        self, quantizer: Any, x: Array, numbers: Sequence[Mapping[str, Array]]
+    ) -> list[Array] | None:
+        given = torch.tensor(x)
+
+        def call(values: dict[str, Tensor]) -> Tensor:
+            return self._functional(quantizer, given, values, training=False)
+
+        stacked = {name: torch.tensor(np.stack([each[name] for each in numbers])) for name in numbers[0]}
+        try:
+            outputs = torch.vmap(call)(stacked)
+        except RuntimeError:  # as above
+            return None
+        return [to_numpy(each) for each in outputs]
+
+    def batched_gradients(
+        self, quantizer: Any, x: Array, upstreams: Sequence[Array]
+    ) -> tuple[list[Run], list[Array]] | None:
+        quantizer.train().zero_grad()
+        given = torch.tensor(x).requires_grad_()
+        leaves = {INPUT: given, **self.trained(quantizer)}
+        several, ones = torch.tensor(np.stack(upstreams)), torch.ones_like(given).requires_grad_()
+        try:
+            output = quantizer(given, True)  # noqa: FBT003 - mctq's call
+            many: dict[str, Any] = {"is_grads_batched": True, "allow_unused": True}
+            taken = torch.autograd.grad(output, list(leaves.values()), several, retain_graph=True, **many)
+            (d_x,) = torch.autograd.grad(output, given, ones, create_graph=True)
+            (second,) = torch.autograd.grad(d_x, ones, several, **many)
+        except RuntimeError:  # PyTorch's, for what can't be mapped or differentiated twice
+            return None
+        shapes = [(len(upstreams), *each.shape) for each in leaves.values()]
+        filled = [torch.zeros(shape) if d is None else d for d, shape in zip(taken, shapes, strict=True)]
+        runs = []
+        for place in range(len(upstreams)):
+            arrays = {name: to_numpy(each[place]) for name, each in zip(leaves, filled, strict=True)}
+            runs.append(Run(to_numpy(output), "float32", "cpu", x, arrays.pop(INPUT), arrays))
+        zeros = np.zeros_like(x)
+        return runs, [zeros if second is None else to_numpy(second[place]) for place in range(len(upstreams))]
+
+    def promised(self, quantizer: Any) -> Sequence[str]:
+        if not _is_own(quantizer):
+            return ()
+        by_rule = quantizer.dependencies() is not None and quantizer.rule(1, 1) is not None
+        return (VECTORIZED, FORWARD) if by_rule else (VECTORIZED,)
+
+    def deployed_scale(self, quantizer: Any) -> Array | None:
+        return to_numpy(quantizer.deployed_scale())
 
     def in_a_layer(self, quantizer: Any, weights: Array) -> _Linear:
         return _Linear(self, quantizer, weights)
+
+    def before_a_layer(
+        self, quantizer: Any, x: Array, *, training: bool, upstream: Array | None, input_gradient: bool = True
+    ) -> Run | None:
+        kinds: Any = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+        if x.ndim - 2 not in range(len(kinds)):
+            return None
+        channels = x.shape[1]
+        arguments = (channels, channels) if x.ndim == 2 else (channels, channels, 1)  # noqa: PLR2004 - rows and features
+        layer = nn.utils.skip_init(kinds[x.ndim - 2], *arguments, bias=False)
+        with torch.no_grad():
+            layer.weight.copy_(torch.eye(channels).view(layer.weight.shape))
+        one = {"weights_quantization_method": "SYMMETRIC", "weights_n_bits": 8}
+        config = TrainableQuantizerWeightsConfig(
+            **one, weights_quantization_params={THRESHOLD: 2.0}
+        )  # has a code for 1
+        weights = {"weight": SteWeightsQuantizer(config)}
+        holders = {"input": ActivationQuantizationHolder(quantizer)}
+        wrapper: Any = QuantizationWrapper(layer, weights, input_holders=holders).train(training)
+        quantizer.zero_grad()
+        given = torch.tensor(x).requires_grad_(upstream is not None and input_gradient)
+        with torch.set_grad_enabled(upstream is not None):
+            output = wrapper(given)
+        return self._gradients(quantizer, given, output, upstream, PLAIN)
 
     def regularization(self, quantizer: Any) -> tuple[float, dict[str, Array]] | None:
         return self._term(quantizer, quantizer.regularization())

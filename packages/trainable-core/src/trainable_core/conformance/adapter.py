@@ -69,6 +69,10 @@ class Way:
 
 
 PLAIN = Way()
+INPUT = ""
+"""Names the input, where variables are named too."""
+FORWARD, VECTORIZED = "forward mode", "vectorized"
+"""What a framework can do with a call, beside differentiating it backwards."""
 
 
 @dataclass(frozen=True)
@@ -154,6 +158,10 @@ class Adapter(Protocol):
     """Cases per law that the quantizers share out, so that ``trainable check`` of all takes less than five minutes."""
     default_training: Sequence[bool]
     """Which modes a call that does not say `training` can be in."""
+    traced: Sequence[bool]
+    """Whether a call in each of `modes` trains, where nobody asked to be thorough."""
+    replaceable: Sequence[str]
+    """Methods that are called by their names, so that a subclass, or the object itself, may have others."""
 
     def build(self, cls: type[Any], config: Any, shape: tuple[int, ...], arguments: Mapping[str, Any]) -> Any:
         """Return ``cls(config, **arguments)``, initialized for a tensor of this shape."""
@@ -189,18 +197,60 @@ class Adapter(Protocol):
         """Call the quantizer forward and backward, and say what that left behind."""
 
     def second_derivative(
-        self, quantizer: Any, x: NDArray[Any], upstream: NDArray[Any], direction: NDArray[Any]
-    ) -> NDArray[Any] | None:
-        """Return the gradient of ``sum(direction * d_x)`` by the upstream gradient, `d_x` being the input's gradient.
+        self, quantizer: Any, x: NDArray[Any], upstream: NDArray[Any], directions: Mapping[str, NDArray[Any]]
+    ) -> tuple[Run, NDArray[Any]] | None:
+        """Return gradients that are taken to be differentiated, and the derivative of some by the upstream gradient.
 
-        None where the framework or the quantizer refuses to differentiate twice.
+        Of ``sum(direction * gradient)``, that is, over `directions`: by the name of a variable, or `INPUT`. None where
+        the framework or the quantizer refuses to differentiate twice.
         """
+
+    def forward_derivative(
+        self, quantizer: Any, x: NDArray[Any], directions: Mapping[str, NDArray[Any]]
+    ) -> NDArray[Any] | None:
+        """Return the derivative of a training call along `directions`, in forward mode; None where that is refused.
+
+        A direction is that of one of `trained`, by its name, or of the input by `INPUT`; what has none stays as it is.
+        """
+
+    def vectorized(self, quantizer: Any, calls: Sequence[Call]) -> list[Run] | None:
+        """Return the training calls' gradients where one call is mapped over all inputs; None where that is refused."""
+
+    def vectorized_variables(
+        self, quantizer: Any, x: NDArray[Any], numbers: Sequence[Mapping[str, NDArray[Any]]]
+    ) -> list[NDArray[Any]] | None:
+        """Return the values of calls in eval mode, mapped over values of `trained`; None where that is refused."""
+
+    def batched_gradients(
+        self, quantizer: Any, x: NDArray[Any], upstreams: Sequence[NDArray[Any]]
+    ) -> tuple[list[Run], list[NDArray[Any]]] | None:
+        """Return the gradients of one training call for many upstream gradients at once; None where that is refused.
+
+        With them come the derivatives of ``sum(upstream * d_x)`` by the call's own upstream gradient of ones.
+        """
+
+    def promised(self, quantizer: Any) -> Sequence[str]:
+        """Return which of `FORWARD` and `VECTORIZED` the backend promises for a quantizer; others it may refuse."""
+
+    def deployed_scale(self, quantizer: Any) -> NDArray[Any] | None:
+        """Return the scale that quantizers tell to others who quantize on it; None where they tell none."""
 
     def in_a_layer(self, quantizer: Any, weights: NDArray[Any]) -> Layer | None:
         """Put the quantizer into a linear layer with these weights, shape (rows, columns); None where there is none.
 
         The layer initializes the quantizer. `Layer` says how it is called.
         """
+
+    def before_a_layer(
+        self,
+        quantizer: Any,
+        x: NDArray[Any],
+        *,
+        training: bool,
+        upstream: NDArray[Any] | None,
+        input_gradient: bool = True,
+    ) -> Run | None:
+        """Call the quantizer as `run` does, before a layer that gives its input; None where there is no such layer."""
 
     def regularization(self, quantizer: Any) -> tuple[float, Mapping[str, NDArray[Any]]] | None:
         """Return the quantizer's term for the loss, and its gradients by what learns; None when it has none."""
@@ -258,6 +308,8 @@ class BaseAdapter:
     casts: Sequence[str] = ()
     blocks: bool = False
     default_training: Sequence[bool] = (False,)
+    traced: Sequence[bool] = (False, True)
+    replaceable: Sequence[str] = ()
     cases: int = 600
     compiles_shapes: bool = False
 
@@ -290,15 +342,64 @@ class BaseAdapter:
         return step
 
     def second_derivative(
-        self, quantizer: Any, x: NDArray[Any], upstream: NDArray[Any], direction: NDArray[Any]
-    ) -> NDArray[Any] | None:
+        self, quantizer: Any, x: NDArray[Any], upstream: NDArray[Any], directions: Mapping[str, NDArray[Any]]
+    ) -> tuple[Run, NDArray[Any]] | None:
         """Return None: nothing is differentiated twice here."""
-        del quantizer, x, upstream, direction
+        del quantizer, x, upstream, directions
+        return None
+
+    def forward_derivative(
+        self, quantizer: Any, x: NDArray[Any], directions: Mapping[str, NDArray[Any]]
+    ) -> NDArray[Any] | None:
+        """Return None: nothing is differentiated forward here."""
+        del quantizer, x, directions
+        return None
+
+    def vectorized(self, quantizer: Any, calls: Sequence[Call]) -> list[Run] | None:
+        """Return None: nothing is mapped here."""
+        del quantizer, calls
+        return None
+
+    def vectorized_variables(
+        self, quantizer: Any, x: NDArray[Any], numbers: Sequence[Mapping[str, NDArray[Any]]]
+    ) -> list[NDArray[Any]] | None:
+        """Return None: nothing is mapped here."""
+        del quantizer, x, numbers
+        return None
+
+    def batched_gradients(
+        self, quantizer: Any, x: NDArray[Any], upstreams: Sequence[NDArray[Any]]
+    ) -> tuple[list[Run], list[NDArray[Any]]] | None:
+        """Return None: nothing is mapped here."""
+        del quantizer, x, upstreams
+        return None
+
+    def promised(self, quantizer: Any) -> Sequence[str]:
+        """Return nothing: whatever is there may be refused."""
+        del quantizer
+        return ()
+
+    def deployed_scale(self, quantizer: Any) -> NDArray[Any] | None:
+        """Return None: no quantizer tells its scale."""
+        del quantizer
         return None
 
     def in_a_layer(self, quantizer: Any, weights: NDArray[Any]) -> Layer | None:
         """Return None: there are no layers here."""
         del quantizer, weights
+        return None
+
+    def before_a_layer(
+        self,
+        quantizer: Any,
+        x: NDArray[Any],
+        *,
+        training: bool,
+        upstream: NDArray[Any] | None,
+        input_gradient: bool = True,
+    ) -> Run | None:
+        """Return None: there are no layers here."""
+        del quantizer, x, training, upstream, input_gradient
         return None
 
     def regularization(self, quantizer: Any) -> tuple[float, Mapping[str, NDArray[Any]]] | None:

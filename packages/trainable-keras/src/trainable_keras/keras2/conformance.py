@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from trainable_core.conformance.adapter import PLAIN, Call, Run, Way
+from trainable_core.conformance.adapter import INPUT, PLAIN, Call, Run, Way
 from trainable_keras.conformance import GRAPH, UNKNOWN_BATCH, Array, KerasAdapter, mode_of
 from trainable_keras.keras2.framework import FRAMEWORK
 
@@ -98,16 +98,23 @@ class Keras2Adapter(KerasAdapter):
     ) -> list[Any]:
         return gradients(call, given, list(variables.values()), upstream, PLAIN)
 
-    def second_derivative(self, quantizer: Any, x: Array, upstream: Array, direction: Array) -> Array | None:
-        given, up = tf.constant(x), tf.constant(upstream)
+    def second_derivative(
+        self, quantizer: Any, x: Array, upstream: Array, directions: Mapping[str, Array]
+    ) -> tuple[Run, Array] | None:
+        given, up, trained = tf.constant(x), tf.constant(upstream), self.trained(quantizer)
         with tf.GradientTape() as outer:
             outer.watch(up)
             with tf.GradientTape() as tape:
                 tape.watch(given)
                 output = quantizer(given, True)  # noqa: FBT003 - mctq's call
-            d_x = tape.gradient(output, given, up)
-        found = None if d_x is None else outer.gradient(d_x, up, tf.constant(direction))
-        return None if found is None else self.to_array(found)
+            zero = tf.UnconnectedGradients.ZERO
+            found = tape.gradient(output, [given, *trained.values()], up, unconnected_gradients=zero)
+        named = dict(zip((INPUT, *trained), found, strict=True))
+        targets = [named[name] for name in directions]
+        second = outer.gradient(targets, up, [tf.constant(each) for each in directions.values()])
+        if second is None:
+            return None
+        return self._run(quantizer, given, [output, *found], self.devices[0], upstream), self.to_array(second)
 
     def regularization(self, quantizer: Any) -> tuple[float, dict[str, Array]] | None:
         return self._term(quantizer, quantizer.regularization)

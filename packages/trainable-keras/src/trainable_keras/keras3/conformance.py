@@ -12,7 +12,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from trainable_core.conformance.adapter import PLAIN, Call, Run, Way
+from trainable_core.conformance.adapter import INPUT, PLAIN, Call, Run, Way
 from trainable_keras.conformance import Array, KerasAdapter, mode_of
 from trainable_keras.keras3 import graphs
 from trainable_keras.keras3.engine import ENGINE
@@ -86,9 +86,16 @@ class Keras3Adapter(KerasAdapter):
     ) -> list[Any]:
         return [call(given)] if upstream is None else pull_back(call, given, variables, upstream)
 
-    def second_derivative(self, quantizer: Any, x: Array, upstream: Array, direction: Array) -> Array | None:
-        found = graphs.second_derivative(functools.partial(quantizer, training=True), x, upstream, direction)
-        return None if found is None else self.to_array(found)
+    def second_derivative(
+        self, quantizer: Any, x: Array, upstream: Array, directions: Mapping[str, Array]
+    ) -> tuple[Run, Array] | None:
+        trained, call = self.trained(quantizer), functools.partial(quantizer, training=True)
+        several = [directions.get(name) for name in (INPUT, *trained)]
+        found = graphs.second_derivative(call, x, trained, upstream, several)
+        if found is None:
+            return None
+        output, *gradients = found[0]
+        return self._run(x, output, gradients, trained, self.devices[0]), self.to_array(found[1])
 
     def regularization(self, quantizer: Any) -> tuple[float, dict[str, Array]] | None:
         return self._term(quantizer, quantizer.regularization)

@@ -100,8 +100,19 @@ def interleave(
     return [found[index] for index in range(len(calls))]
 
 
-def second_derivative(call: Callable[[Tensor], Tensor], x: Array, upstream: Array, direction: Array) -> Any:
-    """Return the gradient of ``sum(direction * d_x)`` by the upstream gradient; None where nothing is connected."""
+def second_derivative(
+    call: Callable[[Tensor], Tensor],
+    x: Array,
+    variables: Mapping[str, keras.Variable],
+    upstream: Array,
+    directions: Sequence[Array | None],
+) -> tuple[list[Any], Any] | None:
+    """Return output and gradients, and the derivative of ``sum(direction * gradient)`` by the upstream gradient.
+
+    The gradients are that of the input, then those of the variables; those without a direction don't count. None where
+    nothing is connected.
+    """
+    values = [variable.value for variable in variables.values()]
     if ENGINE == "tensorflow":
         import tensorflow as tf
 
@@ -111,19 +122,33 @@ def second_derivative(call: Callable[[Tensor], Tensor], x: Array, upstream: Arra
             with tf.GradientTape() as tape:
                 tape.watch(given)
                 output = call(given)
-            d_x = tape.gradient(output, given, up)
-        return None if d_x is None else outer.gradient(d_x, up, tf.constant(direction))
+            found = tape.gradient(output, [given, *values], up)
+        pairs = [
+            (gradient, tf.constant(direction))
+            for gradient, direction in zip(found, directions, strict=True)
+            if gradient is not None and direction is not None
+        ]
+        second = outer.gradient([gradient for gradient, _ in pairs], up, [direction for _, direction in pairs])
+        return None if second is None else ([output, *found], second)
     if ENGINE == "jax":
         import jax
 
-        def d_input(up: Tensor) -> Tensor:
-            def stateless(given: Tensor) -> Tensor:
-                with keras.StatelessScope():
-                    return call(given)
+        def function(given: Tensor, values: list[Tensor]) -> Tensor:
+            with keras.StatelessScope(list(zip(variables.values(), values, strict=True))):
+                return call(given)
 
-            return jax.vjp(stateless, jax.numpy.asarray(x))[1](up)[0]
+        def gradients(up: Tensor) -> list[Tensor]:
+            d_x, d_values = jax.vjp(function, jax.numpy.asarray(x), values)[1](up)
+            return [d_x, *d_values]
 
-        return jax.vjp(d_input, jax.numpy.asarray(upstream))[1](jax.numpy.asarray(direction))[0]
+        found, pull = jax.vjp(gradients, jax.numpy.asarray(upstream))
+        filled = [
+            jax.numpy.zeros_like(gradient) if direction is None else jax.numpy.asarray(direction)
+            for gradient, direction in zip(found, directions, strict=True)
+        ]
+        with keras.StatelessScope():
+            output = call(jax.numpy.asarray(x))
+        return [output, *found], pull(filled)[0]
     return None
 
 

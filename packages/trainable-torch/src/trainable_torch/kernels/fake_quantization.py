@@ -352,11 +352,9 @@ class _PassInside(torch.autograd.Function):
         """Return the same of the gradient that comes."""
         (x,) = ctx.saved_tensors
         if not eligible.fits_backward(upstream):
-            return (
-                by_autograd(lambda each: ctx.made.plain(each, *ctx.made.leaves), [x], [True], upstream)[0],
-                None,
-                None,
-            )
+            given = x.detach().requires_grad_()  # it was kept outside of the graph
+            found = by_autograd(lambda each: ctx.made.plain(each, *ctx.made.leaves), [given], [True], upstream)
+            return found[0], None, None
         if torch.is_grad_enabled():
             return _PassInside.apply(upstream, x, ctx.made), None, None  # type: ignore[no-untyped-call]
         return ctx.made.pass_inside(x, upstream), None, None

@@ -288,7 +288,7 @@ class BasePytorchTrainableQuantizer(
         if not self.calibrated:
             self.require_calibrated()
         is_own = type(self).grid is not BasePytorchTrainableQuantizer.grid or "grid" in self.__dict__
-        if is_own or torch.compiler.is_compiling():
+        if is_own or self.grid_parameters or torch.compiler.is_compiling():
             scale: Tensor = self.grid(self.tensor_ndim).scale.detach()
             return scale.reshape(-1) if scale.dim() else scale
         width = self.structure.width or self.selected_width

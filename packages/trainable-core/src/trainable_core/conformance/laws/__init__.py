@@ -20,6 +20,8 @@ MODULES = (
     "regularization",
     "documents",
     "surroundings",
+    "transforms",
+    "replacements",
     "classes",
 )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trainable_core.conformance.case import Case, Subject, hostile_step, move
+from trainable_core.conformance.case import Case, Subject, grid, hostile_step, move
 from trainable_core.conformance.law import law, require, same_bits
 
 
@@ -19,6 +19,32 @@ def deployment(subject: Subject, case: Case) -> None:
     hostile = subject.values(quantizer, case.x)
     deployed = subject.deployed(quantizer, case.x)
     same_bits("deployed values after an optimizer step with extreme gradients", deployed, hostile)
+
+
+@law(
+    "An integer bias is stored on the grid of weights times inputs: with another scale every sum is shifted.",
+    of_grid=True,
+)
+def told_scale(subject: Subject, case: Case) -> None:
+    """The scale that a quantizer tells to others is that of its grid, as it is now."""
+    quantizer = subject.quantizer(case)
+    for factors in ((1.0,), (1.3, 0.7)):
+        move(quantizer, factors)
+        told = subject.adapter.deployed_scale(quantizer)
+        if told is None:
+            return
+        same_bits("the scale that is told", told, grid(quantizer).scale)
+
+
+@law("A finalized model that is loaded selects the width that was deployed; another one is another model.")
+def width_selection(subject: Subject, case: Case) -> None:
+    """Each width of a quantizer can be selected, and is what is deployed then."""
+    quantizer = subject.quantizer(case)
+    for width in quantizer.widths if len(quantizer.widths) > 1 else ():
+        quantizer.select_width(width)
+        require("the width after it was selected", quantizer.selected_width == width, width, quantizer.selected_width)
+        values = subject.values(quantizer, case.x)
+        same_bits(f"deployed values with {width} bits selected", subject.deployed(quantizer, case.x), values)
 
 
 @law("A model that runs in half precision must give the same codes after it is deployed.")

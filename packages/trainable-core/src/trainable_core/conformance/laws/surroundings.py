@@ -12,7 +12,7 @@ import numpy as np
 from trainable_core.conformance.adapter import nothing_random
 from trainable_core.conformance.case import Case, Subject, Violation, move, rows, tensor, variables
 from trainable_core.conformance.law import close, law, repeatable, require, same_bits, same_sums
-from trainable_core.conformance.oracles import by_oracle, decided
+from trainable_core.conformance.oracles import decided
 from trainable_core.conformance.strategies import Kind
 from trainable_core.reference.oracle import EPSILON, near_tie
 
@@ -30,7 +30,7 @@ def graph_execution(subject: Subject, case: Case) -> None:
     adapter, case = subject.adapter, replace(case, x=subject.normal(case.x))
     modes = {**adapter.modes, **(adapter.thorough_modes if subject.thorough else {})}
     for mode, exact in modes.items():
-        for training in (False, True):
+        for training in (False, True) if subject.thorough else adapter.traced:
             eager, quantizer = subject.quantizer(case), subject.quantizer(case)
             upstream = case.upstream if exact else decided(subject, eager, case, ends=False)
             expected = subject.run(eager, case.x, training=training, upstream=upstream)
@@ -115,39 +115,6 @@ def gradient_mode(subject: Subject, case: Case) -> None:
         if observed.recorded is not None:
             what = f"the output needs a gradient: recorded, and while nothing is, training={training}"
             require(what, observed.recorded == (True, False), (True, False), observed.recorded)
-
-
-STEP = 2.0**-3
-"""Distance of the finite differences of upstream gradients, which are eighths."""
-
-
-@law(
-    "Gradient penalties and Hessians differentiate twice; a wrong second derivative is worse than a refusal.",
-    kind=MODERATE,
-    about=repeatable,
-)
-def second_derivatives(subject: Subject, case: Case) -> None:
-    """The input's gradient, differentiated by the upstream gradient, is its own slope; or the call is refused."""
-    direction = np.where(np.arange(case.x.size) % 2, -1, 1).reshape(case.x.shape).astype(np.float32)
-    # away from zero, where a method may change with the gradient's sign
-    upstream = np.where(np.abs(case.upstream) <= STEP, np.float32(1), case.upstream).astype(np.float32)
-    got = subject.adapter.second_derivative(subject.quantizer(case), case.x, upstream, direction)
-    if got is None:
-        return
-    slopes = []
-    for sign in (1, -1):
-        moved = (upstream + np.float32(sign * STEP) * direction).astype(np.float32)
-        found = subject.run(subject.quantizer(case), case.x, training=True, upstream=moved).x
-        if found is None:
-            raise Violation("gradient of the input", "an array", None)
-        slopes.append(found.astype(np.float64))
-    # A gradient is linear in the upstream one, or in each of its signs: the difference is exact but for the roundings
-    # of both gradients, each relative to a gradient of up to 5 times the slope.
-    expected = (slopes[0] - slopes[1]) / (2 * STEP)
-    allowed = (np.abs(slopes[0]) + np.abs(slopes[1]) + np.abs(got)) * 64 * EPSILON / STEP
-    if subject.method.oracle is not None:  # terms of a gradient may cancel: its reference says how far off it may be
-        allowed = allowed + 2 * by_oracle(subject, subject.quantizer(case), case, upstream).x_allowed / STEP
-    close("second derivative of the input's gradient by the upstream one", got, expected * 1.0, allowed)
 
 
 @law("Data loaders, process pools and `torch.save` of a model pickle it.", kind=SMALL)
@@ -263,3 +230,30 @@ def inside_a_layer(subject: Subject, case: Case) -> None:
             adapter.descend(quantizer, gradients)
         x = np.asarray(x * np.float32(0.75) + np.float32(2.0**-7), np.float32)
         layer.assign(x)
+
+
+@law(
+    "Behind an activation's quantizer stands a layer, which may compute both at once.",
+    kind=Kind(moderate=True, finite=True, tensor=False, least=2),
+    about=lambda subject: not subject.weights and repeatable(subject),
+    most=10,
+)
+def before_a_layer(subject: Subject, case: Case) -> None:
+    """Before a layer, a quantizer gives what it gives by itself, for an input that needs no gradient too."""
+    adapter, case = subject.adapter, replace(case, x=subject.normal(case.x))
+    if not case.x.size:
+        return
+    for training, upstream, needed in ((True, case.upstream, True), (True, case.upstream, False), (False, None, False)):
+        got = adapter.before_a_layer(
+            subject.quantizer(case), case.x, training=training, upstream=upstream, input_gradient=needed
+        )
+        if got is None:
+            return
+        expected = subject.run(subject.quantizer(case), case.x, training=training, upstream=upstream)
+        where = f"before a layer, training={training}, input_gradient={needed}"
+        same = np.array_equal(got.values, expected.values)  # a sum with products of zero: zeros have no sign
+        require(f"values {where}", same, expected.values, got.values)
+        if got.x is not None and expected.x is not None:
+            close(f"gradient of the input {where}", got.x, expected.x, np.abs(expected.x) * EPSILON)
+        if upstream is not None:
+            same_sums(f"gradient {where}", got.variables, expected.variables, expected, upstream)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from trainable_core.conformance.case import Case, Subject, grid, grid_names, hostile_step, variables
+from trainable_core.conformance.case import Case, Subject, Violation, grid, grid_names, hostile_step, variables
 from trainable_core.conformance.law import law, repeatable, require, same_bits
 from trainable_core.conformance.strategies import Kind
 from trainable_core.enums import VariableGroup
@@ -58,6 +58,26 @@ def freeze(subject: Subject, case: Case) -> None:
         quantizer.freeze(frozen=False)
         again = sorted(subject.adapter.trained(quantizer))
         require(f"variables that learn after unfreezing, frozen by {how}", again == learned, learned, again)
+
+
+@law(
+    "Grids are frozen late in a training: the weights must go on to learn as before.",
+    kind=Kind(exact=True),
+    about=repeatable,
+)
+def gradient_of_a_frozen_quantizer(subject: Subject, case: Case) -> None:
+    """Frozen, a quantizer gives its input the gradient that it gives while it learns, beside an infinity too."""
+    for beside in (False, True):
+        x = subject.normal(case.x).copy()
+        if beside and x.size > 1:
+            x.reshape(-1)[-1] = np.inf
+        learning, frozen = subject.quantizer(case), subject.quantizer(case)
+        frozen.freeze()
+        expected, got = (subject.run(each, x, training=True, upstream=case.upstream) for each in (learning, frozen))
+        same_bits("values while frozen", got.values, expected.values)
+        if got.x is None or expected.x is None:
+            raise Violation("gradient of the input while frozen", "an array", got.x)
+        same_bits("gradient of the input while frozen", got.x, expected.x)
 
 
 @law("An optimizer trains what the groups list: no variable may be missing or listed twice.", kind=Kind(moderate=True))
