@@ -33,23 +33,25 @@ TORCH_SCRIPTS = (
     "torch_export",
     "torch_diagnosis",
     "torch_suggestion",
+    "torch_reconstruction",
 )
 KERAS_SCRIPTS = ("keras_kernels", "keras_steps", "keras_export")
 KERAS_VERSIONS = ((KERAS_TESTS, keras_on("tensorflow")), (KERAS_2_TESTS, KERAS_2), (KERAS_2_TF215_TESTS, TENSORFLOW))
 """Keras 3, and Keras 2 on both versions of TensorFlow: the same scripts, a table for each."""
 
 TORCH_PEERS: dict[str, tuple[str, ...]] = {
-    "torchao": (),
+    "torchao": ("transformers", "scikit-learn"),
     "brevitas": (),
     "nvidia-modelopt": ("requests", "huggingface-hub"),
     "nncf": ("ninja",),
     "aimet-torch": (),
     "model-compression-toolkit": ("torchvision",),
 }
-"""Other libraries, and what each needs but does not declare."""
+"""Other libraries, and what each, or a script about it, needs but does not declare."""
 KERAS_PEERS = ("model-compression-toolkit",)
 """Other libraries for Keras; this one's is the Keras of TensorFlow 2.15."""
 TORCH_PEER_SCRIPTS = ("torch_peers", "torch_peer_steps", "torch_peer_small_layers")
+OF_ONE_PEER = {"torchao": ("torch_peer_language_model",)}
 KERAS_PEER_SCRIPTS = ("keras_peers",)
 
 
@@ -73,7 +75,8 @@ def measure_peers(session: nox.Session) -> None:
     for peer, needed in TORCH_PEERS.items():
         requirements = [*CORE, "-e", "packages/trainable-torch[speed]", peer, *needed]
         environment = Environment(f"peer-{peer}", requirements, "peers")
-        _measure_peer(session, environment, TORCH_PEER_SCRIPTS, peer, settings)
+        scripts = (*TORCH_PEER_SCRIPTS, *OF_ONE_PEER.get(peer, ()))
+        _measure_peer(session, environment, scripts, peer, settings)
     for peer in KERAS_PEERS:
         requirements = [*CORE, "-e", "packages/trainable-keras", "tensorflow-cpu", peer]
         environment = Environment(f"peer-keras-{peer}", requirements, "peers-keras")
