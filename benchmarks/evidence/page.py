@@ -174,8 +174,9 @@ def agreement(found: Found) -> str:
     compared, apart = 0, []
     entries = {(cell.network, cell.setting, cell.method) for cell in found if cell.framework == "keras"}
     for network, setting, method in sorted(entries):
-        ours, theirs = (scores(found, framework, network, setting, method) for framework in FRAMEWORKS)
-        if min(len(ours), len(theirs)) < FEWEST or method in (FLOAT, NEAREST):
+        all_scores = [scores(found, framework, network, setting, method) for framework in FRAMEWORKS]
+        ours, theirs = ({seed: of[seed] for seed in set.intersection(*map(set, all_scores))} for of in all_scores)
+        if len(ours) < FEWEST or method in (FLOAT, NEAREST):
             continue
         compared += 1
         spread = (statistics.variance(ours.values()) + statistics.variance(theirs.values())) / 2

@@ -13,7 +13,7 @@ from typing import Any
 
 from cells import Cell
 
-CELLS_OF_A_PROCESS = 40
+CELLS_OF_A_PROCESS = 80
 """Then a new process goes on: TensorFlow keeps something of each model."""
 
 

@@ -130,7 +130,7 @@ def _train(
     seed: int,
     decays: bool = True,
 ) -> None:
-    optimizer = torch.optim.Adam(groups, lr=rate)
+    optimizer = torch.optim.Adam(groups, lr=rate, fused=True)
     cosine = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: (1 + math.cos(math.pi * step / steps)) / 2)
     quantized = not isinstance(groups[0], Tensor)
     model.train()
