@@ -201,7 +201,9 @@ def test_statistics_are_estimated_anew() -> None:
 @pytest.mark.parametrize("frozen", [False, True])
 def test_files_hold_models_before_and_after(sequential: bool, frozen: bool, tmp_path: Path) -> None:
     float_model = network(sequential=sequential)
-    qmodel = train(ready(float_model, {**quantized_inputs(simulated()), "bias": "int32"}, images()), images(), lr=0.01)
+    two_weights = {"match": {"name": "separable"}, "bias": "float"}
+    recipe = {**quantized_inputs(simulated()), "bias": "int32", "rules": [two_weights]}
+    qmodel = train(ready(float_model, recipe, images()), images(), lr=0.01)
     if frozen:
         freeze_batch_norm(qmodel)
     for each in (qmodel, finalize(qmodel)):
