@@ -71,6 +71,7 @@ def test_it_is_core_s_schedule() -> None:
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method. is deprecated:DeprecationWarning")  # by torch's compiler
 def test_one_graph_serves_every_step() -> None:
     schedule = PytorchLinearAnnealingScheduler(t_start=0, t_end=1000, initial_val=1.0, target_val=0.02)
+    torch.compiler.reset()  # what other tests of this process compiled would count as well
     compiled = torch.compile(schedule, fullgraph=True, backend="eager")
     torch._dynamo.config.error_on_recompile = True  # noqa: SLF001 - there is no public name for it
     try:
