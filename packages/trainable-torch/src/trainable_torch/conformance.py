@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import gc
 import io
+import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -64,6 +65,14 @@ def laid_out(tensor: Tensor, layout: str) -> Tensor:
     if layout in FORMATS and tensor.dim() == len(layout.split("_")) + 2:
         return tensor.contiguous(memory_format=FORMATS[layout])
     return tensor
+
+
+@contextmanager
+def _without_deprecations() -> Iterator[None]:
+    """Keep what PyTorch says of its own old parts when it traces from being an error, as `pytest -W error` makes it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield
 
 
 def _is_own(quantizer: Any) -> bool:
@@ -163,7 +172,8 @@ class TorchAdapter(BaseAdapter):
         whole = mode in self.thorough_modes or _is_own(quantizer)  # what can't be traced may run eagerly otherwise
         compiled: Any = torch.compile(quantizer, backend=mode.rpartition(" ")[2], fullgraph=whole)
         given = torch.tensor(x).requires_grad_(upstream is not None)
-        return self._gradients(quantizer, given, compiled(given, training), upstream, PLAIN)
+        with _without_deprecations():
+            return self._gradients(quantizer, given, compiled(given, training), upstream, PLAIN)
 
     def observe(self, quantizer: Any, x: Array, upstream: Array, *, training: bool) -> Observed:
         quantizer.train(training).zero_grad()
@@ -224,7 +234,8 @@ class TorchAdapter(BaseAdapter):
 
         try:
             tangents = {name: torch.tensor(each) for name, each in directions.items()}
-            found: Any = torch.func.jvp(call, (moving,), (tangents,))
+            with _without_deprecations():
+                found: Any = torch.func.jvp(call, (moving,), (tangents,))
         except (RuntimeError, NotImplementedError):  # PyTorch's, for what has no derivative in forward mode
             return None
         return to_numpy(found[1])
@@ -242,7 +253,8 @@ class TorchAdapter(BaseAdapter):
 
         inputs, upstreams = (torch.tensor(np.stack(each)) for each in zip(*calls, strict=True))
         try:
-            outputs, d_x, d_values = torch.vmap(one)(inputs, upstreams)
+            with _without_deprecations():
+                outputs, d_x, d_values = torch.vmap(one)(inputs, upstreams)
         except RuntimeError:  # PyTorch's, for what can't be mapped
             return None
         return [
@@ -267,7 +279,8 @@ class TorchAdapter(BaseAdapter):
 
         stacked = {name: torch.tensor(np.stack([each[name] for each in numbers])) for name in numbers[0]}
         try:
-            outputs = torch.vmap(call)(stacked)
+            with _without_deprecations():
+                outputs = torch.vmap(call)(stacked)
         except RuntimeError:  # as above
             return None
         return [to_numpy(each) for each in outputs]
