@@ -129,6 +129,8 @@ ALSO = {
     "ConvertsBeforeRounding": {"deployed_dtypes", "deploy_after_step", "load_then_deploy", "cast_models"},
     "TextbookTrick": {"nonfinite_inputs"},
 }
+# These run a quantizer once more in another way, so they may see what the law sees that is about the mistake.
+AGAIN = {"graph_execution", "replaced_methods", "forward_derivatives"}
 
 
 @pytest.mark.parametrize("defect", PLANTED, ids=str)
@@ -140,7 +142,7 @@ def test_a_planted_defect_is_rejected(defect: Defect):
     if str(defect) in EARLIER:
         assert defect.caught_by in {verdict.law.name for verdict in found}
     elif ALONE.get(defect.caught_by) == str(defect):
-        others = {verdict.law.name for verdict in found}
+        others = {verdict.law.name for verdict in found} - AGAIN
         assert others == ALSO.get(str(defect), set()), f"{defect} was to be seen by one law only, or by these"
 
 
