@@ -174,6 +174,9 @@ class Routine(TrainingRoutine):
         for name in self.fakes if names is None else names:
             self.fakes[name].frozen = True
 
+    def freeze_statistics(self) -> None:
+        raise NotImplementedError
+
     def advance(self) -> None:
         pass
 
