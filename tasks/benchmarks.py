@@ -51,7 +51,7 @@ TORCH_PEERS: dict[str, tuple[str, ...]] = {
 KERAS_PEERS = ("model-compression-toolkit",)
 """Other libraries for Keras; this one's is the Keras of TensorFlow 2.15."""
 TORCH_PEER_SCRIPTS = ("torch_peers", "torch_peer_steps", "torch_peer_small_layers")
-OF_ONE_PEER = {"torchao": ("torch_peer_language_model",)}
+TORCHAO_SCRIPTS = ("torch_peer_language_model",)
 KERAS_PEER_SCRIPTS = ("keras_peers",)
 
 
@@ -75,7 +75,7 @@ def measure_peers(session: nox.Session) -> None:
     for peer, needed in TORCH_PEERS.items():
         requirements = [*CORE, "-e", "packages/trainable-torch[speed]", peer, *needed]
         environment = Environment(f"peer-{peer}", requirements, "peers")
-        scripts = (*TORCH_PEER_SCRIPTS, *OF_ONE_PEER.get(peer, ()))
+        scripts = (*TORCH_PEER_SCRIPTS, *(TORCHAO_SCRIPTS if peer == "torchao" else ()))
         _measure_peer(session, environment, scripts, peer, settings)
     for peer in KERAS_PEERS:
         requirements = [*CORE, "-e", "packages/trainable-keras", "tensorflow-cpu", peer]

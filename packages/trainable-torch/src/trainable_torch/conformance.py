@@ -68,10 +68,10 @@ def laid_out(tensor: Tensor, layout: str) -> Tensor:
 
 
 @contextmanager
-def _without_deprecations() -> Iterator[None]:
-    """Keep what PyTorch says of its own old parts when it traces from being an error, as `pytest -W error` makes it."""
+def _without_warnings() -> Iterator[None]:
+    """Keep what PyTorch warns of when it traces from being an error, as `pytest -W error` makes it."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore")
         yield
 
 
@@ -172,7 +172,7 @@ class TorchAdapter(BaseAdapter):
         whole = mode in self.thorough_modes or _is_own(quantizer)  # what can't be traced may run eagerly otherwise
         compiled: Any = torch.compile(quantizer, backend=mode.rpartition(" ")[2], fullgraph=whole)
         given = torch.tensor(x).requires_grad_(upstream is not None)
-        with _without_deprecations():
+        with _without_warnings():
             return self._gradients(quantizer, given, compiled(given, training), upstream, PLAIN)
 
     def observe(self, quantizer: Any, x: Array, upstream: Array, *, training: bool) -> Observed:
@@ -234,7 +234,7 @@ class TorchAdapter(BaseAdapter):
 
         try:
             tangents = {name: torch.tensor(each) for name, each in directions.items()}
-            with _without_deprecations():
+            with _without_warnings():
                 found: Any = torch.func.jvp(call, (moving,), (tangents,))
         except (RuntimeError, NotImplementedError):  # PyTorch's, for what has no derivative in forward mode
             return None
@@ -253,7 +253,7 @@ class TorchAdapter(BaseAdapter):
 
         inputs, upstreams = (torch.tensor(np.stack(each)) for each in zip(*calls, strict=True))
         try:
-            with _without_deprecations():
+            with _without_warnings():
                 outputs, d_x, d_values = torch.vmap(one)(inputs, upstreams)
         except RuntimeError:  # PyTorch's, for what can't be mapped
             return None
@@ -279,7 +279,7 @@ class TorchAdapter(BaseAdapter):
 
         stacked = {name: torch.tensor(np.stack([each[name] for each in numbers])) for name in numbers[0]}
         try:
-            with _without_deprecations():
+            with _without_warnings():
                 outputs = torch.vmap(call)(stacked)
         except RuntimeError:  # as above
             return None
