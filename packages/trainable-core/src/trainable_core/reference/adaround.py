@@ -199,9 +199,10 @@ def _expected_term(x: Float32, state: State) -> ExpectedTerm:
     beta = float(schedule(step))
     value, gradient = regularizer(found.h, found.dh, beta)
     # h is as far off as `_expected_gradients` says; |2 h - 1|**beta is 2 beta times as steep, and its derivative
-    # 4 beta**2 times. A sum over the elements has a rounding for each.
-    error = (state.grid.quant_max - state.grid.quant_min + 16) * 2 * EPSILON
+    # 4 beta**2 times. A sum over the elements has a rounding for each. A weight beyond the grid has a part in the term
+    # too, and the fraction of a large quotient is as far off as the quotient.
     steps = affine.steps(x, state.grid).astype(np.float64)
+    error = (state.grid.quant_max - state.grid.quant_min + 16 + np.nan_to_num(np.abs(steps))) * 2 * EPSILON
     with np.errstate(invalid="ignore"):
         jumps = np.abs(steps - np.rint(steps)) <= error  # there the fraction is 0 or 1, and so is h
     edge = (np.abs(found.h) <= 64 * error) | (np.abs(found.h - 1) <= 64 * error)
