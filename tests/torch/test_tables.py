@@ -288,6 +288,7 @@ def test_params_with_the_table_of_the_other_sign_are_refused():
 @pytest.mark.parametrize("target", ["onnx", "qonnx"])
 def test_files_without_tables_are_refused(kind, target, tmp_path):
     """Nothing in the recipe says that the model is for such a file, so `export` is what has to say it."""
+    pytest.importorskip("onnx", reason="onnx is not installed")
     recipe = {"weights": RECIPES["powers LUT_POT_QUANTIZER per channel"], "activations": ACTIVATIONS["powers 5 bits"]}
     deployed = finalize(ready(nn.Linear(8, 3), recipe[kind], vectors(4, 8)))
     with pytest.raises(UnsupportedConfigError, match="values of a table"):
@@ -298,6 +299,7 @@ def test_files_without_tables_are_refused(kind, target, tmp_path):
 
 @pytest.mark.parametrize("recipe", ACTIVATIONS.values(), ids=ACTIVATIONS)
 def test_what_looks_at_models_knows_tables_of_activations(recipe, tmp_path):
+    pytest.importorskip("matplotlib", reason="reports need matplotlib")
     batches = [vectors(16, 8)]
     plain = {"weights": {"method": "SYMMETRIC", "n_bits": 8, "training_method": "LSQ"}}
     qmodel = ready(nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3)), {**recipe, **plain}, *batches)
