@@ -230,6 +230,11 @@ def calibrating(what: str, batches: Any, error: type[Exception], *facts: str, **
     return row(what, "wrapped", lambda model: calibrate(model, batches, **options), error, *facts)
 
 
+def report_of(model: Any, batches: Any) -> None:
+    pytest.importorskip("matplotlib", reason="reports need matplotlib")
+    report(model, "page.html", batches)
+
+
 def labelled() -> tuple[Any, Any]:
     """Return inputs and labels, of which a list of one batch is to be made."""
     return images(), torch.zeros(len(images()))
@@ -396,7 +401,7 @@ FILE = "never-written.onnx"
     row(
         "a report on a batch",
         "calibrated",
-        lambda m: report(m, "page.html", labelled()),
+        lambda m: report_of(m, labelled()),
         CalibrationError,
         "report",
         "[(x, y)]",
