@@ -594,9 +594,10 @@ class QuantizationWrapper(Reads, nn.Module, metaclass=UnlistedSubclass, of=Pytor
         """Call the layer's own forward, for which its weights are these."""
         if _is_compiling():
             call.given = values
-            outputs = self._own_forward(call, args, kwargs)
-            call.given = {}
-            return outputs
+            try:
+                return self._own_forward(call, args, kwargs)
+            finally:
+                call.given = {}
         before = _values.by_layer
         _values.by_layer = {**before, **{(id(self), name): value for name, value in values.items()}}
         try:
