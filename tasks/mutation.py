@@ -36,7 +36,7 @@ SLOW = {"no_framework_leak"}  # starts an interpreter; about imports
 STAGES = (3, 6)
 """Cases per law: of a first look, and for what survives it."""
 TIMEOUT = 120
-"""CPU seconds after which a mutant counts as rejected: a loop that never ends."""
+"""CPU seconds of one law on one quantizer after which a mutant counts as rejected: a loop that never ends."""
 BLOCKED = 1200
 """Seconds after which it does so too, as where it waits for a lock; many, because a machine may be busy."""
 
@@ -326,6 +326,8 @@ def rejected(
         for law in (*(LAWS[name] for name in first), *(each for each in LAWS.values() if each.name not in first)):
             for subject in chosen:
                 if law.name not in SLOW and law.about(subject):
+                    signal.setitimer(signal.ITIMER_PROF, TIMEOUT)
+                    signal.alarm(BLOCKED)
                     verdict = try_law(law, subject, examples=examples, seed=0, shrink=False)
                     if not verdict.holds:
                         return law.name
@@ -340,9 +342,8 @@ def in_a_process(
     child = os.fork()
     if not child:
         os.close(read)
-        times = 1 if code is not None else 5
-        signal.setitimer(signal.ITIMER_PROF, TIMEOUT * times)
-        signal.alarm(BLOCKED * times)
+        signal.setitimer(signal.ITIMER_PROF, TIMEOUT)
+        signal.alarm(BLOCKED)
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, 1)
         os.dup2(null, 2)
@@ -355,8 +356,9 @@ def in_a_process(
     os.close(write)
     with os.fdopen(read) as pipe:
         answer = pipe.read()
-    os.waitpid(child, 0)
-    return answer or "timeout"
+    _, status = os.waitpid(child, 0)
+    ended = os.WTERMSIG(status) in {signal.SIGPROF, signal.SIGALRM}
+    return answer or ("timeout" if ended else "crash")
 
 
 def most_severe(rows: Sequence[Row]) -> list[str]:

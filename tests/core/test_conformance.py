@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import pickle
 import re
 import sys
 import types
@@ -25,6 +27,7 @@ from trainable_core.conformance import (
     adapter_of,
     check_quantizer,
     conformance_checks,
+    parallel,
     replay,
     report,
     strategies,
@@ -36,7 +39,7 @@ from trainable_core.conformance.case import grid, move, shown
 from trainable_core.conformance.law import named_laws, same_bits
 from trainable_core.conformance.matrix import COLUMNS, markdown, matrix_rows
 from trainable_core.conformance.strategies import Corner, Kind, cases, grid_after
-from trainable_core.conformance.suite import checks, subjects_of
+from trainable_core.conformance.suite import Verdict, checks, subjects_of
 from trainable_core.conformance.template import backends_with_template, write_plugin
 from trainable_core.enums import QuantizationMethod, QuantizationTarget, TieRule
 from trainable_core.errors import DocumentError, InvalidArgumentError, UnknownBackendError, UnsupportedConfigError
@@ -567,6 +570,74 @@ def test_a_law_that_takes_long_is_tried_on_few_cases():
     law = replace(failing(lambda *_: False), most=2)
     assert try_law(law, LAID[0], examples=50, seed=0).cases == 2
     assert try_law(law, LAID[0], examples=5, seed=0, thorough=True).cases > 5
+
+
+# ---- processes ------------------------------------------------------------------------------------------------------
+
+
+def work_on(*classes: type, laws: tuple[str, ...]) -> list[parallel.Work]:
+    found = [subject for cls in classes for subject in subjects_of(cls, ADAPTER)]
+    return [parallel.work(place, each, named_laws([*laws]), 5, 1, thorough=False) for place, each in enumerate(found)]
+
+
+def said(found: list[Verdict]) -> list[tuple[str, str, int, frozenset[str], str]]:
+    return [(f"{v.subject}", v.law.name, v.cases, v.covered, f"{v.counterexample}") for v in found]
+
+
+def test_another_process_answers_what_is_found_here(monkeypatch):
+    """What crosses the pipe is all of a verdict, counterexamples too; an unknown quantizer or law has no answer."""
+    pending = work_on(NumpySte, HalfUp, laws=("zero", "tie_rule"))
+    monkeypatch.setattr(parallel.suite, "subjects", lambda backend: [each.subject for each in pending[:-1]])
+    asked = [each.task for each in pending]
+    asked.append(asked[0]._replace(laws=("zero", "no such law")))
+    given, made = io.BytesIO(b"".join(map(pickle.dumps, [["numpy"], *asked]))), io.BytesIO()
+    parallel.serve(given, made)
+    made.seek(0)
+    assert pickle.load(made) == []  # noqa: S301 - ours
+    for each in pending[:-1]:
+        found = pickle.load(made)  # noqa: S301
+        answer = [parallel.verdict(each.subject, *one) for one in zip(each.laws, found, strict=True)]
+        assert said(answer) == said([*parallel.verdicts(each.task, each.subject, each.laws)])
+    assert [pickle.load(made) for _ in range(2)] == [None, None]  # noqa: S301
+    assert any("HalfUp" in f"{verdict.counterexample}" for verdict in answer)
+
+
+class Process:
+    """Stands for a process that ends after some answers."""
+
+    answers = 0
+
+    def __init__(self, *_args, **_how):
+        self.stdin, self.stdout = io.BytesIO(), io.BytesIO()
+        for _ in range(self.answers):
+            self.stdout.write(pickle.dumps([]))
+        self.stdout.seek(0)
+
+    def kill(self):
+        """End it."""
+
+    def communicate(self):
+        """Wait for it."""
+
+
+@pytest.mark.parametrize("answers", [0, 1])
+def test_a_process_that_ends_loses_nothing(monkeypatch, answers):
+    """Before it has imported a backend, and with a quantizer that it has taken."""
+    monkeypatch.setattr(parallel, "FEWEST", 1)
+    monkeypatch.setattr(parallel.subprocess, "Popen", Process)
+    monkeypatch.setattr(Process, "answers", answers)
+    taken = []
+    found = parallel.run(work_on(NumpySte, laws=("zero",)), 3, lambda each, law, _: taken.append((each.place, law)))
+    assert [len(each) for each in found] == [1] * len(SUBJECTS)
+    assert sum(law is None for _, law in taken) <= 2 * answers
+    assert {place for place, law in taken if law is not None} == {*range(len(SUBJECTS))}
+
+
+def test_a_quantizer_of_this_process_alone_is_checked_here(monkeypatch):
+    monkeypatch.setattr(parallel, "FEWEST", 1)  # so that processes are begun, which don't know the backend
+    laws = named_laws(["zero", "tie_rule"])
+    one, several = (report.run(SUBJECTS, laws, examples=5, seed=3, jobs=jobs) for jobs in (1, 3))
+    assert said(one.verdicts) == said(several.verdicts)
 
 
 def test_a_single_quantizer_gets_more_cases_than_each_of_many():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,17 @@ from mct_quantizers import QuantizationMethod, QuantizationTarget, mark_quantize
 
 from tests.kit import affordable
 from trainable_core.cli import main
-from trainable_core.conformance import LAWS, ConformanceError, check_quantizer, conformance_checks, replay, subjects
+from trainable_core.conformance import (
+    LAWS,
+    ConformanceError,
+    check_quantizer,
+    conformance_checks,
+    parallel,
+    replay,
+    report,
+    subjects,
+)
+from trainable_core.conformance.law import named_laws
 from trainable_core.conformance.suite import checks
 from trainable_core.conformance.template import write_plugin
 from trainable_core.errors import InvalidArgumentError
@@ -218,6 +229,24 @@ def test_the_example_plugin_is_short():
     for backend in ("torch",):
         source = ROOT / f"examples/plugin-ewgs/src/trainable_ewgs/{backend}_quantizers.py"
         assert len(source.read_text().splitlines()) < 60
+
+
+def test_processes_share_the_quantizers_out(monkeypatch):
+    """Another process tries all of them here, because this one waits until nothing is left, and finds the same."""
+
+    def nothing(left, _found, _begins):
+        until = time.monotonic() + 300
+        while left and time.monotonic() < until:
+            time.sleep(0.1)
+
+    def told(found):
+        return f"{found.subject}", found.law.name, found.cases, found.covered, found.holds
+
+    laws, some = named_laws(["on_grid", "pickling"]), subjects("torch", "torch")[:16]
+    one = report.run(some, laws, examples=2, seed=5)
+    monkeypatch.setattr(parallel, "_here", nothing)
+    several = report.run(some, laws, examples=2, seed=5, jobs=2)
+    assert [told(verdict) for verdict in several.verdicts] == [told(verdict) for verdict in one.verdicts]
 
 
 def test_a_check_raises_its_counterexample():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,6 +27,8 @@ from trainable_core.registry.process import default_registry
 PrintTable = Callable[[str, Sequence[str], Sequence[Sequence[str]]], None]
 LAW_COLUMNS = ("law", "what holds", "reason")
 COVERAGE_COLUMNS = ("law", "cases", "covered")
+MOST_JOBS = 4
+"""Processes that are begun unasked: each holds a framework, and the last of many waits for one slow quantizer."""
 CHECK_COLUMNS = ("backend", "quantizer", "laws that hold", "cases", "seconds", "broken laws")
 
 
@@ -41,6 +44,13 @@ def check_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--thorough", action="store_true", help="ten times as many cases, every corner, compiled calls: takes an hour"
+    )
+    parser.add_argument(
+        "--jobs",
+        metavar="N",
+        type=_positive,
+        default=min(os.cpu_count() or 1, MOST_JOBS),
+        help="processes that share the quantizers out between them; each imports the framework (%(default)s here)",
     )
     parser.add_argument("--coverage", action="store_true", help="print for each law what its cases covered")
     parser.add_argument("--seed", metavar="S", type=int, default=0, help="seed of the generated cases (0)")
@@ -103,6 +113,7 @@ def check(arguments: argparse.Namespace, print_table: PrintTable) -> int:
         examples=arguments.examples,
         seed=arguments.seed,
         thorough=arguments.thorough,
+        jobs=arguments.jobs,
         progress=progress,
     )
     progress.end()

@@ -13,9 +13,10 @@ from typing import Any
 import hypothesis
 
 from trainable_core import __version__
+from trainable_core.conformance import parallel
 from trainable_core.conformance.case import Counterexample, Subject
 from trainable_core.conformance.law import Law
-from trainable_core.conformance.suite import Verdict, try_law
+from trainable_core.conformance.suite import Verdict
 from trainable_core.registry.process import get_backend
 
 SCHEMA_VERSION = 1
@@ -132,17 +133,28 @@ def run(
     examples: int | None = None,
     seed: int,
     thorough: bool = False,
+    jobs: int = 1,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Report:
-    """Try laws on quantizers; `progress` is called with what is tried next. The other arguments are `try_law`'s."""
+    """Try laws on quantizers, in as many processes as there are `jobs`; `progress` is called with what is tried next.
+
+    The other arguments are `try_law`'s. No result depends on the number of processes.
+    """
     report = Report(examples, seed)
-    pairs = [(subject, law) for subject in subjects for law in laws if law.about(subject)]
-    started = time.monotonic()
-    for number, (subject, law) in enumerate(pairs, start=1):
-        broken = len(report.counterexamples)
-        progress(f"{number}/{len(pairs)} {subject} {law.name}" + (f" ({broken} broken)" if broken else ""))
+    pending, before = [], 0
+    for subject in subjects:
+        about = [law for law in laws if law.about(subject)]
         many = share(subject, subjects, thorough=thorough) if examples is None else examples
-        report.verdicts.append(try_law(law, subject, examples=many, seed=seed, thorough=thorough))
+        pending.append(parallel.work(before, subject, about, many, seed, thorough=thorough))
+        before += len(about)
+    started = time.monotonic()
+
+    def begins(work: parallel.Work, law: Law | None, broken: int) -> None:
+        number, name = (work.place, "") if law is None else (work.place + work.laws.index(law), law.name)
+        progress(f"{number + 1}/{before} {work.subject} {name}" + (f" ({broken} broken)" if broken else ""))
+
+    for found in parallel.run(pending, jobs, begins):
+        report.verdicts += found
     report.seconds = time.monotonic() - started
     return report
 
@@ -159,7 +171,7 @@ class Progress:
 
     def __init__(self) -> None:
         self._terminal = sys.stderr.isatty()
-        self._last = ""
+        self._shown: set[str] = set()
 
     def __call__(self, text: str) -> None:
         """Show what is tried next."""
@@ -168,9 +180,9 @@ class Progress:
             sys.stderr.flush()
             return
         number, quantizer, _ = text.split(" ", 2)
-        if quantizer != self._last:
+        if quantizer not in self._shown:
             sys.stderr.write(f"{number} {quantizer}\n")
-            self._last = quantizer
+            self._shown.add(quantizer)
 
     def end(self) -> None:
         """Clear the line."""
