@@ -289,6 +289,31 @@ def test_with_an_example_every_batch_norm_is_folded(name: str) -> None:
         torch.testing.assert_close(found, expected, rtol=0, atol=bound)
 
 
+BEFORE_LAYERS = {"levit": 2}
+"""Batch norms before a layer, which can be folded and not simulated: in the two heads."""
+
+
+@pytest.mark.parametrize("name", FOLDED)
+def test_with_an_example_every_batch_norm_behind_a_layer_is_simulated(name: str) -> None:
+    """In training it takes in the statistics of the batch; what is evaluated then is deployed bit for bit."""
+    build, make_inputs, all_of_them = FOLDED[name]
+    count = all_of_them - BEFORE_LAYERS.get(name, 0)
+    inputs = make_inputs()
+    model = settled(build(transformers), inputs)
+    recipe = {**RECIPE, "fold_batch_norm": "training"}
+    qmodel = trainable_torch.calibrate(trainable_torch.wrap(model, recipe, example=inputs), [inputs], progress=False)
+    assert str(trainable_torch.describe(qmodel)).count("as training simulates") == count
+    before = {name: value.clone() for name, value in qmodel.named_buffers() if name.endswith("running_var")}
+    train_one_step(qmodel, inputs)
+    assert len(before) == all_of_them
+    # a statistic may stay where all inputs of a layer of random weights are zero
+    assert any(not torch.equal(value, before[name]) for name, value in qmodel.named_buffers() if name in before)
+    deployed = trainable_torch.finalize(qmodel)
+    with torch.no_grad():
+        assert all(map(torch.equal, tensors(deployed(**inputs)), tensors(qmodel(**inputs))))
+    assert len(trainable_torch.describe(deployed).folded) == count
+
+
 OPERATIONS = {"bert", "llama", "swin"}
 
 
