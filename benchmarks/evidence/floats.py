@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,12 @@ CACHE = FOLDER.parents[1] / ".nox" / "evidence"
 def file_of(network: str, seed: int) -> Path:
     """Return where the weights of a float model are kept."""
     return CACHE / f"{network}-{seed}.npz"
+
+
+def digest(network: str, seed: int) -> str:
+    """Return a name for the weights of a float model; another machine trains others, which differ by rounding first."""
+    values = [value.tobytes() for _, value in sorted(weights(network, seed).items())]
+    return hashlib.sha256(b"".join(values)).hexdigest()[:8]
 
 
 def weights(network: str, seed: int) -> dict[str, Array]:

@@ -11,6 +11,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+import floats
 from cells import Cell
 
 CELLS_OF_A_PROCESS = 80
@@ -18,13 +19,14 @@ CELLS_OF_A_PROCESS = 80
 
 
 def measure(cell: Cell) -> tuple[Cell, dict[str, Any] | str]:
-    """Run a cell in this process; return its scores and seconds, or what went wrong."""
+    """Run a cell in this process; return its scores, seconds and float model, or what went wrong."""
     started = time.process_time()
     try:
         found = importlib.import_module(f"{cell.framework}_runs").run(cell)
     except Exception:  # noqa: BLE001 - one cell that fails does not end the others
         return cell, traceback.format_exc()
-    return cell, {**found, "seconds": round(time.process_time() - started, 1)}
+    seconds = round(time.process_time() - started, 1)
+    return cell, {**found, "seconds": seconds, "float": floats.digest(cell.network, cell.seed)}
 
 
 def run(pending: Collection[Cell], file: Path, jobs: int) -> int:

@@ -710,6 +710,14 @@ class PassesWhileFrozen(Own):
         return upstream + 0.0 if self.freeze_quant_params else super().slope(upstream, inside, x)
 
 
+@broken("modifiers")
+class PassesModifiersOver(Tutorial):
+    """Modifiers are kept and not asked: the method alone decides the values."""
+
+    def modified_values(self, x, training):
+        return self.quantized(x, training)
+
+
 @broken("replaced_methods")
 class CallsByItsClass(Tutorial):
     """A method is called through the class, and what somebody put into the object is passed over."""

@@ -96,6 +96,7 @@ ALONE = {
     "told_scale": "TellsItsFirstScale",
     "width_selection": "SelectsTheSmallest",
     "replaced_methods": "CallsByItsClass",
+    "modifiers": "PassesModifiersOver",
     "gradient_of_a_frozen_quantizer": "PassesWhileFrozen",
 }
 # Laws without such a defect, and why.

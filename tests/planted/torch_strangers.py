@@ -1180,6 +1180,27 @@ class CallsByItsClass(Tutorial):
         return type(self).fake_quantize(self, x, self.grid(x.dim()), training)
 
 
+@broken("modifiers")
+class PassesModifiersOver(Tutorial):
+    """Modifiers are kept and not asked: the method alone decides the values."""
+
+    def modified_values(self, x, training):
+        return self.quantize(x, training)
+
+
+@broken("modifiers")
+class ModifiersAfterTheFact(Tutorial):
+    """Modifiers are given the tensor that they made themselves, and not the quantizer's input."""
+
+    def modified_values(self, x, training):
+        for modifier in self.modifiers:
+            x = modifier.enter(self, x, training)
+        quantized = self.quantize(x, training)
+        for modifier in self.modifiers:
+            quantized = modifier.leave(self, x, quantized, training)
+        return quantized
+
+
 @broken("gradient_of_a_frozen_quantizer")
 class PassesWhileFrozen(Own):
     """Frozen, nothing is trained: the backward pass returns the gradient as it came."""

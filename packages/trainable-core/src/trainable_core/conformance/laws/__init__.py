@@ -22,6 +22,7 @@ MODULES = (
     "surroundings",
     "transforms",
     "replacements",
+    "modifiers",
     "classes",
 )
 

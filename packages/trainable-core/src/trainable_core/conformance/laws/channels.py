@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from trainable_core.conformance.case import BESIDE, Case, Config, Subject, variables
+from trainable_core.conformance.case import BESIDE, Case, Config, Subject, grid, variables
 from trainable_core.conformance.declared import channel_by_channel, treats_elements_alike
 from trainable_core.conformance.law import law, same_bits
 from trainable_core.conformance.strategies import Kind
+from trainable_core.reference.oracle import EPSILON
 
 
 def of_weights(subject: Subject) -> bool:
@@ -61,6 +62,19 @@ def take_over(subject: Subject, quantizer: Any, case: Case, channel: int | slice
         quantizer.advance()
 
 
+def differ_by_last_bits(subject: Subject, together: Any, alone: Any, channel: int) -> bool:
+    """Return whether a quantizer of many scales and one of a single scale differ by what an exponential is off.
+
+    Where thresholds are computed from other variables, as by ``2**u``, the last bits of one can depend on how many
+    there are: kernels treat the rest of a vector by other instructions. An exponential that is off by two units in the
+    last place, twice, and a division: within 4 `EPSILON`.
+    """
+    if not subject.method.grid_parameters:
+        return False
+    scales = np.ravel(grid(together).scale)[channel], np.ravel(grid(alone).scale)[0]
+    return bool(0 < abs(scales[0] - scales[1]) <= 4 * EPSILON * abs(scales[1]))
+
+
 @law(
     "A channel that is quantized with another channel's scale is wrong by the ratio of the two scales.",
     kind=Kind(per_channel=True, least=1),
@@ -76,7 +90,8 @@ def per_channel(subject: Subject, case: Case) -> None:
     for channel, part in enumerate(x):
         alone = subject.fresh(case, one_of(case.config, channel), part.shape)
         take_over(subject, alone, case, channel)
-        expected[channel] = subject.values(alone, part)
+        if not differ_by_last_bits(subject, together, alone, channel):
+            expected[channel] = subject.values(alone, part)
     same_bits("a loop over the channels", got, expected)
 
 
@@ -90,12 +105,14 @@ def per_block(subject: Subject, case: Case) -> None:
     blocks = case.config.blocks
     if blocks is None:  # a tensor without elements has none
         return
-    got = subject.values(subject.quantizer(case), case.x)
-    expected = blocks.rows(got)
+    together = subject.quantizer(case)
+    got = subject.values(together, case.x)
+    expected = np.array(blocks.rows(got))
     for block, part in enumerate(blocks.rows(case.x)):
         alone = subject.fresh(case, one_of(case.config, block), part.shape)
         take_over(subject, alone, case, block)
-        expected[block] = subject.values(alone, part)
+        if not differ_by_last_bits(subject, together, alone, block):
+            expected[block] = subject.values(alone, part)
     same_bits("a loop over the blocks", got, blocks.tensor(expected, case.x.shape))
 
 
