@@ -325,7 +325,7 @@ class TorchAdapter(BaseAdapter):
         return _Linear(self, quantizer, weights)
 
     def before_a_layer(
-        self, quantizer: Any, x: Array, *, training: bool, upstream: Array | None, input_gradient: bool = True
+        self, quantizer: Any, x: Array, *, training: bool, upstream: Array | None, way: Way = PLAIN
     ) -> Run | None:
         kinds: Any = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
         if x.ndim - 2 not in range(len(kinds)):
@@ -343,10 +343,10 @@ class TorchAdapter(BaseAdapter):
         holders = {"input": ActivationQuantizationHolder(quantizer)}
         wrapper: Any = QuantizationWrapper(layer, weights, input_holders=holders).train(training)
         quantizer.zero_grad()
-        given = torch.tensor(x).requires_grad_(upstream is not None and input_gradient)
+        given = laid_out(torch.tensor(x), way.layout).requires_grad_(upstream is not None and way.input_gradient)
         with torch.set_grad_enabled(upstream is not None):
             output = wrapper(given)
-        return self._gradients(quantizer, given, output, upstream, PLAIN)
+        return self._gradients(quantizer, given, output, upstream, way)
 
     def regularization(self, quantizer: Any) -> tuple[float, dict[str, Array]] | None:
         return self._term(quantizer, quantizer.regularization())

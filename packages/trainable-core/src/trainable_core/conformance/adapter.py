@@ -248,7 +248,7 @@ class Adapter(Protocol):
         *,
         training: bool,
         upstream: NDArray[Any] | None,
-        input_gradient: bool = True,
+        way: Way = PLAIN,
     ) -> Run | None:
         """Call the quantizer as `run` does, before a layer that gives its input; None where there is no such layer."""
 
@@ -396,10 +396,10 @@ class BaseAdapter:
         *,
         training: bool,
         upstream: NDArray[Any] | None,
-        input_gradient: bool = True,
+        way: Way = PLAIN,
     ) -> Run | None:
         """Return None: there are no layers here."""
-        del quantizer, x, training, upstream, input_gradient
+        del quantizer, x, training, upstream, way
         return None
 
     def regularization(self, quantizer: Any) -> tuple[float, Mapping[str, NDArray[Any]]] | None:

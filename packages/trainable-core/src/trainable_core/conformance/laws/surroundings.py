@@ -234,19 +234,18 @@ def inside_a_layer(subject: Subject, case: Case) -> None:
 
 @law(
     "Behind an activation's quantizer stands a layer, which may compute both at once.",
-    kind=Kind(moderate=True, finite=True, tensor=False, least=2),
+    kind=Kind(moderate=True, finite=True, least=2),
     about=lambda subject: not subject.weights and repeatable(subject),
     most=10,
 )
 def before_a_layer(subject: Subject, case: Case) -> None:
-    """Before a layer, a quantizer gives what it gives by itself, for an input that needs no gradient too."""
+    """Before a layer, a quantizer gives what it gives by itself, for inputs in any layout, with a gradient or none."""
     adapter, case = subject.adapter, replace(case, x=subject.normal(case.x))
     if not case.x.size:
         return
     for training, upstream, needed in ((True, case.upstream, True), (True, case.upstream, False), (False, None, False)):
-        got = adapter.before_a_layer(
-            subject.quantizer(case), case.x, training=training, upstream=upstream, input_gradient=needed
-        )
+        way = replace(subject.way, input_gradient=needed)
+        got = adapter.before_a_layer(subject.quantizer(case), case.x, training=training, upstream=upstream, way=way)
         if got is None:
             return
         expected = subject.run(subject.quantizer(case), case.x, training=training, upstream=upstream)
