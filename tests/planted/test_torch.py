@@ -97,6 +97,7 @@ ALONE = {
     "width_selection": "SelectsTheSmallest",
     "replaced_methods": "CallsByItsClass",
     "modifiers": "PassesModifiersOver",
+    "modifier_state": "ForgetsWithTheCheckpoint",
     "gradient_of_a_frozen_quantizer": "PassesWhileFrozen",
 }
 # Laws without such a defect, and why.

@@ -1201,6 +1201,14 @@ class ModifiersAfterTheFact(Tutorial):
         return quantized
 
 
+@broken("modifier_state")
+class ForgetsWithTheCheckpoint(Tutorial):
+    """What a modifier keeps is a buffer that is not saved."""
+
+    def add_state(self, name, value):
+        self.register_buffer(name, torch.as_tensor(value, dtype=torch.float32), persistent=False)
+
+
 @broken("gradient_of_a_frozen_quantizer")
 class PassesWhileFrozen(Own):
     """Frozen, nothing is trained: the backward pass returns the gradient as it came."""

@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from trainable_core.conformance.case import Case, Subject
+from trainable_core.conformance.adapter import Run
+from trainable_core.conformance.case import Case, Subject, move
 from trainable_core.conformance.law import law, repeatable, require, same_bits, same_sums
 from trainable_core.conformance.strategies import Kind
 from trainable_core.modifier import Modifier
@@ -69,6 +70,62 @@ def modifiers(subject: Subject, case: Case) -> None:
             for one, other in zip(calls.enter, calls.leave, strict=True)
         )
         require(f"whether both get the quantizer, its tensor and its mode {where}", right, "all of them", calls)
+        beside = _at_a_layer(subject, case, training=training)
+        if beside is not None:  # a sum with products of zero: zeros have no sign
+            same = np.array_equal(beside.values, got.values)
+            require(f"values {where}, at a layer", same, got.values, beside.values)
+
+
+def _at_a_layer(subject: Subject, case: Case, *, training: bool) -> Run | None:
+    """Return a run of a modified quantizer that a layer calls; None where there is no such layer."""
+    adapter, upstream = subject.adapter, case.upstream if training else None
+    if not case.x.size or case.x.ndim != 2:  # noqa: PLR2004 - rows and features
+        return None
+    modified = _with(subject, case, _Halved(calls=_Calls()))
+    if not subject.weights:
+        return adapter.before_a_layer(modified, case.x, training=training, upstream=upstream, way=subject.way)
+    fresh = _with(subject, replace(case, factors=(1.0,) * len(case.factors), steps=0), _Halved(calls=_Calls()))
+    layer = adapter.in_a_layer(fresh, case.x)
+    if layer is None:
+        return None
+    move(fresh, case.factors)
+    for _ in range(case.steps):
+        fresh.advance()
+    if training and layer.counts_steps:
+        return None  # it would be a step ahead
+    return layer(training=training, upstream=upstream)
+
+
+STATE = "remembered"
+
+
+class _Remembers(Modifier):
+    """Keeps a number in its quantizer."""
+
+    name: ClassVar[str] = "remembers"
+
+    def add_state(self, quantizer: Any) -> None:
+        """Keep a zero."""
+        quantizer.add_state(STATE, np.zeros((), np.float32))
+
+
+@law(
+    "A count of oscillations that is lost with a checkpoint freezes other weights, or none.",
+    kind=Kind(moderate=True, finite=True, tensor=False),
+    most=3,
+)
+def modifier_state(subject: Subject, case: Case) -> None:
+    """What a modifier keeps in a quantizer is set, saved and loaded with it."""
+    adapter = subject.adapter
+    source, target = (_with(subject, case, _Remembers()) for _ in range(2))
+    source.set_state(STATE, getattr(source, STATE) * 0.0 + 3.0)
+    require("what a modifier keeps", _remembered(source) == 3.0, 3.0, _remembered(source))  # noqa: PLR2004 - as set
+    adapter.restore(target, adapter.save(source))
+    require("what a modifier keeps, loaded", _remembered(target) == 3.0, 3.0, _remembered(target))  # noqa: PLR2004
+
+
+def _remembered(quantizer: Any) -> float:
+    return float(quantizer.to_numpy(getattr(quantizer, STATE)))
 
 
 def _with(subject: Subject, case: Case, modifier: Modifier) -> Any:
