@@ -10,7 +10,8 @@ pytest.importorskip("onnxruntime", reason="ONNX Runtime comes with the extra `on
 
 from trainable_core.export.graph import Graph  # noqa: E402 - needs onnx
 from trainable_core.export.interpreter import Interpreter  # noqa: E402
-from trainable_core.export.runtime import Runtime  # noqa: E402
+from trainable_core.export.runtime import Processor, Runtime  # noqa: E402
+from trainable_core.export.verification import Verification  # noqa: E402
 from trainable_core.integer.elementwise import add  # noqa: E402
 from trainable_core.integer.tensor import Quantized  # noqa: E402
 from trainable_core.qparams import QParams  # noqa: E402
@@ -187,3 +188,15 @@ def test_every_pair_of_codes_is_added_alike():
         grids = [QParams(scale, np.int32(zero), 0, 255) for scale, zero in zip(scales, zeros, strict=True)]
         x, y = (Quantized(codes.astype(np.int32), to) for codes, to in zip((a, b), grids, strict=False))
         assert np.array_equal(add(x, y, grids[2]).codes, sums(scales, zeros, a, b))
+
+
+def test_a_processor_without_vnni_needs_the_sessions_entry():
+    """Sums saturate there by default; where they do, the report of `verify` says what a session needs."""
+    assert Processor("onnxruntime 1.32", ("avx2",)).saturates
+    assert Processor("onnxruntime 1.32", ("avx2", "avx512f")).saturates
+    for flags in (("avx2", "avx_vnni"), ("avx2", "avx512f", "avx512_vnni"), ("asimddp",), ()):
+        assert not Processor("onnxruntime 1.32", flags).saturates
+    assert not Processor("LiteRT 2.3", ("avx2",)).saturates
+    for flags in (("avx2",), ("avx2", "avx_vnni")):
+        found = Verification("model.onnx", processor=Processor("onnxruntime 1.32", flags))
+        assert ("session.x64quantprecision=1" in found.summary()) is (flags == ("avx2",))

@@ -38,7 +38,7 @@ class KerasAdapter(BaseAdapter):
         The Keras.
     """
 
-    tie_rule, subnormals, blocks = TieRule.HALF_UP, False, True
+    tie_rule, subnormals, blocks, modifiers = TieRule.HALF_UP, False, True, True
     replaceable = ("quantized", "fake_quantize", "grid")
     devices: tuple[str, ...]
     counts_calls: bool

@@ -97,7 +97,7 @@ class TorchAdapter(BaseAdapter):
     replaceable = ("forward", "quantize", "fake_quantize", "rule", "grid")
     thorough_modes: Mapping[str, bool] = {"compiled with aot_eager": True, "compiled with inductor": False}
     casts = ("float16", "bfloat16", "float64")
-    blocks = True
+    blocks = modifiers = True
     default_training = (False, True)
 
     def build(self, cls: type[Any], config: Any, shape: tuple[int, ...], arguments: Mapping[str, Any]) -> Any:

@@ -152,6 +152,8 @@ class Adapter(Protocol):
     """Names of the dtypes that a whole model can be cast to."""
     blocks: bool
     """Whether its quantizers take weights with a scale for each group, or each expert."""
+    modifiers: bool
+    """Whether modifiers of a recipe can stand on its quantizers."""
     compiles_shapes: bool
     """Whether every operation is compiled anew for each shape: then shapes are few."""
     cases: int
@@ -307,6 +309,7 @@ class BaseAdapter:
     thorough_modes: Mapping[str, bool] = {}
     casts: Sequence[str] = ()
     blocks: bool = False
+    modifiers: bool = False
     default_training: Sequence[bool] = (False,)
     traced: Sequence[bool] = (False, True)
     replaceable: Sequence[str] = ()

@@ -16,11 +16,18 @@ from trainable_core.export.libraries import library
 CPU = ("CPUExecutionProvider",)
 
 FLAGS = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "amx_int8", "asimddp", "i8mm", "sve")
-"""Features of a processor that decide which integer kernels there are; without VNNI some saturate sums at 16 bits."""
+"""Features of a processor that decide which integer kernels there are."""
+
+
+EXACT_SUMS = ("session.x64quantprecision", "1")
+"""Entry of a session's configuration by which pairs of products of 8-bit codes are added up in more than 16 bits.
+
+x86 processors with AVX2 or AVX-512 and no VNNI saturate them without it; elsewhere it has no effect.
+"""
 
 
 class Runtime:
-    """A file in ONNX Runtime's CPU provider, with its default optimizations.
+    """A file in ONNX Runtime's CPU provider, with its default optimizations and exact sums.
 
     Parameters
     ----------
@@ -50,6 +57,7 @@ class Runtime:
             options = self.library.SessionOptions()
             options.log_severity_level = 3
             options.optimized_model_filepath = str(optimized)
+            options.add_session_config_entry(*EXACT_SUMS)
             try:
                 self.session = self.library.InferenceSession(str(path), options, providers=list(CPU))
             except Exception as error:  # its own classes, all of them subclasses of Exception
@@ -108,6 +116,12 @@ class Processor:
 
     runtime: str
     flags: tuple[str, ...]
+
+    @property
+    def saturates(self) -> bool:
+        """Whether ONNX Runtime saturates sums of 8-bit products unless a session has the entry `EXACT_SUMS`."""
+        known = self.runtime.startswith("onnxruntime") and "avx2" in self.flags
+        return known and not {"avx_vnni", "avx512_vnni"} & {*self.flags}
 
 
 def processor() -> Processor:

@@ -14,7 +14,7 @@ from trainable_core.export import files
 from trainable_core.export.graph import Array, Graph
 from trainable_core.export.interpreter import Interpreter
 from trainable_core.export.passes import MOVES
-from trainable_core.export.runtime import Processor, Runtime, processor
+from trainable_core.export.runtime import EXACT_SUMS, Processor, Runtime, processor
 from trainable_core.integer.certificate import are_powers_of_two
 
 TARGET = "onnx"
@@ -221,6 +221,9 @@ class VerificationReport:
     def summary(self) -> str:
         """Return what was run and found, without the table."""
         lines = [f"{self.path}: {self.batches} batches in {self.processor.runtime} ({' '.join(self.processor.flags)})"]
+        if self.processor.saturates:
+            entry = "=".join(EXACT_SUMS)
+            lines.append(f"this processor has no VNNI: without the session's entry {entry}, sums saturate at 16 bits")
         total = sum((row.framework or row.numpy or Difference()).codes for row in self.rows)
         if self.ok and self.first is None:
             lines.append(f"all {total:,} codes are equal")

@@ -46,7 +46,7 @@ class _Halved(Modifier):
 @law(
     "A modifier of a recipe stands on any method: dampening that a quantizer passes over trains oscillating weights.",
     kind=MODERATE,
-    about=repeatable,
+    about=lambda subject: subject.adapter.modifiers and repeatable(subject),
     most=6,
 )
 def modifiers(subject: Subject, case: Case) -> None:
@@ -112,6 +112,7 @@ class _Remembers(Modifier):
 @law(
     "A count of oscillations that is lost with a checkpoint freezes other weights, or none.",
     kind=Kind(moderate=True, finite=True, tensor=False),
+    about=lambda subject: subject.adapter.modifiers,
     most=3,
 )
 def modifier_state(subject: Subject, case: Case) -> None:
