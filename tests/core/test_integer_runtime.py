@@ -11,7 +11,7 @@ pytest.importorskip("onnxruntime", reason="ONNX Runtime comes with the extra `on
 from trainable_core.export.graph import Graph  # noqa: E402 - needs onnx
 from trainable_core.export.interpreter import Interpreter  # noqa: E402
 from trainable_core.export.runtime import Processor, Runtime  # noqa: E402
-from trainable_core.export.verification import Verification  # noqa: E402
+from trainable_core.export.verification import VerificationReport  # noqa: E402
 from trainable_core.integer.elementwise import add  # noqa: E402
 from trainable_core.integer.tensor import Quantized  # noqa: E402
 from trainable_core.qparams import QParams  # noqa: E402
@@ -198,5 +198,5 @@ def test_a_processor_without_vnni_needs_the_sessions_entry():
         assert not Processor("onnxruntime 1.32", flags).saturates
     assert not Processor("LiteRT 2.3", ("avx2",)).saturates
     for flags in (("avx2",), ("avx2", "avx_vnni")):
-        found = Verification("model.onnx", processor=Processor("onnxruntime 1.32", flags))
+        found = VerificationReport("model.onnx", processor=Processor("onnxruntime 1.32", flags))
         assert ("session.x64quantprecision=1" in found.summary()) is (flags == ("avx2",))
