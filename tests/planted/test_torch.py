@@ -133,7 +133,15 @@ ALSO = {
 }
 # These run a quantizer once more in another way, or several times at once, so they may see what the law sees that is
 # about the mistake; by chance, where it depends on which thread is faster.
-AGAIN = {"graph_execution", "replaced_methods", "forward_derivatives", "threads"}
+AGAIN = {
+    "graph_execution",
+    "replaced_methods",
+    "forward_derivatives",
+    "threads",
+    "before_a_layer",
+    "modifiers",
+    "modifier_state",
+}
 
 
 @pytest.mark.parametrize("defect", PLANTED, ids=str)
