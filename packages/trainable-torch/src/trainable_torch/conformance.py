@@ -63,8 +63,6 @@ def laid_out(tensor: Tensor, layout: str) -> Tensor:
         first = tensor[(slice(1),) * tensor.dim()].expand(tensor.shape)
         rows = tensor[:1].expand(tensor.shape)
         return next((each for each in (first, rows) if torch.equal(each, tensor)), tensor)
-    if layout == "negated":  # as the imaginary part of a conjugate: the memory holds the opposite numbers
-        return torch._neg_view(tensor.neg())  # noqa: SLF001 - its only name
     if layout in FORMATS and tensor.dim() == len(layout.split("_")) + 2:
         return tensor.contiguous(memory_format=FORMATS[layout])
     return tensor
@@ -90,7 +88,7 @@ class TorchAdapter(BaseAdapter):
     dtypes = ("float32", "float16", "bfloat16", "float64")
     devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
     modules = ("torch", "mct_quantizers")
-    layouts = ("contiguous", "transposed", "strided", "expanded", "negated", *FORMATS)
+    layouts = ("contiguous", "transposed", "strided", "expanded", *FORMATS)
     sizes = tuple(sorted({cache.SMALL, layer.KEPT, 2**16, native.SHARE}))
     modes: Mapping[str, bool] = {"compiled with eager": True}
     traced = (True,)  # to trace a call takes a second
