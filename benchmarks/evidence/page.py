@@ -87,12 +87,6 @@ def scores(
     return {seed: found[cell][what] for seed, cell in cells.items() if what in found.get(cell, {})}
 
 
-def _models(found: Found, framework: str, network: str, setting: str, method: str) -> dict[int, str]:
-    """Return which float model an entry of a table began with, by seed; an empty name where a record does not say."""
-    cells = {seed: Cell(framework, network, setting, method, seed, ROWS[method].qparams) for seed in SEEDS}
-    return {seed: found[cell].get("float", "") for seed, cell in cells.items() if cell in found}
-
-
 def entry(of: Scores, digits: int) -> str:
     """Return mean and standard deviation, with the number of seeds where some are missing."""
     if not of:
@@ -181,8 +175,8 @@ def _against(
     for framework in FRAMEWORKS:
         ours = scores(found, framework, network, setting, method)
         theirs = scores(found, framework, network, *other)
-        models = [_models(found, framework, network, *each) for each in ((setting, method), other)]
-        alike = [seed for seed in ours.keys() & theirs if models[0][seed] == models[1][seed]]
+        models = [scores(found, framework, network, *each, what="float") for each in ((setting, method), other)]
+        alike = [seed for seed in ours.keys() & theirs if models[0].get(seed) == models[1].get(seed)]
         gains = [(ours[seed] - theirs[seed]) * (1 if problem.higher_is_better else -1) for seed in alike]
         row.append(_verdict(gains, within, unit))
     return row

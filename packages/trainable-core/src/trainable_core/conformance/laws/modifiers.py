@@ -81,10 +81,11 @@ def _at_a_layer(subject: Subject, case: Case, *, training: bool) -> Run | None:
     adapter, upstream = subject.adapter, case.upstream if training else None
     if not case.x.size or case.x.ndim != 2:  # noqa: PLR2004 - rows and features
         return None
-    modified = _with(subject, case, _Halved(calls=_Calls()))
+    probe = _Halved(calls=_Calls())
     if not subject.weights:
+        modified = _with(subject, case, probe)
         return adapter.before_a_layer(modified, case.x, training=training, upstream=upstream, way=subject.way)
-    fresh = _with(subject, replace(case, factors=(1.0,) * len(case.factors), steps=0), _Halved(calls=_Calls()))
+    fresh = _with(subject, replace(case, factors=(1.0,) * len(case.factors), steps=0), probe)
     layer = adapter.in_a_layer(fresh, case.x)
     if layer is None:
         return None
