@@ -413,6 +413,18 @@ class OpenRange(SteQuantizer):
         return with_slope(k.stop_gradient(super().fake_quantize(x, grid, training)), x, k.stop_gradient(passes))
 
 
+@broken("gradient_at_ends", identifier="LSQ")
+class ThresholdRestsAtTheEnds(LsqQuantizer):
+    """The elements that lie exactly at the ends say nothing to the threshold."""
+
+    def fake_quantize(self, x, grid, training):
+        scale, (low, high) = grid.scale, grid.ends
+        steps = k.stop_gradient(x * reciprocal(scale))
+        at_end = k.where(k.logical_or(steps == low, steps == high), steps, k.zeros_like(steps))
+        part = k.stop_gradient(at_end * ops.gradient_scale(x, scale, grid.quant_max))
+        return super().fake_quantize(x, grid, training) - part * (scale - k.stop_gradient(scale))
+
+
 rescaled = with_gradient(
     lambda value, factor: k.copy(value), lambda upstream, _, value, factor: (upstream * factor, k.zeros_like(factor))
 )

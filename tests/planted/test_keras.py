@@ -28,9 +28,6 @@ EARLIER = {
     "ArgumentsLost": "regularization_gradient",
     "SharedThreshold": "convert_midway",
     "ThresholdNotSaved": "load_then_deploy",
-    "Unscaled": "gradient_at_ends",
-    "CountsThresholds": "gradient_at_ends",
-    "WrongSign": "gradient_at_ends",
 }
 
 

@@ -124,7 +124,7 @@ ALSO = {
     "WrapAround": {"nan_inputs"},
     "Float32Out": {"deployed_dtypes"},
     "ObservesInEval": {"second_initialization", "cast_models"},
-    "WrongSign": {"evaluation_gradients"},
+    "WrongSign": {"evaluation_gradients", "gradient_at_ends"},
     "FreezeAfterTheFact": {"freeze_midway"},
     "SignNotSaved": {"incomplete_states"},
     "KeepsItsOutput": {"kept_memory"},

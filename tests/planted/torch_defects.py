@@ -499,6 +499,18 @@ class ClosedRange(LsqQuantizer):
         return values + WithGradient.apply(torch.zeros_like(x), x, at_end)
 
 
+@broken("gradient_at_ends", identifier="LSQ")
+class ThresholdRestsAtTheEnds(LsqQuantizer):
+    """The elements that lie exactly at the ends say nothing to the threshold."""
+
+    def fake_quantize(self, x, grid, training):
+        scale, (low, high) = grid.scale, grid.ends
+        steps = x.detach() * scale.detach().reciprocal()
+        at_end = torch.where((steps == low) | (steps == high), steps, 0.0)
+        constant = self.gradient_constant(x.numel() // max(scale.numel(), 1), grid.quant_max)
+        return super().fake_quantize(x, grid, training) - at_end * constant * (scale - scale.detach())
+
+
 @broken("variable_gradients", identifier="LSQ")
 class Unscaled(LsqQuantizer):
     """The gradient scale is forgotten."""

@@ -41,9 +41,7 @@ def _run(subject: Subject, quantizer: Any, case: Case, *, ends: bool = False) ->
     return run, upstream, expected
 
 
-def _input_gradient(subject: Subject, case: Case, *, ends: bool = False) -> None:
-    quantizer = subject.quantizer(case)
-    run, upstream, expected = _run(subject, quantizer, case, ends=ends)
+def _require_input(run: Run, upstream: Float32, expected: Expected | None, case: Case) -> None:
     got = run.x
     if got is None:
         raise Violation("gradient of the input", "an array", None)
@@ -54,20 +52,19 @@ def _input_gradient(subject: Subject, case: Case, *, ends: bool = False) -> None
         require(f"gradient of the input for upstream {upstream.tolist()}", close, expected.x, got)
 
 
+def _require_variables(run: Run, upstream: Float32, expected: Expected) -> None:
+    got = run.variables
+    require("variables with a gradient", set(expected.variables) <= set(got), sorted(expected.variables), sorted(got))
+    for name, wanted in expected.variables.items():
+        close = np.abs(got[name] - wanted) <= expected.variables_allowed[name]
+        require(f"gradient of {name} for upstream {upstream.tolist()}", close, wanted, got[name])
+
+
 @law("With a wrong gradient a method trains another model than its paper describes.", kind=MODERATE)
 def input_gradient(subject: Subject, case: Case) -> None:
     """The input's gradient is the reference's or the declared surrogate's; without either it is finite."""
-    _input_gradient(subject, case)
-
-
-@law(
-    "The largest value of a calibrated tensor often lies exactly at an end of the range: its gradient matters.",
-    kind=EXACT,
-)
-def gradient_at_ends(subject: Subject, case: Case) -> None:
-    """On grids without rounding errors, the input's gradient is the reference's everywhere, at ends and ties too."""
-    if subject.method.oracle is not None:
-        _input_gradient(subject, case, ends=True)
+    run, upstream, expected = _run(subject, subject.quantizer(case), case)
+    _require_input(run, upstream, expected, case)
 
 
 @law("A threshold whose gradient has a wrong sign or size drifts to its bound.", kind=FIXED)
@@ -82,12 +79,21 @@ def variable_gradients(subject: Subject, case: Case) -> None:
             continue  # the law `variable_groups` reports it
         require(f"shape of the gradient of {name}", gradient.shape == shapes[name], shapes[name], gradient.shape)
         require(f"gradient of {name} is finite", np.isfinite(gradient).all(), "finite numbers", gradient)
-    if expected is None:
-        return
-    require("variables with a gradient", set(expected.variables) <= set(got), sorted(expected.variables), sorted(got))
-    for name, wanted in expected.variables.items():
-        close = np.abs(got[name] - wanted) <= expected.variables_allowed[name]
-        require(f"gradient of {name} for upstream {upstream.tolist()}", close, wanted, got[name])
+    if expected is not None:
+        _require_variables(run, upstream, expected)
+
+
+@law(
+    "The largest value of a calibrated tensor often lies exactly at an end of the range: its gradient matters.",
+    kind=EXACT,
+)
+def gradient_at_ends(subject: Subject, case: Case) -> None:
+    """On grids without rounding errors, all gradients are the reference's everywhere, at ends and ties too."""
+    if subject.method.oracle is not None:
+        run, upstream, expected = _run(subject, subject.quantizer(case), case, ends=True)
+        _require_input(run, upstream, expected, case)
+        if expected is not None:
+            _require_variables(run, upstream, expected)
 
 
 @law("A layer in eval mode is trained too, where its batch norm is frozen or its input is optimized.", kind=MODERATE)
