@@ -38,6 +38,7 @@ from tasks.environments import (
     TENSORFLOW,
     TORCH_TESTS,
     keras_on,
+    share,
 )
 from tasks.quickstart import Quickstart
 from tasks.results import RESULTS
@@ -113,6 +114,10 @@ NOT_ABOUT_KERNELS = [
     )
 ]
 
+# What a plain `nox` runs of each test's cases, so that all sessions together end within 50 minutes on two slow cores;
+# `TRAINABLE_SHARE=1 nox` runs all of them, as the workflows do.
+HALF, QUARTER = share(2), share(4)
+
 ON_EVERY_ENGINE = [f"tests/keras/test_{name}.py" for name in ("engines", "frozen", "plugins")]
 
 
@@ -151,13 +156,13 @@ def tests_torch(session: nox.Session) -> None:
     """Test trainable-torch; `minimums` runs trainable-core's tests beside an installed backend."""
     runtime = "tests/core/test_integer_runtime.py"  # ONNX Runtime is in this environment
     tests = ["tests/torch", runtime, "tests/artifacts", "tests/examples"]
-    pytest(session, TORCH_TESTS, *PARALLEL, *tests, env={**ONE_THREAD, "TRAINABLE_EXAMPLES": "20"})
+    pytest(session, TORCH_TESTS, *PARALLEL, *tests, env={**ONE_THREAD, **HALF, "TRAINABLE_EXAMPLES": "20"})
 
 
 @check("tests-torch-plain")
 def tests_torch_plain(session: nox.Session) -> None:
     """Test trainable-torch again with every fast kernel switched off."""
-    plain = {**ONE_THREAD, **FEWER_EXAMPLES, "TRAINABLE_TORCH_KERNELS": "plain"}
+    plain = {**ONE_THREAD, **FEWER_EXAMPLES, **QUARTER, "TRAINABLE_TORCH_KERNELS": "plain"}
     pytest(session, TORCH_TESTS, *PARALLEL, "tests/torch", *NOT_ABOUT_KERNELS, env=plain)
 
 
@@ -165,13 +170,14 @@ def tests_torch_plain(session: nox.Session) -> None:
 def tests_keras(session: nox.Session) -> None:
     """Test trainable-keras on Keras 3 with the TensorFlow engine."""
     tests = ["tests/keras", "tests/artifacts", "tests/examples"]
-    pytest(session, KERAS_TESTS, *PARALLEL, *tests, env=keras_on("tensorflow"))
+    pytest(session, KERAS_TESTS, *PARALLEL, *tests, env={**keras_on("tensorflow"), **HALF})
 
 
 @check("tests-keras-jax")
 def tests_keras_jax(session: nox.Session) -> None:
     """Test trainable-keras on the JAX engine: wrap, calibrate, fit, finalize, save and load; layers, plugins."""
-    pytest(session, KERAS_JAX_TESTS, *PARALLEL, *ON_EVERY_ENGINE, "tests/keras/test_folding.py", env=keras_on("jax"))
+    tests = [*ON_EVERY_ENGINE, "tests/keras/test_folding.py"]
+    pytest(session, KERAS_JAX_TESTS, *PARALLEL, *tests, env={**keras_on("jax"), **HALF})
 
 
 @check("tests-keras-torch")
@@ -184,7 +190,7 @@ def tests_keras_torch(session: nox.Session) -> None:
 def tests_keras_2(session: nox.Session) -> None:
     """Test trainable-keras on Keras 2, with TensorFlow 2.21 and tf-keras."""
     tests = ["tests/keras", "tests/artifacts", "tests/examples", *OF_KERAS_2]
-    pytest(session, KERAS_2_TESTS, *PARALLEL, *tests, env=KERAS_2)
+    pytest(session, KERAS_2_TESTS, *PARALLEL, *tests, env={**KERAS_2, **QUARTER})
 
 
 @check("tests-keras-2-tf215", default=False)  # takes as long as the session above; part of a release
@@ -196,7 +202,7 @@ def tests_keras_2_tf215(session: nox.Session) -> None:
 @check("tests-cross")
 def tests_cross(session: nox.Session) -> None:
     """Test that one recipe and the same weights give the same integers in every backend, and the house's own rules."""
-    pytest(session, CROSS_TESTS, "tests/cross", *ARCHITECTURE, env=keras_on("tensorflow"))
+    pytest(session, CROSS_TESTS, *PARALLEL, "tests/cross", *ARCHITECTURE, env=keras_on("tensorflow"))
     pytest(session, CROSS_TESTS, "tests/cross", env=KERAS_2)
     # Both versions of Keras are installed here alone: models of both in one process, and what each says of the other's.
     pytest(session, CROSS_TESTS, "tests/keras/test_which.py", env=keras_on("tensorflow"))
@@ -205,7 +211,7 @@ def tests_cross(session: nox.Session) -> None:
 @check("examples")
 def examples(session: nox.Session) -> None:
     """Run every code block of the README and the docs; none may be skipped."""
-    pytest(session, CROSS_TESTS, "tests/architecture/test_docs.py", env=keras_on("tensorflow"))
+    pytest(session, CROSS_TESTS, *PARALLEL, "tests/architecture/test_docs.py", env=keras_on("tensorflow"))
     if RESULTS[session.name].skipped:
         session.error("a document was skipped, though everything that documents need is installed here")
 
@@ -221,7 +227,7 @@ def docs(session: nox.Session) -> None:
 def minimums(session: nox.Session) -> None:
     """Test with the lowest versions that the distributions declare; constraints/minimums.txt says why not torch's."""
     tests = ["tests/core", "tests/torch", *OF_PYTORCH]
-    pytest(session, MINIMUMS, *PARALLEL, *tests, env={**ONE_THREAD, **FEWER_EXAMPLES})
+    pytest(session, MINIMUMS, *PARALLEL, *tests, env={**ONE_THREAD, **FEWER_EXAMPLES, **QUARTER})
 
 
 @check("maximums", default=False)  # what is newest changes without a change here

@@ -14,6 +14,8 @@ import pytest
 
 from trainable_core import QuantizationRecipe
 
+pytestmark = pytest.mark.xdist_group("quickstart")  # one run for all tests of it
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 RECIPES = {
     backend: EXAMPLES / "recipes" / f"{name}.yaml"

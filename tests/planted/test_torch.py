@@ -20,7 +20,7 @@ from trainable_core.conformance import LAWS, adapter_of, try_law
 from trainable_core.conformance.suite import subjects_of
 
 PLANTED = DEFECTS["torch"]
-BEFORE = 20  # cases of the laws that must hold
+BEFORE = 5  # cases of the laws that must hold
 # For each law one defect that no other law sees: without the law it would pass the kit.
 ALONE = {
     "on_grid": "ShortTable",
@@ -154,7 +154,7 @@ def test_a_planted_defect_is_rejected(defect: Defect):
         assert defect.caught_by in {verdict.law.name for verdict in found}
     elif ALONE.get(defect.caught_by) == str(defect):
         others = {verdict.law.name for verdict in found} - AGAIN
-        assert others == ALSO.get(str(defect), set()), f"{defect} was to be seen by one law only, or by these"
+        assert others <= ALSO.get(str(defect), set()), f"{defect} was to be seen by one law only, or by these"
 
 
 @pytest.fixture
