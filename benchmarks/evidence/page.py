@@ -196,12 +196,17 @@ def _verdict(gains: list[float], within: float | None, unit: str) -> str:
 
 
 def agreement(found: Found) -> str:
-    """Return where PyTorch's and Keras's means differ by more than one standard deviation."""
+    """Return where PyTorch's and Keras's means differ by more than one standard deviation.
+
+    Of the seeds where both began with the same float model.
+    """
     compared, apart = 0, []
     entries = {(cell.network, cell.setting, cell.method) for cell in found if cell.framework == "keras"}
     for network, setting, method in sorted(entries):
         all_scores = [scores(found, framework, network, setting, method) for framework in FRAMEWORKS]
-        ours, theirs = ({seed: of[seed] for seed in set.intersection(*map(set, all_scores))} for of in all_scores)
+        models = [scores(found, framework, network, setting, method, what="float") for framework in FRAMEWORKS]
+        alike = [seed for seed in set.intersection(*map(set, all_scores)) if models[0].get(seed) == models[1].get(seed)]
+        ours, theirs = ({seed: of[seed] for seed in alike} for of in all_scores)
         if len(ours) < FEWEST or method in (FLOAT, NEAREST):
             continue
         compared += 1

@@ -77,6 +77,23 @@ def test_a_method_that_gains_more_than_two_standard_errors_is_clearly_better(evi
     assert "| **no**: -1.000 ± 0.000 points, 2 seeds |" in page.expectations(found)
 
 
+def test_frameworks_are_compared_where_they_began_with_the_same_float_model(evidence):
+    cells, page = evidence
+    scores = {"torch": [90.0, 91.0, 60.0], "keras": [90.5, 91.5, 92.0]}
+    found = {
+        cells.Cell(framework, "cnn", "W2A2", "LSQ", seed, cells.ROWS["LSQ"].qparams): {
+            "score": score,
+            "seconds": 1.0,
+            "float": framework if seed == 2 else "the same",
+        }
+        for framework, values in scores.items()
+        for seed, score in enumerate(values)
+    }
+    assert page.agreement(found).endswith("within one standard deviation in 1 of 1 entries.")  # of two seeds
+    found = {cell: {**record, "float": cell.framework} for cell, record in found.items()}
+    assert page.agreement(found) == "PyTorch and Keras are not compared yet."
+
+
 def test_an_entry_says_how_many_seeds_it_has(evidence):
     _, page = evidence
     assert page.entry(dict(enumerate([1.0, 2.0, 3.0, 4.0, 5.0])), 1) == "3.0 ± 1.6"
