@@ -109,8 +109,8 @@ NOT_ALONE = {
 
 # Laws that try more situations, and meet some of these mistakes there before the law that is about them is tried.
 EARLIER = {
-    "AlwaysTheFirstAxis": "memory_layout",
-    "ClipsItsInput": "on_grid",  # an expanded input can't be written into
+    "AlwaysTheFirstAxis": "tensor_size",
+    "ClipsItsInput": "tie_rule",  # an expanded input can't be written into
     "NanThreshold": "gradients_arrive",
     "ArgumentsLost": "regularization_gradient",
     "ThresholdNotPersistent": "load_then_deploy",

@@ -523,6 +523,18 @@ def test_a_quantizer_learns_again_after_the_frost(kind: Kind) -> None:
     assert all(variable.grad is not None for variable in quantizer.get_trainable_variables(VariableGroup.QPARAMS))
 
 
+@kinds_of("LSQ")
+def test_a_quantizer_that_is_switched_off_has_nothing_to_learn(kind: Kind) -> None:
+    """As processes that train together would wait for its gradients."""
+    quantizer = simple(kind)
+    quantizer.switch_off()
+    quantizer.freeze(frozen=False)
+    x = torch.linspace(-2.0, 2.0, 61)
+    assert quantizer(x) is x
+    assert list(quantizer.parameters())
+    assert not any(variable.requires_grad for variable in quantizer.parameters())
+
+
 # ---- round trips ----------------------------------------------------------------------------------------------------
 
 
