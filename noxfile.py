@@ -54,14 +54,19 @@ ARCHITECTURE = (
 OF_PYTORCH = [
     f"--ignore=tests/torch/test_{name}.py"
     for name in (
+        "batch_norm",
+        "bias",
         "conformance",
         "distributed",
         "eligible",
+        "estimators",
         "fast_paths",
         "faults",
         "folding_structure",
         "fused_layer",
         "identity",
+        "kernels",
+        "lifecycle",
         "memory",
         "more_real_models",
         "moved_layers",
@@ -72,6 +77,7 @@ OF_PYTORCH = [
         "tracking",
     )
 ]
+WITH_BOTH = "--ignore=tests/keras/test_which.py"  # about both in one process: the session `tests-cross` runs it
 OF_KERAS_2 = ["tests/architecture/test_docstrings.py", "tests/architecture/test_matrix.py"]  # a process has one Keras
 
 
@@ -116,7 +122,7 @@ NOT_ABOUT_KERNELS = [
 
 # What a plain `nox` runs of each test's cases, so that all sessions together end within 50 minutes on two slow cores;
 # `TRAINABLE_SHARE=1 nox` runs all of them, as the workflows do.
-HALF, QUARTER = share(2), share(4)
+THIRD, SIXTH = share(3), share(6)
 
 ON_EVERY_ENGINE = [f"tests/keras/test_{name}.py" for name in ("engines", "frozen", "plugins")]
 
@@ -156,13 +162,13 @@ def tests_torch(session: nox.Session) -> None:
     """Test trainable-torch; `minimums` runs trainable-core's tests beside an installed backend."""
     runtime = "tests/core/test_integer_runtime.py"  # ONNX Runtime is in this environment
     tests = ["tests/torch", runtime, "tests/artifacts", "tests/examples"]
-    pytest(session, TORCH_TESTS, *PARALLEL, *tests, env={**ONE_THREAD, **HALF, "TRAINABLE_EXAMPLES": "20"})
+    pytest(session, TORCH_TESTS, *PARALLEL, *tests, env={**ONE_THREAD, **THIRD, "TRAINABLE_EXAMPLES": "20"})
 
 
 @check("tests-torch-plain")
 def tests_torch_plain(session: nox.Session) -> None:
     """Test trainable-torch again with every fast kernel switched off."""
-    plain = {**ONE_THREAD, **FEWER_EXAMPLES, **QUARTER, "TRAINABLE_TORCH_KERNELS": "plain"}
+    plain = {**ONE_THREAD, **FEWER_EXAMPLES, **SIXTH, "TRAINABLE_TORCH_KERNELS": "plain"}
     pytest(session, TORCH_TESTS, *PARALLEL, "tests/torch", *NOT_ABOUT_KERNELS, env=plain)
 
 
@@ -170,14 +176,14 @@ def tests_torch_plain(session: nox.Session) -> None:
 def tests_keras(session: nox.Session) -> None:
     """Test trainable-keras on Keras 3 with the TensorFlow engine."""
     tests = ["tests/keras", "tests/artifacts", "tests/examples"]
-    pytest(session, KERAS_TESTS, *PARALLEL, *tests, env={**keras_on("tensorflow"), **HALF})
+    pytest(session, KERAS_TESTS, *PARALLEL, *tests, WITH_BOTH, env={**keras_on("tensorflow"), **THIRD})
 
 
 @check("tests-keras-jax")
 def tests_keras_jax(session: nox.Session) -> None:
     """Test trainable-keras on the JAX engine: wrap, calibrate, fit, finalize, save and load; layers, plugins."""
     tests = [*ON_EVERY_ENGINE, "tests/keras/test_folding.py"]
-    pytest(session, KERAS_JAX_TESTS, *PARALLEL, *tests, env={**keras_on("jax"), **HALF})
+    pytest(session, KERAS_JAX_TESTS, *PARALLEL, *tests, env={**keras_on("jax"), **THIRD})
 
 
 @check("tests-keras-torch")
@@ -190,7 +196,7 @@ def tests_keras_torch(session: nox.Session) -> None:
 def tests_keras_2(session: nox.Session) -> None:
     """Test trainable-keras on Keras 2, with TensorFlow 2.21 and tf-keras."""
     tests = ["tests/keras", "tests/artifacts", "tests/examples", *OF_KERAS_2]
-    pytest(session, KERAS_2_TESTS, *PARALLEL, *tests, env={**KERAS_2, **QUARTER})
+    pytest(session, KERAS_2_TESTS, *PARALLEL, *tests, WITH_BOTH, env={**KERAS_2, **SIXTH})
 
 
 @check("tests-keras-2-tf215", default=False)  # takes as long as the session above; part of a release
@@ -205,7 +211,8 @@ def tests_cross(session: nox.Session) -> None:
     pytest(session, CROSS_TESTS, *PARALLEL, "tests/cross", *ARCHITECTURE, env=keras_on("tensorflow"))
     pytest(session, CROSS_TESTS, "tests/cross", env=KERAS_2)
     # Both versions of Keras are installed here alone: models of both in one process, and what each says of the other's.
-    pytest(session, CROSS_TESTS, "tests/keras/test_which.py", env=keras_on("tensorflow"))
+    for env in (keras_on("tensorflow"), KERAS_2):
+        pytest(session, CROSS_TESTS, *PARALLEL, "tests/keras/test_which.py", env=env)
 
 
 @check("examples")
@@ -227,7 +234,7 @@ def docs(session: nox.Session) -> None:
 def minimums(session: nox.Session) -> None:
     """Test with the lowest versions that the distributions declare; constraints/minimums.txt says why not torch's."""
     tests = ["tests/core", "tests/torch", *OF_PYTORCH]
-    pytest(session, MINIMUMS, *PARALLEL, *tests, env={**ONE_THREAD, **FEWER_EXAMPLES, **QUARTER})
+    pytest(session, MINIMUMS, *PARALLEL, *tests, env={**ONE_THREAD, **FEWER_EXAMPLES, **SIXTH})
 
 
 @check("maximums", default=False)  # what is newest changes without a change here
@@ -246,9 +253,9 @@ def build(session: nox.Session) -> None:
 @check("planted")
 def planted(session: nox.Session) -> None:
     """Require the conformance kit to reject every planted defect, first by the law that is about it."""
-    pytest(session, TORCH_TESTS, *PARALLEL, "tests/planted/test_torch.py", env=ONE_THREAD)
+    pytest(session, TORCH_TESTS, *PARALLEL, "tests/planted/test_torch.py", env={**ONE_THREAD, **SIXTH})
     log = {"TF_CPP_MIN_LOG_LEVEL": "3"}
-    pytest(session, KERAS_TESTS, *PARALLEL, "tests/planted/test_keras.py", env={**ONE_THREAD, **log})
+    pytest(session, KERAS_TESTS, *PARALLEL, "tests/planted/test_keras.py", env={**ONE_THREAD, **log, **SIXTH})
 
 
 @check("mutation", default=False)  # takes an hour

@@ -1,7 +1,8 @@
 """Hypothesis profiles for every test, and what share of the cases of each test is run.
 
 HYPOTHESIS_PROFILE picks a profile, TRAINABLE_EXAMPLES the size of `ci` and `dev`. With TRAINABLE_SHARE=3, about a third
-of each test's parametrized cases are run, at least one, and the same ones every time; without it all of them.
+of each test's parametrized cases are run, at least one, and the same ones every time; without it all of them. Tests
+that are marked `all_cases` keep theirs.
 """
 
 import os
@@ -31,9 +32,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if SHARE < 2:
         return
     cases = defaultdict(list)
-    for item in items:
-        cases[item.nodeid.partition("[")[0]].append(item)
     kept = set()
+    for item in items:
+        if item.get_closest_marker("all_cases"):
+            kept.add(item)
+        else:
+            cases[item.nodeid.partition("[")[0]].append(item)
     for of_one in cases.values():
         by_chance = {item for item in of_one if not zlib.crc32(item.nodeid.encode()) % SHARE}
         kept |= by_chance or {min(of_one, key=lambda item: zlib.crc32(item.nodeid.encode()))}

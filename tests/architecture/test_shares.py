@@ -37,14 +37,22 @@ def test_few(letter):
 
 def test_one():
     pass
+
+@pytest.mark.all_cases
+{letters}
+@pytest.mark.parametrize('again', range({CASES}))
+def test_all(letter, again):
+    pass
 """
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = all_cases\n", encoding="utf-8")
     (tmp_path / "test_it.py").write_text(tests, encoding="utf-8")
     everything, share = (collected(tmp_path, each) for each in ("1", str(CASES)))
-    assert len(everything) == 2 * CASES * CASES + 2 + 1
+    assert len(everything) == 2 * CASES * CASES + 2 + 1 + 2 * CASES
     assert set(share) < set(everything)
     kept = Counter(name.partition("[")[0] for name in share)
     assert kept["test_few"] in {1, 2}
     assert kept["test_one"] == 1
+    assert kept["test_all"] == 2 * CASES
     # 128 cases, of which an eighth is kept: 16, and four standard deviations of a binomial distribution are 15
     assert 1 <= kept["test_many"] <= 31
     letters_kept = {name.rpartition("[")[2].rstrip("]").split("-")[0] for name in share if "test_many" in name}

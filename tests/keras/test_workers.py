@@ -11,7 +11,10 @@ from tests.keras.framework import only_keras
 from tests.keras.workers import run_workers
 
 WORKERS = 2
-pytestmark = only_keras(2, "Keras 3 itself does not fit on several workers; see test_lifecycle.py")
+pytestmark = [
+    only_keras(2, "Keras 3 itself does not fit on several workers; see test_lifecycle.py"),
+    pytest.mark.xdist_group("workers"),  # one run for all tests of it
+]
 
 # What a gradient sums at most: the elements of a batch at the input of the first layer. Two workers sum halves of them
 # first, another order of as many float32 terms.
