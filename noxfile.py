@@ -122,7 +122,7 @@ NOT_ABOUT_KERNELS = [
 
 # What a plain `nox` runs of each test's cases, so that all sessions together end within 50 minutes on two slow cores;
 # `TRAINABLE_SHARE=1 nox` runs all of them, as the workflows do.
-THIRD, SIXTH = share(3), share(6)
+QUARTER, EIGHTH = share(4), share(8)
 
 ON_EVERY_ENGINE = [f"tests/keras/test_{name}.py" for name in ("engines", "frozen", "plugins")]
 
@@ -159,16 +159,15 @@ def tests_core(session: nox.Session) -> None:
 
 @check("tests-torch")
 def tests_torch(session: nox.Session) -> None:
-    """Test trainable-torch; `minimums` runs trainable-core's tests beside an installed backend."""
-    runtime = "tests/core/test_integer_runtime.py"  # ONNX Runtime is in this environment
-    tests = ["tests/torch", runtime, "tests/artifacts", "tests/examples"]
-    pytest(session, TORCH_TESTS, *PARALLEL, *tests, env={**ONE_THREAD, **THIRD, "TRAINABLE_EXAMPLES": "20"})
+    """Test trainable-torch, and trainable-core beside an installed backend and ONNX Runtime."""
+    tests = ["tests/torch", "tests/core", "tests/artifacts", "tests/examples"]
+    pytest(session, TORCH_TESTS, *PARALLEL, *tests, env={**ONE_THREAD, **QUARTER, "TRAINABLE_EXAMPLES": "20"})
 
 
 @check("tests-torch-plain")
 def tests_torch_plain(session: nox.Session) -> None:
     """Test trainable-torch again with every fast kernel switched off."""
-    plain = {**ONE_THREAD, **FEWER_EXAMPLES, **SIXTH, "TRAINABLE_TORCH_KERNELS": "plain"}
+    plain = {**ONE_THREAD, **FEWER_EXAMPLES, **EIGHTH, "TRAINABLE_TORCH_KERNELS": "plain"}
     pytest(session, TORCH_TESTS, *PARALLEL, "tests/torch", *NOT_ABOUT_KERNELS, env=plain)
 
 
@@ -176,14 +175,14 @@ def tests_torch_plain(session: nox.Session) -> None:
 def tests_keras(session: nox.Session) -> None:
     """Test trainable-keras on Keras 3 with the TensorFlow engine."""
     tests = ["tests/keras", "tests/artifacts", "tests/examples"]
-    pytest(session, KERAS_TESTS, *PARALLEL, *tests, WITH_BOTH, env={**keras_on("tensorflow"), **THIRD})
+    pytest(session, KERAS_TESTS, *PARALLEL, *tests, WITH_BOTH, env={**keras_on("tensorflow"), **QUARTER})
 
 
 @check("tests-keras-jax")
 def tests_keras_jax(session: nox.Session) -> None:
     """Test trainable-keras on the JAX engine: wrap, calibrate, fit, finalize, save and load; layers, plugins."""
     tests = [*ON_EVERY_ENGINE, "tests/keras/test_folding.py"]
-    pytest(session, KERAS_JAX_TESTS, *PARALLEL, *tests, env={**keras_on("jax"), **THIRD})
+    pytest(session, KERAS_JAX_TESTS, *PARALLEL, *tests, env={**keras_on("jax"), **EIGHTH})
 
 
 @check("tests-keras-torch")
@@ -196,7 +195,7 @@ def tests_keras_torch(session: nox.Session) -> None:
 def tests_keras_2(session: nox.Session) -> None:
     """Test trainable-keras on Keras 2, with TensorFlow 2.21 and tf-keras."""
     tests = ["tests/keras", "tests/artifacts", "tests/examples", *OF_KERAS_2]
-    pytest(session, KERAS_2_TESTS, *PARALLEL, *tests, WITH_BOTH, env={**KERAS_2, **SIXTH})
+    pytest(session, KERAS_2_TESTS, *PARALLEL, *tests, WITH_BOTH, env={**KERAS_2, **EIGHTH})
 
 
 @check("tests-keras-2-tf215", default=False)  # takes as long as the session above; part of a release
@@ -208,7 +207,8 @@ def tests_keras_2_tf215(session: nox.Session) -> None:
 @check("tests-cross")
 def tests_cross(session: nox.Session) -> None:
     """Test that one recipe and the same weights give the same integers in every backend, and the house's own rules."""
-    pytest(session, CROSS_TESTS, *PARALLEL, "tests/cross", *ARCHITECTURE, env=keras_on("tensorflow"))
+    litert = "tests/core/test_export_tflite.py"  # LiteRT is in this environment
+    pytest(session, CROSS_TESTS, *PARALLEL, "tests/cross", *ARCHITECTURE, litert, env=keras_on("tensorflow"))
     pytest(session, CROSS_TESTS, "tests/cross", env=KERAS_2)
     # Both versions of Keras are installed here alone: models of both in one process, and what each says of the other's.
     for env in (keras_on("tensorflow"), KERAS_2):
@@ -230,11 +230,11 @@ def docs(session: nox.Session) -> None:
     CROSS_TESTS.run(session, "-m", "sphinx", "-q", "-W", "--keep-going", *folders, env=keras_on("tensorflow"))
 
 
-@check("minimums")
+@check("minimums", default=False)  # what is lowest changes seldom
 def minimums(session: nox.Session) -> None:
     """Test with the lowest versions that the distributions declare; constraints/minimums.txt says why not torch's."""
     tests = ["tests/core", "tests/torch", *OF_PYTORCH]
-    pytest(session, MINIMUMS, *PARALLEL, *tests, env={**ONE_THREAD, **FEWER_EXAMPLES, **SIXTH})
+    pytest(session, MINIMUMS, *PARALLEL, *tests, env={**ONE_THREAD, **FEWER_EXAMPLES})
 
 
 @check("maximums", default=False)  # what is newest changes without a change here
@@ -253,9 +253,9 @@ def build(session: nox.Session) -> None:
 @check("planted")
 def planted(session: nox.Session) -> None:
     """Require the conformance kit to reject every planted defect, first by the law that is about it."""
-    pytest(session, TORCH_TESTS, *PARALLEL, "tests/planted/test_torch.py", env={**ONE_THREAD, **SIXTH})
+    pytest(session, TORCH_TESTS, *PARALLEL, "tests/planted/test_torch.py", env={**ONE_THREAD, **EIGHTH})
     log = {"TF_CPP_MIN_LOG_LEVEL": "3"}
-    pytest(session, KERAS_TESTS, *PARALLEL, "tests/planted/test_keras.py", env={**ONE_THREAD, **log, **SIXTH})
+    pytest(session, KERAS_TESTS, *PARALLEL, "tests/planted/test_keras.py", env={**ONE_THREAD, **log, **EIGHTH})
 
 
 @check("mutation", default=False)  # takes an hour

@@ -240,14 +240,14 @@ def test_a_bias_beyond_int32_is_refused():
 
 @pytest.mark.parametrize("content", [b"", b"TFL3", b"    ONNX....", b"\x10\0\0\0TFL3" + b"\xff" * 40])
 def test_what_is_no_file_is_refused(content, tmp_path):
-    pytest.importorskip("flatbuffers", reason="the schema comes with the extra `tflite`")
+    pytest.importorskip("ai_edge_litert", reason="the schema comes with the extra `tflite`")
     (tmp_path / "model.tflite").write_bytes(content)
     with pytest.raises(DocumentError):
         document.read(tmp_path / "model.tflite")
 
 
 def test_a_file_holds_what_was_written_and_a_change_is_named(tmp_path):
-    pytest.importorskip("flatbuffers", reason="the schema comes with the extra `tflite`")
+    pytest.importorskip("ai_edge_litert", reason="the schema comes with the extra `tflite`")
     network = linear().network("quantize2")
     report = document.write(network, tmp_path / "model.tflite")
     program, content = document.read(tmp_path / "model.tflite")
