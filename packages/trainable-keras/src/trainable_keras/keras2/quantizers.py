@@ -107,13 +107,14 @@ class BaseKerasTrainableQuantizer(
         return tf.cast(choose(training, lambda trains: self._run(x, trains)), inputs.dtype)
 
     def _run(self, x: Tensor, training: bool) -> Tensor:  # noqa: FBT001 - mctq's word
-        if training:
-            if self.weights_quantization():
-                self.observe(x)
-            for term in (self.regularization(), self.regularization_of(x)):
-                if term is not None:
-                    self.add_loss(term)
-        return self.quantized_by_blocks(x, training)
+        with self.reading_once():
+            if training:
+                if self.weights_quantization():
+                    self.observe(x)
+                for term in (self.regularization(), self.regularization_of(x)):
+                    if term is not None:
+                        self.add_loss(term)
+            return self.quantized_by_blocks(x, training)
 
     @property
     def trainable_weights(self) -> list[Any]:

@@ -30,7 +30,7 @@ class AdaroundQuantizer(AdaroundOptions, KerasQuantizer):
         f = self.functions
         fraction = f.where(f.isfinite(steps), steps - f.floor(steps), f.zeros_like(steps))
         start = -f.log((ZETA - GAMMA) / (fraction - GAMMA) - 1.0)
-        sigmoid = 1.0 / (1.0 + f.exp(-(f.read(self.rounding) + start)))
+        sigmoid = 1.0 / (1.0 + f.exp(-(self._value_of(self.rounding) + start)))
         stretched = sigmoid * (ZETA - GAMMA) + GAMMA
         h = f.minimum(f.maximum(stretched, f.number(0.0)), f.number(1.0))
         return f.where(fraction > 0, h, f.zeros_like(h))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -23,7 +25,10 @@ from trainable_keras.ops import HalfUp
 LAST_STEP = int(np.iinfo(np.int32).max)
 
 BUILT_IN = "trainable_keras.quantizers."
-"""Beginning of the names of the modules whose methods take their values from `HalfUp`."""
+"""Beginning of the names of modules whose methods take their values from `HalfUp`, and set none of their variables."""
+
+_READ: ContextVar[dict[int, Tensor] | None] = ContextVar("read", default=None)
+"""Values of the variables that the present call of a quantizer has read, by the variables' `id`; see `reading_once`."""
 
 
 class KerasQuantizer(BaseTrainableQuantizer):
@@ -115,6 +120,36 @@ class KerasQuantizer(BaseTrainableQuantizer):
             quantized = modifier.leave(self, x, quantized, training)
         return quantized
 
+    @contextmanager
+    def reading_once(self) -> Iterator[None]:
+        """Let everything in one call, values and terms for the loss, see the same tensor of each variable.
+
+        TensorFlow's graphs run a read before the update that follows it in the program by an edge between the two.
+        Grappler drops that edge where the update also comes after the read by way of the loss, and then folds the
+        derivative of the loss by itself, a constant, which that way led through. The term of a modifier that read a
+        threshold by itself could so see the updated one. What the values read, the threshold's gradient is made of, and
+        so the update can't run before.
+
+        A method of somebody else's may set its variables in the call, and reads them each time.
+        """
+        if not self.modifiers or not type(self).fake_quantize.__module__.startswith(BUILT_IN):
+            yield
+            return
+        token = _READ.set({})
+        try:
+            yield
+        finally:
+            _READ.reset(token)
+
+    def _value_of(self, variable: Any) -> Tensor:
+        """Return a variable's value as a tensor, within `reading_once` the same one each time."""
+        read = _READ.get()
+        if read is None:
+            return self.functions.read(variable)
+        if id(variable) not in read:
+            read[id(variable)] = self.functions.read(variable)
+        return read[id(variable)]
+
     variable_type: ClassVar[Any]
     """The framework's variables."""
 
@@ -179,7 +214,7 @@ class KerasQuantizer(BaseTrainableQuantizer):
 
     def grid_tensors(self, width: int) -> dict[str, Tensor]:
         """Return threshold or range ends of one width as tensors; see core's base class."""
-        variables = {key: self.functions.read(variable) for key, variable in self.grid_variables(width).items()}
+        variables = {key: self._value_of(variable) for key, variable in self.grid_variables(width).items()}
         if not self.grid_parameters:
             return variables
         finite = self.ops.finite_gradient
@@ -187,7 +222,7 @@ class KerasQuantizer(BaseTrainableQuantizer):
 
     def read_variable(self, name: str, ndim: int | None = None) -> Tensor:
         """Return a variable's value, shaped for a tensor of `ndim` dimensions where that is given; see core's class."""
-        value = self.functions.read(self.get_quantizer_variable(name))
+        value = self._value_of(self.get_quantizer_variable(name))
         return value if ndim is None or tuple(value.shape) != self.structure.shape else self._shaped(value, ndim)
 
     def _shaped(self, value: Tensor, ndim: int | None) -> Tensor:

@@ -34,7 +34,7 @@ class DkmQuantizer(DkmOptions, KerasQuantizer):
         scale = f.stop_gradient(self.grid(f.rank(x)).scale)
         signed = self.signed
         low, high = (f.number(float(end)) for end in table_ends(signed=signed))
-        free = f.read(self.centroids)
+        free = self._value_of(self.centroids)
         free = f.where(f.isnan(free), f.zeros_like(free), free)
         clipped = f.stop_gradient(f.minimum(f.maximum(free, low), high))
         clipped = f.where(f.all_of(free >= low, free <= high), free, clipped)

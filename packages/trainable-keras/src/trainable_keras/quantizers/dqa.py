@@ -49,7 +49,7 @@ class DqaQuantizer(DqaOptions, KerasQuantizer):
     def attention(self) -> Tensor:
         """Return the softmax over widths at the present temperature, float32, shape (K,)."""
         f = self.functions
-        return f.softmax(f.read(self.logits) / f.cast(self.temperature(self.current_step), "float32"))
+        return f.softmax(self._value_of(self.logits) / f.cast(self.temperature(self.current_step), "float32"))
 
     def regularization(self) -> Tensor | None:
         """Return ``bit_cost_weight`` times the expected bit width, or None for weight 0."""
@@ -76,6 +76,6 @@ class DqaQuantizer(DqaOptions, KerasQuantizer):
 
     def _comparable_logits(self) -> Tensor:
         """Return logits of which the same one is largest everywhere: NaN as infinity, subnormal numbers as zero."""
-        f, logits = self.functions, self.functions.read(self.logits)
+        f, logits = self.functions, self._value_of(self.logits)
         held = f.where(f.isnan(logits), f.number(np.inf), logits)
         return f.where(f.abs(held) < SMALLEST_NORMAL, f.zeros_like(held), held)
