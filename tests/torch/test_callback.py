@@ -281,6 +281,49 @@ def test_lightning_keeps_what_is_frozen_in_its_checkpoints(tmp_path: Any) -> Non
     assert same(thresholds(rest), thresholds(straight))
 
 
+@pytest.mark.filterwarnings("ignore")  # as above
+@pytest.mark.parametrize("restore", [False, True])
+@pytest.mark.parametrize("models", [1, 2])
+def test_the_hugging_face_trainer_keeps_what_is_frozen_in_its_checkpoints(
+    tmp_path: Any, restore: bool, models: int
+) -> None:
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    pytest.importorskip("accelerate", reason="transformers' Trainer needs accelerate")
+    from transformers import Trainer, TrainingArguments
+
+    class Several(nn.Module):
+        def __init__(self, qmodels: list[nn.Module]) -> None:
+            super().__init__()
+            self.parts = nn.ModuleList(Classifier(each) for each in qmodels)
+
+        def forward(self, x: Tensor, labels: Tensor) -> Any:
+            return {"loss": sum(part(x=x, labels=labels)["loss"] for part in self.parts)}
+
+    def fitted(epochs: int, path: Any = None) -> tuple[list[nn.Module], list[Any]]:
+        qmodels = [kept() for _ in range(models)]
+        callbacks = [training_callback(each, freeze_at=3 - place, freeze_every=2) for place, each in enumerate(qmodels)]
+        arguments = TrainingArguments(
+            output_dir=str(tmp_path), num_train_epochs=epochs, per_device_train_batch_size=8, report_to=[],
+            use_cpu=True, disable_tqdm=True, lr_scheduler_type="constant", save_strategy="epoch", data_seed=0,
+            restore_callback_states_from_checkpoint=restore,
+        )  # fmt: skip
+        model = Several(qmodels)
+        groups = [group for each in qmodels for group in parameter_groups(each)]
+        trainer = Trainer(
+            model=model, args=arguments, train_dataset=list(data().dataset),
+            optimizers=(torch.optim.SGD(groups, lr=0.05), None), callbacks=[each.transformers() for each in callbacks],
+        )  # fmt: skip
+        trainer.train(resume_from_checkpoint=path)
+        return qmodels, callbacks
+
+    straight, whole = fitted(2)
+    rest, callbacks = fitted(2, str(tmp_path / "checkpoint-4"))
+    for place in range(models):
+        assert callbacks[place].state_dict() == whole[place].state_dict()
+        assert len(callbacks[place].state_dict()["freezing"]["frozen"]) == 3 + place
+        assert same(thresholds(rest[place]), thresholds(straight[place]))
+
+
 @pytest.mark.parametrize(
     ("options", "error", "told"),
     [

@@ -57,7 +57,8 @@ def training_callback(
     TrainingCallback
         Its methods `start`, `step_end` and `before_evaluation` are for a loop of your own; `lightning` and
         `transformers` return what these trainers take. With `freeze_every`, `state_dict` is what to save for a training
-        that goes on in another process, and `load_state_dict` takes it before `start`; Lightning does both.
+        that goes on in another process, and `load_state_dict` takes it before `start`; both trainers do so by
+        themselves.
 
     Raises
     ------

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import nn
+
 from trainable_core.backend.routine import StepRoutine
 
 
 class TorchTrainers(StepRoutine):
     """A routine that goes into the trainers that people train PyTorch with."""
+
+    qmodel: nn.Module
+    """The wrapped model of a routine that has a state; it may be a part of what is trained."""
 
     def lightning(self) -> Any:
         """Return a callback for Lightning's ``Trainer(callbacks=[...])``."""
@@ -45,8 +50,12 @@ class TorchTrainers(StepRoutine):
         return StatefulCallback() if routine.has_state else QuantizationCallback()
 
     def transformers(self) -> Any:
-        """Return a callback for Hugging Face's ``Trainer(callbacks=[...])``."""
+        """Return a callback for Hugging Face's ``Trainer(callbacks=[...])``; checkpoints hold its state if it has one.
+
+        It goes on with that whether or not ``restore_callback_states_from_checkpoint`` is set.
+        """
         from transformers import TrainerCallback  # noqa: PLC0415 - only for those who have it
+        from transformers.trainer_callback import ExportableState  # noqa: PLC0415 - as above
 
         routine = self
 
@@ -71,4 +80,25 @@ class TorchTrainers(StepRoutine):
                 if control.should_evaluate:
                     routine.before_evaluation()
 
-        return QuantizationCallback()
+        class StatefulQuantizationCallback(QuantizationCallback, ExportableState):
+            """Has a state in the Trainer's checkpoints."""
+
+            module: str | None = None
+            """Where the routine's model is in the trained one: several such callbacks share a list of states."""
+
+            def state(self) -> dict[str, Any]:
+                return {"args": {}, "attributes": {"saved": routine.state_dict(), "module": self.module}}
+
+            def on_train_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+                modules = rest["model"].named_modules() if rest.get("model") is not None else ()
+                self.module = next((name for name, each in modules if each is routine.qmodel), None)
+                saved = state.stateful_callbacks.get(type(self).__name__, []) if state.global_step else []
+                found = [each["attributes"] for each in (saved if isinstance(saved, list) else [saved])]
+                found = [each for each in found if each["saved"]["step"] == state.global_step]
+                if len(found) > 1:
+                    found = [each for each in found if each["module"] == self.module]
+                if found:
+                    routine.load_state_dict(found[-1]["saved"])
+                super().on_train_begin(args, state, control, **rest)
+
+        return StatefulQuantizationCallback() if routine.has_state else QuantizationCallback()
