@@ -125,7 +125,7 @@ TARGETS = {
         Target("trainable_keras.quantizers.base", ("LSQ", "DQA", "TQT", "ADAROUND")),
         Target("trainable_keras.keras3.annealing", ("DQA",)),
         Target("trainable_keras.grid", ("LSQ",)),
-        Target("trainable_keras.ops", ("STE", "LSQ")),
+        Target("trainable_keras.ops", ("STE", "LSQ", "TQT", "APOT", "DKM")),
     ],
 }
 WARM = {"torch": ("torch", "torch._dynamo", "mct_quantizers"), "keras": ("keras", "tensorflow", "mct_quantizers")}
