@@ -87,6 +87,18 @@ def scores(
     return {seed: found[cell][what] for seed, cell in cells.items() if what in found.get(cell, {})}
 
 
+def comparable(found: Found, *entries: tuple[str, str, str, str]) -> list[Scores]:
+    """Return the scores of entries (framework, network, setting, method), of the seeds that can be compared.
+
+    There all began with the same float model: two machines train two, and accuracies differ with them.
+    """
+    all_scores = [scores(found, *each) for each in entries]
+    models = [scores(found, *each, what="float") for each in entries]
+    common = sorted(set.intersection(*map(set, all_scores)))
+    seeds = [seed for seed in common if len({model.get(seed) for model in models}) == 1]
+    return [{seed: each[seed] for seed in seeds} for each in all_scores]
+
+
 def entry(of: Scores, digits: int) -> str:
     """Return mean and standard deviation, with the number of seeds where some are missing."""
     if not of:
@@ -163,21 +175,18 @@ def expectations(found: Found) -> str:
 def _against(
     found: Found, network: str, setting: str, method: str, other: tuple[str, str], *, within: float | None = None
 ) -> list[str]:
-    """Return a row: one entry of a table is better than another, or at most `within` worse.
-
-    Seed by seed, where both began with the same float model: two machines train two, and accuracies differ with them.
-    """
+    """Return a row: one entry of a table is better than another, or at most `within` worse, seed by seed."""
     problem = PROBLEMS[network]
     unit = "points" if problem.higher_is_better else problem.metric.rpartition(", ")[2]
     wish = "is better than" if within is None else f"is at most {within} {unit} worse than"
     where = "" if other[0] == setting or other[1] == FLOAT else f" at {other[0]}"
     row = [f"{network}: {_name(method)} at {setting} {wish} {_name(other[1])}{where}"]
     for framework in FRAMEWORKS:
-        ours = scores(found, framework, network, setting, method)
-        theirs = scores(found, framework, network, *other)
-        models = [scores(found, framework, network, *each, what="float") for each in ((setting, method), other)]
-        alike = [seed for seed in ours.keys() & theirs if models[0].get(seed) == models[1].get(seed)]
-        gains = [(ours[seed] - theirs[seed]) * (1 if problem.higher_is_better else -1) for seed in alike]
+        ours, theirs = comparable(
+            found, (framework, network, setting, method), (framework, network, other[0], other[1])
+        )
+        sign = 1 if problem.higher_is_better else -1
+        gains = [sign * (ours[seed] - theirs[seed]) for seed in ours]
         row.append(_verdict(gains, within, unit))
     return row
 
@@ -196,17 +205,11 @@ def _verdict(gains: list[float], within: float | None, unit: str) -> str:
 
 
 def agreement(found: Found) -> str:
-    """Return where PyTorch's and Keras's means differ by more than one standard deviation.
-
-    Of the seeds where both began with the same float model.
-    """
+    """Return where PyTorch's and Keras's means differ by more than one standard deviation."""
     compared, apart = 0, []
     entries = {(cell.network, cell.setting, cell.method) for cell in found if cell.framework == "keras"}
     for network, setting, method in sorted(entries):
-        all_scores = [scores(found, framework, network, setting, method) for framework in FRAMEWORKS]
-        models = [scores(found, framework, network, setting, method, what="float") for framework in FRAMEWORKS]
-        alike = [seed for seed in set.intersection(*map(set, all_scores)) if models[0].get(seed) == models[1].get(seed)]
-        ours, theirs = ({seed: of[seed] for seed in alike} for of in all_scores)
+        ours, theirs = comparable(found, *((framework, network, setting, method) for framework in FRAMEWORKS))
         if len(ours) < FEWEST or method in (FLOAT, NEAREST):
             continue
         compared += 1
