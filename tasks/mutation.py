@@ -322,7 +322,7 @@ def rejected(
     if problem or not found:
         return f"import: {problem.partition(':')[0] or 'no quantizers'}"
     for stage, examples in enumerate(stages):
-        chosen = found[:: max(len(found) - 1, 1)] if not stage else found  # a first look at the first and the last one
+        chosen = found if stage else first_and_last(found)
         for law in (*(LAWS[name] for name in first), *(each for each in LAWS.values() if each.name not in first)):
             for subject in chosen:
                 if law.name not in SLOW and law.about(subject):
@@ -332,6 +332,14 @@ def rejected(
                     if not verdict.holds:
                         return law.name
     return ""
+
+
+def first_and_last(found: Sequence[Any]) -> list[Any]:
+    """Return two quantizers of each method, for a first look."""
+    methods: dict[str, list[Any]] = {}
+    for each in found:
+        methods.setdefault(each.key.quantizer_id, []).append(each)
+    return [each for of in methods.values() for each in of[:: max(len(of) - 1, 1)]]
 
 
 def in_a_process(
