@@ -95,8 +95,8 @@ class KerasAdapter(BaseAdapter):
     def in_a_layer(self, quantizer: Any, weights: Array) -> InDense:
         return InDense(self, quantizer, weights)
 
-    def collected(self, quantizer: Any, x: Array) -> list[float]:
-        quantizer(self.tensor(x, "float32"), training=True)
+    def collected(self, quantizer: Any, x: Array, *, training: bool = True) -> list[float]:
+        quantizer(self.tensor(x, "float32"), training=training)
         return [float(self.to_array(each)) for each in quantizer.losses]
 
     def entries(self, quantizer: Any) -> dict[str, Array]:

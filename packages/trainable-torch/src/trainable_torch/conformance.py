@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import copy
+import functools
 import gc
 import io
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,14 @@ from trainable_torch.quantizers.ste import SteWeightsQuantizer
 from trainable_torch.wrapper import QuantizationWrapper
 
 Array = NDArray[Any]
+
+WRONG_DEVICE = "on the same device", "is not on the expected device"
+"""What PyTorch says of tensors on two devices."""
+CONTEXTS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
+    "torch.no_grad": torch.no_grad,
+    "torch.inference_mode": torch.inference_mode,
+    "torch.autocast": functools.partial(torch.autocast, "cpu", torch.bfloat16),
+}
 
 FORMATS = {"channels_last": torch.channels_last, "channels_last_3d": torch.channels_last_3d}
 
@@ -96,6 +105,7 @@ class TorchAdapter(BaseAdapter):
     thorough_modes: Mapping[str, bool] = {"compiled with aot_eager": True, "compiled with inductor": False}
     casts = ("float16", "bfloat16", "float64")
     blocks = modifiers = True
+    contexts = CONTEXTS
     default_training = (False, True)
 
     def build(self, cls: type[Any], config: Any, shape: tuple[int, ...], arguments: Mapping[str, Any]) -> Any:
@@ -116,7 +126,9 @@ class TorchAdapter(BaseAdapter):
         # Only where it has to move: moving it in one thread, while another one runs it, can block PyTorch for good.
         if device != "cpu":
             quantizer.to(device)
-        (quantizer.train() if training else quantizer.eval()).zero_grad()
+        if quantizer.training is not (training != way.opposed):  # a model that is evaluated twice is told so once
+            quantizer.train(training != way.opposed)
+        quantizer.zero_grad()
         given = laid_out(torch.tensor(x).to(device, getattr(torch, dtype)), way.layout)
         given = given.requires_grad_(upstream is not None and way.input_gradient)
         output = quantizer(given, training) if way.explicit else quantizer(given)
@@ -132,7 +144,9 @@ class TorchAdapter(BaseAdapter):
                 output.backward(laid_out(torch.tensor(upstream).to(output), way.upstream))
             for name, variable in self.trained(quantizer).items():
                 variables[name] = to_numpy(torch.zeros_like(variable) if variable.grad is None else variable.grad)
-        gradient = None if given.grad is None else to_numpy(given.grad)
+        gradient = None
+        if given.requires_grad:  # nothing arrives where the output does not depend on it
+            gradient = to_numpy(torch.zeros_like(given) if given.grad is None else given.grad)
         name = str(output.dtype).removeprefix("torch.")
         return Run(to_numpy(output), name, output.device.type, to_numpy(given), gradient, variables)
 
@@ -350,12 +364,15 @@ class TorchAdapter(BaseAdapter):
         return self._term(quantizer, quantizer.regularization())
 
     def regularization_of(self, quantizer: Any, x: Array) -> tuple[float, dict[str, Array]] | None:
-        return self._term(quantizer, quantizer.regularization_of(torch.tensor(x)))
+        given = torch.tensor(x).requires_grad_()
+        return self._term(quantizer, quantizer.regularization_of(given), {INPUT: given})
 
-    def _term(self, quantizer: Any, term: Tensor | None) -> tuple[float, dict[str, Array]] | None:
+    def _term(
+        self, quantizer: Any, term: Tensor | None, beside: Mapping[str, Tensor] | None = None
+    ) -> tuple[float, dict[str, Array]] | None:
         if term is None:
             return None
-        trained = self.trained(quantizer)
+        trained = {**(beside or {}), **self.trained(quantizer)}
         found: list[Tensor | None] = [None] * len(trained)
         if term.requires_grad:
             found = list(torch.autograd.grad(term, list(trained.values()), allow_unused=True))
@@ -363,9 +380,17 @@ class TorchAdapter(BaseAdapter):
         gradients = [to_numpy(zero if each is None else each) for each, zero in zip(found, zeros, strict=True)]
         return float(term.detach()), dict(zip(trained, gradients, strict=True))
 
-    def collected(self, quantizer: Any, x: Array) -> list[float]:
-        quantizer.train()(torch.tensor(x), True)  # noqa: FBT003 - mctq's call
-        return super().collected(quantizer, x)
+    def collected(self, quantizer: Any, x: Array, *, training: bool = True) -> list[float]:
+        quantizer.train(training)(torch.tensor(x), training)
+        return super().collected(quantizer, x, training=training)
+
+    def misplaced(self, quantizer: Any, x: Array, *, training: bool) -> str:
+        moved = copy.deepcopy(quantizer).to("meta").train(training)
+        try:
+            output = moved(torch.tensor(x, device="meta"), training)
+        except (RuntimeError, NotImplementedError) as error:  # a tensor without numbers can't be asked for one
+            return str(error) if any(said in str(error) for said in WRONG_DEVICE) else ""
+        return "" if output.device.type == "meta" else f"the output is on {output.device}"
 
     def random_states(self) -> dict[str, bytes]:
         return {"torch": torch.get_rng_state().numpy().tobytes()}

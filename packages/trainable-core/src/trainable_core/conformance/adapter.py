@@ -60,12 +60,15 @@ class Way:
         Whether the input needs a gradient; the first layer's input and a frozen weight need none.
     explicit : bool
         Whether the call says if the model trains; otherwise the framework's own mode does.
+    opposed : bool
+        Whether the framework's own mode says the opposite of the call, where it has one.
     """
 
     layout: str = "contiguous"
     upstream: str = "contiguous"
     input_gradient: bool = True
     explicit: bool = True
+    opposed: bool = False
 
 
 PLAIN = Way()
@@ -156,6 +159,8 @@ class Adapter(Protocol):
     """Whether modifiers of a recipe can stand on its quantizers."""
     compiles_shapes: bool
     """Whether every operation is compiled anew for each shape: then shapes are few."""
+    contexts: Mapping[str, Callable[[], AbstractContextManager[Any]]]
+    """What a call may be in the context of, without a change of its values: no gradients, mixed precision."""
     cases: int
     """Cases per law that the quantizers share out, so that ``trainable check`` of all takes less than five minutes."""
     default_training: Sequence[bool]
@@ -258,10 +263,13 @@ class Adapter(Protocol):
         """Return the quantizer's term for the loss, and its gradients by what learns; None when it has none."""
 
     def regularization_of(self, quantizer: Any, x: NDArray[Any]) -> tuple[float, Mapping[str, NDArray[Any]]] | None:
-        """Return the quantizer's term for the loss that depends on a tensor too, and its gradients, as above."""
+        """Return the term for the loss that depends on a tensor too, and its gradients; `INPUT` names the tensor."""
 
-    def collected(self, quantizer: Any, x: NDArray[Any]) -> list[float]:
-        """Return the terms that a loss gets from one call in training."""
+    def collected(self, quantizer: Any, x: NDArray[Any], *, training: bool = True) -> list[float]:
+        """Return the terms that a loss gets from one call."""
+
+    def misplaced(self, quantizer: Any, x: NDArray[Any], *, training: bool) -> str:
+        """Call a copy on another device, which need not compute; return what it says of a tensor on the wrong one."""
 
     def random_states(self) -> Mapping[str, bytes]:
         """Return a digest of each global random state of the framework."""
@@ -315,6 +323,12 @@ class BaseAdapter:
     replaceable: Sequence[str] = ()
     cases: int = 600
     compiles_shapes: bool = False
+    contexts: Mapping[str, Callable[[], AbstractContextManager[Any]]] = {}
+
+    def misplaced(self, quantizer: Any, x: NDArray[Any], *, training: bool) -> str:
+        """Return an empty text: the framework places tensors itself."""
+        del quantizer, x, training
+        return ""
 
     def interleave(self, quantizer: Any, calls: Sequence[Call], order: Sequence[int]) -> list[Run]:
         """Return the calls' gradients one by one: without a graph there is nothing between forward and backward."""
@@ -415,11 +429,10 @@ class BaseAdapter:
         del quantizer, x
         return None
 
-    def collected(self, quantizer: Any, x: NDArray[Any]) -> list[float]:
-        """Return what `regularization` returns: the training loop asks for it once."""
-        del x
-        term = self.regularization(quantizer)
-        return [] if term is None else [term[0]]
+    def collected(self, quantizer: Any, x: NDArray[Any], *, training: bool = True) -> list[float]:
+        """Return what `regularization` and `regularization_of` return: the training loop asks for them once."""
+        terms = (self.regularization(quantizer), self.regularization_of(quantizer, x)) if training else ()
+        return [term[0] for term in terms if term is not None]
 
     def random_states(self) -> Mapping[str, bytes]:
         """Return nothing: there is no random state beside Python's and NumPy's."""

@@ -113,6 +113,9 @@ def through_variables(
 STEP = 2.0**-20
 """Distance of the finite differences, in steps of the grid; float64 leaves 2**-32 of a step's derivative."""
 
+DIFFERENCE = 2.0**-50 / STEP
+"""Error of a difference by the roundings in float64 of values as large as a step; the range has many."""
+
 MARGIN = 2.0**-10
 """Distance from ties and ends, in steps of the grid, that a difference in the scale or the zero point does not move.
 
@@ -171,12 +174,19 @@ def by_surrogate(
     if not quantizer.learns_grid:
         return Expected(d_x, x_allowed, own, own_allowed)
     reach = float(single.quant_max - single.quant_min)
-    sizes = at.reduce(np.abs(upstream) * np.float64(reach))
-    sizes_zero = at.reduce(np.abs(upstream) * at.along(x.ndim).scale)
+    # Float32's quotient is off by `off` steps, by which the surrogate's slope changes by `bend`; the scale's gradient
+    # has that slope times the quotient in it. Beside this it is as exact as that of the input, but for the rounding of
+    # its terms, each of up to the whole range, in float32, and in float64 over the distance of the differences.
+    off = np.maximum((reach + 1) * 2.0**-24, 4 * STEP) * at.along(x.ndim).scale
+    slopes = [(value(x + side * off + h, at) - value(x + side * off - h, at)) / (2 * h) for side in (1, -1)]
+    bend = np.abs(slopes[0] - slopes[1])
+    relative = (case.x.size + 16) * EPSILON
+    errors = CURVATURE * (np.abs(d_scale) + np.abs(upstream)) + reach * bend + np.abs(upstream) * reach**2 * DIFFERENCE
+    sizes = at.reduce(np.abs(upstream) * np.float64(reach) + errors / relative)
+    zero_errors = curvature / relative + 1
+    sizes_zero = at.reduce(np.abs(upstream) * at.along(x.ndim).scale * zero_errors)
     learned = GridGradients(at.reduce(d_scale), at.reduce(d_zero), sizes, sizes_zero)
     expected, variables_allowed = through_variables(quantizer, case, learned)
-    factor = curvature / ((case.x.size + 16) * EPSILON)  # the curvature's error instead of float32's
-    variables_allowed = {name: value * factor for name, value in variables_allowed.items()}
     return Expected(d_x, x_allowed, {**expected, **own}, {**variables_allowed, **own_allowed})
 
 

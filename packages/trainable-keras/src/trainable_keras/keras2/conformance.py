@@ -117,19 +117,24 @@ class Keras2Adapter(KerasAdapter):
         return self._run(quantizer, given, [output, *found], self.devices[0], upstream), self.to_array(second)
 
     def regularization(self, quantizer: Any) -> tuple[float, dict[str, Array]] | None:
-        return self._term(quantizer, quantizer.regularization)
+        found = self._term(quantizer, lambda _: quantizer.regularization(), np.zeros((), np.float32))
+        if found is not None:
+            del found[1][INPUT]
+        return found
 
     def regularization_of(self, quantizer: Any, x: Array) -> tuple[float, dict[str, Array]] | None:
-        return self._term(quantizer, lambda: quantizer.regularization_of(tf.constant(x)))
+        return self._term(quantizer, quantizer.regularization_of, x)
 
-    def _term(self, quantizer: Any, ask: Callable[[], Any]) -> tuple[float, dict[str, Array]] | None:
-        trained = self.trained(quantizer)
+    def _term(self, quantizer: Any, ask: Callable[[Any], Any], x: Array) -> tuple[float, dict[str, Array]] | None:
+        given, trained = tf.constant(x), self.trained(quantizer)
         with tf.GradientTape() as tape:
-            term = ask()
+            tape.watch(given)
+            term = ask(given)
         if term is None:
             return None
-        found = tape.gradient(term, list(trained.values()), unconnected_gradients=tf.UnconnectedGradients.ZERO)
-        return float(term), {name: self.to_array(each) for name, each in zip(trained, found, strict=True)}
+        sources, zero = [given, *trained.values()], tf.UnconnectedGradients.ZERO
+        found = tape.gradient(term, sources, unconnected_gradients=zero)
+        return float(term), {n: self.to_array(each) for n, each in zip((INPUT, *trained), found, strict=True)}
 
     def save(self, quantizer: Any) -> bytes:
         np.savez(buffer := io.BytesIO(), *quantizer.get_weights())

@@ -6,6 +6,7 @@ from __future__ import annotations
 import functools
 import io
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import keras
@@ -55,6 +56,7 @@ class Keras3Adapter(KerasAdapter):
             output, *found = call(given), None
         elif way.input_gradient:
             output, *found = pull_back(call, given, trained, upstream)
+            found[0] = ops.zeros_like(given) if found[0] is None else found[0]
         else:
             output, _, *others = pull_back(lambda _: call(given), ops.zeros(()), trained, upstream)
             found = [None, *others]
@@ -98,22 +100,30 @@ class Keras3Adapter(KerasAdapter):
         return self._run(x, output, gradients, trained, self.devices[0]), self.to_array(found[1])
 
     def regularization(self, quantizer: Any) -> tuple[float, dict[str, Array]] | None:
-        return self._term(quantizer, quantizer.regularization)
+        found = self._term(quantizer, lambda _: quantizer.regularization(), np.zeros((), np.float32))
+        if found is not None:
+            del found[1][INPUT]
+        return found
 
     def regularization_of(self, quantizer: Any, x: Array) -> tuple[float, dict[str, Array]] | None:
-        return self._term(quantizer, functools.partial(quantizer.regularization_of, self.tensor(x, "float32")))
+        return self._term(quantizer, quantizer.regularization_of, x)
 
-    def _term(self, quantizer: Any, ask: Callable[[], Any]) -> tuple[float, dict[str, Array]] | None:
-        term, trained = ask(), self.trained(quantizer)
+    def _term(self, quantizer: Any, ask: Callable[[Any], Any], x: Array) -> tuple[float, dict[str, Array]] | None:
+        given, trained = self.tensor(x, "float32"), self.trained(quantizer)
+        term = ask(given)
         if term is None:
             return None
-        _, _, *found = pull_back(lambda _: ask(), ops.zeros(()), trained, np.float32(1))
-        zeros = [np.zeros(variable.shape, np.float32) for variable in trained.values()]
+        _, *found = pull_back(ask, given, trained, np.float32(1))
+        zeros = [np.zeros(tuple(each.shape), np.float32) for each in (given, *trained.values())]
         values = [zero if each is None else self.to_array(each) for each, zero in zip(found, zeros, strict=True)]
-        return float(self.to_array(term)), dict(zip(trained, values, strict=True))
+        return float(self.to_array(term)), dict(zip((INPUT, *trained), values, strict=True))
 
     def random_states(self) -> dict[str, bytes]:
         return graphs.random_states()
+
+    def other_random_state(self) -> AbstractContextManager[None]:
+        graphs.make_seed_generator()
+        return nullcontext()
 
     def save(self, quantizer: Any) -> bytes:
         store: dict[str, Any] = {}

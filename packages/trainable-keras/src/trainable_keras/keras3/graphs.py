@@ -160,3 +160,12 @@ def random_states() -> dict[str, bytes]:
         return {}
     generator = global_state.get_global_attribute("global_seed_generator")
     return {"keras.random": b"" if generator is None else np.asarray(ops.convert_to_numpy(generator.state)).tobytes()}
+
+
+def make_seed_generator() -> None:
+    """Let Keras make the generator of `random_states` now: it takes its seed from Python's random numbers."""
+    try:
+        from keras.src.random.seed_generator import global_seed_generator
+    except ImportError:  # as above
+        return
+    global_seed_generator()

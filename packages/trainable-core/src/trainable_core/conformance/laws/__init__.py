@@ -20,6 +20,8 @@ MODULES = (
     "regularization",
     "documents",
     "surroundings",
+    "contexts",
+    "randomness",
     "transforms",
     "replacements",
     "modifiers",

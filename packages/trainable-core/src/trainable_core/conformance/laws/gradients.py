@@ -8,9 +8,10 @@ import numpy as np
 
 from trainable_core.conformance.adapter import Run
 from trainable_core.conformance.case import Case, Subject, Violation, variables
-from trainable_core.conformance.declared import declares_surrogate
-from trainable_core.conformance.law import close, elementwise, law, require, same_bits, same_sums
+from trainable_core.conformance.declared import declares_surrogate, treats_elements_alike
+from trainable_core.conformance.law import close, elementwise, law, repeatable, require, same_bits, same_sums
 from trainable_core.conformance.oracles import (
+    SMALLEST_NORMAL,
     Expected,
     away_from_kinks,
     by_oracle,
@@ -18,6 +19,7 @@ from trainable_core.conformance.oracles import (
     decided,
 )
 from trainable_core.conformance.strategies import Kind
+from trainable_core.conformance.sweep import on_sweep
 from trainable_core.qparams import Float32
 
 # With moderate thresholds no term of a gradient leaves the normal float32 numbers.
@@ -141,6 +143,66 @@ def nonfinite_inputs(subject: Subject, case: Case) -> None:
             continue  # automatic differentiation multiplies an infinity by a zero, as it does in a float layer
         as_far = "gradient beside infinities, and beside numbers that are far beyond the ends,"
         same_sums(as_far, got.variables, expected.variables, expected, case.upstream)
+
+
+def _says_nothing_of_the_input(subject: Subject) -> bool:
+    """Return whether only the direction of the input's gradient can be known, of a method that lets inputs learn."""
+    return subject.method.oracle is None and not declares_surrogate(subject) and treats_elements_alike(subject)
+
+
+@law(
+    "Without a gradient inside the range weights never learn, and with one of the wrong sign the loss grows.",
+    kind=Kind(bits=(2, 8), moderate=True, finite=True, blocks=False),
+    about=_says_nothing_of_the_input,
+    of_grid=True,
+)
+def gradient_reaches_the_input(subject: Subject, case: Case) -> None:
+    """Inside the range, the input gets a gradient that is positive on average, before a schedule's end and after it."""
+    quantizer, x = on_sweep(subject, case, "inside")
+    end = subject.schedule_end(quantizer)
+    for when, count in (("", case.steps), (" after the schedule", end)):
+        if count is None:
+            continue
+        if when:
+            quantizer.counted_steps = max(count, case.steps)
+        # where those of other elements come in, the sum may be anything
+        several = [1.0] if subject.element_by_element else [1.0, -2.0, 0.5, 3.0, -1.0]
+        upstream = np.resize(np.array(several, np.float32), x.shape)
+        got = _given(subject.run(quantizer, x, training=True, upstream=upstream).x)
+        require(f"gradient of inputs inside the range{when}", np.any(got), "some number", got)
+        if subject.element_by_element:
+            total = float(got.sum(dtype=np.float64))
+            require(f"sum of the gradients of inputs inside the range{when}", total > 0, "a positive number", total)
+
+
+LOSS_SCALE = np.float32(2.0**16)
+"""What automatic mixed precision begins with; a power of two, so that each product is exact."""
+
+
+@law(
+    "Mixed precision multiplies the loss by a large number, and skips the step where a gradient is infinite then.",
+    kind=Kind(moderate=True, finite=True, tensor=False),
+    about=repeatable,
+)
+def loss_scale(subject: Subject, case: Case) -> None:
+    """A loss that is multiplied by a number multiplies each gradient by it; an infinite one doesn't come out finite."""
+    plain = subject.run(subject.quantizer(case), case.x, training=True, upstream=case.upstream)
+    scaled = subject.run(subject.quantizer(case), case.x, training=True, upstream=case.upstream * LOSS_SCALE)
+    got = _given(plain.x)
+    # A term below the normal numbers is off by up to the smallest of them, and may be multiplied by 2**20 later:
+    # moderate thresholds and their gradients' scales are no larger.
+    allowed = LOSS_SCALE * max(got.size, 1) * SMALLEST_NORMAL * 2.0**20
+    times = f"for a loss {LOSS_SCALE:g} times as large"
+    close(f"gradient of the input {times}", _given(scaled.x), got * LOSS_SCALE, allowed)
+    for name, gradient in plain.variables.items():
+        close(f"gradient of {name} {times}", scaled.variables[name], gradient * LOSS_SCALE, allowed)
+    if not subject.element_by_element or not np.any(got):
+        return
+    there = np.abs(got) == np.abs(got).max()
+    upstream = np.where(there, np.float32(np.inf), case.upstream)
+    spoilt = _given(subject.run(subject.quantizer(case), case.x, training=True, upstream=upstream).x)[there]
+    what = "gradient of an input whose upstream gradient is infinite"
+    require(what, not np.isfinite(spoilt).any(), "no finite number", spoilt)
 
 
 FAR = np.array([1, -1, -1, 1, -1], np.float32) * np.float32(2.0**60)

@@ -19,6 +19,9 @@ SMALL = Kind(bits=(1, 8), moderate=True, finite=True, tensor=False)
 STEP = 2.0**-5
 """Distance of the finite differences."""
 
+FACTORS = (1.0, 0.75, 0.5)
+"""What a tensor is multiplied by, to see whether a term changes with it."""
+
 Moved = Callable[[float], float]
 
 
@@ -81,10 +84,10 @@ def _differences(term: Moved, here: float, step: float) -> tuple[float, float]:
     return (there - back) / (2 * step), abs(there - 2 * here + back) / step
 
 
-def _is_known(subject: Subject) -> bool:
-    """Return whether the term follows from the variables alone: that of a tensor is not the adapter's to tell."""
+def _writes_tensor_term(subject: Subject) -> bool:
+    """Return whether the class has a term of its own that depends on the tensor, and nobody defines its gradient."""
     own = getattr(subject.cls, "regularization_of", BaseTrainableQuantizer.regularization_of)
-    return repeatable(subject) and own is BaseTrainableQuantizer.regularization_of
+    return own is not BaseTrainableQuantizer.regularization_of and not _has_tensor_term(subject)
 
 
 def _has_tensor_term(subject: Subject) -> bool:
@@ -113,17 +116,37 @@ def regularization_of_tensor(subject: Subject, case: Case) -> None:
         close(f"gradient of the term by {name}", got, wanted, expected.variables_allowed[name])
 
 
-@law("A term that is added twice doubles the pull; one that is never added has none.", kind=SMALL, about=_is_known)
+@law("A term that is added twice doubles the pull; one that is never added has none.", kind=SMALL, about=repeatable)
 def regularization_once(subject: Subject, case: Case) -> None:
     """One call in training adds the term to the loss once; evaluating adds nothing and changes nothing about it."""
     quantizer = subject.quantizer(case)
     subject.values(quantizer, case.x)
+    evaluated = subject.adapter.collected(quantizer, case.x, training=False)
+    require("number of terms that evaluating adds", not evaluated, 0, len(evaluated))
     collected = subject.adapter.collected(quantizer, case.x)
-    term = subject.adapter.regularization(quantizer)
-    expected = [] if term is None else [term[0]]
+    terms = subject.adapter.regularization(quantizer), subject.adapter.regularization_of(quantizer, case.x)
+    expected = [term[0] for term in terms if term is not None]
     require("number of terms", len(collected) == len(expected), len(expected), len(collected))
     adds = "terms that one call in training adds"
     same_bits(adds, np.asarray(collected, np.float32), np.asarray(expected, np.float32))
+
+
+@law(
+    "A term on the weights that is cut off from them costs time and pulls nothing.",
+    kind=SMALL,
+    about=_writes_tensor_term,
+)
+def regularization_arrives(subject: Subject, case: Case) -> None:
+    """A term that changes with the tensor gives a gradient to the tensor, or to a variable."""
+    quantizer, found, gradients = subject.quantizer(case), [], []
+    for factor in FACTORS:
+        term = subject.adapter.regularization_of(quantizer, case.x * np.float32(factor))
+        if term is not None:
+            found.append(term[0])
+            gradients += list(term[1].values())
+    if len(set(found)) > 1:
+        arrives = any(np.any(each) for each in gradients)
+        require("gradients of a term that changes with the tensor", arrives, "some number", gradients)
 
 
 @law(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import sys
 import threading
 from dataclasses import replace
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from trainable_core.conformance.adapter import nothing_random
-from trainable_core.conformance.case import Case, Subject, Violation, move, rows, tensor, variables
+from trainable_core.conformance.case import Case, Subject, Violation, fixed_axes, move, rows, tensor, variables
 from trainable_core.conformance.law import close, law, repeatable, require, same_bits, same_sums
 from trainable_core.conformance.oracles import decided
 from trainable_core.conformance.strategies import Kind
@@ -137,14 +138,21 @@ def pickling(subject: Subject, case: Case) -> None:
         require("what learns of what was pickled", what[0] == what[1], *what)
 
 
-THREADS = 3
+THREADS, CALLS = 3, 3
+OFTEN = 1e-6
+"""Seconds after which another thread may go on, so that calls are cut in two where they can be."""
 
 
 @law("Servers evaluate one model in several threads.", kind=SMALL, most=10)
 def threads(subject: Subject, case: Case) -> None:
     """Threads that evaluate one quantizer, and train one each, get what they get alone."""
     shared = subject.quantizer(case)
-    inputs = [case.x * np.float32(1 + place) for place in range(THREADS)]
+    axes = [
+        axis for axis in range(case.x.ndim) if not subject.weights and axis not in fixed_axes(case.config, case.x.ndim)
+    ]
+    inputs = [
+        (case.repeated(axes[0], 1 + place).x if axes else case.x) * np.float32(1 + place) for place in range(THREADS)
+    ]
     expected = [subject.values(shared, x) for x in inputs]
     trained = None if subject.random else subject.run(subject.quantizer(case), case.x, training=True).values
     found: list[list[tuple[str, Any, Any]]] = [[] for _ in inputs]
@@ -155,7 +163,7 @@ def threads(subject: Subject, case: Case) -> None:
     def work(place: int) -> None:
         try:
             begin.wait()
-            for _ in range(2):
+            for _ in range(CALLS):
                 got = subject.values(shared, inputs[place])
                 found[place].append(("values in a thread", got, expected[place]))
             if trained is not None:
@@ -165,10 +173,15 @@ def threads(subject: Subject, case: Case) -> None:
             problems.append(problem)
 
     workers = [threading.Thread(target=work, args=(place,)) for place in range(THREADS)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(OFTEN)
+    try:
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+    finally:
+        sys.setswitchinterval(interval)
     if problems:
         raise problems[0]
     for each in found:

@@ -7,19 +7,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainable_core.conformance.case import Case, Subject, Violation, ends, grid, grid_names, variables
-from trainable_core.conformance.declared import channel_by_channel
+from trainable_core.conformance.case import Case, Subject, Violation, grid_names, variables
+from trainable_core.conformance.declared import channel_by_channel, declares_surrogate
 from trainable_core.conformance.law import law, require
 from trainable_core.conformance.laws.channels import axis_of, one_of, take_over, with_fields
 from trainable_core.conformance.strategies import Kind
+from trainable_core.conformance.sweep import on_sweep
 from trainable_core.enums import VariableGroup
 from trainable_core.qparams import variables_from_params
 
 TURNS = 4
 """Tensors that a gradient may arrive from: where a channel is one element, some are inside the range."""
-
-SWEEP = 33
-"""Elements of a channel in the tensors that are made here."""
 
 CLOSE = 2.0**-12
 """Relative distance allowed between two float32 computations of one term: vectorized and not, or with another shape."""
@@ -89,32 +87,11 @@ def gradients_arrive(subject: Subject, case: Case) -> None:
 def _without_gradient(subject: Subject, case: Case) -> set[str]:
     found: set[str] = set()
     for turn in range(TURNS):
-        quantizer, x = _on_sweep(subject, case, beyond=False, turn=turn)
+        quantizer, x = on_sweep(subject, case, turn=turn)
         upstream = np.resize(np.array([1, -2, 0.5, 3, -1], np.float32), x.shape)
         run = subject.run(quantizer, x, training=True, upstream=upstream)
         found |= {name for name, gradient in run.variables.items() if np.any(gradient)}
     return set(subject.adapter.trained(quantizer)) - found
-
-
-def _on_sweep(subject: Subject, case: Case, *, beyond: bool, turn: int = 0) -> tuple[Any, NDArray[np.float32]]:
-    """Return a quantizer with the case's variables, and values over and beyond its range, or only beyond it."""
-    axis, shape = axis_of(case.config, max(case.x.ndim, 1)), [1] * max(case.x.ndim, 2)
-    if case.config.channels_axis is not None:
-        shape = [1] * max(case.x.ndim, 1)
-        shape[axis] = case.x.shape[axis]
-    longest = next((at for at in range(len(shape)) if case.config.channels_axis is None or at != axis), None)
-    if longest is not None:
-        shape[longest] = SWEEP
-    quantizer = subject.quantizer(case, tuple(shape))
-    at = grid(quantizer)
-    low, high = ends(at, len(shape))
-    scale = at.along(len(shape)).scale
-    share = ((np.arange(int(np.prod(shape))) + turn) * 0.618).reshape(shape) % 1.0
-    if beyond:
-        steps = np.where(share < 0.5, low - 4 - 8 * share, high + 4 + 8 * share)  # noqa: PLR2004 - one half
-    else:
-        steps = low - 3 + (high - low + 6) * share
-    return quantizer, np.asarray(steps * scale, np.float32)
 
 
 def comparable_by_channel(subject: Subject) -> bool:
@@ -166,10 +143,10 @@ def _close(what: str, got: NDArray[Any], expected: NDArray[Any]) -> None:
     about=has_no_oracle,
 )
 def gradient_direction(subject: Subject, case: Case) -> None:
-    """Values that grow with a variable give it a positive gradient; of range ends this is asked beyond the range."""
+    """Values that grow with a variable give it a positive gradient; a threshold gets one from values beyond it."""
     shared, soft = grid_names(subject.fresh(case)), subject.method.training_forward == "soft"
     for name in sorted(subject.adapter.trained(subject.fresh(case))):
-        quantizer, x = _on_sweep(subject, case, beyond=name in shared)
+        quantizer, x = on_sweep(subject, case, "beyond" if name in shared else "over")
         if name not in quantizer.variable_names:
             continue  # the law `variable_groups` reports it
         variable = quantizer.get_quantizer_variable(name)
@@ -190,5 +167,9 @@ def gradient_direction(subject: Subject, case: Case) -> None:
             continue  # rounded away, as within one power of two
         run = subject.run(quantizer, x, training=True, upstream=np.sign(change).astype(np.float32))
         gradient, largest = run.variables[name], max(np.abs(each).max() for each in run.variables.values())
+        if name in shared and not np.any(gradient) and not declares_surrogate(subject):
+            raise Violation(
+                f"gradient of {name} from values beyond the range, which grow with it", "a number", gradient
+            )
         if np.abs(gradient).max() > CLOSE * largest and np.sum(gradient * by) < 0:  # more than what rounding leaves
             raise Violation(f"gradient of {name} where values grow with it", "a positive sum", gradient)

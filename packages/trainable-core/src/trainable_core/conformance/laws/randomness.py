@@ -1,0 +1,58 @@
+"""Laws on methods that declare that their values in training are random."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from trainable_core.conformance.adapter import nothing_random, random_states
+from trainable_core.conformance.case import Case, Subject
+from trainable_core.conformance.law import law, require
+from trainable_core.conformance.strategies import Kind
+from trainable_core.conformance.sweep import on_sweep
+
+CALLS = 4
+"""Calls of which one at least differs from the first; each has dozens of elements, drawn one by one."""
+
+
+def _is_random(subject: Subject) -> bool:
+    return subject.random
+
+
+@law(
+    "Noise that is the same at each call, or in each layer, is a bias that the model learns.",
+    kind=Kind(bits=(2, 8), moderate=True, finite=True, blocks=False),
+    about=_is_random,
+    of_grid=True,
+)
+def random_values(subject: Subject, case: Case) -> None:
+    """Calls in training give other values each time, and two quantizers other values than each other."""
+    quantizer, x = on_sweep(subject, case, "inside")
+    other, _ = on_sweep(subject, case, "inside")
+    end = subject.schedule_end(quantizer)
+    if end is not None and case.steps >= end:
+        return  # what is deployed is not random
+    first = subject.values(quantizer, x, training=True)
+    of_other = [subject.values(other, x, training=True) for _ in range(CALLS)]
+    again = [subject.values(quantizer, x, training=True) for _ in range(CALLS)]
+    differs = any(not np.array_equal(each, first) for each in again)
+    require("values of several calls in training", differs, "values that differ", again)
+    pairs = zip([first, *again], of_other, strict=False)
+    differs = any(not np.array_equal(one, two) for one, two in pairs)
+    require("values of two quantizers, call by call", differs, "values that differ", of_other)
+
+
+@law(
+    "A seed that a call sets makes every dropout and shuffle after it the same in each step.",
+    kind=Kind(moderate=True, finite=True, tensor=False),
+    about=_is_random,
+    most=10,
+)
+def seeds(subject: Subject, case: Case) -> None:
+    """A call in training goes on from the global random states that it finds, and sets none."""
+    quantizer, after = subject.quantizer(case), []
+    for _ in range(2):
+        with nothing_random(subject.adapter):
+            subject.values(quantizer, case.x, training=True)
+            after.append(random_states(subject.adapter))
+    same = [name for name, digest in after[0].items() if after[1][name] == digest]
+    require("random states that are the same after two calls from different ones", not same, [], same)
