@@ -99,6 +99,16 @@ ALONE = {
     "modifiers": "PassesModifiersOver",
     "modifier_state": "ForgetsWithTheCheckpoint",
     "gradient_of_a_frozen_quantizer": "PassesWhileFrozen",
+    "gradient_reaches_the_input": "RoundsWithoutAGradient",
+    "loss_scale": "ClipsWhatComesIn",
+    "contexts": "KeepsTheGridOfAnEvaluation",
+    "mode_of_the_call": "AsksTheModule",
+    "several_quantizers": "OptionOfTheClass",
+    "other_device": "AddsFromTheCpu",
+    "random_values": "NoiseOfThePlace",
+    "seeds": "SeedsTheNextLayer",
+    "regularization_arrives": "TermWithoutAPath",
+    "several_sizes": "KeepsItsFirstCount",
 }
 # Laws without such a defect, and why.
 NOT_ALONE = {

@@ -1231,3 +1231,195 @@ class SelectsTheSmallest(DqaQuantizer):
 
     def select_width(self, width):
         super().select_width(min(self.widths))
+
+
+# ---- what authors who had not read the laws got wrong ---------------------------------------------------------------
+
+
+@broken("gradient_reaches_the_input")
+class RoundsWithoutAGradient(Tutorial):
+    """The straight-through estimator is forgotten: weights inside the range get no gradient."""
+
+    surrogate = None
+
+    def codes(self, steps):
+        return steps.round() + 0.0
+
+
+@broken("gradient_reaches_the_input")
+class PassesItUphill(Own):
+    """The gradient of the input has the wrong sign."""
+
+    surrogate = None
+
+    def backward(self, x, scale, upstream):
+        return -super().backward(x, scale, upstream)
+
+
+@broken("gradient_direction")
+class LearnsFromInsideAlone(Tutorial):
+    """Values beyond the range give the threshold nothing, so it never grows."""
+
+    surrogate = None
+
+    def fake_quantize(self, x, grid, training):
+        low, high = grid.quant_min - grid.zero_point, grid.quant_max - grid.zero_point
+        steps = grid.steps(x)
+        inside = (steps >= low) & (steps <= high)
+        codes = self.codes(torch.minimum(torch.maximum(steps, low), high))
+        return torch.where(inside, codes * grid.scale, codes.detach() * grid.scale.detach())
+
+
+@broken("loss_scale")
+class ClipsWhatComesIn(Own):
+    """The upstream gradient is clipped, so a large loss scale leaves nothing of it."""
+
+    def backward(self, x, scale, upstream):
+        return super().backward(x, scale, upstream.clamp(-100.0, 100.0))
+
+
+@broken("loss_scale")
+class HidesAnOverflow(Own):
+    """Infinities in the upstream gradient become numbers, so a gradient scaler takes the step."""
+
+    def backward(self, x, scale, upstream):
+        return super().backward(x, scale, upstream.nan_to_num())
+
+
+@broken("variable_gradients")
+class SavesHalfItsCodes(Tutorial):
+    """The codes are kept in bfloat16 for the backward pass: beyond eight bits the threshold's gradient is noise."""
+
+    def fake_quantize(self, x, grid, training):
+        low, high = grid.quant_min - grid.zero_point, grid.quant_max - grid.zero_point
+        codes = self.codes(torch.minimum(torch.maximum(grid.steps(x), low), high))
+        fixed = grid.scale.detach()
+        return codes * fixed + codes.detach().bfloat16().float() * (grid.scale - fixed)
+
+
+@broken("contexts")
+class KeepsTheGridOfAnEvaluation(Tutorial):
+    """The grid is kept while no gradients are taken, and thrown away when the mode changes, not when numbers do."""
+
+    def grid(self, ndim, width=None):
+        if torch.is_grad_enabled():
+            return super().grid(ndim, width)
+        known = self.__dict__.setdefault("kept", {})
+        if ndim not in known:
+            known[ndim] = super().grid(ndim, width)
+        return known[ndim]
+
+    def train(self, mode=True):
+        self.__dict__.pop("kept", None)
+        return super().train(mode)
+
+
+@broken("mode_of_the_call")
+class AsksTheModule(Tutorial):
+    """Whether the model trains is asked of the module, and not of the call."""
+
+    training_forward = "soft"
+    surrogate = None
+
+    def codes(self, steps):
+        return steps if self.training else super().codes(steps)
+
+
+@broken("several_quantizers")
+class OptionOfTheClass(Own):
+    """An option is an attribute of the class: the quantizer that was made last decides for all."""
+
+    conformance_arguments = ({"share": 0.5},)
+    surrogate = None
+
+    def __init__(self, quantization_config, freeze_quant_params=False, share=1.0):
+        super().__init__(quantization_config, freeze_quant_params)
+        type(self).share = share
+
+    def get_arguments(self):
+        return {"share": self.share}
+
+    def backward(self, x, scale, upstream):
+        return super().backward(x, scale, upstream) * self.share
+
+
+@broken("other_device")
+class AddsFromTheCpu(Tutorial):
+    """What is added to the input is made on the CPU, wherever the input is."""
+
+    def fake_quantize(self, x, grid, training):
+        return super().fake_quantize(x + torch.zeros(x.shape), grid, training)
+
+
+class Noisy(BasePytorchTrainableQuantizer):
+    """Random rounding in training."""
+
+    training_forward = "random"
+
+    def fake_quantize(self, x, grid, training):
+        low, high = grid.ends
+        steps = grid.steps(x)
+        codes = torch.floor(steps.detach() + self.noise(x)) if training else steps.detach().round()
+        return (
+            ops.straight_through(torch.clamp(codes, low, high) + 0.0, torch.clamp(steps, low, high))
+            * grid.scale.detach()
+        )
+
+    def noise(self, x):
+        return torch.rand_like(x)
+
+
+@broken("random_values")
+class NoiseOfThePlace(Noisy):
+    """What is called random is a function of the element's place, the same at each call."""
+
+    def noise(self, x):
+        return (torch.arange(x.numel(), device=x.device) * 0.618 % 1.0).reshape(x.shape).float()
+
+
+@broken("seeds")
+class SeedsTheNextLayer(Noisy):
+    """A seed is set after the noise is drawn, so every dropout behind the quantizer has one mask."""
+
+    def noise(self, x):
+        found = super().noise(x)
+        torch.manual_seed(7)
+        return found
+
+
+@broken("regularization_arrives")
+class TermWithoutAPath(Tutorial):
+    """The term on the weights is computed of weights that are cut off."""
+
+    def regularization_of(self, x):
+        own, beside = x.detach().square().mean(), super().regularization_of(x)
+        return own if beside is None else own + beside
+
+
+@mark_quantizer(QuantizationTarget.Weights, [SYMMETRIC, UNIFORM], "STRANGER")
+class SoundNoise(Noisy):
+    """No mistake."""
+
+
+@mark_quantizer(QuantizationTarget.Activation, [SYMMETRIC], "STRANGER")
+class SoundActivation(Tutorial):
+    """No mistake."""
+
+
+@planted("torch", "several_sizes", FEW)
+@mark_quantizer(QuantizationTarget.Activation, [SYMMETRIC], "STRANGER")
+class KeepsItsFirstCount(Tutorial):
+    """The number of elements in the gradient's scale is that of the first batch."""
+
+    surrogate = None
+
+    def fake_quantize(self, x, grid, training):
+        if training:
+            self.__dict__.setdefault("count", x.numel())
+        share = 1.0 / max(getattr(self, "count", 1), 1) ** 0.5
+        scale = grid.scale.detach() + (grid.scale - grid.scale.detach()) * share
+        low, high = grid.quant_min - grid.zero_point, grid.quant_max - grid.zero_point
+        return self.codes(torch.minimum(torch.maximum(grid.steps(x), low), high)) * scale
+
+
+SOUND += [SoundNoise, SoundActivation]
