@@ -137,6 +137,9 @@ class TorchAdapter(BaseAdapter):
             quantizer.to("cpu")
         return run
 
+    def unsaid(self, quantizer: Any, x: Array) -> Array:
+        return to_numpy(quantizer(torch.tensor(x)))
+
     def _gradients(self, quantizer: Any, given: Tensor, output: Tensor, upstream: Array | None, way: Way) -> Run:
         variables: dict[str, Array] = {}
         if upstream is not None:
@@ -374,7 +377,7 @@ class TorchAdapter(BaseAdapter):
             return None
         trained = {**(beside or {}), **self.trained(quantizer)}
         found: list[Tensor | None] = [None] * len(trained)
-        if term.requires_grad:
+        if term.requires_grad and trained:
             found = list(torch.autograd.grad(term, list(trained.values()), allow_unused=True))
         zeros = [torch.zeros_like(each) for each in trained.values()]
         gradients = [to_numpy(zero if each is None else each) for each, zero in zip(found, zeros, strict=True)]

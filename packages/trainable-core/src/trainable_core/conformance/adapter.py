@@ -186,6 +186,9 @@ class Adapter(Protocol):
     ) -> Run:
         """Call the quantizer on `x` as a tensor of this dtype on this device; with `upstream`, also its gradients."""
 
+    def unsaid(self, quantizer: Any, x: NDArray[Any]) -> NDArray[Any]:
+        """Return the values of a call that does not say whether the model trains, in the mode the quantizer is in."""
+
     def deployed(self, quantizer: Any) -> Callable[[NDArray[Any], str, Way], Run]:
         """Return ``quantizer.convert2inferable()`` as a function of an input, its dtype's name, and its way."""
 
@@ -329,6 +332,13 @@ class BaseAdapter:
         """Return an empty text: the framework places tensors itself."""
         del quantizer, x, training
         return ""
+
+    def unsaid(self, quantizer: Any, x: NDArray[Any]) -> NDArray[Any]:
+        """Return the values of such a call: quantizers are in no mode here."""
+        adapter: Any = self
+        plain = {"training": False, "dtype": "float32", "device": adapter.devices[0], "upstream": None}
+        run: Run = adapter.run(quantizer, x, way=Way(explicit=False), **plain)
+        return run.values
 
     def interleave(self, quantizer: Any, calls: Sequence[Call], order: Sequence[int]) -> list[Run]:
         """Return the calls' gradients one by one: without a graph there is nothing between forward and backward."""

@@ -150,6 +150,12 @@ def close(what: str, got: NDArray[np.generic], expected: NDArray[np.generic], al
     require(what, near, expected, got)
 
 
+def same_mode(subject: Subject, case: Case, what: str, got: Any, expected: Any) -> None:
+    """Require that two quantizers give the same values in a call that does not say whether the model trains."""
+    values = [subject.adapter.unsaid(quantizer, case.x) for quantizer in (got, expected)]
+    same_bits(f"values of {what}, in a call that does not say whether the model trains", *values)
+
+
 def same_sums(
     what: str, got: Mapping[str, NDArray[Any]], expected: Mapping[str, NDArray[Any]], run: Run, upstream: NDArray[Any]
 ) -> None:

@@ -52,10 +52,18 @@ def axis_of(config: Config, ndim: int) -> int:
 
 
 def take_over(subject: Subject, quantizer: Any, case: Case, channel: int | slice) -> None:
-    """Give a quantizer the variables that the case's quantizer has for one channel, or for all."""
+    """Give a quantizer the variables that the case's quantizer has for one channel, or for all.
+
+    It quantizes the channel alone, or all of them on the first axis; blocks are rows anyway.
+    """
     source = subject.quantizer(case)
+    of_elements = {own.name for own in subject.method.own if own.per_element}
     for name, value in variables(source).items():
         variable = quantizer.get_quantizer_variable(name)
+        if name in of_elements:
+            axis = 0 if case.config.blocks is not None else axis_of(case.config, value.ndim)
+            quantizer.assign(variable, np.moveaxis(value, axis, 0)[channel])
+            continue
         whole = tuple(variable.shape) == value.shape  # else it has a value for each channel
         quantizer.assign(variable, np.asarray(value if whole else value[channel], np.float32))
     for _ in range(case.steps):

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from trainable_core.conformance.case import Case, Subject, Violation, move, variables
-from trainable_core.conformance.law import law, require, same_bits
+from trainable_core.conformance.law import law, require, same_bits, same_mode
 from trainable_core.conformance.strategies import Kind
 from trainable_core.errors import TrainableError
+from trainable_core.registry.methods import options_of
 from trainable_core.registry.process import get_backend, get_trainable_quantizer_class
 
 
@@ -26,14 +29,92 @@ def _bare(case: Case) -> Case:
     return Case(bare, case.x, case.upstream, (1.0,), 0, case.arguments)
 
 
+Term = tuple[float, Mapping[str, NDArray[Any]]] | None
+
+
+def _terms(subject: Subject, case: Case, quantizer: Any) -> dict[str, Term]:
+    """Return the quantizer's terms for the loss, which may be random where its values are."""
+    if subject.random:
+        return {}
+    adapter = subject.adapter
+    return {
+        "term for the loss": adapter.regularization(quantizer),
+        "term for the loss that depends on the tensor": adapter.regularization_of(quantizer, case.x),
+    }
+
+
 def _same(subject: Subject, what: str, case: Case, got: Any, expected: Any) -> None:
-    """Require that two quantizers hold the same numbers and give the same values."""
+    """Require that two quantizers hold the same numbers, and give the same values and the same terms for the loss."""
     own = variables(expected)
     found = variables(got)
     require(f"variables of {what}", list(found) == list(own), list(own), list(found))
     for name, value in own.items():
         same_bits(f"{name} of {what}", found[name], value)
+    widths = got.selected_width, expected.selected_width
+    require(f"selected width of {what}", widths[0] == widths[1], widths[1], widths[0])
     same_bits(f"values of {what}", subject.values(got, case.x), subject.values(expected, case.x))
+    terms = _terms(subject, case, got)
+    for name, term in _terms(subject, case, expected).items():
+        _same_term(f"{name}, of {what}", terms[name], term)
+
+
+def _same_term(what: str, got: Term, expected: Term) -> None:
+    """Require that two terms have the same value and the same gradients, or that there is none."""
+    if got is None or expected is None:
+        require(what, got is expected, expected, got)
+        return
+    same_bits(what, np.asarray(got[0], np.float32), np.asarray(expected[0], np.float32))
+    require(f"{what}: what has a gradient", sorted(got[1]) == sorted(expected[1]), sorted(expected[1]), sorted(got[1]))
+    for name, gradient in expected[1].items():
+        same_bits(f"gradient by {name} of the {what}", got[1][name], gradient)
+
+
+def _midway(subject: Subject, case: Case) -> Any:
+    """Return the case's quantizer in the middle of a training: called, asked for its terms, and changed since."""
+    quantizer = subject.fresh(case)
+    subject.run(quantizer, case.x, training=True, upstream=case.upstream)
+    _terms(subject, case, quantizer)
+    move(quantizer, (1.5,))
+    move(quantizer, case.factors)
+    for _ in range(case.steps):
+        quantizer.advance()
+    return quantizer
+
+
+def _select_another(quantizer: Any) -> bool:
+    """Select a width that is not selected now, and return whether there is one."""
+    others = [width for width in quantizer.widths if width != quantizer.selected_width]
+    if others:
+        quantizer.select_width(others[-1])
+    return bool(others)
+
+
+def _others(default: Any) -> list[Any]:
+    """Return values that an option may have in the place of its default, as far as the default's type tells."""
+    if isinstance(default, bool):
+        return [not default]
+    if isinstance(default, int | float):
+        return [value for value in (default * 2, default + 1, default / 2) if value != default]
+    return [] if default is not None else [2, 0.5, True]
+
+
+def _writes_options(subject: Subject, case: Case) -> None:
+    """Require that `get_arguments` has every option that another value than its default was given for.
+
+    What the class refuses is no value of the option; texts and documents are tried where `conformance_arguments` have
+    some.
+    """
+    for option in options_of(subject.cls):
+        for value in _others(option.default):
+            try:
+                quantizer = subject.cls(case.config, **{**case.arguments, option.name: value})
+            except Exception:  # noqa: BLE001, S112 - the class's own error
+                continue
+            arguments, what = quantizer.get_arguments(), f"get_arguments() of a quantizer with {option.name}={value}"
+            require(what, option.name in arguments, f"{option.name}: {value}", arguments)
+            written = arguments[option.name]  # it may be in another form, as a schedule is
+            lost = type(written) is type(option.default) and written == option.default
+            require(what, not lost, f"{option.name}: {value}", arguments)
 
 
 @law(
@@ -55,19 +136,27 @@ def config_round_trip(subject: Subject, case: Case) -> None:
     require(
         "get_config() of what it rebuilt", again.get_config() == json.loads(text), text, json.dumps(again.get_config())
     )
+    _writes_options(subject, case)
     if case.arguments:
         given = {name: again.get_arguments().get(name) for name in case.arguments}
         require("arguments of the constructor", given == case.arguments, case.arguments, given)
     _same(subject, "what from_config rebuilt", case, again, quantizer)
+    if _select_another(quantizer):
+        again = subject.cls.from_config(json.loads(json.dumps(quantizer.get_config())))
+        _same(subject, "what from_config rebuilt, after another width was selected", case, again, quantizer)
 
 
 @law("A checkpoint that is restored into a new model must give the model that was saved.")
 def state_round_trip(subject: Subject, case: Case) -> None:
-    """The framework's own saved state, loaded into an uncalibrated quantizer, gives an equal one."""
-    quantizer = subject.quantizer(case)
+    """The framework's own saved state, loaded into an uncalibrated quantizer, gives an equal one, midway too."""
+    quantizer = _midway(subject, case)
     again = subject.fresh(_bare(case))
     subject.adapter.restore(again, subject.adapter.save(quantizer))
     _same(subject, "what the state restored", case, again, quantizer)
+    if _select_another(quantizer):
+        again = subject.fresh(_bare(case))
+        subject.adapter.restore(again, subject.adapter.save(quantizer))
+        _same(subject, "what the state restored, after another width was selected", case, again, quantizer)
 
 
 @law("A checkpoint of another model must not be half loaded; files are written in any order.", kind=Kind(tensor=False))
@@ -128,11 +217,20 @@ def model_round_trip(subject: Subject, case: Case) -> None:  # noqa: ARG001 - a 
 
 @law("Averaged weights (EMA) and teacher models are copies, which must not share variables with the original.")
 def deepcopy(subject: Subject, case: Case) -> None:
-    """A copy that is taken after a training step is equal and independent."""
+    """A copy is equal and independent, after a training step too, and in the mode that the original is in."""
     quantizer = subject.quantizer(case)
+    subject.values(quantizer, case.x)
+    same_mode(subject, case, "a copy made after an evaluation", subject.adapter.copy(quantizer), quantizer)
     subject.run(quantizer, case.x, training=True, upstream=case.upstream)
     copied = subject.adapter.copy(quantizer)
+    if not subject.random:
+        same_mode(subject, case, "a copy made after a training step", copied, quantizer)
     _same(subject, "a copy", case, copied, quantizer)
+    if len(quantizer.widths) > 1:
+        other = subject.quantizer(case)
+        _select_another(other)
+        copied_other = subject.adapter.copy(other)
+        _same(subject, "a copy made after another width was selected", case, copied_other, other)
     values, before = subject.values(quantizer, case.x), variables(quantizer)
     move(copied, (3.0,))
     for name, value in variables(quantizer).items():

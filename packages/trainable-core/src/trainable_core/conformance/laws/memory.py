@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from trainable_core.conformance.adapter import PLAIN
-from trainable_core.conformance.case import Case, Subject, fixed_axes, rows
+from trainable_core.conformance.case import Case, Subject, fixed_axes, rows, tensor
 from trainable_core.conformance.law import close, elementwise, law, same_bits, same_sums
 from trainable_core.conformance.oracles import by_oracle, decided
 from trainable_core.conformance.strategies import Kind
@@ -64,12 +65,24 @@ def tensor_size(subject: Subject, case: Case) -> None:
         if training and subject.method.training_forward == "soft" and subject.adapter.compiles_shapes:
             _as_reference(subject, whole)
             continue
-        expected = subject.run(subject.quantizer(case, small.shape), small, training=training, upstream=upstream)
-        got = subject.run(subject.quantizer(case, whole.x.shape), whole.x, training=training, upstream=whole.upstream)
+        one, large = (subject.quantizer(case, shape) for shape in (small.shape, whole.x.shape))
+        _repeat_variables(subject, case, one, large, (axis, times))
+        expected = subject.run(one, small, training=training, upstream=upstream)
+        got = subject.run(large, whole.x, training=training, upstream=whole.upstream)
         same_bits(f"values of {whole.x.size} elements", got.values, np.concatenate([expected.values] * times, axis))
         if got.x is not None and expected.x is not None:
             repeated = np.concatenate([expected.x] * times, axis)
             same_bits(f"input's gradient of {whole.x.size} elements", got.x, repeated)
+
+
+def _repeat_variables(subject: Subject, case: Case, one: Any, large: Any, repeats: tuple[int, int]) -> None:
+    """Give a quantizer of a larger tensor the numbers that one of a smaller tensor has for each element, repeated."""
+    axis, times = repeats
+    for own in subject.method.own:
+        if own.per_element:
+            value = one.to_numpy(one.get_quantizer_variable(own.name))
+            repeated = np.concatenate([tensor(case.config, value, one.tensor_shape)] * times, axis)
+            large.assign(large.get_quantizer_variable(own.name), rows(case.config, repeated))
 
 
 def _as_reference(subject: Subject, case: Case) -> None:

@@ -8,10 +8,11 @@ from typing import Any, ClassVar
 import numpy as np
 
 from trainable_core.conformance.adapter import Run
-from trainable_core.conformance.case import Case, Subject, move
-from trainable_core.conformance.law import law, repeatable, require, same_bits, same_sums
+from trainable_core.conformance.case import Case, Subject, move, rows
+from trainable_core.conformance.law import close, law, repeatable, require, same_bits, same_sums
 from trainable_core.conformance.strategies import Kind
 from trainable_core.modifier import Modifier
+from trainable_core.reference.oracle import EPSILON
 
 MODERATE = Kind(moderate=True, finite=True)
 
@@ -43,6 +44,23 @@ class _Halved(Modifier):
         return quantized * 2.0
 
 
+class _Draws(Modifier):
+    """Adds a term for the loss, and changes no values: as dampening does."""
+
+    name: ClassVar[str] = "draws"
+
+    calls: Any
+
+    def term(self, quantizer: Any, x: Any) -> Any:
+        """Return `TERM`, as a number that is made of the tensor."""
+        self.calls.append((quantizer, tuple(x.shape)))
+        return x[(0,) * len(x.shape)] * 0.0 + TERM
+
+
+TERM = 3.0
+"""What `_Draws` adds to the loss."""
+
+
 @law(
     "A modifier of a recipe stands on any method: dampening that a quantizer passes over trains oscillating weights.",
     kind=MODERATE,
@@ -50,7 +68,8 @@ class _Halved(Modifier):
     most=6,
 )
 def modifiers(subject: Subject, case: Case) -> None:
-    """A modifier decides what is quantized and what becomes of it, forward and backward."""
+    """A modifier decides what is quantized and what becomes of it, forward and backward, and adds its term once."""
+    _adds_its_term(subject, case)
     case = replace(case, x=subject.normal(case.x))
     half, twice = case.x * np.float32(0.5), case.upstream * np.float32(2)
     for training in (False, True):
@@ -74,6 +93,27 @@ def modifiers(subject: Subject, case: Case) -> None:
         if beside is not None:  # a sum with products of zero: zeros have no sign
             same = np.array_equal(beside.values, got.values)
             require(f"values {where}, at a layer", same, got.values, beside.values)
+
+
+def _adds_its_term(subject: Subject, case: Case) -> None:
+    """Require that a term of the tensor is the method's own and the modifier's."""
+    if not case.x.size:
+        return
+    x = np.clip(case.x, -1, 1)  # beside a term of huge numbers, any other is rounded away
+    probe = _Draws(calls=[])
+    quantizer = _with(subject, case, probe)
+    own, got = (subject.adapter.regularization_of(each, x) for each in (subject.quantizer(case), quantizer))
+    alone, gradients = (0.0, {}) if own is None else own
+    require("term of a modifier", got is not None, TERM, got)
+    if got is None:
+        return
+    what = "term for the loss with a modifier's"
+    close(what, np.asarray(got[0]), np.asarray(alone + TERM), 4 * EPSILON * (abs(alone) + TERM))
+    for name, gradient in gradients.items():
+        same_bits(f"gradient by {name} of the {what}", got[1][name], gradient)
+    seen = quantizer, rows(case.config, x).shape
+    right = all(given[0] is seen[0] and given[1] == seen[1] for given in probe.calls)
+    require("whether the modifier gets the quantizer and its tensor", right, seen, probe.calls)
 
 
 def _at_a_layer(subject: Subject, case: Case, *, training: bool) -> Run | None:

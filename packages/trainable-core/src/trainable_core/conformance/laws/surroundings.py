@@ -12,7 +12,7 @@ import numpy as np
 
 from trainable_core.conformance.adapter import nothing_random
 from trainable_core.conformance.case import Case, Subject, Violation, fixed_axes, move, rows, tensor, variables
-from trainable_core.conformance.law import close, law, repeatable, require, same_bits, same_sums
+from trainable_core.conformance.law import close, law, repeatable, require, same_bits, same_mode, same_sums
 from trainable_core.conformance.oracles import decided
 from trainable_core.conformance.strategies import Kind
 from trainable_core.reference.oracle import EPSILON, near_tie
@@ -120,10 +120,16 @@ def gradient_mode(subject: Subject, case: Case) -> None:
 
 @law("Data loaders, process pools and `torch.save` of a model pickle it.", kind=SMALL)
 def pickling(subject: Subject, case: Case) -> None:
-    """A pickled quantizer comes back equal, in the middle of its schedule too."""
+    """A pickled quantizer comes back equal, in the middle of its schedule too, and in the mode that it was in."""
     if "<locals>" in subject.cls.__qualname__:
         return  # pickle finds classes by their names in a module
     quantizer = subject.quantizer(case)
+    for training in subject.adapter.default_training:
+        if training and subject.random:
+            continue
+        subject.values(quantizer, case.x, training=training)
+        again = pickle.loads(pickle.dumps(quantizer))  # noqa: S301 - as below
+        same_mode(subject, case, f"what was pickled after a call with training={training}", again, quantizer)
     again = pickle.loads(pickle.dumps(quantizer))  # noqa: S301 - our own, of a moment ago
     own = variables(quantizer)
     for name, value in variables(again).items():

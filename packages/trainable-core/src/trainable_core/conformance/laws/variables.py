@@ -14,7 +14,7 @@ from trainable_core.conformance.laws.channels import axis_of, one_of, take_over,
 from trainable_core.conformance.strategies import Kind
 from trainable_core.conformance.sweep import on_sweep
 from trainable_core.enums import VariableGroup
-from trainable_core.qparams import variables_from_params
+from trainable_core.qparams import lower_bound, variables_from_params
 
 TURNS = 4
 """Tensors that a gradient may arrive from: where a channel is one element, some are inside the range."""
@@ -34,10 +34,18 @@ def declared_variables(subject: Subject, case: Case) -> None:
     quantizer = subject.fresh(case)
     if subject.method.grid_parameters:
         given = variables_from_params(case.config.quantization_params, subject.key.method)
-        for key, value in quantizer.grid_numbers(quantizer.selected_width).items():
-            there = np.broadcast_to(given[key], value.shape)
-            near = np.abs(value - there) <= CLOSE * np.max([np.abs(each) for each in given.values()], axis=0)
-            require(f"{key} after calibration, encoded and decoded", near, there, value)
+        _comes_back(quantizer, given)
+        largest = np.max([np.abs(each) for each in given.values()], axis=0)
+        smallest, width = np.log2(lower_bound(case.config.min_threshold)), quantizer.selected_width
+        for exponent in (*np.arange(smallest, LARGEST, STRIDE), LARGEST):
+            by = np.exp2(exponent) / largest.astype(np.float64)
+            scaled = {key: np.asarray(each * by, np.float32) for key, each in given.items()}
+            shape = tuple(quantizer.structure.shape)
+            values = quantizer.encoded({key: np.broadcast_to(each, shape) for key, each in scaled.items()})
+            for key, value in values.items():
+                quantizer.assign(quantizer.grid_variables(width)[key], value)
+            _comes_back(quantizer, scaled)
+        quantizer = subject.fresh(case)
     trained = subject.adapter.trained(quantizer)
     values = variables(quantizer)
     for own in subject.method.own:
@@ -56,6 +64,23 @@ def declared_variables(subject: Subject, case: Case) -> None:
             )
             equal = shape == expected.shape and (values[own.name] == expected).all()
             require(f"initial value of {own.name}", equal, expected, values[own.name])
+
+
+LARGEST, STRIDE = 60.0, 4.0
+"""Exponent of the largest threshold that is encoded and decoded, and distance of the exponents.
+
+A logarithm of thresholds up to ``2**60`` is below 64, where float32 numbers are ``2**-18`` apart: it is off by
+``2**-19``, and what is decoded by as much, relative to it. A base above e has smaller logarithms, and the product of
+both is the same; a root is nearer. `CLOSE` leaves room for other parameters, and for an exponential's own error.
+"""
+
+
+def _comes_back(quantizer: Any, given: dict[str, Any]) -> None:
+    """Require that the quantizer's threshold or range is what its variables were encoded from."""
+    for key, value in quantizer.grid_numbers(quantizer.selected_width).items():
+        there = np.broadcast_to(given[key], value.shape)
+        near = np.abs(value - there) <= CLOSE * np.max([np.abs(each) for each in given.values()], axis=0)
+        require(f"{key} after calibration, encoded and decoded", near, there, value)
 
 
 def _group_of(quantizer: Any, name: str) -> str:
