@@ -539,6 +539,49 @@ class LoadsByPosition(Tutorial):
         super().load_own_variables(store)
 
 
+@broken("config_round_trip")
+class OptionNotWritten(Tutorial):
+    """An option was added to the constructor, and not to `get_arguments`."""
+
+    def __init__(self, quantization_config, freeze_quant_params=False, pull=0.5):
+        super().__init__(quantization_config, freeze_quant_params)
+        self.pull = pull
+
+    def regularization(self):
+        return self.pull * k.sum(read(self.threshold) ** 2)
+
+
+@broken("config_round_trip", identifier="DQA")
+class SelectsInAnAttribute(DqaQuantizer):
+    """The width that somebody selects is kept in an attribute, which nothing saves."""
+
+    chosen = None
+
+    @property
+    def selected_width(self):
+        return self.chosen or super().selected_width
+
+    def select_width(self, width):
+        self.chosen = width
+
+    def quantized(self, x, training):
+        if self.chosen and not training:
+            return self.ops.ste_fake_quantize(x, self.grid(len(x.shape), self.chosen))
+        return super().quantized(x, training)
+
+
+@broken("state_round_trip")
+class DrawnToItsFirstThreshold(Tutorial):
+    """The term draws the threshold to that of the first step, which is in an attribute and not in the state."""
+
+    first = None
+
+    def regularization(self):
+        if self.first is None:
+            self.first = self.to_numpy(self.threshold)
+        return k.sum((read(self.threshold) - self.first) ** 2)
+
+
 # ---- what is around a call ------------------------------------------------------------------------------------------
 
 
@@ -725,3 +768,11 @@ class CallsByItsClass(Tutorial):
     def quantized(self, x, training):
         x = self.ops.off_the_edge(x, k.stop_gradient(self.grid(len(x.shape)).scale))
         return type(self).fake_quantize(self, x, self.grid(len(x.shape)), training)
+
+
+@broken("modifiers")
+class TermOfItsOwnAlone(Tutorial):
+    """The method's term for the tensor takes the place of those of the modifiers."""
+
+    def regularization_of(self, x):
+        return 1e-4 * k.mean(k.where(k.isfinite(x), k.clip(x, -1.0, 1.0), 0.0) ** 2)

@@ -140,6 +140,8 @@ ALSO = {
     "KeepsItsOutput": {"kept_memory"},
     "ConvertsBeforeRounding": {"deployed_dtypes", "deploy_after_step", "load_then_deploy", "cast_models"},
     "TextbookTrick": {"nonfinite_inputs"},
+    "TermDecaysWhenItIsRead": {"state_round_trip"},
+    "StepNotSaved": {"state_round_trip", "incomplete_states"},  # its term for the loss depends on the step
 }
 # These run a quantizer once more in another way, or several times at once, so they may see what the law sees that is
 # about the mistake; by chance, where it depends on which thread is faster.

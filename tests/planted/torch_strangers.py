@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from tests.planted.defect import planted
 from trainable_core.reference import lsq
+from trainable_core.reference.method import OwnVariable
 from trainable_torch import BasePytorchTrainableQuantizer, Grid, ops
 from trainable_torch.quantizers.adaround import AdaroundQuantizer
 from trainable_torch.quantizers.dqa import DqaQuantizer
@@ -126,7 +127,24 @@ class SoundOwn(Own):
     """No mistake."""
 
 
-SOUND = [SoundTutorial, SoundOwn]
+@mark_quantizer(QuantizationTarget.Weights, [SYMMETRIC], "STRANGER")
+class SoundOffsets(BasePytorchTrainableQuantizer):
+    """No mistake: what each weight is shifted by before it is rounded learns, and moves it by one code at most."""
+
+    own_variables = (OwnVariable("offset", per_element=True, initial=0.0),)
+    deploys_values = True
+
+    def fake_quantize(self, x, grid, training):
+        steps = grid.steps(x).clamp(*grid.ends)
+        here = steps.detach()
+        offset = torch.where(self.offset.isnan(), 0.0, self.offset)  # after a step with a gradient of NaN
+        shifted, down, up = steps + offset, here.floor(), here.ceil()
+        held = torch.minimum(torch.maximum(shifted.detach(), down), up)
+        inside = torch.where(shifted.detach() == held, shifted, held)
+        return ops.straight_through(held.round() + 0.0, inside) * grid.scale.detach()
+
+
+SOUND = [SoundTutorial, SoundOwn, SoundOffsets]
 
 
 def rebuilt(quantizer, memo):
@@ -792,6 +810,100 @@ class LoadsByPosition(Tutorial):
         if set(own) == set(state_dict):
             state_dict = dict(zip(own, state_dict.values(), strict=True))
         return super().load_state_dict(state_dict, *args, **kwargs)
+
+
+@broken("config_round_trip")
+class OptionNotWritten(Tutorial):
+    """An option was added to the constructor, and not to `get_arguments`."""
+
+    def __init__(self, quantization_config, freeze_quant_params=False, pull=0.5):
+        super().__init__(quantization_config, freeze_quant_params)
+        self.pull = pull
+
+    def regularization(self):
+        return self.pull * (self.threshold**2).sum()
+
+
+@broken("config_round_trip", identifier="DQA")
+class SelectsInAnAttribute(DqaQuantizer):
+    """The width that somebody selects is kept in an attribute, which nothing saves."""
+
+    chosen = None
+
+    @property
+    def selected_width(self):
+        return self.chosen or super().selected_width
+
+    def select_width(self, width):
+        self.chosen = width
+
+
+@broken("state_round_trip", identifier="DQA")
+class SelectionOutsideOfTheState(SelectsInAnAttribute):
+    """The width that somebody selects is written into the config, and not into the state."""
+
+    def get_config(self):
+        return {**super().get_config(), "chosen": self.chosen}
+
+    @classmethod
+    def from_config(cls, config):
+        again = super().from_config(config)
+        again.chosen = config["chosen"]
+        return again
+
+
+@broken("state_round_trip")
+class DrawnToItsFirstThreshold(Tutorial):
+    """The term draws the threshold to that of the first step, which is in an attribute and not in the state."""
+
+    first = None
+
+    def regularization(self):
+        if self.first is None:
+            self.first = self.threshold.detach().clone()
+        return ((self.threshold - self.first) ** 2).sum()
+
+
+@broken("deepcopy", identifier="DQA")
+class CopyTrains(DqaQuantizer):
+    """A copy is in training mode, whatever mode the original is in."""
+
+    def __deepcopy__(self, memo):
+        return rebuilt(self, memo).train()
+
+
+@broken("pickling", identifier="DQA")
+class PickledWithoutItsMode(DqaQuantizer):
+    """What comes out of a pickle is in training mode, whatever mode it was pickled in."""
+
+    def __reduce_ex__(self, protocol):
+        make, arguments, *rest = super().__reduce_ex__(protocol)
+        state = {**rest[0], "training": True}
+        return make, arguments, state
+
+    def __deepcopy__(self, memo):
+        return rebuilt(self, memo)
+
+
+@broken("modifiers")
+class TermOfItsOwnAlone(Tutorial):
+    """The method's term for the tensor takes the place of those of the modifiers."""
+
+    def regularization_of(self, x):
+        return 1e-4 * x.nan_to_num(0, 0, 0).square().mean() if x.numel() else None
+
+
+@broken("declared_variables")
+class BoundedLogarithm(Tutorial):
+    """The logarithm of the threshold is bounded where it is decoded, and small thresholds come back larger."""
+
+    grid_parameters = ("log_threshold",)
+
+    def encode_grid(self, numbers):
+        return {"log_threshold": np.log(numbers["threshold"])}
+
+    def decode_grid(self, variables):
+        return {"threshold": variables["log_threshold"].clamp(-8, 8).exp()}
 
 
 # ---- what is around a call ------------------------------------------------------------------------------------------
