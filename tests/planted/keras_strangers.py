@@ -776,3 +776,86 @@ class TermOfItsOwnAlone(Tutorial):
 
     def regularization_of(self, x):
         return 1e-4 * k.mean(k.where(k.isfinite(x), k.clip(x, -1.0, 1.0), 0.0) ** 2)
+
+
+# ---- what authors who had not read the laws got wrong ---------------------------------------------------------------
+
+
+@broken("gradient_reaches_the_input")
+class RoundsWithoutAGradient(Tutorial):
+    """The straight-through estimator is forgotten: weights inside the range get no gradient."""
+
+    surrogate = None
+
+    def codes(self, steps: Any) -> Any:
+        return k.stop_gradient(super().codes(steps))
+
+
+@broken("gradient_reaches_the_input")
+class StopsWithItsSchedule(Tutorial):
+    """When the schedule is over, the values are those that are deployed, and nothing leads to the input any more."""
+
+    training_forward = "soft"
+    counts_steps = True
+    schedule_end = 3
+    surrogate = None
+
+    def fake_quantize(self, x: Any, grid: Grid, training: bool) -> Any:
+        values = super().fake_quantize(x, grid, training)
+        return self.until(3, values * 0.9375, k.stop_gradient(values)) if training else values
+
+
+@broken("loss_scale")
+class ClipsWhatComesIn(Own):
+    """The upstream gradient is clipped, so a large loss scale leaves nothing of it."""
+
+    def slope(self, upstream, inside, x):
+        return super().slope(k.clip(upstream, -100.0, 100.0), inside, x)
+
+
+@broken("regularization_once")
+class AddsItsTensorTermTwice(Tutorial):
+    """The term on the weights is added to the loss by hand, besides being returned."""
+
+    def regularization_of(self, x: Any) -> Any:
+        own, beside = k.mean(x * x), super().regularization_of(x)
+        return own if beside is None else own + beside
+
+    def fake_quantize(self, x: Any, grid: Grid, training: bool) -> Any:
+        if training:
+            self.add_loss(k.mean(x * x))
+        return super().fake_quantize(x, grid, training)
+
+
+@broken("regularization_arrives")
+class TermWithoutAPath(Tutorial):
+    """The term on the weights is computed of weights that are cut off."""
+
+    def regularization_of(self, x: Any) -> Any:
+        own, beside = k.mean(k.square(k.stop_gradient(x))), super().regularization_of(x)
+        return own if beside is None else own + beside
+
+
+class Noisy(BaseKerasTrainableQuantizer):
+    """Random rounding in training."""
+
+    training_forward = "random"
+
+    def fake_quantize(self, x: Any, grid: Grid, training: bool) -> Any:
+        low, high = grid.ends
+        steps = grid.steps(x)
+        noise = self.noise(x) if training else 0.5
+        codes = k.clip(k.floor(k.stop_gradient(steps) + noise), low, high)
+        smooth = k.clip(steps, low, high)
+        return (smooth + k.stop_gradient(codes - smooth)) * k.stop_gradient(grid.scale)
+
+    def noise(self, x: Any) -> Any:
+        return keras.random.uniform(k.shape(x))
+
+
+@broken("random_values")
+class NoiseOfASeed(Noisy):
+    """The noise is drawn with a seed, which gives the same numbers at each call."""
+
+    def noise(self, x: Any) -> Any:
+        return keras.random.uniform(k.shape(x), seed=1337)

@@ -124,6 +124,7 @@ EARLIER = {
     "NanThreshold": "gradients_arrive",
     "ArgumentsLost": "regularization_gradient",
     "ThresholdNotPersistent": "load_then_deploy",
+    "SeedsTheNextLayer": "random_values",  # the seed is still set when the next case begins
     "SharedThreshold": "convert_midway",
 }
 # Defects that were seen by one law only, and the laws on more situations that see them since as well.
