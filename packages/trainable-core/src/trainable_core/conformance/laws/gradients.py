@@ -100,7 +100,7 @@ def gradient_at_ends(subject: Subject, case: Case) -> None:
 
 @law("A layer in eval mode is trained too, where its batch norm is frozen or its input is optimized.", kind=MODERATE)
 def evaluation_gradients(subject: Subject, case: Case) -> None:
-    """In eval mode, gradients are finite, and those of training where the reference knows no difference."""
+    """In eval mode, gradients arrive and are finite, and those of training where the reference knows no difference."""
     quantizer = subject.quantizer(case)
     defined = subject.method.oracle is not None
     upstream = decided(subject, quantizer, case, ends=False) if defined else case.upstream
@@ -108,7 +108,12 @@ def evaluation_gradients(subject: Subject, case: Case) -> None:
     require("gradient of the input in eval mode is finite", np.isfinite(_given(got.x)).all(), "finite numbers", got.x)
     for name, gradient in got.variables.items():
         require(f"gradient of {name} in eval mode is finite", np.isfinite(gradient), "finite numbers", gradient)
-    if not defined or subject.method.training_forward != "deployed":
+    if subject.method.training_forward != "deployed":
+        return
+    if not defined:
+        trained = subject.run(subject.quantizer(case), case.x, training=True, upstream=upstream)
+        arrives = np.any(_given(got.x)) or not np.any(_given(trained.x))
+        require("gradient of the input in eval mode", arrives, trained.x, got.x)
         return
     expected = by_oracle(subject, quantizer, case, upstream)
     close("gradient of the input in eval mode", _given(got.x), expected.x, expected.x_allowed)

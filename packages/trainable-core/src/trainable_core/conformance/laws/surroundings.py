@@ -22,7 +22,7 @@ SMALL = Kind(moderate=True, finite=True, tensor=False)
 STATIC = Kind(moderate=True, finite=True, tensor=False, least=1)
 
 
-@law("Nobody trains eagerly: `fit` makes a graph, and compilers rewrite it.", kind=STATIC, about=repeatable, most=2)
+@law("Nobody trains eagerly: `fit` makes a graph, and compilers rewrite it.", kind=STATIC, about=repeatable, most=3)
 def graph_execution(subject: Subject, case: Case) -> None:
     """In a graph, with an unknown batch or compiled, values and gradients are those of the eager call.
 
