@@ -114,7 +114,7 @@ def corners(subject: Subject, kind: Kind) -> list[Corner]:
     """Return the conditions that a law is tried under, those that cost least first."""
     adapter = subject.adapter
     least = max(kind.least, int(kind.per_channel or 0))
-    made = [Corner(bits=bits) for bits in (1, 2, 8, 12, 16) if kind.bits[0] <= bits <= kind.bits[1]]
+    made = [Corner(bits=bits) for bits in (1, 2, 8, 16) if kind.bits[0] <= bits <= kind.bits[1]]
     made += [Corner(rank=rank) for rank in (0, 1, 4, 5) if rank >= least and kind.rank is None]
     made += [Corner(bound=True)] * 2 if kind.bound else []
     if not kind.tensor:
