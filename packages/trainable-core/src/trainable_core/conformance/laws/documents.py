@@ -66,7 +66,7 @@ def _same_term(what: str, got: Term, expected: Term) -> None:
     same_bits(what, np.asarray(got[0], np.float32), np.asarray(expected[0], np.float32))
     require(f"{what}: what has a gradient", sorted(got[1]) == sorted(expected[1]), sorted(expected[1]), sorted(got[1]))
     for name, gradient in expected[1].items():
-        same_bits(f"gradient by {name} of the {what}", got[1][name], gradient)
+        same_bits(f"gradient by {name or 'the tensor'} of the {what}", got[1][name], gradient)
 
 
 def _midway(subject: Subject, case: Case) -> Any:
