@@ -1398,17 +1398,6 @@ class HidesAnOverflow(Own):
         return super().backward(x, scale, upstream.nan_to_num())
 
 
-@broken("variable_gradients")
-class SavesHalfItsCodes(Tutorial):
-    """The codes are kept in bfloat16 for the backward pass: beyond eight bits the threshold's gradient is noise."""
-
-    def fake_quantize(self, x, grid, training):
-        low, high = grid.quant_min - grid.zero_point, grid.quant_max - grid.zero_point
-        codes = self.codes(torch.minimum(torch.maximum(grid.steps(x), low), high))
-        fixed = grid.scale.detach()
-        return codes * fixed + codes.detach().bfloat16().float() * (grid.scale - fixed)
-
-
 @broken("contexts")
 class KeepsTheGridOfAnEvaluation(Tutorial):
     """The grid is kept while no gradients are taken, and thrown away when the mode changes, not when numbers do."""

@@ -174,14 +174,13 @@ def by_surrogate(
     if not quantizer.learns_grid:
         return Expected(d_x, x_allowed, own, own_allowed)
     reach = float(single.quant_max - single.quant_min)
-    # Float32's quotient is off by `off` steps, by which the surrogate's slope changes by `bend`; the scale's gradient
-    # has that slope times the quotient in it. Beside this it is as exact as that of the input, but for the rounding of
-    # its terms, each of up to the whole range, in float32, and in float64 over the distance of the differences.
-    off = np.maximum((reach + 1) * 2.0**-24, 4 * STEP) * at.along(x.ndim).scale
-    slopes = [(value(x + side * off + h, at) - value(x + side * off - h, at)) / (2 * h) for side in (1, -1)]
-    bend = np.abs(slopes[0] - slopes[1])
+    # Float32's quotient is off by up to ``reach * 2**-24`` steps, by which the slope may change as above, and the
+    # gradient of the scale has that slope times the quotient in it. Beside this it is as exact as that of the input,
+    # but for the rounding of its terms, each of up to the whole range, in float32, and in float64 over the distance of
+    # the differences.
     relative = (case.x.size + 16) * EPSILON
-    errors = CURVATURE * (np.abs(d_scale) + np.abs(upstream)) + reach * bend + np.abs(upstream) * reach**2 * DIFFERENCE
+    absolute = reach * 4 * (reach + 1) * 2.0**-24 + reach**2 * DIFFERENCE
+    errors = CURVATURE * (np.abs(d_scale) + np.abs(upstream)) + np.abs(upstream) * absolute
     sizes = at.reduce(np.abs(upstream) * np.float64(reach) + errors / relative)
     zero_errors = curvature / relative + 1
     sizes_zero = at.reduce(np.abs(upstream) * at.along(x.ndim).scale * zero_errors)
