@@ -257,9 +257,10 @@ def _expected_gradients(x: Float32, upstream: Float32, state: State) -> Expected
     of_x = sharpness * CODES * (108 * (weights * np.abs(levels - means)).sum(-1) + 4 * 2 * state.grid.threshold_steps)
     of_levels = weights * (1.0 + sharpness * np.abs(steps - levels) * CODES)
     sums = ((sizes * scale)[..., np.newaxis] * of_levels).reshape(-1, len(levels)).sum(0)
-    # A weight below the normal numbers may be zero in float32, and its factor is at most this.
+    # A weight below the normal numbers may be zero in float32, and so may its product with the scale and the upstream
+    # gradient; the factor that either still gets is at most this.
     smallest = float(np.finfo(np.float32).tiny) * (1.0 + sharpness * CODES**2)
-    allowed = {"centroids": sums * (108 + x.size) * EPSILON + smallest * float((sizes * scale).sum())}
+    allowed = {"centroids": sums * (108 + x.size) * EPSILON + smallest * float(np.maximum(sizes * scale, 1.0).sum())}
     return ExpectedGradients(found.x, sizes * of_x * EPSILON, {"centroids": found.centroids}, allowed)
 
 
