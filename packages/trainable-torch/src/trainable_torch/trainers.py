@@ -55,7 +55,6 @@ class TorchTrainers(StepRoutine):
         It goes on with that whether or not ``restore_callback_states_from_checkpoint`` is set.
         """
         from transformers import TrainerCallback  # noqa: PLC0415 - only for those who have it
-        from transformers.trainer_callback import ExportableState  # noqa: PLC0415 - as above
 
         routine = self
 
@@ -80,6 +79,11 @@ class TorchTrainers(StepRoutine):
                 if control.should_evaluate:
                     routine.before_evaluation()
 
+        if not routine.has_state:
+            return QuantizationCallback()
+
+        from transformers.trainer_callback import ExportableState  # noqa: PLC0415 - older releases don't have it
+
         class StatefulQuantizationCallback(QuantizationCallback, ExportableState):
             """Has a state in the Trainer's checkpoints."""
 
@@ -101,4 +105,4 @@ class TorchTrainers(StepRoutine):
                     routine.load_state_dict(found[-1]["saved"])
                 super().on_train_begin(args, state, control, **rest)
 
-        return StatefulQuantizationCallback() if routine.has_state else QuantizationCallback()
+        return StatefulQuantizationCallback()

@@ -104,17 +104,7 @@ class BaseKerasTrainableQuantizer(
             except QuantizerStateError as error:
                 raise plainly(error)  # noqa: B904 - the same error
         x = tf.cast(inputs, tf.float32)
-        return tf.cast(choose(training, lambda trains: self._run(x, trains)), inputs.dtype)
-
-    def _run(self, x: Tensor, training: bool) -> Tensor:  # noqa: FBT001 - mctq's word
-        with self.reading_once():
-            if training:
-                if self.weights_quantization():
-                    self.observe(x)
-                for term in (self.regularization(), self.regularization_of(x)):
-                    if term is not None:
-                        self.add_loss(term)
-            return self.quantized_by_blocks(x, training)
+        return tf.cast(choose(training, lambda trains: self.values_and_terms(x, trains)), inputs.dtype)
 
     @property
     def trainable_weights(self) -> list[Any]:

@@ -109,14 +109,7 @@ class BaseKerasTrainableQuantizer(
         x = ops.cast(inputs, "float32")
         if training and self.has_schedule:
             self.advance()
-        with self.reading_once():
-            if training:
-                if self.weights_quantization():
-                    self.observe(x)
-                for term in (self.regularization(), self.regularization_of(x)):
-                    if term is not None:
-                        self.add_loss(term)
-            quantized = self.quantized_by_blocks(ops.cast(inputs, "float32"), bool(training))
+        quantized = self.values_and_terms(x, bool(training))
         return ops.cast(quantized, keras.backend.standardize_dtype(inputs.dtype))
 
     def compute_output_spec(self, inputs: Any, training: bool | None = None) -> Any:  # noqa: ARG002, FBT001 - Keras's signature

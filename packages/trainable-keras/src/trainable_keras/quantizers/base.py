@@ -63,6 +63,9 @@ class KerasQuantizer(BaseTrainableQuantizer):
         def trainable_weights(self) -> list[Any]:
             """The layer's variables that an optimizer may change."""
 
+        def add_loss(self, loss: Tensor) -> None:
+            """Add a term to the layer's losses."""
+
     # ---- what a training method writes ------------------------------------------------------------------------------
 
     def fake_quantize(self, x: Tensor, grid: Grid, training: bool) -> Tensor:  # noqa: FBT001 - mctq's call
@@ -119,6 +122,17 @@ class KerasQuantizer(BaseTrainableQuantizer):
         for modifier in self.modifiers:
             quantized = modifier.leave(self, x, quantized, training)
         return quantized
+
+    def values_and_terms(self, x: Tensor, training: bool) -> Tensor:  # noqa: FBT001 - mctq's call
+        """Return what the quantizer makes of a float32 tensor; in training, its terms join the layer's losses."""
+        with self.reading_once():
+            if training:
+                if self.weights_quantization():
+                    self.observe(x)
+                for term in (self.regularization(), self.regularization_of(x)):
+                    if term is not None:
+                        self.add_loss(term)
+            return self.quantized_by_blocks(x, training)
 
     @contextmanager
     def reading_once(self) -> Iterator[None]:

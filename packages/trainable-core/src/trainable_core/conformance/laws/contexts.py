@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from trainable_core.conformance.case import BESIDE, Case, Subject, Violation, fixed_axes, move
+from trainable_core.conformance.case import Case, Subject, Violation, fixed_axes, move
 from trainable_core.conformance.law import law, repeatable, require, same_bits, same_sums
+from trainable_core.conformance.laws.sequences import doubled
 from trainable_core.conformance.strategies import Kind
 from trainable_core.errors import TrainableError
 
@@ -39,12 +40,8 @@ def contexts(subject: Subject, case: Case) -> None:
             got = subject.values(quantizer, case.x)
         same_bits(f"values under {name} after loading", got, subject.values(source, case.x))
         if not subject.method.computes_grid:
-            params = case.config.quantization_params
-            doubled = {
-                key: value if key in BESIDE else (np.asarray(value, np.float64) * 2).tolist()
-                for key, value in params.items()
-            }
-            quantizer.set_quantization_params(dict.fromkeys(quantizer.widths, doubled))
+            params = doubled(case.config.quantization_params)
+            quantizer.set_quantization_params(dict.fromkeys(quantizer.widths, params))
             with enter():
                 got = subject.values(quantizer, case.x)
             same_bits(f"values under {name} after another calibration", got, subject.deployed(quantizer, case.x))

@@ -112,7 +112,7 @@ def convert_midway(subject: Subject, case: Case) -> None:
     same_bits("what was deployed before the training went on", again, first)
 
 
-def _doubled(params: Any) -> dict[str, Any]:
+def doubled(params: Any) -> dict[str, Any]:
     """Return quantization params whose numbers are twice as large."""
     return {
         key: value if key in BESIDE else (np.asarray(value, np.float64) * 2).tolist() for key, value in params.items()
@@ -128,7 +128,7 @@ def recalibration(subject: Subject, case: Case) -> None:
     """A second calibration gives what a first one with its numbers gives, in the same variables."""
     config = case.config
     fields = {name: getattr(config, name) for name in type(config).model_fields}
-    params = _doubled(config.quantization_params)
+    params = doubled(config.quantization_params)
     other = type(config)(**{**fields, f"{config.prefix}_quantization_params": params})
     quantizer, expected = subject.fresh(case), subject.fresh(case, other)
     subject.values(quantizer, case.x)
