@@ -561,6 +561,23 @@ def test_subjects_share_the_corners_out():
     assert {"transposed input", "expanded upstream", "input without gradient", "at a bound", "empty", "5-D"} <= seen
 
 
+def test_successive_seeds_meet_every_corner(monkeypatch):
+    met = []
+
+    def observed(generator, subject, kind, corner):
+        met.append(corner)
+        return corner_case(generator, subject, kind, corner)
+
+    corner_case = strategies.corner_case
+    monkeypatch.setattr(strategies, "corner_case", observed)
+    law = failing(lambda *_: False)
+    corners = law.corners(LAID[0])
+    for seed in range(len(corners)):
+        try_law(law, LAID[0], examples=3, seed=seed)  # two drawn cases and one corner
+    assert len(met) == len(corners)
+    assert all(corner in met for corner in corners)
+
+
 def test_a_thorough_run_tries_every_corner():
     verdict = try_law(failing(lambda *_: False), LAID[0], examples=4, seed=0, thorough=True)
     assert verdict.cases >= len(strategies.corners(LAID[0], PLENTY))

@@ -108,7 +108,8 @@ def try_law(
         Number of cases; by default that of the active hypothesis profile. At least half of them are drawn at random,
         the others are made to meet the law's corners, which subjects share out between them where there are few.
     seed : int, optional
-        Seed of the generated cases; by default as the active hypothesis profile says.
+        Seed of the generated cases; by default as the active hypothesis profile says. The next seed goes on with the
+        corners that follow, so that runs with successive seeds meet all of them.
     shrink : bool
         Whether to make a counterexample as small as possible, which may take many more calls than finding it.
     thorough : bool
@@ -121,7 +122,8 @@ def try_law(
     if law.most is not None and not thorough:
         many = min(many, law.most)
     corners = law.corners(subject)
-    chosen = corners if thorough else _share(corners, many // 2, f"{subject.cls.__qualname__}{subject}{law.name}")
+    key = f"{subject.cls.__qualname__}{subject}{law.name}"
+    chosen = corners if thorough else _share(corners, many // 2, key, seed or 0)
     error = _drawn(trial, max(many - len(chosen), 1 if law.once else many - many // 2), seed, shrink=shrink)
     if error is None:
         entropy = 0 if seed is None and profile.derandomize else seed
@@ -184,9 +186,9 @@ SIMPLER = 30
 """How often a counterexample in a corner is made simpler."""
 
 
-def _share(corners: list[Corner], most: int, key: str) -> list[Corner]:
-    """Return as many of the corners, other ones for another key, in their order."""
-    first = zlib.crc32(key.encode()) % max(len(corners), 1)
+def _share(corners: list[Corner], most: int, key: str, seed: int) -> list[Corner]:
+    """Return as many of the corners, in their order: other ones for another key, the following ones for the next seed."""
+    first = (zlib.crc32(key.encode()) + seed * most) % max(len(corners), 1)
     chosen = sorted((first + place) % len(corners) for place in range(min(most, len(corners))))
     return [corners[place] for place in chosen]
 
