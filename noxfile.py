@@ -122,7 +122,7 @@ NOT_ABOUT_KERNELS = [
 
 # What a plain `nox` runs of each test's cases, so that all sessions together end within 50 minutes on two slow cores;
 # `TRAINABLE_SHARE=1 nox` runs all of them, as the workflows do.
-QUARTER, EIGHTH = share(4), share(8)
+EIGHTH = share(8)
 
 ON_EVERY_ENGINE = [f"tests/keras/test_{name}.py" for name in ("engines", "frozen", "plugins")]
 
@@ -161,7 +161,7 @@ def tests_core(session: nox.Session) -> None:
 def tests_torch(session: nox.Session) -> None:
     """Test trainable-torch, and trainable-core beside an installed backend and ONNX Runtime."""
     tests = ["tests/torch", "tests/core", "tests/artifacts", "tests/examples"]
-    pytest(session, TORCH_TESTS, *PARALLEL, *tests, env={**ONE_THREAD, **QUARTER, "TRAINABLE_EXAMPLES": "20"})
+    pytest(session, TORCH_TESTS, *PARALLEL, *tests, env={**ONE_THREAD, **EIGHTH, "TRAINABLE_EXAMPLES": "20"})
 
 
 @check("tests-torch-plain")
@@ -175,7 +175,7 @@ def tests_torch_plain(session: nox.Session) -> None:
 def tests_keras(session: nox.Session) -> None:
     """Test trainable-keras on Keras 3 with the TensorFlow engine."""
     tests = ["tests/keras", "tests/artifacts", "tests/examples"]
-    pytest(session, KERAS_TESTS, *PARALLEL, *tests, WITH_BOTH, env={**keras_on("tensorflow"), **QUARTER})
+    pytest(session, KERAS_TESTS, *PARALLEL, *tests, WITH_BOTH, env={**keras_on("tensorflow"), **EIGHTH})
 
 
 @check("tests-keras-jax")

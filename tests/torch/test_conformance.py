@@ -188,25 +188,28 @@ def install(tmp_path, monkeypatch):
             del sys.modules[module]
 
 
-def test_a_new_plugin_keeps_every_law_as_it_is_written(tmp_path, install, capsys):
+def check(plugin: str, examples: int) -> int:
+    """Try a plugin on the laws that need no interpreter or compiler of their own; tests/plugin runs the whole kit."""
+    slow = {"no_framework_leak", "graph_execution"}
+    laws = [part for law in LAWS if law not in slow for part in ("--law", law)]
+    return main(["check", "--plugin", plugin, "--backend", "torch", "--examples", str(examples), *laws])
+
+
+def test_a_new_plugin_keeps_the_laws_as_it_is_written(tmp_path, install, capsys):
     write_plugin("trainable-fade", ["torch"], tmp_path / "plugin")
     install(tmp_path / "plugin" / "src", "trainable-fade", "trainable_fade = trainable_fade.plugin")
-    assert main(["check", "--plugin", "trainable-fade", "--examples", str(FEW)]) == 0, capsys.readouterr().out
+    assert check("trainable-fade", 2) == 0, capsys.readouterr().out
 
 
-def test_the_example_plugin_keeps_every_law(install, capsys):
+def test_the_example_plugin_keeps_the_laws(install, capsys):
     install(ROOT / "examples/plugin-ewgs/src", "trainable-ewgs", "ewgs = trainable_ewgs.plugin")
-    assert main(["check", "--plugin", "ewgs", "--examples", str(FEW)]) == 0, capsys.readouterr().out
+    assert check("ewgs", 2) == 0, capsys.readouterr().out
 
 
-def test_methods_with_variables_of_their_own_keep_every_law(install, capsys):
+def test_methods_with_variables_of_their_own_keep_the_laws(install, capsys):
     source = ROOT / "examples/plugin-log-threshold/src"
     install(source, "trainable-log-threshold", "log_threshold = trainable_log_threshold.plugin")
-    slow = {"no_framework_leak", "graph_execution"}  # an interpreter, or a compiler, for each class and grid
-    laws = [part for law in LAWS if law not in slow for part in ("--law", law)]
-    assert main(["check", "--plugin", "log_threshold", "--backend", "torch", "--examples", "1", *laws]) == 0, (
-        capsys.readouterr().out
-    )
+    assert check("log_threshold", 1) == 0, capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("method", "lines"), [("log", 40), ("dsq", 50)])
