@@ -6,7 +6,7 @@ from __future__ import annotations
 import functools
 import io
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import Any
 
 import keras
@@ -122,8 +122,7 @@ class Keras3Adapter(KerasAdapter):
         return graphs.random_states()
 
     def other_random_state(self) -> AbstractContextManager[None]:
-        graphs.make_seed_generator()
-        return nullcontext()
+        return graphs.other_random_state()
 
     def save(self, quantizer: Any) -> bytes:
         store: dict[str, Any] = {}

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import keras
@@ -162,10 +164,22 @@ def random_states() -> dict[str, bytes]:
     return {"keras.random": b"" if generator is None else np.asarray(ops.convert_to_numpy(generator.state)).tobytes()}
 
 
-def make_seed_generator() -> None:
-    """Let Keras make the generator of `random_states` now: it takes its seed from Python's random numbers."""
+@contextmanager
+def other_random_state() -> Iterator[None]:
+    """Give the generator of `random_states` a state that nobody has seen before, and put its own back afterwards.
+
+    A generator that isn't there yet is made first: it takes its seed from Python's random numbers.
+    """
     try:
         from keras.src.random.seed_generator import global_seed_generator
     except ImportError:  # as above
+        yield
         return
-    global_seed_generator()
+    state = global_seed_generator().state
+    own = np.array(ops.convert_to_numpy(state))
+    unseen = np.frombuffer(os.urandom(4 * own.size), np.uint32) >> 1  # within int32, too
+    state.assign(unseen.reshape(own.shape).astype(own.dtype))
+    try:
+        yield
+    finally:
+        state.assign(own)

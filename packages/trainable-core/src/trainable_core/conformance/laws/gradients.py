@@ -133,13 +133,19 @@ def _given(gradient: Any) -> Any:
     about=elementwise,
 )
 def nonfinite_inputs(subject: Subject, case: Case) -> None:
-    """Infinities and NaN change no other element's gradient; an infinity counts as a number far beyond the ends."""
+    """Infinities and NaN change no other element's gradient and stay in no state; an infinity counts as a large number.
+
+    Beyond the ends, one number is as another.
+    """
     spoilt = np.arange(case.x.size).reshape(case.x.shape) % 3 == 1
     far = np.where(spoilt, np.resize(FAR, case.x.shape), case.x).astype(np.float32)
     expected = subject.run(subject.quantizer(case), far, training=True, upstream=case.upstream)
     for what, extreme in (("infinities", FAR * np.float32(np.inf)), ("NaN", np.full(1, np.nan, np.float32))):
         x = np.where(spoilt, np.resize(extreme, case.x.shape), case.x)
-        got = subject.run(subject.quantizer(case), x, training=True, upstream=case.upstream)
+        quantizer = subject.quantizer(case)
+        got = subject.run(quantizer, x, training=True, upstream=case.upstream)
+        kept = [name for name, value in subject.adapter.entries(quantizer).items() if not np.isfinite(value).all()]
+        require(f"variables that are not finite after a call with {what}", not kept, [], kept)
         same_bits(f"gradient of elements beside {what}", _given(got.x)[~spoilt], _given(expected.x)[~spoilt])
         if what == "NaN":
             continue  # a product with it is NaN, as that of a float layer

@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainable_core.conformance.case import Case, Subject, Violation, grid_names, variables
+from trainable_core.conformance.case import Case, Subject, Violation, ends, grid, grid_names, variables
 from trainable_core.conformance.declared import channel_by_channel, declares_surrogate
 from trainable_core.conformance.law import law, require
 from trainable_core.conformance.laws.channels import axis_of, one_of, take_over, with_fields
 from trainable_core.conformance.strategies import Kind
 from trainable_core.conformance.sweep import on_sweep
+from trainable_core.constants import RANGE_MAX, RANGE_MIN
 from trainable_core.enums import VariableGroup
 from trainable_core.qparams import lower_bound, variables_from_params
 
@@ -162,6 +163,14 @@ def _close(what: str, got: NDArray[Any], expected: NDArray[Any]) -> None:
     require(what, distance <= CLOSE * np.maximum(np.abs(got), np.abs(expected)), expected, got)
 
 
+def _ends_at_zero(quantizer: Any, name: str, ndim: int) -> bool:
+    """Return whether a variable is an end of a range that rounds to zero, where only the other end gives a scale."""
+    if name not in {RANGE_MIN, RANGE_MAX}:
+        return False
+    low, high = ends(grid(quantizer), ndim)
+    return not np.any(low if name == RANGE_MIN else high)
+
+
 @law(
     "A gradient of the wrong sign drives its variable away from where the loss is small.",
     kind=Kind(bits=(4, 8), moderate=True, finite=True, blocks=False),
@@ -192,7 +201,8 @@ def gradient_direction(subject: Subject, case: Case) -> None:
             continue  # rounded away, as within one power of two
         run = subject.run(quantizer, x, training=True, upstream=np.sign(change).astype(np.float32))
         gradient, largest = run.variables[name], max(np.abs(each).max() for each in run.variables.values())
-        if name in shared and not np.any(gradient) and not declares_surrogate(subject):
+        at_zero = _ends_at_zero(quantizer, name, x.ndim)
+        if name in shared and not np.any(gradient) and not declares_surrogate(subject) and not at_zero:
             raise Violation(
                 f"gradient of {name} from values beyond the range, which grow with it", "a number", gradient
             )
