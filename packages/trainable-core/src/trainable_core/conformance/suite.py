@@ -187,7 +187,7 @@ SIMPLER = 30
 
 
 def _share(corners: list[Corner], most: int, key: str, seed: int) -> list[Corner]:
-    """Return as many of the corners, in their order: other ones for another key, the following ones for the next seed."""
+    """Return as many of the corners, in their order: other ones for another key, the next ones for the next seed."""
     first = (zlib.crc32(key.encode()) + seed * most) % max(len(corners), 1)
     chosen = sorted((first + place) % len(corners) for place in range(min(most, len(corners))))
     return [corners[place] for place in chosen]
