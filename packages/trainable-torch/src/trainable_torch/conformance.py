@@ -31,6 +31,7 @@ from trainable_core.conformance.adapter import (
     State,
     Way,
 )
+from trainable_core.conformance.case import uncalibrated
 from trainable_core.constants import THRESHOLD
 from trainable_core.enums import TieRule
 from trainable_torch.holder import ActivationQuantizationHolder
@@ -140,11 +141,20 @@ class TorchAdapter(BaseAdapter):
     def unsaid(self, quantizer: Any, x: Array) -> Array:
         return to_numpy(quantizer(torch.tensor(x)))
 
-    def _gradients(self, quantizer: Any, given: Tensor, output: Tensor, upstream: Array | None, way: Way) -> Run:
+    def _gradients(
+        self,
+        quantizer: Any,
+        given: Tensor,
+        output: Tensor,
+        upstream: Array | None,
+        way: Way = PLAIN,
+        *,
+        again: bool = False,
+    ) -> Run:
         variables: dict[str, Array] = {}
         if upstream is not None:
             if output.requires_grad:
-                output.backward(laid_out(torch.tensor(upstream).to(output), way.upstream))
+                output.backward(laid_out(torch.tensor(upstream).to(output), way.upstream), retain_graph=again)
             for name, variable in self.trained(quantizer).items():
                 variables[name] = to_numpy(torch.zeros_like(variable) if variable.grad is None else variable.grad)
         gradient = None
@@ -169,9 +179,11 @@ class TorchAdapter(BaseAdapter):
         given = [torch.tensor(x).requires_grad_() for x, _ in calls]
         outputs = [quantizer(each, True) for each in given]  # noqa: FBT003 - mctq's call
         runs: dict[int, Run] = {}
-        for index in order:
+        for place, index in enumerate(order):
             quantizer.zero_grad()
-            runs[index] = self._gradients(quantizer, given[index], outputs[index], calls[index][1], PLAIN)
+            given[index].grad = None
+            again = index in order[place + 1 :]
+            runs[index] = self._gradients(quantizer, given[index], outputs[index], calls[index][1], again=again)
         return [runs[index] for index in range(len(calls))]
 
     def accumulate(self, quantizer: Any, calls: Sequence[Call]) -> dict[str, Array]:
@@ -393,7 +405,17 @@ class TorchAdapter(BaseAdapter):
             output = moved(torch.tensor(x, device="meta"), training)
         except (RuntimeError, NotImplementedError) as error:  # a tensor without numbers can't be asked for one
             return str(error) if any(said in str(error) for said in WRONG_DEVICE) else ""
-        return "" if output.device.type == "meta" else f"the output is on {output.device}"
+        if output.device.type != "meta":
+            return f"the output is on {output.device}"
+        with torch.device("meta"):  # where models are made that don't fit in memory twice
+            made = type(quantizer)(uncalibrated(quantizer.quantization_config), **quantizer.get_arguments())
+            made.initialize_quantization(x.shape, "tensor", None)
+        try:
+            made.load_state_dict(quantizer.state_dict(), assign=True)
+            made.train(training)(torch.tensor(x), training)
+        except (RuntimeError, NotImplementedError) as error:
+            return f"made on the meta device, and filled by load_state_dict(..., assign=True): {error}"
+        return ""
 
     def random_states(self) -> dict[str, bytes]:
         return {"torch": torch.get_rng_state().numpy().tobytes()}

@@ -67,7 +67,7 @@ class Keras2Adapter(KerasAdapter):
         learned = list(self.trained(quantizer).values())
         for x, upstream in calls:
             given = tf.constant(x)
-            with tf.GradientTape() as tape:
+            with tf.GradientTape(persistent=True) as tape:
                 tape.watch(given)
                 output = quantizer(given, True)  # noqa: FBT003 - mctq's call
             taken.append((tape, given, output, upstream))

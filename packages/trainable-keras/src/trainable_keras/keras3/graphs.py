@@ -77,7 +77,7 @@ def interleave(
         taken = []
         for x, upstream in calls:
             given = tf.constant(x)
-            with tf.GradientTape() as tape:
+            with tf.GradientTape(persistent=True) as tape:
                 tape.watch(given)
                 output = call(given)
             taken.append((tape, given, output, tf.constant(upstream)))

@@ -12,21 +12,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainable_core.conformance.case import Case, Subject, Violation, move, variables
+from trainable_core.conformance.case import Case, Subject, Violation, move, uncalibrated, variables
 from trainable_core.conformance.law import law, require, same_bits, same_mode
 from trainable_core.conformance.strategies import Kind
 from trainable_core.errors import TrainableError
+from trainable_core.reference.oracle import EPSILON
 from trainable_core.registry.methods import options_of
 from trainable_core.registry.process import get_backend, get_trainable_quantizer_class
 
 
 def _bare(case: Case) -> Case:
     """Return the case without quantization params, as a model is before its state is loaded."""
-    config = case.config
-    fields = {name: getattr(config, name) for name in type(config).model_fields}
-    kept = {} if config.calibrated else config.quantization_params  # a sign that no calibration decides
-    bare = type(config)(**{**fields, f"{config.prefix}_quantization_params": kept})
-    return Case(bare, case.x, case.upstream, (1.0,), 0, case.arguments)
+    return Case(uncalibrated(case.config), case.x, case.upstream, (1.0,), 0, case.arguments)
 
 
 Term = tuple[float, Mapping[str, NDArray[Any]]] | None
@@ -93,16 +90,23 @@ def _others(default: Any) -> list[Any]:
     """Return values that an option may have in the place of its default, as far as the default's type tells."""
     if isinstance(default, bool):
         return [not default]
-    if isinstance(default, int | float):
-        return [value for value in (default * 2, default + 1, default / 2) if value != default]
+    if isinstance(default, int):
+        return [value for value in (default * 2, default + 1, default // 2, 0) if value != default]
+    if isinstance(default, float):
+        return [value for value in (default * 2, default + 1, default / 2, default / 7, 0.0) if value != default]
+    if isinstance(default, str):
+        return [f"{default} or other"]
     return [] if default is not None else [2, 0.5, True]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _writes_options(subject: Subject, case: Case) -> None:
     """Require that `get_arguments` has every option that another value than its default was given for.
 
-    What the class refuses is no value of the option; texts and documents are tried where `conformance_arguments` have
-    some.
+    What the class refuses is no value of the option; documents are tried where `conformance_arguments` have some.
     """
     for option in options_of(subject.cls):
         for value in _others(option.default):
@@ -114,6 +118,8 @@ def _writes_options(subject: Subject, case: Case) -> None:
             require(what, option.name in arguments, f"{option.name}: {value}", arguments)
             written = arguments[option.name]  # it may be in another form, as a schedule is
             lost = type(written) is type(option.default) and written == option.default
+            if _is_number(value) and _is_number(written):  # one that is kept in float32 has its bits
+                lost = abs(written - value) > EPSILON * abs(value)
             require(what, not lost, f"{option.name}: {value}", arguments)
 
 
@@ -213,6 +219,22 @@ def model_round_trip(subject: Subject, case: Case) -> None:  # noqa: ARG001 - a 
             same_bits(
                 f"values of {what} after loading", values(verbs.load(path, subject.adapter.model()[0])), values(saved)
             )
+
+
+@law("Logs and notebooks print a model at any time, also before it is calibrated.", kind=Kind(tensor=False), most=2)
+def representation(subject: Subject, case: Case) -> None:
+    """``repr`` gives a text before a quantizer is initialized, before it is calibrated, and while it is frozen."""
+    bare = _bare(case)
+    frozen = subject.quantizer(case)
+    frozen.freeze()
+    stages = {
+        "that is not initialized": subject.cls(bare.config, **bare.arguments),
+        "that is not calibrated": subject.fresh(bare),
+        "that is frozen": frozen,
+    }
+    for what, quantizer in stages.items():
+        text = repr(quantizer)
+        require(f"repr() of a quantizer {what}", text, "a text", text)
 
 
 @law("Averaged weights (EMA) and teacher models are copies, which must not share variables with the original.")

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from trainable_core.conformance.adapter import nothing_random, random_states
-from trainable_core.conformance.case import Case, Subject, Violation
+from trainable_core.conformance.case import Case, Subject, Violation, grid
+from trainable_core.conformance.declared import channel_by_channel
 from trainable_core.conformance.law import law, require
+from trainable_core.conformance.laws.channels import axis_of, one_of, with_fields
 from trainable_core.conformance.strategies import Kind
 from trainable_core.conformance.sweep import on_sweep
 
 CALLS, FEWEST = 4, 16
 """Calls of which one at least differs from the first, and elements that each has, drawn one by one."""
+SPREAD = np.array([1.0, 2.0**10, 2.0**-5])
+"""What thresholds of neighbouring channels are multiplied by."""
+FARTHER = 8.0
+"""How much farther from the input a channel's values may be by chance."""
 
 
 def _is_random(subject: Subject) -> bool:
@@ -54,6 +62,41 @@ def _equal_values(subject: Subject, case: Case) -> Violation | None:
     if all(np.array_equal(one, two) for one, two in zip([first, *again], of_other, strict=False)):
         return Violation("values of two quantizers, call by call", "values that differ", of_other)
     return None
+
+
+def _has_random_channels(subject: Subject) -> bool:
+    return subject.random and channel_by_channel(subject)
+
+
+@law(
+    "Noise as wide as another channel's step drowns a channel of small weights.",
+    kind=Kind(bits=(2, 8), moderate=True, finite=True, per_channel=True, least=1, blocks=False),
+    about=_has_random_channels,
+    of_grid=True,
+)
+def random_channels(subject: Subject, case: Case) -> None:
+    """In each channel, values in training are as far from the input as in a quantizer of that channel alone."""
+    axis = axis_of(case.config, case.x.ndim)
+    params = {
+        key: (np.asarray(value) * np.resize(SPREAD, len(value))).tolist() if isinstance(value, list) else value
+        for key, value in case.config.quantization_params.items()
+    }
+    config = with_fields(case.config, weights_quantization_params=params)
+    together, x = on_sweep(subject, replace(case, config=config, factors=(1.0,), steps=0), "inside")
+    steps = np.ravel(grid(together).scale)
+    distances = _farthest(subject, together, x, axis)
+    for channel, (distance, step) in enumerate(zip(distances, steps, strict=True)):
+        part = np.take(x, channel, axis)
+        alone = subject.fresh(case, one_of(config, channel), part.shape)
+        expected = max(float(_farthest(subject, alone, part, None)), float(step))
+        require(f"distance from the input in channel {channel}", distance <= FARTHER * expected, expected, distance)
+
+
+def _farthest(subject: Subject, quantizer: Any, x: NDArray[np.float32], axis: int | None) -> NDArray[Any]:
+    """Return the largest distance of a value in training from its input, over several calls: of each channel."""
+    others = tuple(each for each in range(x.ndim) if each != axis)
+    found = [np.abs(subject.values(quantizer, x, training=True) - x).max(others) for _ in range(CALLS)]
+    return np.asarray(np.max(found, axis=0))
 
 
 @law(

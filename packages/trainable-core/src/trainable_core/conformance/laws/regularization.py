@@ -131,6 +131,37 @@ def regularization_once(subject: Subject, case: Case) -> None:
     same_bits(adds, np.asarray(collected, np.float32), np.asarray(expected, np.float32))
 
 
+def _may_add_a_term(subject: Subject) -> bool:
+    """Return whether the class has a term of its own."""
+    names = ("regularization", "regularization_of")
+    base = BaseTrainableQuantizer
+    return repeatable(subject) and any(getattr(subject.cls, name, None) is not getattr(base, name) for name in names)
+
+
+CONSTANTS = (0.0, 1.0, -3.0)
+
+
+@law(
+    "Layers begin with zeros or ones, as those of residual branches: 0 / 0 in a term makes the first loss NaN.",
+    kind=SMALL,
+    about=_may_add_a_term,
+    most=10,
+)
+def regularization_of_constants(subject: Subject, case: Case) -> None:
+    """Where all elements are equal, or zero, a term and its gradients are finite numbers."""
+    for constant in CONSTANTS:
+        quantizer, x = subject.quantizer(case), np.full(case.x.shape, constant, np.float32)
+        subject.values(quantizer, x, training=True)
+        for term in (subject.adapter.regularization(quantizer), subject.adapter.regularization_of(quantizer, x)):
+            if term is None:
+                continue
+            what = f"where all elements are {constant}"
+            require(f"term for the loss, {what}", np.isfinite(term[0]), "a finite number", term[0])
+            for name, gradient in term[1].items():
+                finite = np.isfinite(gradient)
+                require(f"gradient of the term by {name or 'the tensor'}, {what}", finite, "finite numbers", gradient)
+
+
 @law(
     "A term on the weights that is cut off from them costs time and pulls nothing.",
     kind=SMALL,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from trainable_core.conformance.case import BESIDE, Case, Subject, Violation, move, variables
-from trainable_core.conformance.law import law, repeatable, require, same_bits, same_sums
+from trainable_core.conformance.law import law, repeatable, require, same_bits, same_mode, same_sums
 from trainable_core.conformance.strategies import Kind
 from trainable_core.enums import VariableGroup
 from trainable_core.errors import TrainableError
@@ -34,17 +34,17 @@ def rebuilt(subject: Subject, case: Case, quantizer: Any) -> Any:
 
 
 @law(
-    "Siamese networks, adversarial training and shared layers call a quantizer twice before they go backward.",
+    "Shared layers are called twice before they go backward; two losses go backward through one call.",
     kind=MODERATE,
     about=repeatable,
 )
 def interleaved_calls(subject: Subject, case: Case) -> None:
-    """Two forwards before a backward, in either order, give what each gives alone."""
+    """Two forwards before a backward, in either order, give what each gives alone, and so does a second backward."""
     calls = [(case.x, case.upstream), (np.flip(case.x) * np.float32(0.75), -np.flip(case.upstream))]
     calls = [(np.ascontiguousarray(x), np.ascontiguousarray(upstream)) for x, upstream in calls]
     alone = subject.quantizer(case)
     expected = [subject.run(alone, x, training=True, upstream=upstream) for x, upstream in calls]
-    for order in ((0, 1), (1, 0)):
+    for order in ((0, 1), (1, 0), (0, 0, 1)):
         got = subject.adapter.interleave(subject.quantizer(case), calls, order)
         for index in order:
             what = f"call {index + 1} of 2, backward in the order {[each + 1 for each in order]}"
@@ -94,6 +94,7 @@ def convert_midway(subject: Subject, case: Case) -> None:
     for each in (straight, quantizer):
         train(subject, each, case)
     deployed = subject.adapter.deployed(quantizer)
+    same_mode(subject, case, "a quantizer that was converted", quantizer, straight)
     given = subject.values(quantizer, case.x) if subject.deploys_values else case.x
     first = deployed(given, "float32", subject.way).values
     for _ in range(2):
