@@ -268,8 +268,8 @@ def mutation(session: nox.Session) -> None:
 @check("plugin")
 def plugin(session: nox.Session) -> None:
     """Install the example plugin and a generated one as wheels, train with them, and try every law on them."""
-    pytest(session, TORCH_TESTS, "tests/plugin", env=ONE_THREAD)
-    pytest(session, KERAS_TESTS, "tests/plugin", env={**ONE_THREAD, "TF_CPP_MIN_LOG_LEVEL": "3"})
+    pytest(session, TORCH_TESTS, *PARALLEL, "tests/plugin", env=ONE_THREAD)
+    pytest(session, KERAS_TESTS, *PARALLEL, "tests/plugin", env={**ONE_THREAD, "TF_CPP_MIN_LOG_LEVEL": "3"})
 
 
 @check("quickstart", default=False)

@@ -7,7 +7,8 @@ import copy
 import functools
 import gc
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import numpy as np
@@ -19,14 +20,22 @@ from trainable_keras.framework import Framework
 
 Array = NDArray[Any]
 
-GRAPH, UNKNOWN_BATCH = "graph", "graph of an unknown batch"
+GRAPH, UNKNOWN_SIZES = "graph", "graph of unknown sizes"
 """Modes of `Adapter.execute` that both Kerases have."""
 
 
-def mode_of(quantizer: Any, mode: str) -> str:
-    """Return the mode in which a quantizer is called: blocks are parts of weights, whose sizes are always known."""
-    in_blocks = mode == UNKNOWN_BATCH and quantizer.quantization_config.blocks is not None
-    return GRAPH if in_blocks else mode
+def graph_shape(quantizer: Any, x: NDArray[Any], mode: str) -> tuple[int | None, ...]:
+    """Return the shape that a graph knows of its input.
+
+    Layers know their channels; the batch, and the images' sizes, may be unknown. Blocks are parts of weights, whose
+    sizes are always known; of other weights, the first one is unknown here, as in a layer that is built later.
+    """
+    config = quantizer.quantization_config
+    if mode != UNKNOWN_SIZES or config.blocks is not None or not x.ndim:
+        return x.shape
+    if config.prefix == "weights" or x.ndim == 1:
+        return (None, *x.shape[1:])
+    return (*[None] * (x.ndim - 1), x.shape[-1])
 
 
 class KerasAdapter(BaseAdapter):
@@ -47,6 +56,20 @@ class KerasAdapter(BaseAdapter):
     def __init__(self, framework: Framework) -> None:
         self.framework = framework
         self.backend = framework.backend
+
+    @property
+    def contexts(self) -> Mapping[str, Callable[[], AbstractContextManager[Any]]]:  # type: ignore[override]
+        return {"the policy mixed_bfloat16": self._policy}
+
+    @contextmanager
+    def _policy(self) -> Iterator[None]:
+        precision = self.framework.module.mixed_precision
+        own = precision.global_policy()
+        precision.set_global_policy("mixed_bfloat16")
+        try:
+            yield
+        finally:
+            precision.set_global_policy(own)
 
     def to_array(self, x: Any) -> Array:
         """Return a copy of a tensor's values; bfloat16, which NumPy lacks, as float32."""

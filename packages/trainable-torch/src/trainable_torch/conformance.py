@@ -211,6 +211,8 @@ class TorchAdapter(BaseAdapter):
         with torch.no_grad():
             unrecorded = quantizer(given, training)
             changed = torch.is_grad_enabled()
+        plain = torch.tensor(x)
+        quantizer(plain, training)
         earlier, output = quantizer(given, training), quantizer(given, training)
         changed |= not torch.is_grad_enabled()
         places = [each.untyped_storage().data_ptr() for each in (given, earlier, output)]
@@ -227,7 +229,8 @@ class TorchAdapter(BaseAdapter):
             gc.collect(1)  # what only a cycle holds is not kept; it is young
         kept = [name for name, reference in held.items() if reference() is not None]
         unequal = not np.array_equal(to_numpy(up), upstream)
-        return Observed(tuple(kept), tuple(shared) if x.size else (), unequal, changed, recorded)
+        shares = tuple(shared) if x.size else ()
+        return Observed(tuple(kept), shares, unequal, changed, recorded, asked=plain.requires_grad)
 
     def second_derivative(
         self, quantizer: Any, x: Array, upstream: Array, directions: Mapping[str, Array]
@@ -412,7 +415,11 @@ class TorchAdapter(BaseAdapter):
             made.initialize_quantization(x.shape, "tensor", None)
         try:
             made.load_state_dict(quantizer.state_dict(), assign=True)
-            made.train(training)(torch.tensor(x), training)
+            output = made.train(training)(torch.tensor(x), training)
+            terms = made.regularization(), made.regularization_of(torch.tensor(x))
+            devices = {each.device.type for each in (output, *terms) if each is not None}
+            if devices != {"cpu"}:
+                return f"made on the meta device, and filled, what it computes is on {', '.join(sorted(devices))}"
         except (RuntimeError, NotImplementedError) as error:
             return f"made on the meta device, and filled by load_state_dict(..., assign=True): {error}"
         return ""
@@ -421,9 +428,9 @@ class TorchAdapter(BaseAdapter):
         return {"torch": torch.get_rng_state().numpy().tobytes()}
 
     @contextmanager
-    def other_random_state(self) -> Iterator[None]:
+    def other_random_state(self, seed: int | None = None) -> Iterator[None]:
         with torch.random.fork_rng(devices=[]):
-            torch.seed()
+            _ = torch.default_generator.seed() if seed is None else torch.default_generator.manual_seed(seed)
             yield
 
     def cast(self, quantizer: Any, dtype: str) -> Any:

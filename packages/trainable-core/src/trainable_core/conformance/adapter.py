@@ -94,6 +94,8 @@ class Observed:
         Whether the mode that decides if gradients are recorded is another one after the call.
     recorded : tuple of bool or None
         Whether the output is part of a graph: with gradients recorded, and while they are switched off.
+    asked : bool
+        Whether an input that needed no gradient needs one after the call.
     """
 
     kept: tuple[str, ...] = ()
@@ -101,6 +103,7 @@ class Observed:
     upstream_changed: bool | None = None
     mode_changed: bool | None = None
     recorded: tuple[bool, bool] | None = None
+    asked: bool = False
 
 
 class Layer(Protocol):
@@ -277,8 +280,11 @@ class Adapter(Protocol):
     def random_states(self) -> Mapping[str, bytes]:
         """Return a digest of each global random state of the framework."""
 
-    def other_random_state(self) -> AbstractContextManager[None]:
-        """Give a context in which the framework's global random state is another one; after it, it is as before."""
+    def other_random_state(self, seed: int | None = None) -> AbstractContextManager[None]:
+        """Give a context in which the framework's global random state is another one, or that of a seed.
+
+        After it, the state is as before.
+        """
 
     def cast(self, quantizer: Any, dtype: str) -> Any:
         """Return the quantizer as it is after a model that holds it is cast to one of `casts`."""
@@ -448,8 +454,9 @@ class BaseAdapter:
         """Return nothing: there is no random state beside Python's and NumPy's."""
         return {}
 
-    def other_random_state(self) -> AbstractContextManager[None]:
+    def other_random_state(self, seed: int | None = None) -> AbstractContextManager[None]:
         """Change nothing."""
+        del seed
         return nullcontext()
 
     def cast(self, quantizer: Any, dtype: str) -> Any:
@@ -466,17 +473,18 @@ def random_states(adapter: Adapter) -> dict[str, bytes]:
 
 
 @contextmanager
-def nothing_random(adapter: Adapter) -> Iterator[list[str]]:
+def nothing_random(adapter: Adapter, seed: int | None = None) -> Iterator[list[str]]:
     """Give the names of the global random states that what runs inside has changed.
 
-    It begins with states that nobody has seen before, so that setting a seed changes them; they are put back.
+    It begins with states that nobody has seen before, so that setting a seed changes them, or with those of a seed; they
+    are put back.
     """
     changed: list[str] = []
     own, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the global one is meant
     try:
-        with adapter.other_random_state():
-            random.seed(os.urandom(8))
-            np.random.seed(int.from_bytes(os.urandom(4), "little"))  # noqa: NPY002 - as above
+        random.seed(os.urandom(8) if seed is None else seed)
+        np.random.seed(int.from_bytes(os.urandom(4), "little") if seed is None else seed)  # noqa: NPY002 - as above
+        with adapter.other_random_state(seed):
             before = random_states(adapter)
             yield changed
             after = random_states(adapter)

@@ -15,7 +15,7 @@ import hypothesis
 from trainable_core import __version__
 from trainable_core.conformance import parallel
 from trainable_core.conformance.case import Counterexample, Subject
-from trainable_core.conformance.law import Law
+from trainable_core.conformance.law import LAWS, Law
 from trainable_core.conformance.suite import Verdict
 from trainable_core.registry.process import get_backend
 
@@ -138,13 +138,16 @@ def run(
 ) -> Report:
     """Try laws on quantizers, in as many processes as there are `jobs`; `progress` is called with what is tried next.
 
-    The other arguments are `try_law`'s. No result depends on the number of processes.
+    The other arguments are `try_law`'s. No result depends on the number of processes. Where every law is tried and a
+    backend has cases for the fewest alone, the grids of a class share the laws out that are about its calls.
     """
     report = Report(examples, seed)
     pending, before = [], 0
     for subject in subjects:
         about = [law for law in laws if law.about(subject)]
         many = share(subject, subjects, thorough=thorough) if examples is None else examples
+        if examples is None and not thorough and many == FEWEST and len(laws) == len(LAWS):
+            about = shared_out(about, subject, subjects, seed)
         pending.append(parallel.work(before, subject, about, many, seed, thorough=thorough))
         before += len(about)
     started = time.monotonic()
@@ -164,6 +167,37 @@ def share(subject: Subject, subjects: Sequence[Subject], *, thorough: bool) -> i
     together = sum(each.key.backend == subject.key.backend for each in subjects)
     many = min(max(subject.adapter.cases // together, FEWEST), MOST)
     return many * THOROUGH if thorough else many
+
+
+def shared_out(laws: Sequence[Law], subject: Subject, subjects: Sequence[Subject], seed: int) -> list[Law]:
+    """Return a grid's share of laws: a law on calls is tried on one grid of each class, on another with another seed.
+
+    A class has the same code for all of its grids, but for the values and gradients themselves.
+    """
+    grids = [each for each in subjects if each.cls is subject.cls]
+    place, names = grids.index(subject), list(LAWS)
+    return [
+        law
+        for law in laws
+        if law.check.__module__.rpartition(".")[2] not in OF_CALLS
+        or (names.index(law.name) + seed) % len(grids) == place
+    ]
+
+
+OF_CALLS = {
+    "classes",
+    "contexts",
+    "documents",
+    "memory",
+    "modifiers",
+    "randomness",
+    "replacements",
+    "schedules",
+    "sequences",
+    "surroundings",
+    "transforms",
+}
+"""Modules with laws on what a call leaves behind, on sequences of calls, and on what is written and read."""
 
 
 class Progress:

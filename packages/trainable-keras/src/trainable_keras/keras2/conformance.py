@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from trainable_core.conformance.adapter import INPUT, PLAIN, Call, Run, Way
-from trainable_keras.conformance import GRAPH, UNKNOWN_BATCH, Array, KerasAdapter, mode_of
+from trainable_keras.conformance import GRAPH, UNKNOWN_SIZES, Array, KerasAdapter, graph_shape
 from trainable_keras.keras2.framework import FRAMEWORK
 
 
@@ -23,7 +23,7 @@ class Keras2Adapter(KerasAdapter):
     devices = ("CPU", "GPU") if tf.config.list_physical_devices("GPU") else ("CPU",)
     modules = ("tensorflow", "mct_quantizers")
 
-    modes: Mapping[str, bool] = {GRAPH: True, UNKNOWN_BATCH: True}
+    modes: Mapping[str, bool] = {GRAPH: True, UNKNOWN_SIZES: True}
     thorough_modes: Mapping[str, bool] = {"XLA": False}
 
     def tensor(self, x: Array, dtype: str) -> Any:
@@ -87,8 +87,8 @@ class Keras2Adapter(KerasAdapter):
             found = gradients(call, given, self._learned(quantizer, upstream), upstream, PLAIN)
             return [each for each in found if each is not None]
 
-        mode = mode_of(quantizer, mode)
-        compiled = tf.function(step, input_signature=[signature(x, mode)], jit_compile=mode == "XLA")
+        signature = [tf.TensorSpec(graph_shape(quantizer, x, mode), tf.float32)]
+        compiled = tf.function(step, input_signature=signature, jit_compile=mode == "XLA")
         given = tf.constant(x)
         output, *rest = compiled(given)
         return self._run(quantizer, given, [output, *(rest or [None])], self.devices[0], upstream)
@@ -159,12 +159,6 @@ def gradients(
     wanted = [given, *learned] if way.input_gradient else list(learned)
     found = list(tape.gradient(output, wanted, up, unconnected_gradients=zero)) if wanted else []
     return [output, *(found if way.input_gradient else [None, *found])]
-
-
-def signature(x: Array, mode: str) -> Any:
-    """Return the spec of the input of a graph; its first dimension may be unknown."""
-    first = None if mode == UNKNOWN_BATCH else x.shape[:1]
-    return tf.TensorSpec(x.shape if first or not x.ndim else (None, *x.shape[1:]), tf.float32)
 
 
 ADAPTER = Keras2Adapter(FRAMEWORK)

@@ -14,7 +14,7 @@ import numpy as np
 from keras import ops
 
 from trainable_core.conformance.adapter import INPUT, PLAIN, Call, Run, Way
-from trainable_keras.conformance import Array, KerasAdapter, mode_of
+from trainable_keras.conformance import Array, KerasAdapter, graph_shape
 from trainable_keras.keras3 import graphs
 from trainable_keras.keras3.engine import ENGINE
 from trainable_keras.keras3.framework import FRAMEWORK
@@ -80,7 +80,8 @@ class Keras3Adapter(KerasAdapter):
     def execute(self, quantizer: Any, x: Array, mode: str, *, training: bool, upstream: Array | None) -> Run:
         trained = {} if upstream is None else self.trained(quantizer)
         call = functools.partial(quantizer, training=training)
-        output, *found = graphs.execute(call, x, mode_of(quantizer, mode), trained, upstream)
+        shape = graph_shape(quantizer, x, mode)
+        output, *found = graphs.execute(call, x, mode, trained, upstream, shape)
         return self._run(x, output, found, trained, self.devices[0])
 
     def differentiated(
@@ -121,8 +122,8 @@ class Keras3Adapter(KerasAdapter):
     def random_states(self) -> dict[str, bytes]:
         return graphs.random_states()
 
-    def other_random_state(self) -> AbstractContextManager[None]:
-        return graphs.other_random_state()
+    def other_random_state(self, seed: int | None = None) -> AbstractContextManager[None]:
+        return graphs.other_random_state(seed)
 
     def save(self, quantizer: Any) -> bytes:
         store: dict[str, Any] = {}

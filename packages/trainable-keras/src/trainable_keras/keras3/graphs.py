@@ -13,13 +13,13 @@ import numpy as np
 from keras import ops
 from numpy.typing import NDArray
 
-from trainable_keras.conformance import GRAPH, UNKNOWN_BATCH
+from trainable_keras.conformance import GRAPH, UNKNOWN_SIZES
 from trainable_keras.keras3.engine import ENGINE, Tensor
 from trainable_keras.keras3.pullback import pull_back
 
 Array = NDArray[Any]
 
-MODES: Mapping[str, bool] = {"tensorflow": {GRAPH: True, UNKNOWN_BATCH: True}, "jax": {"jit": False}}.get(ENGINE, {})
+MODES: Mapping[str, bool] = {"tensorflow": {GRAPH: True, UNKNOWN_SIZES: True}, "jax": {"jit": False}}.get(ENGINE, {})
 """Ways to run a call, and whether each gives the bits of the eager call; see the conformance kit's `Adapter`."""
 THOROUGH_MODES: Mapping[str, bool] = {"XLA": False} if ENGINE == "tensorflow" else {}
 
@@ -30,8 +30,12 @@ def execute(
     mode: str,
     variables: Mapping[str, keras.Variable],
     upstream: Array | None,
+    shape: tuple[int | None, ...],
 ) -> list[Any]:
-    """Return what `pull_back` returns, computed in one of `MODES`; without `upstream` the output and None."""
+    """Return what `pull_back` returns, computed in one of `MODES`; without `upstream` the output and None.
+
+    A graph of TensorFlow's knows the `shape` of its input, and no more.
+    """
     missing: list[bool] = []
 
     def step(given: Tensor) -> list[Tensor]:
@@ -46,7 +50,6 @@ def execute(
     if ENGINE == "tensorflow":
         import tensorflow as tf
 
-        shape = (None, *x.shape[1:]) if mode == UNKNOWN_BATCH and x.ndim else x.shape
         signature = [tf.TensorSpec(shape, tf.float32)]
         compiled = tf.function(
             step, input_signature=signature, jit_compile=mode == "XLA", autograph=False
@@ -165,8 +168,8 @@ def random_states() -> dict[str, bytes]:
 
 
 @contextmanager
-def other_random_state() -> Iterator[None]:
-    """Give the generator of `random_states` a state that nobody has seen before, and put its own back afterwards.
+def other_random_state(seed: int | None) -> Iterator[None]:
+    """Give the generator of `random_states` a state that nobody has seen before, or a seed's, and put its own back.
 
     A generator that isn't there yet is made first: it takes its seed from Python's random numbers.
     """
@@ -178,6 +181,12 @@ def other_random_state() -> Iterator[None]:
     state = global_seed_generator().state
     own = np.array(ops.convert_to_numpy(state))
     unseen = np.frombuffer(os.urandom(4 * own.size), np.uint32) >> 1  # within int32, too
+    if seed is not None:
+        unseen = np.arange(own.size) + seed
+        if ENGINE == "tensorflow":
+            import tensorflow as tf
+
+            tf.random.set_seed(seed)  # as `keras.utils.set_random_seed` does
     state.assign(unseen.reshape(own.shape).astype(own.dtype))
     try:
         yield

@@ -66,6 +66,12 @@ def refusals(subject: Subject, case: Case) -> None:
     )
     _refused("a config for the other target", lambda: cls(foreign))
     _refused("a config that is a dict", lambda: cls(fields))
+    refused = False
+    try:
+        cls(config, **{**case.arguments, UNKNOWN_OPTION: 1})
+    except Exception:  # noqa: BLE001 - Python's own TypeError says it well
+        refused = True
+    require("an option that the class doesn't have", refused, "an error", "nothing raised")
     marked = {method.name for method in cls.quantization_method}
     for method in QuantizationMethod:
         if method.name not in marked:
@@ -92,6 +98,9 @@ def refusals(subject: Subject, case: Case) -> None:
             wrong = list(case.x.shape)
             wrong[axis] += 1
             _refused("another number of channels", lambda: adapter.build(cls, config, tuple(wrong), case.arguments))
+
+
+UNKNOWN_OPTION = "misspelt_option"
 
 
 def _build(cls: Any, config: Any) -> Any:

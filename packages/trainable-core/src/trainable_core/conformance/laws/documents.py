@@ -19,6 +19,7 @@ from trainable_core.errors import TrainableError
 from trainable_core.reference.oracle import EPSILON
 from trainable_core.registry.methods import options_of
 from trainable_core.registry.process import get_backend, get_trainable_quantizer_class
+from trainable_core.schedule import SCHEDULES, schedule_from_dict
 
 
 def _bare(case: Case) -> Case:
@@ -99,6 +100,25 @@ def _others(default: Any) -> list[Any]:
     return [] if default is not None else [2, 0.5, True]
 
 
+def _writes_schedules(subject: Subject, case: Case) -> None:
+    """Require that `get_arguments` has a schedule of each kind that the class takes."""
+    for name, value in case.arguments.items():
+        if not (isinstance(value, dict) and {"t_start", "t_end"} <= value.keys()):
+            continue
+        for kind in SCHEDULES:
+            document = {**value, "kind": kind}
+            try:
+                wanted = schedule_from_dict(document).to_dict()
+                quantizer = subject.cls(case.config, **{**case.arguments, name: document})
+            except Exception:  # noqa: BLE001, S112 - a kind that has other fields, or that the class refuses
+                continue
+            written = quantizer.get_arguments().get(name)
+            what = f"get_arguments() of a quantizer with {name}={document}"
+            require(what, isinstance(written, dict), wanted, written)
+            got = schedule_from_dict(written).to_dict()
+            require(what, got == wanted, wanted, got)
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
@@ -143,6 +163,7 @@ def config_round_trip(subject: Subject, case: Case) -> None:
         "get_config() of what it rebuilt", again.get_config() == json.loads(text), text, json.dumps(again.get_config())
     )
     _writes_options(subject, case)
+    _writes_schedules(subject, case)
     if case.arguments:
         given = {name: again.get_arguments().get(name) for name in case.arguments}
         require("arguments of the constructor", given == case.arguments, case.arguments, given)

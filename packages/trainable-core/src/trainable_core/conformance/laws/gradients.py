@@ -186,8 +186,11 @@ def gradient_reaches_the_input(subject: Subject, case: Case) -> None:
             require(f"sum of the gradients of inputs inside the range{when}", total > 0, "a positive number", total)
 
 
-LOSS_SCALE = np.float32(2.0**16)
-"""What automatic mixed precision begins with; a power of two, so that each product is exact."""
+LOSS_SCALES = np.float32(2.0**16), np.float32(2.0**-24)
+"""What automatic mixed precision begins with, and the share of one element in the mean over a large output.
+
+Powers of two, so that each product is exact.
+"""
 
 
 @law(
@@ -198,15 +201,16 @@ LOSS_SCALE = np.float32(2.0**16)
 def loss_scale(subject: Subject, case: Case) -> None:
     """A loss that is multiplied by a number multiplies each gradient by it; an infinite one doesn't come out finite."""
     plain = subject.run(subject.quantizer(case), case.x, training=True, upstream=case.upstream)
-    scaled = subject.run(subject.quantizer(case), case.x, training=True, upstream=case.upstream * LOSS_SCALE)
     got = _given(plain.x)
-    # A term below the normal numbers is off by up to the smallest of them, and may be multiplied by 2**20 later:
-    # moderate thresholds and their gradients' scales are no larger.
-    allowed = LOSS_SCALE * max(got.size, 1) * SMALLEST_NORMAL * 2.0**20
-    times = f"for a loss {LOSS_SCALE:g} times as large"
-    close(f"gradient of the input {times}", _given(scaled.x), got * LOSS_SCALE, allowed)
-    for name, gradient in plain.variables.items():
-        close(f"gradient of {name} {times}", scaled.variables[name], gradient * LOSS_SCALE, allowed)
+    for factor in LOSS_SCALES:
+        scaled = subject.run(subject.quantizer(case), case.x, training=True, upstream=case.upstream * factor)
+        # A term below the normal numbers is off by up to the smallest of them, and may be multiplied by 2**20 later:
+        # moderate thresholds and their gradients' scales are no larger.
+        allowed = max(factor, 1) * max(got.size, 1) * SMALLEST_NORMAL * 2.0**20
+        times = f"for a loss {factor:g} times as large"
+        close(f"gradient of the input {times}", _given(scaled.x), got * factor, allowed)
+        for name, gradient in plain.variables.items():
+            close(f"gradient of {name} {times}", scaled.variables[name], gradient * factor, allowed)
     if not subject.element_by_element or not np.any(got):
         return
     there = np.abs(got) == np.abs(got).max()

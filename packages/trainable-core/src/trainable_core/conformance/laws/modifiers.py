@@ -158,11 +158,13 @@ class _Remembers(Modifier):
     most=3,
 )
 def modifier_state(subject: Subject, case: Case) -> None:
-    """What a modifier keeps in a quantizer is set, saved and loaded with it."""
+    """What a modifier keeps in a quantizer is set, copied, saved and loaded with it."""
     adapter = subject.adapter
     source, target = (_with(subject, case, _Remembers()) for _ in range(2))
     source.set_state(STATE, getattr(source, STATE) * 0.0 + 3.0)
     require("what a modifier keeps", _remembered(source) == 3.0, 3.0, _remembered(source))  # noqa: PLR2004 - as set
+    copied = adapter.copy(source)
+    require("what a modifier keeps, in a copy", _remembered(copied) == 3.0, 3.0, _remembered(copied))  # noqa: PLR2004
     adapter.restore(target, adapter.save(source))
     require("what a modifier keeps, loaded", _remembered(target) == 3.0, 3.0, _remembered(target))  # noqa: PLR2004
 

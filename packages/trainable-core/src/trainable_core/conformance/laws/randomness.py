@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 from trainable_core.conformance.adapter import nothing_random, random_states
 from trainable_core.conformance.case import Case, Subject, Violation, grid
 from trainable_core.conformance.declared import channel_by_channel
-from trainable_core.conformance.law import law, require
+from trainable_core.conformance.law import law, require, same_bits
 from trainable_core.conformance.laws.channels import axis_of, one_of, with_fields
 from trainable_core.conformance.strategies import Kind
 from trainable_core.conformance.sweep import on_sweep
 
+SEED = 7
 CALLS, FEWEST = 4, 16
 """Calls of which one at least differs from the first, and elements that each has, drawn one by one."""
 SPREAD = np.array([1.0, 2.0**10, 2.0**-5])
@@ -106,7 +107,7 @@ def _farthest(subject: Subject, quantizer: Any, x: NDArray[np.float32], axis: in
     most=10,
 )
 def seeds(subject: Subject, case: Case) -> None:
-    """A call in training goes on from the global random states that it finds, and sets none."""
+    """A call in training goes on from the global random states that it finds, sets none, and has no others."""
     quantizer, after = subject.quantizer(case), []
     for _ in range(2):
         with nothing_random(subject.adapter):
@@ -114,3 +115,9 @@ def seeds(subject: Subject, case: Case) -> None:
             after.append(random_states(subject.adapter))
     same = [name for name, digest in after[0].items() if after[1][name] == digest]
     require("random states that are the same after two calls from different ones", not same, [], same)
+    if subject.adapter.random_states():  # a framework that shows none can't be given one
+        repeated = []
+        for _ in range(2):
+            with nothing_random(subject.adapter, SEED):
+                repeated.append(subject.values(subject.quantizer(case), case.x, training=True))
+        same_bits("values in training of two quantizers that were made and called after one seed was set", *repeated)

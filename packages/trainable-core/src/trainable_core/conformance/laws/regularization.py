@@ -138,7 +138,7 @@ def _may_add_a_term(subject: Subject) -> bool:
     return repeatable(subject) and any(getattr(subject.cls, name, None) is not getattr(base, name) for name in names)
 
 
-CONSTANTS = (0.0, 1.0, -3.0)
+CONSTANTS = (0.0, 1.0, 0.1, -0.7)
 
 
 @law(

@@ -24,7 +24,7 @@ STATIC = Kind(moderate=True, finite=True, tensor=False, least=1)
 
 @law("Nobody trains eagerly: `fit` makes a graph, and compilers rewrite it.", kind=STATIC, about=repeatable, most=3)
 def graph_execution(subject: Subject, case: Case) -> None:
-    """In a graph, with an unknown batch or compiled, values and gradients are those of the eager call.
+    """In a graph, with unknown sizes or compiled, values and gradients are those of the eager call.
 
     A compiler may move a value by its last bits, and a code by one where rounding errors decide a tie.
     """
@@ -113,6 +113,8 @@ def gradient_mode(subject: Subject, case: Case) -> None:
         require(
             f"the gradient mode after a call, training={training}", not observed.mode_changed, "as before", "changed"
         )
+        what = f"an input without a gradient, after a call, training={training}"
+        require(what, not observed.asked, "as before", "it needs a gradient")
         if observed.recorded is not None:
             what = f"the output needs a gradient: recorded, and while nothing is, training={training}"
             require(what, observed.recorded == (True, False), (True, False), observed.recorded)

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
 from trainable_core.conformance.case import Case, Subject, Violation, grid, grid_names, hostile_step, variables
 from trainable_core.conformance.law import law, repeatable, require, same_bits
+from trainable_core.conformance.laws.channels import with_fields
 from trainable_core.conformance.strategies import Kind
 from trainable_core.enums import VariableGroup
+
+SMALL = Kind(moderate=True, finite=True, tensor=False)
 
 
 @law(
@@ -78,6 +83,50 @@ def gradient_of_a_frozen_quantizer(subject: Subject, case: Case) -> None:
         if got.x is None or expected.x is None:
             raise Violation("gradient of the input while frozen", "an array", got.x)
         same_bits("gradient of the input while frozen", got.x, expected.x)
+
+
+@law("Layers that are sensitive are switched off in a recipe, and train as float layers do.", kind=SMALL, most=4)
+def disabled(subject: Subject, case: Case) -> None:
+    """Switched off, a quantizer returns what it is given, with its gradient, and adds nothing to the loss."""
+    quantizer = subject.fresh(case, with_fields(case.config, **{f"enable_{case.config.prefix}_quantization": False}))
+    same_bits("values, switched off", subject.values(quantizer, case.x), case.x)
+    run = subject.run(quantizer, case.x, training=True, upstream=case.upstream)
+    same_bits("values in training, switched off", run.values, case.x)
+    if run.x is None:
+        raise Violation("gradient of the input, switched off", "an array", None)
+    same_bits("gradient of the input, switched off", run.x, case.upstream)
+    added = [each for each in subject.adapter.collected(quantizer, case.x) if each]
+    require("terms that it adds to the loss, switched off", not added, [], added)
+
+
+@law("A number that is counted in Python is lost with a checkpoint, and a graph counts it once.", kind=SMALL, most=4)
+def python_state(subject: Subject, case: Case) -> None:
+    """Calls that are alike change no number that an attribute holds in Python, and let no container grow."""
+    quantizer, seen = subject.quantizer(case), []
+    for _ in range(CALLS):
+        subject.values(quantizer, case.x, training=True)
+        seen.append(_plain(quantizer))
+    moving = [
+        name for name in seen[0] if all(name in each for each in seen) and _differ([each[name] for each in seen[1:]])
+    ]
+    require("attributes that change with each call in training", not moving, [], moving)
+
+
+CALLS = 5
+"""The first may fill what is kept for later calls."""
+
+
+def _plain(quantizer: Any) -> dict[str, Any]:
+    """Return the quantizer's plain numbers, and the sizes of its containers, by the names of their attributes."""
+    sizes = {
+        name: len(value) for name, value in vars(quantizer).items() if isinstance(value, list | dict | set | tuple)
+    }
+    numbers = {name: value for name, value in vars(quantizer).items() if isinstance(value, bool | int | float)}
+    return {**sizes, **numbers}
+
+
+def _differ(values: list[Any]) -> bool:
+    return all(one != other for one, other in pairwise(values))
 
 
 @law("An optimizer trains what the groups list: no variable may be missing or listed twice.", kind=Kind(moderate=True))
