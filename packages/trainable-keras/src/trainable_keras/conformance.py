@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import functools
 import gc
+import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -27,15 +28,11 @@ GRAPH, UNKNOWN_SIZES = "graph", "graph of unknown sizes"
 def graph_shape(quantizer: Any, x: NDArray[Any], mode: str) -> tuple[int | None, ...]:
     """Return the shape that a graph knows of its input.
 
-    Layers know their channels; the batch, and the images' sizes, may be unknown. Blocks are parts of weights, whose
-    sizes are always known; of other weights, the first one is unknown here, as in a layer that is built later.
+    Layers know the sizes of their weights, and their channels; the batch, and the images' sizes, may be unknown.
     """
-    config = quantizer.quantization_config
-    if mode != UNKNOWN_SIZES or config.blocks is not None or not x.ndim:
+    if mode != UNKNOWN_SIZES or not x.ndim or quantizer.quantization_config.prefix == "weights":
         return x.shape
-    if config.prefix == "weights" or x.ndim == 1:
-        return (None, *x.shape[1:])
-    return (*[None] * (x.ndim - 1), x.shape[-1])
+    return (None,) if x.ndim == 1 else (*[None] * (x.ndim - 1), x.shape[-1])
 
 
 class KerasAdapter(BaseAdapter):
@@ -51,11 +48,27 @@ class KerasAdapter(BaseAdapter):
     replaceable = ("quantized", "fake_quantize", "grid")
     devices: tuple[str, ...]
     counts_calls: bool
+    of_activations = (UNKNOWN_SIZES,)
     cases = 54  # an eager call takes milliseconds, and every shape is traced anew
 
     def __init__(self, framework: Framework) -> None:
         self.framework = framework
         self.backend = framework.backend
+
+    def shown(self, quantizer: Any, x: Array) -> None:
+        quantizer.observe(self.tensor(x, "float32"))
+
+    def settings(self) -> dict[str, Any]:
+        keras = self.framework.module
+        found = {
+            "the dtype policy": keras.mixed_precision.global_policy().name,
+            "floatx": keras.backend.floatx(),
+            "the image data format": keras.backend.image_data_format(),
+        }
+        tensorflow = sys.modules.get("tensorflow")
+        if tensorflow is not None:
+            found["whether functions run eagerly"] = tensorflow.config.functions_run_eagerly()
+        return found
 
     @property
     def contexts(self) -> Mapping[str, Callable[[], AbstractContextManager[Any]]]:  # type: ignore[override]

@@ -105,7 +105,7 @@ class TorchAdapter(BaseAdapter):
     replaceable = ("forward", "quantize", "fake_quantize", "rule", "grid")
     thorough_modes: Mapping[str, bool] = {"compiled with aot_eager": True, "compiled with inductor": False}
     casts = ("float16", "bfloat16", "float64")
-    blocks = modifiers = True
+    blocks = modifiers = copies_modifiers = True
     contexts = CONTEXTS
     default_training = (False, True)
 
@@ -211,8 +211,10 @@ class TorchAdapter(BaseAdapter):
         with torch.no_grad():
             unrecorded = quantizer(given, training)
             changed = torch.is_grad_enabled()
-        plain = torch.tensor(x)
+        plain, hooked = torch.tensor(x), []
+        hook = quantizer.register_forward_hook(lambda *_: hooked.append(1))
         quantizer(plain, training)
+        hook.remove()
         earlier, output = quantizer(given, training), quantizer(given, training)
         changed |= not torch.is_grad_enabled()
         places = [each.untyped_storage().data_ptr() for each in (given, earlier, output)]
@@ -230,7 +232,7 @@ class TorchAdapter(BaseAdapter):
         kept = [name for name, reference in held.items() if reference() is not None]
         unequal = not np.array_equal(to_numpy(up), upstream)
         shares = tuple(shared) if x.size else ()
-        return Observed(tuple(kept), shares, unequal, changed, recorded, asked=plain.requires_grad)
+        return Observed(tuple(kept), shares, unequal, changed, recorded, plain.requires_grad, not hooked)
 
     def second_derivative(
         self, quantizer: Any, x: Array, upstream: Array, directions: Mapping[str, Array]
@@ -330,6 +332,8 @@ class TorchAdapter(BaseAdapter):
             many: dict[str, Any] = {"is_grads_batched": True, "allow_unused": True}
             taken = torch.autograd.grad(output, list(leaves.values()), several, retain_graph=True, **many)
             (d_x,) = torch.autograd.grad(output, given, ones, create_graph=True)
+            # What refuses to be differentiated twice, as by `once_differentiable`, gives zeros where it is mapped.
+            torch.autograd.grad(d_x, ones, several[0], retain_graph=True, allow_unused=True)
             (second,) = torch.autograd.grad(d_x, ones, several, **many)
         except RuntimeError:  # PyTorch's, for what can't be mapped or differentiated twice
             return None
@@ -423,6 +427,21 @@ class TorchAdapter(BaseAdapter):
         except (RuntimeError, NotImplementedError) as error:
             return f"made on the meta device, and filled by load_state_dict(..., assign=True): {error}"
         return ""
+
+    def shown(self, quantizer: Any, x: Array) -> None:
+        quantizer.observe(torch.tensor(x))
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "the default dtype": torch.get_default_dtype(),
+            "the gradient mode": torch.is_grad_enabled(),
+            "anomaly detection": torch.is_anomaly_enabled(),
+            "autocast": (torch.is_autocast_enabled(), torch.is_autocast_cpu_enabled()),
+            "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
+            "the precision of products": torch.get_float32_matmul_precision(),
+            "the number of threads": torch.get_num_threads(),
+            "flushing of subnormal numbers": bool((torch.tensor([2.0**-140]) * 1.0 == 0).all()),
+        }
 
     def random_states(self) -> dict[str, bytes]:
         return {"torch": torch.get_rng_state().numpy().tobytes()}

@@ -6,7 +6,7 @@ import hashlib
 import os
 import pickle
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -96,6 +96,8 @@ class Observed:
         Whether the output is part of a graph: with gradients recorded, and while they are switched off.
     asked : bool
         Whether an input that needed no gradient needs one after the call.
+    unhooked : bool
+        Whether a call runs past what somebody has hooked onto the quantizer.
     """
 
     kept: tuple[str, ...] = ()
@@ -104,6 +106,7 @@ class Observed:
     mode_changed: bool | None = None
     recorded: tuple[bool, bool] | None = None
     asked: bool = False
+    unhooked: bool = False
 
 
 class Layer(Protocol):
@@ -154,10 +157,14 @@ class Adapter(Protocol):
     """Ways to run a call other than eagerly, and whether each gives the bits of the eager call."""
     thorough_modes: Mapping[str, bool]
     """Further ones, which take seconds each."""
+    of_activations: Collection[str]
+    """Modes that are about activations alone: a layer knows the sizes of its weights."""
     casts: Sequence[str]
     """Names of the dtypes that a whole model can be cast to."""
     blocks: bool
     """Whether its quantizers take weights with a scale for each group, or each expert."""
+    copies_modifiers: bool
+    """Whether a copy has modifiers that no recipe knows: one that is built from a document has not."""
     modifiers: bool
     """Whether modifiers of a recipe can stand on its quantizers."""
     compiles_shapes: bool
@@ -274,8 +281,14 @@ class Adapter(Protocol):
     def collected(self, quantizer: Any, x: NDArray[Any], *, training: bool = True) -> list[float]:
         """Return the terms that a loss gets from one call."""
 
+    def shown(self, quantizer: Any, x: NDArray[Any]) -> None:
+        """Let the quantizer observe a weight, as a training step begins."""
+
     def misplaced(self, quantizer: Any, x: NDArray[Any], *, training: bool) -> str:
         """Call a copy on another device, which need not compute; return what it says of a tensor on the wrong one."""
+
+    def settings(self) -> Mapping[str, Any]:
+        """Return the settings of the whole process that a quantizer could change, by name."""
 
     def random_states(self) -> Mapping[str, bytes]:
         """Return a digest of each global random state of the framework."""
@@ -324,9 +337,11 @@ class BaseAdapter:
     sizes: Sequence[int] = (2**16,)
     modes: Mapping[str, bool] = {}
     thorough_modes: Mapping[str, bool] = {}
+    of_activations: Collection[str] = ()
     casts: Sequence[str] = ()
     blocks: bool = False
     modifiers: bool = False
+    copies_modifiers: bool = False
     default_training: Sequence[bool] = (False,)
     traced: Sequence[bool] = (False, True)
     replaceable: Sequence[str] = ()
@@ -450,6 +465,14 @@ class BaseAdapter:
         terms = (self.regularization(quantizer), self.regularization_of(quantizer, x)) if training else ()
         return [term[0] for term in terms if term is not None]
 
+    def shown(self, quantizer: Any, x: NDArray[Any]) -> None:
+        """Give it the array."""
+        quantizer.observe(x)
+
+    def settings(self) -> Mapping[str, Any]:
+        """Return nothing: NumPy's own are looked at everywhere."""
+        return {}
+
     def random_states(self) -> Mapping[str, bytes]:
         """Return nothing: there is no random state beside Python's and NumPy's."""
         return {}
@@ -476,8 +499,8 @@ def random_states(adapter: Adapter) -> dict[str, bytes]:
 def nothing_random(adapter: Adapter, seed: int | None = None) -> Iterator[list[str]]:
     """Give the names of the global random states that what runs inside has changed.
 
-    It begins with states that nobody has seen before, so that setting a seed changes them, or with those of a seed; they
-    are put back.
+    It begins with states that nobody has seen before, so that setting a seed changes them, or with those of a seed.
+    They are put back.
     """
     changed: list[str] = []
     own, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the global one is meant

@@ -152,13 +152,15 @@ def by_surrogate(
         return np.asarray(surrogate(x, at) * upstream)
 
     h = STEP * at.along(x.ndim).scale
-    d_x = (value(x + h, at) - value(x - h, at)) / (2 * h)
-    d_scale = _difference(value, x, at, "scale", STEP * at.scale / (single.quant_max - single.quant_min))
-    d_zero = _difference(value, x, at, "zero_point", np.full(at.scale.shape, STEP))
+    here, there, back = value(x, at), value(x + h, at), value(x - h, at)
+    d_x, kink = (there - back) / (2 * h), np.abs(there - 2 * here + back) / (2 * h)
+    d_scale, scale_kink = _difference(value, x, at, "scale", STEP * at.scale / (single.quant_max - single.quant_min))
+    d_zero, _ = _difference(value, x, at, "zero_point", np.full(at.scale.shape, STEP))
     # A float32 quotient is off by up to ``2**n_bits * 2**-24`` step, and the slope of a surrogate that looks at the
     # place between two codes is taken to change by no more than four over a step.
     curvature = CURVATURE + 4 * (single.quant_max - single.quant_min + 1) * 2.0**-24
     allowed = np.abs(upstream) * curvature * np.maximum(1.0, np.abs(d_x / np.where(upstream == 0, 1, upstream)))
+    allowed = allowed + kink  # at a kink of the surrogate's own, each slope between those on both sides is right
     trained = set(subject.adapter.trained(quantizer))
     gradients = surrogate.own_gradients(x, at, upstream.astype(np.float64), trained)
     own = {name: gradient.value for name, gradient in gradients.items()}
@@ -180,7 +182,7 @@ def by_surrogate(
     # the differences.
     relative = (case.x.size + 16) * EPSILON
     absolute = reach * 4 * (reach + 1) * 2.0**-24 + reach**2 * DIFFERENCE
-    errors = CURVATURE * (np.abs(d_scale) + np.abs(upstream)) + np.abs(upstream) * absolute
+    errors = CURVATURE * (np.abs(d_scale) + np.abs(upstream)) + np.abs(upstream) * absolute + scale_kink
     sizes = at.reduce(np.abs(upstream) * np.float64(reach) + errors / relative)
     zero_errors = curvature / relative + 1
     sizes_zero = at.reduce(np.abs(upstream) * at.along(x.ndim).scale * zero_errors)
@@ -196,13 +198,14 @@ def _double(at: QParams) -> QParams:
 
 def _difference(
     value: Callable[[Float64, QParams], Float64], x: Float64, at: QParams, field: str, h: Float64
-) -> Float64:
-    """Return the central difference of each element's value in one of the grid's numbers."""
+) -> tuple[Float64, Float64]:
+    """Return the slope of each element's value in one of the grid's numbers, and half the distance of both sides'."""
     number = getattr(at, field)
-    there, back = (replace(at, **{field: number + sign * h}) for sign in (1, -1))
+    here = value(x, at)
+    there, back = (value(x, replace(at, **{field: number + sign * h})) for sign in (1, -1))
     distance: dict[str, Any] = {"scale": h}
     along = replace(at, **distance).along(x.ndim).scale
-    return np.asarray((value(x, there) - value(x, back)) / (2 * along))
+    return np.asarray((there - back) / (2 * along)), np.asarray(np.abs(there - 2 * here + back) / (2 * along))
 
 
 def away_from_kinks(quantizer: Any, case: Case) -> Float32:

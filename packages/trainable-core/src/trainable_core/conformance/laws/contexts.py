@@ -25,8 +25,13 @@ TERM = 2.0**-14
     most=10,
 )
 def contexts(subject: Subject, case: Case) -> None:
-    """Without gradients and under mixed precision, values are the same, and new numbers count at once."""
+    """Without gradients and under mixed precision, values are the same, new numbers count at once, and both stay on."""
     for name, enter in subject.adapter.contexts.items():
+        with enter():
+            before = subject.adapter.settings()
+            subject.values(subject.quantizer(case), case.x, training=True)
+            after = subject.adapter.settings()
+        require(f"settings of the process under {name}", after == before, before, after)
         for training in (False,) if subject.random else (False, True):
             expected = subject.values(subject.quantizer(case), case.x, training=training)
             quantizer = subject.quantizer(case)

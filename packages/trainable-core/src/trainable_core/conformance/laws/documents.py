@@ -280,5 +280,6 @@ def deepcopy(subject: Subject, case: Case) -> None:
         same_bits(f"{name} after the copy changed", value, before[name])
     same_bits("values after the copy changed", subject.values(quantizer, case.x), values)
     moved = subject.quantizer(case)
+    subject.run(moved, case.x, training=True, upstream=case.upstream)  # which may have moved variables
     move(moved, (3.0,))
     same_bits("values of the changed copy", subject.values(copied, case.x), subject.values(moved, case.x))

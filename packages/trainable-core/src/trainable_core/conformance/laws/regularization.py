@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from trainable_core.conformance.case import Case, Subject, rows, variables
 from trainable_core.conformance.declared import Penalty, declares_penalty
@@ -123,12 +124,18 @@ def regularization_once(subject: Subject, case: Case) -> None:
     subject.values(quantizer, case.x)
     evaluated = subject.adapter.collected(quantizer, case.x, training=False)
     require("number of terms that evaluating adds", not evaluated, 0, len(evaluated))
-    collected = subject.adapter.collected(quantizer, case.x)
+    before = _both_terms(subject, quantizer, case)
+    collected = np.asarray(subject.adapter.collected(quantizer, case.x), np.float32)
+    after = _both_terms(subject, quantizer, case)
+    require("number of terms", len(collected) == len(after), len(after), len(collected))
+    if not np.array_equal(collected, before):  # terms are made before the values or after them, which may move a state
+        same_bits("terms that one call in training adds", collected, after)
+
+
+def _both_terms(subject: Subject, quantizer: Any, case: Case) -> NDArray[np.float32]:
+    """Return the terms that the quantizer has now."""
     terms = subject.adapter.regularization(quantizer), subject.adapter.regularization_of(quantizer, case.x)
-    expected = [term[0] for term in terms if term is not None]
-    require("number of terms", len(collected) == len(expected), len(expected), len(collected))
-    adds = "terms that one call in training adds"
-    same_bits(adds, np.asarray(collected, np.float32), np.asarray(expected, np.float32))
+    return np.asarray([term[0] for term in terms if term is not None], np.float32)
 
 
 def _may_add_a_term(subject: Subject) -> bool:

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from trainable_core.conformance.case import BESIDE, Case, Subject, Violation, move, variables
-from trainable_core.conformance.law import law, repeatable, require, same_bits, same_mode, same_sums
+from trainable_core.conformance.case import BESIDE, Case, Config, Subject, Violation, move, variables
+from trainable_core.conformance.law import close, law, repeatable, require, same_bits, same_mode, same_sums
 from trainable_core.conformance.strategies import Kind
 from trainable_core.enums import VariableGroup
 from trainable_core.errors import TrainableError
@@ -17,6 +17,8 @@ from trainable_core.reference.oracle import EPSILON
 MODERATE = Kind(moderate=True, finite=True)
 SMALL = Kind(moderate=True, finite=True, tensor=False)
 STEP = np.float32(2.0**-6)
+TERM = 2.0**-12
+"""Relative distance of two terms whose averages were rounded at other times."""
 
 
 def train(subject: Subject, quantizer: Any, case: Case) -> None:
@@ -144,6 +146,25 @@ def recalibration(subject: Subject, case: Case) -> None:
         require(f"{name} after a second calibration", same, "the same variable", "another one")
     again = sorted(subject.adapter.trained(quantizer))
     require("what learns after a second calibration", again == learned, learned, again)
+    if not subject.random:
+        _draws_anew(subject, case, other)
+
+
+def _draws_anew(subject: Subject, case: Case, other: Config) -> None:
+    """Require that a term draws to what a second calibration found, and not to what the first one did.
+
+    A training call comes before the second calibration in one quantizer, and after it in the other: averages of what
+    both have seen are the same.
+    """
+    late, early = subject.fresh(case), subject.fresh(case, other)
+    for quantizer in (late, early):
+        subject.values(quantizer, case.x, training=True)
+        quantizer.set_quantization_params(dict.fromkeys(quantizer.widths, other.quantization_params))
+        subject.values(quantizer, case.x, training=True)
+    found, wanted = (subject.adapter.regularization(each) for each in (late, early))
+    if found is not None and wanted is not None:
+        got, expected = np.asarray(found[0]), np.asarray(wanted[0])
+        close("term for the loss after a second calibration", got, expected, TERM * np.abs(expected))
 
 
 @law("A checkpoint is loaded into the model that is already there, and deployed.", kind=SMALL)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import pickle
 import sys
 import threading
+import weakref
 from dataclasses import replace
 from typing import Any
 
@@ -31,6 +33,8 @@ def graph_execution(subject: Subject, case: Case) -> None:
     adapter, case = subject.adapter, replace(case, x=subject.normal(case.x))
     modes = {**adapter.modes, **(adapter.thorough_modes if subject.thorough else {})}
     for mode, exact in modes.items():
+        if subject.weights and mode in adapter.of_activations:
+            continue
         for training in (False, True) if subject.thorough else adapter.traced:
             eager, quantizer = subject.quantizer(case), subject.quantizer(case)
             upstream = case.upstream if exact else decided(subject, eager, case, ends=False)
@@ -73,6 +77,39 @@ def global_random_state(subject: Subject, case: Case) -> None:
         subject.values(quantizer, case.x)
         subject.deployed(quantizer, case.x)
     require("random states that evaluating and deploying change", not changed, [], changed)
+
+
+@law(
+    "A setting of the process that a quantizer changes counts for every other layer and for the user's own code.",
+    kind=SMALL,
+    most=3,
+)
+def process_settings(subject: Subject, case: Case) -> None:
+    """Building, calling and deploying a quantizer leave the process's settings and its random numbers as they were."""
+    settings = {**subject.adapter.settings(), "NumPy's treatment of errors": np.geterr()}
+    with nothing_random(subject.adapter) as changed:
+        quantizer = subject.quantizer(case)
+    drawn = [] if subject.random else changed  # a generator of its own takes its seed from Python's
+    require("random states that building a quantizer changes", not drawn, [], drawn)
+    subject.run(quantizer, case.x, training=True, upstream=case.upstream)
+    subject.values(quantizer, case.x)
+    subject.deployed(quantizer, case.x)
+    after = {**subject.adapter.settings(), "NumPy's treatment of errors": np.geterr()}
+    moved = {name: value for name, value in after.items() if value != settings[name]}
+    require("settings of the process", not moved, {name: settings[name] for name in moved}, moved)
+
+
+@law("A sweep over settings builds hundreds of models; those that are done must go.", kind=SMALL, most=1)
+def freed(subject: Subject, case: Case) -> None:
+    """Nobody holds a quantizer that was trained and deployed, after its model is gone."""
+    quantizer = subject.quantizer(case)
+    subject.run(quantizer, case.x, training=True, upstream=case.upstream)
+    subject.deployed(quantizer, case.x)
+    held = weakref.ref(quantizer)
+    del quantizer
+    if held() is not None:
+        gc.collect()
+    require("a quantizer that was deleted", held() is None, "gone", "in memory")
 
 
 @law("What a call keeps is kept for every layer of a model and every batch: memory runs out.", kind=SMALL)

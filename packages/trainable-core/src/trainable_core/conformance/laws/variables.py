@@ -11,9 +11,10 @@ from trainable_core.conformance.case import Case, Subject, Violation, ends, grid
 from trainable_core.conformance.declared import channel_by_channel, declares_surrogate
 from trainable_core.conformance.law import law, require
 from trainable_core.conformance.laws.channels import axis_of, one_of, take_over, with_fields
+from trainable_core.conformance.oracles import POWERS_OF_TWO
 from trainable_core.conformance.strategies import Kind
 from trainable_core.conformance.sweep import on_sweep
-from trainable_core.constants import RANGE_MAX, RANGE_MIN
+from trainable_core.constants import RANGE_MAX, RANGE_MIN, THRESHOLD
 from trainable_core.enums import VariableGroup
 from trainable_core.qparams import lower_bound, variables_from_params
 
@@ -38,7 +39,8 @@ def declared_variables(subject: Subject, case: Case) -> None:
         _comes_back(quantizer, given)
         largest = np.max([np.abs(each) for each in given.values()], axis=0)
         smallest, width = np.log2(lower_bound(case.config.min_threshold)), quantizer.selected_width
-        for exponent in (*np.arange(smallest, LARGEST, STRIDE), LARGEST):
+        power_of_two = case.config.quantization_method in POWERS_OF_TWO
+        for exponent in (*np.arange(smallest, LARGEST, 1 if power_of_two else STRIDE), LARGEST):
             by = np.exp2(exponent) / largest.astype(np.float64)
             scaled = {key: np.asarray(each * by, np.float32) for key, each in given.items()}
             shape = tuple(quantizer.structure.shape)
@@ -46,6 +48,10 @@ def declared_variables(subject: Subject, case: Case) -> None:
             for key, value in values.items():
                 quantizer.assign(quantizer.grid_variables(width)[key], value)
             _comes_back(quantizer, scaled)
+            if power_of_two and (scaled[THRESHOLD] == np.exp2(exponent)).all():
+                above = quantizer.grid_numbers(width)[THRESHOLD] > np.exp2(exponent)
+                what = f"threshold 2**{exponent:g}, encoded and decoded, which a larger one doubles"
+                require(what, not np.any(above), scaled[THRESHOLD], quantizer.grid_numbers(width)[THRESHOLD])
         quantizer = subject.fresh(case)
     trained = subject.adapter.trained(quantizer)
     values = variables(quantizer)
@@ -206,5 +212,7 @@ def gradient_direction(subject: Subject, case: Case) -> None:
             raise Violation(
                 f"gradient of {name} from values beyond the range, which grow with it", "a number", gradient
             )
+        if name in shared and subject.deploys_values:
+            continue  # what it clips, and where, is not said
         if np.abs(gradient).max() > CLOSE * largest and np.sum(gradient * by) < 0:  # more than what rounding leaves
             raise Violation(f"gradient of {name} where values grow with it", "a positive sum", gradient)
