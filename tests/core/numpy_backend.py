@@ -51,6 +51,8 @@ class NumpySte(BaseTrainableQuantizer):
         self.freeze_quant_params = frozen
 
     def __call__(self, x, training=False):
+        if not self.quantization_config.enabled:
+            return x.copy()
         self.require_calibrated()
         return self.snap(x)
 
@@ -78,7 +80,9 @@ class NumpyAdapter(BaseAdapter):
     def run(self, quantizer, x, *, training, dtype, device, upstream, way=PLAIN):
         given = x.astype(dtype)
         values = quantizer(given, training)
-        gradient = None if upstream is None else ste.gradients(given, upstream, quantizer.current_qparams()).x
+        gradient = None if upstream is None else upstream
+        if gradient is not None and quantizer.quantization_config.enabled:
+            gradient = ste.gradients(given, upstream, quantizer.current_qparams()).x
         return Run(values, str(values.dtype), device, given, gradient, {})
 
     def deployed(self, quantizer):

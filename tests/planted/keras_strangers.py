@@ -859,3 +859,148 @@ class NoiseOfASeed(Noisy):
 
     def noise(self, x: Any) -> Any:
         return keras.random.uniform(k.shape(x), seed=1337)
+
+
+# ---- what strangers thought of, who knew the documentation alone ----------------------------------------------------
+
+
+@broken("seeds")
+class NoiseOfNumpy(Noisy):
+    """The noise comes from a generator that the system seeds, so that no run can be repeated."""
+
+    def noise(self, x: Any) -> Any:
+        return k.convert_to_tensor(np.random.default_rng().random(tuple(x.shape), np.float32))
+
+
+class WithTerm(Tutorial):
+    """Draws weights to zero, with a strength that is an option."""
+
+    conformance_arguments = ({"strength": 0.5},)
+
+    def __init__(self, quantization_config: Any, freeze_quant_params: bool = False, strength: float = 0.25) -> None:
+        super().__init__(quantization_config, freeze_quant_params)
+        self.strength = strength
+
+    def get_arguments(self) -> dict[str, Any]:
+        return {"strength": self.strength}
+
+    def own_term(self, x: Any) -> Any:
+        return self.strength * k.sum(k.square(x)) / max(count(x), 1)
+
+    def regularization_of(self, x: Any) -> Any:
+        own, beside = self.own_term(x), super().regularization_of(x)
+        return own if beside is None else own + beside
+
+
+@broken("regularization_of_constants")
+class KurtosisOfEquals(WithTerm):
+    """The term is a kurtosis, which is 0 / 0 where all weights are equal."""
+
+    def own_term(self, x: Any) -> Any:
+        if count(x) < 2:
+            return self.strength * k.sum(x) * 0.0
+        centered = x - k.mean(x)
+        return self.strength * k.mean(centered**4) / k.square(k.mean(k.square(centered)))
+
+
+@broken("contexts")
+class SetsThePolicy(Tutorial):
+    """The constructor sets the dtype policy to float32: layers that are made later leave mixed precision."""
+
+    def __init__(self, quantization_config: Any, freeze_quant_params: bool = False) -> None:
+        keras.mixed_precision.set_global_policy("float32")
+        super().__init__(quantization_config, freeze_quant_params)
+
+
+@broken("contexts")
+class ComputesInThePolicysDtype(Tutorial):
+    """Values are rounded to the compute dtype of the global policy."""
+
+    surrogate = None
+
+    def fake_quantize(self, x: Any, grid: Grid, training: bool) -> Any:
+        dtype = keras.mixed_precision.global_policy().compute_dtype
+        return super().fake_quantize(k.cast(k.cast(x, dtype), "float32"), grid, training)
+
+
+@broken("process_settings")
+class SeedsItsStart(Tutorial):
+    """The constructor sets a seed, so that its start can be repeated: so can every shuffle after it."""
+
+    def __init__(self, quantization_config: Any, freeze_quant_params: bool = False) -> None:
+        random.seed(0)
+        super().__init__(quantization_config, freeze_quant_params)
+
+
+@broken("python_state")
+class KeepsAHistory(Tutorial):
+    """A list gets a number in each training call: in `fit` it has one tensor of a graph, which can't be read."""
+
+    def __init__(self, quantization_config: Any, freeze_quant_params: bool = False) -> None:
+        super().__init__(quantization_config, freeze_quant_params)
+        self.history: list[Any] = []
+
+    def fake_quantize(self, x: Any, grid: Grid, training: bool) -> Any:
+        if training:
+            self.history.append(count(x))
+        return super().fake_quantize(x, grid, training)
+
+
+@broken("freed")
+class RemembersAll(Tutorial):
+    """A list of the class has every quantizer, for a plot: none is ever freed."""
+
+    made: list[Any] = []  # noqa: RUF012 - the mistake
+
+    def __init__(self, quantization_config: Any, freeze_quant_params: bool = False) -> None:
+        super().__init__(quantization_config, freeze_quant_params)
+        self.made.append(self)
+
+
+@broken("config_round_trip")
+class RoundsItsOption(WithTerm):
+    """The option is rounded to three digits in the document: a strength of 1e-4 is zero after loading."""
+
+    def get_arguments(self) -> dict[str, Any]:
+        return {"strength": round(self.strength, 3)}
+
+
+@broken("refusals")
+class TakesAnyOption(WithTerm):
+    """The constructor takes any keyword, so a misspelt option is passed over."""
+
+    def __init__(self, quantization_config: Any, freeze_quant_params: bool = False, **options: Any) -> None:
+        super().__init__(quantization_config, freeze_quant_params, options.get("strength", 0.25))
+
+
+@broken("loss_scale")
+class DropsSmallGradients(Own):
+    """Gradients below 1e-6 are set to zero as noise: a mean over a large output has no others."""
+
+    def slope(self, upstream: Any, inside: Any, x: Any) -> Any:
+        gradient = super().slope(upstream, inside, x)
+        return k.where(k.abs(gradient) < 1e-6, k.zeros_like(gradient), gradient)
+
+
+@broken("nonfinite_inputs")
+class PoisonedAverage(Tutorial):
+    """A moving average takes whatever comes, a NaN or an infinity too, and keeps it."""
+
+    def add_variables(self) -> None:
+        super().add_variables()
+        self.add_state("average", np.zeros((), np.float32))
+
+    def fake_quantize(self, x: Any, grid: Grid, training: bool) -> Any:
+        if training and count(x):
+            self.set_state("average", 0.9 * self.state("average") + 0.1 * k.max(k.abs(k.stop_gradient(x))))
+        return super().fake_quantize(x, grid, training)
+
+
+@planted("keras", "graph_execution", FEW)
+@mark_quantizer(QuantizationTarget.Activation, [SYMMETRIC], "STRANGER")
+class KnowsAllButTheBatch(Tutorial):
+    """Static sizes of all axes but the batch are asked for: images of several sizes can't be quantized."""
+
+    def fake_quantize(self, x: Any, grid: Grid, training: bool) -> Any:
+        share = 1.0 / max(int(np.prod([int(each) for each in x.shape[1:]])), 1)
+        return super().fake_quantize(x, grid, training) * (share / share)

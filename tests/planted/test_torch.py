@@ -109,6 +109,13 @@ ALONE = {
     "seeds": "SeedsTheNextLayer",
     "regularization_arrives": "TermWithoutAPath",
     "several_sizes": "KeepsItsFirstCount",
+    "random_channels": "NoiseOfTheWidestChannel",
+    "regularization_of_constants": "KurtosisOfEquals",
+    "representation": "ShowsItsThreshold",
+    "disabled": "AlwaysOn",
+    "python_state": "WarmUpInPython",
+    "process_settings": "SeedsItsStart",
+    "freed": "RemembersAll",
 }
 # Laws without such a defect, and why.
 NOT_ALONE = {

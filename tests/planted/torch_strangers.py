@@ -1524,3 +1524,295 @@ class KeepsItsFirstCount(Tutorial):
 
 
 SOUND += [SoundNoise, SoundActivation]
+
+
+# ---- what strangers thought of, who knew the documentation alone ----------------------------------------------------
+
+
+@broken("random_channels")
+class NoiseOfTheWidestChannel(Noisy):
+    """The noise is as wide as the widest channel's step, in all channels."""
+
+    def fake_quantize(self, x, grid, training):
+        steps = grid.steps(x).clamp(*grid.ends)
+        noise = (torch.rand_like(x) - 0.5) * (grid.scale.max() / grid.scale) if training else 0.0
+        codes = (steps.detach().round() + noise).clamp(*grid.ends)
+        return ops.straight_through(torch.where(x.isnan(), x, codes + 0.0), steps) * grid.scale.detach()
+
+
+@broken("seeds")
+class NoiseOfTheSystem(Noisy):
+    """The noise comes from a generator that the system seeds, so that no run can be repeated."""
+
+    def noise(self, x):
+        generator = torch.Generator()
+        generator.seed()
+        return torch.rand(x.shape, generator=generator).to(x.device)
+
+
+class WithTerm(Tutorial):
+    """Draws weights to zero, with a strength that is an option."""
+
+    conformance_arguments = ({"strength": 0.5},)
+
+    def __init__(self, quantization_config, freeze_quant_params=False, strength=0.25):
+        super().__init__(quantization_config, freeze_quant_params)
+        self.strength = strength
+
+    def get_arguments(self):
+        return {"strength": self.strength}
+
+    def own_term(self, x):
+        return self.strength * x.square().sum() / max(x.numel(), 1)
+
+    def regularization_of(self, x):
+        own, beside = self.own_term(x), super().regularization_of(x)
+        return own if beside is None else own + beside
+
+
+@mark_quantizer(QuantizationTarget.Weights, [SYMMETRIC], "STRANGER")
+class SoundTerm(WithTerm):
+    """No mistake."""
+
+
+SOUND.append(SoundTerm)
+
+
+@broken("regularization_of_constants")
+class KurtosisOfEquals(WithTerm):
+    """The term is a kurtosis, which is 0 / 0 where all weights are equal."""
+
+    def own_term(self, x):
+        if x.numel() < 2:
+            return self.strength * x.sum() * 0.0
+        centered = x - x.mean()
+        return self.strength * centered.square().square().mean() / centered.square().mean().square()
+
+
+@broken("contexts")
+class TermInHalfPrecision(WithTerm):
+    """The sum of squares is a matrix product, which autocast computes in half precision."""
+
+    def own_term(self, x):
+        flat = x.flatten()
+        return self.strength * (flat @ flat) / max(x.numel(), 1)
+
+
+@broken("contexts")
+class SwitchesAutocastOff(Tutorial):
+    """Autocast is switched off by the global switch, and stays off for the layers behind."""
+
+    def fake_quantize(self, x, grid, training):
+        torch.set_autocast_enabled("cpu", False)  # noqa: FBT003 - PyTorch's call
+        return super().fake_quantize(x, grid, training)
+
+
+@broken("representation")
+class ShowsItsThreshold(Tutorial):
+    """What is printed shows the threshold, without asking whether there is one."""
+
+    def extra_repr(self):
+        return f"threshold={float(self.threshold.detach().mean()):.4g}"
+
+
+@broken("disabled")
+class AlwaysOn(Tutorial):
+    """The call is written anew, without the question whether quantization is switched off."""
+
+    def forward(self, inputs, training=None):
+        self.require_calibrated()
+        if inputs.dtype == torch.float32 and not self.modifiers and self.quantization_config.enabled is False:
+            structure = self.grid(inputs.dim() if self.quantization_config.channels_axis is not None else 0)
+            return self.fake_quantize(inputs, structure, bool(training))
+        return super().forward(inputs, training)
+
+
+@broken("python_state")
+class WarmUpInPython(Tutorial):
+    """How often it was called is counted in an attribute, which no checkpoint has, and which a graph counts once."""
+
+    surrogate = None
+
+    def __init__(self, quantization_config, freeze_quant_params=False):
+        super().__init__(quantization_config, freeze_quant_params)
+        self.calls = 0
+
+    def fake_quantize(self, x, grid, training):
+        if training:
+            self.calls += 1
+        share = 1.0 if self.calls < 500 else 0.5
+        scale = grid.scale.detach() + (grid.scale - grid.scale.detach()) * share
+        return self.codes(grid.steps(x).clamp(*grid.ends)) * scale
+
+
+@broken("process_settings")
+class SeedsItsStart(Tutorial):
+    """The constructor sets a seed, so that its start can be repeated: so can every shuffle after it."""
+
+    def __init__(self, quantization_config, freeze_quant_params=False):
+        torch.manual_seed(0)
+        super().__init__(quantization_config, freeze_quant_params)
+
+
+@broken("freed")
+class RemembersAll(Tutorial):
+    """A list of the class has every quantizer, for a plot: none is ever freed."""
+
+    made: list[nn.Module] = []  # noqa: RUF012 - the mistake
+
+    def __init__(self, quantization_config, freeze_quant_params=False):
+        super().__init__(quantization_config, freeze_quant_params)
+        self.made.append(self)
+
+
+@broken("recalibration")
+class DrawnToItsFirstStart(Tutorial):
+    """The term draws thresholds to those of the first training step, which a second calibration doesn't renew."""
+
+    def add_variables(self):
+        super().add_variables()
+        self.add_state("anchor", np.zeros(self.structure.shape, np.float32))
+
+    def fake_quantize(self, x, grid, training):
+        if training:
+            here = self.read_variable("threshold").detach()
+            self.set_state("anchor", torch.where(self.anchor == 0, here, self.anchor))
+        return super().fake_quantize(x, grid, training)
+
+    def regularization(self):
+        distance = self.read_variable("threshold") - self.anchor
+        return 0.25 * torch.where(self.anchor == 0, 0.0, distance).square().mean()
+
+
+class Consumed(torch.autograd.Function):
+    """Passes gradients where its mask is one, and writes the product into the mask."""
+
+    @staticmethod
+    def forward(ctx, steps, low, high):
+        ctx.mask = ((steps >= low) & (steps <= high)).float()
+        return steps.clamp(low, high).round() + 0.0
+
+    @staticmethod
+    def backward(ctx, upstream):
+        return ctx.mask.mul_(upstream).clone(), None, None
+
+
+@broken("interleaved_calls")
+class ConsumesItsMask(Tutorial):
+    """The backward pass multiplies into its mask: a second one through the same call has the product of both."""
+
+    surrogate = None
+
+    def fake_quantize(self, x, grid, training):
+        return Consumed.apply(grid.steps(x), *grid.ends) * grid.scale
+
+
+@broken("nonfinite_inputs")
+class PoisonedAverage(Tutorial):
+    """A moving average takes whatever comes, a NaN or an infinity too, and keeps it."""
+
+    def add_variables(self):
+        super().add_variables()
+        self.add_state("average", np.zeros((), np.float32))
+
+    def fake_quantize(self, x, grid, training):
+        if training and x.numel():
+            self.set_state("average", 0.9 * self.average + 0.1 * x.detach().abs().max())
+        return super().fake_quantize(x, grid, training)
+
+
+@broken("config_round_trip")
+class RoundsItsOption(WithTerm):
+    """The option is rounded to three digits in the document: a strength of 1e-4 is zero after loading."""
+
+    def get_arguments(self):
+        return {"strength": round(self.strength, 3)}
+
+
+@broken("config_round_trip")
+class ZeroIsNotGiven(WithTerm):
+    """`strength or 0.25`: whoever switches the term off, with zero, trains with the default."""
+
+    def __init__(self, quantization_config, freeze_quant_params=False, strength=0.25):
+        super().__init__(quantization_config, freeze_quant_params, strength or 0.25)
+
+
+@broken("refusals")
+class TakesAnyOption(WithTerm):
+    """The constructor takes any keyword, so a misspelt option is passed over."""
+
+    def __init__(self, quantization_config, freeze_quant_params=False, **options):
+        super().__init__(quantization_config, freeze_quant_params, options.get("strength", 0.25))
+
+
+@broken("loss_scale")
+class DropsSmallGradients(Own):
+    """Gradients below 1e-6 are set to zero as noise: a mean over a large output has no others."""
+
+    def backward(self, x, scale, upstream):
+        gradient = super().backward(x, scale, upstream)
+        return torch.where(gradient.abs() < 1e-6, 0.0, gradient)
+
+
+@broken("other_device")
+class ConstantFromTheConstructor(Tutorial):
+    """A constant is made in the constructor: a model that was made on the meta device has it there for good."""
+
+    def __init__(self, quantization_config, freeze_quant_params=False):
+        super().__init__(quantization_config, freeze_quant_params)
+        self.half = torch.full((), 0.5)
+
+    def fake_quantize(self, x, grid, training):
+        half = self.half if x.device == self.half.device else self.half.to(x.device)
+        return super().fake_quantize(x, grid, training) * (half + half)
+
+
+@broken("gradient_mode")
+class AsksForAGradient(Tutorial):
+    """A training call asks for the gradient of its input: the user's batch keeps it."""
+
+    def fake_quantize(self, x, grid, training):
+        if training and torch.is_grad_enabled() and x.is_leaf and not x.requires_grad:
+            x.requires_grad_()
+        return super().fake_quantize(x, grid, training)
+
+
+@broken("replaced_methods")
+class PassesHooksOver(Tutorial):
+    """A call goes to `forward` directly: hooks on the quantizer are never called."""
+
+    def __call__(self, inputs, training=None):
+        return self.forward(inputs, training)
+
+
+@broken("modifier_state")
+class ObservesForItself(Tutorial):
+    """`observe` is written anew without the base class's: no modifier sees a weight."""
+
+    @torch.no_grad()
+    def observe(self, x):
+        self.__dict__["norm"] = float(x.norm())
+
+
+@broken("modifier_state")
+class CopiesItsConfig(Tutorial):
+    """A copy is made of the config alone, without what modifiers have counted."""
+
+    def __deepcopy__(self, memo):
+        again = type(self).from_config(self.get_config())
+        again.train(self.training)
+        memo[id(self)] = again
+        return again
+
+
+@broken("declared_variables", POWER_OF_TWO)
+class ExponentialOfAProduct(Tutorial):
+    """A threshold of 2**13 comes back a little larger by `exp(v * log(2))`, and a power of two doubles it."""
+
+    grid_parameters = ("log2_threshold",)
+
+    def encode_grid(self, numbers):
+        return {"log2_threshold": np.log2(numbers["threshold"])}
+
+    def decode_grid(self, variables):
+        return {"threshold": (variables["log2_threshold"] * float(np.log(2))).exp()}

@@ -41,11 +41,12 @@ def exclude_from_weight_decay(framework: Framework, optimizer: Any, qmodel: Any)
 def regularization(framework: Framework, qmodel: Any) -> Tensor:
     """Return the sum of the quantizers' terms for the loss; see `trainable_keras.regularization`."""
     state_of(framework, qmodel)
-    terms = [quantizer.regularization() for quantizer in trainable_quantizers(qmodel)]
+    enabled = [each for each in trainable_quantizers(qmodel) if each.quantization_config.enabled]
+    terms = [quantizer.regularization() for quantizer in enabled]
     wrappers = [part for part in parts_of(qmodel) if isinstance(part, KerasWrapper)]
     weights = {id(q): (w, q) for wrapper in wrappers for _, w, q in wrapper.weights_now()}  # shared ones once
     for weight, quantizer in weights.values():
-        if isinstance(quantizer, BaseTrainableQuantizer):
+        if isinstance(quantizer, BaseTrainableQuantizer) and quantizer.quantization_config.enabled:
             terms.append(quantizer.regularization_of(framework.functions.cast(weight, "float32")))
     return framework.functions.total([term for term in terms if term is not None])
 

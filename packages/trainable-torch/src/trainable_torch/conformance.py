@@ -404,7 +404,7 @@ class TorchAdapter(BaseAdapter):
 
     def collected(self, quantizer: Any, x: Array, *, training: bool = True) -> list[float]:
         quantizer.train(training)(torch.tensor(x), training)
-        return super().collected(quantizer, x, training=training)
+        return [] if quantizer.is_switched_off else super().collected(quantizer, x, training=training)
 
     def misplaced(self, quantizer: Any, x: Array, *, training: bool) -> str:
         moved = copy.deepcopy(quantizer).to("meta").train(training)

@@ -149,8 +149,9 @@ def regularization(qmodel: nn.Module) -> Tensor:
     Add it to the loss: ``loss = criterion(qmodel(x), y) + regularization(qmodel)``.
     """
     state_of(qmodel)
-    terms = [quantizer.regularization() for quantizer in quantizers_of(qmodel).values()]
-    terms += [quantizer.regularization_of(weight.float()) for weight, quantizer in _weights_of(qmodel)]
+    terms = [each.regularization() for each in quantizers_of(qmodel).values() if not each.is_switched_off]
+    weights = [(weight, each) for weight, each in _weights_of(qmodel) if not each.is_switched_off]
+    terms += [quantizer.regularization_of(weight.float()) for weight, quantizer in weights]
     terms = [term for term in terms if term is not None]
     if not terms:
         device = next((p.device for p in qmodel.parameters()), torch.device("cpu"))

@@ -95,9 +95,7 @@ def disabled(subject: Subject, case: Case) -> None:
     if run.x is None:
         raise Violation("gradient of the input, switched off", "an array", None)
     same_bits("gradient of the input, switched off", run.x, case.upstream)
-    terms = subject.adapter.regularization(quantizer), subject.adapter.regularization_of(quantizer, case.x)
-    added = [*subject.adapter.collected(quantizer, case.x), *(term[0] for term in terms if term is not None)]
-    added = [each for each in added if each]
+    added = [each for each in subject.adapter.collected(quantizer, case.x) if each]
     require("terms that it adds to the loss, switched off", not added, [], added)
 
 
