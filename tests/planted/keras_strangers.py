@@ -933,7 +933,7 @@ class SeedsItsStart(Tutorial):
 
 
 @broken("python_state")
-class KeepsAHistory(Tutorial):
+class NotesEachCall(Tutorial):
     """A list gets a number in each training call: in `fit` it has one tensor of a graph, which can't be read."""
 
     def __init__(self, quantization_config: Any, freeze_quant_params: bool = False) -> None:

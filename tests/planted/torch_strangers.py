@@ -1603,7 +1603,7 @@ class SwitchesAutocastOff(Tutorial):
     """Autocast is switched off by the global switch, and stays off for the layers behind."""
 
     def fake_quantize(self, x, grid, training):
-        torch.set_autocast_enabled("cpu", False)  # noqa: FBT003 - PyTorch's call
+        torch.set_autocast_enabled("cpu", False)
         return super().fake_quantize(x, grid, training)
 
 

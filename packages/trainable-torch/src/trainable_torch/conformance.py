@@ -436,7 +436,7 @@ class TorchAdapter(BaseAdapter):
             "the default dtype": torch.get_default_dtype(),
             "the gradient mode": torch.is_grad_enabled(),
             "anomaly detection": torch.is_anomaly_enabled(),
-            "autocast": (torch.is_autocast_enabled(), torch.is_autocast_cpu_enabled()),
+            "autocast": tuple(torch.is_autocast_enabled(device) for device in ("cpu", "cuda")),
             "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
             "the precision of products": torch.get_float32_matmul_precision(),
             "the number of threads": torch.get_num_threads(),
