@@ -187,6 +187,8 @@ class Dithered(NumpySte):
     training_forward = "random"
 
     def __call__(self, x, training=False):
+        if not self.quantization_config.enabled:
+            return super().__call__(x)
         noise = np.random.default_rng().random(np.shape(x), np.float32) - np.float32(0.5)
         scale = self.current_qparams().along(np.ndim(x)).scale
         return super().__call__((x + noise * scale).astype(x.dtype) if training else x)

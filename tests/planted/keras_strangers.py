@@ -595,7 +595,8 @@ class LooksAtValues(Tutorial):
         return super().fake_quantize(x, grid, training)
 
 
-@broken("graph_execution")
+@planted("keras", "graph_execution", FEW)
+@mark_quantizer(QuantizationTarget.Activation, [SYMMETRIC], "STRANGER")
 class NeedsTheBatch(Tutorial):
     """The tensor is flattened with the number of its elements, which is not known where the batch is not."""
 
