@@ -64,8 +64,8 @@ def test_every_law_meets_some_quantizers():
     assert {check.law.name for check in CHECKS} == about - {SLOW}
     # the others are about methods without an oracle, or with a penalty that is declared, such as a plugin's
     without = {"gradients_arrive", "gradient_direction", "declared_penalty", "gradient_reaches_the_input"}
-    random = {"random_values", "seeds"}
-    of_modules = {"contexts", "mode_of_the_call"}  # Keras has neither
+    random = {"random_values", "random_channels", "seeds"}
+    of_modules = {"mode_of_the_call"}  # Keras's calls say it, or nobody does
     assert set(LAWS) - about == {*without, *random, *of_modules, "regularization_arrives"}
 
 
