@@ -675,3 +675,18 @@ def test_the_command_prints_what_the_cases_covered(numpy_backend, tmp_path, caps
 def test_values_of_a_large_array_are_cut_short():
     assert len(shown(np.zeros(100_000, np.float32))) < 40_000
     assert "100000" in shown(np.zeros(100_000, np.float32))
+
+
+def test_the_grids_of_a_class_share_laws_on_calls_out_where_cases_are_few():
+    laws = [law for law in LAWS.values() if law.about(SUBJECTS[0]) and law.about(SUBJECTS[1])]
+    assert SUBJECTS[0].cls is SUBJECTS[1].cls
+    shares = [[report.shared_out(laws, subject, SUBJECTS[:2], seed) for subject in SUBJECTS[:2]] for seed in (0, 1)]
+    for first, second in shares:
+        names, others = ({law.name for law in each} for each in (first, second))
+        assert names | others == {law.name for law in laws}
+        assert {"on_grid", "tie_rule"} <= names & others  # on values
+        assert not {"deepcopy", "pickling", "fresh_output"} & names & others  # on calls
+    assert {law.name for law in shares[0][0]} & {"deepcopy", "pickling"} == {law.name for law in shares[1][1]} & {
+        "deepcopy",
+        "pickling",
+    }
