@@ -123,6 +123,7 @@ class _Helper(threading.Thread):
         self.left, self.found, self.begins = left, found, begins
         self.imports = True
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        environment.setdefault("OMP_NUM_THREADS", "1")  # threads of several processes wait for each other's cores
         self.process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
             [sys.executable, "-m", __name__],
             env=environment,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +18,11 @@ from trainable_core.constants import RANGE_MAX, RANGE_MIN, THRESHOLD
 from trainable_core.enums import VariableGroup
 from trainable_core.qparams import lower_bound, variables_from_params
 
-TURNS = 4
-"""Tensors that a gradient may arrive from: where a channel is one element, some are inside the range."""
+PLACES: tuple[Literal["over", "beyond"], ...] = ("over", "over", "over", "over", "beyond")
+"""Where the tensors are that a gradient may arrive from.
+
+Where a channel is one element, some of several are inside the range; and of a wide range, few are beyond it.
+"""
 
 CLOSE = 2.0**-12
 """Relative distance allowed between two float32 computations of one term: vectorized and not, or with another shape."""
@@ -118,8 +121,8 @@ def gradients_arrive(subject: Subject, case: Case) -> None:
 
 def _without_gradient(subject: Subject, case: Case) -> set[str]:
     found: set[str] = set()
-    for turn in range(TURNS):
-        quantizer, x = on_sweep(subject, case, turn=turn)
+    for turn, where in enumerate(PLACES):
+        quantizer, x = on_sweep(subject, case, where, turn=turn)
         upstream = np.resize(np.array([1, -2, 0.5, 3, -1], np.float32), x.shape)
         run = subject.run(quantizer, x, training=True, upstream=upstream)
         found |= {name for name, gradient in run.variables.items() if np.any(gradient)}
