@@ -345,7 +345,7 @@ class BaseAdapter:
     default_training: Sequence[bool] = (False,)
     traced: Sequence[bool] = (False, True)
     replaceable: Sequence[str] = ()
-    cases: int = 400
+    cases: int = 300
     compiles_shapes: bool = False
     contexts: Mapping[str, Callable[[], AbstractContextManager[Any]]] = {}
 
