@@ -11,6 +11,7 @@ from tests.keras.framework import (
     ENGINE,
     apply_gradients,
     dtype_policy,
+    internal,
     keras,
     kl,
     name_of,
@@ -33,6 +34,7 @@ from tests.keras.models import (
     state,
     train,
     vectors,
+    weights_only,
 )
 from trainable_core.errors import InvalidArgumentError, ModelError
 from trainable_keras import (
@@ -122,6 +124,9 @@ def test_thresholds_can_be_kept_from_the_weight_decay_of_fit() -> None:
     assert not np.array_equal(numpy(kernel), old)
 
 
+LsqWeightsQuantizer = internal("quantizers").LsqWeightsQuantizer
+
+
 # ---- the loss -------------------------------------------------------------------------------------------------------
 
 
@@ -133,6 +138,14 @@ def test_the_terms_of_all_quantizers_are_summed() -> None:
     qmodel = ready(network(), dqa(bit_cost_weight=0.25))
     # three layers, logits all equal: the mean of 2 and 8 bits; exact in float32
     assert float(numpy(regularization(qmodel))) == 3 * 0.25 * 5.0
+
+
+def test_a_quantizer_that_is_switched_off_adds_no_term(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LsqWeightsQuantizer, "regularization", lambda _: tensor(1.0))
+    monkeypatch.setattr(LsqWeightsQuantizer, "regularization_of", lambda *_: tensor(1.0))
+    off = [{"match": {"name": "head"}, "weights": {"enabled": False}}]
+    terms = [regularization(ready(network(), weights_only("LSQ", rules=rules))) for rules in ([], off)]
+    assert [float(numpy(each)) for each in terms] == [6.0, 4.0]  # of three layers, or of two: two terms each
 
 
 @only_tensorflow("AutoGraph is TensorFlow's")

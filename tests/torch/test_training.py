@@ -19,6 +19,7 @@ from trainable_torch import (
     regularization,
     wrap,
 )
+from trainable_torch.quantizers.lsq import LsqWeightsQuantizer
 from trainable_torch.training import quantizers_of
 
 COSTLY = spec("DQA", arguments={"bit_cost_weight": 0.5})
@@ -200,6 +201,15 @@ def test_regularization_is_the_sum_over_quantizers():
     torch.testing.assert_close(regularization(qmodel), torch.tensor(3 * 0.5 * 28 / 3))
     regularization(qmodel).backward()
     assert all(quantizer.logits.grad.abs().sum() > 0 for quantizer in quantizers_of(qmodel).values())
+
+
+def test_a_quantizer_that_is_switched_off_adds_no_term(monkeypatch):
+    one = torch.ones(())
+    monkeypatch.setattr(LsqWeightsQuantizer, "regularization", lambda _: one)
+    monkeypatch.setattr(LsqWeightsQuantizer, "regularization_of", lambda *_: one)
+    off = [{"match": {"name": "head"}, "weights": {"enabled": False}}]
+    terms = [regularization(ready(network(), weights_only("LSQ", rules=rules))) for rules in ([], off)]
+    assert [float(each) for each in terms] == [6.0, 4.0]  # of three layers, or of two: two terms each
 
 
 def test_regularization_pulls_towards_fewer_bits():

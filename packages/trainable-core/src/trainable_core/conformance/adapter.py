@@ -470,7 +470,7 @@ class BaseAdapter:
         quantizer.observe(x)
 
     def settings(self) -> Mapping[str, Any]:
-        """Return nothing: NumPy's own are looked at everywhere."""
+        """Return nothing: `settings` adds NumPy's own."""
         return {}
 
     def random_states(self) -> Mapping[str, bytes]:
@@ -493,6 +493,11 @@ def random_states(adapter: Adapter) -> dict[str, bytes]:
     own = {"random": random.getstate(), "numpy.random": np.random.get_state()}  # noqa: NPY002 - the global one is meant
     digests = {name: hashlib.sha256(pickle.dumps(state)).digest() for name, state in own.items()}
     return {**digests, **adapter.random_states()}
+
+
+def settings(adapter: Adapter) -> dict[str, Any]:
+    """Return the settings of the whole process by name: NumPy's, and the framework's."""
+    return {"NumPy's treatment of errors": np.geterr(), **adapter.settings()}
 
 
 @contextmanager

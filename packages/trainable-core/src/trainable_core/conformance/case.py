@@ -361,11 +361,16 @@ def move(quantizer: Any, factors: tuple[float, ...]) -> None:
         quantizer.assign(variable, (value * by if name in grid else value + (by - 1)).astype(np.float32))
 
 
+def with_fields(config: Config, **changes: Any) -> Config:
+    """Return a config with some fields changed, checked again."""
+    fields = {name: getattr(config, name) for name in type(config).model_fields}
+    return type(config)(**{**fields, **changes})
+
+
 def uncalibrated(config: Config) -> Config:
     """Return a config without quantization params, but for a sign that no calibration decides."""
-    fields = {name: getattr(config, name) for name in type(config).model_fields}
     kept = {} if config.calibrated else config.quantization_params
-    return type(config)(**{**fields, f"{config.prefix}_quantization_params": kept})
+    return with_fields(config, **{f"{config.prefix}_quantization_params": kept})
 
 
 def grid(quantizer: Any, width: int | None = None) -> QParams:

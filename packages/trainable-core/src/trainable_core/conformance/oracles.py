@@ -60,6 +60,11 @@ def decided(subject: Subject, quantizer: Any, case: Case, *, ends: bool) -> Floa
     return np.where(tensor(case.config, unsure, case.x.shape), np.float32(0), case.upstream)
 
 
+def step_at_ties(x: NDArray[Any], at: QParams) -> Float64:
+    """Return one step of the grid where rounding errors decide a tie, by which a value may differ, and else zero."""
+    return np.where(near_tie(x, at), at.along(x.ndim).scale.astype(np.float64), 0.0)
+
+
 def _to_kink(quotient: Float64, at: QParams) -> Float64:
     """Return how far quotients are from where the gradient of the input ends, in steps: a table's may end beyond it."""
     places = [*ends(at, quotient.ndim), *(table.edges(at.levels) if at.levels else ())]

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from trainable_core.conformance.case import BESIDE, Case, Config, Subject, grid, variables
+from trainable_core.conformance.case import BESIDE, Case, Config, Subject, grid, variables, with_fields
 from trainable_core.conformance.declared import channel_by_channel, treats_elements_alike
 from trainable_core.conformance.law import law, same_bits
 from trainable_core.conformance.strategies import Kind
@@ -21,12 +21,6 @@ def of_weights(subject: Subject) -> bool:
 def takes_blocks(subject: Subject) -> bool:
     """Say that a law is about weights whose values follow from the elements of their block."""
     return channel_by_channel(subject) and subject.adapter.blocks and not subject.tables
-
-
-def with_fields(config: Config, **changes: Any) -> Config:
-    """Return a config with some fields changed, checked again."""
-    fields = {name: getattr(config, name) for name in type(config).model_fields}
-    return type(config)(**{**fields, **changes})
 
 
 def one_of(config: Config, channel: int) -> Config:

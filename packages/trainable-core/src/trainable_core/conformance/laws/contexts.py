@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from trainable_core.conformance.adapter import settings
 from trainable_core.conformance.case import Case, Subject, Violation, fixed_axes, move
 from trainable_core.conformance.law import close, law, repeatable, require, same_bits, same_sums
 from trainable_core.conformance.laws.sequences import doubled
@@ -28,9 +29,9 @@ def contexts(subject: Subject, case: Case) -> None:
     """Without gradients and under mixed precision, values are the same, new numbers count at once, and both stay on."""
     for name, enter in subject.adapter.contexts.items():
         with enter():
-            before = subject.adapter.settings()
+            before = settings(subject.adapter)
             subject.values(subject.quantizer(case), case.x, training=True)
-            after = subject.adapter.settings()
+            after = settings(subject.adapter)
         require(f"settings of the process under {name}", after == before, before, after)
         for training in (False,) if subject.random else (False, True):
             expected = subject.values(subject.quantizer(case), case.x, training=training)

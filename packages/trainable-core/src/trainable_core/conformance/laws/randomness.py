@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainable_core.conformance.adapter import nothing_random, random_states
-from trainable_core.conformance.case import Case, Subject, Violation, grid
+from trainable_core.conformance.case import Case, Subject, Violation, grid, with_fields
 from trainable_core.conformance.declared import channel_by_channel
 from trainable_core.conformance.law import law, require, same_bits
-from trainable_core.conformance.laws.channels import axis_of, one_of, with_fields
+from trainable_core.conformance.laws.channels import axis_of, one_of
 from trainable_core.conformance.strategies import Kind
 from trainable_core.conformance.sweep import on_sweep
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -87,8 +87,13 @@ def _differences(term: Moved, here: float, step: float) -> tuple[float, float]:
 
 def _writes_tensor_term(subject: Subject) -> bool:
     """Return whether the class has a term of its own that depends on the tensor, and nobody defines its gradient."""
-    own = getattr(subject.cls, "regularization_of", BaseTrainableQuantizer.regularization_of)
-    return own is not BaseTrainableQuantizer.regularization_of and not _has_tensor_term(subject)
+    return _writes(subject, "regularization_of") and not _has_tensor_term(subject)
+
+
+def _writes(subject: Subject, name: str) -> bool:
+    """Return whether the class has a method of that name which is not the base class's."""
+    base = getattr(BaseTrainableQuantizer, name)
+    return getattr(subject.cls, name, base) is not base
 
 
 def _has_tensor_term(subject: Subject) -> bool:
@@ -124,25 +129,24 @@ def regularization_once(subject: Subject, case: Case) -> None:
     subject.values(quantizer, case.x)
     evaluated = subject.adapter.collected(quantizer, case.x, training=False)
     require("number of terms that evaluating adds", not evaluated, 0, len(evaluated))
-    before = _both_terms(subject, quantizer, case)
-    collected = np.asarray(subject.adapter.collected(quantizer, case.x), np.float32)
-    after = _both_terms(subject, quantizer, case)
+    before = [term[0] for term in _terms(subject, quantizer, case.x)]
+    collected = subject.adapter.collected(quantizer, case.x)
+    after = [term[0] for term in _terms(subject, quantizer, case.x)]
     require("number of terms", len(collected) == len(after), len(after), len(collected))
-    if not np.array_equal(collected, before):  # terms are made before the values or after them, which may move a state
-        same_bits("terms that one call in training adds", collected, after)
+    if collected != before:  # terms are made before the values or after them, which may move a state
+        adds = "terms that one call in training adds"
+        same_bits(adds, np.asarray(collected, np.float32), np.asarray(after, np.float32))
 
 
-def _both_terms(subject: Subject, quantizer: Any, case: Case) -> NDArray[np.float32]:
-    """Return the terms that the quantizer has now."""
-    terms = subject.adapter.regularization(quantizer), subject.adapter.regularization_of(quantizer, case.x)
-    return np.asarray([term[0] for term in terms if term is not None], np.float32)
+def _terms(subject: Subject, quantizer: Any, x: NDArray[Any]) -> list[tuple[float, Mapping[str, NDArray[Any]]]]:
+    """Return the terms that the quantizer has now, each with its gradients."""
+    terms = subject.adapter.regularization(quantizer), subject.adapter.regularization_of(quantizer, x)
+    return [term for term in terms if term is not None]
 
 
 def _may_add_a_term(subject: Subject) -> bool:
     """Return whether the class has a term of its own."""
-    names = ("regularization", "regularization_of")
-    base = BaseTrainableQuantizer
-    return repeatable(subject) and any(getattr(subject.cls, name, None) is not getattr(base, name) for name in names)
+    return repeatable(subject) and (_writes(subject, "regularization") or _writes(subject, "regularization_of"))
 
 
 CONSTANTS = (0.0, 1.0, 0.1, -0.7)
@@ -159,12 +163,10 @@ def regularization_of_constants(subject: Subject, case: Case) -> None:
     for constant in CONSTANTS:
         quantizer, x = subject.quantizer(case), np.full(case.x.shape, constant, np.float32)
         subject.values(quantizer, x, training=True)
-        for term in (subject.adapter.regularization(quantizer), subject.adapter.regularization_of(quantizer, x)):
-            if term is None:
-                continue
+        for value, gradients in _terms(subject, quantizer, x):
             what = f"where all elements are {constant}"
-            require(f"term for the loss, {what}", np.isfinite(term[0]), "a finite number", term[0])
-            for name, gradient in term[1].items():
+            require(f"term for the loss, {what}", np.isfinite(value), "a finite number", value)
+            for name, gradient in gradients.items():
                 finite = np.isfinite(gradient)
                 require(f"gradient of the term by {name or 'the tensor'}, {what}", finite, "finite numbers", gradient)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from trainable_core.conformance.case import BESIDE, Case, Config, Subject, Violation, move, variables
+from trainable_core.conformance.case import BESIDE, Case, Config, Subject, Violation, move, variables, with_fields
 from trainable_core.conformance.law import close, law, repeatable, require, same_bits, same_mode, same_sums
 from trainable_core.conformance.strategies import Kind
 from trainable_core.enums import VariableGroup
@@ -129,10 +129,8 @@ def doubled(params: Any) -> dict[str, Any]:
 )
 def recalibration(subject: Subject, case: Case) -> None:
     """A second calibration gives what a first one with its numbers gives, in the same variables."""
-    config = case.config
-    fields = {name: getattr(config, name) for name in type(config).model_fields}
-    params = doubled(config.quantization_params)
-    other = type(config)(**{**fields, f"{config.prefix}_quantization_params": params})
+    params = doubled(case.config.quantization_params)
+    other = with_fields(case.config, **{f"{case.config.prefix}_quantization_params": params})
     quantizer, expected = subject.fresh(case), subject.fresh(case, other)
     subject.values(quantizer, case.x)
     own = {name: quantizer.get_quantizer_variable(name) for name in quantizer.variable_names}

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from trainable_core.conformance.adapter import nothing_random
+from trainable_core.conformance.adapter import nothing_random, settings
 from trainable_core.conformance.case import Case, Subject, Violation, fixed_axes, move, rows, tensor, variables
 from trainable_core.conformance.law import close, law, repeatable, require, same_bits, same_mode, same_sums
-from trainable_core.conformance.oracles import decided
+from trainable_core.conformance.oracles import decided, step_at_ties
 from trainable_core.conformance.strategies import Kind
-from trainable_core.reference.oracle import EPSILON, near_tie
+from trainable_core.reference.oracle import EPSILON
 
 MODERATE = Kind(moderate=True, finite=True)
 SMALL = Kind(moderate=True, finite=True, tensor=False)
@@ -50,7 +50,7 @@ def graph_execution(subject: Subject, case: Case) -> None:
                 x = rows(case.config, case.x)
                 moved = np.zeros(x.shape)
                 for at in subject.grids(quantizer, case).values():
-                    moved = moved + np.where(near_tie(x, at), at.along(x.ndim).scale.astype(np.float64), 0.0)
+                    moved = moved + step_at_ties(x, at)
                 if subject.method.oracle is not None:  # it knows of ties in what a method makes of the input
                     state = subject.state(quantizer, case)
                     moved = np.maximum(moved, subject.method.oracle.values(x, state, training).allowed)
@@ -86,7 +86,7 @@ def global_random_state(subject: Subject, case: Case) -> None:
 )
 def process_settings(subject: Subject, case: Case) -> None:
     """Building, calling and deploying a quantizer leave the process's settings and its random numbers as they were."""
-    settings = {**subject.adapter.settings(), "NumPy's treatment of errors": np.geterr()}
+    before = settings(subject.adapter)
     with nothing_random(subject.adapter) as changed:
         quantizer = subject.quantizer(case)
     drawn = [] if subject.random else changed  # a generator of its own takes its seed from Python's
@@ -94,9 +94,8 @@ def process_settings(subject: Subject, case: Case) -> None:
     subject.run(quantizer, case.x, training=True, upstream=case.upstream)
     subject.values(quantizer, case.x)
     subject.deployed(quantizer, case.x)
-    after = {**subject.adapter.settings(), "NumPy's treatment of errors": np.geterr()}
-    moved = {name: value for name, value in after.items() if value != settings[name]}
-    require("settings of the process", not moved, {name: settings[name] for name in moved}, moved)
+    moved = {name: value for name, value in settings(subject.adapter).items() if value != before[name]}
+    require("settings of the process", not moved, {name: before[name] for name in moved}, moved)
 
 
 @law("A sweep over settings builds hundreds of models; those that are done must go.", kind=SMALL, most=1)

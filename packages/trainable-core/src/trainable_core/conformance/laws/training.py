@@ -8,9 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from trainable_core.conformance.case import Case, Subject, Violation, grid, grid_names, hostile_step, variables
+from trainable_core.conformance.case import (
+    Case,
+    Subject,
+    Violation,
+    grid,
+    grid_names,
+    hostile_step,
+    variables,
+    with_fields,
+)
 from trainable_core.conformance.law import law, repeatable, require, same_bits
-from trainable_core.conformance.laws.channels import with_fields
 from trainable_core.conformance.strategies import Kind
 from trainable_core.enums import VariableGroup
 

@@ -10,10 +10,10 @@ import numpy as np
 from trainable_core.conformance.adapter import FORWARD, INPUT, VECTORIZED, Run
 from trainable_core.conformance.case import Case, Subject, Violation, grid, move, rows, tensor, variables
 from trainable_core.conformance.law import close, elementwise, law, repeatable, require, same_bits
-from trainable_core.conformance.oracles import by_oracle
+from trainable_core.conformance.oracles import by_oracle, step_at_ties
 from trainable_core.conformance.strategies import Kind
 from trainable_core.qparams import Float32
-from trainable_core.reference.oracle import EPSILON, near_tie
+from trainable_core.reference.oracle import EPSILON
 
 MODERATE = Kind(moderate=True, finite=True)
 SMALL = Kind(moderate=True, finite=True, tensor=False)
@@ -188,9 +188,8 @@ def vectorized_calls(subject: Subject, case: Case) -> None:
             same_bits(what, values, alone)
             continue
         # an exponential's last bits depend on how many there are: see `channels.differ_by_last_bits`
-        at, by_rows = grid(each), rows(case.config, given)
-        steps = np.where(near_tie(by_rows, at), at.along(by_rows.ndim).scale.astype(np.float64), 0.0)
-        close(what, values, alone, tensor(case.config, steps, given.shape) + 4 * EPSILON * np.abs(alone))
+        steps = tensor(case.config, step_at_ties(rows(case.config, given), grid(each)), given.shape)
+        close(what, values, alone, steps + 4 * EPSILON * np.abs(alone))
 
 
 @law(

@@ -7,10 +7,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from trainable_core.conformance.case import Case, Subject, Violation, ends, grid, grid_names, variables
+from trainable_core.conformance.case import Case, Subject, Violation, ends, grid, grid_names, variables, with_fields
 from trainable_core.conformance.declared import channel_by_channel, declares_surrogate
 from trainable_core.conformance.law import law, require
-from trainable_core.conformance.laws.channels import axis_of, one_of, take_over, with_fields
+from trainable_core.conformance.laws.channels import axis_of, one_of, take_over
 from trainable_core.conformance.oracles import POWERS_OF_TWO
 from trainable_core.conformance.strategies import Kind
 from trainable_core.conformance.sweep import on_sweep
