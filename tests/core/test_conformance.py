@@ -690,3 +690,27 @@ def test_the_grids_of_a_class_share_laws_on_calls_out_where_cases_are_few():
         "deepcopy",
         "pickling",
     }
+
+
+def test_where_there_is_no_case_for_each_quantizer_laws_are_tried_on_as_many_as_there_are_cases_for(monkeypatch):
+    monkeypatch.setattr(type(ADAPTER), "cases", report.FEWEST * 2)
+    many = [replace(SUBJECTS[number % 2], cls=type(f"Of{number}", (NumpySte,), {})) for number in range(8)]
+    laws = [law for law in LAWS.values() if all(law.about(each) for each in many)]
+    tried = [[{law.name for law in report.shared_out(laws, each, many, seed)} for each in many] for seed in range(4)]
+    for shares in tried:
+        assert {sum(law.name in own for own in shares) for law in laws} == {2}
+    for place in range(8):  # successive seeds try every law on every quantizer
+        assert set().union(*(shares[place] for shares in tried)) == {law.name for law in laws}
+
+
+def test_a_run_shares_laws_out_only_where_there_are_too_few_cases(monkeypatch):
+    given = []
+    monkeypatch.setattr(report.parallel, "run", lambda pending, *_: given.extend(pending) or [[] for _ in pending])
+    monkeypatch.setattr(type(ADAPTER), "cases", report.FEWEST)
+    report.run(SUBJECTS[:1], list(LAWS.values()), seed=0)
+    assert [law.name for law in given[0].laws] == [law.name for law in LAWS.values() if law.about(SUBJECTS[0])]
+    monkeypatch.setattr(type(ADAPTER), "cases", 1)
+    report.run(SUBJECTS[:2], list(LAWS.values()), seed=0)
+    assert len(given[1].laws) < len(given[0].laws)
+    report.run(SUBJECTS[:2], [LAWS["deepcopy"]], seed=0)  # laws that somebody asked for
+    assert [[law.name for law in each.laws] for each in given[3:]] == [["deepcopy"]] * 2

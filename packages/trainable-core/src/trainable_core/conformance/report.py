@@ -139,7 +139,7 @@ def run(
     """Try laws on quantizers, in as many processes as there are `jobs`; `progress` is called with what is tried next.
 
     The other arguments are `try_law`'s. No result depends on the number of processes. Where every law is tried and a
-    backend has cases for the fewest alone, the grids of a class share the laws out that are about its calls.
+    backend has cases for the fewest alone, quantizers share the laws out: see `shared_out`.
     """
     report = Report(examples, seed)
     pending, before = [], 0
@@ -164,24 +164,42 @@ def run(
 
 def share(subject: Subject, subjects: Sequence[Subject], *, thorough: bool) -> int:
     """Return how many cases per law a quantizer gets: many where few are checked."""
-    together = sum(each.key.backend == subject.key.backend for each in subjects)
-    many = min(max(subject.adapter.cases // together, FEWEST), MOST)
+    many = min(max(subject.adapter.cases // len(_together(subject, subjects)), FEWEST), MOST)
     return many * THOROUGH if thorough else many
 
 
-def shared_out(laws: Sequence[Law], subject: Subject, subjects: Sequence[Subject], seed: int) -> list[Law]:
-    """Return a grid's share of laws: a law on calls is tried on one grid of each class, on another with another seed.
+def _together(subject: Subject, subjects: Sequence[Subject]) -> list[Subject]:
+    return [each for each in subjects if each.key.backend == subject.key.backend]
 
-    A class has the same code for all of its grids, but for the values and gradients themselves.
+
+def shared_out(laws: Sequence[Law], subject: Subject, subjects: Sequence[Subject], seed: int) -> list[Law]:
+    """Return a quantizer's share of laws, which goes on with the seed.
+
+    A law on calls is tried on one grid of each class: a class has the same code for all of its grids, but for the
+    values and gradients themselves. Where a backend has less than one case for each quantizer, every law is tried on
+    as many quantizers as it has the fewest cases for, spread over the classes.
     """
-    grids = [each for each in subjects if each.cls is subject.cls]
-    place, names = grids.index(subject), list(LAWS)
-    return [
-        law
-        for law in laws
-        if law.check.__module__.rpartition(".")[2] not in OF_CALLS
-        or (names.index(law.name) + seed) % len(grids) == place
-    ]
+    names, together, cases = list(LAWS), _together(subject, subjects), subject.adapter.cases
+
+    def own(law: Law) -> bool:
+        turn = names.index(law.name) + seed
+        if cases < len(together):
+            return subject in _spread([each for each in together if law.about(each)], cases // FEWEST, turn)
+        grids = [each for each in together if each.cls is subject.cls and law.about(each)]
+        return not of_calls(law) or subject in _spread(grids, 1, turn)
+
+    return [law for law in laws if own(law)]
+
+
+def _spread(subjects: Sequence[Subject], many: int, turn: int) -> list[Subject]:
+    """Return so many of the subjects, at equal distances; the next ones for the next turn."""
+    every = max(len(subjects) // max(many, 1), 1)
+    return list(subjects[turn % every :: every])
+
+
+def of_calls(law: Law) -> bool:
+    """Return whether a law is about calls, and not about values and gradients."""
+    return law.check.__module__.rpartition(".")[2] in OF_CALLS
 
 
 OF_CALLS = {
