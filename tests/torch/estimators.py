@@ -125,4 +125,23 @@ class Logarithm(BasePytorchTrainableQuantizer):
         return ops.straight_through(steps.detach().round() + 0.0, steps) * grid.scale
 
 
-SOUND = (LsqPlus, Stochastic, DoReFa, Blend, Logarithm)
+@mark_quantizer(QuantizationTarget.Activation, [SYMMETRIC], "FOLLOWS")
+class Follows(BasePytorchTrainableQuantizer):
+    """The threshold follows the batches' largest magnitudes (Jacob et al., 2018), until it is frozen."""
+
+    training_forward = "soft"
+    depends_on = "tensor"
+
+    def fake_quantize(self, x, grid, training):
+        return ops.ste_fake_quantize(x, grid)
+
+    def quantize(self, x, training):
+        if training and not self.freeze_quant_params and x.numel():
+            threshold = self.get_quantizer_variable("threshold")
+            with torch.no_grad():
+                largest = x.detach().float().abs().nan_to_num(posinf=0.0).max()
+                threshold.copy_(torch.where(largest > 0, 0.9 * threshold + 0.1 * largest, threshold))
+        return super().quantize(x, training)
+
+
+SOUND = (LsqPlus, Stochastic, DoReFa, Blend, Logarithm, Follows)

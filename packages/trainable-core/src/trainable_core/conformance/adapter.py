@@ -169,6 +169,8 @@ class Adapter(Protocol):
     """Whether modifiers of a recipe can stand on its quantizers."""
     compiles_shapes: bool
     """Whether every operation is compiled anew for each shape: then shapes are few."""
+    rounds_alike: bool
+    """Whether values have the same bits whichever derivatives are asked for: a compiler joins a function with them."""
     contexts: Mapping[str, Callable[[], AbstractContextManager[Any]]]
     """What a call may be in the context of, without a change of its values: no gradients, mixed precision."""
     cases: int
@@ -347,6 +349,7 @@ class BaseAdapter:
     replaceable: Sequence[str] = ()
     cases: int = 300
     compiles_shapes: bool = False
+    rounds_alike: bool = True
     contexts: Mapping[str, Callable[[], AbstractContextManager[Any]]] = {}
 
     def misplaced(self, quantizer: Any, x: NDArray[Any], *, training: bool) -> str:

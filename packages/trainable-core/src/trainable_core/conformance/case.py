@@ -402,6 +402,14 @@ def variables(quantizer: Any) -> dict[str, NDArray[Any]]:
     }
 
 
+def moves_in_a_call(subject: Subject, case: Case, x: NDArray[Any]) -> bool:
+    """Return whether a call in training moves a variable, as a threshold that is a moving average."""
+    quantizer = subject.quantizer(case)
+    before = variables(quantizer)
+    subject.values(quantizer, x, training=True)
+    return any(not np.array_equal(value, before[name]) for name, value in variables(quantizer).items())
+
+
 def granularity(config: Config) -> set[str]:
     """Return what has a threshold of its own, in the words of a report."""
     if not isinstance(config, TrainableQuantizerWeightsConfig) or config.blocks is None:

@@ -156,6 +156,32 @@ def same_mode(subject: Subject, case: Case, what: str, got: Any, expected: Any) 
     same_bits(f"values of {what}, in a call that does not say whether the model trains", *values)
 
 
+def same_training(subject: Subject, case: Case, what: str, got: Run, expected: Run) -> None:
+    """Require equal values, and equal gradients of the input, of a quantizer that learns and one where less learns.
+
+    A framework that compiles a function together with the derivatives that are asked for may round it otherwise where
+    fewer are. A soft value is then off by a few roundings of numbers as large as the largest value, which has up to
+    ``2 ** width`` steps; so the argument of a derivative is off by a few times ``2 ** width * EPSILON`` steps.
+    """
+    if got.x is None or expected.x is None:
+        raise Violation(f"gradient of the input {what}", "an array", got.x)
+    if subject.adapter.rounds_alike or subject.method.training_forward == "deployed":
+        same_bits(f"values {what}", got.values, expected.values)
+        same_bits(f"gradient of the input {what}", got.x, expected.x)
+        return
+    width = max([case.config.n_bits, *(each.n_bits for each in case.config.candidates or [])])
+    for name, one, other, roundings in (
+        ("values", got.values, expected.values, ROUNDINGS),
+        ("gradient of the input", got.x, expected.x, ROUNDINGS * 2**width),
+    ):
+        largest = np.abs(other[np.isfinite(other)]).max(initial=0.0)
+        close(f"{name} {what}", one, other, roundings * EPSILON * float(largest))
+
+
+ROUNDINGS = 16
+"""Operations on a value that may be rounded otherwise, those included that a steep derivative makes larger."""
+
+
 def same_sums(
     what: str, got: Mapping[str, NDArray[Any]], expected: Mapping[str, NDArray[Any]], run: Run, upstream: NDArray[Any]
 ) -> None:

@@ -26,6 +26,7 @@ class Keras3Adapter(KerasAdapter):
 
     counts_calls = True
     compiles_shapes = ENGINE == "jax"
+    rounds_alike = ENGINE != "jax"
     cases = 18 if ENGINE == "jax" else KerasAdapter.cases  # JAX traces every gradient anew
     dtypes = ("float32", "float16", "bfloat16") if ENGINE == "jax" else ("float32", "float16", "bfloat16", "float64")
     devices, modules = ("default",), ("keras", ENGINE, "mct_quantizers")

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainable_core.conformance.case import Case, Subject, Violation, move, uncalibrated, variables
+from trainable_core.conformance.case import Case, Subject, Violation, move, moves_in_a_call, uncalibrated, variables
 from trainable_core.conformance.law import law, require, same_bits, same_mode
 from trainable_core.conformance.strategies import Kind
 from trainable_core.errors import TrainableError
@@ -274,12 +274,14 @@ def deepcopy(subject: Subject, case: Case) -> None:
         _select_another(other)
         copied_other = subject.adapter.copy(other)
         _same(subject, "a copy made after another width was selected", case, copied_other, other)
-    values, before = subject.values(quantizer, case.x), variables(quantizer)
+    values, before, entries = subject.values(quantizer, case.x), variables(quantizer), subject.adapter.entries(copied)
     move(copied, (3.0,))
     for name, value in variables(quantizer).items():
         same_bits(f"{name} after the copy changed", value, before[name])
     same_bits("values after the copy changed", subject.values(quantizer, case.x), values)
     moved = subject.quantizer(case)
-    subject.run(moved, case.x, training=True, upstream=case.upstream)  # which may have moved variables
+    subject.run(moved, case.x, training=True, upstream=case.upstream)
+    if moves_in_a_call(subject, case, case.x):
+        subject.adapter.restore_entries(moved, entries)
     move(moved, (3.0,))
     same_bits("values of the changed copy", subject.values(copied, case.x), subject.values(moved, case.x))

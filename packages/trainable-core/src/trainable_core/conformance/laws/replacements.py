@@ -22,9 +22,9 @@ SMALL = Kind(moderate=True, finite=True, tensor=False)
 )
 def replaced_methods(subject: Subject, case: Case) -> None:
     """A method that is wrapped in the object is called where a subclass's would be, a hook too, and nothing changes."""
-    adapter, cls = subject.adapter, subject.cls
-    expected = subject.run(subject.quantizer(case), case.x, training=True, upstream=case.upstream)
-    evaluated, told = subject.values(subject.quantizer(case), case.x), _told(subject, subject.quantizer(case))
+    adapter, cls, plain = subject.adapter, subject.cls, subject.quantizer(case)
+    expected = subject.run(plain, case.x, training=True, upstream=case.upstream)
+    evaluated, told = subject.values(plain, case.x), _told(subject, plain)
     observed = adapter.observe(subject.quantizer(case), case.x, case.upstream, training=True)
     require("a hook on the quantizer", not observed.unhooked, "called", "passed over")
     for name in adapter.replaceable:

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from trainable_core.conformance.case import Case, Subject, variables
-from trainable_core.conformance.law import law, repeatable, same_bits
+from trainable_core.conformance.case import Case, Subject, moves_in_a_call
+from trainable_core.conformance.law import law, repeatable, same_bits, same_training
 from trainable_core.conformance.strategies import Kind
 
 SMALL = Kind(moderate=True, finite=True, tensor=False)
@@ -17,7 +17,10 @@ SMALL = Kind(moderate=True, finite=True, tensor=False)
 def compared(subject: Subject, what: str, case: Case, got: Any, expected: Any) -> None:
     """Require that two quantizers are at the same step: that they give the same in training, and the same term."""
     first, other = (subject.run(each, case.x, training=True, upstream=case.upstream) for each in (got, expected))
-    same_bits(f"values in training {what}", first.values, other.values)
+    if sorted(first.variables) == sorted(other.variables):
+        same_bits(f"values in training {what}", first.values, other.values)
+    else:
+        same_training(subject, case, f"in training {what}", first, other)
     for name, gradient in other.variables.items():
         if name in first.variables:
             same_bits(f"gradient of {name} {what}", first.variables[name], gradient)
@@ -77,7 +80,7 @@ def _take_over_averages(subject: Subject, case: Case, calls: int, called: Any, e
 def schedule_of_a_frozen_quantizer(subject: Subject, case: Case) -> None:
     """A frozen quantizer's schedule goes on as that of one that learns."""
     case = _calibrated(case)
-    if _moves_in_a_call(subject, case):
+    if moves_in_a_call(subject, case, case.x):
         return  # what is frozen stays where it is, and the other goes on
     straight, frozen = subject.quantizer(case), subject.quantizer(case)
     frozen.freeze()
@@ -87,14 +90,6 @@ def schedule_of_a_frozen_quantizer(subject: Subject, case: Case) -> None:
             each.advance()
     frozen.freeze(frozen=False)
     compared(subject, "after thawing", case, frozen, straight)
-
-
-def _moves_in_a_call(subject: Subject, case: Case) -> bool:
-    """Return whether a call in training moves a variable, as a threshold that is a moving average."""
-    quantizer = subject.quantizer(case)
-    before = variables(quantizer)
-    subject.values(quantizer, case.x, training=True)
-    return any(not np.array_equal(value, before[name]) for name, value in variables(quantizer).items())
 
 
 @law("Averaged weights are copies that are taken in the middle of a schedule.", kind=SMALL, about=repeatable)
