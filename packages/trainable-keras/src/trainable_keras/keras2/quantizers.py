@@ -22,6 +22,7 @@ from trainable_keras.keras2.functions import FUNCTIONS
 from trainable_keras.keras2.grid import GRIDS
 from trainable_keras.keras2.ops import OPS
 from trainable_keras.quantizers import KerasQuantizer, classes_for
+from trainable_keras.quantizers.base import by_name
 
 
 class BaseKerasTrainableQuantizer(
@@ -159,7 +160,8 @@ class BaseKerasTrainableQuantizer(
 
     def all_variables(self) -> dict[str, Any]:
         """Return all variables of the layer by name, without the layer's."""
-        return {short_name(variable): variable for variable in [*self._trainable_weights, *self._non_trainable_weights]}
+        own = [*self._trainable_weights, *self._non_trainable_weights]
+        return by_name((short_name(variable), variable) for variable in own)
 
     def initialize_quantization(self, tensor_shape: Any, name: str, layer: Any) -> dict[str, Any]:
         """Create the variables for a tensor; see core's base class."""

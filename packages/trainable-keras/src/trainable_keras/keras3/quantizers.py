@@ -23,6 +23,7 @@ from trainable_keras.keras3.grid import GRIDS, Grid
 from trainable_keras.keras3.ops import OPS
 from trainable_keras.ops import BELOW_HALF
 from trainable_keras.quantizers import KerasQuantizer, classes_for
+from trainable_keras.quantizers.base import by_name
 
 
 class BaseKerasTrainableQuantizer(
@@ -163,7 +164,7 @@ class BaseKerasTrainableQuantizer(
 
     def all_variables(self) -> dict[str, keras.Variable]:
         """Return all variables of the layer by name."""
-        return {variable.name: variable for variable in self.variables}
+        return by_name((variable.name, variable) for variable in self.variables)
 
     def initialize_quantization(self, tensor_shape: Any, name: str, layer: Any) -> dict[str, Any]:
         """Create the variables for a tensor; see core's base class."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -29,6 +30,15 @@ BUILT_IN = "trainable_keras.quantizers."
 
 _READ: ContextVar[dict[int, Tensor] | None] = ContextVar("read", default=None)
 """Values of the variables that the present call of a quantizer has read, by the variables' `id`; see `reading_once`."""
+
+
+def by_name(variables: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """Return variables by their names, with a number where several have the same one, as seed generators have."""
+    found: dict[str, Any] = {}
+    for name, variable in variables:
+        names = (name if number == 0 else f"{name}_{number}" for number in itertools.count())
+        found[next(each for each in names if each not in found)] = variable
+    return found
 
 
 class KerasQuantizer(BaseTrainableQuantizer):
