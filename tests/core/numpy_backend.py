@@ -72,9 +72,9 @@ class NumpyAdapter(BaseAdapter):
     devices = ("cpu",)
     modules = ("numpy",)
 
-    def build(self, cls, config, shape, arguments):
+    def build(self, cls, config, shape, arguments, name="tensor"):
         quantizer = cls(config, **arguments)
-        quantizer.initialize_quantization(shape, "tensor", None)
+        quantizer.initialize_quantization(shape, name, None)
         return quantizer
 
     def run(self, quantizer, x, *, training, dtype, device, upstream, way=PLAIN):

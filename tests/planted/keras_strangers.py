@@ -983,7 +983,7 @@ class DropsSmallGradients(Own):
         return k.where(k.abs(gradient) < 1e-6, k.zeros_like(gradient), gradient)
 
 
-@broken("nonfinite_inputs")
+@broken("bad_batches")
 class PoisonedAverage(Tutorial):
     """A moving average takes whatever comes, a NaN or an infinity too, and keeps it."""
 
@@ -1005,3 +1005,74 @@ class KnowsAllButTheBatch(Tutorial):
     def fake_quantize(self, x: Any, grid: Grid, training: bool) -> Any:
         share = 1.0 / max(int(np.prod([int(each) for each in x.shape[1:]])), 1)
         return super().fake_quantize(x, grid, training) * (share / share)
+
+
+@broken("graph_execution")
+class KeepsItsMask(Tutorial):
+    """What is clipped is kept in an attribute for a callback: in `fit` that is a tensor of a finished graph."""
+
+    def fake_quantize(self, x, grid, training):
+        self.clipped = k.abs(k.stop_gradient(grid.steps(x))) > grid.quant_max
+        return super().fake_quantize(x, grid, training)
+
+
+@broken("graph_execution")
+class KeepsTheUpstream(Own):
+    """The backward pass keeps the upstream gradient in an attribute, to log its norm."""
+
+    def slope(self, upstream, inside, x):
+        self.last = upstream
+        return super().slope(upstream, inside, x)
+
+
+@broken("determinism")
+class DrawsWhenEvaluated(Tutorial):
+    """Noise is drawn when the model is evaluated too, and not used: validation changes the draws of training."""
+
+    training_forward = "random"
+    surrogate = None
+
+    def __init__(self, quantization_config, freeze_quant_params=False):
+        super().__init__(quantization_config, freeze_quant_params)
+        self.seed_generator = keras.random.SeedGenerator()
+
+    def fake_quantize(self, x, grid, training):
+        noise = keras.random.uniform(k.shape(x), -0.5, 0.5, dtype="float32", seed=self.seed_generator)
+        low, high = grid.quant_min - grid.zero_point, grid.quant_max - grid.zero_point
+        steps = k.minimum(k.maximum(grid.steps(x), low), high)
+        if training:
+            steps = k.minimum(k.maximum(steps + noise, low), high)
+        return self.codes(steps) * grid.scale
+
+
+@broken("freeze")
+class AverageMovesWhenUntrainable(Tutorial):
+    """A threshold that is a moving average heeds `freeze_quant_params`, and not Keras's own `trainable = False`."""
+
+    learns_grid = False
+    training_forward = "soft"
+    depends_on = "tensor"
+    surrogate = None
+
+    def quantized(self, x, training):
+        if training and not self.freeze_quant_params:
+            values = k.stop_gradient(x)
+            largest = self.functions.largest(k.where(k.isfinite(values), k.abs(values), 0.0))
+            old = self.read_variable("threshold")
+            new = k.where(largest > 0, 0.9 * old + 0.1 * largest, old)
+            self.get_quantizer_variable("threshold").assign(new)
+        return super().quantized(x, training)
+
+
+@broken("config_round_trip")
+class ZeroIsMissing(Tutorial):
+    """`strength or 0.1` takes a zero for a value that is missing."""
+
+    conformance_arguments = ({"strength": 0.5},)
+
+    def __init__(self, quantization_config, freeze_quant_params=False, strength=0.1):
+        super().__init__(quantization_config, freeze_quant_params)
+        self.strength = strength or 0.1
+
+    def get_arguments(self):
+        return {"strength": self.strength}

@@ -1707,7 +1707,7 @@ class ConsumesItsMask(Tutorial):
         return Consumed.apply(grid.steps(x), *grid.ends) * grid.scale
 
 
-@broken("nonfinite_inputs")
+@broken("bad_batches")
 class PoisonedAverage(Tutorial):
     """A moving average takes whatever comes, a NaN or an infinity too, and keeps it."""
 
@@ -1816,3 +1816,131 @@ class ExponentialOfAProduct(Tutorial):
 
     def decode_grid(self, variables):
         return {"threshold": (variables["log2_threshold"] * float(np.log(2))).exp()}
+
+
+@broken("contexts")
+class DeterministicForAll(Tutorial):
+    """The constructor demands deterministic algorithms of the whole process, for the method's own sum."""
+
+    def __init__(self, quantization_config, freeze_quant_params=False):
+        super().__init__(quantization_config, freeze_quant_params)
+        torch.use_deterministic_algorithms(True)
+
+
+@broken("contexts")
+class DefaultDtypeForAll(Tutorial):
+    """A call sets the default dtype, so that its constants have it, and does not put it back."""
+
+    def fake_quantize(self, x, grid, training):
+        torch.set_default_dtype(torch.float32)
+        return super().fake_quantize(x, grid, training)
+
+
+@broken("several_quantizers")
+class SizesByName(Tutorial):
+    """The number of elements is kept for all models of the process, by the layer's name."""
+
+    sizes: dict[str, int] = {}  # noqa: RUF012 - the mistake
+
+    def initialize_quantization(self, tensor_shape, name, layer):
+        self.elements = self.sizes.setdefault(name, int(np.prod(tensor_shape)))
+        return super().initialize_quantization(tensor_shape, name, layer)
+
+    def fake_quantize(self, x, grid, training):
+        factor = max(self.elements, 1) ** -0.5
+        scale = grid.scale.detach() + (grid.scale - grid.scale.detach()) * factor
+        return super().fake_quantize(x, grid, training) / grid.scale.detach() * scale
+
+    surrogate = None
+
+
+@broken("schedule_resume")
+class LoadsOnlyByItself(Tutorial):
+    """A number is read in `load_state_dict`, which PyTorch calls for a whole model and for no part of it."""
+
+    strength = 0.0
+
+    def state_dict(self, *args, destination=None, prefix="", keep_vars=False):
+        state = super().state_dict(*args, destination=destination, prefix=prefix, keep_vars=keep_vars)
+        state[prefix + "strength"] = torch.tensor(self.strength)
+        return state
+
+    def load_state_dict(self, state_dict, strict=True, assign=False):
+        state = dict(state_dict)
+        self.strength = float(state.pop("strength"))
+        return super().load_state_dict(state, strict, assign)
+
+
+@broken("regularization_gradient")
+class TermOfNoCallsYet(Tutorial):
+    """A term is divided by the number of calls: the first loss, before any call, is NaN."""
+
+    def add_variables(self):
+        super().add_variables()
+        self.add_state("calls", np.zeros((), np.float32))
+
+    def fake_quantize(self, x, grid, training):
+        if training:
+            self.set_state("calls", self.calls + 1)
+        return super().fake_quantize(x, grid, training)
+
+    def regularization(self):
+        return 1e-3 * (self.threshold.square().mean() * self.calls.sign()) / self.calls.sign()
+
+
+@broken("python_state")
+class CoinOfPython(Tutorial):
+    """A generator of Python's own decides about each call: no checkpoint has it, and a graph asks it once."""
+
+    def __init__(self, quantization_config, freeze_quant_params=False):
+        super().__init__(quantization_config, freeze_quant_params)
+        self.coin = random.Random(3)  # noqa: S311 - no secret
+
+    def fake_quantize(self, x, grid, training):
+        if training and self.coin.random() < 0.5:
+            return super().fake_quantize(x.clone(), grid, training)
+        return super().fake_quantize(x, grid, training)
+
+
+@broken("determinism")
+class AverageOfGradients(Own):
+    """A moving average is set in the backward pass, of an evaluation too: a saliency map trains it."""
+
+    def add_variables(self):
+        super().add_variables()
+        self.add_state("size", np.zeros((), np.float32))
+
+    def backward(self, x, scale, upstream):
+        with torch.no_grad():
+            self.size.mul_(0.9).add_(0.1 * upstream.abs().nan_to_num(posinf=0.0).sum())
+        return super().backward(x, scale, upstream)
+
+
+@broken("config_round_trip")
+class ZeroIsMissing(Tutorial):
+    """`strength or 0.1` takes a zero for a value that is missing."""
+
+    conformance_arguments = ({"strength": 0.5},)
+
+    def __init__(self, quantization_config, freeze_quant_params=False, strength=0.1):
+        super().__init__(quantization_config, freeze_quant_params)
+        self.strength = strength or 0.1
+
+    def get_arguments(self):
+        return {"strength": self.strength}
+
+
+@broken("bad_batches")
+class MeanOfNothing(Tutorial):
+    """The average of an empty tensor is NaN, and stays in the state."""
+
+    def add_variables(self):
+        super().add_variables()
+        self.add_state("average", np.zeros((), np.float32))
+
+    def fake_quantize(self, x, grid, training):
+        if training:
+            with torch.no_grad():
+                mean = torch.where(x.isfinite(), x.abs(), 0.0).mean()
+            self.set_state("average", 0.9 * self.average + 0.1 * mean)
+        return super().fake_quantize(x, grid, training)

@@ -35,6 +35,13 @@ def graph_shape(quantizer: Any, x: NDArray[Any], mode: str) -> tuple[int | None,
     return (None,) if x.ndim == 1 else (*[None] * (x.ndim - 1), x.shape[-1])
 
 
+def _is_symbolic(value: Any) -> bool:
+    """Return whether a value is a tensor of a graph, or of a trace, of any of Keras's engines."""
+    tensorflow, jax = sys.modules.get("tensorflow"), sys.modules.get("jax")
+    of_graph = tensorflow is not None and tensorflow.is_symbolic_tensor(value)
+    return bool(of_graph or (jax is not None and isinstance(value, jax.core.Tracer)))
+
+
 class KerasAdapter(BaseAdapter):
     """The part of a `trainable_core.conformance.adapter.Adapter` that is the same for both Kerases.
 
@@ -70,9 +77,28 @@ class KerasAdapter(BaseAdapter):
             found["whether functions run eagerly"] = tensorflow.config.functions_run_eagerly()
         return found
 
+    def left_by_graphs(self, quantizer: Any) -> list[str]:
+        return [name for name, value in vars(quantizer).items() if _is_symbolic(value)]
+
+    def withhold(self, quantizer: Any) -> bool:
+        quantizer.trainable = False
+        return True
+
     @property
     def contexts(self) -> Mapping[str, Callable[[], AbstractContextManager[Any]]]:  # type: ignore[override]
-        return {"the policy mixed_bfloat16": self._policy}
+        return {"the policy mixed_bfloat16": self._policy, "other defaults of the process": self._defaults}
+
+    @contextmanager
+    def _defaults(self) -> Iterator[None]:
+        backend = self.framework.module.backend
+        own = backend.floatx(), backend.image_data_format()
+        backend.set_floatx("float16" if own[0] == "float32" else "float32")
+        backend.set_image_data_format("channels_first" if own[1] == "channels_last" else "channels_last")
+        try:
+            yield
+        finally:
+            backend.set_floatx(own[0])
+            backend.set_image_data_format(own[1])
 
     @contextmanager
     def _policy(self) -> Iterator[None]:
@@ -89,9 +115,16 @@ class KerasAdapter(BaseAdapter):
         array = self.framework.functions.to_numpy(x)
         return np.array(array, np.float32 if array.dtype.name == "bfloat16" else None)
 
-    def build(self, cls: type[Any], config: Any, shape: tuple[int, ...], arguments: Mapping[str, Any]) -> Any:
+    def build(
+        self,
+        cls: type[Any],
+        config: Any,
+        shape: tuple[int, ...],
+        arguments: Mapping[str, Any],
+        name: str = "tensor",
+    ) -> Any:
         quantizer = cls(config, **arguments)
-        quantizer.initialize_quantization(shape, "tensor", None)
+        quantizer.initialize_quantization(shape, name, None)
         return quantizer
 
     def tensor(self, x: Array, dtype: str) -> Any:

@@ -43,9 +43,26 @@ Array = NDArray[Any]
 
 WRONG_DEVICE = "on the same device", "is not on the expected device"
 """What PyTorch says of tensors on two devices."""
+
+
+@contextmanager
+def other_defaults() -> Iterator[None]:
+    """Give a context in which the process has other settings than it had: a dtype, and which algorithms are used."""
+    dtype, deterministic = torch.get_default_dtype(), torch.are_deterministic_algorithms_enabled()
+    warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.set_default_dtype(torch.float64 if dtype == torch.float32 else torch.float32)
+    torch.use_deterministic_algorithms(not deterministic)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(dtype)
+        torch.use_deterministic_algorithms(deterministic, warn_only=warns)
+
+
 CONTEXTS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "torch.no_grad": torch.no_grad,
     "torch.inference_mode": torch.inference_mode,
+    "other defaults of the process": other_defaults,
     "torch.autocast": functools.partial(torch.autocast, "cpu", torch.bfloat16),
 }
 
@@ -109,8 +126,15 @@ class TorchAdapter(BaseAdapter):
     contexts = CONTEXTS
     default_training = (False, True)
 
-    def build(self, cls: type[Any], config: Any, shape: tuple[int, ...], arguments: Mapping[str, Any]) -> Any:
-        (quantizer := cls(config, **arguments)).initialize_quantization(shape, "tensor", None)
+    def build(
+        self,
+        cls: type[Any],
+        config: Any,
+        shape: tuple[int, ...],
+        arguments: Mapping[str, Any],
+        name: str = "tensor",
+    ) -> Any:
+        (quantizer := cls(config, **arguments)).initialize_quantization(shape, name, None)
         return quantizer
 
     def run(
@@ -476,11 +500,11 @@ class TorchAdapter(BaseAdapter):
         return copy.deepcopy(quantizer)
 
     def save(self, quantizer: Any) -> bytes:
-        torch.save(quantizer.state_dict(), buffer := io.BytesIO())
+        torch.save(nn.ModuleList([quantizer]).state_dict(), buffer := io.BytesIO())  # models are what is saved
         return buffer.getvalue()
 
     def restore(self, quantizer: Any, state: bytes) -> None:
-        quantizer.load_state_dict(torch.load(io.BytesIO(state), weights_only=True))
+        nn.ModuleList([quantizer]).load_state_dict(torch.load(io.BytesIO(state), weights_only=True))
 
     def entries(self, quantizer: Any) -> dict[str, Array]:
         return {name: to_numpy(value) for name, value in quantizer.state_dict().items()}
@@ -508,8 +532,8 @@ class _Linear:
         self.weight: Any = next(each for name, each in layer.named_parameters() if name == "weight")
 
     def assign(self, weights: Array) -> None:
-        with torch.no_grad():
-            self.weight.copy_(torch.tensor(weights))
+        self.layer.train()  # what is written to `data`, as by some optimizers, is seen after training alone
+        self.weight.data.copy_(torch.tensor(weights))
 
     def __call__(self, *, training: bool, upstream: Array | None) -> Run:
         self.layer.train(training).zero_grad()

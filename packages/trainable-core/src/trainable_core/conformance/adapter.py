@@ -182,8 +182,15 @@ class Adapter(Protocol):
     replaceable: Sequence[str]
     """Methods that are called by their names, so that a subclass, or the object itself, may have others."""
 
-    def build(self, cls: type[Any], config: Any, shape: tuple[int, ...], arguments: Mapping[str, Any]) -> Any:
-        """Return ``cls(config, **arguments)``, initialized for a tensor of this shape."""
+    def build(
+        self,
+        cls: type[Any],
+        config: Any,
+        shape: tuple[int, ...],
+        arguments: Mapping[str, Any],
+        name: str = "tensor",
+    ) -> Any:
+        """Return ``cls(config, **arguments)``, initialized for a tensor of this shape that has this name."""
 
     def run(
         self,
@@ -300,6 +307,12 @@ class Adapter(Protocol):
 
         After it, the state is as before.
         """
+
+    def left_by_graphs(self, quantizer: Any) -> list[str]:
+        """Return the attributes that hold a tensor of a graph, which is none outside of it."""
+
+    def withhold(self, quantizer: Any) -> bool:
+        """Switch learning off as the framework does it for any layer, statistics included; False where it does not."""
 
     def cast(self, quantizer: Any, dtype: str) -> Any:
         """Return the quantizer as it is after a model that holds it is cast to one of `casts`."""
@@ -484,6 +497,16 @@ class BaseAdapter:
         """Change nothing."""
         del seed
         return nullcontext()
+
+    def left_by_graphs(self, quantizer: Any) -> list[str]:
+        """Return none: there are no graphs."""
+        del quantizer
+        return []
+
+    def withhold(self, quantizer: Any) -> bool:
+        """Return False: there is no such switch."""
+        del quantizer
+        return False
 
     def cast(self, quantizer: Any, dtype: str) -> Any:
         """Return the quantizer as it is."""

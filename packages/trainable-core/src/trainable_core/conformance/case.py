@@ -201,6 +201,7 @@ class Subject:
     key: Key
     way: Way = PLAIN
     thorough: bool = False
+    layer: str = "tensor"
 
     def under(self, case: Case, *, thorough: bool = False) -> Subject:
         """Return the subject as the case's calls see it: inputs are given to it in the case's way."""
@@ -290,9 +291,8 @@ class Subject:
 
     def fresh(self, case: Case, config: Config | None = None, shape: tuple[int, ...] | None = None) -> Any:
         """Return a quantizer with the case's arguments, right after initialization."""
-        return self.adapter.build(
-            self.cls, config or case.config, case.x.shape if shape is None else shape, case.arguments
-        )
+        given = config or case.config, case.x.shape if shape is None else shape, case.arguments
+        return self.adapter.build(self.cls, *given, name=self.layer)
 
     def quantizer(self, case: Case, shape: tuple[int, ...] | None = None) -> Any:
         """Return the case's quantizer: initialized, with its variables changed and its schedule advanced."""

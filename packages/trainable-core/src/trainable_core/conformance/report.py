@@ -213,6 +213,8 @@ OF_CALLS = {
     "schedules",
     "sequences",
     "surroundings",
+    "tensors",
+    "training",
     "transforms",
 }
 """Modules with laws on what a call leaves behind, on sequences of calls, and on what is written and read."""

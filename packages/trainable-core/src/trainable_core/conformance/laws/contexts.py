@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from typing import Any
 
@@ -109,7 +110,8 @@ def several_sizes(subject: Subject, case: Case) -> None:
 
 @law("A model holds many quantizers of one class, each with options of its own.", kind=SMALL, about=repeatable)
 def several_quantizers(subject: Subject, case: Case) -> None:
-    """Another quantizer of the class, with other options, changes nothing about one that is there already."""
+    """Another quantizer of the class, with other options or for a layer of the same name, changes nothing about one."""
+    _of_one_name(subject, case)
     for arguments in subject.argument_sets:
         if arguments == case.arguments:
             continue
@@ -122,6 +124,27 @@ def several_quantizers(subject: Subject, case: Case) -> None:
         subject.run(other, case.x, training=True, upstream=case.upstream)
         for (what, got), (_, wanted) in zip(_both(subject, quantizer, case), expected, strict=True):
             same_bits(f"{what} beside a quantizer with {arguments}", got, wanted)
+
+
+def _of_one_name(subject: Subject, case: Case) -> None:
+    """Require that a layer of another model that had the same name changes nothing."""
+    axis = next((axis for axis in range(case.x.ndim) if axis not in fixed_axes(case.config, case.x.ndim)), None)
+    if axis is None:
+        return
+    first, second, third = (replace(subject, layer=f"layer_{next(NAMES)}") for _ in range(3))
+    alone, expected = (_both(each, each.quantizer(case), case) for each in (first, second))
+    if any(
+        not np.array_equal(value, other, equal_nan=True) for (_, value), (_, other) in zip(alone, expected, strict=True)
+    ):
+        return  # it does depend on the name
+    larger = case.repeated(axis, 3)
+    third.run(third.quantizer(larger), larger.x, training=True, upstream=larger.upstream)
+    for (what, got), (_, wanted) in zip(_both(third, third.quantizer(case), case), expected, strict=True):
+        same_bits(f"{what} after a larger layer of the same name", got, wanted)
+
+
+NAMES = itertools.count()
+"""Of layers, each used for one model alone."""
 
 
 def _both(subject: Subject, quantizer: Any, case: Case) -> list[tuple[str, Any]]:

@@ -133,7 +133,7 @@ def _given(gradient: Any) -> Any:
     about=elementwise,
 )
 def nonfinite_inputs(subject: Subject, case: Case) -> None:
-    """Infinities and NaN change no other element's gradient and stay in no state; an infinity counts as a large number.
+    """Infinities and NaN change no other element's gradient; an infinity counts as a large number.
 
     Beyond the ends, one number is as another.
     """
@@ -144,8 +144,6 @@ def nonfinite_inputs(subject: Subject, case: Case) -> None:
         x = np.where(spoilt, np.resize(extreme, case.x.shape), case.x)
         quantizer = subject.quantizer(case)
         got = subject.run(quantizer, x, training=True, upstream=case.upstream)
-        kept = [name for name, value in subject.adapter.entries(quantizer).items() if not np.isfinite(value).all()]
-        require(f"variables that are not finite after a call with {what}", not kept, [], kept)
         same_bits(f"gradient of elements beside {what}", _given(got.x)[~spoilt], _given(expected.x)[~spoilt])
         if what == "NaN":
             continue  # a product with it is NaN, as that of a float layer

@@ -107,7 +107,10 @@ def _farthest(subject: Subject, quantizer: Any, x: NDArray[np.float32], axis: in
     most=10,
 )
 def seeds(subject: Subject, case: Case) -> None:
-    """A call in training goes on from the global random states that it finds, sets none, and has no others."""
+    """A call in training goes on from the global random states that it finds, sets none, and has no others.
+
+    Evaluating draws nothing.
+    """
     quantizer, after = subject.quantizer(case), []
     for _ in range(2):
         with nothing_random(subject.adapter):
@@ -121,3 +124,15 @@ def seeds(subject: Subject, case: Case) -> None:
             with nothing_random(subject.adapter, SEED):
                 repeated.append(subject.values(subject.quantizer(case), case.x, training=True))
         same_bits("values in training of two quantizers that were made and called after one seed was set", *repeated)
+        with nothing_random(subject.adapter, SEED):
+            quantizer = subject.quantizer(case)
+            subject.values(quantizer, case.x)
+            after_evaluation = subject.values(quantizer, case.x, training=True)
+        same_bits("values in training after an evaluation", after_evaluation, repeated[0])
+    resumed = subject.fresh(case)
+    subject.adapter.restore(resumed, subject.adapter.save(quantizer))
+    drawn = []
+    for each in (quantizer, resumed):
+        with nothing_random(subject.adapter, SEED):
+            drawn.append(subject.values(each, case.x, training=True))
+    same_bits("values in training of a quantizer that was saved and loaded", drawn[1], drawn[0])

@@ -43,6 +43,9 @@ def _at(subject: Subject, case: Case, values: dict[str, Any]) -> float | None:
 )
 def regularization_gradient(subject: Subject, case: Case) -> None:
     """The term for the loss is a finite number, the reference's if there is one, and its gradients are its own."""
+    before = subject.adapter.regularization(subject.quantizer(replace(case, steps=0)))
+    if before is not None:
+        require("regularization before the first call", np.isfinite(before[0]), "a finite number", before[0])
     quantizer = subject.quantizer(case)
     subject.values(quantizer, case.x, training=True)
     term, oracle = subject.adapter.regularization(quantizer), subject.method.oracle

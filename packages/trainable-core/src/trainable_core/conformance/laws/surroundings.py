@@ -43,6 +43,8 @@ def graph_execution(subject: Subject, case: Case) -> None:
             expected = subject.run(eager, case.x, training=training, upstream=upstream)
             got = adapter.execute(quantizer, case.x, mode, training=training, upstream=upstream)
             where = f"in {mode}, training={training}"
+            left = adapter.left_by_graphs(quantizer)
+            require(f"attributes that hold a tensor of a graph that is finished, {where}", not left, [], left)
             if exact:
                 same_bits(f"values {where}", got.values, expected.values)
                 if not training:  # `fit` and `evaluate` make graphs of their own of one layer

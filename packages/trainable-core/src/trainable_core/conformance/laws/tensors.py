@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from trainable_core.conformance.case import Case, Subject, variables
+from trainable_core.conformance.case import Case, Subject
 from trainable_core.conformance.law import law, require, same_bits
 
 FLOATS: dict[str, type[np.floating[Any]]] = {"float16": np.float16, "float32": np.float32, "float64": np.float64}
@@ -44,11 +44,12 @@ def no_mutation(subject: Subject, case: Case) -> None:
 
 @law("Two evaluations of a model must agree, and an evaluation must not train it.")
 def determinism(subject: Subject, case: Case) -> None:
-    """In eval mode the same call gives the same bits, whatever was called between, and no variable changes."""
+    """In eval mode the same call gives the same bits, whatever was called between, and nothing changes in the state."""
     quantizer = subject.quantizer(case)
-    before = variables(quantizer)
+    before = subject.adapter.entries(quantizer)
     first = subject.values(quantizer, case.x)
     subject.values(quantizer, case.x[::-1] * np.float32(3) if case.x.ndim else case.x * np.float32(3))
+    subject.run(quantizer, case.x, upstream=case.upstream)  # as for a saliency map
     same_bits("the same call again", subject.values(quantizer, case.x), first)
-    for name, value in variables(quantizer).items():
+    for name, value in subject.adapter.entries(quantizer).items():
         same_bits(f"{name} after evaluating", value, before[name])

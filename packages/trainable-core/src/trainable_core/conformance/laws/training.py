@@ -12,6 +12,7 @@ from trainable_core.conformance.case import (
     Case,
     Subject,
     Violation,
+    fixed_axes,
     grid,
     grid_names,
     hostile_step,
@@ -46,7 +47,7 @@ def bounded_thresholds(subject: Subject, case: Case) -> None:
     kind=Kind(moderate=True, finite=True),
 )
 def freeze(subject: Subject, case: Case) -> None:
-    """Frozen by argument or by call, no variable learns; unfrozen, the same ones learn as before."""
+    """Frozen by argument, by call or by the framework, no variable moves; unfrozen, the same ones learn as before."""
     thawed = subject.quantizer(case)
     learned = sorted(subject.adapter.trained(thawed))
     by_argument = subject.quantizer(
@@ -72,6 +73,11 @@ def freeze(subject: Subject, case: Case) -> None:
         quantizer.freeze(frozen=False)
         again = sorted(subject.adapter.trained(quantizer))
         require(f"variables that learn after unfreezing, frozen by {how}", again == learned, learned, again)
+    if subject.adapter.withhold(thawed):
+        before = variables(thawed)
+        subject.run(thawed, case.x, training=True, upstream=case.upstream)
+        for name, value in variables(thawed).items():
+            same_bits(f"{name}, frozen as the framework freezes any layer", value, before[name])
 
 
 @law(
@@ -107,9 +113,27 @@ def disabled(subject: Subject, case: Case) -> None:
     require("terms that it adds to the loss, switched off", not added, [], added)
 
 
+@law("One batch with an overflow, or an empty one, must not stay in a training for good.", kind=SMALL, most=4)
+def bad_batches(subject: Subject, case: Case) -> None:
+    """Training calls with infinities, with NaN and with no elements leave every number of the state finite."""
+    batches = {
+        "infinities": np.full_like(case.x, np.inf),
+        "NaN": np.full_like(case.x, np.nan),
+        "an infinity": np.where(np.arange(case.x.size).reshape(case.x.shape) == 0, np.float32(-np.inf), case.x),
+    }
+    axis = next((axis for axis in range(case.x.ndim) if axis not in fixed_axes(case.config, case.x.ndim)), None)
+    if axis is not None:
+        batches["no elements"] = case.x.take([], axis)
+    for what, x in batches.items():
+        quantizer = subject.quantizer(case, x.shape)
+        subject.adapter.collected(quantizer, x)
+        kept = [name for name, value in subject.adapter.entries(quantizer).items() if not np.isfinite(value).all()]
+        require(f"numbers of the state that are not finite after a training call with {what}", not kept, [], kept)
+
+
 @law("A number that is counted in Python is lost with a checkpoint, and a graph counts it once.", kind=SMALL, most=4)
 def python_state(subject: Subject, case: Case) -> None:
-    """Calls that are alike change no number that an attribute holds in Python, and let no container grow."""
+    """Calls that are alike change no number or generator that an attribute holds in Python, and no container grows."""
     quantizer, seen = subject.quantizer(case), []
     for _ in range(CALLS):
         subject.values(quantizer, case.x, training=True)
@@ -130,7 +154,16 @@ def _plain(quantizer: Any) -> dict[str, Any]:
         name: len(value) for name, value in vars(quantizer).items() if isinstance(value, list | dict | set | tuple)
     }
     numbers = {name: value for name, value in vars(quantizer).items() if isinstance(value, bool | int | float)}
-    return {**sizes, **numbers}
+    generators = {name: state for name, value in vars(quantizer).items() if (state := _state_of(value)) is not None}
+    return {**sizes, **numbers, **generators}
+
+
+def _state_of(value: Any) -> str | None:
+    """Return the state of a generator of random numbers, of Python's or NumPy's or one that is like them."""
+    if isinstance(value, np.random.Generator):
+        return repr(value.bit_generator.state)
+    read = next((read for name in ("getstate", "get_state") if callable(read := getattr(value, name, None))), None)
+    return None if read is None else repr(read())
 
 
 def _differ(values: list[Any]) -> bool:
