@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from mct_quantizers import QuantizationMethod, QuantizationTarget, mark_quantizer
 
-from tests.keras.framework import ENGINE, FRAMEWORK, call, gradients, numpy, tensor, tf
+from tests.keras.framework import ENGINE, FRAMEWORK, call, gradients, keras, numpy, only_keras, tensor, tf
 from trainable_core.config import TrainableQuantizerWeightsConfig
 from trainable_keras import BaseKerasTrainableQuantizer
+from trainable_keras.quantizers.base import by_name
 
 f = FRAMEWORK.functions
 CHANNELS = 512
@@ -199,3 +200,32 @@ def test_the_value_at_the_edge_moves_by_its_last_bit_only() -> None:
     expected = x.copy()
     expected[0] = np.nextafter(edge, np.float32(0))
     assert np.array_equal(found.view(np.int32), expected.view(np.int32))
+
+
+@only_keras(3, "Keras 2 has no seed generators")
+def test_two_generators_whose_states_have_one_name_are_both_saved() -> None:
+    @mark_quantizer(QuantizationTarget.Weights, [QuantizationMethod.SYMMETRIC], "TWO_DICE")
+    class TwoDice(BaseKerasTrainableQuantizer):
+        def __init__(self, quantization_config: Any, freeze_quant_params: bool = False) -> None:
+            super().__init__(quantization_config, freeze_quant_params)
+            self.first, self.second = (keras.random.SeedGenerator(seed) for seed in (1, 2))
+
+        def fake_quantize(self, x: Any, grid: Any, training: bool) -> Any:
+            return x
+
+    config = TrainableQuantizerWeightsConfig(
+        weights_quantization_method="SYMMETRIC", weights_n_bits=4, weights_quantization_params={"threshold": 1.0}
+    )
+    saved, loaded = TwoDice(config), TwoDice(config)
+    for each in (saved, loaded):
+        each.initialize_quantization((3,), "kernel", None)
+    saved.first.state.assign([3, 4])
+    saved.second.state.assign([5, 6])
+    store: dict[str, Any] = {}
+    saved.save_own_variables(store)
+    loaded.load_own_variables(store)
+    assert [np.asarray(each.state).tolist() for each in (loaded.first, loaded.second)] == [[3, 4], [5, 6]]
+
+
+def test_variables_of_one_name_get_numbers() -> None:
+    assert by_name([("a", 1), ("a", 2), ("a_1", 3), ("b", 4)]) == {"a": 1, "a_1": 2, "a_1_1": 3, "b": 4}
