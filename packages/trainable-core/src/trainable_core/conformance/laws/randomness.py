@@ -118,17 +118,18 @@ def seeds(subject: Subject, case: Case) -> None:
             after.append(random_states(subject.adapter))
     same = [name for name, digest in after[0].items() if after[1][name] == digest]
     require("random states that are the same after two calls from different ones", not same, [], same)
-    if subject.adapter.random_states():  # a framework that shows none can't be given one
-        repeated = []
-        for _ in range(2):
-            with nothing_random(subject.adapter, SEED):
-                repeated.append(subject.values(subject.quantizer(case), case.x, training=True))
-        same_bits("values in training of two quantizers that were made and called after one seed was set", *repeated)
+    if not subject.adapter.random_states():
+        return  # a framework that shows none can't be given one
+    repeated = []
+    for _ in range(2):
         with nothing_random(subject.adapter, SEED):
-            quantizer = subject.quantizer(case)
-            subject.values(quantizer, case.x)
-            after_evaluation = subject.values(quantizer, case.x, training=True)
-        same_bits("values in training after an evaluation", after_evaluation, repeated[0])
+            repeated.append(subject.values(subject.quantizer(case), case.x, training=True))
+    same_bits("values in training of two quantizers that were made and called after one seed was set", *repeated)
+    with nothing_random(subject.adapter, SEED):
+        quantizer = subject.quantizer(case)
+        subject.values(quantizer, case.x)
+        after_evaluation = subject.values(quantizer, case.x, training=True)
+    same_bits("values in training after an evaluation", after_evaluation, repeated[0])
     resumed = subject.fresh(case)
     subject.adapter.restore(resumed, subject.adapter.save(quantizer))
     drawn = []

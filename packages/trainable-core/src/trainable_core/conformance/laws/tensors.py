@@ -51,5 +51,7 @@ def determinism(subject: Subject, case: Case) -> None:
     subject.values(quantizer, case.x[::-1] * np.float32(3) if case.x.ndim else case.x * np.float32(3))
     subject.run(quantizer, case.x, upstream=case.upstream)  # as for a saliency map
     same_bits("the same call again", subject.values(quantizer, case.x), first)
-    for name, value in subject.adapter.entries(quantizer).items():
+    after = subject.adapter.entries(quantizer)
+    require("names in the state after evaluating", sorted(after) == sorted(before), sorted(before), sorted(after))
+    for name, value in after.items():
         same_bits(f"{name} after evaluating", value, before[name])
