@@ -208,6 +208,7 @@ OF_CALLS = {
     "documents",
     "memory",
     "modifiers",
+    "precision",
     "randomness",
     "replacements",
     "schedules",
