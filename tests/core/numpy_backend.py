@@ -72,11 +72,6 @@ class NumpyAdapter(BaseAdapter):
     devices = ("cpu",)
     modules = ("numpy",)
 
-    def build(self, cls, config, shape, arguments, name="tensor"):
-        quantizer = cls(config, **arguments)
-        quantizer.initialize_quantization(shape, name, None)
-        return quantizer
-
     def run(self, quantizer, x, *, training, dtype, device, upstream, way=PLAIN):
         given = x.astype(dtype)
         values = quantizer(given, training)

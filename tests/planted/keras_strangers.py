@@ -1066,11 +1066,11 @@ class AverageMovesWhenUntrainable(Tutorial):
 
 @broken("config_round_trip")
 class ZeroIsMissing(Tutorial):
-    """`strength or 0.1` takes a zero for a value that is missing."""
+    """An option that may be left out: `strength or 0.1` takes a zero for a value that is missing."""
 
     conformance_arguments = ({"strength": 0.5},)
 
-    def __init__(self, quantization_config, freeze_quant_params=False, strength=0.1):
+    def __init__(self, quantization_config, freeze_quant_params=False, strength=None):
         super().__init__(quantization_config, freeze_quant_params)
         self.strength = strength or 0.1
 

@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 pytest.importorskip("torch")
 pytest.importorskip("trainable_torch")
 
+import torch
 from mct_quantizers import QuantizationMethod, QuantizationTarget, mark_quantizer
 
 from tests.planted import torch_defects, torch_strangers, torch_tables, torch_variables

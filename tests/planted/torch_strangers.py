@@ -1916,20 +1916,6 @@ class AverageOfGradients(Own):
         return super().backward(x, scale, upstream)
 
 
-@broken("config_round_trip")
-class ZeroIsMissing(Tutorial):
-    """`strength or 0.1` takes a zero for a value that is missing."""
-
-    conformance_arguments = ({"strength": 0.5},)
-
-    def __init__(self, quantization_config, freeze_quant_params=False, strength=0.1):
-        super().__init__(quantization_config, freeze_quant_params)
-        self.strength = strength or 0.1
-
-    def get_arguments(self):
-        return {"strength": self.strength}
-
-
 @broken("bad_batches")
 class MeanOfNothing(Tutorial):
     """The average of an empty tensor is NaN, and stays in the state."""

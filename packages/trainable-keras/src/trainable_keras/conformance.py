@@ -115,18 +115,6 @@ class KerasAdapter(BaseAdapter):
         array = self.framework.functions.to_numpy(x)
         return np.array(array, np.float32 if array.dtype.name == "bfloat16" else None)
 
-    def build(
-        self,
-        cls: type[Any],
-        config: Any,
-        shape: tuple[int, ...],
-        arguments: Mapping[str, Any],
-        name: str = "tensor",
-    ) -> Any:
-        quantizer = cls(config, **arguments)
-        quantizer.initialize_quantization(shape, name, None)
-        return quantizer
-
     def tensor(self, x: Array, dtype: str) -> Any:
         """Return values as a tensor of a dtype."""
         raise NotImplementedError

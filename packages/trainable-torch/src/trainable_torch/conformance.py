@@ -126,17 +126,6 @@ class TorchAdapter(BaseAdapter):
     contexts = CONTEXTS
     default_training = (False, True)
 
-    def build(
-        self,
-        cls: type[Any],
-        config: Any,
-        shape: tuple[int, ...],
-        arguments: Mapping[str, Any],
-        name: str = "tensor",
-    ) -> Any:
-        (quantizer := cls(config, **arguments)).initialize_quantization(shape, name, None)
-        return quantizer
-
     def run(
         self,
         quantizer: Any,

@@ -365,6 +365,19 @@ class BaseAdapter:
     rounds_alike: bool = True
     contexts: Mapping[str, Callable[[], AbstractContextManager[Any]]] = {}
 
+    def build(
+        self,
+        cls: type[Any],
+        config: Any,
+        shape: tuple[int, ...],
+        arguments: Mapping[str, Any],
+        name: str = "tensor",
+    ) -> Any:
+        """Return a quantizer as `wrap` makes one, but for no layer."""
+        quantizer = cls(config, **arguments)
+        quantizer.initialize_quantization(shape, name, None)
+        return quantizer
+
     def misplaced(self, quantizer: Any, x: NDArray[Any], *, training: bool) -> str:
         """Return an empty text: the framework places tensors itself."""
         del quantizer, x, training

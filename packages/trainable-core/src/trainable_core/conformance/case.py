@@ -437,6 +437,13 @@ def fixed_axes(config: Config, ndim: int) -> set[int]:
     return set() if config.channels_axis is None else {config.channels_axis % ndim}
 
 
+def free_axes(case: Case) -> list[int]:
+    """Return the axes of a case's tensor along which it may have another size."""
+    axes = range(case.x.ndim)  # of a tensor without axes none can be fixed
+    fixed = fixed_axes(case.config, case.x.ndim) if axes else set()
+    return [axis for axis in axes if axis not in fixed]
+
+
 HOSTILE = np.array([np.nan, np.inf, -np.inf, 3e38, -3e38, 1.0, -1.0, 0.0], np.float32)
 
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from trainable_core import qparams
 from trainable_core.config import TrainableQuantizerActivationConfig, TrainableQuantizerWeightsConfig
 from trainable_core.conformance.adapter import PLAIN, Way
-from trainable_core.conformance.case import Case, Config, Subject, Table, fixed_axes, tensor
+from trainable_core.conformance.case import Case, Config, Subject, Table, free_axes, tensor
 from trainable_core.constants import LUT_VALUES, RANGE_MAX, RANGE_MIN, SIGNED, THRESHOLD
 from trainable_core.enums import QuantizationMethod
 from trainable_core.qparams import Float32, Float64, QParams
@@ -471,8 +471,7 @@ def made(
     case = Case(chosen, x, upstream, by, source.choice(range(5)), dict(arguments), way)
     if not corner.size or not size:
         return case
-    fixed = fixed_axes(chosen, len(shape))
-    return case.repeated(next(each for each in range(len(shape)) if each not in fixed), corner.size // size + 1)
+    return case.repeated(free_axes(case)[0], corner.size // size + 1)
 
 
 def _without_numbers(chosen: Config) -> Config:
@@ -522,9 +521,8 @@ def simpler(case: Case) -> Iterator[Case]:
         yield replace(case, arguments={})
     if case.repeats[1] > 1:
         return
-    fixed = fixed_axes(case.config, case.x.ndim) if case.x.ndim else set()
-    for each in range(case.x.ndim):
+    for each in free_axes(case):
         size = case.x.shape[each]
-        if each not in fixed and size > 1:
+        if size > 1:
             for part in (range(size // 2), range(size // 2, size)):
                 yield replace(case, x=case.x.take(part, each), upstream=case.upstream.take(part, each))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from trainable_core.conformance.adapter import settings
-from trainable_core.conformance.case import Case, Subject, Violation, fixed_axes, move
+from trainable_core.conformance.case import Case, Subject, Violation, free_axes, move
 from trainable_core.conformance.law import close, law, repeatable, require, same_bits, same_sums
 from trainable_core.conformance.laws.sequences import doubled
 from trainable_core.conformance.strategies import Kind
@@ -90,7 +90,7 @@ def _sized(subject: Subject) -> bool:
 )
 def several_sizes(subject: Subject, case: Case) -> None:
     """After a call with another size, a call gives what it gives without, values and gradients."""
-    axis = next((axis for axis in range(case.x.ndim) if axis not in fixed_axes(case.config, case.x.ndim)), None)
+    axis = next(iter(free_axes(case)), None)
     if axis is None:
         return
     larger, after, alone = case.repeated(axis, 3), subject.quantizer(case), subject.quantizer(case)
@@ -128,7 +128,7 @@ def several_quantizers(subject: Subject, case: Case) -> None:
 
 def _of_one_name(subject: Subject, case: Case) -> None:
     """Require that a layer of another model that had the same name changes nothing."""
-    axis = next((axis for axis in range(case.x.ndim) if axis not in fixed_axes(case.config, case.x.ndim)), None)
+    axis = next(iter(free_axes(case)), None)
     if axis is None:
         return
     first, second, third = (replace(subject, layer=f"layer_{next(NAMES)}") for _ in range(3))
@@ -136,7 +136,7 @@ def _of_one_name(subject: Subject, case: Case) -> None:
     if any(
         not np.array_equal(value, other, equal_nan=True) for (_, value), (_, other) in zip(alone, expected, strict=True)
     ):
-        return  # it does depend on the name
+        return  # it depends on the name
     larger = case.repeated(axis, 3)
     third.run(third.quantizer(larger), larger.x, training=True, upstream=larger.upstream)
     for (what, got), (_, wanted) in zip(_both(third, third.quantizer(case), case), expected, strict=True):

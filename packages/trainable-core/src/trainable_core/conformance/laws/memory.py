@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from trainable_core.conformance.adapter import PLAIN
-from trainable_core.conformance.case import Case, Subject, fixed_axes, rows, tensor
+from trainable_core.conformance.case import Case, Subject, free_axes, rows, tensor
 from trainable_core.conformance.law import close, elementwise, law, same_bits, same_sums
 from trainable_core.conformance.oracles import by_oracle, decided
 from trainable_core.conformance.strategies import Kind
@@ -55,8 +55,7 @@ def tensor_size(subject: Subject, case: Case) -> None:
     case = replace(case, x=subject.normal(case.x))
     axis, times = case.repeats
     if times == 1:
-        fixed = fixed_axes(case.config, case.x.ndim)
-        free = [each for each in range(case.x.ndim) if each not in fixed]
+        free = free_axes(case)
         if not free:
             return
         axis, times = free[0], 2

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainable_core.conformance.adapter import nothing_random, settings
-from trainable_core.conformance.case import Case, Subject, Violation, fixed_axes, move, rows, tensor, variables
+from trainable_core.conformance.case import Case, Subject, Violation, free_axes, move, rows, tensor, variables
 from trainable_core.conformance.law import close, law, repeatable, require, same_bits, same_mode, same_sums
 from trainable_core.conformance.oracles import by_oracle, decided, step_at_ties
 from trainable_core.conformance.strategies import Kind
@@ -212,9 +212,7 @@ OFTEN = 1e-6
 def threads(subject: Subject, case: Case) -> None:
     """Threads that evaluate one quantizer, and train one each, get what they get alone."""
     shared = subject.quantizer(case)
-    axes = [
-        axis for axis in range(case.x.ndim) if not subject.weights and axis not in fixed_axes(case.config, case.x.ndim)
-    ]
+    axes = [] if subject.weights else free_axes(case)
     inputs = [
         (case.repeated(axes[0], 1 + place).x if axes else case.x) * np.float32(1 + place) for place in range(THREADS)
     ]

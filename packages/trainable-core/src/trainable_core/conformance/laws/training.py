@@ -12,7 +12,7 @@ from trainable_core.conformance.case import (
     Case,
     Subject,
     Violation,
-    fixed_axes,
+    free_axes,
     grid,
     grid_names,
     hostile_step,
@@ -121,7 +121,7 @@ def bad_batches(subject: Subject, case: Case) -> None:
         "NaN": np.full_like(case.x, np.nan),
         "an infinity": np.where(np.arange(case.x.size).reshape(case.x.shape) == 0, np.float32(-np.inf), case.x),
     }
-    axis = next((axis for axis in range(case.x.ndim) if axis not in fixed_axes(case.config, case.x.ndim)), None)
+    axis = next(iter(free_axes(case)), None)
     if axis is not None:
         batches["no elements"] = case.x.take([], axis)
     for what, x in batches.items():
